@@ -1,0 +1,66 @@
+# make help lists the targets.
+#
+# The torch build (CPU or one of the CUDA ones) is the user's choice, made with pip's own settings:
+# PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS or a pip.conf are honoured as they are. The lock
+# names torch without a local version and none of its CUDA companions, so it fits every build.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO_DIR ?= build/demo
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format lock serve-check clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## create .venv with the locked packages and this project (a no-op when up to date)
+	@:
+
+$(STAMP): requirements.lock pyproject.toml | $(BIN)/pip
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Every candidate is asked, not only found: shims exist without an interpreter behind them, and
+# Debian's python3 comes without ensurepip.
+$(BIN)/pip:
+	@for candidate in python3 python3.13 python3.12 python3.11; do \
+	    if $$candidate -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' \
+	        >/dev/null 2>&1; then \
+	        echo "creating $(VENV) with $$($$candidate --version)"; \
+	        exec $$candidate -m venv --clear $(VENV); \
+	    fi; \
+	done; \
+	echo "make install needs Python 3.11 or newer with its venv module, and found none as" >&2; \
+	echo "python3, python3.13, python3.12 or python3.11. On Debian and Ubuntu install the" >&2; \
+	echo "packages python3 and python3-venv." >&2; \
+	exit 1
+
+demo: install  ## compress a real small model end to end and print what it cost
+	$(BIN)/svdllm demo --work-dir $(DEMO_DIR)
+
+test: check  ## lint, types, then every test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: install  ## lint and types only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## fix what ruff can fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: install  ## resolve pyproject.toml anew into requirements.lock
+	$(BIN)/python .ci/lock.py > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+serve-check: install  ## serve CHECKPOINT=folder with an unmodified engine, compare with transformers
+	bash benchmarks/serve_check.sh
+
+clean:  ## remove .venv, build results and caches
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
