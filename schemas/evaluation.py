@@ -1,0 +1,56 @@
+"""What an evaluation is asked for, and what it found."""
+
+from pydantic import Field
+
+from schemas.config import Device, DType, Schema
+
+
+class EvaluateConfig(Schema):
+    """Perplexity of a checkpoint, alone or beside the base that it was made from."""
+
+    checkpoint: str = Field(description="A local checkpoint folder or a hub id")
+    baseline: str | None = Field(None, description="The base checkpoint to compare with")
+    text: str = Field(
+        "wikitext2",
+        description="A .txt, .jsonl or .parquet file, a known data set (wikitext2, c4) or a hub id",
+    )
+    sequence_length: int = Field(2048, ge=2, description="Tokens in a window")
+    max_windows: int | None = Field(
+        None, ge=1, description="Only the first windows of the text; default: all of it"
+    )
+    dtype: DType = Field("float32", description="Compute type; auto: as the weights are stored")
+    device: Device = Field("auto", description="auto: cuda where there is one")
+    sample_prompt: str = Field(
+        "The city lies on the river", min_length=1, description="Text that each model continues"
+    )
+    sample_tokens: int = Field(48, ge=1, description="Tokens of that continuation, greedy")
+    trust_remote_code: bool = Field(
+        False,
+        description="Run code that came with a checkpoint; not needed for this program's own",
+    )
+
+
+class ModelEvaluation(Schema):
+    """One model on the text."""
+
+    name: str
+    perplexity: float = Field(description="exp(mean_nll)")
+    mean_nll: float = Field(description="Negative log likelihood, nats a predicted token")
+    windows: int
+    predicted_tokens: int = Field(description="windows * (sequence_length - 1)")
+    parameters: int = Field(description="Tied parameters counted once")
+    bytes_on_disk: int = Field(description="Of the safetensors files")
+    stored_dtype: str = Field(
+        description="Of the floating-point tensors in them, safetensors' name"
+    )
+    sample: str = Field(description="The prompt and its greedy continuation")
+    seconds: float = Field(description="Wall time of loading, scoring and the sample")
+
+
+class EvaluationReport(Schema):
+    """All models on the same tokens; of two, the first is the baseline."""
+
+    text: str
+    sequence_length: int
+    dtype: DType
+    models: tuple[ModelEvaluation, ...] = Field(min_length=1)

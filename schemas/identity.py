@@ -1,0 +1,89 @@
+"""Names that say what an artefact depends on.
+
+A calibration depends on (base files, tokens, numeric settings); bases on a calibration and a
+truncation; factors on bases and an encoding; an output on all of it, the ratio and the allocation.
+What does not change numbers (workers, addresses, folders) is in none of them.
+"""
+
+import hashlib
+import json
+
+from pydantic import Field, JsonValue
+
+from schemas.config import RunConfig, Schema
+from schemas.moments import Pass
+
+_ARTEFACTS = 1  # raised whenever an item of the run directory changes its content or its meaning
+
+
+class Record(Schema):
+    """The commit record of one finished item: it exists only if the item is complete."""
+
+    key: str
+    sha256: str
+    bytes: int
+    facts: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Identities(Schema):
+    """The identities of one run, each a SHA-256 prefix; `backward` is None without gradients."""
+
+    forward: str
+    backward: str | None
+    bases: str
+    factors: str
+
+    def moments(self, direction: Pass) -> str:
+        """Identity of the moments of one stream. Raises ValueError where there is none."""
+        found = self.forward if direction == "forward" else self.backward
+        if found is None:
+            raise ValueError("this run takes no gradients")
+        return found
+
+    def output(self, config: RunConfig, ratio: float) -> str:
+        """Identity of the checkpoint at one ratio."""
+        return fingerprint([self.factors, config.allocation, ratio])
+
+
+class Ground(Schema):
+    """What all numbers of a run stand on, beside its configuration.
+
+    SHA-256 of every base file and of the tokens of each stream; compute dtype and device as the
+    workers found them; versions of the libraries that compute.
+    """
+
+    base_files: dict[str, str]
+    forward_tokens: str
+    backward_tokens: str | None
+    dtype: str
+    device: str
+    versions: dict[str, str]
+
+
+def identities(config: RunConfig, ground: Ground) -> Identities:
+    """The identities of a run: each names all that its numbers depend on, and nothing else."""
+    common = {
+        "artefacts": _ARTEFACTS,
+        "base": ground.base_files,
+        "dtype": ground.dtype,
+        "device": ground.device,
+        "versions": ground.versions,
+        "threads": config.numerics.threads,
+        "micro_batch": config.calibration.micro_batch,
+        "segments": config.calibration.segments,
+    }
+    forward = fingerprint([common, ground.forward_tokens])
+    backward = None
+    if ground.backward_tokens is not None:
+        backward = fingerprint([common, ground.backward_tokens, config.seed])
+    shrinkage = config.numerics.shrinkage if config.truncation == "fisher" else None
+    bases = fingerprint([forward, backward, config.truncation, shrinkage])
+    pivot_bound = config.numerics.pivot_bound if config.factors == "pivoted" else None
+    factors = fingerprint([bases, config.factors, pivot_bound])
+    return Identities(forward=forward, backward=backward, bases=bases, factors=factors)
+
+
+def fingerprint(value: object) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a JSON value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,83 @@
+"""What a compressed checkpoint says of itself, and what a run returns."""
+
+from pathlib import Path
+from typing import Literal
+
+from schemas.config import CalibrationConfig, NumericsConfig, Schema
+from schemas.identity import Identities
+from schemas.output import MatrixResult
+
+FORMAT: Literal["svdllm"] = "svdllm"
+
+
+class FileEntry(Schema):
+    """One file of the checkpoint."""
+
+    sha256: str
+    bytes: int
+
+
+class Manifest(Schema):
+    """manifest.json: every file but itself and _SUCCESS, and what they depend on."""
+
+    format: Literal["svdllm"] = FORMAT
+    output: str
+    identities: Identities
+    base_files: dict[str, str]
+    versions: dict[str, str]
+    files: dict[str, FileEntry]
+
+
+class Compression(Schema):
+    """compression.json: what was done, to which matrix, and what it cost.
+
+    `ratio` is the fraction of the targeted parameters asked to be removed, `keep` = 1 - ratio, and
+    `removed` the fraction that was. `nats` is the predicted increase of the mean token loss.
+    """
+
+    model: str
+    model_type: str
+    ratio: float
+    keep: float
+    removed: float
+    method: dict[str, str]
+    targeted_before: int
+    targeted_after: int
+    parameters_before: int
+    parameters_after: int
+    bytes_before: int
+    bytes_after: int
+    nats: float | None
+    calibration: CalibrationConfig
+    numerics: NumericsConfig
+    seed: int
+    device: str
+    dtype: str
+    fallbacks: tuple[str, ...]
+    matrices: tuple[MatrixResult, ...]
+
+
+class Check(Schema):
+    """One thing that was verified of a checkpoint; `passed` is None where it was not done."""
+
+    name: str
+    passed: bool | None
+    detail: str = ""
+
+
+class OutputResult(Schema):
+    """One finished checkpoint."""
+
+    ratio: float
+    path: Path
+    compression: Compression
+    checks: tuple[Check, ...]
+
+
+class RunResult(Schema):
+    """What `compress` returns: a checkpoint per ratio, seconds by stage, and bytes of memory."""
+
+    outputs: tuple[OutputResult, ...]
+    seconds: dict[str, float]
+    driver_peak_bytes: int
+    worker_peak_bytes: tuple[int, ...]
