@@ -1,0 +1,171 @@
+"""Configurations of low-rank checkpoints, and the format that their `low_rank` entry describes.
+
+    "low_rank": {"format": 1, "matrices": {
+        "layers.0.self_attn.q_proj": {"encoding": "pivoted", "rank": 40},
+        "layers.0.mlp.down_proj":    {"encoding": "dense",   "rank": null}, ...}}
+
+A matrix is a linear layer of the base model, (out m, in n), named relative to it. It is stored as
+
+    plain    W' = up down              up (m, k), down (k, n)
+    pivoted  W' = [down; up down]      the rows taken in `order` (m,), up (m-k, k), down (k, n)
+    dense    W' = dense                dense (m, n)
+"""
+# transformers annotates no __init_subclass__, which mypy would report at every class.
+# mypy: allow-untyped-calls
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from transformers import (
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+FORMAT = 1
+ENCODINGS = ("plain", "pivoted", "dense")
+BIASES = ("up.bias", "offset", "dense.bias")  # where each of them keeps the bias of the layer
+
+# The model types that can be low-rank, and the prefix of their classes in the two shipped files.
+ARCHITECTURES = {
+    "llama": "LowRankLlama",
+    "mistral": "LowRankMistral",
+    "qwen2": "LowRankQwen2",
+    "qwen3": "LowRankQwen3",
+}
+
+
+class Matrix(NamedTuple):
+    """How one linear layer is stored; the rank of a dense one is None."""
+
+    encoding: str
+    rank: int | None
+
+
+def identity(base_model_type: str) -> dict[str, Any]:
+    """The entries by which config.json of a low-rank checkpoint differs from that of its base."""
+    if base_model_type not in ARCHITECTURES:
+        raise ValueError(
+            f"model_type {base_model_type!r} has no low-rank form; "
+            f"use a model of one of the types {sorted(ARCHITECTURES)}"
+        )
+    prefix = ARCHITECTURES[base_model_type]
+    return {
+        "model_type": f"lowrank_{base_model_type}",
+        "architectures": [f"{prefix}ForCausalLM"],
+        "auto_map": {
+            "AutoConfig": f"configuration_lowrank.{prefix}Config",
+            "AutoModel": f"modeling_lowrank.{prefix}Model",
+            "AutoModelForCausalLM": f"modeling_lowrank.{prefix}ForCausalLM",
+        },
+    }
+
+
+def tensor_shapes(
+    encoding: str, rank: int | None, out_features: int, in_features: int, bias: bool
+) -> dict[str, tuple[int, ...]]:
+    """Names, relative to the matrix, and shapes of the tensors that store it.
+
+    All are floating point but the int64 `order`, by which output i is row order[i] of
+    [down; up down] x. A pivoted matrix of full row rank has no `up`.
+    """
+    m, n = out_features, in_features
+    shapes: dict[str, tuple[int, ...]]
+    if encoding == "dense" and rank is None:
+        shapes = {"dense.weight": (m, n), "dense.bias": (m,)}
+    elif encoding == "plain" and rank is not None and 1 <= rank <= min(m, n):
+        shapes = {"down.weight": (rank, n), "up.weight": (m, rank), "up.bias": (m,)}
+    elif encoding == "pivoted" and rank is not None and 1 <= rank <= min(m, n):
+        up = {"up.weight": (m - rank, rank)} if rank < m else {}
+        shapes = {"down.weight": (rank, n), **up, "order": (m,), "offset": (m,)}
+    else:
+        raise ValueError(
+            f"a matrix of shape ({m}, {n}) cannot have encoding {encoding!r} and rank {rank}; "
+            f"use plain or pivoted with a rank in 1..{min(m, n)}, or dense with rank None"
+        )
+    return {name: s for name, s in shapes.items() if bias or not name.endswith(BIASES)}
+
+
+def parse_low_rank(low_rank: Mapping[str, Any] | None) -> dict[str, Matrix]:
+    """The matrices of a `low_rank` entry; ValueError where this code cannot read it."""
+    if low_rank is None:
+        raise ValueError(
+            "config.low_rank is missing: nothing says which matrices are low-rank; "
+            "load the config.json that was written with the weights"
+        )
+    if low_rank.get("format") != FORMAT:
+        raise ValueError(
+            f"config.low_rank.format is {low_rank.get('format')!r}, this code reads {FORMAT}; "
+            "use the code files that were written with the weights"
+        )
+    matrices = {name: Matrix(**entry) for name, entry in low_rank["matrices"].items()}
+    for name, matrix in matrices.items():
+        if matrix.encoding not in ENCODINGS:
+            raise ValueError(
+                f"config.low_rank.matrices[{name!r}].encoding is {matrix.encoding!r}, "
+                f"not one of {ENCODINGS}; use the code files that were written with the weights"
+            )
+    return matrices
+
+
+def tensor_parallel_plan(
+    base_plan: Mapping[str, str], matrices: Mapping[str, Matrix]
+) -> dict[str, str]:
+    """`base_plan` (module pattern -> style) with the styles moved to the children to be split.
+
+    colwise splits the rows of `up` and rowwise the columns of `down`; the other factor is
+    replicated. A pivoted matrix mixes the attention heads, so one of them empties the plan.
+    """
+    if any(matrix.encoding == "pivoted" for matrix in matrices.values()):
+        return {}
+    plan = dict(base_plan)
+    for name, matrix in matrices.items():
+        pattern = re.sub(r"\.\d+\.", ".*.", name)
+        style = base_plan.get(pattern)
+        if style is None:
+            continue
+        plan.pop(pattern, None)
+        factor = "up" if style == "colwise" else "down"
+        plan[f"{pattern}.{'dense' if matrix.encoding == 'dense' else factor}"] = style
+    return plan
+
+
+class LowRankConfig(PreTrainedConfig):
+    """What the four configurations share: the `low_rank` entry and the plan that follows from it.
+
+    `low_rank` may be None here, as transformers builds default configurations; a model refuses it.
+    """
+
+    low_rank: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.low_rank is not None:
+            # transformers declares the plan of a class, but reads and never saves an instance's.
+            self.base_model_tp_plan = tensor_parallel_plan(  # type: ignore[misc]
+                self.base_model_tp_plan or {}, self.matrices
+            )
+
+    @property
+    def matrices(self) -> dict[str, Matrix]:
+        """The low-rank matrices by name, relative to the base model."""
+        return parse_low_rank(self.low_rank)
+
+
+class LowRankLlamaConfig(LowRankConfig, LlamaConfig):
+    model_type = "lowrank_llama"
+
+
+class LowRankMistralConfig(LowRankConfig, MistralConfig):
+    model_type = "lowrank_mistral"
+
+
+class LowRankQwen2Config(LowRankConfig, Qwen2Config):
+    model_type = "lowrank_qwen2"
+
+
+class LowRankQwen3Config(LowRankConfig, Qwen3Config):
+    model_type = "lowrank_qwen3"
