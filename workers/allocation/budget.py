@@ -1,0 +1,73 @@
+"""What every allocation is given and returns, and the arithmetic of ranks and parameters."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from schemas.config import Factors
+from schemas.model import MatrixSpec, factor_parameters
+
+
+class MatrixLoss(NamedTuple):
+    """One matrix as an allocation sees it.
+
+    `eigenvalues` (q,) float64, descending: truncating at k loses sum(eigenvalues[k:]) a token.
+    `nats` turns that into the increase of the token loss, where gradients were taken.
+    """
+
+    matrix: MatrixSpec
+    eigenvalues: Tensor
+    nats: float | None
+    tokens: int
+
+    def tail(self) -> Tensor:
+        """Loss at rank 0, 1, ..., q: (q + 1,) float64."""
+        sums = self.eigenvalues.flip(0).cumsum(0).flip(0)
+        return torch.cat([sums, sums.new_zeros(1)])
+
+    @property
+    def ranks(self) -> int:
+        """The largest rank that is worth storing: a matrix of full rank is stored dense."""
+        return min(self.eigenvalues.numel(), self.matrix.small - 1)
+
+
+class Ranks(NamedTuple):
+    """The rank of every matrix, None where it stays dense, and what the method fell back on."""
+
+    ranks: dict[str, int | None]
+    fallbacks: tuple[str, ...] = ()
+
+    def parameters(self, losses: list[MatrixLoss], factors: Factors) -> int:
+        """Parameters of all the matrices at these ranks."""
+        return sum(cost(loss.matrix, factors, self.ranks[loss.matrix.name]) for loss in losses)
+
+
+def cost(matrix: MatrixSpec, factors: Factors, rank: int | None) -> int:
+    """Parameters of one matrix at a rank, or dense."""
+    if rank is None:
+        return matrix.size
+    return factor_parameters(factors, rank, matrix.out_features, matrix.in_features)
+
+
+def whole(parameters: float) -> int:
+    """A number of parameters without float64's rounding: (1 - 0.8) * 10 is 2, not 1.9999999."""
+    return int(parameters * (1 + 1e-12))
+
+
+def rank_within(loss: MatrixLoss, factors: Factors, budget: float) -> int | None:
+    """The largest rank with at most `budget` parameters; None where all of W fits.
+
+    Never below 1, nor above the number of eigenvalues.
+    """
+    budget = whole(budget)
+    if budget >= loss.matrix.size:
+        return None
+    low, high = 1, max(loss.ranks, 1)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if cost(loss.matrix, factors, middle) <= budget:
+            low = middle
+        else:
+            high = middle - 1
+    return low

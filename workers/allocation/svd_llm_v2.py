@@ -1,0 +1,63 @@
+"""Ratios from losses within each type of matrix (SVD-LLM V2, arXiv 2503.12340, Algorithm 1)."""
+
+import math
+from collections import defaultdict
+
+from schemas.config import Factors
+from workers.allocation.budget import MatrixLoss, Ranks, cost, rank_within
+
+
+def svd_llm_v2(losses: list[MatrixLoss], ratio: float, factors: Factors) -> Ranks:
+    """r_i = |G| R (1 / log L_i) / sum_j (1 / log L_j) over the matrices G of one type.
+
+    L_i is the theoretical minimum loss ||(W - W') X||_F at the uniform ratio R, on the
+    un-normalised Gram. Ratios are clipped to [0, cap] (the cap leaves rank 1) and the excess is
+    shared out again. Where some L_i <= 1 the formula is undefined: that group gets the uniform
+    ratio, recorded.
+    """
+    groups: defaultdict[str, list[MatrixLoss]] = defaultdict(list)
+    for loss in losses:
+        groups[loss.matrix.path].append(loss)
+    ranks: dict[str, int | None] = {}
+    fallbacks = []
+    for path, group in groups.items():
+        minima = [_theoretical_loss(loss, ratio, factors) for loss in group]
+        if min(minima) > 1:
+            caps = [1 - cost(loss.matrix, factors, 1) / loss.matrix.size for loss in group]
+            ratios = _share_out([1 / math.log(value) for value in minima], ratio, caps)
+        else:
+            ratios = [ratio] * len(group)
+            fallbacks.append(
+                f"{path}: a theoretical loss of {min(minima):.3g} is not above 1, "
+                "so its logarithm gives no ratio; uniform ratio used"
+            )
+        for loss, removed in zip(group, ratios, strict=True):
+            budget = (1 - removed) * loss.matrix.size
+            ranks[loss.matrix.name] = rank_within(loss, factors, budget)
+    return Ranks(ranks, tuple(fallbacks))
+
+
+def _theoretical_loss(loss: MatrixLoss, ratio: float, factors: Factors) -> float:
+    rank = rank_within(loss, factors, (1 - ratio) * loss.matrix.size)
+    dropped = 0.0 if rank is None else float(loss.tail()[rank])
+    return math.sqrt(dropped * loss.tokens)
+
+
+def _share_out(weights: list[float], ratio: float, caps: list[float]) -> list[float]:
+    """Ratios in proportion to `weights`, with mean `ratio`, none above its cap."""
+    ratios = [0.0] * len(weights)
+    free = list(range(len(weights)))
+    remaining = ratio * len(weights)
+    while free:
+        total = sum(weights[i] for i in free)
+        shares = {i: remaining * weights[i] / total for i in free}
+        capped = [i for i in free if shares[i] > caps[i]]
+        if not capped:
+            for i in free:
+                ratios[i] = shares[i]
+            break
+        for i in capped:
+            ratios[i] = caps[i]
+            remaining -= caps[i]
+        free = [i for i in free if i not in capped]
+    return ratios

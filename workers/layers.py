@@ -1,0 +1,89 @@
+"""The pieces of a decoder as modules of their own: embedding, one layer, and the head.
+
+A layer is a transformers base model of that one layer: its masks, rotary embedding and sliding
+window are transformers' own, and its numbers cannot depend on which layers are computed beside it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig
+
+from schemas.errors import CheckpointError
+from schemas.model import ModelSpec
+from workers.checkpoint import TensorReader
+
+
+class Decoder:
+    """Builds the pieces of one checkpoint, on one device, in one compute dtype."""
+
+    def __init__(
+        self, folder: Path, spec: ModelSpec, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._folder = folder
+        self._spec = spec
+        self._dtype = dtype
+        self._device = device
+        self._reader = TensorReader(folder, spec)
+
+    def embedding(self) -> Tensor:
+        """Token embeddings (vocabulary, hidden), in the compute dtype."""
+        return self._to_device(self._reader.read(f"{self._spec.architecture.embedding}weight"))
+
+    def layer(self, index: int) -> nn.Module:
+        """A base model of decoder layer `index` alone, without embedding and final norm, frozen."""
+        model = self._skeleton(_one_layer(self._config(), index))
+        model.embed_tokens = None
+        model.norm = nn.Identity()
+        tensors = self._reader.below(self._spec.architecture.layer.format(index))
+        self._fill(model.layers[0], tensors, f"layer {index}")
+        module: nn.Module = model
+        return module
+
+    def head(self) -> tuple[nn.Module, Tensor]:
+        """The final norm, and the output embedding (vocabulary, hidden)."""
+        architecture = self._spec.architecture
+        norm: nn.Module = self._skeleton(_one_layer(self._config(), 0)).norm
+        self._fill(norm, self._reader.below(architecture.norm), "final norm")
+        name = architecture.embedding if self._spec.tied else architecture.head
+        return norm, self._to_device(self._reader.read(f"{name}weight"))
+
+    def _config(self) -> PretrainedConfig:
+        config: PretrainedConfig = AutoConfig.from_pretrained(self._folder)
+        config.use_cache = False
+        return config
+
+    def _skeleton(self, config: PretrainedConfig) -> Any:
+        """A base model of empty tensors, but for its rotary embedding, which is computed."""
+        auto: Any = AutoModel
+        with torch.device("meta"):
+            model = auto.from_config(config, dtype=self._dtype)
+        with torch.device(self._device):
+            model.rotary_emb = type(model.rotary_emb)(config=config)
+        return model.eval()
+
+    def _fill(self, module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+        on_device = {name: self._to_device(tensor) for name, tensor in tensors.items()}
+        try:
+            result = module.load_state_dict(on_device, strict=False, assign=True)
+        except RuntimeError as error:  # a shape that is not what config.json says
+            raise CheckpointError(f"{self._folder}, {what}: {error}") from error
+        if result.missing_keys or result.unexpected_keys:
+            raise CheckpointError(
+                f"{self._folder}, {what}: tensors missing {result.missing_keys}, "
+                f"unexpected {result.unexpected_keys}"
+            )
+        module.requires_grad_(False)
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(device=self._device, dtype=self._dtype)
+
+
+def _one_layer(config: PretrainedConfig, index: int) -> PretrainedConfig:
+    """The configuration of a model whose only layer is layer `index` of `config`."""
+    if (types := getattr(config, "layer_types", None)) is not None:
+        config.layer_types = [types[index]]
+    config.num_hidden_layers = 1
+    return config

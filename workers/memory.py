@@ -1,0 +1,24 @@
+"""Anonymous memory of this process: what it holds itself, without files it has mapped."""
+
+import re
+from pathlib import Path
+
+
+def peak_anonymous_bytes() -> int:
+    """An estimate of the peak: that of all resident memory, less the files mapped now."""
+    return _field("VmHWM") - _field("RssFile") - _field("RssShmem")
+
+
+def available_bytes() -> int:
+    """Memory that can be had without swapping, in bytes: the host's, or the container's if less."""
+    text = Path("/proc/meminfo").read_text(encoding="ascii")
+    free = [int(re.findall(r"MemAvailable:\s+(\d+) kB", text)[0]) * 1024]
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.is_file() and (most := limit.read_text(encoding="ascii").strip()) != "max":
+        free.append(int(most) - int(used.read_text(encoding="ascii")))
+    return min(free)
+
+
+def _field(name: str) -> int:
+    text = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(re.findall(rf"{name}:\s+(\d+) kB", text)[0]) * 1024

@@ -1,0 +1,31 @@
+"""Writing one shard of the compressed checkpoint, a tensor at a time."""
+
+from functools import lru_cache
+from pathlib import Path
+
+from torch import Tensor
+
+from schemas.identity import Record
+from schemas.model import ModelSpec
+from schemas.output import OutputFile, OutputTensor
+from workers.checkpoint import TensorReader
+from workers.store import Store
+from workers.tensorfile import DTYPES, Entry
+
+
+def write_file(store: Store, folder: Path, spec: ModelSpec, key: str, plan: OutputFile) -> Record:
+    """Commit `plan` as item `key`: tensors of the base unchanged, factors from the run's items."""
+    reader = TensorReader(folder, spec)
+    factors = lru_cache(maxsize=1)(lambda key: store.load(key).tensors)  # checked, then sliced
+
+    def load(tensor: OutputTensor) -> Tensor:
+        if tensor.factors is not None:
+            found: Tensor = factors(tensor.factors.key)[tensor.factors.tensor]
+            return found
+        return reader.read(tensor.base or tensor.name)
+
+    content = [
+        Entry(tensor.name, DTYPES[tensor.dtype], tensor.shape, lambda tensor=tensor: load(tensor))  # type: ignore[misc]
+        for tensor in plan.tensors
+    ]
+    return store.commit(key, content)

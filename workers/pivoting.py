@@ -1,0 +1,52 @@
+"""Pivoted factors: A B without loss in k (m + n - k) parameters (PIFA, ICML 2025)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Pivoted(NamedTuple):
+    """W' = A B as W'[i] = concat(rows, interpolation @ rows)[order[i]].
+
+    `rows` (k, n) are k rows of W', `interpolation` (m - k, k) is T, `order` (m,) int64 a
+    permutation.
+    """
+
+    rows: Tensor
+    interpolation: Tensor
+    order: Tensor
+
+    @property
+    def magnitude(self) -> float:
+        """max |T|: how much a rounding error of `rows` can grow. Infinite where T is not finite."""
+        if not self.interpolation.numel():
+            return 0.0
+        return float(self.interpolation.abs().nan_to_num(nan=torch.inf, posinf=torch.inf).max())
+
+
+def pivot(a: Tensor, b: Tensor) -> Pivoted:
+    """Re-encode A (m, k) B (k, n), k <= m, by LU with partial pivoting.
+
+    P A = [L_top; L_rest] U, so the rows that P puts first determine the others:
+    T = L_rest L_top^-1. That holds for a singular U, too: a matrix stored as zero has one.
+    """
+    out_features, rank = a.shape
+    lu, swaps, _ = torch.linalg.lu_factor_ex(a)
+    permutation = _permutation(swaps, out_features)
+    top, rest = lu[:rank], lu[rank:]
+    interpolation = torch.linalg.solve_triangular(
+        top, rest, upper=False, left=False, unitriangular=True
+    )
+    rows = a[permutation[:rank]] @ b
+    order = torch.empty_like(permutation)
+    order[permutation] = torch.arange(out_features, device=order.device)
+    return Pivoted(rows, interpolation, order)
+
+
+def _permutation(swaps: Tensor, size: int) -> Tensor:
+    """LAPACK's row swaps (1-based) as a permutation p (size,): row i of P A is row p[i] of A."""
+    permutation = list(range(size))
+    for row, other in enumerate(swaps.tolist()):
+        permutation[row], permutation[other - 1] = permutation[other - 1], permutation[row]
+    return torch.tensor(permutation, device=swaps.device)

@@ -1,0 +1,45 @@
+"""Gradients of the token loss at the hidden states, with labels sampled from the model itself."""
+
+import torch
+from torch import Tensor, nn
+
+_CHUNK = 256
+
+
+def label_noise(seed: int, sequence: int, length: int) -> Tensor:
+    """Uniform in [0, 1), (length,) float64, by seed, sequence and position only."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + sequence) % 2**32)
+    return torch.rand(length, generator=generator, dtype=torch.float64)
+
+
+def fisher_gradient(hidden: Tensor, norm: nn.Module, head: Tensor, noise: Tensor) -> Tensor:
+    """Gradient (tokens, hidden) of the summed loss -log p(y) at the last hidden states.
+
+    y ~ p(. | hidden), drawn by inverting the cumulative distribution at `noise` (tokens,): the
+    second moment of these gradients is the true Fisher. The logits exist for 256 tokens at a time,
+    and their gradient, softmax - onehot, is written down rather than differentiated.
+    """
+    parts = [
+        _chunk_gradient(part, norm, head, part_noise)
+        for part, part_noise in zip(_chunks(hidden), _chunks(noise), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def _chunks(rows: Tensor) -> list[Tensor]:
+    return [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
+
+
+def _chunk_gradient(hidden: Tensor, norm: nn.Module, head: Tensor, noise: Tensor) -> Tensor:
+    hidden = hidden.detach().requires_grad_()
+    with torch.enable_grad():
+        normed = norm(hidden)
+    probabilities = (normed.detach() @ head.T).float().softmax(-1)
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    threshold = noise.to(cumulative.device)[:, None] * cumulative[:, -1:]
+    labels = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=head.shape[0] - 1)
+    error = probabilities.scatter_add_(
+        1, labels, torch.full_like(labels, -1, dtype=probabilities.dtype)
+    )
+    (gradient,) = torch.autograd.grad(normed, hidden, error.to(head.dtype) @ head)
+    return gradient

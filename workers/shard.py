@@ -1,0 +1,138 @@
+"""A contiguous range of decoder layers: streams hidden states, accumulates their moments."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from schemas.moments import Pass, Tap
+from workers.layers import Decoder
+from workers.moments import Moment, MomentAccumulator
+from workers.sampling import fisher_gradient, label_noise
+
+
+class Step(NamedTuple):
+    """One micro-batch of a stream: its first sequence, and the segment its sums belong to."""
+
+    first_sequence: int
+    segment: int
+
+
+class Shard:
+    """Layers `layers` of a decoder, with the embedding and the head where they belong to it.
+
+    Hidden states are (sequences, tokens, hidden) in the compute dtype, between layers and between
+    shards alike.
+    """
+
+    def __init__(
+        self, decoder: Decoder, layers: range, first: bool, last: bool, taps: Sequence[Tap]
+    ) -> None:
+        self._layers = [decoder.layer(index) for index in layers]
+        self._embedding = decoder.embedding() if first else None
+        self._head = decoder.head() if last else None
+        self._sums = {tap: _accumulator(tap) for tap in taps}
+        self._step = Step(0, 0)
+        self._observing: Pass = "forward"
+        self._inputs: dict[int, list[Tensor]] = {}
+        for index, layer in zip(layers, self._layers, strict=True):
+            self._observe(layer, [tap for tap in taps if tap.layer == index])
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it begins with the embedding."""
+        return self._embedding is not None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it ends with the head."""
+        return self._head is not None
+
+    @torch.no_grad()
+    def forward(self, hidden: Tensor, step: Step, keep_inputs: bool = False) -> Tensor:
+        """Hidden states after the last layer, from those before the first (or from token ids).
+
+        With `keep_inputs`, the input of every layer waits for `backward` on the same step, and the
+        forward moments do not count.
+        """
+        self._step, self._observing = step, "backward" if keep_inputs else "forward"
+        if self._embedding is not None:
+            hidden = nn.functional.embedding(hidden.to(self._embedding.device), self._embedding)
+        inputs = []
+        for layer in self._layers:
+            if keep_inputs:
+                inputs.append(hidden)
+            hidden = layer(inputs_embeds=hidden, use_cache=False).last_hidden_state
+        if keep_inputs:
+            self._inputs[step.first_sequence] = inputs
+        return hidden
+
+    def loss_gradient(self, hidden: Tensor, step: Step, seed: int) -> Tensor:
+        """Gradient of the summed token loss at the hidden states of the last layer."""
+        if self._head is None:
+            raise ValueError("this shard does not hold the head")
+        norm, head = self._head
+        parts = []
+        for row, sequence in enumerate(hidden):
+            noise = label_noise(seed, step.first_sequence + row, sequence.shape[0])
+            parts.append(fisher_gradient(sequence, norm, head, noise))
+        return torch.stack(parts)
+
+    def backward(self, gradient: Tensor, step: Step) -> Tensor:
+        """Gradient before the first layer from that after the last, each layer computed again."""
+        self._step, self._observing = step, "backward"
+        inputs = self._inputs.pop(step.first_sequence)
+        for layer in reversed(self._layers):
+            hidden = inputs.pop().detach().requires_grad_()
+            with torch.enable_grad():
+                output = layer(inputs_embeds=hidden, use_cache=False).last_hidden_state
+            (gradient,) = torch.autograd.grad(output, hidden, gradient)
+        return gradient
+
+    def take_moments(self, direction: Pass) -> Iterator[tuple[Tap, Moment]]:
+        """The mean moments of one stream, each let go as it is taken.
+
+        Raises NumericsError where one is not finite.
+        """
+        for tap in [tap for tap in self._sums if tap.direction == direction]:
+            yield tap, self._sums.pop(tap).result()
+
+    def _observe(self, layer: nn.Module, taps: Sequence[Tap]) -> None:
+        for tap in taps:
+            path = tap.module.split(".", 2)[2]
+            module = layer.get_submodule(f"layers.0.{path}")
+            if not isinstance(module, nn.Linear):
+                raise TypeError(f"{tap.module} is a {type(module).__name__}, not a linear layer")
+            if tap.direction == "forward":
+                module.register_forward_hook(self._forward_hook(tap))
+            else:
+                module.register_full_backward_hook(self._backward_hook(tap))
+
+    def _forward_hook(self, tap: Tap) -> Callable[[nn.Linear, tuple[Tensor, ...], Tensor], None]:
+        def hook(module: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> None:
+            if self._observing == "forward":
+                rows = args[0] if tap.side == "input" else _without_bias(module, output)
+                self._sums[tap].add(rows, self._step.segment)
+
+        return hook
+
+    def _backward_hook(
+        self, tap: Tap
+    ) -> Callable[[nn.Module, tuple[Tensor, ...], tuple[Tensor, ...]], None]:
+        def hook(
+            module: nn.Module, at_input: tuple[Tensor, ...], at_output: tuple[Tensor, ...]
+        ) -> None:
+            rows = at_input[0] if tap.side == "input" else at_output[0]
+            self._sums[tap].add(rows, self._step.segment, trace_of=at_output[0])
+
+        return hook
+
+
+def _without_bias(module: nn.Linear, output: Tensor) -> Tensor:
+    bias: Tensor | None = module.bias
+    return output if bias is None else output - bias
+
+
+def _accumulator(tap: Tap) -> MomentAccumulator:
+    return MomentAccumulator(tap.name, tap.size if tap.moment else None)

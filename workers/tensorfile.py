@@ -1,0 +1,102 @@
+"""Writing safetensors files as a stream: one tensor in memory at a time, hashed on the way."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class Entry(NamedTuple):
+    """A tensor to be written: `load` is called once, when its turn comes."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    load: Callable[[], Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return self.dtype.itemsize * torch.Size(self.shape).numel()
+
+
+class Written(NamedTuple):
+    """What is now on disk."""
+
+    sha256: str
+    bytes: int
+
+
+def entries(tensors: Mapping[str, Tensor]) -> list[Entry]:
+    """Tensors already in memory, as entries."""
+    return [
+        Entry(name, tensor.dtype, tuple(tensor.shape), lambda tensor=tensor: tensor)  # type: ignore[misc]
+        for name, tensor in tensors.items()
+    ]
+
+
+def write_tensors(path: Path, content: Iterable[Entry], metadata: dict[str, str]) -> Written:
+    """Write `content` to `path` and fsync it. Wider dtypes come first, so that all are aligned.
+
+    Raises ValueError where a loaded tensor is not of the promised dtype and shape.
+    """
+    ordered = sorted(content, key=lambda entry: -entry.dtype.itemsize)
+    header = _header(ordered, metadata)
+    digest, size = hashlib.sha256(header), len(header)
+    with path.open("wb") as file:
+        file.write(header)
+        for entry in ordered:
+            data = _content(entry)
+            file.write(data)
+            digest.update(data)
+            size += len(data)
+            del data  # before the next one is loaded
+        file.flush()
+        os.fsync(file.fileno())
+    return Written(digest.hexdigest(), size)
+
+
+def _content(entry: Entry) -> memoryview:
+    tensor = entry.load().detach().cpu().contiguous()
+    if tensor.dtype != entry.dtype or tuple(tensor.shape) != entry.shape:
+        raise ValueError(
+            f"{entry.name}: expected {entry.dtype} {entry.shape}, "
+            f"got {tensor.dtype} {tuple(tensor.shape)}"
+        )
+    # As one row: a single element is contiguous to torch whatever its stride, but not to `view`.
+    row = tensor.as_strided((tensor.numel(),), (1,))
+    return row.view(torch.uint8).numpy().data
+
+
+def _header(ordered: list[Entry], metadata: dict[str, str]) -> bytes:
+    """The safetensors header: its length (8 bytes, little-endian), then JSON padded to 8 bytes."""
+    table: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+    start = 0
+    for entry in ordered:
+        table[entry.name] = {
+            "dtype": NAMES[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [start, start + entry.nbytes],
+        }
+        start += entry.nbytes
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

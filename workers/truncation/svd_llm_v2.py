@@ -1,0 +1,24 @@
+"""Truncation as SVD-LLM V2 states it (arXiv 2503.12340, Theorem 3.1): two SVDs, no Cholesky."""
+
+import torch
+from torch import Tensor
+
+from workers.truncation.basis import Basis, positive_eigh
+
+
+def svd_llm_v2(weight: Tensor, gram: Tensor) -> Basis:
+    """W' = U_k S_k V_k^T L^-1/2 Q^T with C = Q L Q^T and W Q L^1/2 = U S V^T, in float64.
+
+    `weight` (m, n), `gram` (n, n) = C, whose SVD is its eigendecomposition. Where L ~ 0 the
+    pseudo-inverse is taken and recorded. Line 7 of the paper's Algorithm 2 is misprinted; the
+    theorem is followed.
+    """
+    weight, gram = weight.double(), gram.double()
+    values, vectors = positive_eigh(gram)
+    empty = gram.shape[0] - values.shape[0]
+    root = values.sqrt()
+    u, s, vt = torch.linalg.svd(weight @ (vectors * root), full_matrices=False)
+    scale = s.sqrt()
+    right = scale[:, None] * (vt / root) @ vectors.T
+    note = f"{empty} of {gram.shape[0]} directions of X^T X are empty: pseudo-inverse used"
+    return Basis(s.square(), u * scale, right, "none", (note,) if empty else ())

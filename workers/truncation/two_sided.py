@@ -1,0 +1,86 @@
+"""Truncation by an oblique projection on the smaller side of W (this project's own method).
+
+Minimises ||G_s^1/2 (W - W') C^1/2||_F over rank k, where C is the second moment of the layer's
+inputs and G_s that of the gradients at its output, shrunk toward the identity. With G_s = I it is
+SVD-LLM's optimum, W' = U_k U_k^T W with U_k the top eigenvectors of W C W^T. No inverse is taken.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from workers.truncation.basis import Basis, Through, positive_eigh
+
+
+class Weighing(NamedTuple):
+    """The objective tr(metric E content E^T), E = I - projection, on one side of W.
+
+    output side (m <= n): metric = G_s, content = W C W^T, both (m, m); W' = projection @ W.
+    input side (m > n): metric = W^T G_s W, content = C, both (n, n); W' = W @ projection.
+    """
+
+    metric: Tensor
+    content: Tensor
+    on_input: bool
+
+
+def weigh(
+    weight: Tensor, forward: Tensor, backward: Tensor | None, trace: float, shrinkage: float
+) -> Weighing:
+    """The two-sided objective of W (m, n), in float64.
+
+    `forward` is E[y y^T] (m, m) where m <= n, else E[x x^T] (n, n). `backward` is E[g g^T] (m, m),
+    or E[(W^T g)(W^T g)^T] (n, n); None stands for G_s = I. `trace` is tr G.
+    """
+    weight, forward = weight.double(), forward.double()
+    out_features, in_features = weight.shape
+    on_input = out_features > in_features
+    identity = weight.T @ weight if on_input else torch.eye(out_features).to(weight)
+    if backward is None:
+        metric = identity
+    else:
+        metric = (1 - shrinkage) * backward.double() + shrinkage * trace / out_features * identity
+    return Weighing(metric, forward, on_input)
+
+
+def two_sided(problem: Weighing) -> Basis:
+    """The optimal basis of a `Weighing`; its eigenvalues are the terms of the objective.
+
+    With F F^T = outer: V, S^2 = eigh(F^T inner F), lift = F V, own = inner F V / S^2. Then
+    own^T lift = I, and the projection own_k lift_k^T (its transpose on the input side) is optimal.
+    """
+    metric, content, on_input = problem
+    root, fallbacks = _eigen_root(content) if on_input else _root(metric)
+    inner = metric if on_input else content
+    values, vectors = positive_eigh(root.T @ inner @ root)
+    lift = root @ vectors
+    own = inner @ lift / values
+    through: Through = "left" if on_input else "right"
+    left, right = (lift, own.T) if on_input else (own, lift.T)
+    return Basis(values, left, right, through, fallbacks)
+
+
+def achieved_loss(problem: Weighing, basis: Basis, rank: int) -> float:
+    """tr(metric E content E^T) at a rank, from the factors and not from the eigenvalues."""
+    metric, content, _ = problem
+    projection = basis.left[:, :rank].double() @ basis.right[:rank].double()
+    error = torch.eye(metric.shape[0]).to(metric) - projection
+    return float(((metric @ error) * (error @ content)).sum())
+
+
+def _root(metric: Tensor) -> tuple[Tensor, tuple[str, ...]]:
+    """F with F F^T = metric: Cholesky, or the eigen root (recorded) where that is not definite."""
+    factor, failed = torch.linalg.cholesky_ex(metric)
+    if not int(failed):
+        return factor, ()
+    root, fallbacks = _eigen_root(metric)
+    return root, (*fallbacks, "gradient moment not positive definite: eigen root used")
+
+
+def _eigen_root(moment: Tensor) -> tuple[Tensor, tuple[str, ...]]:
+    """R (n, q) with R R^T = moment, which may be singular."""
+    values, vectors = positive_eigh(moment)
+    deficient = moment.shape[0] - values.shape[0]
+    note = f"{deficient} of {moment.shape[0]} directions of the moment are empty"
+    return vectors * values.sqrt(), (note,) if deficient else ()

@@ -1,0 +1,97 @@
+"""Is a compressed checkpoint what it says it is, and does plain transformers load it?"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from schemas.errors import CheckpointError, VerificationError
+from schemas.manifest import Check, Manifest
+from workers import load_check
+from workers.memory import available_bytes
+from workers.store import file_sha256
+
+_TIMEOUT_S = 1800.0
+_COPIES = 3.5  # in float32 and saved again, a bf16 checkpoint takes about this many times its size
+
+
+def verify_checkpoint(folder: Path, published: bool) -> list[Check]:
+    """Checksums of every file, then a load in a clean process; `published` expects _SUCCESS.
+
+    A model too large for this host is checked by names and shapes only, which the checks say.
+    Raises CheckpointError where the folder is no compressed checkpoint.
+    """
+    folder = folder.resolve()  # the clean process has another working directory
+    manifest = read_manifest(folder)
+    checks = [_files(folder, manifest)]
+    if published:
+        there = (folder / "_SUCCESS").is_file()
+        checks.append(Check(name="success marker", passed=there, detail="" if there else "absent"))
+    weights = sum(entry.bytes for name, entry in manifest.files.items() if _is_weight(name))
+    fits = weights * _COPIES < available_bytes()
+    checks += _clean_process(folder, shapes_only=not fits)
+    if not fits:
+        checks.append(
+            Check(
+                name="full load",
+                passed=None,
+                detail=f"{weights:,} bytes of weights are too many for this host",
+            )
+        )
+    return checks
+
+
+def require(checks: list[Check], folder: Path) -> None:
+    """Raises VerificationError naming every check that failed."""
+    failed = [f"{check.name} ({check.detail})" for check in checks if check.passed is False]
+    if failed:
+        raise VerificationError(f"{folder}: {'; '.join(failed)}")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a compressed checkpoint. Raises CheckpointError where there is none."""
+    path = folder / "manifest.json"
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: not found; not a checkpoint of this program") from None
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: not a manifest of this program ({error})") from None
+
+
+def _files(folder: Path, manifest: Manifest) -> Check:
+    there = {path.name for path in folder.iterdir() if path.is_file()}
+    wrong = [
+        f"{name}: {'absent' if name not in there else 'changed'}"
+        for name, entry in manifest.files.items()
+        if name not in there or file_sha256(folder / name) != entry.sha256
+    ]
+    wrong += [
+        f"{name}: not in the manifest"
+        for name in sorted(there - manifest.files.keys())
+        if name.endswith((".safetensors", ".py", ".bin", ".pt"))
+    ]
+    detail = "; ".join(wrong) or f"{len(manifest.files)} files"
+    return Check(name="files and SHA-256", passed=not wrong, detail=detail)
+
+
+def _clean_process(folder: Path, shapes_only: bool) -> list[Check]:
+    command = [sys.executable, "-I", str(load_check.__file__), str(folder)]
+    command += ["--shapes-only"] if shapes_only else []
+    name = "load in a clean process"
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_TIMEOUT_S, cwd="/", check=False
+        )
+        return [Check.model_validate(row) for row in json.loads(done.stdout.splitlines()[-1])]
+    except subprocess.TimeoutExpired:
+        return [Check(name=name, passed=False, detail=f"not finished in {_TIMEOUT_S:g} s")]
+    except (ValueError, IndexError):
+        why = done.stderr[-2000:].strip() or "no output"
+        return [Check(name=name, passed=False, detail=f"exit status {done.returncode}: {why}")]
+
+
+def _is_weight(name: str) -> bool:
+    return name.endswith(".safetensors")
