@@ -1,0 +1,1 @@
+"""The order of the work: command line, driver, stages and report. No tensor mathematics."""

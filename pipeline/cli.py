@@ -1,0 +1,234 @@
+"""`svdllm`, and `python -m pipeline`: flags in, one schema out, one exit code."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from pipeline import render
+from pipeline.configuration import build, explain
+from pipeline.progress import log, set_up_logging
+from schemas.config import Allocation, Device, DType, Factors, Method, RunConfig, Truncation
+from schemas.errors import CompressorError, RunError
+from schemas.evaluation import EvaluateConfig
+
+app = typer.Typer(
+    help="Compress large language models by activation-aware SVD, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_out = Console()
+
+Model = Annotated[str | None, typer.Option(help="A local checkpoint folder or a hub id.")]
+Ratio = Annotated[
+    str | None,
+    typer.Option(help="Fraction of the targeted parameters REMOVED; several: 0.2,0.4."),
+]
+Output = Annotated[Path | None, typer.Option(help="Folder of the compressed checkpoint.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
+RunDir = Annotated[Path | None, typer.Option(help="Folder of the run.  [default: OUTPUT.run]")]
+MethodFlag = Annotated[
+    Method | None, typer.Option(help="Preset of the next three.  [default: two-sided]")
+]
+TruncationFlag = Annotated[Truncation | None, typer.Option(help="How a matrix is cut at a rank.")]
+AllocationFlag = Annotated[Allocation | None, typer.Option(help="How ranks are shared out.")]
+FactorsFlag = Annotated[Factors | None, typer.Option(help="How a cut matrix is stored.")]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        help="A .txt, .jsonl or .parquet file, a known data set or a hub id.  [default: wikitext2]"
+    ),
+]
+Samples = Annotated[
+    int | None, typer.Option(help="Windows for the forward moments.  [default: 256]")
+]
+Length = Annotated[int | None, typer.Option(help="Tokens in each of them.  [default: 2048]")]
+GradientSamples = Annotated[
+    int | None, typer.Option(help="Windows for the gradient moments.  [default: 32]")
+]
+GradientLength = Annotated[int | None, typer.Option(help="Tokens in each.  [default: 512]")]
+Seed = Annotated[int | None, typer.Option(help="Windows and sampled labels.  [default: 0]")]
+Workers = Annotated[
+    int | None, typer.Option(help="Layer-shard workers.  [default: every GPU, or CPU cores to 8]")
+]
+DeviceFlag = Annotated[Device | None, typer.Option(help="Where to compute.  [default: auto]")]
+DTypeFlag = Annotated[DType | None, typer.Option(help="Compute type.  [default: auto]")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML of the same settings.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Any setting: a.b=value. May be repeated.")
+]
+
+
+@app.command()
+def compress(
+    model: Model = None,
+    ratio: Ratio = None,
+    output: Output = None,
+    revision: Revision = None,
+    run_dir: RunDir = None,
+    method: MethodFlag = None,
+    truncation: TruncationFlag = None,
+    allocation: AllocationFlag = None,
+    factors: FactorsFlag = None,
+    calibration: Calibration = None,
+    calibration_samples: Samples = None,
+    sequence_length: Length = None,
+    gradient_samples: GradientSamples = None,
+    gradient_length: GradientLength = None,
+    seed: Seed = None,
+    workers: Workers = None,
+    device: DeviceFlag = None,
+    dtype: DTypeFlag = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """Compress a checkpoint at one or several ratios. The same command continues a stopped run."""
+    with _exit_codes():
+        request = build(RunConfig, locals())
+        from pipeline.compress import compress as run  # torch and ray load only when needed
+
+        result = run(request)
+        _out.print(render.run_table(result))
+
+
+@app.command()
+def plan(
+    model: Model = None,
+    ratio: Ratio = None,
+    revision: Revision = None,
+    method: MethodFlag = None,
+    truncation: TruncationFlag = None,
+    allocation: AllocationFlag = None,
+    factors: FactorsFlag = None,
+    workers: Workers = None,
+    dtype: DTypeFlag = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    json: Annotated[bool, typer.Option("--json", help="The plan as JSON.")] = False,
+) -> None:
+    """Shards, shapes, parameters before and after, memory and disk; nothing is computed."""
+    with _exit_codes():
+        flags = {key: value for key, value in locals().items() if key != "json"}
+        request = build(RunConfig, flags | {"output": Path("unused")})
+        from pipeline.plan import plan_checkpoint
+
+        found = plan_checkpoint(request)
+        if json:
+            _out.print_json(found.model_dump_json())
+        else:
+            _out.print(render.plan_table(found))
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder or a hub id.")],
+    baseline: Annotated[str | None, typer.Option(help="The base, to compare with.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="As --calibration of compress.  [default: wikitext2]")
+    ] = None,
+    sequence_length: Annotated[
+        int | None, typer.Option(help="Tokens in a window.  [default: 2048]")
+    ] = None,
+    max_windows: Annotated[int | None, typer.Option(help="Only the first windows.")] = None,
+    device: DeviceFlag = None,
+    dtype: Annotated[DType | None, typer.Option(help="Compute type.  [default: float32]")] = None,
+    sample_prompt: Annotated[str | None, typer.Option(help="Text that each continues.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run a checkpoint's own code.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
+) -> None:
+    """Perplexity, size and a generated sample, side by side with the base."""
+    with _exit_codes():
+        flags = {key: value for key, value in locals().items() if key != "json"}
+        request = build(EvaluateConfig, flags)
+        from pipeline.evaluate import evaluate as run
+        from pipeline.evaluate import render as table
+
+        report = run(request)
+        _out.print(table(report))
+        if json:
+            json.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+@app.command()
+def verify(
+    checkpoint: Annotated[Path, typer.Argument(help="A compressed checkpoint.")],
+) -> None:
+    """Checksums, names and shapes, and a load by plain transformers in a clean process."""
+    with _exit_codes():
+        from workers.verify import require, verify_checkpoint
+
+        checks = verify_checkpoint(checkpoint, published=True)
+        _out.print(render.check_table(checks))
+        require(checks, checkpoint)
+
+
+@app.command()
+def status(
+    run_dir: Annotated[Path, typer.Argument(help="A run directory (OUTPUT.run).")],
+) -> None:
+    """What a run has finished, and what is left."""
+    with _exit_codes():
+        from pipeline.status import read_status
+
+        _out.print(render.status_table(read_status(run_dir)))
+
+
+@app.command()
+def demo(
+    work_dir: Annotated[Path, typer.Option(help="Folder for model, text and results.")] = Path(
+        "build/demo"
+    ),
+) -> None:
+    """Compress SmolLM2-135M-Instruct at 20 %, verify and evaluate it."""
+    with _exit_codes():
+        from pipeline.demo import run_demo
+
+        run_demo(work_dir, _out)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # one progress display is enough: ours
+    set_up_logging()
+    signal.signal(signal.SIGTERM, _terminate)
+    app()
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM arrived."""
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise _TerminatedError
+
+
+@contextlib.contextmanager
+def _exit_codes() -> Iterator[None]:
+    """0 done, 2 bad input, 3 failed run, 130 and 143 interrupted; one line says why."""
+    again = "start the same command again to continue"
+    try:
+        yield
+    except ValidationError as error:
+        for line in explain(error):
+            log.error("error: %s", line)
+        raise typer.Exit(2) from None
+    except CompressorError as error:
+        log.error("error: %s", error)
+        if isinstance(error, RunError):
+            log.error("the run failed; what it finished is kept")
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        log.error("interrupted; %s", again)
+        raise typer.Exit(130) from None
+    except _TerminatedError:
+        log.error("terminated; %s", again)
+        raise typer.Exit(143) from None

@@ -1,0 +1,61 @@
+"""The whole of a run: inspect, plan, calibrate, factorise, allocate, truncate, assemble, verify."""
+
+from pathlib import Path
+
+from pipeline.calibrate import calibrate, factorise
+from pipeline.cluster import ray_session, wait_for
+from pipeline.inputs import gather
+from pipeline.outputs import find_output, make_output
+from pipeline.plan import require_disk
+from pipeline.progress import Progress
+from pipeline.run import Run, start
+from schemas.config import RunConfig
+from schemas.manifest import RunResult
+from workers.checkpoint import resolve
+from workers.memory import peak_anonymous_bytes
+
+
+def compress(config: RunConfig, progress: Progress | None = None) -> RunResult:
+    """Compress a checkpoint at every ratio of `config`; what is finished already is not redone.
+
+    Raises InputError before any expensive work, or RunError, after which the same call continues.
+    """
+    config, progress = _settle(config), progress or Progress()
+    with progress.stage("inspect", 1, "checkpoint") as stage:
+        inputs = gather(config)
+        stage.advance()
+    with ray_session(config):
+        with progress.stage("start", 1, "cluster") as stage:
+            run = start(config, inputs, progress)
+            stage.advance()
+        found = {ratio: find_output(run, ratio) for ratio in config.ratio}
+        if None in found.values():
+            require_disk(run.plan, config, run.committed_bytes())
+            calibrate(run)
+            factorise(run)
+        outputs = tuple(found[ratio] or make_output(run, ratio) for ratio in config.ratio)
+        return RunResult(
+            outputs=outputs,
+            seconds=progress.seconds,
+            driver_peak_bytes=peak_anonymous_bytes(),
+            worker_peak_bytes=_worker_peaks(run),
+        )
+
+
+def _settle(config: RunConfig) -> RunConfig:
+    """The same run in words that mean the same in every process of the cluster, now and later.
+
+    Folders become absolute, and a hub id gets the commit that it stands for now.
+    """
+    folder = resolve(config.model, config.revision)
+    output = config.output.expanduser().absolute()
+    found = {"model": str(folder), "output": output}
+    if not Path(config.model).expanduser().is_dir():
+        found = {"model": config.model, "revision": folder.name, "output": output}
+    config = config.model_copy(update=found)
+    return config.model_copy(update={"run_dir": config.run_folder.expanduser().absolute()})
+
+
+def _worker_peaks(run: Run) -> tuple[int, ...]:
+    calls = {worker.peak_memory.remote(): "memory of a worker" for worker in run.workers}
+    return tuple(wait_for(calls, run.timeout))

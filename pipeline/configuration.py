@@ -1,0 +1,85 @@
+"""One configuration from YAML, flags and --set, in rising order of precedence."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from schemas.errors import ConfigError
+
+T = TypeVar("T", bound=BaseModel)
+
+# Where a flag's value goes, when not to a field of its own name.
+_PATHS: dict[str, str] = {
+    "calibration": "calibration.text",
+    "calibration_samples": "calibration.samples",
+    "sequence_length": "calibration.sequence_length",
+    "gradient_samples": "calibration.gradient_samples",
+    "gradient_length": "calibration.gradient_length",
+    "workers": "cluster.workers",
+    "device": "cluster.device",
+    "dtype": "numerics.dtype",
+}
+
+FLAGS = {path: f"--{flag.replace('_', '-')}" for flag, path in _PATHS.items()}
+
+
+def build(schema: type[T], flags: Mapping[str, Any]) -> T:
+    """A configuration of `schema`; flags that were not given are None.
+
+    `config` names a YAML file, `settings` is a list of "a.b=value". Raises ConfigError, or
+    pydantic's ValidationError, which `explain` words.
+    """
+    values = _read_yaml(flags.get("config"))
+    for flag, value in flags.items():
+        if value is not None and flag not in ("config", "settings"):
+            path = flag if flag in schema.model_fields and flag != "calibration" else _PATHS[flag]
+            _assign(values, path, value)
+    for setting in flags.get("settings") or ():
+        path, found, text = setting.partition("=")
+        if not found:
+            raise ConfigError(f"--set {setting!r} is not of the form a.b=value")
+        _assign(values, path.strip(), yaml.safe_load(text))
+    return schema.model_validate(values)
+
+
+def explain(error: ValidationError) -> list[str]:
+    """Every complaint on one line: field, value, what is wrong."""
+    return [_line(detail) for detail in error.errors()]
+
+
+def _line(detail: Any) -> str:
+    field = ".".join(str(part) for part in detail["loc"])
+    message = detail["msg"].removeprefix("Value error, ")
+    if not field:
+        return str(message)
+    if detail["type"] == "missing":
+        return f"{field}: not given; use --{field.replace('_', '-')} or the key {field} of --config"
+    if detail["type"] == "extra_forbidden":
+        return f"{field}: no such setting; see the configuration section of the README"
+    return f"{field} = {detail['input']!r}: {message}"
+
+
+def _read_yaml(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config {path}: not YAML ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config {path}: not a mapping of settings")
+    return values
+
+
+def _assign(values: dict[str, Any], path: str, value: Any) -> None:
+    *parents, leaf = path.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: {parent} is not a group of settings")
+    values[leaf] = value

@@ -1,0 +1,68 @@
+"""`svdllm evaluate`: perplexity of a checkpoint beside that of its base, on the same tokens."""
+
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from schemas.evaluation import EvaluateConfig, EvaluationReport, ModelEvaluation
+from workers.checkpoint import resolve
+from workers.loading import load_tokenizer
+from workers.perplexity import evaluate_checkpoint
+from workers.text import evaluation_windows, shared_tokens
+
+
+def evaluate(config: EvaluateConfig) -> EvaluationReport:
+    """Score the baseline, if there is one, then the checkpoint; one model in memory at a time.
+
+    Raises TextError, CheckpointError, VerificationError or NumericsError.
+    """
+    names = [name for name in (config.baseline, config.checkpoint) if name is not None]
+    folders = [resolve(name, None) for name in names]
+    tokenizers = [load_tokenizer(folder, config.trust_remote_code) for folder in folders]
+    wanted = config.max_windows and config.max_windows * config.sequence_length
+    tokens = shared_tokens(config.text, dict(zip(names, tokenizers, strict=True)), wanted)
+    windows = evaluation_windows(tokens, config.sequence_length, config.max_windows)
+    return EvaluationReport(
+        text=config.text,
+        sequence_length=config.sequence_length,
+        dtype=config.dtype,
+        models=tuple(
+            evaluate_checkpoint(name, folder, windows, tokenizer, config)
+            for name, folder, tokenizer in zip(names, folders, tokenizers, strict=True)
+        ),
+    )
+
+
+def render(report: EvaluationReport) -> RenderableType:
+    """One column a model, the changes against the first one, and the samples underneath."""
+    first = report.models[0]
+    table = Table(
+        title=f"{Path(report.text).name}: {first.windows} windows of {report.sequence_length} "
+        f"tokens, in {report.dtype}"
+    )
+    table.add_column()
+    for model in report.models:
+        table.add_column(Text(Path(model.name).name), justify="right", overflow="fold")
+    for row in zip(*(_column(model, first) for model in report.models), strict=True):
+        table.add_row(row[0][0], *(value for _, value in row))
+    return Group(table, *(_sample(model) for model in report.models))
+
+
+def _column(model: ModelEvaluation, first: ModelEvaluation) -> list[tuple[str, str]]:
+    change, removed = "", ""
+    if model is not first:
+        change = f" ({model.perplexity / first.perplexity - 1:+.1%})"
+        removed = f" ({model.parameters / first.parameters - 1:+.1%})"
+    return [
+        ("perplexity", f"{model.perplexity:.2f}{change}"),
+        ("parameters", f"{model.parameters:,}{removed}"),
+        ("weights on disk", f"{model.bytes_on_disk / 1e6:,.1f} MB, {model.stored_dtype}"),
+        ("seconds", f"{model.seconds:.1f}"),
+    ]
+
+
+def _sample(model: ModelEvaluation) -> Text:
+    name = Text(f"\n{Path(model.name).name}: ", style="bold")
+    return name.append(model.sample, style="not bold")  # Text: a name or a prompt is no markup

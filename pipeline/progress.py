@@ -1,0 +1,100 @@
+"""What a user sees while it runs: a live line on a terminal, plain log lines elsewhere."""
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+
+log = logging.getLogger("svdllm")
+_LOG_EVERY_S = 10.0
+
+
+class Progress:
+    """Stages of a run, one at a time: what, how many of how many, and how fast."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int, unit: str) -> Iterator["Stage"]:
+        """A stage of `total` items; its duration is recorded under `name`."""
+        start = time.monotonic()
+        bars = self._bars() if self._console.is_terminal else None
+        stage = Stage(name, total, unit, bars, start)
+        with bars or contextlib.nullcontext():
+            yield stage
+        seconds = time.monotonic() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        log.info("%s: %d %s in %.1f s%s", name, stage.done, unit, seconds, stage.rate())
+
+    def note(self, message: str) -> None:
+        """One line that stays."""
+        log.info(message)
+
+    def warn(self, message: str) -> None:
+        """One line that the user must see."""
+        log.warning(message)
+
+    def _bars(self) -> Bars:
+        return Bars(
+            SpinnerColumn(),
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+
+
+class Stage:
+    """One stage under way."""
+
+    def __init__(self, name: str, total: int, unit: str, bars: Bars | None, start: float) -> None:
+        self._name, self._total, self._unit = name, total, unit
+        self._bars, self._start, self._logged = bars, start, start
+        self._tokens = 0
+        self.done = 0
+        self._task = bars.add_task(name, total=total, unit=unit, rate="") if bars else None
+
+    def advance(self, items: int = 1, tokens: int = 0) -> None:
+        """Count items, and tokens where the stage streams them."""
+        self.done += items
+        self._tokens += tokens
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, completed=self.done, rate=self.rate())
+        elif time.monotonic() - self._logged > _LOG_EVERY_S:
+            self._logged = time.monotonic()
+            log.info("%s: %d/%d %s%s", self._name, self.done, self._total, self._unit, self.rate())
+
+    def rate(self) -> str:
+        """Tokens a second so far, where there are tokens."""
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        return f", {self._tokens / seconds:,.0f} tokens/s" if self._tokens else ""
+
+
+def set_up_logging() -> None:
+    """Our log lines to standard error, with the time where that is no terminal."""
+    terminal = sys.stderr.isatty()
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        logging.Formatter("%(message)s" if terminal else "%(asctime)s %(levelname)s %(message)s")
+    )
+    log.handlers = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False

@@ -1,0 +1,39 @@
+"""`svdllm status`: the committed items of a run directory, counted against what is asked of it."""
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pipeline.publish import SUCCESS
+from schemas.errors import ConfigError
+from schemas.run import RunRecord
+from schemas.status import RunStatus, StageStatus
+from workers.store import Store
+
+
+def read_status(run_dir: Path) -> RunStatus:
+    """Count items by stage. Raises ConfigError where the folder is no run directory."""
+    path = run_dir / "run.json"
+    try:
+        record = RunRecord.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; not a run directory") from error
+    except ValidationError:
+        raise ConfigError(f"{path}: written by another version of this program") from None
+    store = Store(run_dir)
+
+    def stage(name: str, prefix: str, total: int | None) -> StageStatus:
+        items = list(store.records(prefix))
+        size = sum(item.bytes for item in items)
+        return StageStatus(name=name, done=len(items), total=total, bytes=size)
+
+    ids, taps = record.ids, record.taps
+    return RunStatus(
+        model=record.config.model,
+        stages=(
+            *(stage(name, f"moments/{ids.moments(name)}", count) for name, count in taps.items()),
+            stage("factorise", f"bases/{ids.bases}", record.matrices),
+            stage("truncate", f"factors/{ids.factors}", None),
+        ),
+        outputs={folder: (Path(folder) / SUCCESS).is_file() for folder in record.outputs},
+    )
