@@ -1,0 +1,64 @@
+"""The CUDA paths, where there is a device: the same numbers as on the CPU, to rounding."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from schemas.moments import Pass, taps
+from tests.models import tiny_model
+from workers.checkpoint import inspect
+from workers.layers import Decoder
+from workers.moments import Moment
+from workers.shard import Shard, Step
+from workers.truncation import Problem
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+def moments(folder: Path, device: str, dtype: torch.dtype) -> dict[str, Moment]:
+    """All moments of a tiny model from one forward and one backward stream."""
+    spec = inspect(folder)
+    decoder = Decoder(folder, spec, dtype, torch.device(device))
+    found = taps(spec.matrices, "fisher", gradients=True)
+    shard = Shard(decoder, range(spec.layers), first=True, last=True, taps=found)
+    tokens = torch.arange(64).view(2, 32).to(device)
+    shard.forward(tokens, Step(0, 0))
+    hidden = shard.forward(tokens, Step(0, 0), keep_inputs=True)
+    shard.backward(shard.loss_gradient(hidden, Step(0, 0), seed=0), Step(0, 0))
+    directions: tuple[Pass, ...] = ("forward", "backward")
+    return {tap.name: moment for d in directions for tap, moment in shard.take_moments(d)}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-2)])
+def test_moments_equal_those_of_the_cpu(
+    tmp_path: Path, dtype: torch.dtype, tolerance: float
+) -> None:
+    folder = tiny_model(tmp_path / "model")
+    on_cpu = moments(folder, "cpu", torch.float32)
+    on_gpu = moments(folder, "cuda", dtype)
+    forward = [name for name in on_cpu if "gradient" not in name]
+    compared = list(on_cpu) if dtype == torch.float32 else forward  # labels may flip in bf16
+    for name in compared:
+        expected, found = on_cpu[name].matrix, on_gpu[name].matrix
+        assert expected is not None
+        assert found is not None
+        assert (found.cpu() - expected).norm() <= tolerance * expected.norm(), name
+
+
+def test_basis_equals_that_of_the_cpu() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(24, 40, generator=generator, dtype=torch.float64)
+    rows = torch.randn(200, 24, generator=generator, dtype=torch.float64)
+    gram = rows.T @ rows / 200
+    spectra = []
+    for device in ("cpu", "cuda"):
+        moment = Moment(gram.to(device), float(gram.trace()), 200)
+        problem = Problem("fisher", weight.to(device), moment, moment, 0.1)
+        basis = problem.basis()
+        spectra.append(basis.eigenvalues.cpu())
+        assert problem.loss(basis, 8) == pytest.approx(float(basis.eigenvalues[8:].sum()), rel=1e-6)
+    assert torch.allclose(spectra[0], spectra[1], rtol=1e-9)

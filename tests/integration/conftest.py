@@ -1,0 +1,53 @@
+"""One embedded Ray for all tests that run in this process, and one undisturbed run."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import ray
+
+from pipeline.compress import compress
+from schemas.config import RunConfig
+from schemas.manifest import OutputResult
+from tests.integration.support import ask
+from tests.models import prose, tiny_model
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A Ray of three CPUs in this process; `compress` uses it as it is."""
+    ray.init(
+        address="local",
+        num_cpus=3,
+        object_store_memory=150 * 1024**2,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """English prose to calibrate on."""
+    path = tmp_path_factory.mktemp("text") / "prose.txt"
+    path.write_text(prose(40_000))
+    return path
+
+
+class Reference(NamedTuple):
+    """A run of one worker that nothing disturbed."""
+
+    config: RunConfig
+    output: OutputResult
+
+
+@pytest.fixture(scope="session")
+def reference(local_ray: None, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """Six layers, with enough text for a stage to be caught in the middle."""
+    folder = tmp_path_factory.mktemp("reference")
+    model = tiny_model(folder / "model", num_hidden_layers=6)
+    config = ask(model, text, folder / "output", samples=64, gradient_samples=64, segments=8)
+    (output,) = compress(config).outputs
+    return Reference(config, output)

@@ -1,0 +1,124 @@
+"""A command in a process of its own, and everything that it started."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.integration.support import until
+
+
+class Process(NamedTuple):
+    """A process; its start time tells it from a later one of the same number."""
+
+    pid: int
+    started: int
+    name: str
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs; one that only waits to be reaped does not."""
+        stat = _stat(self.pid)
+        return stat is not None and stat[2] == self.started and stat[0] != "Z"
+
+    def kill(self) -> None:
+        """SIGKILL, if it is still there."""
+        if self.alive:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def descendants(pid: int) -> list[Process]:
+    """Children of a process, their children, and so on."""
+    found: dict[int, tuple[int, Process]] = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        number = int(path.name)
+        if stat := _stat(number):
+            name = stat[3]
+            found[number] = (stat[1], Process(number, stat[2], name))
+    family = {pid}
+    while more := {n for n, (parent, _) in found.items() if parent in family} - family:
+        family |= more
+    return [found[number][1] for number in sorted(family - {pid})]
+
+
+def _stat(pid: int) -> tuple[str, int, int, str] | None:
+    """State, parent, start time and command line of a process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return fields[0], int(fields[1]), int(fields[19]), command
+
+
+class Command:
+    """`python -m pipeline ARGUMENTS`, its lines on standard error as they come."""
+
+    def __init__(self, arguments: list[str], folder: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline", *arguments],
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._lines: list[str] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        self.family: set[Process] = set()
+
+    @property
+    def log(self) -> str:
+        """Standard error so far."""
+        return "".join(self._lines)
+
+    def said(self, text: str) -> bool:
+        """Whether a line with `text` came; fails where the process ended without it."""
+        ended = self._process.poll() is not None
+        found = text in self.log
+        assert found or not ended, f"ended without {text!r}:\n{self.log}"
+        return found
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal to this process alone; who its descendants were is kept in `family`."""
+        self.family |= set(descendants(self._process.pid))
+        self._process.send_signal(number)
+
+    def lose_host(self) -> None:
+        """SIGKILL to it and all that it started, as when a machine is lost."""
+        self.send(signal.SIGKILL)
+        for process in self.family:
+            process.kill()
+
+    def wait(self, seconds: float = 120) -> int:
+        """Its exit code; then all lines are read."""
+        code = self._process.wait(seconds)
+        self._reader.join()
+        return code
+
+    def close(self) -> None:
+        """End what is left of it and of its family."""
+        if self._process.poll() is None:
+            self.lose_host()
+        for process in self.family:
+            process.kill()
+        self.wait()
+
+    def alone(self, except_for: tuple[str, ...] = ()) -> bool:
+        """Whether no descendant lives on, but those whose command contains one of the words."""
+        return not any(
+            process.alive and not any(word in process.name for word in except_for)
+            for process in self.family
+        )
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        with self._process.stderr as stream:
+            for line in stream:
+                self._lines.append(line)
+
+
+__all__ = ["Command", "Process", "descendants", "until"]

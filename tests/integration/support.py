@@ -1,0 +1,106 @@
+"""What the integration tests share: one small request, and what a run left on disk."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from schemas.config import CalibrationConfig, ClusterConfig, RunConfig
+from workers.store import file_sha256
+
+CALIBRATION: dict[str, Any] = {
+    "samples": 8,
+    "sequence_length": 64,
+    "gradient_samples": 8,
+    "gradient_length": 64,
+    "segments": 4,
+}
+
+
+def ask(model: Path, text: Path, output: Path, **fields: Any) -> RunConfig:
+    """A request of a few hundred tokens on one CPU worker; `fields` are of `RunConfig`.
+
+    `workers` and the fields of `CALIBRATION` may be given among them.
+    """
+    calibration = CALIBRATION | {key: fields.pop(key) for key in CALIBRATION if key in fields}
+    cluster = ClusterConfig(workers=fields.pop("workers", 1), device="cpu")
+    defaults: dict[str, Any] = {
+        "model": str(model),
+        "output": output,
+        "ratio": 0.3,
+        "calibration": CalibrationConfig(text=str(text), **calibration),
+        "cluster": cluster,
+    }
+    return RunConfig(**(defaults | fields))
+
+
+def flags(config: RunConfig) -> list[str]:
+    """The command line that asks for what `ask` gave."""
+    text = config.calibration
+    found = ["compress", "--model", config.model, "--output", str(config.output)]
+    found += ["--ratio", ",".join(map(str, config.ratio)), "--method", config.method]
+    found += ["--calibration", text.text, "--calibration-samples", str(text.samples)]
+    found += ["--sequence-length", str(text.sequence_length)]
+    found += ["--gradient-samples", str(text.gradient_samples)]
+    found += ["--gradient-length", str(text.gradient_length)]
+    found += ["--set", f"calibration.segments={text.segments}"]
+    found += ["--workers", str(config.cluster.workers), "--device", config.cluster.device]
+    return found + (["--run-dir", str(config.run_dir)] if config.run_dir else [])
+
+
+def weight_sums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every weight file of a checkpoint."""
+    found = {path.name: file_sha256(path) for path in folder.glob("*.safetensors")}
+    assert found, f"no weights in {folder}"
+    return found
+
+
+def file_sums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder."""
+    return {
+        path.relative_to(folder).as_posix(): file_sha256(path)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def item_sums(run_dir: Path, *prefixes: str) -> dict[str, str]:
+    """SHA-256 of every committed item below the prefixes, by key."""
+    return {
+        record["key"]: record["sha256"]
+        for prefix in prefixes
+        for path in (run_dir / "records" / prefix).rglob("*.json")
+        if (record := json.loads(path.read_text()))
+    }
+
+
+def item_times(run_dir: Path, *prefixes: str) -> dict[str, tuple[int, int]]:
+    """When every committed item and its record were last written, by key, in nanoseconds."""
+    return {
+        key: (
+            (run_dir / key).stat().st_mtime_ns,
+            (run_dir / "records" / f"{key}.json").stat().st_mtime_ns,
+        )
+        for key in item_sums(run_dir, *prefixes)
+    }
+
+
+def headers(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtype and shape of every tensor in the safetensors files of a folder, from their headers."""
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            table = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        table.pop("__metadata__", None)
+        for name, entry in table.items():
+            found[name] = (str(entry["dtype"]), tuple(entry["shape"]))
+    return found
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = 120.0) -> None:
+    """Return as soon as `condition` holds; fail where it does not within `seconds`."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
+        time.sleep(0.001)

@@ -1,0 +1,67 @@
+"""Numbers depend on model, text and settings, never on how many workers compute them."""
+
+from typing import Any
+
+import pytest
+
+from pipeline.compress import compress
+from pipeline.inputs import gather, tokens_sha256
+from schemas.config import ClusterConfig, RunConfig
+from schemas.identity import Ground, Identities, identities
+from tests.integration.conftest import Reference
+from tests.integration.support import item_sums, weight_sums
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_more_workers_write_the_same_bytes(
+    workers: int, reference: Reference, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    output = tmp_path_factory.mktemp("workers") / "output"
+    cluster = ClusterConfig(workers=workers, device="cpu")
+    config = reference.config.model_copy(update={"output": output, "cluster": cluster})
+    result = compress(config)
+    assert len(result.worker_peak_bytes) == workers
+    assert weight_sums(output) == weight_sums(reference.output.path)
+    kinds = ("moments", "bases", "spectra", "factors")
+    items = item_sums(config.run_folder, *kinds)
+    expected = item_sums(reference.config.run_folder, *kinds)
+    assert items.keys() <= expected.keys()  # another test may add factors of another ratio
+    assert items == {key: expected[key] for key in items}
+    assert {key.split("/")[0] for key in items} == set(kinds)
+
+
+@pytest.fixture(scope="module")
+def plain(reference: Reference) -> Identities:
+    return named(reference.config)
+
+
+@pytest.mark.parametrize("setting", [{"micro_batch": 2}, {"segments": 3}, {"samples": 63}])
+def test_what_changes_rounding_changes_the_identities(
+    setting: dict[str, Any], plain: Identities, reference: Reference
+) -> None:
+    text = reference.config.calibration.model_copy(update=setting)
+    other = named(reference.config.model_copy(update={"calibration": text}))
+    assert other.forward != plain.forward
+    assert other.bases != plain.bases
+    assert other.factors != plain.factors
+
+
+def test_what_does_not_is_in_none_of_them(plain: Identities, reference: Reference) -> None:
+    cluster = ClusterConfig(workers=5, device="auto", item_timeout_s=1.0)
+    output = reference.config.output.with_name("elsewhere")
+    update = {"cluster": cluster, "output": output, "ratio": (0.1, 0.2)}
+    assert named(reference.config.model_copy(update=update)) == plain
+
+
+def named(config: RunConfig) -> Identities:
+    inputs = gather(config)
+    assert inputs.backward is not None
+    ground = Ground(
+        base_files=inputs.base_files,
+        forward_tokens=tokens_sha256(inputs.forward),
+        backward_tokens=tokens_sha256(inputs.backward),
+        dtype="float32",
+        device="cpu",
+        versions={},
+    )
+    return identities(config, ground)

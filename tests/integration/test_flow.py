@@ -1,0 +1,235 @@
+"""From a base checkpoint to compressed ones, for every family, and whether they say the truth."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.compress import compress
+from schemas.config import METHODS, Method
+from schemas.manifest import Compression, Manifest, OutputResult
+from tests.integration.conftest import Reference
+from tests.integration.support import ask, file_sums, headers, item_times, weight_sums
+from tests.models import prose, tiny_model, tiny_tokenizer
+from workers.checkpoint import inspect
+from workers.loading import load_model
+from workers.perplexity import perplexity
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 16},  # shorter than the windows of text
+    "qwen2": {"tie_word_embeddings": True},  # q, k and v have biases
+    "qwen3": {},  # normalises queries and keys
+}
+RATIOS = {
+    "llama": (0.0, 0.2, 0.5),
+    "mistral": (0.2, 0.5),
+    "qwen2": (0.0, 0.2, 0.5),
+    "qwen3": (0.2, 0.5),
+}
+BIAS = {"dense": "dense.bias", "plain": "up.bias", "pivoted": "offset"}
+ITEM_BYTES = {"F32": 4, "I64": 8}
+CHECKS = {
+    "files and SHA-256",
+    "names and shapes on the meta device",
+    "refuses to load without trust_remote_code",
+    "loads with plain transformers",
+    "stored dtype kept",
+    "finite loss",
+    "generation with and without cache agree",
+    "left padding changes nothing",
+    "save_pretrained round trip",
+}
+
+
+class Flow(NamedTuple):
+    """One run of one family."""
+
+    family: str
+    base: Path
+    base_sums: dict[str, str]
+    run_dir: Path
+    outputs: tuple[OutputResult, ...]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def flow(
+    request: pytest.FixtureRequest,
+    local_ray: None,
+    text: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Flow:
+    family: str = request.param
+    folder = tmp_path_factory.mktemp(family)
+    base = tiny_model(folder / "base", family, **FAMILIES[family])
+    before = file_sums(base)
+    config = ask(base, text, folder / "output", ratio=RATIOS[family])
+    return Flow(family, base, before, config.run_folder, compress(config).outputs)
+
+
+def test_every_check_passes(flow: Flow) -> None:
+    assert [output.ratio for output in flow.outputs] == list(RATIOS[flow.family])
+    for output in flow.outputs:
+        assert {check.name for check in output.checks} >= CHECKS
+        assert all(check.passed for check in output.checks)
+        assert (output.path / "_SUCCESS").is_file()
+
+
+def test_the_base_is_not_touched(flow: Flow) -> None:
+    assert file_sums(flow.base) == flow.base_sums
+
+
+def test_one_calibration_serves_every_ratio(flow: Flow) -> None:
+    run = json.loads((flow.run_dir / "run.json").read_text())
+    moments = item_times(flow.run_dir, "moments")
+    bases = item_times(flow.run_dir, "bases")
+    spectra = item_times(flow.run_dir, "spectra")
+    assert len(moments) == sum(run["taps"].values())
+    assert len(bases) == len(spectra) == run["matrices"] == len(inspect(flow.base).matrices)
+    measured = max(max(times) for times in (moments | bases | spectra).values())
+    assert measured < min(min(times) for times in item_times(flow.run_dir, "factors").values())
+
+
+def test_the_rows_are_what_is_on_disk(flow: Flow) -> None:
+    spec = inspect(flow.base)
+    base = {name: math.prod(shape) for name, (_, shape) in headers(flow.base).items()}
+    targeted = sum(base[f"model.{matrix.name}.weight"] for matrix in spec.matrices)
+    for output in flow.outputs:
+        done = read_compression(output)
+        stored = headers(output.path)
+        counted = {
+            row.name: sum(
+                math.prod(stored[name][1])
+                for part in ("dense", "down", "up")
+                if (name := f"model.{row.name}.{part}.weight") in stored
+            )
+            for row in done.matrices
+        }
+        assert [row.name for row in done.matrices] == [matrix.name for matrix in spec.matrices]
+        assert counted == {row.name: row.parameters for row in done.matrices}
+        assert sum(counted.values()) == done.targeted_after
+        assert done.targeted_before == targeted
+        assert done.targeted_after <= (1 - output.ratio) * targeted
+        assert done.removed == 1 - done.targeted_after / targeted
+        assert done.parameters_before == sum(base.values())
+        orders = [name for name in stored if name.endswith(".order")]
+        assert {stored[name][0] for name in orders} <= {"I64"}
+        assert done.parameters_after == sum(
+            math.prod(shape) for name, (_, shape) in stored.items() if name not in orders
+        )
+        assert done.bytes_after == sum(
+            ITEM_BYTES[dtype] * math.prod(shape) for dtype, shape in stored.values()
+        )
+
+
+def test_every_row_has_its_tensors(flow: Flow) -> None:
+    biased = {matrix.name for matrix in inspect(flow.base).matrices if matrix.bias}
+    for output in flow.outputs:
+        stored = {name: shape for name, (_, shape) in headers(output.path).items()}
+        for row in read_compression(output).matrices:
+            m, n = row.shape
+            k = row.rank or 0
+            owner = f"model.{row.name}"
+            encodings: dict[str, dict[str, tuple[int, ...]]] = {
+                "dense": {f"{owner}.dense.weight": (m, n)},
+                "plain": {f"{owner}.down.weight": (k, n), f"{owner}.up.weight": (m, k)},
+                "pivoted": {
+                    f"{owner}.down.weight": (k, n),
+                    f"{owner}.up.weight": (m - k, k),
+                    f"{owner}.order": (m,),
+                },
+            }
+            expected = encodings[row.encoding]
+            if row.name in biased:
+                expected[f"{owner}.{BIAS[row.encoding]}"] = (m,)
+            assert {n: stored[n] for n in stored if n.startswith(f"{owner}.")} == expected
+            assert row.achieved_loss == pytest.approx(row.predicted_loss, rel=1e-3)
+            assert row.rounding < 1e-5  # float32 factors
+
+
+def test_the_manifest_names_every_file(flow: Flow) -> None:
+    for output in flow.outputs:
+        manifest = Manifest.model_validate_json((output.path / "manifest.json").read_bytes())
+        found = file_sums(output.path)
+        del found["manifest.json"], found["_SUCCESS"]
+        assert {name: entry.sha256 for name, entry in manifest.files.items()} == found
+        assert all(
+            (output.path / name).stat().st_size == entry.bytes
+            for name, entry in manifest.files.items()
+        )
+        assert manifest.base_files == {name: flow.base_sums[name] for name in manifest.base_files}
+        assert {"config.json", "model.safetensors"} == manifest.base_files.keys()
+
+
+def test_tokenizer_files_are_those_of_the_base(flow: Flow) -> None:
+    names = {name for name in flow.base_sums if name.startswith("tokenizer")}
+    assert {"tokenizer.json", "tokenizer_config.json"} <= names
+    for output in flow.outputs:
+        sums = file_sums(output.path)
+        for name in names | {"generation_config.json"}:
+            assert sums[name] == flow.base_sums[name]
+
+
+def test_nothing_removed_is_the_base_itself(flow: Flow) -> None:
+    found = [output for output in flow.outputs if output.ratio == 0]
+    assert len(found) == RATIOS[flow.family].count(0.0)
+    for output in found:
+        assert {row.encoding for row in read_compression(output).matrices} == {"dense"}
+        ids = tiny_tokenizer()(prose(3000), verbose=False)["input_ids"]
+        windows = torch.tensor(ids[: 8 * 64]).view(8, 64)
+        dense = load_model(flow.base, "float32", "cpu", trust_remote_code=False)
+        same = load_model(output.path, "float32", "cpu", trust_remote_code=False)
+        assert perplexity(same, windows).mean == perplexity(dense, windows).mean
+
+
+def test_what_is_not_targeted_is_the_base_bit_for_bit(flow: Flow) -> None:
+    base = load_file(flow.base / "model.safetensors")
+    targeted = tuple(f"model.{matrix.name}." for matrix in inspect(flow.base).matrices)
+    kept = [name for name in base if not name.startswith(targeted)]
+    assert len(kept) < len(base)
+    for output in flow.outputs:
+        stored = load_file(output.path / "model.safetensors")
+        assert all(torch.equal(stored[name], base[name]) for name in kept)
+
+
+@pytest.mark.parametrize("method", [name for name in get_args(Method) if name != "two-sided"])
+def test_the_papers_methods(method: Method, local_ray: None, text: Path, tmp_path: Path) -> None:
+    base = tiny_model(tmp_path / "base", hidden_size=48, intermediate_size=96)
+    config = ask(base, text, tmp_path / "output", ratio=0.4, method=method)
+    (output,) = compress(config).outputs
+    assert all(check.passed for check in output.checks)
+    done = read_compression(output)
+    assert done.method == {"preset": method} | METHODS[method]
+    assert done.targeted_after <= 0.6 * done.targeted_before
+    assert {row.encoding for row in done.matrices} == {"plain"}
+    assert all(row.parameters == (row.rank or 0) * sum(row.shape) for row in done.matrices)
+    assert done.fallbacks == ()
+    uniform = {  # v1: every matrix within one rank step of the target
+        row.name: int(0.6 * math.prod(row.shape) / sum(row.shape)) for row in done.matrices
+    }
+    assert ({row.name: row.rank for row in done.matrices} == uniform) == (method == "svd-llm")
+
+
+def test_another_ratio_measures_nothing_anew(reference: Reference, tmp_path: Path) -> None:
+    run_dir = reference.config.run_folder
+    before = item_times(run_dir, "moments", "bases", "spectra", "factors")
+    config = reference.config.model_copy(
+        update={"output": tmp_path / "output", "run_dir": run_dir, "ratio": (0.45,)}
+    )
+    (output,) = compress(config).outputs
+    after = item_times(run_dir, "moments", "bases", "spectra", "factors")
+    assert {key: after[key] for key in before} == before
+    assert after.keys() - before.keys()
+    assert all(key.startswith("factors/") for key in after.keys() - before.keys())
+    assert weight_sums(output.path) != weight_sums(reference.output.path)
+
+
+def read_compression(output: OutputResult) -> Compression:
+    """compression.json, which is also what `compress` returned."""
+    found = Compression.model_validate_json((output.path / "compression.json").read_bytes())
+    assert found == output.compression
+    return found

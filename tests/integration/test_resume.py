@@ -1,0 +1,99 @@
+"""A run that is stopped in every way, again and again, writes what an undisturbed one writes."""
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from schemas.config import RunConfig
+from tests.integration.conftest import Reference
+from tests.integration.processes import Command, Process
+from tests.integration.support import flags, item_times, until, weight_sums
+
+ROOT = Path(__file__).parents[2]
+KINDS = ("moments", "bases", "spectra", "factors")
+
+
+@pytest.fixture
+def config(reference: Reference, tmp_path: Path) -> RunConfig:
+    """The run of `reference` on two workers, elsewhere."""
+    cluster = reference.config.cluster.model_copy(update={"workers": 2})
+    return reference.config.model_copy(update={"output": tmp_path / "out", "cluster": cluster})
+
+
+@pytest.fixture
+def start(config: RunConfig) -> Iterator[Callable[[], Command]]:
+    """Starts the command; whatever is left of it is ended with the test.
+
+    SIGINT is set to its default for it: where the tests run in the background it is ignored, and
+    a child would inherit that.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    started: list[Command] = []
+
+    def begin() -> Command:
+        started.append(Command(flags(config), ROOT))
+        return started[-1]
+
+    yield begin
+    for command in started:
+        command.close()
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.timeout(900)  # six starts of the whole program
+def test_a_run_stopped_in_every_stage_ends_with_the_same_bytes(
+    config: RunConfig, reference: Reference, start: Callable[[], Command]
+) -> None:
+    run_dir = config.run_folder
+    seen: dict[str, tuple[int, int]] = {}
+
+    def stop(what: str, under_way: Callable[[Command], bool], how: Callable[[Command], int]) -> int:
+        command = start()
+        until(lambda: under_way(command), what)
+        code = how(command)
+        until(command.alone, f"{what}: every process of the run has ended")
+        now = item_times(run_dir, *KINDS)
+        assert {key: now[key] for key in seen} == seen, f"{what}: a finished item was made again"
+        seen.update(now)
+        return code
+
+    def items(kind: str) -> Callable[[Command], bool]:
+        return lambda command: command.said("") and bool(item_times(run_dir, kind))
+
+    assert stop("calibrate", lambda c: c.said("load: "), lose_host) == -signal.SIGKILL
+    assert stop("commit", items("moments"), lambda c: interrupt(c, signal.SIGTERM)) == 143
+    assert stop("factorise", items("bases"), lambda c: interrupt(c, signal.SIGINT)) == 130
+    assert stop("truncate", items("factors"), lose_worker) == 3
+    assert stop("verify", lambda c: c.said("assemble: "), lose_host) == -signal.SIGKILL
+    assert not config.output.exists()
+    last = start()
+    assert last.wait() == 0, last.log
+    assert weight_sums(config.output) == weight_sums(reference.output.path)
+    now = item_times(run_dir, *KINDS)
+    assert {key: now[key] for key in seen} == seen
+
+
+def interrupt(command: Command, number: signal.Signals) -> int:
+    """The exit code after a signal to the driver, which ends its Ray by itself."""
+    command.send(number)
+    return command.wait()
+
+
+def lose_host(command: Command) -> int:
+    """The exit code after SIGKILL to everything."""
+    command.lose_host()
+    return command.wait()
+
+
+def lose_worker(command: Command) -> int:
+    """The exit code after SIGKILL to one layer shard, whose name the driver then says."""
+    command.send(signal.SIGCONT)  # a signal without effect: it only notes who is there
+    shards = [process for process in command.family if "ray::LayerShard" in process.name]
+    victim: Process = min(shards)
+    victim.kill()
+    code = command.wait()
+    assert "a worker died" in command.log
+    assert "start the same command again" in command.log
+    return code

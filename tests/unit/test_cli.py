@@ -1,0 +1,132 @@
+"""Exit codes and messages of the command line, without starting Ray."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.progress import log
+from tests.models import prose, tiny_model
+
+TOO_MANY = "1000000"
+
+
+@pytest.fixture(autouse=True)
+def propagate(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Let caplog see what the command logs."""
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level(logging.INFO, logger=log.name)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "prose.txt"
+    path.write_text(prose(4_000))
+    return path
+
+
+def run(*arguments: object) -> int:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments]).exit_code
+
+
+def test_missing_settings_are_named_with_their_flags(caplog: pytest.LogCaptureFixture) -> None:
+    assert run("compress", "--seed", 1) == 2
+    for flag in ("--model", "--ratio", "--output"):
+        assert flag in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--ratio", "1.5"), "ratio.0 = '1.5': Input should be less than 1"),
+        (("--ratio", "nan"), "finite number"),
+        (("--ratio", "0.2,x"), "ratio.1 = 'x'"),
+        (("--ratio", "0.2", "--set", "foo.bar=1"), "foo: no such setting"),
+        (("--ratio", "0.2", "--set", "nonsense"), "not of the form a.b=value"),
+        (("--ratio", "0.2", "--calibration-samples", "0"), "calibration.samples = 0"),
+        (("--ratio", "0.2", "--config", "absent.yaml"), "--config absent.yaml"),
+        (("--ratio", "0.2", "--gradient-samples", "0"), "needs gradients"),
+        (
+            ("--ratio", "0.2", "--truncation", "fisher", "--allocation", "svd-llm-v2"),
+            "measures nats",
+        ),
+        (("--ratio", "0.2", "--run-dir", "out/run"), "neither may be inside"),
+    ],
+)
+def test_a_wrong_request_is_refused(
+    arguments: tuple[str, ...], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run("compress", "--model", "m", "--output", "out", *arguments) == 2
+    assert message in caplog.text
+
+
+def test_too_little_text_is_refused_before_ray_starts(
+    model: Path, text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = ("--calibration", text, "--calibration-samples", TOO_MANY, "--gradient-samples", 1)
+    output = tmp_path / "out"
+    assert run("compress", "--model", model, "--ratio", 0.2, "--output", output, *asked) == 2
+    assert f"{TOO_MANY} are asked for" in caplog.text
+    assert not output.exists()
+
+
+def test_an_output_that_is_not_ours_is_refused(
+    model: Path, text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    asked = ("--calibration", text, "--ratio", 0.2)
+    assert run("compress", "--model", model, "--output", tmp_path, *asked) == 2
+    assert "no finished checkpoint of this program" in caplog.text
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_output_inside_the_model_is_refused(
+    model: Path, text: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = ("--calibration", text, "--ratio", 0.2)
+    assert run("compress", "--model", model, "--output", model / "small", *asked) == 2
+    assert "is inside the model" in caplog.text
+
+
+def test_plan_counts_parameters(model: Path) -> None:
+    result = CliRunner().invoke(
+        app, ["plan", "--model", str(model), "--ratio", "0.25,0.5", "--workers", "2", "--json"]
+    )
+    assert result.exit_code == 0
+    plan = json.loads(result.stdout)
+    assert [shard["start"] for shard in plan["shards"]] == [0, 1]
+    assert [ratio["targeted_parameters"] for ratio in plan["ratios"]] == [
+        plan["targeted_parameters"] * 3 // 4,
+        plan["targeted_parameters"] // 2,
+    ]
+    kinds = plan["kinds"]
+    assert plan["targeted_parameters"] == sum(
+        kind["count"] * kind["out_features"] * kind["in_features"] for kind in kinds
+    )
+
+
+@pytest.mark.parametrize("command", ["verify", "status"])
+def test_a_folder_of_another_kind_is_refused(
+    command: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run(command, tmp_path) == 2
+    assert str(tmp_path) in caplog.text
+
+
+def test_flags_override_the_file_and_set_overrides_flags(
+    tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("ratio: 0.1\nmethod: svd-llm\nseed: 7\n")
+    asked = ("--model", model, "--config", path, "--ratio", "0.5", "--set", "ratio=0.25", "--json")
+    result = CliRunner().invoke(app, ["plan", *map(str, asked)])
+    assert result.exit_code == 0, caplog.text
+    assert [ratio["ratio"] for ratio in json.loads(result.stdout)["ratios"]] == [0.25]

@@ -1,0 +1,107 @@
+"""Second moments of a stream, against one sum over all rows in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from schemas.errors import NumericsError
+from workers.moments import Moment, MomentAccumulator
+
+# Products and sums of 60 float32 rows: a few eps (1e-7) of the diagonal.
+ROUNDING = 1e-6
+
+
+def rows(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator) + 0.5
+
+
+def accumulate(
+    parts: list[tuple[Tensor, int]], size: int | None = 7, trace_of: list[Tensor] | None = None
+) -> Moment:
+    sums = MomentAccumulator("layers.0.mlp.input", size)
+    for i, (part, segment) in enumerate(parts):
+        sums.add(part, segment, trace_of=trace_of[i] if trace_of else None)
+    return sums.result()
+
+
+def matrix(moment: Moment) -> Tensor:
+    assert moment.matrix is not None
+    return moment.matrix
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("segments", [[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 4, 5]])
+def test_it_is_the_mean_outer_product(dtype: torch.dtype, segments: list[int]) -> None:
+    parts = [rows(20, 7, seed=i).to(dtype) for i in range(3)]
+    found = accumulate(list(zip(parts, segments, strict=True)))
+    exact = torch.cat(parts).double()
+    assert (matrix(found) - exact.T @ exact / 60).abs().max() < ROUNDING * 60 / 7
+    assert found.tokens == 60
+
+
+def test_leading_dimensions_are_rows() -> None:
+    batch = rows(2, 3, 5, 7)
+    assert torch.equal(
+        matrix(accumulate([(batch, 0)])), matrix(accumulate([(batch.reshape(30, 7), 0)]))
+    )
+
+
+def test_the_matrix_is_float32_and_symmetric() -> None:
+    found = matrix(accumulate([(rows(20, 7), 0)]))
+    assert found.dtype == torch.float32
+    assert (found - found.T).abs().max() < ROUNDING
+
+
+def test_the_trace_is_that_of_the_matrix() -> None:
+    found = accumulate([(rows(20, 7), 0), (rows(20, 7, seed=1), 1)])
+    assert found.trace == pytest.approx(float(matrix(found).trace()), rel=ROUNDING)
+
+
+def test_the_trace_may_be_that_of_other_rows() -> None:
+    others = [rows(20, 3, seed=5), rows(20, 3, seed=6)]
+    found = accumulate([(rows(20, 7), 0), (rows(20, 7, seed=1), 1)], trace_of=others)
+    expected = float(torch.cat(others).double().square().sum()) / 40
+    assert found.trace == pytest.approx(expected, rel=ROUNDING)
+
+
+def test_without_a_size_there_is_only_a_trace() -> None:
+    others = [rows(20, 3, seed=5)]
+    found = accumulate([(rows(20, 7), 0)], size=None, trace_of=others)
+    assert found.matrix is None
+    assert found.trace == pytest.approx(float(others[0].double().square().mean() * 3), rel=1e-6)
+    assert found.tokens == 20
+
+
+def test_segments_are_combined_in_float64() -> None:
+    """1e8 + 1 - 1e8 is 0 in float32 addition; here each segment is one row of one feature."""
+    parts = [(torch.tensor([[1e4]]), 0)] + [(torch.tensor([[1.0]]), i) for i in range(1, 101)]
+    found = matrix(accumulate(parts, size=1))
+    assert float(found) * 101 == pytest.approx(1e8 + 100, rel=1e-7)
+    one_segment = matrix(accumulate([(part, 0) for part, _ in parts], size=1))
+    assert float(one_segment) * 101 == pytest.approx(1e8, rel=1e-7)
+
+
+def test_where_segments_end_does_not_depend_on_how_rows_come() -> None:
+    """A segment is summed in order: what matters is the micro-batches, not their grouping."""
+    parts = [rows(10, 7, seed=i) for i in range(4)]
+    together = accumulate([(parts[0], 0), (parts[1], 0), (parts[2], 1), (parts[3], 1)])
+    first = accumulate([(parts[0], 0), (parts[1], 0)])
+    second = accumulate([(parts[2], 0), (parts[3], 0)])
+    assert (matrix(first) + matrix(second) - 2 * matrix(together)).abs().max() < ROUNDING * 10
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_rows_that_are_not_finite_are_refused_by_name(value: float) -> None:
+    bad = rows(20, 7)
+    bad[3, 4] = value
+    with pytest.raises(NumericsError, match=r"layers\.0\.mlp\.input: NaN or Inf.*40 tokens"):
+        accumulate([(rows(20, 7), 0), (bad, 1)])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_trace_that_is_not_finite_is_refused(value: float) -> None:
+    bad = rows(20, 3)
+    bad[3, 1] = value
+    with pytest.raises(NumericsError, match="NaN or Inf"):
+        accumulate([(rows(20, 7), 0)], size=None, trace_of=[bad])

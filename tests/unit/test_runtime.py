@@ -1,0 +1,385 @@
+"""The code shipped in a checkpoint, on tiny random models of every architecture.
+
+The oracle is the stock dense model, each of its matrices overwritten by the product of the factors.
+"""
+
+import copy
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+import runtime
+from runtime import modeling_lowrank
+from runtime.configuration_lowrank import (
+    ARCHITECTURES,
+    ENCODINGS,
+    LowRankConfig,
+    LowRankLlamaConfig,
+    Matrix,
+    identity,
+    tensor_parallel_plan,
+    tensor_shapes,
+)
+from runtime.modeling_lowrank import LowRankLinear, LowRankLlamaForCausalLM
+
+TIED = {"llama": True, "mistral": False, "qwen2": False, "qwen3": True}
+PROMPTS = {
+    "input_ids": torch.tensor([[0, 0, 0, 5, 9, 11], [7, 3, 8, 2, 40, 6]]),
+    "attention_mask": torch.tensor([[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]]),
+}
+GREEDY = {"do_sample": False, "max_new_tokens": 5, "min_new_tokens": 5, "pad_token_id": 0}
+
+
+class Checkpoint(NamedTuple):
+    """A low-rank checkpoint made by hand, and what the dense model of the same weights says."""
+
+    folder: Path
+    dense: PreTrainedModel
+    logits: Tensor  # (2, 6, vocabulary)
+    tokens: Tensor  # (2, 11)
+
+    def load(self, **options: Any) -> Any:
+        """The model by its own class, without remote code; raises unless every key fits."""
+        [name] = json.loads((self.folder / "config.json").read_text())["architectures"]
+        cls = getattr(modeling_lowrank, name)
+        model, info = cls.from_pretrained(self.folder, output_loading_info=True, **options)
+        assert not any(info.values()), info
+        return model
+
+
+def random_factors(matrix: Matrix, linear: nn.Linear) -> tuple[dict[str, Tensor], Tensor]:
+    """Random tensors for a matrix in the shape of `linear`, and the weight W' (m, n) they store."""
+    shapes = tensor_shapes(
+        *matrix, linear.out_features, linear.in_features, linear.bias is not None
+    )
+    tensors = {name: torch.randn(shape) * 0.3 for name, shape in shapes.items()}
+    if matrix.encoding == "dense":
+        return tensors, tensors["dense.weight"]
+    down = tensors["down.weight"]
+    product = tensors["up.weight"] @ down if "up.weight" in tensors else down[:0]
+    if matrix.encoding == "plain":
+        return tensors, product
+    tensors["order"] = torch.randperm(linear.out_features)
+    return tensors, torch.cat((down, product))[tensors["order"]]
+
+
+@torch.no_grad()
+def make_checkpoint(folder: Path, base_type: str, encodings: tuple[str, ...]) -> Checkpoint:
+    """Write a checkpoint whose decoder matrices take the encodings in turn."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        base_type,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        vocab_size=64,
+        tie_word_embeddings=TIED[base_type],
+        dtype="float32",
+    )
+    dense = AutoModelForCausalLM.from_config(config).eval()  # type: ignore[no-untyped-call]
+    for parameter in dense.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.1)  # no bias stays 0, no norm stays 1
+    matrices: dict[str, Matrix] = {}
+    stored: dict[str, Tensor] = {}
+    turns = itertools.cycle(encodings)
+    for name, linear in dense.model.layers.named_modules(prefix="layers"):
+        if isinstance(linear, nn.Linear):
+            encoding = next(turns)
+            rank = None if encoding == "dense" else 16 if "k_proj" in name else 12
+            matrices[name] = Matrix(encoding, rank)
+            tensors, weight = random_factors(matrices[name], linear)
+            linear.weight.copy_(weight)
+            for key in tensors.keys() & {"up.bias", "offset", "dense.bias"}:
+                linear.bias.copy_(tensors[key])
+            stored |= {f"model.{name}.{key}": tensor for key, tensor in tensors.items()}
+    untouched = {
+        key: tensor.clone()
+        for key, tensor in dense.state_dict().items()
+        if key.removeprefix("model.").rpartition(".")[0] not in matrices
+        and not (TIED[base_type] and key == "lm_head.weight")
+    }
+    low_rank = {"format": 1, "matrices": {name: m._asdict() for name, m in matrices.items()}}
+    entries = {**dense.config.to_dict(), **identity(base_type), "low_rank": low_rank}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(entries))
+    save_file(stored | untouched, folder / "model.safetensors", metadata={"format": "pt"})
+    for file in Path(runtime.__path__[0]).glob("*_lowrank.py"):
+        shutil.copy(file, folder)
+    tokens = dense.generate(**PROMPTS, **GREEDY)
+    return Checkpoint(folder, dense, dense(**PROMPTS).logits, tokens)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
+    """One checkpoint of every architecture, the three encodings mixed within and across layers."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {t: make_checkpoint(root / t, t, ENCODINGS) for t in ARCHITECTURES}
+
+
+def run_clean(script: str, *arguments: object, home: Path) -> None:
+    """Run a Python that sees neither this folder nor PYTHONPATH; fail with its output."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script, *map(str, arguments)],
+        cwd=home,
+        env={**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        Matrix("plain", 3),
+        Matrix("plain", 5),
+        Matrix("pivoted", 1),
+        Matrix("pivoted", 5),
+        Matrix("dense", None),
+    ],
+)
+@pytest.mark.parametrize("shape", [(5, 7), (7, 5)])
+def test_linear_is_the_matrix_it_stores(matrix: Matrix, bias: bool, shape: tuple[int, int]) -> None:
+    reference = nn.Linear(shape[1], shape[0], bias=bias)
+    layer = LowRankLinear(matrix, *shape, bias)
+    tensors, weight = random_factors(matrix, reference)
+    layer.load_state_dict(tensors)
+    x = torch.randn(2, 3, shape[1])
+
+    torch.testing.assert_close(layer(x), nn.functional.linear(x, weight, layer.bias))
+    assert (layer.out_features, layer.in_features) == shape
+    assert (layer.bias is not None) == bias
+    assert {k: tuple(v.shape) for k, v in layer.state_dict().items()} == tensor_shapes(
+        *matrix, *shape, bias
+    )
+
+
+@pytest.mark.parametrize(
+    ("encoding", "rank"), [("plain", None), ("pivoted", 6), ("plain", 0), ("dense", 3), ("csr", 3)]
+)
+def test_impossible_matrix_is_refused(encoding: str, rank: int | None) -> None:
+    with pytest.raises(ValueError, match=r"shape \(7, 5\) cannot have encoding .* use "):
+        tensor_shapes(encoding, rank, 7, 5, bias=False)
+
+
+@pytest.mark.parametrize("base_type", ARCHITECTURES)
+def test_same_model_as_dense(checkpoints: dict[str, Checkpoint], base_type: str) -> None:
+    checkpoint = checkpoints[base_type]
+    model = checkpoint.load()
+    clone = copy.deepcopy(model)
+
+    for each in (model, clone):
+        torch.testing.assert_close(each(**PROMPTS).logits, checkpoint.logits, atol=1e-5, rtol=1e-5)
+        assert torch.equal(each.generate(**PROMPTS, **GREEDY), checkpoint.tokens)
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == TIED[base_type]
+
+
+@pytest.mark.parametrize("base_type", ARCHITECTURES)
+def test_dtype_is_kept_and_order_stays_integer(
+    checkpoints: dict[str, Checkpoint], base_type: str
+) -> None:
+    model = checkpoints[base_type].load(dtype=torch.bfloat16)
+
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    orders = [b for name, b in model.named_buffers() if name.endswith(".order")]
+    assert orders
+    assert {order.dtype for order in orders} == {torch.int64}
+
+
+def test_gradient_checkpointing_changes_no_gradient(checkpoints: dict[str, Checkpoint]) -> None:
+    def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
+        model.train()(**PROMPTS, labels=PROMPTS["input_ids"]).loss.backward()
+        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+    model = checkpoints["qwen2"].load()
+    plain = gradients(model)
+    model = checkpoints["qwen2"].load()
+    model.activation_checkpointing_enable()
+    recomputed = gradients(model)
+
+    assert plain.keys() == dict(model.named_parameters()).keys()
+    torch.testing.assert_close(recomputed, plain)
+
+
+@pytest.mark.parametrize("base_type", ARCHITECTURES)
+def test_identity_names_classes_of_the_shipped_files(base_type: str) -> None:
+    entries = identity(base_type)
+
+    for reference in entries["auto_map"].values():
+        module, name = reference.split(".")
+        cls = getattr(sys.modules[f"runtime.{module}"], name)
+        config = cls if module.startswith("configuration") else cls.config_class
+        assert config.model_type == entries["model_type"]
+    with pytest.raises(ValueError, match=r"'gpt2' has no low-rank form; use .*qwen3"):
+        identity("gpt2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"low_rank": None}, "config.low_rank is missing.*load the config.json"),
+        ({"low_rank": {"format": 2, "matrices": {}}}, "format is 2, this code reads 1; use"),
+        (
+            {"low_rank": {"format": 1, "matrices": {"a.b": {"encoding": "csr", "rank": 3}}}},
+            r"\['a.b'\].encoding is 'csr'.*use the code files",
+        ),
+        (
+            {"low_rank": {"format": 1, "matrices": {"a.b": {"encoding": "plain", "rank": 3}}}},
+            r"names 'a.b', which is not a linear layer of LlamaModel; load",
+        ),
+    ],
+)
+def test_a_config_that_cannot_be_followed_is_refused(
+    checkpoints: dict[str, Checkpoint], changes: dict[str, Any], message: str
+) -> None:
+    entries = json.loads((checkpoints["llama"].folder / "config.json").read_text()) | changes
+
+    with pytest.raises(ValueError, match=message):
+        LowRankLlamaForCausalLM(LowRankLlamaConfig(**entries))
+
+
+def test_tensor_parallel_plan_moves_styles_to_the_factors(
+    checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    base = {"layers.*.q_proj": "colwise", "layers.*.o_proj": "rowwise", "layers.*.q_norm": "other"}
+    plain, dense = Matrix("plain", 4), Matrix("dense", None)
+    matrices = {"layers.0.q_proj": plain, "layers.1.q_proj": dense, "layers.0.o_proj": plain}
+
+    assert tensor_parallel_plan(base, matrices) == {
+        "layers.*.q_proj.up": "colwise",
+        "layers.*.q_proj.dense": "colwise",
+        "layers.*.o_proj.down": "rowwise",
+        "layers.*.q_norm": "other",
+    }
+    assert tensor_parallel_plan(base, matrices | {"layers.1.o_proj": Matrix("pivoted", 4)}) == {}
+    assert checkpoints["llama"].load().tp_plan == {"lm_head": "colwise_gather_output"}
+    plan = make_checkpoint(tmp_path / "c", "llama", ("plain",)).load().tp_plan
+    assert plan["model.layers.*.self_attn.q_proj.up"] == "colwise"
+    assert plan["model.layers.*.mlp.down_proj.down"] == "rowwise"
+    assert "model.layers.*.self_attn.q_proj" not in plan
+
+
+def test_config_survives_a_save(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    config = checkpoints["qwen3"].load().config
+    assert isinstance(config, LowRankConfig)
+
+    config.save_pretrained(tmp_path)
+    again = type(config).from_pretrained(tmp_path)
+
+    assert again.matrices == config.matrices
+    assert again.base_model_tp_plan == config.base_model_tp_plan
+
+
+CLEAN = """
+import copy, sys
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForCausalLM
+
+def load(auto, path):
+    model, info = auto.from_pretrained(path, trust_remote_code=True, output_loading_info=True)
+    assert not any(v for k, v in info.items() if k != "unexpected_keys"), info
+    assert set(info["unexpected_keys"]) <= ({"lm_head.weight"} if auto is AutoModel else set())
+    return model
+
+torch.set_num_threads(1)
+try:
+    AutoModelForCausalLM.from_pretrained(sys.argv[1])
+except ValueError as error:
+    assert "trust_remote_code=True" in str(error)
+else:
+    raise AssertionError("loaded without trust_remote_code")
+for path in sys.argv[1:]:
+    expected = load_file(f"{path}.expected")
+    ids, mask = expected["input_ids"], expected["attention_mask"]
+    model = load(AutoModelForCausalLM, path)
+    tokens = model.generate(ids, attention_mask=mask, **GREEDY)
+    assert torch.equal(tokens, expected["tokens"])
+    model.save_pretrained(f"{path}-again")
+    for m in (model, copy.deepcopy(model), load(AutoModelForCausalLM, f"{path}-again")):
+        logits = m(ids, attention_mask=mask).logits
+        torch.testing.assert_close(logits, expected["logits"], atol=1e-5, rtol=1e-5)
+    hidden = load(AutoModel, path)(ids, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(model.lm_head(hidden), expected["logits"], atol=1e-5, rtol=1e-5)
+ours = {"runtime", "schemas", "workers", "pipeline"}
+assert not ours & {name.partition(".")[0] for name in sys.modules}
+""".replace("**GREEDY", f"**{GREEDY}")
+
+
+def test_plain_transformers_loads_it(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    for checkpoint in checkpoints.values():
+        expected = {"logits": checkpoint.logits, "tokens": checkpoint.tokens, **PROMPTS}
+        save_file(expected, f"{checkpoint.folder}.expected")
+
+    run_clean(CLEAN, *(c.folder for c in checkpoints.values()), home=tmp_path)
+
+
+PARALLEL = """
+import os, sys
+path, rank = sys.argv[1], int(sys.argv[2])
+os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", HF_HOME=f"{path}.{rank}")
+
+import torch
+import torch.distributed
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from transformers.distributed import DistributedConfig
+
+torch.set_num_threads(1)
+torch.distributed.init_process_group(
+    "gloo", init_method=f"file://{path}.store", rank=rank, world_size=2
+)
+model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
+# The two halves of from_pretrained(distributed_config=...), which itself requires accelerate.
+config, _, mesh = model.prepare_distribute_model(DistributedConfig(tp_size=2, tp_plan="auto"))
+model = model.maybe_distribute_model(model, config, mesh)
+layer = model.model.layers[0]
+assert layer.self_attn.q_proj.up.weight.to_local().shape == (16, 12)
+assert layer.mlp.down_proj.down.weight.to_local().shape == (12, 24)
+expected = load_file(f"{path}.expected")
+with torch.no_grad():
+    logits = model(expected["input_ids"], attention_mask=expected["attention_mask"]).logits
+torch.testing.assert_close(logits, expected["logits"], atol=1e-5, rtol=1e-5)
+torch.distributed.barrier()
+os._exit(0)  # gloo's threads can abort an interpreter that shuts down around them
+"""
+
+
+def test_two_processes_share_a_plain_model(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "plain", "qwen2", ("plain",))
+    save_file({"logits": checkpoint.logits, **PROMPTS}, f"{checkpoint.folder}.expected")
+
+    with ThreadPoolExecutor(2) as ranks:
+        for done in [
+            ranks.submit(run_clean, PARALLEL, checkpoint.folder, rank, home=tmp_path)
+            for rank in range(2)
+        ]:
+            done.result()

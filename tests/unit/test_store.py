@@ -1,0 +1,195 @@
+"""An item of the run directory is there as a whole with its checksum, or it is not there."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from schemas.errors import RunError
+from workers.store import Store, file_sha256, write_text
+from workers.tensorfile import Entry, entries
+
+KEY = "moments/0123/layers.0.mlp.input.safetensors"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "run")
+
+
+def commit(store: Store, key: str = KEY, value: float = 1.0) -> None:
+    store.commit(key, entries({"moment": torch.full((5, 3), value)}), {"tokens": 7})
+
+
+def files(store: Store) -> set[str]:
+    return {
+        path.relative_to(store.root).as_posix() for path in store.root.rglob("*") if path.is_file()
+    }
+
+
+def break_off() -> Iterator[Entry]:
+    """Content whose second tensor cannot be had."""
+
+    def fail() -> Tensor:
+        raise RuntimeError("killed")
+
+    yield Entry("a", torch.float32, (2,), lambda: torch.zeros(2))
+    yield Entry("b", torch.float32, (2,), fail)
+
+
+def test_what_is_committed_is_loaded(store: Store) -> None:
+    tensors = {
+        "moment": torch.randn(4, 4),
+        "halves": torch.randn(3).bfloat16(),
+        "order": torch.randperm(9),
+        "trace": torch.tensor(2.5, dtype=torch.float64),
+    }
+    store.commit(KEY, entries(tensors), {"note": "größer", "list": [1, None, 2.5]})
+    item = store.load(KEY)
+    assert item.facts == {"note": "größer", "list": [1, None, 2.5]}
+    assert item.tensors.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert item.tensors[name].dtype == tensor.dtype
+        assert torch.equal(item.tensors[name], tensor)
+
+
+def test_an_item_without_facts_or_tensors_is_an_item(store: Store) -> None:
+    store.commit(KEY, [])
+    assert store.load(KEY) == ({}, {})
+
+
+def test_the_record_is_of_the_file(store: Store) -> None:
+    commit(store)
+    record = store.record(KEY)
+    assert record is not None
+    assert record.key == KEY
+    assert record.bytes == store.path(KEY).stat().st_size
+    assert record.sha256 == file_sha256(store.path(KEY))
+    assert record.facts == {"tokens": 7}
+
+
+def test_an_item_is_a_plain_safetensors_file(store: Store) -> None:
+    commit(store)
+    assert torch.equal(load_file(store.path(KEY))["moment"], torch.ones(5, 3))
+
+
+def test_nothing_but_the_item_and_its_record_is_left(store: Store) -> None:
+    commit(store)
+    assert files(store) == {KEY, f"records/{KEY}.json"}
+
+
+def test_another_store_of_the_same_folder_sees_it(store: Store) -> None:
+    commit(store)
+    assert torch.equal(Store(store.root).load(KEY).tensors["moment"], torch.ones(5, 3))
+
+
+def test_a_second_commit_leaves_the_first_as_it_is(store: Store) -> None:
+    commit(store, value=1.0)
+    written = store.path(KEY).stat().st_mtime_ns
+    commit(store, value=2.0)
+    assert torch.equal(store.load(KEY).tensors["moment"], torch.ones(5, 3))
+    assert store.path(KEY).stat().st_mtime_ns == written
+
+
+def test_a_damaged_item_is_written_anew(store: Store) -> None:
+    commit(store, value=1.0)
+    content = store.path(KEY).read_bytes()
+    store.path(KEY).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(RunError, match="SHA-256 differs"):
+        store.load(KEY)
+    commit(store, value=2.0)
+    assert torch.equal(store.load(KEY).tensors["moment"], torch.full((5, 3), 2.0))
+
+
+def test_what_was_never_committed_is_not_there(store: Store) -> None:
+    assert store.record(KEY) is None
+    with pytest.raises(RunError, match=r"layers\.0\.mlp\.input\.safetensors: not there"):
+        store.load(KEY)
+
+
+@pytest.mark.parametrize("position", [0, 8, 60, -1])
+def test_one_changed_byte_is_found_and_the_item_dropped(store: Store, position: int) -> None:
+    commit(store)
+    content = bytearray(store.path(KEY).read_bytes())
+    content[position] ^= 1
+    store.path(KEY).write_bytes(content)
+    with pytest.raises(RunError, match=r"not what was written \(SHA-256 differs\)"):
+        store.load(KEY)
+    assert store.record(KEY) is None
+
+
+def test_a_dropped_item_can_be_committed_anew(store: Store) -> None:
+    commit(store)
+    store.path(KEY).write_bytes(b"x" * store.path(KEY).stat().st_size)
+    with pytest.raises(RunError):
+        store.load(KEY)
+    commit(store)
+    assert torch.equal(store.load(KEY).tensors["moment"], torch.ones(5, 3))
+
+
+@pytest.mark.parametrize("keep", [0, 10, -1])
+def test_a_truncated_file_does_not_count(store: Store, keep: int) -> None:
+    commit(store)
+    store.path(KEY).write_bytes(store.path(KEY).read_bytes()[:keep])
+    assert store.record(KEY) is None
+    assert list(store.records("moments")) == []
+    with pytest.raises(RunError, match="cut short"):
+        store.load(KEY)
+
+
+def test_a_file_without_its_record_does_not_count(store: Store) -> None:
+    commit(store)
+    (store.root / "records" / f"{KEY}.json").unlink()
+    assert store.record(KEY) is None
+
+
+def test_a_record_without_its_file_does_not_count(store: Store) -> None:
+    commit(store)
+    store.path(KEY).unlink()
+    assert store.record(KEY) is None
+
+
+def test_an_interrupted_write_does_not_count(store: Store) -> None:
+    with pytest.raises(RuntimeError, match="killed"):
+        store.commit(KEY, break_off())
+    assert store.record(KEY) is None
+    assert list(store.records("moments")) == []
+    assert not store.path(KEY).exists()
+
+
+def test_an_interrupted_write_leaves_nothing_that_counts(store: Store) -> None:
+    with pytest.raises(RuntimeError, match="killed"):
+        store.commit(KEY, break_off())
+    assert store.record(KEY) is None
+    assert not store.path(KEY).exists()
+    commit(store)
+    assert torch.equal(store.load(KEY).tensors["moment"], torch.ones(5, 3))
+
+
+def test_temporary_files_do_not_count(store: Store) -> None:
+    """What a killed process leaves beside an item and beside its record."""
+    for path in (store.path(KEY), store.root / "records" / f"{KEY}.json"):
+        path.parent.mkdir(parents=True)
+        path.with_name(f"{path.name}.0123abcd.tmp").write_bytes(b"half a file")
+    assert store.record(KEY) is None
+    assert list(store.records("")) == []
+
+
+def test_records_are_those_below_a_prefix_by_key(store: Store) -> None:
+    keys = ["moments/a/2.safetensors", "moments/a/1.safetensors", "moments/b/1.safetensors"]
+    for key in keys:
+        commit(store, key)
+    assert [record.key for record in store.records("moments/a")] == sorted(keys[:2])
+    assert [record.key for record in store.records("moments")] == sorted(keys)
+    assert list(store.records("bases")) == []
+
+
+def test_text_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "run.json"
+    write_text(path, "first")
+    write_text(path, "größer")
+    assert path.read_text(encoding="utf-8") == "größer"
+    assert [found.name for found in path.parent.iterdir()] == ["run.json"]
