@@ -34,17 +34,13 @@ def ray_session(config: RunConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    if address:
-        try:
-            ray.init(address=address, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RayError) as error:
-            raise ConfigError(
-                f"cluster.address {address!r}: no Ray cluster there ({error})"
-            ) from None
-    else:
-        _start_embedded(config)
+    try:
+        _connect(config)
+    except SystemExit:  # ray.init's own handler of SIGTERM, while it starts
+        if callable(on_sigterm):
+            on_sigterm(signal.SIGTERM, None)
+        raise
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # ray.init replaces it by one of its own
     try:
@@ -65,7 +61,13 @@ def worker_count(config: RunConfig, layers: int) -> int:
     if wanted and gpus and config.cluster.device != "cpu" and wanted > gpus:
         raise ConfigError(f"cluster.workers is {wanted}, but the Ray cluster has {gpus} GPUs")
     if config.cluster.device == "cpu" or not gpus:
-        cores = int(resources.get("CPU", 1)) // config.numerics.threads
+        threads = config.numerics.threads
+        cores = int(resources.get("CPU", 1)) // threads
+        if wanted and min(wanted, layers) > cores:
+            raise ConfigError(
+                f"cluster.workers is {wanted}, each with numerics.threads CPUs ({threads}); "
+                f"the Ray cluster has room for {cores}"
+            )
         available = max(1, min(cores, MAX_CPU_WORKERS))
     else:
         available = gpus
@@ -150,6 +152,17 @@ def result(reference: Any, what: str, timeout_s: float) -> Any:
 def start_timeout(config: RunConfig) -> float:
     """How long actors may take to be scheduled and to import their libraries."""
     return max(_START_TIMEOUT_S, config.cluster.item_timeout_s)
+
+
+def _connect(config: RunConfig) -> None:
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        _start_embedded(config)
+        return
+    try:
+        ray.init(address=address, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RayError) as error:
+        raise ConfigError(f"cluster.address {address!r}: no Ray cluster there ({error})") from None
 
 
 def _start_embedded(config: RunConfig) -> None:
