@@ -13,6 +13,7 @@ from workers import load_check
 from workers.memory import available_bytes
 from workers.store import file_sha256
 
+_CLEAN = "load in a clean process"
 _TIMEOUT_S = 1800.0
 _COPIES = 3.5  # in float32 and saved again, a bf16 checkpoint takes about this many times its size
 
@@ -20,6 +21,7 @@ _COPIES = 3.5  # in float32 and saved again, a bf16 checkpoint takes about this 
 def verify_checkpoint(folder: Path, published: bool) -> list[Check]:
     """Checksums of every file, then a load in a clean process; `published` expects _SUCCESS.
 
+    Loading runs the code in the folder, so it is not done where a checksum is wrong.
     A model too large for this host is checked by names and shapes only, which the checks say.
     Raises CheckpointError where the folder is no compressed checkpoint.
     """
@@ -29,6 +31,8 @@ def verify_checkpoint(folder: Path, published: bool) -> list[Check]:
     if published:
         there = (folder / "_SUCCESS").is_file()
         checks.append(Check(name="success marker", passed=there, detail="" if there else "absent"))
+    if not checks[0].passed:
+        return [*checks, Check(name=_CLEAN, passed=None, detail="the files are not as written")]
     weights = sum(entry.bytes for name, entry in manifest.files.items() if _is_weight(name))
     fits = weights * _COPIES < available_bytes()
     checks += _clean_process(folder, shapes_only=not fits)
@@ -80,17 +84,16 @@ def _files(folder: Path, manifest: Manifest) -> Check:
 def _clean_process(folder: Path, shapes_only: bool) -> list[Check]:
     command = [sys.executable, "-I", str(load_check.__file__), str(folder)]
     command += ["--shapes-only"] if shapes_only else []
-    name = "load in a clean process"
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_TIMEOUT_S, cwd="/", check=False
         )
         return [Check.model_validate(row) for row in json.loads(done.stdout.splitlines()[-1])]
     except subprocess.TimeoutExpired:
-        return [Check(name=name, passed=False, detail=f"not finished in {_TIMEOUT_S:g} s")]
+        return [Check(name=_CLEAN, passed=False, detail=f"not finished in {_TIMEOUT_S:g} s")]
     except (ValueError, IndexError):
         why = done.stderr[-2000:].strip() or "no output"
-        return [Check(name=name, passed=False, detail=f"exit status {done.returncode}: {why}")]
+        return [Check(name=_CLEAN, passed=False, detail=f"exit status {done.returncode}: {why}")]
 
 
 def _is_weight(name: str) -> bool:
