@@ -33,6 +33,8 @@ def make_plan(config: RunConfig, spec: ModelSpec, workers: int, dtype: str = "fl
     ends = 2 * spec.vocab_size * spec.hidden_size
     return Plan(
         shards=tuple(shards),
+        chain=workers,
+        replicas=1,
         total_parameters=total,
         targeted_parameters=spec.targeted,
         kinds=_kinds(spec),

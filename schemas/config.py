@@ -67,6 +67,12 @@ class ClusterConfig(Schema):
         ge=1,
         description="Layer-shard workers; default: every GPU, or the CPU cores (up to 8)",
     )
+    shard_layers: int | None = Field(
+        None, ge=1, description="Most layers that a worker holds at once; default: what fits"
+    )
+    replicas: int | None = Field(
+        None, ge=1, description="Copies of the chain of workers; default: what is fastest"
+    )
     device: Device = Field("auto", description="auto: cuda where the workers have it")
     address: str | None = Field(
         None,

@@ -14,6 +14,20 @@ class WorkerFacts(Schema):
     gpu_reserved: bool
 
 
+class ClusterSpec(Schema):
+    """The machines of a run, found in Ray or described by flags. Memory is in bytes, per worker.
+
+    On the CPU a worker's device is the host, so `device_memory` and `host_memory` are the same.
+    """
+
+    workers: int
+    device: str
+    device_name: str
+    device_memory: int
+    host_memory: int
+    dtype: str
+
+
 class LayerRange(Schema):
     """Decoder layers start, ..., stop - 1."""
 
@@ -43,7 +57,10 @@ class MatrixKind(Schema):
 
 
 class Plan(Schema):
-    """Layer shards, one a worker, and their cost in bytes.
+    """Layer shards and their cost in bytes.
+
+    The shards are in the order of the layers. `chain` of them run at once, one a worker, on
+    `replicas` copies of the chain; the next `chain` shards are the next wave.
 
     Memory is that of the worker with most layers: weights in the compute dtype and moments in
     float32 on its device, the moments' float64 sums on its host, and the largest factorisation.
@@ -51,6 +68,8 @@ class Plan(Schema):
     """
 
     shards: tuple[LayerRange, ...]
+    chain: int
+    replicas: int
     total_parameters: int
     targeted_parameters: int
     kinds: tuple[MatrixKind, ...]
@@ -61,3 +80,11 @@ class Plan(Schema):
     factorise_bytes: int
     run_disk_bytes: int
     output_disk_bytes: int
+
+    @property
+    def waves(self) -> list[tuple[LayerRange, ...]]:
+        """The shards that run at once, wave after wave."""
+        return [
+            self.shards[start : start + self.chain]
+            for start in range(0, len(self.shards), self.chain)
+        ]
