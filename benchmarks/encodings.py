@@ -21,7 +21,8 @@ from runtime.modeling_lowrank import LowRankLinear
 from schemas.errors import ConfigError
 from schemas.manifest import Compression
 from workers.checkpoint import inspect, resolve
-from workers.compression import basis_key, read_spectrum
+from workers.compression import read_spectrum
+from workers.items import basis_key
 from workers.loading import load_model, load_tokenizer
 from workers.perplexity import perplexity
 from workers.pivoting import pivot

@@ -4,12 +4,12 @@ import json
 import math
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from runtime.configuration_lowrank import BIASES, FORMAT, identity, tensor_shapes
 from schemas.config import RunConfig
 from schemas.manifest import Compression, FileEntry
-from schemas.model import MatrixSpec, ModelSpec
+from schemas.model import ITEM_BYTES, MatrixSpec, ModelSpec, TensorSpec
 from schemas.output import FactorSource, MatrixResult, OutputFile, OutputTensor
 from workers.checkpoint import read_config
 from workers.loading import RUNTIME, SHIPPED
@@ -27,44 +27,66 @@ _COPIED += ("added_tokens.json", "chat_template*", "generation_config.json", "LI
 _PACKAGES = ("svdllm", "ray", "torch", "transformers", "safetensors")
 
 
-def plan_tensors(
-    spec: ModelSpec, results: dict[str, MatrixResult], keys: dict[str, str]
-) -> list[OutputTensor]:
-    """Every tensor of the checkpoint, in the base's order; `keys` names each matrix's factors."""
-    base = spec.architecture.base
-    matrices = {f"{base}{matrix.name}": matrix for matrix in spec.matrices}
+class Part(NamedTuple):
+    """One weight file of the checkpoint: the base tensors it stands for, and their matrices."""
+
+    name: str
+    tensors: tuple[TensorSpec, ...]
+    matrices: frozenset[str]
+
+
+def plan_parts(spec: ModelSpec, parameters: dict[str, int]) -> list[Part]:
+    """The base's tensors cut, in order, into weight files of about 5 GB at most.
+
+    `parameters` is how many of each matrix are to stay.
+    """
     dropped = f"{spec.architecture.head}weight" if spec.tied else None
-    planned = []
-    for tensor in spec.tensors:
-        owner, _, leaf = tensor.name.rpartition(".")
-        matrix = matrices.get(owner)
-        if matrix is None:
-            if tensor.name != dropped:
-                planned.append(
-                    OutputTensor(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape)
-                )
-        elif leaf == "weight":
-            planned += _matrix_tensors(owner, matrix, results[matrix.name], tensor.dtype, keys)
-    return planned
-
-
-def plan_files(tensors: list[OutputTensor]) -> list[OutputFile]:
-    """Tensors cut, in order, into safetensors shards of at most 5 GB."""
-    groups: list[list[OutputTensor]] = [[]]
+    owners = _owners(spec)
+    groups: list[list[TensorSpec]] = [[]]
     room = _FILE_BYTES
-    for tensor in tensors:
+    for tensor in spec.tensors:
+        if tensor.name == dropped:
+            continue
+        owner, _, leaf = tensor.name.rpartition(".")
         size = tensor.nbytes
+        if leaf == "weight" and owner in owners:
+            size = parameters[owners[owner].name] * ITEM_BYTES[tensor.dtype]
         if groups[-1] and size > room:
             groups.append([])
             room = _FILE_BYTES
         groups[-1].append(tensor)
         room -= size
+    names = [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
     if len(groups) == 1:
-        return [OutputFile(name="model.safetensors", tensors=tuple(groups[0]))]
+        names = ["model.safetensors"]
     return [
-        OutputFile(name=f"model-{i:05d}-of-{len(groups):05d}.safetensors", tensors=tuple(group))
-        for i, group in enumerate(groups, 1)
+        Part(
+            name,
+            tuple(group),
+            frozenset(
+                owners[owner].name
+                for tensor in group
+                if (owner := tensor.name.rpartition(".")[0]) in owners
+            ),
+        )
+        for name, group in zip(names, groups, strict=True)
     ]
+
+
+def plan_file(
+    spec: ModelSpec, part: Part, results: dict[str, MatrixResult], keys: dict[str, str]
+) -> OutputFile:
+    """The tensors of one weight file, in the base's order; `keys` names each matrix's factors."""
+    owners = _owners(spec)
+    planned = []
+    for tensor in part.tensors:
+        owner, _, leaf = tensor.name.rpartition(".")
+        matrix = owners.get(owner)
+        if matrix is None:
+            planned.append(OutputTensor(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape))
+        elif leaf == "weight":
+            planned += _matrix_tensors(owner, matrix, results[matrix.name], tensor.dtype, keys)
+    return OutputFile(name=part.name, tensors=tuple(planned))
 
 
 def write_around(
@@ -157,6 +179,11 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:  # svdllm itself, when run from a bare working directory
             found[package] = "not installed"
     return found
+
+
+def _owners(spec: ModelSpec) -> dict[str, MatrixSpec]:
+    """The targeted matrices by the name of their module in the checkpoint."""
+    return {f"{spec.architecture.base}{matrix.name}": matrix for matrix in spec.matrices}
 
 
 def _matrix_tensors(

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import platform
 import secrets
 import signal
 import threading
@@ -11,13 +12,14 @@ from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.plan import MAX_CPU_WORKERS, worker_memory
 from schemas.config import RunConfig
-from schemas.errors import CompressorError, ConfigError, WorkerError
+from schemas.errors import CompressorError, ConfigError, WorkerDiedError, WorkerError
 from schemas.model import ModelSpec
-from schemas.plan import Plan
-from workers.actors import Allocator, LayerShard
+from schemas.plan import ClusterSpec, Plan, WorkerFacts
+from workers.actors import Allocator, LayerShard, probe
 
 _OBJECT_STORE_BYTES = 512 * 1024**2
 _START_TIMEOUT_S = 600.0
@@ -49,58 +51,85 @@ def ray_session(config: RunConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-def worker_count(config: RunConfig, layers: int) -> int:
-    """Workers asked for, or one a GPU, or one a CPU core up to 8; never more than layers."""
-    resources = _resources()
-    gpus = int(resources.get("GPU", 0))
-    if config.cluster.device == "cuda" and not gpus:
+def worker_count(config: RunConfig) -> int:
+    """Workers of a run: those asked for, or as many as the cluster has room for now."""
+    wanted, there = config.cluster.workers, room(config)
+    if config.cluster.device == "cuda" and not on_gpus(config):
         raise ConfigError(
             "cluster.device is cuda, but the Ray cluster has no GPU; use --device cpu"
         )
-    wanted = config.cluster.workers
-    if wanted and gpus and config.cluster.device != "cpu" and wanted > gpus:
-        raise ConfigError(f"cluster.workers is {wanted}, but the Ray cluster has {gpus} GPUs")
-    if config.cluster.device == "cpu" or not gpus:
+    if wanted and wanted > there:
         threads = config.numerics.threads
-        cores = int(resources.get("CPU", 1)) // threads
-        if wanted and min(wanted, layers) > cores:
-            raise ConfigError(
-                f"cluster.workers is {wanted}, each with numerics.threads CPUs ({threads}); "
-                f"the Ray cluster has room for {cores}"
+        each = "" if on_gpus(config) else f", each with numerics.threads CPUs ({threads})"
+        what = f"{there} GPUs" if on_gpus(config) else f"room for {there}"
+        raise ConfigError(
+            f"cluster.workers is {wanted}{each}; the Ray cluster has {what}; ask for fewer"
+        )
+    return wanted or min(there, there if on_gpus(config) else MAX_CPU_WORKERS)
+
+
+def room(config: RunConfig) -> int:
+    """Workers that the cluster could hold: one a GPU, or one for every `numerics.threads` CPUs."""
+    if on_gpus(config):
+        return int(_resources()["GPU"])
+    return max(1, int(_resources().get("CPU", 1)) // config.numerics.threads)
+
+
+def on_gpus(config: RunConfig) -> bool:
+    """Whether each worker gets a GPU."""
+    return config.cluster.device != "cpu" and _resources().get("GPU", 0) >= 1
+
+
+def find_cluster(config: RunConfig, spec: ModelSpec) -> ClusterSpec:
+    """What the cluster has for this run, as the planner sees it.
+
+    A GPU is looked at by a task that has one; the memory of the hosts is what Ray counts.
+    """
+    count, resources = worker_count(config), _resources()
+    gpus = on_gpus(config)
+    host_memory = int(resources.get("memory", 0)) // (int(resources["GPU"]) if gpus else count)
+    if gpus:
+        call = probe.options(num_gpus=1, num_cpus=0).remote(config, spec)
+        facts: WorkerFacts = wait_for({call: "look at a GPU"}, start_timeout(config))[0]
+        if facts.device == "cuda":
+            return ClusterSpec(
+                workers=count,
+                device=facts.device,
+                device_name=facts.device_name,
+                device_memory=facts.device_memory,
+                host_memory=host_memory,
+                dtype=facts.dtype,
             )
-        available = max(1, min(cores, MAX_CPU_WORKERS))
-    else:
-        available = gpus
-    return min(wanted or available, layers)
+    return ClusterSpec(
+        workers=count,
+        device="cpu",
+        device_name=platform.machine(),
+        device_memory=host_memory,
+        host_memory=host_memory,
+        dtype="float32" if config.numerics.dtype == "auto" else config.numerics.dtype,
+    )
 
 
 def start_workers(config: RunConfig, spec: ModelSpec, count: int, plan: Plan) -> list[Actor]:
     """`count` layer-shard actors, each on a GPU of its own where the cluster has any.
 
-    Ray reserves the host memory of each where it schedules it. Raises ConfigError where all nodes
-    together have too little.
+    Ray reserves the host memory of each where it schedules it.
     """
-    gpus = 0 if config.cluster.device == "cpu" else int(bool(_resources().get("GPU")))
-    memory = worker_memory(plan, on_gpu=bool(gpus))
-    there = int(_resources().get("memory", 0))
-    if count * memory > there:
-        raise ConfigError(
-            f"{count} workers take about {memory:,} bytes of host memory each, the Ray cluster has "
-            f"{there:,}; use fewer --workers, or a larger cluster"
-        )
-    options = {
-        "num_gpus": gpus,
-        "num_cpus": 0 if gpus else config.numerics.threads,
-        "memory": memory,
-        "scheduling_strategy": "SPREAD",
-        "max_restarts": 0,
-    }
-    return [LayerShard.options(**options).remote(config, spec) for _ in range(count)]  # type: ignore[attr-defined]
+    gpus = on_gpus(config)
+    actor = LayerShard.options(  # type: ignore[attr-defined]
+        num_gpus=int(gpus),
+        num_cpus=0 if gpus else config.numerics.threads,
+        memory=worker_memory(plan, on_gpu=gpus),
+        scheduling_strategy="SPREAD",
+        max_restarts=0,
+    )
+    return [actor.remote(config, spec) for _ in range(count)]
 
 
-def start_allocator(config: RunConfig) -> Actor:
-    """The one allocator actor."""
-    return Allocator.remote(config)  # type: ignore[attr-defined]
+def start_allocator(config: RunConfig, node: str) -> Actor:
+    """The one allocator actor, beside a worker: the head of a cluster may be for no work."""
+    beside = NodeAffinitySchedulingStrategy(node, soft=False)
+    return Allocator.options(scheduling_strategy=beside).remote(config)  # type: ignore[attr-defined]
 
 
 def wait_for(
@@ -129,6 +158,7 @@ def wait_for(
 def result(reference: Any, what: str, timeout_s: float) -> Any:
     """The small result of one finished call; errors as in `wait_for`."""
     again = "start the same command again to continue"
+    died = f"{what}: a worker died"
     try:
         return ray.get(reference, timeout=timeout_s)
     except RayTaskError as error:
@@ -136,12 +166,14 @@ def result(reference: Any, what: str, timeout_s: float) -> Any:
         if isinstance(cause, CompressorError):
             raise cause from None
         if isinstance(cause, RayActorError):
-            raise WorkerError(f"{what}: a worker died ({_first_line(cause)}); {again}") from None
+            raise WorkerDiedError(
+                f"{what}: a worker died ({_first_line(cause)}); {again}"
+            ) from None
         raise WorkerError(
             f"{what}: {type(cause).__name__} in a worker: {cause}; {again}"
         ) from error
     except (RayActorError, OutOfMemoryError) as error:
-        raise WorkerError(f"{what}: a worker died ({_first_line(error)}); {again}") from None
+        raise WorkerDiedError(f"{died} ({_first_line(error)}); {again}") from None
     except GetTimeoutError:
         raise WorkerError(f"{what}: no result within {timeout_s:g} s; {again}") from None
     except RayError as error:

@@ -32,7 +32,7 @@ def compress(config: RunConfig, progress: Progress | None = None) -> RunResult:
         if None in found.values():
             require_disk(run.plan, config, run.committed_bytes())
             calibrate(run)
-            factorise(run)
+            factorise(run, run.spec.matrices)
         outputs = tuple(found[ratio] or make_output(run, ratio) for ratio in config.ratio)
         return RunResult(
             outputs=outputs,
@@ -57,5 +57,5 @@ def _settle(config: RunConfig) -> RunConfig:
 
 
 def _worker_peaks(run: Run) -> tuple[int, ...]:
-    calls = {worker.peak_memory.remote(): "memory of a worker" for worker in run.workers}
+    calls = {worker.peak_memory.remote(): "memory of a worker" for worker in run.pool.workers}
     return tuple(wait_for(calls, run.timeout))

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from pipeline import assemble
 from pipeline.card import write_card
-from pipeline.cluster import result, wait_for
+from pipeline.cluster import result
+from pipeline.pool import Task
 from pipeline.publish import finished, publish_output
 from pipeline.run import Run
 from schemas.allocation import AllocationResult
@@ -13,7 +14,9 @@ from schemas.errors import RunError, VerificationError
 from schemas.identity import Record
 from schemas.manifest import Check, Compression, FileEntry, Manifest, OutputResult
 from schemas.output import MatrixResult, OutputFile
-from workers.compression import factors_key, kept_dense
+from workers.allocation.budget import cost
+from workers.compression import kept_dense
+from workers.items import factors_key
 from workers.store import write_text
 from workers.verify import require
 
@@ -36,8 +39,8 @@ def make_output(run: Run, ratio: float) -> OutputResult:
     folder = run.config.output_folder(ratio)
     identity = run.ids.output(run.config, ratio)
     allocation = _allocate(run, ratio)
-    results = _truncate(run, allocation)
-    staging, compression = _assemble(run, identity, allocation, results)
+    results, files = _write_weights(run, identity, allocation)
+    staging, compression = _assemble(run, identity, allocation, results, files)
     checks = _verify(run, staging, identity)
     publish_output(staging, folder)
     run.progress.note(f"{folder}: written and verified")
@@ -60,41 +63,98 @@ def _allocate(run: Run, ratio: float) -> AllocationResult:
     return allocation
 
 
-def _truncate(run: Run, allocation: AllocationResult) -> dict[str, MatrixResult]:
-    """The row of every matrix, its factors committed, in the order of the model."""
-    ranks = allocation.ranks
-    low_rank = [matrix for matrix in run.spec.matrices if ranks[matrix.name] is not None]
-    keys = _keys(run, allocation)
-    pending = [matrix for matrix in low_rank if not run.store.record(keys[matrix.name])]
-    with run.progress.stage("truncate", len(pending), "matrices") as stage:
-        calls = {
-            run.owner(matrix).truncate.remote(matrix, ranks[matrix.name]): f"cut {matrix.name}"
-            for matrix in pending
-        }
-        wait_for(calls, run.timeout, lambda _: stage.advance())
-    return {
+def _write_weights(
+    run: Run, identity: str, allocation: AllocationResult
+) -> tuple[dict[str, MatrixResult], list[OutputFile]]:
+    """Cut every matrix, and write each weight file as soon as its factors are there.
+
+    Returns the row of every matrix, in the order of the model, and the files.
+    """
+    spec, ranks, keys = run.spec, allocation.ranks, _keys(run, allocation)
+    results = {
         matrix.name: kept_dense(run.store, run.ids.bases, matrix)
+        for matrix in spec.matrices
         if ranks[matrix.name] is None
-        else MatrixResult.model_validate(_committed(run, keys[matrix.name]).facts)
-        for matrix in run.spec.matrices
     }
+    for name, key in keys.items():
+        if record := run.store.record(key):
+            results[name] = MatrixResult.model_validate(record.facts)
+    parts = assemble.plan_parts(
+        spec, {m.name: cost(m, run.config.factors, ranks[m.name]) for m in spec.matrices}
+    )
+    files: dict[str, OutputFile] = {}
+
+    def write(finished: set[str]) -> list[Task]:
+        """The files that became complete with the matrices of `finished`."""
+        tasks = []
+        for part in parts:
+            if part.name in files or not part.matrices <= finished:
+                continue
+            file = files[part.name] = assemble.plan_file(spec, part, results, keys)
+            key = f"{_prefix(identity)}/{part.name}"
+            if not run.store.record(key):
+                tasks.append(
+                    Task(
+                        f"write {part.name}",
+                        "write_output",
+                        (key, file),
+                        lambda _: stage.advance(),
+                    )
+                )
+        return tasks
+
+    def cut(record: Record) -> list[Task]:
+        result = MatrixResult.model_validate(record.facts)
+        results[result.name] = result
+        stage.advance()
+        return write(set(results))
+
+    pending = [matrix for matrix in spec.matrices if matrix.name not in results]
+    run.grow()
+    with run.progress.stage("truncate", len(pending) + len(parts), "matrices and files") as stage:
+        run.pool.run(
+            [
+                *(
+                    Task(
+                        f"cut {matrix.name}",
+                        "truncate",
+                        (matrix, ranks[matrix.name]),
+                        cut,
+                        cost=matrix.size,
+                    )
+                    for matrix in pending
+                ),
+                *write(set(results)),
+            ]
+        )
+        stage.busy = list(run.pool.seconds.values())
+    rows = {matrix.name: results[matrix.name] for matrix in spec.matrices}
+    return rows, [files[part.name] for part in parts]
 
 
 def _assemble(
-    run: Run, identity: str, allocation: AllocationResult, results: dict[str, MatrixResult]
+    run: Run,
+    identity: str,
+    allocation: AllocationResult,
+    results: dict[str, MatrixResult],
+    files: list[OutputFile],
 ) -> tuple[Path, Compression]:
-    """All files of the checkpoint in the run directory, weights written by the workers."""
-    prefix = _prefix(identity)
-    keys = _keys(run, allocation)
-    files = assemble.plan_files(assemble.plan_tensors(run.spec, results, keys))
-    pending = [file for file in files if not run.store.record(f"{prefix}/{file.name}")]
-    with run.progress.stage("assemble", len(pending), "files") as stage:
-        calls = {
-            run.workers[i % len(run.workers)].write.remote(f"{prefix}/{file.name}", file): file.name
-            for i, file in enumerate(pending)
-        }
-        wait_for(calls, run.timeout, lambda _: stage.advance())
-    staging = run.store.path(prefix)
+    """Everything around the weights, in the run directory."""
+    with run.progress.stage("assemble", 1, "checkpoint") as stage:
+        staging, compression = _write_around(run, identity, allocation, results, files)
+        stage.advance()
+    _warn(run, compression)
+    return staging, compression
+
+
+def _write_around(
+    run: Run,
+    identity: str,
+    allocation: AllocationResult,
+    results: dict[str, MatrixResult],
+    files: list[OutputFile],
+) -> tuple[Path, Compression]:
+    staging = run.store.path(_prefix(identity))
     for left in staging.iterdir():  # what a killed run left beside the weights
         if left.name not in {file.name for file in files}:
             left.unlink()
@@ -115,7 +175,6 @@ def _assemble(
     write_text(staging / "compression.json", text)
     write_card(staging, run.inputs.folder, run.config, compression)
     _write_manifest(run, identity, staging, files)
-    _warn(run, compression)
     return staging, compression
 
 
@@ -137,7 +196,7 @@ def _write_manifest(run: Run, identity: str, staging: Path, files: list[OutputFi
 
 def _verify(run: Run, staging: Path, identity: str) -> list[Check]:
     with run.progress.stage("verify", 1, "checkpoint") as stage:
-        call = run.workers[0].verify.remote(str(staging))
+        call = run.pool.workers[0].verify.remote(str(staging))
         checks: list[Check] = result(call, "verify", run.timeout)
         stage.advance()
     try:

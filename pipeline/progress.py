@@ -5,6 +5,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
+from itertools import zip_longest
 
 from rich.console import Console
 from rich.progress import (
@@ -27,6 +28,7 @@ class Progress:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
         self.seconds: dict[str, float] = {}
+        self.busy: dict[str, list[float]] = {}
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int, unit: str) -> Iterator["Stage"]:
@@ -38,7 +40,11 @@ class Progress:
             yield stage
         seconds = time.monotonic() - start
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-        log.info("%s: %d %s in %.1f s%s", name, stage.done, unit, seconds, stage.rate())
+        busy = zip_longest(self.busy.get(name, []), stage.busy, fillvalue=0.0)
+        self.busy[name] = [before + now for before, now in busy]
+        line = f"{name}: {stage.done} {unit} in {seconds:.1f} s{stage.rate()}"
+        shares = ", ".join(f"{part / seconds:.0%}" for part in stage.busy)
+        log.info("%s; workers busy %s" if shares else "%s%s", line, shares)
 
     def note(self, message: str) -> None:
         """One line that stays."""
@@ -70,6 +76,7 @@ class Stage:
         self._bars, self._start, self._logged = bars, start, start
         self._tokens = 0
         self.done = 0
+        self.busy: list[float] = []  # seconds of each worker, where a stage measures them
         self._task = bars.add_task(name, total=total, unit=unit, rate="") if bars else None
 
     def advance(self, items: int = 1, tokens: int = 0) -> None:

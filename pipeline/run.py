@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 from pipeline.cluster import (
     Actor,
+    find_cluster,
     start_allocator,
     start_timeout,
     start_workers,
@@ -13,21 +14,23 @@ from pipeline.cluster import (
     worker_count,
 )
 from pipeline.inputs import Inputs, tokens_sha256
-from pipeline.plan import device_memory, make_plan
+from pipeline.plan import make_plan
+from pipeline.pool import Pool
 from pipeline.progress import Progress
 from schemas.config import RunConfig
-from schemas.errors import ConfigError, WorkerError
+from schemas.errors import WorkerError
 from schemas.identity import Ground, Identities, identities
 from schemas.model import MatrixSpec, ModelSpec
 from schemas.moments import Tap, taps
 from schemas.plan import Plan, WorkerFacts
 from schemas.run import RunRecord
+from workers.items import moment_key
 from workers.store import Store, write_text
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run on a started Ray. Workers are in the order of the plan's shards."""
+    """One run on a started Ray: `chains` of workers, one a replica, in the order of the shards."""
 
     config: RunConfig
     inputs: Inputs
@@ -36,12 +39,18 @@ class Run:
     plan: Plan
     facts: WorkerFacts
     ids: Identities
-    workers: list[Actor]
+    chains: list[list[Actor]]
+    pool: Pool
     allocator: Actor
 
     @property
     def spec(self) -> ModelSpec:
         return self.inputs.spec
+
+    @property
+    def workers(self) -> list[Actor]:
+        """Every worker of every chain."""
+        return [worker for chain in self.chains for worker in chain]
 
     @property
     def timeout(self) -> float:
@@ -52,6 +61,15 @@ class Run:
         """Every moment that this run needs."""
         return taps(self.spec.matrices, self.config.truncation, self.config.needs_gradients)
 
+    def has_moments(self, matrix: MatrixSpec) -> bool:
+        """Whether every moment that a matrix needs is there."""
+        found = taps((matrix,), self.config.truncation, self.config.needs_gradients)
+        return all(map(self.has_moment, found))
+
+    def has_moment(self, tap: Tap) -> bool:
+        """Whether a moment is there."""
+        return self.store.record(moment_key(self.ids, tap)) is not None
+
     def committed_bytes(self) -> int:
         """Bytes of the items of this run that are there already."""
         streams = [self.ids.forward, self.ids.backward]
@@ -59,25 +77,32 @@ class Run:
         kept += [f"bases/{self.ids.bases}", f"factors/{self.ids.factors}"]
         return sum(record.bytes for prefix in kept for record in self.store.records(prefix))
 
-    def owner(self, matrix: MatrixSpec) -> Actor:
-        """The worker whose shard holds the weights of `matrix`."""
-        for worker, shard in zip(self.workers, self.plan.shards, strict=True):
-            if matrix.layer in shard.range:
-                return worker
-        raise ValueError(f"{matrix.name} is in no shard of the plan")
+    def home(self, layer: int) -> Actor:
+        """The worker that holds a decoder layer in its wave. Raises ValueError without one."""
+        for wave in self.plan.waves:
+            for worker, shard in zip(self.chains[0], wave, strict=False):
+                if layer in shard.range:
+                    return worker
+        raise ValueError(f"layer {layer} is in no shard of the plan")
+
+    def grow(self) -> None:
+        """Let workers on what the cluster has gained since take items of the pool."""
+        if self.config.cluster.workers:  # what was asked for is enough
+            return
+        there = self.plan.cluster.workers + self.pool.invited
+        for _ in range(worker_count(self.config) - there):
+            [worker] = start_workers(self.config, self.spec, 1, self.plan)
+            worker.prepare.remote()
+            self.pool.invite(worker, worker.identify.remote(self.ids))
 
 
 def start(config: RunConfig, inputs: Inputs, progress: Progress) -> Run:
     """Plan, start the actors, agree on what is computed, and write run.json."""
     spec = inputs.spec
-    count = worker_count(config, spec.layers)
-    plan = make_plan(config, spec, count)
-    workers = start_workers(config, spec, count, plan)
+    plan = make_plan(config, spec, find_cluster(config, spec))
+    workers = start_workers(config, spec, plan.chain * plan.replicas, plan)
     facts = _agree(config, workers, progress)
-    plan = make_plan(config, spec, count, facts.dtype)
-    _require_device_memory(facts, plan)
     progress.note(_summary(facts, plan))
-    ids = identities(config, _ground(inputs, facts))
     run = Run(
         config=config,
         inputs=inputs,
@@ -85,13 +110,14 @@ def start(config: RunConfig, inputs: Inputs, progress: Progress) -> Run:
         store=Store(config.run_folder),
         plan=plan,
         facts=facts,
-        ids=ids,
-        workers=workers,
-        allocator=start_allocator(config),
+        ids=identities(config, _ground(inputs, facts)),
+        chains=[workers[at : at + plan.chain] for at in range(0, len(workers), plan.chain)],
+        pool=Pool(workers, config.cluster.item_timeout_s),
+        allocator=start_allocator(config, facts.node),
     )
     run.store.clear_temporaries()
     write_text(run.store.root / "run.json", _record(run).model_dump_json(indent=2))
-    calls = {worker.identify.remote(ids): "identity of a worker" for worker in workers}
+    calls = {worker.identify.remote(run.ids): "identity of a worker" for worker in workers}
     wait_for(calls, run.timeout)
     return run
 
@@ -122,22 +148,22 @@ def _agree(config: RunConfig, workers: list[Actor], progress: Progress) -> Worke
     return facts[0]
 
 
-def _require_device_memory(facts: WorkerFacts, plan: Plan) -> None:
-    needed = device_memory(plan)
-    if facts.device == "cuda" and needed > facts.device_memory:
-        raise ConfigError(
-            f"a layer shard takes about {needed:,} bytes of GPU memory, a {facts.device_name} has "
-            f"{facts.device_memory:,}; use more GPUs, or a narrower --dtype"
-        )
-
-
 def _summary(facts: WorkerFacts, plan: Plan) -> str:
     ratios = ", ".join(f"{ratio.ratio:g}" for ratio in plan.ratios)
     return (
-        f"plan: {len(plan.shards)} layer shards on {facts.device} ({facts.device_name}) in "
+        f"plan: {_shape(plan)} on {facts.device} ({facts.device_name}) in "
         f"{facts.dtype}; {plan.targeted_parameters:,} of {plan.total_parameters:,} parameters "
         f"targeted, ratio {ratios}"
     )
+
+
+def _shape(plan: Plan) -> str:
+    parts = [f"{len(plan.shards)} layer shards"]
+    if len(plan.waves) > 1:
+        parts.append(f"{len(plan.waves)} waves of {plan.chain}")
+    if plan.replicas > 1:
+        parts.append(f"{plan.replicas} replicas of the chain")
+    return ", ".join(parts)
 
 
 def _record(run: Run) -> RunRecord:

@@ -2,71 +2,114 @@
 
 An actor runs its calls in the order they were submitted, so the order of submission is the
 schedule. Hidden states go from actor to actor; the driver holds references to them, and tokens.
+
+A stream is a generator of micro-batches under way: it submits as far ahead as the chain may be
+filled, then yields the next one to wait for. So several chains are driven in turn.
 """
 
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from pipeline.cluster import Actor, result
 from schemas.moments import Pass
-from workers.shard import Step
+from workers.shard import Purpose, Step
+
+
+class Batch(NamedTuple):
+    """One micro-batch: tokens (sequences, length), and where they stand in their stream."""
+
+    step: Step
+    tokens: Tensor
+
+
+class Flight(NamedTuple):
+    """A micro-batch under way: its last result, and how many tokens it has."""
+
+    reference: Any
+    tokens: int
+
+
+Stream = Iterator[Flight]
+Source = Callable[[Batch], Any]  # what enters a chain: tokens, or a reference to rows
+Sink = Callable[[Batch, Any], Any]  # what becomes of the rows that leave it: the last reference
+
+
+def micro_batches(windows: Tensor, size: int, segments: int) -> list[Batch]:
+    """Micro-batches of `windows` (count, tokens), in order.
+
+    Segments are of whole micro-batches and as equal as can be. Each part owns its memory: pickling
+    a view would send all windows with it.
+    """
+    parts = [windows[i : i + size].clone() for i in range(0, len(windows), size)]
+    return [
+        Batch(Step(index * size, index * segments // len(parts)), part)
+        for index, part in enumerate(parts)
+    ]
+
+
+def replica_batches(batches: list[Batch], segments: int, replicas: int) -> list[list[Batch]]:
+    """The micro-batches of each replica: whole segments, as equal in number as can be."""
+    return [
+        [batch for batch in batches if batch.step.segment * replicas // segments == replica]
+        for replica in range(replicas)
+    ]
 
 
 def stream_forward(
-    shards: list[Actor], windows: Tensor, micro_batch: int, segments: int, wait: "Waiter"
-) -> None:
-    """Every window (count, tokens) once through all shards."""
-    flight: deque[tuple[Any, int]] = deque()
-    for step, tokens in _micro_batches(windows, micro_batch, segments):
-        hidden: Any = tokens
-        for shard in shards:
-            hidden = shard.forward.remote(hidden, step)
-        flight.append((hidden, tokens.numel()))
-        if len(flight) > 2 * len(shards):
-            wait(*flight.popleft())
-    for reference, tokens_done in flight:
-        wait(reference, tokens_done)
+    chain: list[Actor], batches: list[Batch], purpose: Purpose, source: Source, sink: Sink
+) -> Stream:
+    """Every micro-batch once through all shards."""
+    flight: deque[Flight] = deque()
+    for batch in batches:
+        rows = source(batch)
+        for shard in chain:
+            rows = shard.forward.remote(rows, batch.step, purpose)
+        flight.append(Flight(sink(batch, rows), batch.tokens.numel()))
+        if len(flight) > 2 * len(chain):
+            yield flight.popleft()
+    yield from flight
 
 
 def stream_backward(
-    shards: list[Actor], windows: Tensor, micro_batch: int, segments: int, wait: "Waiter"
-) -> None:
-    """Every window forward through all shards, and its loss gradient back through them.
+    chain: list[Actor], batches: list[Batch], source: Source, turn: Sink, sink: Sink
+) -> Stream:
+    """Every micro-batch forward through all shards, and its loss gradient back through them.
 
-    Each shard alternates backward and forward after a head start of two forwards for itself and
-    every shard behind it (the 1F1B schedule with slack); as many inputs wait in it at most.
+    `turn` gives the gradient that enters the last shard. Each shard alternates backward and forward
+    after a head start of two forwards for itself and every shard behind it (the 1F1B schedule with
+    slack); as many inputs wait in it at most.
     """
-    batches = _micro_batches(windows, micro_batch, segments)
-    last, depth = len(shards) - 1, 2 * len(shards)
+    last, depth = len(chain) - 1, 2 * len(chain)
     queues = [deque(one_forward_one_backward(len(batches), depth - 2 * s)) for s in range(last + 1)]
-    ready: dict[tuple[Pass, int, int], Any] = {
-        ("forward", 0, i): tokens for i, (_, tokens) in enumerate(batches)
-    }
-    finished: deque[tuple[Any, int]] = deque()
+    ready: dict[tuple[Pass, int, int], Any] = {}
+    finished: deque[Flight] = deque()
 
     def submit(s: int, direction: Pass, i: int) -> None:
-        step, tokens = batches[i]
-        shard = shards[s]
-        call = shard.forward_for_gradient if direction == "forward" else shard.backward
-        output = call.remote(ready.pop((direction, s, i)), step)
+        batch = batches[i]
         if direction == "forward":
-            ready[("backward", s, i) if s == last else ("forward", s + 1, i)] = output
-        elif s:
-            ready["backward", s - 1, i] = output
+            rows = ready.pop(("forward", s, i)) if s else source(batch)
+            rows = chain[s].forward.remote(rows, batch.step, "gradient")
+            if s == last:
+                ready["backward", s, i] = turn(batch, rows)
+            else:
+                ready["forward", s + 1, i] = rows
+            return
+        rows = chain[s].backward.remote(ready.pop(("backward", s, i)), batch.step)
+        if s:
+            ready["backward", s - 1, i] = rows
         else:
-            finished.append((output, tokens.numel()))
+            finished.append(Flight(sink(batch, rows), batch.tokens.numel()))
 
     while any(queues):
         for s, queue in enumerate(queues):
-            while queue and (queue[0][0], s, queue[0][1]) in ready:
+            while queue and (_enters(s, queue[0]) or (queue[0][0], s, queue[0][1]) in ready):
                 submit(s, *queue.popleft())
         while len(finished) > depth:
-            wait(*finished.popleft())
-    for reference, tokens_done in finished:
-        wait(reference, tokens_done)
+            yield finished.popleft()
+    yield from finished
 
 
 def one_forward_one_backward(count: int, head_start: int) -> list[tuple[Pass, int]]:
@@ -79,27 +122,22 @@ def one_forward_one_backward(count: int, head_start: int) -> list[tuple[Pass, in
     return order
 
 
-Waiter = Callable[[Any, int], None]
+def drive(
+    streams: list[Stream], what: str, timeout_s: float, progress: Callable[[int], None]
+) -> None:
+    """Run streams side by side to their ends; `progress` counts the tokens that are through.
 
-
-def waiter(what: str, timeout_s: float, done: Callable[[int], None]) -> Waiter:
-    """Waits for a reference and reports the tokens that are through."""
-
-    def wait(reference: Any, tokens: int) -> None:
-        result(reference, what, timeout_s)
-        done(tokens)
-
-    return wait
-
-
-def _micro_batches(windows: Tensor, size: int, segments: int) -> list[tuple[Step, Tensor]]:
-    """Micro-batches of `windows` (count, tokens) with their steps, in order.
-
-    Segments are of whole micro-batches and as equal as can be. Each part owns its memory: pickling
-    a view would send all windows with it.
+    Raises as `result` does.
     """
-    parts = [windows[i : i + size].clone() for i in range(0, len(windows), size)]
-    return [
-        (Step(index * size, index * segments // len(parts)), part)
-        for index, part in enumerate(parts)
-    ]
+    while streams:
+        for stream in list(streams):
+            flight = next(stream, None)
+            if flight is None:
+                streams.remove(stream)
+                continue
+            result(flight.reference, what, timeout_s)
+            progress(flight.tokens)
+
+
+def _enters(shard: int, call: tuple[Pass, int]) -> bool:
+    return shard == 0 and call[0] == "forward"

@@ -7,7 +7,8 @@
     │   └── TextError                  calibration or evaluation text
     └── RunError              exit 3   a run failed part-way; the same command continues it
         ├── NumericsError              a value that must be finite or definite is not
-        ├── WorkerError                a worker process died or missed its deadline
+        ├── WorkerError                a worker failed or missed its deadline
+        │   └── WorkerDiedError             its process or its node is gone
         └── VerificationError          a written checkpoint is not what was meant
 
 A message says what is wrong, where (field, file, layer, matrix), the value, and the remedy.
@@ -49,7 +50,11 @@ class NumericsError(RunError):
 
 
 class WorkerError(RunError):
-    """A worker process died, ran out of memory or missed its deadline."""
+    """A worker failed, ran out of memory or missed its deadline."""
+
+
+class WorkerDiedError(WorkerError):
+    """The process of a worker, or its node, is gone."""
 
 
 class VerificationError(RunError):

@@ -13,7 +13,7 @@ from pydantic import Field, JsonValue
 from schemas.config import RunConfig, Schema
 from schemas.moments import Pass
 
-_ARTEFACTS = 1  # raised whenever an item of the run directory changes its content or its meaning
+_ARTEFACTS = 2  # raised whenever an item of the run directory changes its content or its meaning
 
 
 class Record(Schema):

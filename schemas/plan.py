@@ -7,6 +7,7 @@ class WorkerFacts(Schema):
     """What a worker runs on."""
 
     host: str
+    node: str
     device: str
     device_name: str
     device_memory: int
@@ -67,6 +68,7 @@ class Plan(Schema):
     Disk is that of the run directory (moments and bases, both kept) and of all checkpoints.
     """
 
+    cluster: ClusterSpec
     shards: tuple[LayerRange, ...]
     chain: int
     replicas: int

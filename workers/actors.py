@@ -8,7 +8,8 @@ import contextlib
 import gc
 import platform
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import ray
@@ -25,12 +26,13 @@ from schemas.moments import Pass, Tap
 from schemas.output import OutputFile
 from schemas.plan import LayerRange, WorkerFacts
 from workers.allocator import RankAllocator
-from workers.checkpoint import resolve
-from workers.compression import Compressor, moment_key
+from workers.checkpoint import resolve, torch_dtype
+from workers.compression import Compressor
 from workers.layers import Decoder
 from workers.memory import peak_anonymous_bytes
+from workers.moment_items import commit_moment, commit_part, merge_parts
 from workers.output import write_file
-from workers.shard import Shard, Step
+from workers.shard import Purpose, Shard, Step
 from workers.store import Store
 from workers.tensorfile import DTYPES, entries
 from workers.verify import verify_checkpoint
@@ -47,21 +49,14 @@ class LayerShard:
         self._config = config
         self._spec = spec
         self._shard: Shard | None = None
+        self._busy = 0.0
 
     def prepare(self) -> WorkerFacts:
         """Find checkpoint and device (here, so that an error keeps its words): what they are."""
         self._folder = resolve(self._config.model, self._config.revision)
-        self._device = torch.device(_device(self._config.cluster.device))
+        self._device = _device(self._config.cluster.device)
         self._dtype = _compute_dtype(self._config, self._spec, self._device)
-        cuda = self._device.type == "cuda"
-        return WorkerFacts(
-            host=socket.gethostname(),
-            device=self._device.type,
-            device_name=torch.cuda.get_device_name() if cuda else platform.machine(),
-            device_memory=torch.cuda.mem_get_info()[1] if cuda else 0,
-            dtype=str(self._dtype).removeprefix("torch."),
-            gpu_reserved=bool(ray.get_gpu_ids()),
-        )
+        return _facts(self._device, self._dtype)
 
     def identify(self, ids: Identities) -> None:
         """Say which items this run reads and writes. Raises ConfigError where it sees none."""
@@ -71,7 +66,10 @@ class LayerShard:
                 "folder on storage that all nodes share"
             )
         self._ids = ids
-        self._compressor = Compressor(self._config, self._spec, self._folder, ids, self._device)
+        self._store = Store(self._config.run_folder)
+        self._compressor = Compressor(
+            self._config, self._spec, self._folder, ids, self._device, self._loaded_weight
+        )
 
     def load(self, layers: LayerRange, taps: Sequence[Tap]) -> None:
         """Read the weights of `layers`, and observe them at `taps`."""
@@ -79,36 +77,48 @@ class LayerShard:
         last = layers.stop == self._spec.layers
         self._shard = Shard(decoder, layers.range, layers.start == 0, last, taps)
 
-    def forward(self, hidden: Tensor, step: Step) -> Tensor | None:
-        """One micro-batch through these layers; None after the last of the model."""
-        output = self._loaded.forward(hidden.to(self._device), step)
-        return None if self._loaded.is_last else output.cpu()
+    def read(self, key: str) -> Tensor:
+        """Hidden states or gradients (sequences, tokens, hidden) that an earlier wave left."""
+        return self._store.load(key).tensors["rows"]
 
-    def forward_for_gradient(self, hidden: Tensor, step: Step) -> Tensor:
-        """As `forward`, keeping inputs for `backward`; the loss gradient after the last layer."""
-        output = self._loaded.forward(hidden.to(self._device), step, keep_inputs=True)
-        if self._loaded.is_last:
-            output = self._loaded.loss_gradient(output, step, self._config.seed)
-        return output.cpu()
+    def write(self, key: str, rows: Tensor) -> None:
+        """Leave hidden states or gradients for another wave."""
+        self._store.commit(key, entries({"rows": rows}))
+
+    def forward(self, hidden: Tensor, step: Step, purpose: Purpose) -> Tensor | None:
+        """One micro-batch through these layers, after the last of the model: None, or (for a
+        gradient) the gradient of its loss."""
+        with self._working():
+            output = self._loaded.forward(hidden.to(self._device), step, purpose)
+            if not self._loaded.is_last:
+                return output.cpu()
+            if purpose != "gradient":
+                return None
+            return self._loaded.loss_gradient(output, step, self._config.seed).cpu()
 
     def backward(self, gradient: Tensor, step: Step) -> Tensor | None:
         """One gradient back through these layers; None before the first of the model."""
-        below = self._loaded.backward(gradient.to(self._device), step)
-        return None if self._loaded.is_first else below.cpu()
+        with self._working():
+            below = self._loaded.backward(gradient.to(self._device), step)
+            return None if self._loaded.is_first else below.cpu()
 
-    def commit_moments(self, direction: Pass) -> list[Record]:
-        """Commit the moments of one stream, and let each go."""
-        store = Store(self._config.run_folder)
-        records = []
-        for tap, moment in self._loaded.take_moments(direction):
-            tensors = {
-                "trace": torch.tensor(moment.trace, dtype=torch.float64),
-                "tokens": torch.tensor(moment.tokens),
-            }
-            if moment.matrix is not None:
-                tensors["moment"] = moment.matrix
-            records.append(store.commit(moment_key(self._ids, tap), entries(tensors)))
-        return records
+    def busy_seconds(self) -> float:
+        """Seconds spent on micro-batches since this was last asked."""
+        seconds, self._busy = self._busy, 0.0
+        return seconds
+
+    def commit_moments(self, direction: Pass, replica: int, replicas: int) -> list[Record]:
+        """Commit the moments of one stream, or this replica's part of them, and let each go."""
+        return [
+            commit_moment(self._store, self._ids, tap, sums)
+            if replicas == 1
+            else commit_part(self._store, self._ids, tap, sums, replica, replicas)
+            for tap, sums in self._loaded.take_sums(direction)
+        ]
+
+    def merge_moments(self, taps: Sequence[Tap], replicas: int) -> list[Record]:
+        """Commit the moments of `taps` from the parts of all replicas."""
+        return [merge_parts(self._store, self._ids, tap, replicas) for tap in taps]
 
     def release(self) -> None:
         """Let the weights go, before matrices are factorised on the same device."""
@@ -117,17 +127,17 @@ class LayerShard:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def factorise(self, matrix: MatrixSpec) -> Record:
-        """Commit basis and spectrum of a matrix."""
-        return self._compressor.factorise(matrix)
+    def factorise(self, group: Sequence[MatrixSpec]) -> list[Record]:
+        """Commit basis and spectrum of matrices that share the root of their input moment."""
+        return self._compressor.factorise(group)
 
     def truncate(self, matrix: MatrixSpec, rank: int) -> Record:
         """Commit the factors of a matrix at a rank."""
         return self._compressor.truncate(matrix, rank)
 
-    def write(self, key: str, plan: OutputFile) -> Record:
+    def write_output(self, key: str, plan: OutputFile) -> Record:
         """Commit one file of the compressed checkpoint."""
-        return write_file(Store(self._config.run_folder), self._folder, self._spec, key, plan)
+        return write_file(self._store, self._folder, self._spec, key, plan)
 
     def verify(self, folder: str) -> list[Check]:
         """Check a written checkpoint, with a load in a clean process where it fits."""
@@ -136,6 +146,17 @@ class LayerShard:
     def peak_memory(self) -> int:
         """Peak of the anonymous memory of this worker, in bytes."""
         return peak_anonymous_bytes()
+
+    @contextlib.contextmanager
+    def _working(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._busy += time.perf_counter() - start
+
+    def _loaded_weight(self, matrix: MatrixSpec) -> Tensor | None:
+        """The weight as it is on the device, where its compute dtype holds every stored value."""
+        exact = torch.promote_types(torch_dtype(self._spec), self._dtype) == self._dtype
+        return self._shard.weight(matrix) if self._shard is not None and exact else None
 
     @property
     def _loaded(self) -> Shard:
@@ -161,14 +182,34 @@ class Allocator:
         return self._allocator.allocate(ratio)
 
 
-def _device(asked: str) -> str:
+@ray.remote(max_retries=0)
+def probe(config: RunConfig, spec: ModelSpec) -> WorkerFacts:
+    """What a worker would run on where this task runs."""
+    device = _device(config.cluster.device)
+    return _facts(device, _compute_dtype(config, spec, device))
+
+
+def _facts(device: torch.device, dtype: torch.dtype) -> WorkerFacts:
+    cuda = device.type == "cuda"
+    return WorkerFacts(
+        host=socket.gethostname(),
+        node=ray.get_runtime_context().get_node_id(),
+        device=device.type,
+        device_name=torch.cuda.get_device_name() if cuda else platform.machine(),
+        device_memory=torch.cuda.mem_get_info()[1] if cuda else 0,
+        dtype=str(dtype).removeprefix("torch."),
+        gpu_reserved=bool(ray.get_gpu_ids()),
+    )
+
+
+def _device(asked: str) -> torch.device:
     available = torch.cuda.is_available()
     if asked == "cuda" and not available:
         raise ConfigError(
             f"cluster.device is cuda, but a worker on {socket.gethostname()} has none (torch "
             f"{torch.__version__}); install a CUDA build of torch there, or use --device cpu"
         )
-    return "cuda" if available and asked != "cpu" else "cpu"
+    return torch.device("cuda" if available and asked != "cpu" else "cpu")
 
 
 def _compute_dtype(config: RunConfig, spec: ModelSpec, device: torch.device) -> torch.dtype:

@@ -3,6 +3,8 @@
 Every step reads committed items and commits one, so it can run anywhere, in any order, once.
 """
 
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,27 +19,13 @@ from schemas.moments import Tap, backward_tap, forward_tap
 from schemas.output import MatrixResult, SpectrumFacts, stored_parameters
 from workers.allocation.budget import MatrixLoss, cost, rank_within
 from workers.checkpoint import TensorReader, torch_dtype
-from workers.moments import Moment
+from workers.items import basis_key, factors_key, spectrum_key
+from workers.moment_items import read_moment
+from workers.moments import Moment, row_blocks
 from workers.pivoting import pivot
 from workers.store import Store
 from workers.tensorfile import entries
 from workers.truncation import Basis, Problem
-
-
-def moment_key(ids: Identities, tap: Tap) -> str:
-    return f"moments/{ids.moments(tap.direction)}/{tap.name}.safetensors"
-
-
-def basis_key(identity: str, matrix: str) -> str:
-    return f"bases/{identity}/{matrix}.safetensors"
-
-
-def spectrum_key(identity: str, matrix: str) -> str:
-    return f"spectra/{identity}/{matrix}.safetensors"
-
-
-def factors_key(identity: str, matrix: str, rank: int) -> str:
-    return f"factors/{identity}/{matrix}.rank-{rank}.safetensors"
 
 
 class Stored(NamedTuple):
@@ -52,7 +40,10 @@ class Stored(NamedTuple):
 
 
 class Compressor:
-    """The per-matrix work of one run, on one device."""
+    """The per-matrix work of one run, on one device.
+
+    `loaded` gives a weight that is on the device already, in its exact values, or None.
+    """
 
     def __init__(
         self,
@@ -61,22 +52,30 @@ class Compressor:
         folder: Path,
         ids: Identities,
         device: torch.device,
+        loaded: Callable[[MatrixSpec], Tensor | None] = lambda _: None,
     ) -> None:
         self._config = config
         self._ids = ids
         self._device = device
         self._store = Store(config.run_folder)
         self._reader = TensorReader(folder, spec)
+        self._loaded = loaded
         self._base = spec.architecture.base
         self._dtype = torch_dtype(spec)
 
-    def factorise(self, matrix: MatrixSpec) -> Record:
-        """Commit the basis and the spectrum of a matrix. Raises NumericsError."""
-        problem = self._problem(matrix)
-        try:
-            basis = problem.basis()
-        except (NumericsError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-            raise NumericsError(f"{matrix.name}: {error}") from error
+    def factorise(self, group: Sequence[MatrixSpec]) -> list[Record]:
+        """Commit basis and spectrum of matrices that share a root, if any. Raises NumericsError."""
+        records, root = [], None
+        for matrix in group:
+            problem = self._problem(matrix)
+            try:
+                root = root or problem.root()
+                records.append(self._commit_basis(matrix, problem, problem.basis(root)))
+            except (NumericsError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+                raise NumericsError(f"{matrix.name}: {error}") from error
+        return records
+
+    def _commit_basis(self, matrix: MatrixSpec, problem: Problem, basis: Basis) -> Record:
         self._store.commit(
             basis_key(self._ids.bases, matrix.name),
             entries({"left": basis.left.float(), "right": basis.right.float()}),
@@ -125,26 +124,21 @@ class Compressor:
 
     def _problem(self, matrix: MatrixSpec) -> Problem:
         truncation = self._config.truncation
-        weight = self._reader.read(f"{self._base}{matrix.name}.weight").to(self._device)
+        weight = self._loaded(matrix)
+        if weight is None:
+            weight = self._reader.read(f"{self._base}{matrix.name}.weight").to(self._device)
         return Problem(
             truncation=truncation,
-            weight=weight.double(),
-            forward=self._read_moment(forward_tap(matrix, truncation)),
-            backward=self._read_moment(backward_tap(matrix, truncation))
+            weight=weight,
+            forward=self._moment(forward_tap(matrix, truncation)),
+            backward=self._moment(backward_tap(matrix, truncation))
             if self._config.needs_gradients
             else None,
             shrinkage=self._config.numerics.shrinkage,
         )
 
-    def _read_moment(self, tap: Tap) -> Moment:
-        key = moment_key(self._ids, tap)
-        tensors = self._store.load(key).tensors
-        matrix = tensors.get("moment")
-        return Moment(
-            matrix=None if matrix is None else matrix.to(self._device),
-            trace=float(tensors["trace"]),
-            tokens=int(tensors["tokens"]),
-        )
+    def _moment(self, tap: Tap) -> Moment:
+        return read_moment(self._store, self._ids, tap, self._device)
 
     def _encode(self, basis: Basis, weight: Tensor, loss: MatrixLoss, rank: int) -> Stored:
         """The factors in the checkpoint's dtype, pivoted if asked for and well-conditioned."""
@@ -166,17 +160,16 @@ class Compressor:
             "up.weight": pivoted.interpolation.to(self._dtype),
         }
         down, up = (tensor.double() for tensor in tensors.values())
-        written = torch.cat([down, up @ down])[pivoted.order]
+        written = torch.cat([torch.eye(rank).to(up), up])
+        rounding = _relative_error((written, down), (a[pivoted.order.argsort()], b))
         tensors["order"] = pivoted.order
-        return Stored(
-            "pivoted", rank, tensors, _relative_error(written, a @ b), pivoted.magnitude, ()
-        )
+        return Stored("pivoted", rank, tensors, rounding, pivoted.magnitude, ())
 
     def _plain(self, a: Tensor, b: Tensor, fallbacks: tuple[str, ...]) -> Stored:
         tensors = {"down.weight": b.to(self._dtype), "up.weight": a.to(self._dtype)}
-        written = tensors["up.weight"].double() @ tensors["down.weight"].double()
+        written = tensors["up.weight"].double(), tensors["down.weight"].double()
         return Stored(
-            "plain", a.shape[1], tensors, _relative_error(written, a @ b), None, fallbacks
+            "plain", a.shape[1], tensors, _relative_error(written, (a, b)), None, fallbacks
         )
 
 
@@ -205,5 +198,11 @@ def kept_dense(store: Store, identity: str, matrix: MatrixSpec) -> MatrixResult:
     )
 
 
-def _relative_error(written: Tensor, exact: Tensor) -> float:
-    return float((written - exact).norm() / exact.norm().clamp(min=1e-300))
+def _relative_error(written: tuple[Tensor, Tensor], exact: tuple[Tensor, Tensor]) -> float:
+    """||A' B' - A B|| / ||A B||, a block of rows at a time."""
+    error = energy = 0.0
+    for rows in row_blocks(written[0].shape[0], exact[1].shape[1]):
+        block = exact[0][rows] @ exact[1]
+        energy += float(block.square().sum())
+        error += float((written[0][rows] @ written[1] - block).square().sum())
+    return math.sqrt(error / max(energy, 1e-300))

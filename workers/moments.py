@@ -1,12 +1,16 @@
-"""Second moments of a stream of rows, summed in float32 blocks and float64 across segments."""
+"""Second moments of a stream of rows, summed in float32 blocks and exactly across segments."""
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from schemas.errors import NumericsError
+
+_BLOCK = 2**22  # elements that an exact sum works on at a time
+_HALVES = (torch.bfloat16, torch.float16)
 
 
 class Moment(NamedTuple):
@@ -17,20 +21,85 @@ class Moment(NamedTuple):
     tokens: int
 
 
+class MomentSums(NamedTuple):
+    """Sums over all rows of some segments: of x^T x, and of squared norms.
+
+    The sum of x^T x is `high` (q, q) float64 plus its rounding error `low` (q, q) float32, on the
+    host; None where only the trace was asked for. About 77 bits of it are right, so a mean in
+    float32 does not depend on the order or the grouping in which segments were added. `energies`
+    are squared norms of gradient rows, a float64 sum per segment; empty where the trace is that of
+    the matrix.
+    """
+
+    high: Tensor | None
+    low: Tensor | None
+    energies: tuple[float, ...]
+    tokens: int
+
+    def mean(self, name: str) -> Moment:
+        """The mean over all rows. Raises NumericsError where a row was not finite."""
+        matrix = trace = None
+        if self.high is not None and self.low is not None:
+            matrix = torch.empty_like(self.high, dtype=torch.float32)
+            diagonal = torch.zeros(len(matrix), dtype=torch.float64)
+            for rows in row_blocks(*matrix.shape):
+                mean = (self.high[rows] + self.low[rows]) / max(self.tokens, 1)
+                matrix[rows] = mean.float()
+                diagonal[rows] = mean.diagonal(rows.start)
+            trace = float(diagonal.sum())
+        if self.energies:
+            trace = math.fsum(self.energies) / self.tokens
+        trace = trace or 0.0
+        if not math.isfinite(trace) or (matrix is not None and not torch.isfinite(matrix).all()):
+            raise NumericsError(
+                f"{name}: NaN or Inf in the activations or gradients (of {self.tokens} "
+                "tokens); check the checkpoint with `svdllm evaluate`, or use --dtype float32"
+            )
+        return Moment(matrix, trace, self.tokens)
+
+
+def combine(parts: Sequence[MomentSums]) -> MomentSums:
+    """Sums over the segments of all parts, which are disjoint; the first part is added to."""
+    high, low = parts[0].high, parts[0].low
+    for part in parts[1:]:
+        if high is None or low is None or part.high is None or part.low is None:
+            continue
+        add_exactly(high, low, part.high)
+        low += part.low
+    energies = tuple(energy for part in parts for energy in part.energies)
+    return MomentSums(high, low, energies, sum(part.tokens for part in parts))
+
+
+def add_exactly(high: Tensor, low: Tensor, value: Tensor) -> None:
+    """high + low += value, all (q, q), without a rounding error in `high` that `low` does not hold.
+
+    Knuth's two-sum, in blocks of rows on the device of `value`.
+    """
+    for rows in row_blocks(*value.shape):
+        added = value[rows].double()
+        before = high[rows].to(added.device)
+        after = before + added
+        shadow = after - before
+        error = (before - (after - shadow)) + (added - shadow)
+        low[rows] += error.to(low)
+        high[rows] = after
+
+
 class MomentAccumulator:
     """Sums x^T x over rows x; or, without a size, only the squared norm of other rows beside them.
 
-    Rows of one segment are summed in order in float32 on their own device; finished segments are
-    combined in float64 on the host in index order, so the sum depends on the segments alone.
+    Rows of one segment are summed in order in float32 on their own device (rows of half precision
+    on a GPU by its tensor cores: their products are exact in float32); finished segments are
+    combined exactly on the host.
     """
 
-    def __init__(self, name: str, size: int | None) -> None:
-        self.name = name
+    def __init__(self, size: int | None) -> None:
         self._size = size
         self._segment = 0
         self._partial: Tensor | None = None
-        self._total = None if size is None else torch.zeros(size, size, dtype=torch.float64)
-        self._trace: Tensor | None = None
+        self._high: Tensor | None = None
+        self._low: Tensor | None = None
+        self._energies: dict[int, Tensor] = {}
         self._tokens = 0
 
     def add(self, rows: Tensor, segment: int, trace_of: Tensor | None = None) -> None:
@@ -42,31 +111,44 @@ class MomentAccumulator:
         self._tokens += rows.shape[0]
         if trace_of is not None:
             energy = torch.linalg.vector_norm(trace_of.detach(), dtype=torch.float64).square()
-            self._trace = energy if self._trace is None else self._trace + energy
-        if self._size is None:
-            return
-        rows = rows.float()
-        if self._partial is None:
-            self._partial = rows.T @ rows
-        else:
-            self._partial.addmm_(rows.T, rows)
+            before = self._energies.get(segment)
+            self._energies[segment] = energy if before is None else before + energy
+        if self._size is not None:
+            self._partial = _add_products(self._partial, rows)
 
-    def result(self) -> Moment:
-        """The mean over all rows. Raises NumericsError where a row was not finite."""
+    def sums(self) -> MomentSums:
+        """The sums over all rows so far; nothing may be added after."""
         self._close_segment()
-        mean = None if self._total is None else self._total / max(self._tokens, 1)
-        matrix = None if mean is None else mean.float()
-        trace = 0.0 if mean is None else float(mean.trace())
-        if self._trace is not None:
-            trace = float(self._trace) / self._tokens
-        if not math.isfinite(trace) or (matrix is not None and not torch.isfinite(matrix).all()):
-            raise NumericsError(
-                f"{self.name}: NaN or Inf in the activations or gradients (of {self._tokens} "
-                "tokens); check the checkpoint with `svdllm evaluate`, or use --dtype float32"
-            )
-        return Moment(matrix, trace, self._tokens)
+        if self._size is not None and (self._high is None or self._low is None):
+            self._start_sums(pinned=False)
+        energies = tuple(float(energy) for energy in self._energies.values())
+        return MomentSums(self._high, self._low, energies, self._tokens)
 
     def _close_segment(self) -> None:
-        if self._partial is not None and self._total is not None:
-            self._total += self._partial.double().cpu()
-            self._partial = None
+        if self._partial is None:
+            return
+        if self._high is None or self._low is None:
+            self._start_sums(pinned=self._partial.is_cuda)
+        if self._high is not None and self._low is not None:
+            add_exactly(self._high, self._low, self._partial)
+        self._partial = None
+
+    def _start_sums(self, pinned: bool) -> None:
+        shape = (self._size or 0, self._size or 0)
+        self._high = torch.zeros(shape, dtype=torch.float64, pin_memory=pinned)
+        self._low = torch.zeros(shape, dtype=torch.float32, pin_memory=pinned)
+
+
+def _add_products(partial: Tensor | None, rows: Tensor) -> Tensor:
+    if rows.is_cuda and rows.dtype in _HALVES:
+        if partial is None:
+            return torch.mm(rows.T, rows, out_dtype=torch.float32)
+        return torch.addmm(partial, rows.T, rows, out_dtype=torch.float32)
+    rows = rows.float()
+    return rows.T @ rows if partial is None else partial.addmm_(rows.T, rows)
+
+
+def row_blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Slices of the rows of a matrix that bound what is worked on at a time."""
+    step = max(1, _BLOCK // max(columns, 1))
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))

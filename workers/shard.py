@@ -1,15 +1,19 @@
 """A contiguous range of decoder layers: streams hidden states, accumulates their moments."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from schemas.model import MatrixSpec
 from schemas.moments import Pass, Tap
 from workers.layers import Decoder
-from workers.moments import Moment, MomentAccumulator
+from workers.moments import MomentAccumulator, MomentSums
 from workers.sampling import fisher_gradient, label_noise
+
+# What a forward pass is for: its moments, or a backward pass that follows, or only its output.
+Purpose = Literal["moments", "gradient", "output"]
 
 
 class Step(NamedTuple):
@@ -29,14 +33,14 @@ class Shard:
     def __init__(
         self, decoder: Decoder, layers: range, first: bool, last: bool, taps: Sequence[Tap]
     ) -> None:
-        self._layers = [decoder.layer(index) for index in layers]
+        self._layers = {index: decoder.layer(index) for index in layers}
         self._embedding = decoder.embedding() if first else None
         self._head = decoder.head() if last else None
-        self._sums = {tap: _accumulator(tap) for tap in taps}
+        self._sums = {tap: MomentAccumulator(tap.size if tap.moment else None) for tap in taps}
         self._step = Step(0, 0)
-        self._observing: Pass = "forward"
+        self._observing: Pass | None = None
         self._inputs: dict[int, list[Tensor]] = {}
-        for index, layer in zip(layers, self._layers, strict=True):
+        for index, layer in self._layers.items():
             self._observe(layer, [tap for tap in taps if tap.layer == index])
 
     @property
@@ -50,17 +54,17 @@ class Shard:
         return self._head is not None
 
     @torch.no_grad()
-    def forward(self, hidden: Tensor, step: Step, keep_inputs: bool = False) -> Tensor:
+    def forward(self, hidden: Tensor, step: Step, purpose: Purpose = "moments") -> Tensor:
         """Hidden states after the last layer, from those before the first (or from token ids).
 
-        With `keep_inputs`, the input of every layer waits for `backward` on the same step, and the
-        forward moments do not count.
+        For a gradient, the input of every layer waits for `backward` on the same step.
         """
-        self._step, self._observing = step, "backward" if keep_inputs else "forward"
+        self._step, self._observing = step, "forward" if purpose == "moments" else None
+        keep_inputs = purpose == "gradient"
         if self._embedding is not None:
             hidden = nn.functional.embedding(hidden.to(self._embedding.device), self._embedding)
         inputs = []
-        for layer in self._layers:
+        for layer in self._layers.values():
             if keep_inputs:
                 inputs.append(hidden)
             hidden = layer(inputs_embeds=hidden, use_cache=False).last_hidden_state
@@ -83,27 +87,26 @@ class Shard:
         """Gradient before the first layer from that after the last, each layer computed again."""
         self._step, self._observing = step, "backward"
         inputs = self._inputs.pop(step.first_sequence)
-        for layer in reversed(self._layers):
+        for layer in reversed(self._layers.values()):
             hidden = inputs.pop().detach().requires_grad_()
             with torch.enable_grad():
                 output = layer(inputs_embeds=hidden, use_cache=False).last_hidden_state
             (gradient,) = torch.autograd.grad(output, hidden, gradient)
         return gradient
 
-    def take_moments(self, direction: Pass) -> Iterator[tuple[Tap, Moment]]:
-        """The mean moments of one stream, each let go as it is taken.
-
-        Raises NumericsError where one is not finite.
-        """
+    def take_sums(self, direction: Pass) -> Iterator[tuple[Tap, MomentSums]]:
+        """The sums of one stream, each let go as it is taken."""
         for tap in [tap for tap in self._sums if tap.direction == direction]:
-            yield tap, self._sums.pop(tap).result()
+            yield tap, self._sums.pop(tap).sums()
+
+    def weight(self, matrix: MatrixSpec) -> Tensor | None:
+        """W (m, n) of a matrix in the compute dtype, on the device; None where it is elsewhere."""
+        layer = self._layers.get(matrix.layer)
+        return None if layer is None else _linear(layer, matrix.name).weight
 
     def _observe(self, layer: nn.Module, taps: Sequence[Tap]) -> None:
         for tap in taps:
-            path = tap.module.split(".", 2)[2]
-            module = layer.get_submodule(f"layers.0.{path}")
-            if not isinstance(module, nn.Linear):
-                raise TypeError(f"{tap.module} is a {type(module).__name__}, not a linear layer")
+            module = _linear(layer, tap.module)
             if tap.direction == "forward":
                 module.register_forward_hook(self._forward_hook(tap))
             else:
@@ -129,10 +132,14 @@ class Shard:
         return hook
 
 
+def _linear(layer: nn.Module, name: str) -> nn.Linear:
+    """The module of matrix `name` in a base model of its layer alone."""
+    module = layer.get_submodule("layers.0." + name.split(".", 2)[2])
+    if not isinstance(module, nn.Linear):
+        raise TypeError(f"{name} is a {type(module).__name__}, not a linear layer")
+    return module
+
+
 def _without_bias(module: nn.Linear, output: Tensor) -> Tensor:
     bias: Tensor | None = module.bias
-    return output if bias is None else output - bias
-
-
-def _accumulator(tap: Tap) -> MomentAccumulator:
-    return MomentAccumulator(tap.name, tap.size if tap.moment else None)
+    return output if bias is None else output.float() - bias.float()

@@ -10,7 +10,7 @@ from schemas.config import Method, RunConfig
 from schemas.model import MatrixSpec
 from schemas.output import SpectrumFacts
 from workers.allocator import RankAllocator
-from workers.compression import spectrum_key
+from workers.items import spectrum_key
 from workers.store import Store
 from workers.tensorfile import entries
 

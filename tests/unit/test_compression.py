@@ -16,14 +16,8 @@ from schemas.moments import Tap, backward_tap, forward_tap
 from schemas.output import MatrixResult
 from tests.models import tiny_model
 from workers.checkpoint import inspect
-from workers.compression import (
-    Compressor,
-    basis_key,
-    factors_key,
-    kept_dense,
-    moment_key,
-    read_spectrum,
-)
+from workers.compression import Compressor, kept_dense, read_spectrum
+from workers.items import basis_key, factors_key, moment_key
 from workers.store import Store
 from workers.tensorfile import entries
 
@@ -57,7 +51,7 @@ class Run(NamedTuple):
 
     def cut(self, path: str, rank: int) -> MatrixResult:
         matrix = self.matrix(path)
-        self.compressor.factorise(matrix)
+        self.compressor.factorise([matrix])
         record = self.compressor.truncate(matrix, rank)
         return MatrixResult.model_validate(record.facts)
 
@@ -204,7 +198,7 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(tmp_path: Path) -> None:
     tensors["model.layers.0.mlp.up_proj.weight"][3, 4] = torch.nan
     save_file(tensors, path)
     with pytest.raises(NumericsError, match=r"^layers\.0\.mlp\.up_proj: the weight holds NaN"):
-        run.compressor.factorise(run.matrix("mlp.up_proj"))
+        run.compressor.factorise([run.matrix("mlp.up_proj")])
 
 
 def test_a_moment_that_is_not_finite_is_refused_by_name(tmp_path: Path) -> None:
@@ -212,7 +206,7 @@ def test_a_moment_that_is_not_finite_is_refused_by_name(tmp_path: Path) -> None:
     matrix = run.matrix("mlp.up_proj")
     commit(run, forward_tap(matrix, "fisher"), torch.full((32, 32), torch.nan))
     with pytest.raises(NumericsError, match=r"^layers\.0\.mlp\.up_proj: a moment holds NaN"):
-        run.compressor.factorise(matrix)
+        run.compressor.factorise([matrix])
 
 
 def test_a_basis_is_enough_for_every_rank(tmp_path: Path) -> None:
@@ -228,7 +222,7 @@ def test_a_basis_is_enough_for_every_rank(tmp_path: Path) -> None:
 
 def test_the_spectrum_is_kept_in_float64_with_its_facts(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    run.compressor.factorise(run.matrix("mlp.up_proj"))
+    run.compressor.factorise([run.matrix("mlp.up_proj")])
     loss, facts = read_spectrum(run.store, "b", run.matrix("mlp.up_proj"))
     assert loss.eigenvalues.dtype == torch.float64
     assert len(loss.eigenvalues) == 32
@@ -239,7 +233,7 @@ def test_the_spectrum_is_kept_in_float64_with_its_facts(tmp_path: Path) -> None:
 def test_what_stays_dense_has_a_row_without_loss(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     matrix = run.matrix("mlp.up_proj")
-    run.compressor.factorise(matrix)
+    run.compressor.factorise([matrix])
     row = kept_dense(run.store, "b", matrix)
     assert (row.encoding, row.rank, row.parameters) == ("dense", None, 80 * 32)
     assert (row.predicted_loss, row.achieved_loss, row.nats) == (0.0, 0.0, 0.0)

@@ -19,10 +19,10 @@ def rows(*shape: int, seed: int = 0) -> Tensor:
 def accumulate(
     parts: list[tuple[Tensor, int]], size: int | None = 7, trace_of: list[Tensor] | None = None
 ) -> Moment:
-    sums = MomentAccumulator("layers.0.mlp.input", size)
+    sums = MomentAccumulator(size)
     for i, (part, segment) in enumerate(parts):
         sums.add(part, segment, trace_of=trace_of[i] if trace_of else None)
-    return sums.result()
+    return sums.sums().mean("layers.0.mlp.input")
 
 
 def matrix(moment: Moment) -> Tensor:

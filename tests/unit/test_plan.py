@@ -10,7 +10,7 @@ from pipeline.plan import make_plan, plan_checkpoint
 from schemas.config import RunConfig
 from schemas.model import ModelSpec
 from schemas.moments import taps
-from schemas.plan import Plan
+from schemas.plan import ClusterSpec, Plan
 from tests.models import tiny_model
 from workers.checkpoint import inspect
 
@@ -24,7 +24,15 @@ class Base(NamedTuple):
         return RunConfig.model_validate(given)
 
     def plan(self, workers: int = 2, **fields: Any) -> Plan:
-        return make_plan(self.config(**fields), self.spec, workers)
+        cluster = ClusterSpec(
+            workers=workers,
+            device="cpu",
+            device_name="",
+            device_memory=2**40,
+            host_memory=2**40,
+            dtype="float32",
+        )
+        return make_plan(self.config(**fields), self.spec, cluster)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from schemas.config import Truncation
 from schemas.model import ModelSpec
-from schemas.moments import Tap, taps
+from schemas.moments import Pass, Tap, taps
 from tests.models import VOCABULARY, tiny_model
 from workers.checkpoint import inspect
 from workers.layers import Decoder
@@ -118,7 +118,7 @@ def stream(
         outputs.append(hidden)
     for step, hidden in batches:
         for shard in shards:
-            hidden = shard.forward(hidden, step, keep_inputs=True)
+            hidden = shard.forward(hidden, step, "gradient")
         gradient = shards[-1].loss_gradient(hidden, step, SEED)
         for shard in reversed(shards):
             gradient = shard.backward(gradient, step)
@@ -128,7 +128,8 @@ def stream(
 
 def take(shard: Shard) -> list[tuple[Tap, Moment]]:
     """The moments of both streams."""
-    return [*shard.take_moments("forward"), *shard.take_moments("backward")]
+    directions: tuple[Pass, ...] = ("forward", "backward")
+    return [(tap, sums.mean(tap.name)) for d in directions for tap, sums in shard.take_sums(d)]
 
 
 # --- the oracle -------------------------------------------------------------------------------
@@ -320,7 +321,7 @@ def test_a_stream_with_several_steps_in_flight_changes_no_bit(llama: Base) -> No
         shard.forward(tokens, step)
     gradients = {}
     for step, tokens in micro_batches(llama, 2, 2):
-        hidden = shard.forward(tokens, step, keep_inputs=True)
+        hidden = shard.forward(tokens, step, "gradient")
         gradients[step] = shard.loss_gradient(hidden, step, SEED)
     for step, gradient in gradients.items():
         shard.backward(gradient, step)
@@ -336,7 +337,7 @@ def test_the_forward_pass_of_a_gradient_does_not_count(llama: Base) -> None:
     found = taps(llama.spec.matrices, "fisher", gradients=True)
     [shard] = make_shards(llama, (0, LAYERS), found)
     step = Step(0, 0)
-    hidden = shard.forward(llama.tokens, step, keep_inputs=True)
+    hidden = shard.forward(llama.tokens, step, "gradient")
     shard.backward(torch.ones_like(hidden), step)
     tokens = {tap.direction: moment.tokens for tap, moment in take(shard)}
     assert tokens == {"forward": 0, "backward": WINDOWS * TOKENS}
@@ -345,9 +346,7 @@ def test_the_forward_pass_of_a_gradient_does_not_count(llama: Base) -> None:
 def test_the_gradient_before_the_first_layer_is_that_of_autograd(llama: Base) -> None:
     shards = make_shards(llama, (0, 1, LAYERS), [])
     step = Step(0, 0)
-    hidden = shards[1].forward(
-        shards[0].forward(llama.tokens, step, keep_inputs=True), step, keep_inputs=True
-    )
+    hidden = shards[1].forward(shards[0].forward(llama.tokens, step, "gradient"), step, "gradient")
     found = shards[0].backward(shards[1].backward(torch.ones_like(hidden), step), step)
     model = whole_model(llama)
     embedded = model.model.embed_tokens(llama.tokens).detach().requires_grad_()
@@ -360,7 +359,7 @@ def test_the_gradient_before_the_first_layer_is_that_of_autograd(llama: Base) ->
 def test_inputs_do_not_wait_once_they_are_used(llama: Base) -> None:
     [shard] = make_shards(llama, (0, LAYERS), [])
     step = Step(0, 0)
-    hidden = shard.forward(llama.tokens, step, keep_inputs=True)
+    hidden = shard.forward(llama.tokens, step, "gradient")
     shard.backward(torch.ones_like(hidden), step)
     with pytest.raises(KeyError):
         shard.backward(torch.ones_like(hidden), step)

@@ -11,9 +11,16 @@ from workers.moments import Moment
 from workers.truncation.basis import Basis, Through
 from workers.truncation.svd_llm import svd_llm
 from workers.truncation.svd_llm_v2 import svd_llm_v2
-from workers.truncation.two_sided import Weighing, achieved_loss, two_sided, weigh
+from workers.truncation.two_sided import (
+    Root,
+    Weighing,
+    achieved_loss,
+    eigen_root,
+    two_sided,
+    weigh,
+)
 
-__all__ = ["Basis", "Problem"]
+__all__ = ["Basis", "Problem", "Root"]
 
 
 class Problem(NamedTuple):
@@ -25,14 +32,24 @@ class Problem(NamedTuple):
     backward: Moment | None
     shrinkage: float
 
-    def basis(self) -> Basis:
-        """The optimal basis, in float64. Raises NumericsError where W or a moment is not finite."""
-        if not bool(torch.isfinite(self.weight).all()):
-            raise NumericsError("the weight holds NaN or Inf; repair the checkpoint")
-        for moment in (self.forward, self.backward):
-            if moment and moment.matrix is not None and not moment.matrix.isfinite().all():
-                raise NumericsError("a moment holds NaN or Inf; calibrate with --dtype float32")
-        basis = self._decompose()
+    def root(self) -> Root | None:
+        """The root of the forward moment, which matrices that read the same input share.
+
+        None where the truncation does not start from it. Raises as `basis` does.
+        """
+        self._require_finite()
+        papers = self.truncation in ("svd-llm", "svd-llm-v2")
+        if papers or self.weight.shape[0] <= self.weight.shape[1]:
+            return None
+        return eigen_root(self._moment().double())
+
+    def basis(self, root: Root | None = None) -> Basis:
+        """The optimal basis, in float64; `root` is that of an equal forward moment, if known.
+
+        Raises NumericsError where W or a moment is not finite.
+        """
+        self._require_finite()
+        basis = self._decompose(root)
         if not basis.eigenvalues.numel():
             return self._nothing()
         return basis
@@ -69,6 +86,13 @@ class Problem(NamedTuple):
             found.append(f"gradient moment of size {small} from {self.backward.tokens} tokens")
         return tuple(found)
 
+    def _require_finite(self) -> None:
+        if not bool(torch.isfinite(self.weight).all()):
+            raise NumericsError("the weight holds NaN or Inf; repair the checkpoint")
+        for moment in (self.forward, self.backward):
+            if moment and moment.matrix is not None and not moment.matrix.isfinite().all():
+                raise NumericsError("a moment holds NaN or Inf; calibrate with --dtype float32")
+
     @property
     def _without_gradient(self) -> bool:
         return self.backward is None or self.backward.trace == 0.0
@@ -84,14 +108,14 @@ class Problem(NamedTuple):
             gradient, trace = self.backward.matrix, self.backward.trace
         return weigh(self.weight, self._moment(), gradient, trace, self.shrinkage)
 
-    def _decompose(self) -> Basis:
+    def _decompose(self, root: Root | None) -> Basis:
         if not bool(self._moment().any()):
             return self._nothing()
         if self.truncation == "svd-llm":
             return svd_llm(self.weight, self._moment())
         if self.truncation == "svd-llm-v2":
             return svd_llm_v2(self.weight, self._moment())
-        basis = two_sided(self._weighing())
+        basis = two_sided(self._weighing(), root)
         if self.truncation == "fisher" and self._without_gradient:
             note = "no gradient reaches this matrix: cut as input-only"
             return basis._replace(fallbacks=(*basis.fallbacks, note))

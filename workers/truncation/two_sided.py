@@ -10,7 +10,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from workers.moments import row_blocks
 from workers.truncation.basis import Basis, Through, positive_eigh
+
+
+class Root(NamedTuple):
+    """A factor F with F F^T = a moment, and what had to be done to get it."""
+
+    factor: Tensor
+    fallbacks: tuple[str, ...]
 
 
 class Weighing(NamedTuple):
@@ -33,10 +41,10 @@ def weigh(
     `forward` is E[y y^T] (m, m) where m <= n, else E[x x^T] (n, n). `backward` is E[g g^T] (m, m),
     or E[(W^T g)(W^T g)^T] (n, n); None stands for G_s = I. `trace` is tr G.
     """
-    weight, forward = weight.double(), forward.double()
+    forward = forward.double()
     out_features, in_features = weight.shape
     on_input = out_features > in_features
-    identity = weight.T @ weight if on_input else torch.eye(out_features).to(weight)
+    identity = _gram(weight) if on_input else torch.eye(out_features).to(forward)
     if backward is None:
         metric = identity
     else:
@@ -44,17 +52,19 @@ def weigh(
     return Weighing(metric, forward, on_input)
 
 
-def two_sided(problem: Weighing) -> Basis:
+def two_sided(problem: Weighing, root: Root | None = None) -> Basis:
     """The optimal basis of a `Weighing`; its eigenvalues are the terms of the objective.
+
+    On the input side `root` is `eigen_root(content)`, where the caller has it already.
 
     With F F^T = outer: V, S^2 = eigh(F^T inner F), lift = F V, own = inner F V / S^2. Then
     own^T lift = I, and the projection own_k lift_k^T (its transpose on the input side) is optimal.
     """
     metric, content, on_input = problem
-    root, fallbacks = _eigen_root(content) if on_input else _root(metric)
+    factor, fallbacks = (root or eigen_root(content)) if on_input else _root(metric)
     inner = metric if on_input else content
-    values, vectors = positive_eigh(root.T @ inner @ root)
-    lift = root @ vectors
+    values, vectors = positive_eigh(factor.T @ inner @ factor)
+    lift = factor @ vectors
     own = inner @ lift / values
     through: Through = "left" if on_input else "right"
     left, right = (lift, own.T) if on_input else (own, lift.T)
@@ -69,18 +79,27 @@ def achieved_loss(problem: Weighing, basis: Basis, rank: int) -> float:
     return float(((metric @ error) * (error @ content)).sum())
 
 
-def _root(metric: Tensor) -> tuple[Tensor, tuple[str, ...]]:
-    """F with F F^T = metric: Cholesky, or the eigen root (recorded) where that is not definite."""
-    factor, failed = torch.linalg.cholesky_ex(metric)
-    if not int(failed):
-        return factor, ()
-    root, fallbacks = _eigen_root(metric)
-    return root, (*fallbacks, "gradient moment not positive definite: eigen root used")
-
-
-def _eigen_root(moment: Tensor) -> tuple[Tensor, tuple[str, ...]]:
-    """R (n, q) with R R^T = moment, which may be singular."""
+def eigen_root(moment: Tensor) -> Root:
+    """F (n, q) with F F^T = moment (n, n), which may be singular."""
     values, vectors = positive_eigh(moment)
     deficient = moment.shape[0] - values.shape[0]
     note = f"{deficient} of {moment.shape[0]} directions of the moment are empty"
-    return vectors * values.sqrt(), (note,) if deficient else ()
+    return Root(vectors * values.sqrt(), (note,) if deficient else ())
+
+
+def _root(metric: Tensor) -> Root:
+    """F with F F^T = metric: Cholesky, or the eigen root (recorded) where that is not definite."""
+    factor, failed = torch.linalg.cholesky_ex(metric)
+    if not int(failed):
+        return Root(factor, ())
+    factor, fallbacks = eigen_root(metric)
+    return Root(factor, (*fallbacks, "gradient moment not positive definite: eigen root used"))
+
+
+def _gram(weight: Tensor) -> Tensor:
+    """W^T W (n, n) in float64, a block of rows at a time."""
+    total = weight.new_zeros(weight.shape[1], weight.shape[1], dtype=torch.float64)
+    for rows in row_blocks(*weight.shape):
+        block = weight[rows].double()
+        total.addmm_(block.T, block)
+    return total

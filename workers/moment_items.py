@@ -1,0 +1,59 @@
+"""Moments on disk: the sums of a replica, and the mean over all of them."""
+
+import torch
+from torch import Tensor
+
+from schemas.identity import Identities, Record
+from schemas.moments import Tap
+from workers.items import moment_key, part_key
+from workers.moments import Moment, MomentSums, combine
+from workers.store import Store
+from workers.tensorfile import entries
+
+
+def commit_moment(store: Store, ids: Identities, tap: Tap, sums: MomentSums) -> Record:
+    """Commit the mean over all rows. Raises NumericsError where one was not finite."""
+    moment = sums.mean(tap.name)
+    tensors = {
+        "trace": torch.tensor(moment.trace, dtype=torch.float64),
+        "tokens": torch.tensor(moment.tokens),
+    }
+    if moment.matrix is not None:
+        tensors["moment"] = moment.matrix
+    return store.commit(moment_key(ids, tap), entries(tensors))
+
+
+def read_moment(store: Store, ids: Identities, tap: Tap, device: torch.device) -> Moment:
+    """A committed moment, its matrix on `device`."""
+    tensors = store.load(moment_key(ids, tap)).tensors
+    matrix = tensors.get("moment")
+    return Moment(
+        matrix=None if matrix is None else matrix.to(device),
+        trace=float(tensors["trace"]),
+        tokens=int(tensors["tokens"]),
+    )
+
+
+def commit_part(
+    store: Store, ids: Identities, tap: Tap, sums: MomentSums, replica: int, replicas: int
+) -> Record:
+    """Commit the sums over the segments of one replica."""
+    tensors: dict[str, Tensor] = {
+        "energies": torch.tensor(sums.energies, dtype=torch.float64),
+        "tokens": torch.tensor(sums.tokens),
+    }
+    if sums.high is not None and sums.low is not None:
+        tensors |= {"high": sums.high, "low": sums.low}
+    return store.commit(part_key(ids, tap, replica, replicas), entries(tensors))
+
+
+def merge_parts(store: Store, ids: Identities, tap: Tap, replicas: int) -> Record:
+    """Commit the mean over the rows of all replicas; it does not depend on how many there are."""
+    parts: list[MomentSums] = []
+    for replica in range(replicas):
+        tensors = store.load(part_key(ids, tap, replica, replicas)).tensors
+        energies = tuple(tensors["energies"].tolist())
+        tokens = int(tensors["tokens"])
+        part = MomentSums(tensors.get("high"), tensors.get("low"), energies, tokens)
+        parts = [combine([*parts, part])]
+    return commit_moment(store, ids, tap, parts[0])
