@@ -12,15 +12,24 @@ from tests.integration.conftest import Reference
 from tests.integration.support import item_sums, weight_sums
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-def test_more_workers_write_the_same_bytes(
-    workers: int, reference: Reference, tmp_path_factory: pytest.TempPathFactory
+SHAPES = {
+    "a chain of three": {"workers": 3},
+    "three waves of two": {"workers": 2, "shard_layers": 1},
+    "two replicas in waves": {"workers": 2, "replicas": 2, "shard_layers": 3},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shards_waves_and_replicas_write_the_same_bytes(
+    shape: str, reference: Reference, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     output = tmp_path_factory.mktemp("workers") / "output"
-    cluster = ClusterConfig(workers=workers, device="cpu")
+    cluster = ClusterConfig(device="cpu", **SHAPES[shape])
     config = reference.config.model_copy(update={"output": output, "cluster": cluster})
     result = compress(config)
-    assert len(result.worker_peak_bytes) == workers
+    assert len(result.worker_peak_bytes) == cluster.workers
+    assert not list(config.run_folder.glob("*/*/layer-*"))  # what went between waves is gone
+    assert not list((config.run_folder / "parts").rglob("*.safetensors"))
     assert weight_sums(output) == weight_sums(reference.output.path)
     kinds = ("moments", "bases", "spectra", "factors")
     items = item_sums(config.run_folder, *kinds)
