@@ -11,7 +11,6 @@ from schemas.identity import Ground, Identities, identities
 from tests.integration.conftest import Reference
 from tests.integration.support import item_sums, weight_sums
 
-
 SHAPES = {
     "a chain of three": {"workers": 3},
     "three waves of two": {"workers": 2, "shard_layers": 1},
