@@ -37,6 +37,7 @@ def compress(config: RunConfig, progress: Progress | None = None) -> RunResult:
         return RunResult(
             outputs=outputs,
             seconds=progress.seconds,
+            busy=progress.busy,
             driver_peak_bytes=peak_anonymous_bytes(),
             worker_peak_bytes=_worker_peaks(run),
         )

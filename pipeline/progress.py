@@ -28,7 +28,7 @@ class Progress:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
         self.seconds: dict[str, float] = {}
-        self.busy: dict[str, list[float]] = {}
+        self._busy: dict[str, list[float]] = {}
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int, unit: str) -> Iterator["Stage"]:
@@ -40,11 +40,20 @@ class Progress:
             yield stage
         seconds = time.monotonic() - start
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-        busy = zip_longest(self.busy.get(name, []), stage.busy, fillvalue=0.0)
-        self.busy[name] = [before + now for before, now in busy]
+        busy = zip_longest(self._busy.get(name, []), stage.busy, fillvalue=0.0)
+        self._busy[name] = [before + now for before, now in busy]
         line = f"{name}: {stage.done} {unit} in {seconds:.1f} s{stage.rate()}"
         shares = ", ".join(f"{part / seconds:.0%}" for part in stage.busy)
         log.info("%s; workers busy %s" if shares else "%s%s", line, shares)
+
+    @property
+    def busy(self) -> dict[str, tuple[float, ...]]:
+        """The share of a stage's time that each worker was busy, where that was measured."""
+        return {
+            name: tuple(part / self.seconds[name] for part in parts)
+            for name, parts in self._busy.items()
+            if parts
+        }
 
     def note(self, message: str) -> None:
         """One line that stays."""

@@ -26,11 +26,16 @@ def run_table(result: RunResult) -> RenderableType:
     for row in zip(*(_output_column(output) for output in result.outputs), strict=True):
         table.add_row(row[0][0], *(value for _, value in row))
     seconds = ", ".join(f"{stage} {value:.1f}" for stage, value in result.seconds.items())
+    busy = "; ".join(
+        f"{stage} {', '.join(f'{share:.0%}' for share in shares)}"
+        for stage, shares in result.busy.items()
+    )
     workers = ", ".join(_size(peak) for peak in result.worker_peak_bytes)
     return Group(
         table,
         *(Text(str(output.path)) for output in result.outputs),
         Text(f"seconds: {seconds}"),
+        *([Text(f"workers busy: {busy}")] if busy else []),
         Text(f"peak memory: driver {_size(result.driver_peak_bytes)}, workers {workers}"),
     )
 

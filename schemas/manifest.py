@@ -75,9 +75,13 @@ class OutputResult(Schema):
 
 
 class RunResult(Schema):
-    """What `compress` returns: a checkpoint per ratio, seconds by stage, and bytes of memory."""
+    """What `compress` returns: a checkpoint per ratio, seconds by stage, and bytes of memory.
+
+    `busy` is the share of a stage's time that each worker spent on its items.
+    """
 
     outputs: tuple[OutputResult, ...]
     seconds: dict[str, float]
+    busy: dict[str, tuple[float, ...]]
     driver_peak_bytes: int
     worker_peak_bytes: tuple[int, ...]
