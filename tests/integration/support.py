@@ -1,6 +1,7 @@
 """What the integration tests share: one small request, and what a run left on disk."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 from schemas.config import CalibrationConfig, ClusterConfig, RunConfig
 from workers.store import file_sha256
 
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("schemas", "workers", "pipeline", "runtime")
 CALIBRATION: dict[str, Any] = {
     "samples": 8,
     "sequence_length": 64,
@@ -16,6 +19,15 @@ CALIBRATION: dict[str, Any] = {
     "gradient_length": 64,
     "segments": 4,
 }
+
+
+def copy_packages(folder: Path) -> Path:
+    """The packages alone in a new `folder`, as the working directory of a Ray job has them."""
+    for package in PACKAGES:
+        shutil.copytree(
+            ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    return folder
 
 
 def ask(model: Path, text: Path, output: Path, **fields: Any) -> RunConfig:

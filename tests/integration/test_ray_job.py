@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,11 +12,10 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from pipeline.compress import compress
-from tests.integration.support import ask, flags, weight_sums
+from tests.integration.support import ask, copy_packages, flags, weight_sums
 from tests.models import tiny_model
 from workers.verify import require, verify_checkpoint
 
-ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
 
 
@@ -74,11 +72,7 @@ def test_a_submitted_job_compresses_on_every_gpu(
 ) -> None:
     model = tiny_model(tmp_path / "model", num_hidden_layers=4)
     config = ask(model, text, tmp_path / "output", workers=2)
-    bare = tmp_path / "bare"
-    for package in ("schemas", "workers", "pipeline", "runtime"):
-        shutil.copytree(
-            ROOT / package, bare / package, ignore=shutil.ignore_patterns("__pycache__")
-        )
+    bare = copy_packages(tmp_path / "bare")
     arguments = flags(config)
     at = arguments.index("--device")
     arguments[at + 1] = "auto"

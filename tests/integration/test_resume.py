@@ -9,9 +9,8 @@ import pytest
 from schemas.config import RunConfig
 from tests.integration.conftest import Reference
 from tests.integration.processes import Command, Process
-from tests.integration.support import flags, item_times, until, weight_sums
+from tests.integration.support import ROOT, flags, item_times, until, weight_sums
 
-ROOT = Path(__file__).parents[2]
 KINDS = ("moments", "bases", "spectra", "factors")
 
 
