@@ -1,0 +1,96 @@
+"""A finished item whose content changed on disk is found when it is read, and made anew alone."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.compress import compress
+from schemas.config import RunConfig
+from schemas.errors import RunError, VerificationError
+from schemas.manifest import Manifest
+from schemas.moments import backward_tap, forward_tap
+from tests.integration.conftest import Reference
+from tests.integration.support import item_sums, item_times, weight_sums
+from workers.checkpoint import inspect
+from workers.compression import basis_key, factors_key, moment_key, spectrum_key
+from workers.store import Store
+
+KINDS = ("moments", "bases", "spectra", "factors")
+
+
+@pytest.fixture
+def config(reference: Reference, tmp_path: Path) -> RunConfig:
+    """The finished run of `reference` in a copy, its checkpoint still to be written."""
+    shutil.copytree(reference.config.run_folder, tmp_path / "out.run")
+    return reference.config.model_copy(update={"output": tmp_path / "out"})
+
+
+@pytest.fixture
+def remade(config: RunConfig) -> Callable[[], set[str]]:
+    """Keys of the items written since the last call."""
+    seen = item_times(config.run_folder, *KINDS)
+
+    def changed() -> set[str]:
+        now = item_times(config.run_folder, *KINDS)
+        found = {key for key in now if now[key] != seen.get(key)}
+        seen.update(now)
+        return found
+
+    return changed
+
+
+def damage(path: Path) -> None:
+    """Flip one bit of the last byte, which is of a tensor."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.timeout(600)  # seven starts
+def test_a_damaged_item_is_named_and_the_next_start_makes_it_anew(
+    config: RunConfig, reference: Reference, remade: Callable[[], set[str]]
+) -> None:
+    """Each start makes anew what the one before it met, then meets the next."""
+    manifest = Manifest.model_validate_json((reference.output.path / "manifest.json").read_bytes())
+    ids, store = manifest.identities, Store(config.run_folder)
+    rows = [row for row in reference.output.compression.matrices if row.encoding != "dense"]
+    first, second = (factors_key(ids.factors, row.name, row.rank or 0) for row in rows[:2])
+    (matrix,) = (m for m in inspect(Path(config.model)).matrices if m.name == rows[0].name)
+    expected = item_sums(store.root, *KINDS)
+
+    def fails(key: str) -> None:
+        damage(store.path(key))
+        with pytest.raises(RunError, match=rf"{re.escape(key)}: .* start the same command again"):
+            compress(config)
+        assert store.record(key) is None
+
+    (store.root / "records" / f"{first}.json").unlink()  # made again, from what is read for it
+    inputs = (
+        moment_key(ids, forward_tap(matrix, config.truncation)),
+        moment_key(ids, backward_tap(matrix, config.truncation)),
+        basis_key(ids.bases, matrix.name),
+        spectrum_key(ids.bases, matrix.name),
+    )
+    met: set[str] = set()
+    for key in inputs:
+        fails(key)
+        assert remade() == met
+        met = {key}
+    fails(second)
+    assert remade() == met | {first}
+
+    staged = store.path(f"outputs/{manifest.output}/model.safetensors")
+    shutil.copy(reference.output.path / staged.name, staged)  # as if killed before it was verified
+    damage(staged)
+    with pytest.raises(VerificationError, match=r"model\.safetensors: changed"):
+        compress(config)
+    assert remade() == {second}
+    assert not staged.exists()
+
+    compress(config)
+    assert remade() == set()
+    assert item_sums(store.root, *KINDS) == expected
+    assert weight_sums(config.output) == weight_sums(reference.output.path)
