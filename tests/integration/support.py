@@ -12,6 +12,7 @@ from workers.store import file_sha256
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("schemas", "workers", "pipeline", "runtime")
+KINDS = ("moments", "bases", "spectra", "factors")  # of items
 CALIBRATION: dict[str, Any] = {
     "samples": 8,
     "sequence_length": 64,

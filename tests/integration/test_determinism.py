@@ -9,7 +9,7 @@ from pipeline.inputs import gather, tokens_sha256
 from schemas.config import ClusterConfig, RunConfig
 from schemas.identity import Ground, Identities, identities
 from tests.integration.conftest import Reference
-from tests.integration.support import item_sums, weight_sums
+from tests.integration.support import KINDS, item_sums, weight_sums
 
 SHAPES = {
     "a chain of three": {"workers": 3},
@@ -30,12 +30,11 @@ def test_shards_waves_and_replicas_write_the_same_bytes(
     assert not list(config.run_folder.glob("*/*/layer-*"))  # what went between waves is gone
     assert not list((config.run_folder / "parts").rglob("*.safetensors"))
     assert weight_sums(output) == weight_sums(reference.output.path)
-    kinds = ("moments", "bases", "spectra", "factors")
-    items = item_sums(config.run_folder, *kinds)
-    expected = item_sums(reference.config.run_folder, *kinds)
+    items = item_sums(config.run_folder, *KINDS)
+    expected = item_sums(reference.config.run_folder, *KINDS)
     assert items.keys() <= expected.keys()  # another test may add factors of another ratio
     assert items == {key: expected[key] for key in items}
-    assert {key.split("/")[0] for key in items} == set(kinds)
+    assert {key.split("/")[0] for key in items} == set(KINDS)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pipeline.compress import compress
 from schemas.config import METHODS, Method
 from schemas.manifest import Compression, Manifest, OutputResult
 from tests.integration.conftest import Reference
-from tests.integration.support import ask, file_sums, headers, item_times, weight_sums
+from tests.integration.support import KINDS, ask, file_sums, headers, item_times, weight_sums
 from tests.models import prose, tiny_model, tiny_tokenizer
 from workers.checkpoint import inspect
 from workers.loading import load_model
@@ -216,12 +216,12 @@ def test_the_papers_methods(method: Method, local_ray: None, text: Path, tmp_pat
 
 def test_another_ratio_measures_nothing_anew(reference: Reference, tmp_path: Path) -> None:
     run_dir = reference.config.run_folder
-    before = item_times(run_dir, "moments", "bases", "spectra", "factors")
+    before = item_times(run_dir, *KINDS)
     config = reference.config.model_copy(
         update={"output": tmp_path / "output", "run_dir": run_dir, "ratio": (0.45,)}
     )
     (output,) = compress(config).outputs
-    after = item_times(run_dir, "moments", "bases", "spectra", "factors")
+    after = item_times(run_dir, *KINDS)
     assert {key: after[key] for key in before} == before
     assert after.keys() - before.keys()
     assert all(key.startswith("factors/") for key in after.keys() - before.keys())

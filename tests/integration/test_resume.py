@@ -9,9 +9,7 @@ import pytest
 from schemas.config import RunConfig
 from tests.integration.conftest import Reference
 from tests.integration.processes import Command, Process
-from tests.integration.support import ROOT, flags, item_times, until, weight_sums
-
-KINDS = ("moments", "bases", "spectra", "factors")
+from tests.integration.support import KINDS, ROOT, flags, item_times, until, weight_sums
 
 
 @pytest.fixture

@@ -1,0 +1,160 @@
+"""The command line as a user runs it: what it prints, and the code it ends with."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+
+from schemas.evaluation import EvaluationReport
+from tests.integration.conftest import Reference
+from tests.integration.support import (
+    KINDS,
+    ROOT,
+    copy_packages,
+    file_sums,
+    flags,
+    item_sums,
+    item_times,
+    weight_sums,
+)
+from tests.models import tiny_model
+
+PYTHON = (sys.executable, "-m", "pipeline")
+SVDLLM = (str(Path(sys.executable).with_name("svdllm")),)
+
+
+def run(
+    *arguments: object, command: tuple[str, ...] = PYTHON, folder: Path = ROOT
+) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command line."""
+    done = subprocess.run(
+        [*command, *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def here(local_ray: None) -> list[str]:
+    """Settings that make a command join the Ray of the tests, which is faster than its own."""
+    return ["--set", f"cluster.address={ray.get_runtime_context().gcs_address}"]
+
+
+@pytest.fixture
+def copied(reference: Reference, tmp_path: Path) -> Path:
+    """The checkpoint of `reference`, to be changed."""
+    return Path(shutil.copytree(reference.output.path, tmp_path / "checkpoint"))
+
+
+def test_a_finished_run_is_not_done_again(reference: Reference) -> None:
+    run_dir = reference.config.run_folder
+    output, items = file_sums(reference.output.path), item_times(run_dir, *KINDS)
+    code, _, log = run(*flags(reference.config))
+    assert code == 0, log
+    assert f"{reference.output.path}: already there, nothing to do" in log
+    assert file_sums(reference.output.path) == output
+    assert item_times(run_dir, *KINDS) == items
+
+
+def test_an_output_of_another_ratio_is_refused(reference: Reference, here: list[str]) -> None:
+    before = weight_sums(reference.output.path)
+    other = reference.config.model_copy(update={"ratio": (0.4,)})
+    code, _, log = run(*flags(other), *here)
+    assert code == 2, log
+    assert "holds a checkpoint of another model, text, method or ratio" in log
+    assert weight_sums(reference.output.path) == before
+
+
+def test_more_workers_than_cpus_are_refused(
+    reference: Reference, here: list[str], tmp_path: Path
+) -> None:
+    cluster = reference.config.cluster.model_copy(update={"workers": 5})
+    update = {"output": tmp_path / "out", "cluster": cluster}
+    code, _, log = run(*flags(reference.config.model_copy(update=update)), *here)
+    assert code == 2, log
+    assert "cluster.workers is 5" in log
+    assert "the Ray cluster has room for 3" in log
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_status_counts_what_is_there(reference: Reference, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(reference.config.run_folder, run_dir)
+    moments, bases, factors = (
+        sorted(item_sums(run_dir, kind)) for kind in ("moments", "bases", "factors")
+    )
+    cut = run_dir / moments[0]
+    cut.write_bytes(cut.read_bytes()[:-1])
+    (run_dir / bases[0]).unlink()
+    (run_dir / "records" / f"{factors[0]}.json").unlink()
+    code, printed, log = run("status", run_dir)
+    assert code == 0, log
+    done = {stage: int(count) for stage, count in re.findall(r"│ (\w+) +│ +(\d+) │", printed)}
+    assert done["forward"] + done["backward"] == len(moments) - 1
+    assert done["factorise"] == len(bases) - 1
+    assert done["truncate"] == len(factors) - 1
+
+
+def test_verify_accepts_what_compress_wrote(reference: Reference) -> None:
+    code, printed, log = run("verify", reference.output.path)
+    assert code == 0, log
+    assert "FAILED" not in printed
+    assert "not done" not in printed
+
+
+def test_verify_does_not_run_code_that_was_changed(copied: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    for path in copied.glob("*.py"):
+        with path.open("a") as file:
+            file.write(f"\nopen({str(marker)!r}, 'w').close()\n")
+    code, printed, log = run("verify", copied)
+    assert code == 3, printed
+    assert "modeling_lowrank.py: changed" in log
+    assert "configuration_lowrank.py: changed" in log
+    assert not marker.exists()
+
+
+def test_verify_misses_the_mark_of_success(copied: Path) -> None:
+    (copied / "_SUCCESS").unlink()
+    code, printed, log = run("verify", copied)
+    assert code == 3, printed
+    assert "success marker (absent)" in log
+
+
+def test_evaluate_writes_its_figures(reference: Reference, text: Path, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    asked = ("--text", text, "--sequence-length", 64, "--max-windows", 2, "--json", path)
+    code, printed, log = run(
+        "evaluate", reference.output.path, "--baseline", reference.config.model, *asked
+    )
+    assert code == 0, log
+    dense, small = EvaluationReport.model_validate_json(path.read_bytes()).models
+    done = reference.output.compression
+    assert (dense.parameters, small.parameters) == (done.parameters_before, done.parameters_after)
+    assert dense.predicted_tokens == small.predicted_tokens == 2 * 63
+    for model in (dense, small):
+        assert f"{model.perplexity:.2f}" in printed
+
+
+def test_help_names_every_command() -> None:
+    code, printed, _ = run("--help")
+    assert code == 0
+    for command in ("compress", "plan", "evaluate", "verify", "status", "demo"):
+        assert f" {command} " in printed
+
+
+def test_a_bare_working_directory_is_enough(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model")
+    asked = ("plan", "--model", model, "--ratio", "0.2,0.4", "--workers", 2)
+    bare = run(*asked, folder=copy_packages(tmp_path / "bare"))
+    assert bare == run(*asked, command=SVDLLM, folder=tmp_path)
+    assert bare[0] == 0, bare
+    assert "2 layer shards" in bare[1]
