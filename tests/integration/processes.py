@@ -10,6 +10,10 @@ from typing import NamedTuple
 
 from tests.integration.support import until
 
+# Agents of Ray, with and without the name they give themselves: they outlive a driver that is
+# killed, or that ends while Ray starts, by about a minute.
+AGENTS = ("DashboardAgent", "RuntimeEnvAgent", "dashboard/agent.py", "runtime_env/agent/main.py")
+
 
 class Process(NamedTuple):
     """A process; its start time tells it from a later one of the same number."""
@@ -82,6 +86,10 @@ class Command:
         assert found or not ended, f"ended without {text!r}:\n{self.log}"
         return found
 
+    def runs(self, program: str) -> bool:
+        """Whether a process of its family now has `program` in its command."""
+        return any(program in process.name for process in descendants(self._process.pid))
+
     def send(self, number: signal.Signals) -> None:
         """A signal to this process alone; who its descendants were is kept in `family`."""
         self.family |= set(descendants(self._process.pid))
@@ -121,4 +129,4 @@ class Command:
                 self._lines.append(line)
 
 
-__all__ = ["Command", "Process", "descendants", "until"]
+__all__ = ["AGENTS", "Command", "Process", "descendants", "until"]

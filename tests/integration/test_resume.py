@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from schemas.config import RunConfig
+from schemas.run import RunRecord
 from tests.integration.conftest import Reference
-from tests.integration.processes import Command, Process
+from tests.integration.processes import AGENTS, Command, Process
 from tests.integration.support import KINDS, ROOT, flags, item_times, until, weight_sums
 
 
@@ -39,27 +40,39 @@ def start(config: RunConfig) -> Iterator[Callable[[], Command]]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.timeout(900)  # six starts of the whole program
+@pytest.mark.timeout(900)  # eight starts of the whole program
 def test_a_run_stopped_in_every_stage_ends_with_the_same_bytes(
     config: RunConfig, reference: Reference, start: Callable[[], Command]
 ) -> None:
     run_dir = config.run_folder
     seen: dict[str, tuple[int, int]] = {}
 
-    def stop(what: str, under_way: Callable[[Command], bool], how: Callable[[Command], int]) -> int:
+    def stop(
+        what: str,
+        under_way: Callable[[Command], bool],
+        how: Callable[[Command], int],
+        lingering: tuple[str, ...] = (),
+    ) -> int:
         command = start()
         until(lambda: under_way(command), what)
         code = how(command)
-        until(command.alone, f"{what}: every process of the run has ended")
+        until(lambda: command.alone(lingering), f"{what}: every process of the run has ended")
         now = item_times(run_dir, *KINDS)
         assert {key: now[key] for key in seen} == seen, f"{what}: a finished item was made again"
         seen.update(now)
         return code
 
     def items(kind: str) -> Callable[[Command], bool]:
-        return lambda command: command.said("") and bool(item_times(run_dir, kind))
+        return lambda c: c.said("") and not item_times(run_dir, kind).keys() <= seen.keys()
 
+    assert stop("start", starts_ray, lambda c: interrupt(c, signal.SIGTERM), AGENTS) == 143
+    assert not run_dir.exists()
     assert stop("calibrate", lambda c: c.said("load: "), lose_host) == -signal.SIGKILL
+    assert not seen
+    code = stop("backward", lambda c: c.said("commit forward: "), lose_driver, AGENTS)
+    assert code == -signal.SIGKILL
+    record = RunRecord.model_validate_json((run_dir / "run.json").read_bytes())
+    assert len(seen) == record.taps["forward"]
     assert stop("commit", items("moments"), lambda c: interrupt(c, signal.SIGTERM)) == 143
     assert stop("factorise", items("bases"), lambda c: interrupt(c, signal.SIGINT)) == 130
     assert stop("truncate", items("factors"), lose_worker) == 3
@@ -72,6 +85,11 @@ def test_a_run_stopped_in_every_stage_ends_with_the_same_bytes(
     assert {key: now[key] for key in seen} == seen
 
 
+def starts_ray(command: Command) -> bool:
+    """Whether ray.init is under way: its first process is there."""
+    return command.said("") and command.runs("gcs_server")
+
+
 def interrupt(command: Command, number: signal.Signals) -> int:
     """The exit code after a signal to the driver, which ends its Ray by itself."""
     command.send(number)
@@ -81,6 +99,12 @@ def interrupt(command: Command, number: signal.Signals) -> int:
 def lose_host(command: Command) -> int:
     """The exit code after SIGKILL to everything."""
     command.lose_host()
+    return command.wait()
+
+
+def lose_driver(command: Command) -> int:
+    """The exit code after SIGKILL to the driver alone, whose Ray has to end by itself."""
+    command.send(signal.SIGKILL)
     return command.wait()
 
 
