@@ -175,8 +175,7 @@ class Calibration:
         run = self._run
         mine = [m for m in run.spec.matrices if m.layer in self._waves.layers(wave)]
         factorise(run, [m for m in mine if run.has_moments(m)])
-        releases = {worker.release.remote(): "release of weights" for worker in run.pool.workers}
-        wait_for(releases, run.timeout)
+        run.pool.each("release")
 
     def _replicas(self, wave: int, direction: Pass) -> list[tuple[list[Actor], list[Batch]]]:
         run = self._run

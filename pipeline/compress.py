@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from pipeline.calibrate import calibrate, factorise
-from pipeline.cluster import ray_session, wait_for
+from pipeline.cluster import ray_session
 from pipeline.inputs import gather
 from pipeline.outputs import find_output, make_output
 from pipeline.plan import require_disk
 from pipeline.progress import Progress
-from pipeline.run import Run, start
+from pipeline.run import announce, start
 from schemas.config import RunConfig
 from schemas.manifest import RunResult
 from workers.checkpoint import resolve
@@ -31,6 +31,7 @@ def compress(config: RunConfig, progress: Progress | None = None) -> RunResult:
         found = {ratio: find_output(run, ratio) for ratio in config.ratio}
         if None in found.values():
             require_disk(run.plan, config, run.committed_bytes())
+            announce(run)
             calibrate(run)
             factorise(run, run.spec.matrices)
         outputs = tuple(found[ratio] or make_output(run, ratio) for ratio in config.ratio)
@@ -39,7 +40,7 @@ def compress(config: RunConfig, progress: Progress | None = None) -> RunResult:
             seconds=progress.seconds,
             busy=progress.busy,
             driver_peak_bytes=peak_anonymous_bytes(),
-            worker_peak_bytes=_worker_peaks(run),
+            worker_peak_bytes=tuple(run.pool.each("peak_memory")),
         )
 
 
@@ -55,8 +56,3 @@ def _settle(config: RunConfig) -> RunConfig:
         found = {"model": config.model, "revision": folder.name, "output": output}
     config = config.model_copy(update=found)
     return config.model_copy(update={"run_dir": config.run_folder.expanduser().absolute()})
-
-
-def _worker_peaks(run: Run) -> tuple[int, ...]:
-    calls = {worker.peak_memory.remote(): "memory of a worker" for worker in run.pool.workers}
-    return tuple(wait_for(calls, run.timeout))

@@ -37,9 +37,10 @@ class Task:
 class Pool:
     """The workers of a run that are alive. `seconds` counts what each was busy with items."""
 
-    def __init__(self, workers: list[Actor], timeout_s: float) -> None:
+    def __init__(self, workers: list[Actor], timeout_s: float, warn: Callable[[str], None]) -> None:
         self.workers = list(workers)
         self._timeout_s = timeout_s
+        self._warn = warn
         self._joining: dict[Any, Actor] = {}
         self.invited = 0
         self.seconds: dict[Actor, float] = {}
@@ -81,6 +82,17 @@ class Pool:
                 waiting += task.then(found) or ()
                 waiting.sort(key=lambda task: -task.cost)
 
+    def each(self, method: str) -> list[Any]:
+        """The result of a method of every worker; one that died is left out from now on."""
+        calls = {getattr(worker, method).remote(): worker for worker in self.workers}
+        found = []
+        for reference, worker in calls.items():
+            try:
+                found.append(result(reference, method, self._timeout_s))
+            except WorkerDiedError:
+                self._lose(worker)
+        return found
+
     def _ready(self, running: dict[Any, tuple[Actor, Task, float]]) -> list[Any]:
         _, oldest, start = min(running.values(), key=lambda entry: entry[2])
         left = start + self._timeout_s - time.monotonic()
@@ -95,12 +107,15 @@ class Pool:
         return list(ready)
 
     def _reassign(self, worker: Actor, task: Task, error: WorkerDiedError) -> Task:
-        if worker in self.workers:
-            self.workers.remove(worker)
+        self._lose(worker)
         task.attempts += 1
         if task.pinned or task.attempts == ATTEMPTS or not self.workers:
             raise error
         return task
+
+    def _lose(self, worker: Actor) -> None:
+        self.workers.remove(worker)
+        self._warn(f"a worker died; going on with {len(self.workers)}")
 
     def _join(self, reference: Any) -> None:
         worker = self._joining.pop(reference)

@@ -97,13 +97,13 @@ class Run:
 
 
 def start(config: RunConfig, inputs: Inputs, progress: Progress) -> Run:
-    """Plan, start the actors, agree on what is computed, and write run.json."""
+    """Plan, start the actors, and agree on what is computed."""
     spec = inputs.spec
     plan = make_plan(config, spec, find_cluster(config, spec))
     workers = start_workers(config, spec, plan.chain * plan.replicas, plan)
     facts = _agree(config, workers, progress)
     progress.note(_summary(facts, plan))
-    run = Run(
+    return Run(
         config=config,
         inputs=inputs,
         progress=progress,
@@ -112,14 +112,17 @@ def start(config: RunConfig, inputs: Inputs, progress: Progress) -> Run:
         facts=facts,
         ids=identities(config, _ground(inputs, facts)),
         chains=[workers[at : at + plan.chain] for at in range(0, len(workers), plan.chain)],
-        pool=Pool(workers, config.cluster.item_timeout_s),
+        pool=Pool(workers, config.cluster.item_timeout_s, progress.warn),
         allocator=start_allocator(config, facts.node),
     )
+
+
+def announce(run: Run) -> None:
+    """Write run.json, and tell the workers which items are theirs to make."""
     run.store.clear_temporaries()
     write_text(run.store.root / "run.json", _record(run).model_dump_json(indent=2))
-    calls = {worker.identify.remote(run.ids): "identity of a worker" for worker in workers}
+    calls = {worker.identify.remote(run.ids): "identity of a worker" for worker in run.workers}
     wait_for(calls, run.timeout)
-    return run
 
 
 def _ground(inputs: Inputs, facts: WorkerFacts) -> Ground:

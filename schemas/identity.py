@@ -7,6 +7,7 @@ What does not change numbers (workers, addresses, folders) is in none of them.
 
 import hashlib
 import json
+from typing import Self
 
 from pydantic import Field, JsonValue
 
@@ -17,12 +18,22 @@ _ARTEFACTS = 2  # raised whenever an item of the run directory changes its conte
 
 
 class Record(Schema):
-    """The commit record of one finished item: it exists only if the item is complete."""
+    """The commit record of one finished item: it exists only if the item is complete.
+
+    `sha256` is that of the item's file; `seal` is that of this record, so that a damaged one is
+    told from a true one.
+    """
 
     key: str
     sha256: str
     bytes: int
     facts: dict[str, JsonValue] = Field(default_factory=dict)
+    seal: str = ""
+
+    def sealed(self) -> Self:
+        """This record with its seal."""
+        text = self.model_dump_json(exclude={"seal"})
+        return self.model_copy(update={"seal": hashlib.sha256(text.encode()).hexdigest()})
 
 
 class Identities(Schema):

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 from safetensors.torch import load as deserialize
 from torch import Tensor
 
@@ -42,13 +42,16 @@ class Store:
         return self.root / key
 
     def record(self, key: str) -> Record | None:
-        """The record of a committed item whose file has the recorded size; None otherwise."""
+        """The record of a committed item; None where it, or a file of its size, is not there.
+
+        A damaged record is none: its item is made anew.
+        """
         try:
             record = Record.model_validate_json(self._record_path(key).read_bytes())
             size = self.path(key).stat().st_size
-        except FileNotFoundError:
+        except (FileNotFoundError, ValidationError):
             return None
-        return record if record.bytes == size else None
+        return record if record.bytes == size and record == record.sealed() else None
 
     def commit(self, key: str, content: Iterable[Entry], facts: Facts | None = None) -> Record:
         """Write the item under a temporary name, fsync, rename; then the same for its record.
@@ -64,6 +67,7 @@ class Store:
         written = write_tensors(temporary, content, {"format": "pt"})
         publish(temporary, path)
         record = Record(key=key, sha256=written.sha256, bytes=written.bytes, facts=facts or {})
+        record = record.sealed()
         write_text(self._record_path(key), record.model_dump_json())
         return record
 

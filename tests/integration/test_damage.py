@@ -15,7 +15,7 @@ from schemas.moments import backward_tap, forward_tap
 from tests.integration.conftest import Reference
 from tests.integration.support import KINDS, item_sums, item_times, weight_sums
 from workers.checkpoint import inspect
-from workers.compression import basis_key, factors_key, moment_key, spectrum_key
+from workers.items import basis_key, factors_key, moment_key, spectrum_key
 from workers.store import Store
 
 

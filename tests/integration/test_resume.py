@@ -73,9 +73,9 @@ def test_a_run_stopped_in_every_stage_ends_with_the_same_bytes(
     assert code == -signal.SIGKILL
     record = RunRecord.model_validate_json((run_dir / "run.json").read_bytes())
     assert len(seen) == record.taps["forward"]
+    assert stop("backward again", lambda c: c.said("load: "), lose_worker) == 3
     assert stop("commit", items("moments"), lambda c: interrupt(c, signal.SIGTERM)) == 143
-    assert stop("factorise", items("bases"), lambda c: interrupt(c, signal.SIGINT)) == 130
-    assert stop("truncate", items("factors"), lose_worker) == 3
+    assert stop("factorise", items("bases"), do_without_worker) == 130
     assert stop("verify", lambda c: c.said("assemble: "), lose_host) == -signal.SIGKILL
     assert not config.output.exists()
     last = start()
@@ -110,11 +110,24 @@ def lose_driver(command: Command) -> int:
 
 def lose_worker(command: Command) -> int:
     """The exit code after SIGKILL to one layer shard, whose name the driver then says."""
-    command.send(signal.SIGCONT)  # a signal without effect: it only notes who is there
-    shards = [process for process in command.family if "ray::LayerShard" in process.name]
-    victim: Process = min(shards)
-    victim.kill()
+    kill_shard(command)
     code = command.wait()
     assert "a worker died" in command.log
     assert "start the same command again" in command.log
     return code
+
+
+def do_without_worker(command: Command) -> int:
+    """The exit code after one layer shard was lost, the other took its items, and then SIGINT."""
+    kill_shard(command)
+    until(lambda: command.said("truncate: "), "matrices are cut by the other worker")
+    assert "a worker died; going on with 1" in command.log
+    return interrupt(command, signal.SIGINT)
+
+
+def kill_shard(command: Command) -> None:
+    """SIGKILL to one layer shard."""
+    command.send(signal.SIGCONT)  # a signal without effect: it only notes who is there
+    shards = [process for process in command.family if "ray::LayerShard" in process.name]
+    victim: Process = min(shards)
+    victim.kill()

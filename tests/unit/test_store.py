@@ -140,6 +140,17 @@ def test_a_truncated_file_does_not_count(store: Store, keep: int) -> None:
         store.load(KEY)
 
 
+@pytest.mark.parametrize("damage", ["", '{"key": 1', '"tokens":8'])
+def test_a_damaged_record_does_not_count(store: Store, damage: str) -> None:
+    """Cut short, no record at all, or with another fact in it."""
+    commit(store)
+    path = store.root / "records" / f"{KEY}.json"
+    text = path.read_text()
+    assert '"tokens":7' in text
+    path.write_text(text.replace('"tokens":7', damage) if "tokens" in damage else damage)
+    assert store.record(KEY) is None
+
+
 def test_a_file_without_its_record_does_not_count(store: Store) -> None:
     commit(store)
     (store.root / "records" / f"{KEY}.json").unlink()
