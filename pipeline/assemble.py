@@ -11,7 +11,7 @@ from schemas.config import RunConfig
 from schemas.manifest import Compression, FileEntry
 from schemas.model import ITEM_BYTES, MatrixSpec, ModelSpec, TensorSpec
 from schemas.output import FactorSource, MatrixResult, OutputFile, OutputTensor
-from workers.checkpoint import read_config
+from workers.config_file import read_config
 from workers.loading import RUNTIME, SHIPPED
 from workers.store import copy, file_sha256, write_text
 

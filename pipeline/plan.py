@@ -8,10 +8,9 @@ from itertools import pairwise
 
 from schemas.config import RunConfig
 from schemas.errors import ConfigError
-from schemas.model import MatrixSpec, ModelSpec
+from schemas.model import MatrixSpec, ModelSpec, whole
 from schemas.moments import taps
-from schemas.plan import ClusterSpec, LayerRange, MatrixKind, Plan, RatioPlan
-from workers.allocation.budget import whole
+from schemas.plan import LayerRange, MatrixKind, Plan, RatioPlan
 from workers.checkpoint import inspect, resolve
 
 _COMPUTE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -19,13 +18,8 @@ MAX_CPU_WORKERS = 8
 _PROCESS_BYTES = 600 * 1024**2  # python, torch and ray themselves
 
 
-def make_plan(config: RunConfig, spec: ModelSpec, cluster: ClusterSpec) -> Plan:
+def make_plan(config: RunConfig, spec: ModelSpec, workers: int, dtype: str = "float32") -> Plan:
     """Contiguous layer shards whose sizes differ by at most one, and their cost."""
-    replicas = config.cluster.replicas or 1
-    chain = min(cluster.workers // replicas, spec.layers)
-    most = config.cluster.shard_layers or spec.layers
-    workers = max(chain, -(-spec.layers // most))
-    dtype = cluster.dtype
     bounds = [spec.layers * i // workers for i in range(workers + 1)]
     shards = [LayerRange(start=a, stop=b) for a, b in pairwise(bounds)]
     total = sum(math.prod(tensor.shape) for tensor in spec.tensors)
@@ -37,10 +31,9 @@ def make_plan(config: RunConfig, spec: ModelSpec, cluster: ClusterSpec) -> Plan:
     mine_moments = [tap for tap in moments if tap.layer in shards[largest].range]
     ends = 2 * spec.vocab_size * spec.hidden_size
     return Plan(
-        cluster=cluster,
         shards=tuple(shards),
-        chain=chain,
-        replicas=replicas,
+        chain=workers,
+        replicas=1,
         total_parameters=total,
         targeted_parameters=spec.targeted,
         kinds=_kinds(spec),
@@ -91,10 +84,7 @@ def plan_checkpoint(config: RunConfig) -> Plan:
     spec = inspect(resolve(config.model, config.revision))
     workers = config.cluster.workers or min(len(os.sched_getaffinity(0)), MAX_CPU_WORKERS)
     dtype = "float32" if config.numerics.dtype == "auto" else config.numerics.dtype
-    cluster = ClusterSpec(
-        workers=workers, device="cpu", device_name="", device_memory=0, host_memory=0, dtype=dtype
-    )
-    return make_plan(config, spec, cluster)
+    return make_plan(config, spec, min(workers, spec.layers), dtype)
 
 
 def _kinds(spec: ModelSpec) -> tuple[MatrixKind, ...]:

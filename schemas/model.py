@@ -11,15 +11,30 @@ Encoding = Literal["pivoted", "plain", "dense"]
 Side = Literal["output", "input"]
 
 
+Dimension = Literal["hidden", "query", "key", "head", "mlp", "vocabulary", "experts"]
+"""A size that config.json gives: `schemas/shapes.py` says how."""
+
+
 class Target(NamedTuple):
-    """One kind of matrix of a decoder layer; targets with equal `reads` share their input."""
+    """One kind of matrix (`rows`, `columns`) of a decoder layer.
+
+    Targets with equal `reads` share their input. A `*` in `path` stands for the number of each
+    expert. `bias` is whether it has one, or the field of config.json that says so.
+    """
 
     path: str
     reads: str
+    rows: Dimension
+    columns: Dimension
+    bias: bool | str = False
 
 
 class Architecture(NamedTuple):
-    """What the compressor must know of a model family; a family is a row of `ARCHITECTURES`."""
+    """What the compressor must know of a model family; a family is a row of `ARCHITECTURES`.
+
+    `others` are the weights of a layer beside its targets. A family that is only `planned` has a
+    plan, but is not compressed yet.
+    """
 
     base: str
     embedding: str
@@ -27,30 +42,65 @@ class Architecture(NamedTuple):
     head: str
     layer: str
     targets: tuple[Target, ...]
+    others: dict[str, tuple[Dimension, ...]]
+    planned: bool = False
 
 
-_DECODER = Architecture(
+def _attention(qkv_bias: bool | str, output_bias: bool | str) -> tuple[Target, ...]:
+    return (
+        Target("self_attn.q_proj", "self_attn", "query", "hidden", qkv_bias),
+        Target("self_attn.k_proj", "self_attn", "key", "hidden", qkv_bias),
+        Target("self_attn.v_proj", "self_attn", "key", "hidden", qkv_bias),
+        Target("self_attn.o_proj", "self_attn.o_proj", "hidden", "query", output_bias),
+    )
+
+
+def _mlp(bias: bool | str) -> tuple[Target, ...]:
+    return (
+        Target("mlp.gate_proj", "mlp", "mlp", "hidden", bias),
+        Target("mlp.up_proj", "mlp", "mlp", "hidden", bias),
+        Target("mlp.down_proj", "mlp.down_proj", "hidden", "mlp", bias),
+    )
+
+
+_NORMS: dict[str, tuple[Dimension, ...]] = {
+    "input_layernorm": ("hidden",),
+    "post_attention_layernorm": ("hidden",),
+}
+_HEAD_NORMS: dict[str, tuple[Dimension, ...]] = {
+    "self_attn.q_norm": ("head",),
+    "self_attn.k_norm": ("head",),
+}
+_EXPERT = "block_sparse_moe.experts.*"
+_EXPERTS = (
+    Target(f"{_EXPERT}.w1", _EXPERT, "mlp", "hidden"),
+    Target(f"{_EXPERT}.w2", f"{_EXPERT}.w2", "hidden", "mlp"),
+    Target(f"{_EXPERT}.w3", _EXPERT, "mlp", "hidden"),
+)
+
+_LLAMA = Architecture(
     base="model.",
     embedding="model.embed_tokens.",
     norm="model.norm.",
     head="lm_head.",
     layer="model.layers.{}.",
-    targets=(
-        Target("self_attn.q_proj", reads="self_attn"),
-        Target("self_attn.k_proj", reads="self_attn"),
-        Target("self_attn.v_proj", reads="self_attn"),
-        Target("self_attn.o_proj", reads="self_attn.o_proj"),
-        Target("mlp.gate_proj", reads="mlp"),
-        Target("mlp.up_proj", reads="mlp"),
-        Target("mlp.down_proj", reads="mlp.down_proj"),
-    ),
+    targets=_attention("attention_bias", "attention_bias") + _mlp("mlp_bias"),
+    others=_NORMS,
 )
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "llama": _DECODER,
-    "mistral": _DECODER,
-    "qwen2": _DECODER,
-    "qwen3": _DECODER,
+    "llama": _LLAMA,
+    "mistral": _LLAMA._replace(targets=_attention(False, False) + _mlp(False)),
+    "qwen2": _LLAMA._replace(targets=_attention(True, False) + _mlp(False)),
+    "qwen3": _LLAMA._replace(
+        targets=_attention("attention_bias", "attention_bias") + _mlp(False),
+        others=_NORMS | _HEAD_NORMS,
+    ),
+    "mixtral": _LLAMA._replace(
+        targets=_attention(False, False) + _EXPERTS,
+        others=_NORMS | {"block_sparse_moe.gate": ("experts", "hidden")},
+        planned=True,
+    ),
 }
 
 
@@ -76,7 +126,8 @@ class TensorSpec(Schema):
 class MatrixSpec(Schema):
     """A targeted weight W (m, n) = (`out_features`, `in_features`).
 
-    `name` is relative to the base model: `layers.3.self_attn.q_proj`.
+    `name` is relative to the base model: `layers.3.self_attn.q_proj`. `share` is the fraction of
+    the tokens that reach it: 1, but for an expert.
     """
 
     name: str
@@ -86,6 +137,7 @@ class MatrixSpec(Schema):
     out_features: int
     in_features: int
     bias: bool
+    share: float = 1.0
 
     @property
     def size(self) -> int:
@@ -106,6 +158,11 @@ class MatrixSpec(Schema):
 def factor_parameters(factors: Factors, rank: int, out_features: int, in_features: int) -> int:
     """Parameters of W' (m, n) at rank k: k (m + n), or k (m + n - k) when pivoted (PIFA, 2025)."""
     return rank * (out_features + in_features - (rank if factors == "pivoted" else 0))
+
+
+def whole(parameters: float) -> int:
+    """A number of parameters without float64's rounding: (1 - 0.8) * 10 is 2, not 1.9999999."""
+    return int(parameters * (1 + 1e-12))
 
 
 class Choice(Schema):

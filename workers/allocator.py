@@ -5,9 +5,8 @@ from pathlib import Path
 
 from schemas.allocation import AllocationResult
 from schemas.config import RunConfig
-from schemas.model import MatrixSpec
+from schemas.model import MatrixSpec, whole
 from workers.allocation import ALLOCATIONS, MatrixLoss
-from workers.allocation.budget import whole
 from workers.compression import read_spectrum
 from workers.store import Store
 

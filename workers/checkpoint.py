@@ -3,16 +3,16 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from schemas.errors import CheckpointError
-from schemas.model import ARCHITECTURES, Architecture, MatrixSpec, ModelSpec, TensorSpec
+from schemas.model import MatrixSpec, ModelSpec, TensorSpec
+from schemas.shapes import Place, family, is_tied, places, positive
+from workers.config_file import HUB_ERRORS, NAME, not_given, read_config, require_hub_id
 from workers.store import file_sha256
 from workers.tensorfile import DTYPES
 
@@ -35,44 +35,39 @@ def resolve(model: str, revision: str | None) -> Path:
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder.resolve()
-    if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise CheckpointError(f"model {model!r}: no such folder, and not a hub id like org/name")
+    require_hub_id(model)
     try:
         return Path(
             snapshot_download(
                 model, revision=revision, allow_patterns=_WANTED, ignore_patterns="consolidated*"
             )
         )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f"model {model!r}: no such folder, and the hub did not give it ({error}); "
-            "name a local folder, or check the id, the network and HF_TOKEN"
-        ) from error
+    except HUB_ERRORS as error:
+        raise not_given(model, error) from error
 
 
 def inspect(folder: Path) -> ModelSpec:
     """Everything that config.json and the safetensors headers say; no weight is read."""
-    config = read_config(folder)
-    model_type = str(config.get("model_type"))
-    if model_type not in ARCHITECTURES:
+    config, where = read_config(folder), str(folder / NAME)
+    architecture = family(config, where)
+    if architecture.planned:
         raise CheckpointError(
-            f"{folder / 'config.json'}: model_type {model_type!r} is not supported; "
-            f"supported: {', '.join(ARCHITECTURES)}"
-        )
-    if config.get("quantization_config") is not None:
-        raise CheckpointError(
-            f"{folder / 'config.json'}: the checkpoint is quantised (quantization_config); "
-            "compress the original, then quantise the result"
+            f"{where}: model_type {config['model_type']!r} is planned, not yet compressed; "
+            "`svdllm plan` says what it would take"
         )
     layers, hidden_size, vocab_size = (
-        _positive(folder, config, key) for key in ("num_hidden_layers", "hidden_size", "vocab_size")
+        positive(config, key, where) for key in ("num_hidden_layers", "hidden_size", "vocab_size")
     )
-    architecture, tied = ARCHITECTURES[model_type], bool(config.get("tie_word_embeddings", False))
+    tied = is_tied(config)
     tensors = _tensors(folder)
     ends = (architecture.embedding, architecture.norm, *(() if tied else (architecture.head,)))
     if missing := [f"{end}weight" for end in ends if f"{end}weight" not in tensors]:
         raise CheckpointError(f"{folder}: no tensor {missing[0]} in the files")
-    matrices = _matrices(folder, architecture, layers, tensors)
+    matrices = tuple(
+        _matrix(folder, architecture.base, place, tensors)
+        for layer in range(layers)
+        for place in places(architecture, layer, config)
+    )
     stored = {tensors[f"{architecture.base}{m.name}.weight"].dtype for m in matrices}
     if len(stored) > 1:
         raise CheckpointError(
@@ -80,7 +75,7 @@ def inspect(folder: Path) -> ModelSpec:
             "convert them to one dtype"
         )
     return ModelSpec(
-        model_type=model_type,
+        model_type=str(config["model_type"]),
         layers=layers,
         hidden_size=hidden_size,
         vocab_size=vocab_size,
@@ -91,32 +86,9 @@ def inspect(folder: Path) -> ModelSpec:
     )
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: not found; is this a Hugging Face checkpoint?") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: not a JSON object")
-    return config
-
-
-def _positive(folder: Path, config: dict[str, Any], key: str) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or value < 1:
-        raise CheckpointError(
-            f"{folder / 'config.json'}: {key} is {value!r}, not a whole number above 0"
-        )
-    return value
-
-
 def base_files(folder: Path, spec: ModelSpec) -> dict[str, str]:
     """SHA-256 of config.json and of every weight file, in parallel."""
-    names = ["config.json", *sorted({tensor.file for tensor in spec.tensors})]
+    names = [NAME, *sorted({tensor.file for tensor in spec.tensors})]
     with ThreadPoolExecutor(max_workers=8) as pool:
         return dict(
             zip(names, pool.map(lambda name: file_sha256(folder / name), names), strict=True)
@@ -203,34 +175,15 @@ def _header(path: Path) -> list[TensorSpec]:
         raise CheckpointError(f"{path}: not a complete safetensors file ({error})") from error
 
 
-def _matrices(
-    folder: Path, architecture: Architecture, layers: int, tensors: dict[str, TensorSpec]
-) -> tuple[MatrixSpec, ...]:
-    matrices = []
-    for layer in range(layers):
-        prefix = architecture.layer.format(layer)
-        for target in architecture.targets:
-            weight = tensors.get(f"{prefix}{target.path}.weight")
-            if weight is None or len(weight.shape) != 2:
-                raise CheckpointError(
-                    f"{folder}: no matrix {prefix}{target.path}.weight in the files"
-                )
-            if not DTYPES[weight.dtype].is_floating_point:
-                raise CheckpointError(
-                    f"{folder}: {weight.name} is {weight.dtype}; quantised weights are no base"
-                )
-            matrices.append(
-                MatrixSpec(
-                    name=f"{prefix}{target.path}".removeprefix(architecture.base),
-                    layer=layer,
-                    path=target.path,
-                    reads=target.reads,
-                    out_features=weight.shape[0],
-                    in_features=weight.shape[1],
-                    bias=f"{prefix}{target.path}.bias" in tensors,
-                )
-            )
-    return tuple(matrices)
+def _matrix(folder: Path, base: str, place: Place, tensors: dict[str, TensorSpec]) -> MatrixSpec:
+    weight = tensors.get(f"{base}{place.name}.weight")
+    if weight is None or len(weight.shape) != 2:
+        raise CheckpointError(f"{folder}: no matrix {base}{place.name}.weight in the files")
+    if not DTYPES[weight.dtype].is_floating_point:
+        raise CheckpointError(
+            f"{folder}: {weight.name} is {weight.dtype}; quantised weights are no base"
+        )
+    return place.matrix(*weight.shape, bias=f"{base}{place.name}.bias" in tensors)
 
 
 def torch_dtype(spec: ModelSpec) -> torch.dtype:

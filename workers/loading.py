@@ -16,7 +16,7 @@ from transformers import (
 from schemas.config import Device, DType
 from schemas.errors import CheckpointError, ConfigError, VerificationError
 from schemas.manifest import FORMAT
-from workers.checkpoint import read_config
+from workers.config_file import read_config
 
 RUNTIME = Path(__file__).resolve().parent.parent / "runtime"
 SHIPPED = ("configuration_lowrank.py", "modeling_lowrank.py")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from schemas.config import Factors
-from schemas.model import MatrixSpec, factor_parameters
+from schemas.model import MatrixSpec, factor_parameters, whole
 
 
 class MatrixLoss(NamedTuple):
@@ -48,11 +48,6 @@ def cost(matrix: MatrixSpec, factors: Factors, rank: int | None) -> int:
     if rank is None:
         return matrix.size
     return factor_parameters(factors, rank, matrix.out_features, matrix.in_features)
-
-
-def whole(parameters: float) -> int:
-    """A number of parameters without float64's rounding: (1 - 0.8) * 10 is 2, not 1.9999999."""
-    return int(parameters * (1 + 1e-12))
 
 
 def rank_within(loss: MatrixLoss, factors: Factors, budget: float) -> int | None:

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from schemas.config import Factors
 from schemas.errors import ConfigError
-from workers.allocation.budget import MatrixLoss, Ranks, cost, whole
+from schemas.model import whole
+from workers.allocation.budget import MatrixLoss, Ranks, cost
 
 _BISECTIONS = 200
 

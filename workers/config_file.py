@@ -1,0 +1,65 @@
+"""config.json of a checkpoint: a local folder's, the file itself, or the hub's; never a weight."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from schemas.errors import CheckpointError
+from schemas.model import ModelSpec
+from schemas.shapes import model_spec
+
+NAME = "config.json"
+HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a checkpoint folder."""
+    return _read(folder / NAME)
+
+
+def read_spec(model: str, revision: str | None) -> ModelSpec:
+    """The shapes of a folder, a config.json or a hub id, of which nothing else is fetched."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        path = path / NAME
+    elif not path.is_file():
+        path = _fetch(model, revision)
+    return model_spec(_read(path), str(path))
+
+
+def require_hub_id(model: str) -> None:
+    """Raises CheckpointError where `model`, which is no folder, cannot be a hub id either."""
+    there = Path(model).expanduser().exists()
+    if there or model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise CheckpointError(f"model {model!r}: no such folder, and not a hub id like org/name")
+
+
+def not_given(model: str, error: Exception) -> CheckpointError:
+    """The hub was asked for `model` in vain."""
+    return CheckpointError(
+        f"model {model!r}: no such folder, and the hub did not give it ({error}); "
+        "name a local folder, or check the id, the network and HF_TOKEN"
+    )
+
+
+def _fetch(model: str, revision: str | None) -> Path:
+    require_hub_id(model)
+    try:
+        return Path(hf_hub_download(model, NAME, revision=revision))
+    except HUB_ERRORS as error:
+        raise not_given(model, error) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: not found; is this a Hugging Face checkpoint?") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: not a JSON object")
+    return config
