@@ -101,26 +101,47 @@ def compress(
 
 @app.command()
 def plan(
-    model: Model = None,
+    model: Annotated[
+        str | None, typer.Option(help="A checkpoint folder, a config.json or a hub id.")
+    ] = None,
     ratio: Ratio = None,
     revision: Revision = None,
     method: MethodFlag = None,
     truncation: TruncationFlag = None,
     allocation: AllocationFlag = None,
     factors: FactorsFlag = None,
+    calibration_samples: Samples = None,
+    sequence_length: Length = None,
+    gradient_samples: GradientSamples = None,
+    gradient_length: GradientLength = None,
     workers: Workers = None,
     dtype: DTypeFlag = None,
     config: ConfigFile = None,
     settings: Settings = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs to plan for.  [default: this host's CPU]")
+    ] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="[default: 8, or all]")] = None,
+    gpu_memory: Annotated[str | None, typer.Option(help="Of each GPU, as 80GB or 80GiB.")] = None,
+    host_memory: Annotated[str | None, typer.Option(help="Of each node, as 1TB.")] = None,
+    gpu_type: Annotated[
+        str | None, typer.Option(help="h100, h200, a100 or l40s; others have no times.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="The plan as JSON.")] = False,
 ) -> None:
-    """Shards, shapes, parameters before and after, memory and disk; nothing is computed."""
+    """Shards, waves, memory, disk, flops, bytes and time, from config.json alone.
+
+    Nothing is computed. GPUs that are described need not exist.
+    """
+    given = locals()
     with _exit_codes():
-        flags = {key: value for key, value in locals().items() if key != "json"}
-        request = build(RunConfig, flags | {"output": Path("unused")})
+        from pipeline.machines import Machines
         from pipeline.plan import plan_checkpoint
 
-        found = plan_checkpoint(request)
+        flags = {key: given[key] for key in given.keys() - {*Machines._fields, "json"}}
+        request = build(RunConfig, flags | {"output": Path("unused")})
+        machines = Machines(gpus, gpus_per_node, gpu_memory, host_memory, gpu_type)
+        found = plan_checkpoint(request, machines)
         if json:
             _out.print_json(found.model_dump_json())
         else:

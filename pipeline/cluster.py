@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import platform
 import secrets
 import signal
 import threading
@@ -14,7 +13,7 @@ import ray
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.plan import MAX_CPU_WORKERS, worker_memory
+from pipeline.machines import MAX_CPU_WORKERS, on_cpu
 from schemas.config import RunConfig
 from schemas.errors import CompressorError, ConfigError, WorkerDiedError, WorkerError
 from schemas.model import ModelSpec
@@ -86,27 +85,22 @@ def find_cluster(config: RunConfig, spec: ModelSpec) -> ClusterSpec:
     A GPU is looked at by a task that has one; the memory of the hosts is what Ray counts.
     """
     count, resources = worker_count(config), _resources()
-    gpus = on_gpus(config)
-    host_memory = int(resources.get("memory", 0)) // (int(resources["GPU"]) if gpus else count)
-    if gpus:
-        call = probe.options(num_gpus=1, num_cpus=0).remote(config, spec)
-        facts: WorkerFacts = wait_for({call: "look at a GPU"}, start_timeout(config))[0]
-        if facts.device == "cuda":
-            return ClusterSpec(
-                workers=count,
-                device=facts.device,
-                device_name=facts.device_name,
-                device_memory=facts.device_memory,
-                host_memory=host_memory,
-                dtype=facts.dtype,
-            )
+    memory = int(resources.get("memory", 0))
+    if not on_gpus(config):
+        return on_cpu(config, count, memory)
+    call = probe.options(num_gpus=1, num_cpus=0).remote(config, spec)
+    facts: WorkerFacts = wait_for({call: "look at a GPU"}, start_timeout(config))[0]
+    if facts.device == "cpu":
+        return on_cpu(config, count, memory)
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]  # type: ignore[no-untyped-call]
     return ClusterSpec(
         workers=count,
-        device="cpu",
-        device_name=platform.machine(),
-        device_memory=host_memory,
-        host_memory=host_memory,
-        dtype="float32" if config.numerics.dtype == "auto" else config.numerics.dtype,
+        device=facts.device,
+        device_name=facts.device_name,
+        device_memory=facts.device_memory,
+        host_memory=memory // int(resources["GPU"]),
+        dtype=facts.dtype,
+        nodes=max(1, min(count, len(nodes))),
     )
 
 
@@ -119,7 +113,7 @@ def start_workers(config: RunConfig, spec: ModelSpec, count: int, plan: Plan) ->
     actor = LayerShard.options(  # type: ignore[attr-defined]
         num_gpus=int(gpus),
         num_cpus=0 if gpus else config.numerics.threads,
-        memory=worker_memory(plan, on_gpu=gpus),
+        memory=plan.host_memory,
         scheduling_strategy="SPREAD",
         max_restarts=0,
     )

@@ -100,7 +100,7 @@ def start(config: RunConfig, inputs: Inputs, progress: Progress) -> Run:
     """Plan, start the actors, and agree on what is computed."""
     spec = inputs.spec
     plan = make_plan(config, spec, find_cluster(config, spec))
-    workers = start_workers(config, spec, plan.chain * plan.replicas, plan)
+    workers = start_workers(config, spec, plan.workers, plan)
     facts = _agree(config, workers, progress)
     progress.note(_summary(facts, plan))
     return Run(
@@ -153,10 +153,11 @@ def _agree(config: RunConfig, workers: list[Actor], progress: Progress) -> Worke
 
 def _summary(facts: WorkerFacts, plan: Plan) -> str:
     ratios = ", ".join(f"{ratio.ratio:g}" for ratio in plan.ratios)
+    time = f"; about {plan.seconds:,.0f} s, most of it {plan.bottleneck}" if plan.seconds else ""
     return (
         f"plan: {_shape(plan)} on {facts.device} ({facts.device_name}) in "
         f"{facts.dtype}; {plan.targeted_parameters:,} of {plan.total_parameters:,} parameters "
-        f"targeted, ratio {ratios}"
+        f"targeted, ratio {ratios}{time}"
     )
 
 

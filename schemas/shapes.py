@@ -52,7 +52,8 @@ def model_spec(config: Config, where: str) -> ModelSpec:
         raise CheckpointError(f"{where}: dtype {dtype!r} is none of {', '.join(_STORED)}")
     sizes = _sizes(config, where)
     layers, tied = positive(config, "num_hidden_layers", where), is_tied(config)
-    shapes = {f"{architecture.embedding}weight": (sizes["vocabulary"], sizes["hidden"])}
+    table = (sizes["vocabulary"], sizes["hidden"])
+    shapes: dict[str, tuple[int, ...]] = {f"{architecture.embedding}weight": table}
     matrices = []
     for layer in range(layers):
         prefix = architecture.layer.format(layer)
@@ -68,7 +69,7 @@ def model_spec(config: Config, where: str) -> ModelSpec:
             matrices.append(place.matrix(rows, columns, biased))
     shapes[f"{architecture.norm}weight"] = (sizes["hidden"],)
     if not tied:
-        shapes[f"{architecture.head}weight"] = (sizes["vocabulary"], sizes["hidden"])
+        shapes[f"{architecture.head}weight"] = table
     return ModelSpec(
         model_type=str(config["model_type"]),
         layers=layers,

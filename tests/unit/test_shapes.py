@@ -49,7 +49,8 @@ def test_every_family_that_is_compressed_is_compared() -> None:
 @pytest.fixture(scope="module")
 def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mixtral")
-    config = MixtralConfig(**SIZES, num_local_experts=3, num_experts_per_tok=2)
+    sizes: dict[str, Any] = SIZES | {"num_local_experts": 3, "num_experts_per_tok": 2}
+    config = MixtralConfig(**sizes)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
     return folder
 

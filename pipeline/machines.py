@@ -1,0 +1,88 @@
+"""The machines of a plan: as flags describe them, or those of this host."""
+
+import os
+import re
+from typing import NamedTuple
+
+from pipeline.throughput import row
+from schemas.config import RunConfig
+from schemas.errors import ConfigError
+from schemas.model import ModelSpec
+from schemas.plan import ClusterSpec
+from workers.memory import available_bytes
+
+MAX_CPU_WORKERS = 8
+_GPUS_PER_NODE = 8
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class Machines(NamedTuple):
+    """GPUs as flags describe them; memory is "80GB", that of the host of a whole node."""
+
+    gpus: int | None = None
+    gpus_per_node: int | None = None
+    gpu_memory: str | None = None
+    host_memory: str | None = None
+    gpu_type: str | None = None
+
+
+def parse_size(text: str, flag: str) -> int:
+    """Bytes of "80GB" (10^9), "80GiB" (2^30), "1.5TB" or "1000"."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", text.strip().lower())
+    if match is None:
+        raise ConfigError(f"{flag} {text!r} is not a size like 80GB, 80GiB or 1TB")
+    return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
+def find(config: RunConfig, spec: ModelSpec, machines: Machines) -> ClusterSpec:
+    """The described GPUs, or this host's CPU where none are. Raises ConfigError."""
+    if machines.gpus is None:
+        if machines != Machines():
+            raise ConfigError("a description of GPUs needs their number; add --gpus N")
+        return this_host(config)
+    return _described(config, spec, machines.gpus, machines)
+
+
+def this_host(config: RunConfig) -> ClusterSpec:
+    """Workers on this host's CPU: those asked for, or one a core up to 8."""
+    cores = len(os.sched_getaffinity(0)) // config.numerics.threads
+    workers = config.cluster.workers or max(1, min(cores, MAX_CPU_WORKERS))
+    return on_cpu(config, workers, available_bytes())
+
+
+def on_cpu(config: RunConfig, workers: int, memory: int) -> ClusterSpec:
+    """`workers` that share `memory` bytes of their hosts."""
+    return ClusterSpec(
+        workers=workers,
+        device="cpu",
+        device_name="cpu",
+        device_memory=memory // workers,
+        host_memory=memory // workers,
+        dtype="float32" if config.numerics.dtype == "auto" else config.numerics.dtype,
+    )
+
+
+def _described(config: RunConfig, spec: ModelSpec, gpus: int, machines: Machines) -> ClusterSpec:
+    peaks = row(machines.gpu_type or "")
+    if machines.gpu_memory is None and peaks is None:
+        raise ConfigError(
+            f"the memory of GPU type {machines.gpu_type!r} is not known; add --gpu-memory, as 80GB"
+        )
+    if machines.host_memory is None:
+        raise ConfigError("a description of GPUs needs their hosts' memory; add --host-memory 1TB")
+    per_node = min(machines.gpus_per_node or _GPUS_PER_NODE, gpus)
+    memory = peaks.memory if peaks else 0
+    if machines.gpu_memory is not None:
+        memory = parse_size(machines.gpu_memory, "--gpu-memory")
+    auto = config.numerics.dtype == "auto"
+    return ClusterSpec(
+        workers=min(gpus, config.cluster.workers or gpus),
+        device="cuda",
+        device_name=machines.gpu_type or "GPU",
+        device_memory=memory,
+        host_memory=parse_size(machines.host_memory, "--host-memory") // per_node,
+        dtype=_DTYPES[spec.dtype] if auto else config.numerics.dtype,
+        nodes=-(-gpus // per_node),
+    )

@@ -1,0 +1,249 @@
+"""Operations, bytes and seconds of every stage of a run.
+
+Operations are those of the code: a product (a, b) (b, c) is 2 a b c, a symmetric eigenproblem with
+vectors 9 n^3, Cholesky n^3 / 3, a thin SVD (m, n) 6 m n^2 + 20 n^3 (Golub and Van Loan, 8.6),
+n the smaller side. Attention's own products are left out: at 2,048 tokens, 2 % of a 70B's.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pipeline.costs import SUM_BYTES, Costs, LayerCost
+from pipeline.layouts import Layout
+from pipeline.throughput import Rates
+from schemas.model import MatrixSpec
+from schemas.moments import Pass
+from schemas.plan import Resource, StageCost
+
+_BISECTIONS = 100  # of the multiplier, each looking at every rank of every matrix
+_HASH_THREADS = 8  # of the driver, over the files of the base
+_VERIFY_READS = 2  # checksums, and the load by plain transformers, which is saved once more
+
+
+class Work(NamedTuple):
+    """What a stage takes of each resource, of all workers together.
+
+    `compute` operations in the compute dtype; `host` bytes hashed or added up by worker threads;
+    `hidden` bytes of hidden states between workers. `busy` workers share the operations, `threads`
+    the host's bytes, `nodes` what is read and written.
+    """
+
+    name: str
+    busy: float
+    threads: float
+    nodes: int
+    compute: float = 0
+    float32: float = 0
+    float64: float = 0
+    eigen: float = 0
+    host: float = 0
+    read: float = 0
+    written: float = 0
+    hidden: float = 0
+
+    def cost(self, rates: Rates | None) -> StageCost:
+        return StageCost(
+            name=self.name,
+            flops=int(self.compute + self.float32 + self.float64 + self.eigen),
+            read_bytes=int(self.read),
+            written_bytes=int(self.written),
+            network_bytes=int(self.hidden + self.read + self.written),
+            seconds=None if rates is None else self._seconds(rates),
+        )
+
+    def _seconds(self, rates: Rates) -> dict[Resource, float]:
+        """By resource. Storage is slower than the network in every row, so it counts as disk."""
+        found: dict[Resource, float] = {
+            "matrix units": self.compute / self.busy / rates.compute,
+            "float32": self.float32 / self.busy / rates.float32,
+            "float64": self.float64 / self.busy / rates.float64,
+            "eigensolver": self.eigen / self.busy / rates.eigen,
+            "host thread": self.host / self.threads / rates.host,
+            "disk": (self.read / rates.read + self.written / rates.write) / self.nodes,
+            "network": self.hidden / self.nodes / rates.network,
+        }
+        return {resource: seconds for resource, seconds in found.items() if seconds}
+
+
+def stages(costs: Costs, layout: Layout, rates: Rates | None) -> tuple[StageCost, ...]:
+    """Every stage in order; those of an output count all ratios."""
+    waves = [[costs.of(shard.range) for shard in wave] for wave in layout.waves]
+    work = [_inspect(costs), _load(costs, layout), _calibrate(costs, layout, waves, "forward")]
+    if costs.tokens("backward"):
+        work.append(_calibrate(costs, layout, waves, "backward"))
+    work += [_factorise(costs, layout), _allocate(costs), _truncate(costs, layout)]
+    work += [_assemble(costs, layout), _verify(costs)]
+    return tuple(one.cost(rates) for one in work)
+
+
+def _inspect(costs: Costs) -> Work:
+    """The driver hashes the files of the base."""
+    size = costs.base_bytes
+    return Work("inspect", 1, _HASH_THREADS, 1, host=size, read=size)
+
+
+def _load(costs: Costs, layout: Layout) -> Work:
+    """Every replica reads every wave; for the backward sweep every wave but the last once more."""
+    waves = len(layout.waves)
+    again = (waves - 1) / waves if costs.tokens("backward") else 0
+    read = costs.base_bytes * layout.replicas * (1 + again)
+    return Work("load", 1, 1, layout.nodes, read=read)
+
+
+def _calibrate(costs: Costs, layout: Layout, waves: list[list[LayerCost]], direction: Pass) -> Work:
+    """One stream. Forward: 2 operations a parameter and token, and the moments.
+
+    Backward: forward, each layer again, and the gradient of its input alone (weights are frozen),
+    2 each; where there are waves, one forward more for all but the last. Every segment that a
+    worker has summed is added up on its host, and every moment hashed as it is committed.
+    """
+    backward = direction == "backward"
+    total, tokens = costs.of(range(costs.spec.layers)), costs.tokens(direction)
+    elements = total.backward if backward else total.forward
+    before_last = sum(layer.reached for wave in waves[:-1] for layer in wave)
+    passes = 3 * total.reached + before_last if backward else total.reached
+    head = 2 * costs.ends if backward else 0
+    boundary = costs.boundary(direction)
+    parts = min(costs.config.calibration.segments, _micro_batches(costs, direction))
+    summed = parts * 4 + (SUM_BYTES * layout.replicas if layout.replicas > 1 else 0) + 4
+    between = (len(waves) - 1) * boundary * (2 if backward else 1)
+    return Work(
+        f"calibrate {direction}",
+        _busy(costs, layout, waves, direction),
+        _balance(waves, lambda layer: layer.backward if backward else layer.forward)
+        * layout.replicas,
+        layout.nodes,
+        compute=2 * tokens * (passes + head),
+        float32=tokens * (total.backward_flops if backward else total.forward_flops),
+        host=summed * elements,
+        read=between,
+        written=4 * elements + between,
+        hidden=sum(len(wave) - 1 for wave in waves) * boundary * (2 if backward else 1),
+    )
+
+
+def _factorise(costs: Costs, layout: Layout) -> Work:
+    """The basis of every matrix from its moments, all workers at once."""
+    eigen, products, rooted = 0.0, 0.0, set[str]()
+    for matrix in costs.spec.matrices:
+        shared = f"{matrix.layer}.{matrix.reads}"
+        one, other = _basis_flops(costs.config.truncation, matrix, shared in rooted)
+        eigen, products = eigen + one, products + other
+        rooted.add(shared)
+    moments, bases = _read_of_matrices(costs), costs.basis_bytes
+    return Work(
+        "factorise",
+        layout.workers,
+        layout.workers,
+        layout.nodes,
+        eigen=eigen,
+        float64=products,
+        host=moments + bases,
+        read=moments + _weights(costs),
+        written=bases,
+    )
+
+
+def _allocate(costs: Costs) -> Work:
+    """One actor searches the ranks of all matrices, float64 eigenvalues in memory."""
+    spectra = 8 * sum(matrix.small for matrix in costs.spec.matrices)
+    searched = spectra * _BISECTIONS * len(costs.config.ratio)
+    return Work("allocate", 1, 1, 1, host=spectra + searched, read=spectra)
+
+
+def _truncate(costs: Costs, layout: Layout) -> Work:
+    """The factors of every matrix at its rank (here: the uniform one), and their achieved loss."""
+    config, ratios = costs.config, costs.config.ratio
+    flops = sum(
+        _factor_flops(matrix, rank_at(matrix, 1 - ratio, config.factors == "pivoted"))
+        for ratio in ratios
+        for matrix in costs.spec.matrices
+    )
+    read = (_read_of_matrices(costs) + costs.basis_bytes) * len(ratios)
+    factors = sum(costs.output(ratio) for ratio in ratios)
+    return Work(
+        "truncate",
+        layout.workers,
+        layout.workers,
+        layout.nodes,
+        float64=flops,
+        host=read + factors,
+        read=read + _weights(costs) * len(ratios),
+        written=factors,
+    )
+
+
+def _assemble(costs: Costs, layout: Layout) -> Work:
+    """Factors and untouched tensors into the files of the checkpoints, hashed on both ways."""
+    size = sum(costs.output(ratio) for ratio in costs.config.ratio)
+    return Work("assemble", 1, layout.workers, layout.nodes, host=2 * size, read=size, written=size)
+
+
+def _verify(costs: Costs) -> Work:
+    """One worker hashes every file and loads it in a clean process, where it fits the host."""
+    size = sum(costs.output(ratio) for ratio in costs.config.ratio)
+    return Work("verify", 1, 1, 1, host=size, read=_VERIFY_READS * size, written=size)
+
+
+def _busy(costs: Costs, layout: Layout, waves: list[list[LayerCost]], direction: Pass) -> float:
+    """Workers that are busy on average: the chain fills and drains (the bubble of 1F1B), and waits
+    for its largest shard; a replica does its part of the micro-batches.
+    """
+    count = _micro_batches(costs, direction)
+    steps = -(-count // layout.replicas) + layout.chain - 1
+    return _balance(waves, lambda layer: layer.reached) * count / steps
+
+
+def _balance(waves: list[list[LayerCost]], cost: Callable[[LayerCost], float]) -> float:
+    """All of a cost over that of the largest shards: workers of a chain that share it."""
+    total = sum(cost(shard) for wave in waves for shard in wave)
+    return total / sum(max(map(cost, wave)) for wave in waves) if total else 1.0
+
+
+def _micro_batches(costs: Costs, direction: Pass) -> int:
+    return -(-costs.windows(direction)[0] // costs.config.calibration.micro_batch)
+
+
+def _read_of_matrices(costs: Costs) -> int:
+    """Bytes of moments read to see every matrix once; a shared one is read by each."""
+    return sum(4 * tap.size**2 for m in costs.spec.matrices for tap in costs.taps_of(m))
+
+
+def _weights(costs: Costs) -> int:
+    """Bytes of the targeted matrices as stored."""
+    return int(costs.base_bytes * costs.spec.targeted / costs.parameters)
+
+
+def rank_at(matrix: MatrixSpec, keep: float, pivoted: bool) -> int:
+    """The rank at which k (m + n), or k (m + n - k) when pivoted, is `keep` of m n."""
+    sides, target = matrix.out_features + matrix.in_features, keep * matrix.size
+    if not pivoted:
+        return max(1, int(target / sides))
+    return max(1, int((sides - (sides**2 - 4 * target) ** 0.5) / 2))
+
+
+def _basis_flops(truncation: str, matrix: MatrixSpec, rooted: bool) -> tuple[float, float]:
+    """(eigenproblems, other products) of one basis; `rooted`: the root of its input's moment is
+    known from another matrix that reads the same.
+    """
+    m, n, small = matrix.out_features, matrix.in_features, matrix.small
+    svd = 6 * max(m, n) * small**2 + 20 * small**3
+    if truncation == "svd-llm":
+        return 0.0, n**3 / 3 + 2 * m * n**2 + svd + small * n**2
+    if truncation == "svd-llm-v2":
+        return 9.0 * n**3, 2 * m * n**2 + svd + 2 * small * n**2
+    products = 8 * small**3  # F^T inner F, F V and inner (F V)
+    if matrix.side == "output":
+        return 9.0 * small**3, products + small**3 / 3
+    return (9.0 if rooted else 18.0) * small**3, products + 2 * m * n**2
+
+
+def _factor_flops(matrix: MatrixSpec, rank: int) -> float:
+    """One factor is a product with W; LU and a triangular solve give the pivoted form; the product
+    of the factors is taken as computed and as stored; the achieved loss is three squares.
+    """
+    m, n, small = matrix.out_features, matrix.in_features, matrix.small
+    metric = 2 * m * n**2 if matrix.side == "input" else 0
+    pivoting = rank**2 * (m - rank / 3) + (m - rank) * rank**2 + 2 * rank**2 * n
+    written = 2 * (2 * m * rank * n)
+    return 2 * m * n * rank + pivoting + written + metric + 2 * small**2 * rank + 4 * small**3

@@ -1,0 +1,84 @@
+"""How fast devices and nodes are: stated peaks, and the part of each that a plan counts on.
+
+Peaks of a device are those of NVIDIA's data sheets (H100 SXM, H200 SXM, A100 80GB SXM, L40S):
+dense bf16, float32 without TF32, float64 on matrix units where there are any, memory bandwidth.
+The CPU's are of one core: 32 float32 operations a cycle (two AVX2 FMAs) at 3 GHz.
+
+The parts are assumptions, none was measured on a GPU by this project:
+- 40 % of bf16: one layer at a time, micro-batches of a few thousand tokens, plain transformers.
+- 70 % of float32 and float64: matrix products of a few thousand rows and columns.
+- 0.3 flop a byte of memory traffic for the symmetric eigenproblem (of the 9 n^3 counted here): its
+  tridiagonalisation is bound by memory. That is 1.0 TFLOP/s on an H100, 1.5 % of its peak;
+  arXiv 2410.02170 finds less than 3 %.
+- a node reads 8 GB/s and writes 4 GB/s at its peak (a parallel file system, or a few NVMe drives),
+  75 % of it in files of this size; its network carries 25 GB/s, 20 % of it through Ray's objects.
+- one thread hashes (SHA-256) or adds up (float32 into float64) 1.0 GB/s; 0.9 was measured.
+"""
+
+from typing import NamedTuple
+
+from schemas.plan import ClusterSpec
+
+_GB, _TERA = 1e9, 1e12
+
+
+class Device(NamedTuple):
+    """Peaks: operations a second in bf16, float32 and float64; bytes a second; bytes it holds."""
+
+    bf16: float
+    float32: float
+    float64: float
+    bandwidth: float
+    memory: int
+
+
+DEVICES: dict[str, Device] = {
+    "h100": Device(989 * _TERA, 67 * _TERA, 67 * _TERA, 3.35 * _TERA, 80 * 10**9),
+    "h200": Device(989 * _TERA, 67 * _TERA, 67 * _TERA, 4.8 * _TERA, 141 * 10**9),
+    "a100": Device(312 * _TERA, 19.5 * _TERA, 19.5 * _TERA, 2.04 * _TERA, 80 * 10**9),
+    "l40s": Device(362 * _TERA, 91.6 * _TERA, 1.43 * _TERA, 0.864 * _TERA, 48 * 10**9),
+    "cpu": Device(0.096 * _TERA, 0.096 * _TERA, 0.048 * _TERA, 20 * _GB, 0),
+}
+
+DEFAULT = "h100"  # the proportions by which plans for an unknown device are compared
+_HALF_PART, _FULL_PART, _EIGEN_FLOPS_A_BYTE = 0.4, 0.7, 0.3
+_READ, _WRITE, _DISK_PART = 8 * _GB, 4 * _GB, 0.75
+_NETWORK, _NETWORK_PART = 25 * _GB, 0.2
+_HOST_THREAD = 1.0 * _GB
+
+
+class Rates(NamedTuple):
+    """What is counted on a second: operations of a worker, bytes of its thread, of a node."""
+
+    compute: float
+    float32: float
+    float64: float
+    eigen: float
+    host: float
+    read: float
+    write: float
+    network: float
+
+
+def row(device_name: str) -> Device | None:
+    """The row of a device by what torch or a flag calls it ("NVIDIA H100 80GB HBM3", "h100")."""
+    return next((peaks for name, peaks in DEVICES.items() if name in device_name.lower()), None)
+
+
+def rates(cluster: ClusterSpec, threads: int) -> Rates | None:
+    """Rates of a cluster's workers, on the CPU of `threads` cores each; None where not known."""
+    peaks = row(cluster.device_name) if cluster.on_gpu else DEVICES["cpu"]
+    if peaks is None:
+        return None
+    cores = 1 if cluster.on_gpu else threads
+    half = cluster.on_gpu and cluster.dtype in ("bfloat16", "float16")
+    return Rates(
+        compute=peaks.bf16 * _HALF_PART if half else peaks.float32 * _FULL_PART * cores,
+        float32=peaks.float32 * _FULL_PART * cores,
+        float64=peaks.float64 * _FULL_PART * cores,
+        eigen=peaks.bandwidth * _EIGEN_FLOPS_A_BYTE,
+        host=_HOST_THREAD,
+        read=_READ * _DISK_PART,
+        write=_WRITE * _DISK_PART,
+        network=_NETWORK * _NETWORK_PART,
+    )
