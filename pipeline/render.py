@@ -178,7 +178,16 @@ def _disk(plan: Plan) -> str:
 def _time(plan: Plan) -> str:
     if plan.seconds is None:
         return f"time: not known, for want of the throughput of {plan.cluster.device_name!r}"
-    return f"time: about {_duration(plan.seconds)}; the longest is {plan.bottleneck}"
+    spent: dict[str, float] = {}
+    for stage in plan.stages:
+        for resource, seconds in (stage.seconds or {}).items():
+            spent[resource] = spent.get(resource, 0.0) + seconds
+    order = sorted(spent, key=spent.__getitem__, reverse=True)
+    listed = ", ".join(f"{name} {_duration(spent[name])}" for name in order)
+    return (
+        f"time: about {_duration(plan.seconds)} ({listed}); "
+        f"the longest stage and what limits it: {plan.bottleneck}"
+    )
 
 
 def _duration(seconds: float | None) -> str:

@@ -334,6 +334,14 @@ def test_a_bare_config_is_planned_for_a_described_cluster(tmp_path: Path) -> Non
         assert Plan.model_validate_json(printed.stdout) == planned("llama-3-70b")
 
 
+def test_the_plan_in_the_docs_is_what_the_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "docs" / "plan-70b.md").read_text(encoding="utf-8")
+    command = re.findall(r"^svdllm (plan .*)$", text, re.MULTILINE)[0]
+    shown = CliRunner().invoke(app, shlex.split(command), terminal_width=80)
+    assert shown.stdout.rstrip("\n") in text
+
+
 def test_planning_imports_neither_torch_nor_transformers() -> None:
     code = (
         "import sys, pipeline.cli, pipeline.plan\n"
