@@ -131,7 +131,7 @@ def _memory(plan: Plan) -> Table:
         table.add_row(name, _size(size), "")
     for name, size in (
         ("sums of moments, float64 and float32", memory.sums),
-        ("read or committed at a time", memory.transit),
+        (f"read or committed (a basis: {_size(memory.bases)})", memory.transit),
         ("the process", memory.process),
     ):
         table.add_row(name, "", _size(size))
