@@ -16,16 +16,17 @@ from schemas.moments import Pass
 from schemas.plan import Resource, StageCost
 
 _BISECTIONS = 100  # of the multiplier, each looking at every rank of every matrix
-_HASH_THREADS = 8  # of the driver, over the files of the base
+_HASH_THREADS = 8  # over the files of a checkpoint
 _VERIFY_READS = 2  # checksums, and the load by plain transformers, which is saved once more
 
 
 class Work(NamedTuple):
     """What a stage takes of each resource, of all workers together.
 
-    `compute` operations in the compute dtype; `host` bytes hashed or added up by worker threads;
-    `hidden` bytes of hidden states between workers. `busy` workers share the operations, `threads`
-    the host's bytes, `nodes` what is read and written.
+    `compute` operations in the compute dtype; `host` bytes hashed or averaged by worker threads;
+    `link` bytes between devices and their hosts; `hidden` bytes of hidden states between workers.
+    `busy` workers share the operations, `threads` the bytes of host and link, `nodes` what is read
+    and written.
     """
 
     name: str
@@ -33,10 +34,10 @@ class Work(NamedTuple):
     threads: float
     nodes: int
     compute: float = 0
-    float32: float = 0
     float64: float = 0
     eigen: float = 0
     host: float = 0
+    link: float = 0
     read: float = 0
     written: float = 0
     hidden: float = 0
@@ -44,7 +45,7 @@ class Work(NamedTuple):
     def cost(self, rates: Rates | None) -> StageCost:
         return StageCost(
             name=self.name,
-            flops=int(self.compute + self.float32 + self.float64 + self.eigen),
+            flops=int(self.compute + self.float64 + self.eigen),
             read_bytes=int(self.read),
             written_bytes=int(self.written),
             network_bytes=int(self.hidden + self.read + self.written),
@@ -54,11 +55,11 @@ class Work(NamedTuple):
     def _seconds(self, rates: Rates) -> dict[Resource, float]:
         """By resource. Storage is slower than the network in every row, so it counts as disk."""
         found: dict[Resource, float] = {
-            "matrix units": self.compute / self.busy / rates.compute,
-            "float32": self.float32 / self.busy / rates.float32,
+            "compute": self.compute / self.busy / rates.compute,
             "float64": self.float64 / self.busy / rates.float64,
             "eigensolver": self.eigen / self.busy / rates.eigen,
             "host thread": self.host / self.threads / rates.host,
+            "host link": self.link / self.threads / rates.link,
             "disk": (self.read / rates.read + self.written / rates.write) / self.nodes,
             "network": self.hidden / self.nodes / rates.network,
         }
@@ -94,8 +95,9 @@ def _calibrate(costs: Costs, layout: Layout, waves: list[list[LayerCost]], direc
     """One stream. Forward: 2 operations a parameter and token, and the moments.
 
     Backward: forward, each layer again, and the gradient of its input alone (weights are frozen),
-    2 each; where there are waves, one forward more for all but the last. Every segment that a
-    worker has summed is added up on its host, and every moment hashed as it is committed.
+    2 each; where there are waves, one forward more for all but the last. Moments are products in
+    the compute dtype (sums in float32). After every segment the exact sums go from the host to the
+    device and back; every moment is averaged, and hashed as it is committed.
     """
     backward = direction == "backward"
     total, tokens = costs.of(range(costs.spec.layers)), costs.tokens(direction)
@@ -105,7 +107,7 @@ def _calibrate(costs: Costs, layout: Layout, waves: list[list[LayerCost]], direc
     head = 2 * costs.ends if backward else 0
     boundary = costs.boundary(direction)
     parts = min(costs.config.calibration.segments, _micro_batches(costs, direction))
-    summed = parts * 4 + (SUM_BYTES * layout.replicas if layout.replicas > 1 else 0) + 4
+    summed = 2 * 4 + (SUM_BYTES * layout.replicas if layout.replicas > 1 else 0)
     between = (len(waves) - 1) * boundary * (2 if backward else 1)
     return Work(
         f"calibrate {direction}",
@@ -113,9 +115,10 @@ def _calibrate(costs: Costs, layout: Layout, waves: list[list[LayerCost]], direc
         _balance(waves, lambda layer: layer.backward if backward else layer.forward)
         * layout.replicas,
         layout.nodes,
-        compute=2 * tokens * (passes + head),
-        float32=tokens * (total.backward_flops if backward else total.forward_flops),
+        compute=2 * tokens * (passes + head)
+        + tokens * (total.backward_flops if backward else total.forward_flops),
         host=summed * elements,
+        link=2 * SUM_BYTES * parts * elements,
         read=between,
         written=4 * elements + between,
         hidden=sum(len(wave) - 1 for wave in waves) * boundary * (2 if backward else 1),
@@ -123,7 +126,7 @@ def _calibrate(costs: Costs, layout: Layout, waves: list[list[LayerCost]], direc
 
 
 def _factorise(costs: Costs, layout: Layout) -> Work:
-    """The basis of every matrix from its moments, all workers at once."""
+    """The basis of every matrix from its moments, all workers at once, the weights still loaded."""
     eigen, products, rooted = 0.0, 0.0, set[str]()
     for matrix in costs.spec.matrices:
         shared = f"{matrix.layer}.{matrix.reads}"
@@ -139,7 +142,7 @@ def _factorise(costs: Costs, layout: Layout) -> Work:
         eigen=eigen,
         float64=products,
         host=moments + bases,
-        read=moments + _weights(costs),
+        read=moments,
         written=bases,
     )
 
@@ -182,7 +185,7 @@ def _assemble(costs: Costs, layout: Layout) -> Work:
 def _verify(costs: Costs) -> Work:
     """One worker hashes every file and loads it in a clean process, where it fits the host."""
     size = sum(costs.output(ratio) for ratio in costs.config.ratio)
-    return Work("verify", 1, 1, 1, host=size, read=_VERIFY_READS * size, written=size)
+    return Work("verify", 1, _HASH_THREADS, 1, host=size, read=_VERIFY_READS * size, written=size)
 
 
 def _busy(costs: Costs, layout: Layout, waves: list[list[LayerCost]], direction: Pass) -> float:

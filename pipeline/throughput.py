@@ -12,7 +12,9 @@ The parts are assumptions, none was measured on a GPU by this project:
   arXiv 2410.02170 finds less than 3 %.
 - a node reads 8 GB/s and writes 4 GB/s at its peak (a parallel file system, or a few NVMe drives),
   75 % of it in files of this size; its network carries 25 GB/s, 20 % of it through Ray's objects.
-- one thread hashes (SHA-256) or adds up (float32 into float64) 1.0 GB/s; 0.9 was measured.
+- one thread hashes (SHA-256) 1.0 GB/s; 0.9 was measured.
+- a device and its host exchange 40 % of the link's peak (PCIe 5 x16: 64 GB/s a way, PCIe 4: 32),
+  from pinned memory; on the CPU it is the memory's own bandwidth.
 """
 
 from typing import NamedTuple
@@ -23,38 +25,41 @@ _GB, _TERA = 1e9, 1e12
 
 
 class Device(NamedTuple):
-    """Peaks: operations a second in bf16, float32 and float64; bytes a second; bytes it holds."""
+    """Peaks: operations a second in bf16, float32 and float64; bytes a second of its memory and of
+    its link to the host; bytes it holds.
+    """
 
     bf16: float
     float32: float
     float64: float
     bandwidth: float
+    link: float
     memory: int
 
 
 DEVICES: dict[str, Device] = {
-    "h100": Device(989 * _TERA, 67 * _TERA, 67 * _TERA, 3.35 * _TERA, 80 * 10**9),
-    "h200": Device(989 * _TERA, 67 * _TERA, 67 * _TERA, 4.8 * _TERA, 141 * 10**9),
-    "a100": Device(312 * _TERA, 19.5 * _TERA, 19.5 * _TERA, 2.04 * _TERA, 80 * 10**9),
-    "l40s": Device(362 * _TERA, 91.6 * _TERA, 1.43 * _TERA, 0.864 * _TERA, 48 * 10**9),
-    "cpu": Device(0.096 * _TERA, 0.096 * _TERA, 0.048 * _TERA, 20 * _GB, 0),
+    "h100": Device(989 * _TERA, 67 * _TERA, 67 * _TERA, 3.35 * _TERA, 64 * _GB, 80 * 10**9),
+    "h200": Device(989 * _TERA, 67 * _TERA, 67 * _TERA, 4.8 * _TERA, 64 * _GB, 141 * 10**9),
+    "a100": Device(312 * _TERA, 19.5 * _TERA, 19.5 * _TERA, 2.04 * _TERA, 32 * _GB, 80 * 10**9),
+    "l40s": Device(362 * _TERA, 91.6 * _TERA, 1.43 * _TERA, 0.864 * _TERA, 32 * _GB, 48 * 10**9),
+    "cpu": Device(0.096 * _TERA, 0.096 * _TERA, 0.048 * _TERA, 20 * _GB, 20 * _GB, 0),
 }
 
 DEFAULT = "h100"  # the proportions by which plans for an unknown device are compared
 _HALF_PART, _FULL_PART, _EIGEN_FLOPS_A_BYTE = 0.4, 0.7, 0.3
 _READ, _WRITE, _DISK_PART = 8 * _GB, 4 * _GB, 0.75
 _NETWORK, _NETWORK_PART = 25 * _GB, 0.2
-_HOST_THREAD = 1.0 * _GB
+_HOST_THREAD, _LINK_PART = 1.0 * _GB, 0.4
 
 
 class Rates(NamedTuple):
     """What is counted on a second: operations of a worker, bytes of its thread, of a node."""
 
     compute: float
-    float32: float
     float64: float
     eigen: float
     host: float
+    link: float
     read: float
     write: float
     network: float
@@ -74,10 +79,10 @@ def rates(cluster: ClusterSpec, threads: int) -> Rates | None:
     half = cluster.on_gpu and cluster.dtype in ("bfloat16", "float16")
     return Rates(
         compute=peaks.bf16 * _HALF_PART if half else peaks.float32 * _FULL_PART * cores,
-        float32=peaks.float32 * _FULL_PART * cores,
         float64=peaks.float64 * _FULL_PART * cores,
         eigen=peaks.bandwidth * _EIGEN_FLOPS_A_BYTE,
         host=_HOST_THREAD,
+        link=peaks.link * _LINK_PART,
         read=_READ * _DISK_PART,
         write=_WRITE * _DISK_PART,
         network=_NETWORK * _NETWORK_PART,

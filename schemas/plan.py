@@ -116,7 +116,7 @@ class DiskUse(Schema):
 
 
 Resource = Literal[
-    "matrix units", "float32", "float64", "eigensolver", "host thread", "disk", "network"
+    "compute", "float64", "eigensolver", "host thread", "host link", "disk", "network"
 ]
 
 

@@ -1,7 +1,6 @@
 """Reading a base checkpoint: its shape from headers alone, its tensors one at a time."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from schemas.errors import CheckpointError
 from schemas.model import MatrixSpec, ModelSpec, TensorSpec
 from schemas.shapes import Place, family, is_tied, places, positive
 from workers.config_file import HUB_ERRORS, NAME, not_given, read_config, require_hub_id
-from workers.store import file_sha256
+from workers.store import sha256_of
 from workers.tensorfile import DTYPES
 
 _WANTED = [
@@ -88,11 +87,7 @@ def inspect(folder: Path) -> ModelSpec:
 
 def base_files(folder: Path, spec: ModelSpec) -> dict[str, str]:
     """SHA-256 of config.json and of every weight file, in parallel."""
-    names = [NAME, *sorted({tensor.file for tensor in spec.tensors})]
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        return dict(
-            zip(names, pool.map(lambda name: file_sha256(folder / name), names), strict=True)
-        )
+    return sha256_of(folder, [NAME, *sorted({tensor.file for tensor in spec.tensors})])
 
 
 class TensorReader:

@@ -81,7 +81,7 @@ def add_exactly(high: Tensor, low: Tensor, value: Tensor) -> None:
         after = before + added
         shadow = after - before
         error = (before - (after - shadow)) + (added - shadow)
-        low[rows] += error.to(low)
+        low[rows] = low[rows].to(added.device) + error.float()
         high[rows] = after
 
 

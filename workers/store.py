@@ -10,6 +10,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from schemas.errors import RunError
 from schemas.identity import Record
 from workers.tensorfile import Entry, write_tensors
 
+HASH_THREADS = 8
 Facts = dict[str, JsonValue]
 
 
@@ -111,6 +113,13 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of(folder: Path, names: list[str]) -> dict[str, str]:
+    """SHA-256 of some files of a folder, several at a time."""
+    with ThreadPoolExecutor(max_workers=HASH_THREADS) as pool:
+        sums = pool.map(lambda name: file_sha256(folder / name), names)
+        return dict(zip(names, sums, strict=True))
 
 
 def write_text(path: Path, text: str) -> None:

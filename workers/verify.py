@@ -11,7 +11,7 @@ from schemas.errors import CheckpointError, VerificationError
 from schemas.manifest import Check, Manifest
 from workers import load_check
 from workers.memory import available_bytes
-from workers.store import file_sha256
+from workers.store import sha256_of
 
 _CLEAN = "load in a clean process"
 _TIMEOUT_S = 1800.0
@@ -67,10 +67,11 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _files(folder: Path, manifest: Manifest) -> Check:
     there = {path.name for path in folder.iterdir() if path.is_file()}
+    found = sha256_of(folder, sorted(there & manifest.files.keys()))
     wrong = [
         f"{name}: {'absent' if name not in there else 'changed'}"
         for name, entry in manifest.files.items()
-        if name not in there or file_sha256(folder / name) != entry.sha256
+        if found.get(name) != entry.sha256
     ]
     wrong += [
         f"{name}: not in the manifest"
