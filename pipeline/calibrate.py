@@ -1,10 +1,10 @@
-"""Calibrate and factorise: the moments of every tap, then the basis of every matrix."""
+"""Calibrate: the text through the layer shards, and the moments of every tap."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.cluster import Actor, wait_for
-from pipeline.pool import Task
+from pipeline.factorise import commit
 from pipeline.run import Run
 from pipeline.stream import (
     Batch,
@@ -18,44 +18,21 @@ from pipeline.stream import (
     stream_forward,
 )
 from pipeline.waves import Waves
-from schemas.model import MatrixSpec
-from schemas.moments import Pass, Tap, forward_tap
-from workers.items import basis_key, spectrum_key
+from schemas.moments import Pass, Tap
 from workers.shard import Purpose
 
 
 def calibrate(run: Run) -> None:
     """Stream the text through the layer shards, wave by wave, and commit every moment.
 
-    The matrices of a wave are factorised as soon as its moments are there, with its weights still
-    on the workers. What is there already is not done again.
+    A matrix is factorised as soon as its moments are there, with its weight still on its worker.
+    What is there already is not done again.
     """
     pending = [tap for tap in run.taps if not run.has_moment(tap)]
     if not pending:
         run.progress.note("calibrate: all moments are there")
         return
     Calibration(run, pending).run()
-
-
-def factorise(run: Run, matrices: Iterable[MatrixSpec]) -> None:
-    """Commit the bases of `matrices` that are not there yet: all workers, the largest first."""
-    pending = [matrix for matrix in matrices if not _factorised(run, matrix)]
-    if not pending:
-        return
-    run.grow()
-    with run.progress.stage("factorise", len(pending), "matrices") as stage:
-        run.pool.run(
-            Task(
-                f"factorise {', '.join(matrix.name for matrix in group)}",
-                "factorise",
-                (group,),
-                lambda records: stage.advance(len(records)),
-                cost=sum(matrix.small**3 for matrix in group),
-                home=run.home(group[0].layer),
-            )
-            for group in _groups(run, pending)
-        )
-        stage.busy = list(run.pool.seconds.values())
 
 
 class Calibration:
@@ -82,13 +59,13 @@ class Calibration:
                 self._run.store.discard(waves.below(wave, "forward").prefix)
             if turns:
                 self._backward(wave)
-            self._close(wave)
+            self._run.pool.each("release")
         for wave in reversed(backward):
             if wave == waves.last and wave in up:
                 continue
             self._load(wave, ["backward"])
             self._backward(wave)
-            self._close(wave)
+            self._run.pool.each("release")
         for identity in filter(None, (self._run.ids.forward, self._run.ids.backward)):
             self._run.store.discard(f"boundaries/{identity}")
             self._run.store.discard(f"parts/{identity}")
@@ -144,38 +121,12 @@ class Calibration:
             stage.busy = wait_for(asked, run.timeout)
 
     def _commit(self, wave: int, direction: Pass) -> None:
-        run, count = self._run, len(self._run.chains)
-        taps = self._waves.taps(wave, direction)
-        with run.progress.stage(f"commit {direction}", len(taps), "moments") as stage:
-            run.pool.run(
-                Task(
-                    f"commit {direction}",
-                    "commit_moments",
-                    (direction, replica, count),
-                    lambda records: stage.advance(len(records) if count == 1 else 0),
-                    home=worker,
-                    pinned=True,
-                )
-                for replica, (chain, _) in enumerate(self._replicas(wave, direction))
-                for worker in chain
-            )
-            if count > 1:
-                run.pool.run(
-                    Task(
-                        f"merge {tap.name}",
-                        "merge_moments",
-                        ([tap], count),
-                        lambda records: stage.advance(len(records)),
-                    )
-                    for tap in taps
-                )
-
-    def _close(self, wave: int) -> None:
-        """Factorise what is complete, while the weights are still there, then let them go."""
-        run = self._run
-        mine = [m for m in run.spec.matrices if m.layer in self._waves.layers(wave)]
-        factorise(run, [m for m in mine if run.has_moments(m)])
-        run.pool.each("release")
+        commit(
+            self._run,
+            direction,
+            self._waves.taps(wave, direction),
+            holders=[chain for chain, _ in self._replicas(wave, direction)],
+        )
 
     def _replicas(self, wave: int, direction: Pass) -> list[tuple[list[Actor], list[Batch]]]:
         run = self._run
@@ -213,21 +164,3 @@ def _as_it_is(batch: Batch, rows: Any) -> Any:
 def _instead(source: Source) -> Sink:
     """The rows of `source`, whatever leaves the chain."""
     return lambda batch, rows: source(batch)
-
-
-def _factorised(run: Run, matrix: MatrixSpec) -> bool:
-    keys = (spectrum_key(run.ids.bases, matrix.name), basis_key(run.ids.bases, matrix.name))
-    return all(run.store.record(key) for key in keys)
-
-
-def _groups(run: Run, matrices: Sequence[MatrixSpec]) -> list[list[MatrixSpec]]:
-    """Matrices that start from the root of one input moment, together; every other one alone."""
-
-    def shared(matrix: MatrixSpec) -> str:
-        alone = matrix.side == "output" or run.config.truncation in ("svd-llm", "svd-llm-v2")
-        return matrix.name if alone else forward_tap(matrix, run.config.truncation).name
-
-    found: dict[str, list[MatrixSpec]] = {}
-    for matrix in matrices:
-        found.setdefault(shared(matrix), []).append(matrix)
-    return list(found.values())

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from pipeline.calibrate import calibrate, factorise
+from pipeline.calibrate import calibrate
 from pipeline.cluster import ray_session
+from pipeline.factorise import factorise
 from pipeline.inputs import gather
 from pipeline.outputs import find_output, make_output
 from pipeline.plan import require_disk

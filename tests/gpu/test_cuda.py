@@ -9,7 +9,7 @@ from schemas.moments import Pass, taps
 from tests.models import tiny_model
 from workers.checkpoint import inspect
 from workers.layers import Decoder
-from workers.moments import Moment
+from workers.moments import Moment, MomentAccumulator, add_exactly
 from workers.shard import Shard, Step
 from workers.truncation import Problem
 
@@ -62,3 +62,28 @@ def test_basis_equals_that_of_the_cpu() -> None:
         spectra.append(basis.eigenvalues.cpu())
         assert problem.loss(basis, 8) == pytest.approx(float(basis.eigenvalues[8:].sum()), rel=1e-6)
     assert torch.allclose(spectra[0], spectra[1], rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_of_halves_are_exact_and_summed_in_float32(dtype: torch.dtype) -> None:
+    """The tensor cores' sum differs from the float32 one by the order of its additions alone."""
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(512, 96, generator=generator).to(dtype) for _ in range(4)]
+    accumulator = MomentAccumulator(96)
+    for index, part in enumerate(parts):
+        accumulator.add(part.cuda(), segment=index // 2)
+    found = accumulator.sums().mean("halves").matrix
+    rows = torch.cat(parts).double()
+    assert found is not None
+    assert (found.double() - rows.T @ rows / len(rows)).abs().max() < 1e-5
+
+
+def test_sums_on_the_host_are_exact() -> None:
+    """Three values of very different size, in either order: the residue keeps what is lost."""
+    values = [torch.full((64, 64), value, device="cuda") for value in (1e30, 1.0, -1e30)]
+    for order in (values, values[::-1]):
+        high = torch.zeros(64, 64, dtype=torch.float64, pin_memory=True)
+        low = torch.zeros(64, 64, pin_memory=True)
+        for value in order:
+            add_exactly(high, low, value)
+        assert torch.equal(high + low, torch.ones(64, 64, dtype=torch.float64))

@@ -1,11 +1,13 @@
 """Second moments of a stream, against one sum over all rows in float64."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
 
 from schemas.errors import NumericsError
-from workers.moments import Moment, MomentAccumulator
+from workers.moments import Moment, MomentAccumulator, MomentSums, add_exactly, combine
 
 # Products and sums of 60 float32 rows: a few eps (1e-7) of the diagonal.
 ROUNDING = 1e-6
@@ -105,3 +107,34 @@ def test_a_trace_that_is_not_finite_is_refused(value: float) -> None:
     bad[3, 1] = value
     with pytest.raises(NumericsError, match="NaN or Inf"):
         accumulate([(rows(20, 7), 0)], size=None, trace_of=[bad])
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+def test_what_high_loses_low_keeps(order: tuple[int, ...]) -> None:
+    values = [torch.full((3, 3), value) for value in (1e30, 1.0, -1e30)]
+    high, low = torch.zeros(3, 3, dtype=torch.float64), torch.zeros(3, 3)
+    for index in order:
+        add_exactly(high, low, values[index])
+    assert torch.equal(high + low, torch.ones(3, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("cuts", [(3,), (1, 4), (2, 3, 7), (1, 2, 3, 4, 5, 6, 7)])
+def test_the_grouping_of_segments_changes_no_bit(cuts: tuple[int, ...]) -> None:
+    """Eight segments whose sums differ by many orders of magnitude, in parts of any size."""
+    segments = [rows(9, 33, seed=i) * 10.0 ** (i * 5 % 7) for i in range(8)]
+    bounds = (0, *cuts, 8)
+    whole, *parts = (
+        sums_of({i: segments[i] for i in part})
+        for part in [range(8), *(range(a, b) for a, b in pairwise(bounds))]
+    )
+    together, alone = combine(parts).mean("parts"), whole.mean("whole")
+    assert torch.equal(matrix(together), matrix(alone))
+    assert together[1:] == alone[1:]
+
+
+def sums_of(segments: dict[int, Tensor]) -> MomentSums:
+    """Sums of rows, one part a segment, and of their squared norms."""
+    accumulator = MomentAccumulator(33)
+    for index, part in segments.items():
+        accumulator.add(part, index, trace_of=part)
+    return accumulator.sums()

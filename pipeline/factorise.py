@@ -1,0 +1,131 @@
+"""From the sums on the workers to the bases of their matrices, in one pool of items."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from pipeline.cluster import Actor
+from pipeline.pool import Task
+from pipeline.progress import Stage
+from pipeline.run import Run
+from schemas.model import MatrixSpec
+from schemas.moments import Pass, Tap, forward_tap
+from workers.items import basis_key, spectrum_key
+
+
+def factorise(run: Run, matrices: Iterable[MatrixSpec]) -> None:
+    """Commit the bases of `matrices` that are not there yet: all workers, the largest first."""
+    pending = Pending(run, matrices)
+    if not pending.matrices:
+        return
+    run.grow()
+    with run.progress.stage("factorise", len(pending.matrices), "matrices") as stage:
+        run.pool.run(pending.ready(stage))
+        stage.busy = list(run.pool.seconds.values())
+
+
+def commit(run: Run, direction: Pass, taps: list[Tap], holders: list[list[Actor]]) -> None:
+    """Commit the moments of one stream, and factorise every matrix that has all of its own then.
+
+    `holders` are the workers that hold the sums: of each replica, its shards in order.
+    """
+    if direction == "forward" and run.config.needs_gradients:
+        with run.progress.stage("commit forward", len(taps), "moments") as stage:
+            run.pool.run(_commits(run, direction, taps, holders, None, stage))
+        return
+    layers = {tap.layer for tap in taps}
+    pending = Pending(run, [m for m in run.spec.matrices if m.layer in layers])
+    run.grow()
+    with run.progress.stage("factorise", len(pending.matrices), "matrices") as stage:
+        run.pool.run(_commits(run, direction, taps, holders, pending, stage))
+        stage.busy = list(run.pool.seconds.values())
+
+
+class Pending:
+    """Matrices without a basis, each handed out once, as soon as its moments are there."""
+
+    def __init__(self, run: Run, matrices: Iterable[MatrixSpec]) -> None:
+        self._run = run
+        self.matrices = [matrix for matrix in matrices if not _factorised(run, matrix)]
+        self._left = list(self.matrices)
+
+    def ready(self, stage: Stage) -> list[Task]:
+        """The tasks of those that are complete now."""
+        complete = [matrix for matrix in self._left if self._run.has_moments(matrix)]
+        self._left = [matrix for matrix in self._left if matrix not in complete]
+        return [
+            Task(
+                f"factorise {', '.join(matrix.name for matrix in group)}",
+                "factorise",
+                (group,),
+                lambda records: stage.advance(len(records)),
+                cost=sum(matrix.small**3 for matrix in group),
+                home=self._run.home(group[0].layer),
+            )
+            for group in _groups(self._run, complete)
+        ]
+
+
+def _commits(
+    run: Run,
+    direction: Pass,
+    taps: list[Tap],
+    holders: list[list[Actor]],
+    pending: Pending | None,
+    stage: Stage,
+) -> Iterable[Task]:
+    """Commits of all holders; where they are parts of replicas, a merge of each shard follows."""
+    replicas = len(holders)
+    parts: Counter[int] = Counter()
+
+    def follow(records: list[object]) -> list[Task]:
+        if pending is not None:
+            return pending.ready(stage)
+        stage.advance(len(records))
+        return []
+
+    def merge(shard: int) -> list[Task]:
+        parts[shard] += 1
+        if parts[shard] < replicas:
+            return []
+        mine = [tap for tap in taps if run.home(tap.layer) == holders[0][shard]]
+        return [
+            Task(
+                f"merge moments of layer {layer}",
+                "merge_moments",
+                ([tap for tap in mine if tap.layer == layer], replicas),
+                follow,
+            )
+            for layer in sorted({tap.layer for tap in mine})
+        ]
+
+    return [
+        Task(
+            f"commit {direction}",
+            "commit_moments",
+            (direction, replica, replicas),
+            follow if replicas == 1 else lambda _, shard=shard: merge(shard),  # type: ignore[misc]
+            cost=2**62,  # before any matrix
+            home=worker,
+            pinned=True,
+        )
+        for replica, chain in enumerate(holders)
+        for shard, worker in enumerate(chain)
+    ]
+
+
+def _factorised(run: Run, matrix: MatrixSpec) -> bool:
+    keys = (spectrum_key(run.ids.bases, matrix.name), basis_key(run.ids.bases, matrix.name))
+    return all(run.store.record(key) for key in keys)
+
+
+def _groups(run: Run, matrices: Sequence[MatrixSpec]) -> list[list[MatrixSpec]]:
+    """Matrices that start from the root of one input moment, together; every other one alone."""
+
+    def shared(matrix: MatrixSpec) -> str:
+        alone = matrix.side == "output" or run.config.truncation in ("svd-llm", "svd-llm-v2")
+        return matrix.name if alone else forward_tap(matrix, run.config.truncation).name
+
+    found: dict[str, list[MatrixSpec]] = {}
+    for matrix in matrices:
+        found.setdefault(shared(matrix), []).append(matrix)
+    return list(found.values())
