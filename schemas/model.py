@@ -103,6 +103,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
 }
 
+LOW_RANK = "lowrank_"  # before the model type of the base, in that of a compressed checkpoint
 
 # safetensors' names of dtypes, and their bytes.
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -171,21 +172,31 @@ class Choice(Schema):
     rank: int | None = Field(ge=1)
 
 
-class ModelSpec(Schema):
-    """Everything known of a base checkpoint before a weight is read."""
+class DecoderSpec(Schema):
+    """What headers say of any checkpoint whose layers can be built: a base, or one made from it."""
 
     model_type: str
     layers: int
     hidden_size: int
     vocab_size: int
-    dtype: str
     tied: bool
-    matrices: tuple[MatrixSpec, ...]
     tensors: tuple[TensorSpec, ...]
 
     @property
+    def low_rank(self) -> bool:
+        """Whether it is compressed already."""
+        return self.model_type.startswith(LOW_RANK)
+
+    @property
     def architecture(self) -> Architecture:
-        return ARCHITECTURES[self.model_type]
+        return ARCHITECTURES[self.model_type.removeprefix(LOW_RANK)]
+
+
+class ModelSpec(DecoderSpec):
+    """Everything known of a base checkpoint before a weight is read."""
+
+    dtype: str
+    matrices: tuple[MatrixSpec, ...]
 
     @property
     def targeted(self) -> int:

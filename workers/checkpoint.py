@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from schemas.errors import CheckpointError
-from schemas.model import MatrixSpec, ModelSpec, TensorSpec
+from schemas.model import LOW_RANK, DecoderSpec, MatrixSpec, ModelSpec, TensorSpec
 from schemas.shapes import Place, family, is_tied, places, positive
 from workers.config_file import HUB_ERRORS, NAME, not_given, read_config, require_hub_id
 from workers.store import sha256_of
@@ -48,7 +48,32 @@ def resolve(model: str, revision: str | None) -> Path:
 def inspect(folder: Path) -> ModelSpec:
     """Everything that config.json and the safetensors headers say; no weight is read."""
     config, where = read_config(folder), str(folder / NAME)
-    architecture = family(config, where)
+    decoder = inspect_decoder(folder)
+    if decoder.low_rank:
+        raise CheckpointError(
+            f"{where}: model_type {decoder.model_type!r} is a compressed checkpoint; compress the "
+            "base that it was made from"
+        )
+    architecture, tensors = decoder.architecture, {t.name: t for t in decoder.tensors}
+    matrices = tuple(
+        _matrix(folder, architecture.base, place, tensors)
+        for layer in range(decoder.layers)
+        for place in places(architecture, layer, config)
+    )
+    stored = {tensors[f"{architecture.base}{m.name}.weight"].dtype for m in matrices}
+    if len(stored) > 1:
+        raise CheckpointError(
+            f"{folder}: the decoder's matrices are stored in {' and '.join(sorted(stored))}; "
+            "convert them to one dtype"
+        )
+    return ModelSpec(**dict(decoder), dtype=stored.pop(), matrices=matrices)
+
+
+def inspect_decoder(folder: Path) -> DecoderSpec:
+    """The same of a base or of a compressed checkpoint, but for its matrices."""
+    config, where = read_config(folder), str(folder / NAME)
+    model_type = str(config.get("model_type"))
+    architecture = family(config | {"model_type": model_type.removeprefix(LOW_RANK)}, where)
     if architecture.planned:
         raise CheckpointError(
             f"{where}: model_type {config['model_type']!r} is planned, not yet compressed; "
@@ -62,25 +87,12 @@ def inspect(folder: Path) -> ModelSpec:
     ends = (architecture.embedding, architecture.norm, *(() if tied else (architecture.head,)))
     if missing := [f"{end}weight" for end in ends if f"{end}weight" not in tensors]:
         raise CheckpointError(f"{folder}: no tensor {missing[0]} in the files")
-    matrices = tuple(
-        _matrix(folder, architecture.base, place, tensors)
-        for layer in range(layers)
-        for place in places(architecture, layer, config)
-    )
-    stored = {tensors[f"{architecture.base}{m.name}.weight"].dtype for m in matrices}
-    if len(stored) > 1:
-        raise CheckpointError(
-            f"{folder}: the decoder's matrices are stored in {' and '.join(sorted(stored))}; "
-            "convert them to one dtype"
-        )
-    return ModelSpec(
-        model_type=str(config["model_type"]),
+    return DecoderSpec(
+        model_type=model_type,
         layers=layers,
         hidden_size=hidden_size,
         vocab_size=vocab_size,
-        dtype=stored.pop(),
         tied=tied,
-        matrices=matrices,
         tensors=tuple(tensors.values()),
     )
 
@@ -93,7 +105,7 @@ def base_files(folder: Path, spec: ModelSpec) -> dict[str, str]:
 class TensorReader:
     """Tensors of a checkpoint by name, read from disk when asked for."""
 
-    def __init__(self, folder: Path, spec: ModelSpec) -> None:
+    def __init__(self, folder: Path, spec: DecoderSpec) -> None:
         self._folder = folder
         self._files = {tensor.name: tensor.file for tensor in spec.tensors}
 

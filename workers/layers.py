@@ -11,22 +11,28 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
+from runtime import modeling_lowrank
+from runtime.configuration_lowrank import ARCHITECTURES as LOW_RANK_CLASSES
 from schemas.errors import CheckpointError
-from schemas.model import ModelSpec
+from schemas.model import LOW_RANK, DecoderSpec
 from workers.checkpoint import TensorReader
 
 
 class Decoder:
-    """Builds the pieces of one checkpoint, on one device, in one compute dtype."""
+    """Builds the pieces of one checkpoint, on one device, in one compute dtype.
+
+    A compressed checkpoint is built by the classes of `runtime/`; its own code is not run.
+    """
 
     def __init__(
-        self, folder: Path, spec: ModelSpec, dtype: torch.dtype, device: torch.device
+        self, folder: Path, spec: DecoderSpec, dtype: torch.dtype, device: torch.device
     ) -> None:
         self._folder = folder
         self._spec = spec
         self._dtype = dtype
         self._device = device
         self._reader = TensorReader(folder, spec)
+        self._low_rank: Any = _low_rank_class(spec) if spec.low_rank else None
 
     def embedding(self) -> Tensor:
         """Token embeddings (vocabulary, hidden), in the compute dtype."""
@@ -51,15 +57,17 @@ class Decoder:
         return norm, self._to_device(self._reader.read(f"{name}weight"))
 
     def _config(self) -> PretrainedConfig:
-        config: PretrainedConfig = AutoConfig.from_pretrained(self._folder)
+        source: Any = self._low_rank.config_class if self._low_rank else AutoConfig
+        config: PretrainedConfig = source.from_pretrained(self._folder)
         config.use_cache = False
         return config
 
     def _skeleton(self, config: PretrainedConfig) -> Any:
         """A base model of empty tensors, but for its rotary embedding, which is computed."""
         auto: Any = AutoModel
+        build = self._low_rank._from_config if self._low_rank else auto.from_config
         with torch.device("meta"):
-            model = auto.from_config(config, dtype=self._dtype)
+            model = build(config, dtype=self._dtype)
         with torch.device(self._device):
             model.rotary_emb = type(model.rotary_emb)(config=config)
         return model.eval()
@@ -78,12 +86,27 @@ class Decoder:
         module.requires_grad_(False)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(device=self._device, dtype=self._dtype)
+        dtype = self._dtype if tensor.is_floating_point() else None  # an order of rows stays so
+        return tensor.to(device=self._device, dtype=dtype)
+
+
+def _low_rank_class(spec: DecoderSpec) -> Any:
+    """The base model class of a compressed checkpoint."""
+    prefix = LOW_RANK_CLASSES[spec.model_type.removeprefix(LOW_RANK)]
+    return getattr(modeling_lowrank, f"{prefix}Model")
 
 
 def _one_layer(config: PretrainedConfig, index: int) -> PretrainedConfig:
     """The configuration of a model whose only layer is layer `index` of `config`."""
     if (types := getattr(config, "layer_types", None)) is not None:
         config.layer_types = [types[index]]
+    if (low_rank := getattr(config, "low_rank", None)) is not None:
+        here = f"layers.{index}."
+        mine = {
+            f"layers.0.{name.removeprefix(here)}": matrix
+            for name, matrix in low_rank["matrices"].items()
+            if name.startswith(here)
+        }
+        config.low_rank = low_rank | {"matrices": mine}
     config.num_hidden_layers = 1
     return config

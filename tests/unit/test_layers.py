@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from runtime.configuration_lowrank import ARCHITECTURES, ENCODINGS
 from schemas.errors import CheckpointError
+from tests.low_rank import PROMPTS, make_checkpoint
 from tests.models import tiny_model
-from workers.checkpoint import inspect
+from workers.checkpoint import inspect, inspect_decoder
 from workers.layers import Decoder
 
 LAYER = "model.layers.1."
@@ -71,3 +73,23 @@ def test_weights_are_of_the_compute_dtype_and_frozen(tmp_path: Path, dtype: torc
 def test_a_layer_holds_no_other_layer(tmp_path: Path) -> None:
     layer = decoder(tiny_model(tmp_path, num_hidden_layers=3)).layer(2)
     assert {name[:9] for name, _ in layer.named_parameters()} == {"layers.0."}
+
+
+@pytest.mark.parametrize("base_type", ARCHITECTURES)
+def test_a_compressed_checkpoint_is_built_layer_by_layer(tmp_path: Path, base_type: str) -> None:
+    made = make_checkpoint(tmp_path / "low-rank", base_type, ENCODINGS)
+    spec = inspect_decoder(made.folder)
+    pieces = Decoder(made.folder, spec, torch.float32, torch.device("cpu"))
+    tokens = PROMPTS["input_ids"][1:]  # without padding
+    with torch.no_grad():
+        hidden = torch.nn.functional.embedding(tokens, pieces.embedding())
+        for index in range(spec.layers):
+            hidden = pieces.layer(index)(inputs_embeds=hidden, use_cache=False).last_hidden_state
+        norm, head = pieces.head()
+        torch.testing.assert_close(norm(hidden) @ head.T, made.logits[1:], rtol=1e-4, atol=1e-4)
+
+
+def test_a_compressed_checkpoint_is_no_base(tmp_path: Path) -> None:
+    made = make_checkpoint(tmp_path / "low-rank", "llama", ENCODINGS)
+    with pytest.raises(CheckpointError, match=r"lowrank_llama.*compress the base"):
+        inspect(made.folder)

@@ -1,0 +1,105 @@
+"""Low-rank checkpoints of every architecture, made by hand, and the dense models they equal."""
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+import runtime
+from runtime import modeling_lowrank
+from runtime.configuration_lowrank import Matrix, identity, tensor_shapes
+
+TIED = {"llama": True, "mistral": False, "qwen2": False, "qwen3": True}
+PROMPTS = {
+    "input_ids": torch.tensor([[0, 0, 0, 5, 9, 11], [7, 3, 8, 2, 40, 6]]),
+    "attention_mask": torch.tensor([[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]]),
+}
+GREEDY = {"do_sample": False, "max_new_tokens": 5, "min_new_tokens": 5, "pad_token_id": 0}
+
+
+class Checkpoint(NamedTuple):
+    """A low-rank checkpoint made by hand, and what the dense model of the same weights says."""
+
+    folder: Path
+    dense: PreTrainedModel
+    logits: Tensor  # (2, 6, vocabulary)
+    tokens: Tensor  # (2, 11)
+
+    def load(self, **options: Any) -> Any:
+        """The model by its own class, without remote code; raises unless every key fits."""
+        [name] = json.loads((self.folder / "config.json").read_text())["architectures"]
+        cls = getattr(modeling_lowrank, name)
+        model, info = cls.from_pretrained(self.folder, output_loading_info=True, **options)
+        assert not any(info.values()), info
+        return model
+
+
+def random_factors(matrix: Matrix, linear: nn.Linear) -> tuple[dict[str, Tensor], Tensor]:
+    """Random tensors for a matrix in the shape of `linear`, and the weight W' (m, n) they store."""
+    shapes = tensor_shapes(
+        *matrix, linear.out_features, linear.in_features, linear.bias is not None
+    )
+    tensors = {name: torch.randn(shape) * 0.3 for name, shape in shapes.items()}
+    if matrix.encoding == "dense":
+        return tensors, tensors["dense.weight"]
+    down = tensors["down.weight"]
+    product = tensors["up.weight"] @ down if "up.weight" in tensors else down[:0]
+    if matrix.encoding == "plain":
+        return tensors, product
+    tensors["order"] = torch.randperm(linear.out_features)
+    return tensors, torch.cat((down, product))[tensors["order"]]
+
+
+@torch.no_grad()
+def make_checkpoint(folder: Path, base_type: str, encodings: tuple[str, ...]) -> Checkpoint:
+    """Write a checkpoint whose decoder matrices take the encodings in turn."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        base_type,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        vocab_size=64,
+        tie_word_embeddings=TIED[base_type],
+        dtype="float32",
+    )
+    dense = AutoModelForCausalLM.from_config(config).eval()  # type: ignore[no-untyped-call]
+    for parameter in dense.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.1)  # no bias stays 0, no norm stays 1
+    matrices: dict[str, Matrix] = {}
+    stored: dict[str, Tensor] = {}
+    turns = itertools.cycle(encodings)
+    for name, linear in dense.model.layers.named_modules(prefix="layers"):
+        if isinstance(linear, nn.Linear):
+            encoding = next(turns)
+            rank = None if encoding == "dense" else 16 if "k_proj" in name else 12
+            matrices[name] = Matrix(encoding, rank)
+            tensors, weight = random_factors(matrices[name], linear)
+            linear.weight.copy_(weight)
+            for key in tensors.keys() & {"up.bias", "offset", "dense.bias"}:
+                linear.bias.copy_(tensors[key])
+            stored |= {f"model.{name}.{key}": tensor for key, tensor in tensors.items()}
+    untouched = {
+        key: tensor.clone()
+        for key, tensor in dense.state_dict().items()
+        if key.removeprefix("model.").rpartition(".")[0] not in matrices
+        and not (TIED[base_type] and key == "lm_head.weight")
+    }
+    low_rank = {"format": 1, "matrices": {name: m._asdict() for name, m in matrices.items()}}
+    entries = {**dense.config.to_dict(), **identity(base_type), "low_rank": low_rank}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(entries))
+    save_file(stored | untouched, folder / "model.safetensors", metadata={"format": "pt"})
+    for file in Path(runtime.__path__[0]).glob("*_lowrank.py"):
+        shutil.copy(file, folder)
+    tokens = dense.generate(**PROMPTS, **GREEDY)
+    return Checkpoint(folder, dense, dense(**PROMPTS).logits, tokens)
