@@ -86,9 +86,9 @@ class Calibration:
             stream_forward(
                 chain,
                 batches,
+                self._source(wave, direction, chain),
+                self._sink(wave, direction, chain),
                 purpose,
-                source=self._source(wave, direction, chain),
-                sink=self._sink(wave, direction, chain),
             )
             for chain, batches in self._replicas(wave, direction)
         ]
@@ -116,7 +116,7 @@ class Calibration:
         workers = [worker for chain, _ in self._replicas(wave, direction) for worker in chain]
         with run.progress.stage(name, sum(len(b.tokens) for b in batches), "windows") as stage:
             length = batches[0].tokens.shape[1]
-            drive(streams, name, run.timeout, lambda n: stage.advance(n // length, n))
+            drive(streams, name, run.timeout, lambda n, _: stage.advance(n // length, n))
             asked = {worker.busy_seconds.remote(): "busy seconds" for worker in workers}
             stage.busy = wait_for(asked, run.timeout)
 

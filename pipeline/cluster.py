@@ -14,7 +14,8 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, Ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.machines import MAX_CPU_WORKERS, on_cpu
-from schemas.config import RunConfig
+from pipeline.progress import Progress
+from schemas.config import ClusterConfig, NumericsConfig, RunConfig
 from schemas.errors import CompressorError, ConfigError, WorkerDiedError, WorkerError
 from schemas.model import ModelSpec
 from schemas.plan import ClusterSpec, Plan, WorkerFacts
@@ -27,17 +28,18 @@ Actor = Any  # ray's actor handles carry no types
 
 
 @contextlib.contextmanager
-def ray_session(config: RunConfig) -> Iterator[None]:
+def ray_session(cluster: ClusterConfig, threads: int) -> Iterator[None]:
     """Join the cluster that was named, or that this Ray job runs on; else start an embedded Ray.
 
-    A Ray that the caller had already initialised is used and left as it is.
+    An embedded one has room for the workers asked for, of `threads` CPUs each. A Ray that the
+    caller had already initialised is used and left as it is.
     """
     if ray.is_initialized():
         yield
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        _connect(config)
+        _connect(cluster, threads)
     except SystemExit:  # ray.init's own handler of SIGTERM, while it starts
         if callable(on_sigterm):
             on_sigterm(signal.SIGTERM, None)
@@ -50,48 +52,47 @@ def ray_session(config: RunConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-def worker_count(config: RunConfig) -> int:
+def worker_count(cluster: ClusterConfig, threads: int) -> int:
     """Workers of a run: those asked for, or as many as the cluster has room for now."""
-    wanted, there = config.cluster.workers, room(config)
-    if config.cluster.device == "cuda" and not on_gpus(config):
+    wanted, there = cluster.workers, room(cluster, threads)
+    if cluster.device == "cuda" and not on_gpus(cluster):
         raise ConfigError(
             "cluster.device is cuda, but the Ray cluster has no GPU; use --device cpu"
         )
     if wanted and wanted > there:
-        threads = config.numerics.threads
-        each = "" if on_gpus(config) else f", each with numerics.threads CPUs ({threads})"
-        what = f"{there} GPUs" if on_gpus(config) else f"room for {there}"
+        each = "" if on_gpus(cluster) else f", each with numerics.threads CPUs ({threads})"
+        what = f"{there} GPUs" if on_gpus(cluster) else f"room for {there}"
         raise ConfigError(
             f"cluster.workers is {wanted}{each}; the Ray cluster has {what}; ask for fewer"
         )
-    return wanted or min(there, there if on_gpus(config) else MAX_CPU_WORKERS)
+    return wanted or min(there, there if on_gpus(cluster) else MAX_CPU_WORKERS)
 
 
-def room(config: RunConfig) -> int:
-    """Workers that the cluster could hold: one a GPU, or one for every `numerics.threads` CPUs."""
-    if on_gpus(config):
+def room(cluster: ClusterConfig, threads: int) -> int:
+    """Workers that the cluster could hold: one a GPU, or one for every `threads` CPUs."""
+    if on_gpus(cluster):
         return int(_resources()["GPU"])
-    return max(1, int(_resources().get("CPU", 1)) // config.numerics.threads)
+    return max(1, int(_resources().get("CPU", 1)) // threads)
 
 
-def on_gpus(config: RunConfig) -> bool:
+def on_gpus(cluster: ClusterConfig) -> bool:
     """Whether each worker gets a GPU."""
-    return config.cluster.device != "cpu" and _resources().get("GPU", 0) >= 1
+    return cluster.device != "cpu" and _resources().get("GPU", 0) >= 1
 
 
-def find_cluster(config: RunConfig, spec: ModelSpec) -> ClusterSpec:
-    """What the cluster has for this run, as the planner sees it.
+def find_cluster(cluster: ClusterConfig, numerics: NumericsConfig, stored: str) -> ClusterSpec:
+    """What the cluster has for a run, as a planner sees it; `stored` is the dtype of its weights.
 
     A GPU is looked at by a task that has one; the memory of the hosts is what Ray counts.
     """
-    count, resources = worker_count(config), _resources()
+    count, resources = worker_count(cluster, numerics.threads), _resources()
     memory = int(resources.get("memory", 0))
-    if not on_gpus(config):
-        return on_cpu(config, count, memory)
-    call = probe.options(num_gpus=1, num_cpus=0).remote(config, spec)
-    facts: WorkerFacts = wait_for({call: "look at a GPU"}, start_timeout(config))[0]
+    if not on_gpus(cluster):
+        return on_cpu(numerics.dtype, count, memory)
+    call = probe.options(num_gpus=1, num_cpus=0).remote(cluster.device, numerics.dtype, stored)
+    facts: WorkerFacts = wait_for({call: "look at a GPU"}, start_timeout(cluster))[0]
     if facts.device == "cpu":
-        return on_cpu(config, count, memory)
+        return on_cpu(numerics.dtype, count, memory)
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]  # type: ignore[no-untyped-call]
     return ClusterSpec(
         workers=count,
@@ -105,19 +106,40 @@ def find_cluster(config: RunConfig, spec: ModelSpec) -> ClusterSpec:
 
 
 def start_workers(config: RunConfig, spec: ModelSpec, count: int, plan: Plan) -> list[Actor]:
-    """`count` layer-shard actors, each on a GPU of its own where the cluster has any.
+    """`count` layer-shard actors of a compression."""
+    threads = config.numerics.threads
+    actor = with_resources(LayerShard, config.cluster, threads, plan.host_memory)
+    return [actor.remote(config, spec) for _ in range(count)]
 
-    Ray reserves the host memory of each where it schedules it.
+
+def with_resources(actor: Any, cluster: ClusterConfig, threads: int, memory: int) -> Any:
+    """An actor class, each of its actors on a GPU of its own where the cluster has any.
+
+    Ray reserves the host memory of each, in bytes, where it schedules it.
     """
-    gpus = on_gpus(config)
-    actor = LayerShard.options(  # type: ignore[attr-defined]
+    gpus = on_gpus(cluster)
+    return actor.options(
         num_gpus=int(gpus),
-        num_cpus=0 if gpus else config.numerics.threads,
-        memory=plan.host_memory,
+        num_cpus=0 if gpus else threads,
+        memory=memory,
         scheduling_strategy="SPREAD",
         max_restarts=0,
     )
-    return [actor.remote(config, spec) for _ in range(count)]
+
+
+def agree(cluster: ClusterConfig, workers: list[Actor], progress: Progress) -> WorkerFacts:
+    """What started workers run on. Raises WorkerError where it is not the same for all."""
+    calls = {worker.prepare.remote(): "start of a worker" for worker in workers}
+    facts: list[WorkerFacts] = wait_for(calls, start_timeout(cluster))
+    kinds = {(fact.device, fact.device_name, fact.dtype) for fact in facts}
+    if len(kinds) > 1:
+        raise WorkerError(
+            f"the workers differ in device or dtype ({sorted(kinds)}), so their numbers would; "
+            "use nodes of one kind, or --device cpu"
+        )
+    if facts[0].gpu_reserved and facts[0].device == "cpu":
+        progress.warn("Ray gave each worker a GPU, but torch sees none there: computing on the CPU")
+    return facts[0]
 
 
 def start_allocator(config: RunConfig, node: str) -> Actor:
@@ -175,15 +197,15 @@ def result(reference: Any, what: str, timeout_s: float) -> Any:
         raise WorkerError(f"{what}: {why}; {again}") from error
 
 
-def start_timeout(config: RunConfig) -> float:
-    """How long actors may take to be scheduled and to import their libraries."""
-    return max(_START_TIMEOUT_S, config.cluster.item_timeout_s)
+def start_timeout(cluster: ClusterConfig) -> float:
+    """How long actors may take to be scheduled and to import their libraries, in seconds."""
+    return max(_START_TIMEOUT_S, cluster.item_timeout_s)
 
 
-def _connect(config: RunConfig) -> None:
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+def _connect(cluster: ClusterConfig, threads: int) -> None:
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
     if not address:
-        _start_embedded(config)
+        _start_embedded(cluster, threads)
         return
     try:
         ray.init(address=address, logging_level=logging.ERROR)
@@ -191,12 +213,12 @@ def _connect(config: RunConfig) -> None:
         raise ConfigError(f"cluster.address {address!r}: no Ray cluster there ({error})") from None
 
 
-def _start_embedded(config: RunConfig) -> None:
+def _start_embedded(cluster: ClusterConfig, threads: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if "RAY_AUTH_MODE" not in os.environ:  # a secret of this process, not a file in the home folder
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     cores = len(os.sched_getaffinity(0))
-    wanted = (config.cluster.workers or 0) * config.numerics.threads
+    wanted = (cluster.workers or 0) * threads
     ray.init(
         address="local",
         num_cpus=max(cores, wanted),

@@ -25,7 +25,7 @@ def compress(config: RunConfig, progress: Progress | None = None) -> RunResult:
     with progress.stage("inspect", 1, "checkpoint") as stage:
         inputs = gather(config)
         stage.advance()
-    with ray_session(config):
+    with ray_session(config.cluster, config.numerics.threads):
         with progress.stage("start", 1, "cluster") as stage:
             run = start(config, inputs, progress)
             stage.advance()

@@ -5,7 +5,7 @@ import re
 from typing import NamedTuple
 
 from pipeline.throughput import row
-from schemas.config import RunConfig
+from schemas.config import DType, RunConfig
 from schemas.errors import ConfigError
 from schemas.model import ModelSpec
 from schemas.plan import ClusterSpec
@@ -49,10 +49,10 @@ def this_host(config: RunConfig) -> ClusterSpec:
     """Workers on this host's CPU: those asked for, or one a core up to 8."""
     cores = len(os.sched_getaffinity(0)) // config.numerics.threads
     workers = config.cluster.workers or max(1, min(cores, MAX_CPU_WORKERS))
-    return on_cpu(config, workers, available_bytes())
+    return on_cpu(config.numerics.dtype, workers, available_bytes())
 
 
-def on_cpu(config: RunConfig, workers: int, memory: int) -> ClusterSpec:
+def on_cpu(dtype: DType, workers: int, memory: int) -> ClusterSpec:
     """`workers` that share `memory` bytes of their hosts."""
     return ClusterSpec(
         workers=workers,
@@ -60,7 +60,7 @@ def on_cpu(config: RunConfig, workers: int, memory: int) -> ClusterSpec:
         device_name="cpu",
         device_memory=memory // workers,
         host_memory=memory // workers,
-        dtype="float32" if config.numerics.dtype == "auto" else config.numerics.dtype,
+        dtype="float32" if dtype == "auto" else dtype,
     )
 
 

@@ -6,9 +6,9 @@ from importlib.metadata import version
 
 from pipeline.cluster import (
     Actor,
+    agree,
     find_cluster,
     start_allocator,
-    start_timeout,
     start_workers,
     wait_for,
     worker_count,
@@ -18,7 +18,6 @@ from pipeline.plan import make_plan
 from pipeline.pool import Pool
 from pipeline.progress import Progress
 from schemas.config import RunConfig
-from schemas.errors import WorkerError
 from schemas.identity import Ground, Identities, identities
 from schemas.model import MatrixSpec, ModelSpec
 from schemas.moments import Tap, taps
@@ -90,7 +89,8 @@ class Run:
         if self.config.cluster.workers:  # what was asked for is enough
             return
         there = self.plan.cluster.workers + self.pool.invited
-        for _ in range(worker_count(self.config) - there):
+        room = worker_count(self.config.cluster, self.config.numerics.threads)
+        for _ in range(room - there):
             [worker] = start_workers(self.config, self.spec, 1, self.plan)
             worker.prepare.remote()
             self.pool.invite(worker, worker.identify.remote(self.ids))
@@ -99,9 +99,9 @@ class Run:
 def start(config: RunConfig, inputs: Inputs, progress: Progress) -> Run:
     """Plan, start the actors, and agree on what is computed."""
     spec = inputs.spec
-    plan = make_plan(config, spec, find_cluster(config, spec))
+    plan = make_plan(config, spec, find_cluster(config.cluster, config.numerics, spec.dtype))
     workers = start_workers(config, spec, plan.workers, plan)
-    facts = _agree(config, workers, progress)
+    facts = agree(config.cluster, workers, progress)
     progress.note(_summary(facts, plan))
     return Run(
         config=config,
@@ -135,20 +135,6 @@ def _ground(inputs: Inputs, facts: WorkerFacts) -> Ground:
         device=facts.device_name,
         versions={name: version(name) for name in ("torch", "transformers")},
     )
-
-
-def _agree(config: RunConfig, workers: list[Actor], progress: Progress) -> WorkerFacts:
-    calls = {worker.prepare.remote(): "start of a worker" for worker in workers}
-    facts: list[WorkerFacts] = wait_for(calls, start_timeout(config))
-    kinds = {(fact.device, fact.device_name, fact.dtype) for fact in facts}
-    if len(kinds) > 1:
-        raise WorkerError(
-            f"the workers differ in device or dtype ({sorted(kinds)}), so their numbers would; "
-            "use nodes of one kind, or --device cpu"
-        )
-    if facts[0].gpu_reserved and facts[0].device == "cpu":
-        progress.warn("Ray gave each worker a GPU, but torch sees none there: computing on the CPU")
-    return facts[0]
 
 
 def _summary(facts: WorkerFacts, plan: Plan) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.cluster import Actor, result
 from schemas.moments import Pass
-from workers.shard import Purpose, Step
+from workers.shard import Step
 
 
 class Batch(NamedTuple):
@@ -59,14 +59,14 @@ def replica_batches(batches: list[Batch], segments: int, replicas: int) -> list[
 
 
 def stream_forward(
-    chain: list[Actor], batches: list[Batch], purpose: Purpose, source: Source, sink: Sink
+    chain: list[Actor], batches: list[Batch], source: Source, sink: Sink, *options: Any
 ) -> Stream:
-    """Every micro-batch once through all shards."""
+    """Every micro-batch once through all shards; `options` are further arguments of `forward`."""
     flight: deque[Flight] = deque()
     for batch in batches:
         rows = source(batch)
         for shard in chain:
-            rows = shard.forward.remote(rows, batch.step, purpose)
+            rows = shard.forward.remote(rows, batch.step, *options)
         flight.append(Flight(sink(batch, rows), batch.tokens.numel()))
         if len(flight) > 2 * len(chain):
             yield flight.popleft()
@@ -123,9 +123,10 @@ def one_forward_one_backward(count: int, head_start: int) -> list[tuple[Pass, in
 
 
 def drive(
-    streams: list[Stream], what: str, timeout_s: float, progress: Callable[[int], None]
+    streams: list[Stream], what: str, timeout_s: float, through: Callable[[int, Any], None]
 ) -> None:
-    """Run streams side by side to their ends; `progress` counts the tokens that are through.
+    """Run streams side by side to their ends; `through` gets the tokens of each micro-batch that
+    is through, and its last result, in the order of its stream.
 
     Raises as `result` does.
     """
@@ -135,8 +136,7 @@ def drive(
             if flight is None:
                 streams.remove(stream)
                 continue
-            result(flight.reference, what, timeout_s)
-            progress(flight.tokens)
+            through(flight.tokens, result(flight.reference, what, timeout_s))
 
 
 def _enters(shard: int, call: tuple[Pass, int]) -> bool:

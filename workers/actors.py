@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from schemas.allocation import AllocationResult
-from schemas.config import RunConfig
+from schemas.config import Device, DType, RunConfig
 from schemas.errors import ConfigError
 from schemas.identity import Identities, Record
 from schemas.manifest import Check
@@ -43,9 +43,7 @@ class LayerShard:
     """Owns a contiguous range of decoder layers on one device."""
 
     def __init__(self, config: RunConfig, spec: ModelSpec) -> None:
-        torch.set_num_threads(config.numerics.threads)
-        with contextlib.suppress(RuntimeError):  # already set in a process that Ray used before
-            torch.set_num_interop_threads(1)
+        set_threads(config.numerics.threads)
         self._config = config
         self._spec = spec
         self._shard: Shard | None = None
@@ -54,9 +52,9 @@ class LayerShard:
     def prepare(self) -> WorkerFacts:
         """Find checkpoint and device (here, so that an error keeps its words): what they are."""
         self._folder = resolve(self._config.model, self._config.revision)
-        self._device = _device(self._config.cluster.device)
-        self._dtype = _compute_dtype(self._config, self._spec, self._device)
-        return _facts(self._device, self._dtype)
+        self._device = find_device(self._config.cluster.device)
+        self._dtype = _compute_dtype(self._config.numerics.dtype, self._spec.dtype, self._device)
+        return worker_facts(self._device, self._dtype)
 
     def identify(self, ids: Identities) -> None:
         """Say which items this run reads and writes. Raises ConfigError where it sees none."""
@@ -183,13 +181,21 @@ class Allocator:
 
 
 @ray.remote(max_retries=0)
-def probe(config: RunConfig, spec: ModelSpec) -> WorkerFacts:
+def probe(device: Device, dtype: DType, stored: str) -> WorkerFacts:
     """What a worker would run on where this task runs."""
-    device = _device(config.cluster.device)
-    return _facts(device, _compute_dtype(config, spec, device))
+    found = find_device(device)
+    return worker_facts(found, _compute_dtype(dtype, stored, found))
 
 
-def _facts(device: torch.device, dtype: torch.dtype) -> WorkerFacts:
+def set_threads(threads: int) -> None:
+    """CPU threads of this worker."""
+    torch.set_num_threads(threads)
+    with contextlib.suppress(RuntimeError):  # already set in a process that Ray used before
+        torch.set_num_interop_threads(1)
+
+
+def worker_facts(device: torch.device, dtype: torch.dtype) -> WorkerFacts:
+    """What this worker runs on."""
     cuda = device.type == "cuda"
     return WorkerFacts(
         host=socket.gethostname(),
@@ -202,7 +208,8 @@ def _facts(device: torch.device, dtype: torch.dtype) -> WorkerFacts:
     )
 
 
-def _device(asked: str) -> torch.device:
+def find_device(asked: Device) -> torch.device:
+    """The device of this worker. Raises ConfigError where it has none of the kind asked for."""
     available = torch.cuda.is_available()
     if asked == "cuda" and not available:
         raise ConfigError(
@@ -212,9 +219,8 @@ def _device(asked: str) -> torch.device:
     return torch.device("cuda" if available and asked != "cpu" else "cpu")
 
 
-def _compute_dtype(config: RunConfig, spec: ModelSpec, device: torch.device) -> torch.dtype:
-    asked = config.numerics.dtype
+def _compute_dtype(asked: DType, stored: str, device: torch.device) -> torch.dtype:
     if asked != "auto":
         found: torch.dtype = getattr(torch, asked)
         return found
-    return DTYPES[spec.dtype] if device.type == "cuda" else torch.float32
+    return DTYPES[stored] if device.type == "cuda" else torch.float32
