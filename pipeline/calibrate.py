@@ -1,7 +1,6 @@
 """Calibrate: the text through the layer shards, and the moments of every tap."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from pipeline.cluster import Actor, wait_for
 from pipeline.factorise import commit
@@ -11,6 +10,7 @@ from pipeline.stream import (
     Sink,
     Source,
     Stream,
+    as_it_is,
     drive,
     micro_batches,
     replica_batches,
@@ -99,8 +99,8 @@ class Calibration:
         waves, streams = self._waves, []
         for chain, batches in self._replicas(wave, "backward"):
             source = self._source(wave, "backward", chain)
-            turn: Sink = _as_it_is
-            sink: Sink = _as_it_is
+            turn: Sink = as_it_is
+            sink: Sink = as_it_is
             if wave < waves.last:
                 above = waves.below(wave + 1, "backward", "gradient").source(chain[-1])
                 turn = _instead(above)
@@ -143,7 +143,7 @@ class Calibration:
 
     def _sink(self, wave: int, direction: Pass, chain: list[Actor]) -> Sink:
         if wave == self._waves.last:
-            return _as_it_is
+            return as_it_is
         return self._waves.below(wave + 1, direction).sink(chain[-1])
 
 
@@ -155,10 +155,6 @@ def _batches(run: Run) -> dict[Pass, list[Batch]]:
     if run.inputs.backward is not None:
         found["backward"] = micro_batches(run.inputs.backward, text.micro_batch, text.segments)
     return found
-
-
-def _as_it_is(batch: Batch, rows: Any) -> Any:
-    return rows
 
 
 def _instead(source: Source) -> Sink:

@@ -163,6 +163,16 @@ def evaluate(
     dtype: Annotated[DType | None, typer.Option(help="Compute type.  [default: float32]")] = None,
     sample_prompt: Annotated[str | None, typer.Option(help="Text that each continues.")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run a checkpoint's own code.")] = False,
+    streamed: Annotated[
+        bool, typer.Option("--streamed", help="Through layer shards on Ray; with KL, no sample.")
+    ] = False,
+    workers: Workers = None,
+    shard_layers: Annotated[
+        int | None, typer.Option(help="Most layers in a worker.  [default: what fits]")
+    ] = None,
+    work_dir: Annotated[
+        Path | None, typer.Option(help="For what waits between waves of shards.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
 ) -> None:
     """Perplexity, size and a generated sample, side by side with the base."""

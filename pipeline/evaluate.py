@@ -16,7 +16,8 @@ from workers.text import evaluation_windows, shared_tokens
 def evaluate(config: EvaluateConfig) -> EvaluationReport:
     """Score the baseline, if there is one, then the checkpoint; one model in memory at a time.
 
-    Raises TextError, CheckpointError, VerificationError or NumericsError.
+    Streamed, both at once, and no model in any memory. Raises TextError, CheckpointError,
+    VerificationError or NumericsError; streamed, ConfigError or WorkerError, too.
     """
     names = [name for name in (config.baseline, config.checkpoint) if name is not None]
     folders = [resolve(name, None) for name in names]
@@ -24,14 +25,20 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
     wanted = config.max_windows and config.max_windows * config.sequence_length
     tokens = shared_tokens(config.text, dict(zip(names, tokenizers, strict=True)), wanted)
     windows = evaluation_windows(tokens, config.sequence_length, config.max_windows)
+    if config.streamed:
+        from pipeline.streamed import evaluate_streamed  # ray loads only when needed
+
+        models = evaluate_streamed(names, folders, windows, config)
+    else:
+        models = tuple(
+            evaluate_checkpoint(name, folder, windows, tokenizer, config)
+            for name, folder, tokenizer in zip(names, folders, tokenizers, strict=True)
+        )
     return EvaluationReport(
         text=config.text,
         sequence_length=config.sequence_length,
         dtype=config.dtype,
-        models=tuple(
-            evaluate_checkpoint(name, folder, windows, tokenizer, config)
-            for name, folder, tokenizer in zip(names, folders, tokenizers, strict=True)
-        ),
+        models=models,
     )
 
 
@@ -46,8 +53,10 @@ def render(report: EvaluationReport) -> RenderableType:
     for model in report.models:
         table.add_column(Text(Path(model.name).name), justify="right", overflow="fold")
     for row in zip(*(_column(model, first) for model in report.models), strict=True):
-        table.add_row(row[0][0], *(value for _, value in row))
-    return Group(table, *(_sample(model) for model in report.models))
+        if any(value for _, value in row):
+            table.add_row(row[0][0], *(value for _, value in row))
+    samples = [_sample(model, model.sample) for model in report.models if model.sample is not None]
+    return Group(table, *samples)
 
 
 def _column(model: ModelEvaluation, first: ModelEvaluation) -> list[tuple[str, str]]:
@@ -55,14 +64,16 @@ def _column(model: ModelEvaluation, first: ModelEvaluation) -> list[tuple[str, s
     if model is not first:
         change = f" ({model.perplexity / first.perplexity - 1:+.1%})"
         removed = f" ({model.parameters / first.parameters - 1:+.1%})"
+    divergence = "" if model.kl is None else f"{model.kl:.4f} nats"
     return [
         ("perplexity", f"{model.perplexity:.2f}{change}"),
+        ("KL from the base", divergence),
         ("parameters", f"{model.parameters:,}{removed}"),
         ("weights on disk", f"{model.bytes_on_disk / 1e6:,.1f} MB, {model.stored_dtype}"),
         ("seconds", f"{model.seconds:.1f}"),
     ]
 
 
-def _sample(model: ModelEvaluation) -> Text:
+def _sample(model: ModelEvaluation, sample: str) -> Text:
     name = Text(f"\n{Path(model.name).name}: ", style="bold")
-    return name.append(model.sample, style="not bold")  # Text: a name or a prompt is no markup
+    return name.append(sample, style="not bold")  # Text: a name or a prompt is no markup

@@ -1,8 +1,11 @@
 """What an evaluation is asked for, and what it found."""
 
-from pydantic import Field
+from pathlib import Path
+from typing import Self
 
-from schemas.config import Device, DType, Schema
+from pydantic import Field, model_validator
+
+from schemas.config import ClusterConfig, Device, DType, Schema
 
 
 class EvaluateConfig(Schema):
@@ -28,6 +31,39 @@ class EvaluateConfig(Schema):
         False,
         description="Run code that came with a checkpoint; not needed for this program's own",
     )
+    streamed: bool = Field(
+        False, description="Layer shard by layer shard on Ray: no process holds a whole model"
+    )
+    workers: int | None = Field(
+        None, ge=1, description="Layer-shard workers; default: every GPU, or the CPU cores (to 8)"
+    )
+    shard_layers: int | None = Field(
+        None, ge=1, description="Most layers of each model that a worker holds; default: what fits"
+    )
+    work_dir: Path | None = Field(
+        None,
+        description="An existing folder that all nodes see, where hidden states wait if there are "
+        "more shards than workers; default: the system's temporary folder",
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        named = [n for n in ("workers", "shard_layers", "work_dir") if getattr(self, n) is not None]
+        if named and not self.streamed:
+            raise ValueError(f"{', '.join(named)}: for a streamed evaluation only; add --streamed")
+        if self.streamed and self.trust_remote_code:
+            raise ValueError(
+                "a streamed evaluation runs no code of a checkpoint; leave out --streamed or "
+                "--trust-remote-code"
+            )
+        return self
+
+    @property
+    def cluster(self) -> ClusterConfig:
+        """Where a streamed evaluation runs."""
+        return ClusterConfig(
+            workers=self.workers, shard_layers=self.shard_layers, device=self.device
+        )
 
 
 class ModelEvaluation(Schema):
@@ -43,8 +79,17 @@ class ModelEvaluation(Schema):
     stored_dtype: str = Field(
         description="Of the floating-point tensors in them, safetensors' name"
     )
-    sample: str = Field(description="The prompt and its greedy continuation")
-    seconds: float = Field(description="Wall time of loading, scoring and the sample")
+    kl: float | None = Field(
+        None,
+        description="Mean KL(baseline || this model) in nats a predicted token; only of a streamed "
+        "evaluation with a baseline whose vocabulary is of the same size",
+    )
+    sample: str | None = Field(
+        description="The prompt and its greedy continuation; none of a streamed evaluation"
+    )
+    seconds: float = Field(
+        description="Wall time of loading, scoring and the sample; streamed, of all models together"
+    )
 
 
 class EvaluationReport(Schema):

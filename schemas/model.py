@@ -191,6 +191,13 @@ class DecoderSpec(Schema):
     def architecture(self) -> Architecture:
         return ARCHITECTURES[self.model_type.removeprefix(LOW_RANK)]
 
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model, tied ones counted once; an order of rows is none."""
+        idle = f"{self.architecture.head}weight" if self.tied else None
+        mine = [tensor for tensor in self.tensors if tensor.name != idle]
+        return sum(math.prod(t.shape) for t in mine if t.dtype.startswith(("F", "BF")))
+
 
 class ModelSpec(DecoderSpec):
     """Everything known of a base checkpoint before a weight is read."""

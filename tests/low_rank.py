@@ -16,6 +16,16 @@ from runtime import modeling_lowrank
 from runtime.configuration_lowrank import Matrix, identity, tensor_shapes
 
 TIED = {"llama": True, "mistral": False, "qwen2": False, "qwen3": True}
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 64,
+    "dtype": "float32",
+}
 PROMPTS = {
     "input_ids": torch.tensor([[0, 0, 0, 5, 9, 11], [7, 3, 8, 2, 40, 6]]),
     "attention_mask": torch.tensor([[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]]),
@@ -57,21 +67,16 @@ def random_factors(matrix: Matrix, linear: nn.Linear) -> tuple[dict[str, Tensor]
 
 
 @torch.no_grad()
-def make_checkpoint(folder: Path, base_type: str, encodings: tuple[str, ...]) -> Checkpoint:
-    """Write a checkpoint whose decoder matrices take the encodings in turn."""
+def make_checkpoint(
+    folder: Path, base_type: str, encodings: tuple[str, ...], **overrides: Any
+) -> Checkpoint:
+    """Write a checkpoint whose decoder matrices take the encodings in turn.
+
+    `overrides` are fields of its configuration.
+    """
     torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        base_type,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        vocab_size=64,
-        tie_word_embeddings=TIED[base_type],
-        dtype="float32",
-    )
+    sizes = SIZES | {"tie_word_embeddings": TIED[base_type]}
+    config = AutoConfig.for_model(base_type, **(sizes | overrides))
     dense = AutoModelForCausalLM.from_config(config).eval()  # type: ignore[no-untyped-call]
     for parameter in dense.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.1)  # no bias stays 0, no norm stays 1

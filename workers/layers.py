@@ -5,7 +5,7 @@ window are transformers' own, and its numbers cannot depend on which layers are 
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,13 @@ from runtime.configuration_lowrank import ARCHITECTURES as LOW_RANK_CLASSES
 from schemas.errors import CheckpointError
 from schemas.model import LOW_RANK, DecoderSpec
 from workers.checkpoint import TensorReader
+
+
+class Head(NamedTuple):
+    """The final norm, and the output embedding (vocabulary, hidden)."""
+
+    norm: nn.Module
+    embedding: Tensor
 
 
 class Decoder:
@@ -48,13 +55,13 @@ class Decoder:
         module: nn.Module = model
         return module
 
-    def head(self) -> tuple[nn.Module, Tensor]:
-        """The final norm, and the output embedding (vocabulary, hidden)."""
+    def head(self) -> Head:
+        """What turns the hidden states of the last layer into logits."""
         architecture = self._spec.architecture
         norm: nn.Module = self._skeleton(_one_layer(self._config(), 0)).norm
         self._fill(norm, self._reader.below(architecture.norm), "final norm")
         name = architecture.embedding if self._spec.tied else architecture.head
-        return norm, self._to_device(self._reader.read(f"{name}weight"))
+        return Head(norm, self._to_device(self._reader.read(f"{name}weight")))
 
     def _config(self) -> PretrainedConfig:
         source: Any = self._low_rank.config_class if self._low_rank else AutoConfig

@@ -49,14 +49,28 @@ def perplexity(model: PreTrainedModel, windows: Tensor) -> TokenLoss:
     total = 0.0
     for index, window in enumerate(windows):
         loss = _window_loss(model, window.to(model.device))
-        if not loss / predicted <= _LARGEST_MEAN:  # false for NaN too
-            raise NumericsError(
-                f"window {index} of {len(windows)}: mean loss {loss / predicted} nats a token, not "
-                f"a finite number up to {_LARGEST_MEAN:.0f}; the model's weights are damaged or "
-                f"overflow {model.dtype}: evaluate with dtype float32, or compress anew"
-            )
+        require_finite(loss / predicted, f"window {index} of {len(windows)}", str(model.dtype))
         total += loss
     return TokenLoss(total, len(windows) * predicted)
+
+
+def require_finite(mean: float, what: str, dtype: str) -> None:
+    """Raises NumericsError where a mean in nats a token is not finite, or its exp would not be."""
+    if not mean <= _LARGEST_MEAN:  # false for NaN too
+        raise NumericsError(
+            f"{what}: mean loss {mean} nats a token, not "
+            f"a finite number up to {_LARGEST_MEAN:.0f}; the model's weights are damaged or "
+            f"overflow {dtype}: evaluate with dtype float32, or compress anew"
+        )
+
+
+def require_vocabulary(folder: Path, windows: Tensor, vocabulary: int) -> None:
+    """Raises CheckpointError where windows of tokens hold one that a model does not embed."""
+    if int(windows.max()) >= vocabulary:
+        raise CheckpointError(
+            f"{folder}: its tokenizer gives token {int(windows.max())}, but the model embeds only "
+            f"{vocabulary}; restore the tokenizer files that belong to the model"
+        )
 
 
 def _window_loss(model: PreTrainedModel, window: Tensor) -> float:
@@ -120,14 +134,10 @@ def _measure(
     start = time.perf_counter()
     model = load_model(folder, config.dtype, config.device, config.trust_remote_code)
     vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
-    if int(windows.max()) >= vocabulary:
-        raise CheckpointError(
-            f"{folder}: its tokenizer gives token {int(windows.max())}, but the model embeds only "
-            f"{vocabulary}; restore the tokenizer files that belong to the model"
-        )
+    require_vocabulary(folder, windows, vocabulary)
     loss = perplexity(model, windows)
     sample = generate_sample(model, tokenizer, config.sample_prompt, config.sample_tokens)
-    size, dtype = _stored(folder)
+    size, dtype = stored(folder)
     return ModelEvaluation(
         name=name,
         perplexity=loss.perplexity,
@@ -142,7 +152,7 @@ def _measure(
     )
 
 
-def _stored(folder: Path) -> tuple[int, str]:
+def stored(folder: Path) -> tuple[int, str]:
     """Bytes of a checkpoint's safetensors files, and the float dtypes in them, like "BF16+F32"."""
     files = sorted(folder.glob("*.safetensors"))
     found: set[str] = set()

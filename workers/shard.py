@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from schemas.model import MatrixSpec
 from schemas.moments import Pass, Tap
-from workers.layers import Decoder
+from workers.layers import Decoder, Head
 from workers.moments import MomentAccumulator, MomentSums
 from workers.sampling import fisher_gradient, label_noise
 
@@ -53,6 +53,13 @@ class Shard:
         """Whether it ends with the head."""
         return self._head is not None
 
+    @property
+    def head(self) -> Head:
+        """The head. Raises ValueError where it belongs to another shard."""
+        if self._head is None:
+            raise ValueError("this shard does not hold the head")
+        return self._head
+
     @torch.no_grad()
     def forward(self, hidden: Tensor, step: Step, purpose: Purpose = "moments") -> Tensor:
         """Hidden states after the last layer, from those before the first (or from token ids).
@@ -74,9 +81,7 @@ class Shard:
 
     def loss_gradient(self, hidden: Tensor, step: Step, seed: int) -> Tensor:
         """Gradient of the summed token loss at the hidden states of the last layer."""
-        if self._head is None:
-            raise ValueError("this shard does not hold the head")
-        norm, head = self._head
+        norm, head = self.head
         parts = []
         for row, sequence in enumerate(hidden):
             noise = label_noise(seed, step.first_sequence + row, sequence.shape[0])

@@ -93,6 +93,7 @@ def test_the_table_compares_with_the_baseline(report: EvaluationReport) -> None:
     assert f"({small.parameters / base.parameters - 1:+.1%})" in rows["parameters"][1]
     assert "[small]" in shown
     for model in report.models:
+        assert model.sample is not None
         assert model.sample.split("\n")[0] in shown
 
 

@@ -129,6 +129,7 @@ def test_every_family_is_evaluated(tmp_path: Path, windows: Tensor, model_type: 
     assert row.parameters == sum(tensor.numel() for tensor in tensors.values())
     assert row.stored_dtype == "BF16"
     assert row.bytes_on_disk == (folder / "model.safetensors").stat().st_size
+    assert row.sample is not None
     assert row.sample.startswith(config.sample_prompt)
     assert row.seconds > 0
 

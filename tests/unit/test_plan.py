@@ -42,7 +42,7 @@ class Base(NamedTuple):
 
     def plan(self, workers: int = 2, **fields: Any) -> Plan:
         config = self.config(**fields)
-        return make_plan(config, self.spec, on_cpu(config, workers, 10**12))
+        return make_plan(config, self.spec, on_cpu(config.numerics.dtype, workers, 10**12))
 
 
 @pytest.fixture(scope="module")
@@ -282,9 +282,9 @@ def test_every_remedy_works_when_it_is_followed(
 def test_a_host_that_is_too_small_is_refused_with_what_would_do(base: Base, workers: int) -> None:
     config = base.config()
     with pytest.raises(ConfigError, match=r"(\d+)GB of memory on the host") as caught:
-        make_plan(config, base.spec, on_cpu(config, workers, 10**8))
+        make_plan(config, base.spec, on_cpu(config.numerics.dtype, workers, 10**8))
     enough = re.findall(r"(\d+)GB of memory", str(caught.value))[0]
-    cluster = on_cpu(config, workers, int(enough) * 10**9)
+    cluster = on_cpu(config.numerics.dtype, workers, int(enough) * 10**9)
     assert make_plan(config, base.spec, cluster).host_memory <= cluster.host_memory
 
 

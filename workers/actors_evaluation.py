@@ -1,0 +1,87 @@
+"""The Ray actor of a streamed evaluation: a thin shell around `ScoringShard`."""
+
+import gc
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import ray
+import torch
+
+from schemas.config import Device
+from schemas.errors import ConfigError
+from schemas.model import DecoderSpec
+from schemas.plan import LayerRange, WorkerFacts
+from workers.actors import find_device, set_threads, worker_facts
+from workers.checkpoint import resolve
+from workers.layers import Decoder
+from workers.scoring import Rows, Score, ScoringShard
+from workers.shard import Shard, Step
+from workers.store import Store
+from workers.tensorfile import DTYPES, entries
+
+
+class Source(NamedTuple):
+    """A checkpoint in words that mean the same on every node; `dtype` is safetensors' name."""
+
+    model: str
+    revision: str | None
+    spec: DecoderSpec
+    dtype: str
+
+
+@ray.remote
+class EvaluationShard:
+    """Owns the same part of one or two decoders on one device."""
+
+    def __init__(self, sources: Sequence[Source], device: Device, threads: int) -> None:
+        set_threads(threads)
+        self._sources = sources
+        self._asked = device
+        self._shard: ScoringShard | None = None
+
+    def prepare(self) -> WorkerFacts:
+        """Find checkpoints and device (here, so that an error keeps its words): what it is."""
+        self._device = find_device(self._asked)
+        self._folders = [resolve(source.model, source.revision) for source in self._sources]
+        return worker_facts(self._device, DTYPES[self._sources[-1].dtype])
+
+    def join(self, work_dir: Path) -> None:
+        """Say where rows wait between waves. Raises ConfigError where that is not seen here."""
+        if not work_dir.is_dir():
+            raise ConfigError(
+                f"work_dir {work_dir.parent} is not seen on {socket.gethostname()}; name a folder "
+                "on storage that all nodes share"
+            )
+        self._store = Store(work_dir)
+
+    def load(self, layers: Sequence[LayerRange]) -> None:
+        """Let go what is loaded, and read the weights of a range of layers of each model."""
+        self._shard = None
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        shards = []
+        for source, folder, part in zip(self._sources, self._folders, layers, strict=True):
+            decoder = Decoder(folder, source.spec, DTYPES[source.dtype], self._device)
+            last = part.stop == source.spec.layers
+            shards.append(Shard(decoder, part.range, part.start == 0, last, taps=()))
+        self._shard = ScoringShard(shards, self._device)
+
+    def forward(self, rows: Rows, step: Step) -> Rows | Score:
+        """One micro-batch through these layers."""
+        if self._shard is None:
+            raise RuntimeError("no layers loaded")
+        return self._shard.forward(rows, step)
+
+    def read(self, key: str) -> Rows:
+        """Rows that an earlier wave left."""
+        tensors = self._store.load(key).tensors
+        tokens = tensors.pop("tokens")
+        return Rows(tokens, tuple(tensors[str(model)] for model in range(len(tensors))))
+
+    def write(self, key: str, rows: Rows) -> None:
+        """Leave rows for another wave."""
+        hidden = {str(model): states for model, states in enumerate(rows.hidden)}
+        self._store.commit(key, entries({"tokens": rows.tokens} | hidden))
