@@ -13,7 +13,7 @@ from schemas.moments import Pass, Tap, backward_tap, forward_tap, taps
 from schemas.plan import DiskUse, LayerRange, WorkerMemory
 
 COMPUTE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-_PROCESS = 600 * 1024**2  # python, torch and ray themselves
+PROCESS_BYTES = 600 * 1024**2  # python, torch and ray themselves
 SUM_BYTES = 12  # a float64 and a float32 for each element of a moment
 _LOGIT_CHUNK, _LOGIT_BYTES = 256, 24  # tokens at a time; logits, probabilities, their sums, labels
 
@@ -150,7 +150,7 @@ class Costs:
             sums=SUM_BYTES * max(mine.forward, mine.backward),
             bases=self._largest_basis,
             transit=transit,
-            process=_PROCESS,
+            process=PROCESS_BYTES,
         )
 
     def _activations(self, layers: int, chain: int, last: bool) -> int:

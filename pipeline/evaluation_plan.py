@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from pipeline.costs import PROCESS_BYTES
 from schemas.errors import ConfigError
 from schemas.model import ITEM_BYTES
 from schemas.plan import ClusterSpec, LayerRange
@@ -12,7 +13,6 @@ from workers.actors_evaluation import Source
 
 Part = tuple[LayerRange, ...]  # a shard: layers of each model
 
-_PROCESS_BYTES = 600 * 1024**2  # python, torch and ray themselves
 _WEIGHT_SHARE = 0.8  # of a worker's memory; the rest is for activations and logits
 
 
@@ -33,7 +33,7 @@ def plan_evaluation(
 ) -> EvaluationPlan:
     """As few shards as fit, but one a worker at least. Raises ConfigError where none do."""
     on_cpu = cluster.device == "cpu"
-    room = int((cluster.device_memory - on_cpu * _PROCESS_BYTES) * _WEIGHT_SHARE)
+    room = int((cluster.device_memory - on_cpu * PROCESS_BYTES) * _WEIGHT_SHARE)
     most = min(source.spec.layers for source in sources)
     deepest = max(source.spec.layers for source in sources)
     fewest = max(cluster.workers, math.ceil(deepest / (shard_layers or deepest)))
@@ -52,7 +52,7 @@ def plan_evaluation(
     return EvaluationPlan(
         waves=[parts[i : i + cluster.workers] for i in range(0, count, cluster.workers)],
         weight_bytes=needed,
-        host_bytes=_PROCESS_BYTES + largest + on_cpu * needed,
+        host_bytes=PROCESS_BYTES + largest + on_cpu * needed,
     )
 
 
