@@ -1,0 +1,51 @@
+"""Where a checkpoint is: a folder, or a prefix in an object store."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import PlainSerializer, PlainValidator
+
+_LOCAL = "file://"
+
+
+class Url(str):
+    """A place in an object store, such as s3://bucket/prefix; `/` names what is below it."""
+
+    __slots__ = ()
+
+    def __truediv__(self, name: str) -> "Url":
+        return Url(f"{self}/{name}")
+
+    @property
+    def name(self) -> str:
+        """Its last part."""
+        return self.rpartition("/")[2]
+
+    def is_within(self, other: object) -> bool:
+        """Whether it is `other` or a place below it."""
+        return isinstance(other, Url) and f"{self}/".startswith(f"{other}/")
+
+
+def locate(value: object) -> Path | Url:
+    """A path, or the URL that a text with :// is; file:// is a path.
+
+    Raises ValueError where a URL names no bucket.
+    """
+    text = str(value)
+    if text.startswith(_LOCAL):
+        return Path(text.removeprefix(_LOCAL))
+    if "://" not in text:
+        return Path(text)
+    protocol, _, rest = text.partition("://")
+    if not protocol or not rest.strip("/"):
+        raise ValueError(f"{text!r} names no bucket or folder; write it like s3://bucket/prefix")
+    return Url(text.rstrip("/"))
+
+
+def _parse(value: Any) -> Path | Url:
+    if not isinstance(value, (str, Path)):
+        raise ValueError("neither a path nor a URL")
+    return locate(value)
+
+
+Location = Annotated[Path | Url, PlainValidator(_parse), PlainSerializer(str)]
