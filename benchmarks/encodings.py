@@ -20,8 +20,9 @@ from runtime.configuration_lowrank import Matrix
 from runtime.modeling_lowrank import LowRankLinear
 from schemas.errors import ConfigError
 from schemas.manifest import Compression
-from workers.checkpoint import inspect, resolve
+from workers.checkpoint import inspect
 from workers.compression import read_spectrum
+from workers.fetching import resolve
 from workers.items import basis_key
 from workers.loading import load_model, load_tokenizer
 from workers.perplexity import perplexity

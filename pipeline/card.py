@@ -35,7 +35,8 @@ def _front(base: Path, config: RunConfig) -> dict[str, Any]:
     """Licence and languages of the base's own card, where it has one."""
     card = _front_matter(base / "README.md")
     kept = {key: card[key] for key in _KEPT if key in card}
-    base_model = Path(config.model).name if Path(config.model).exists() else config.model
+    is_hub_id = "://" not in config.model and not Path(config.model).exists()
+    base_model = config.model if is_hub_id else Path(config.model).name
     return {"base_model": base_model, "library_name": "transformers", **kept, "tags": ["svd-llm"]}
 
 

@@ -27,12 +27,12 @@ app = typer.Typer(
 )
 _out = Console()
 
-Model = Annotated[str | None, typer.Option(help="A local checkpoint folder or a hub id.")]
+Model = Annotated[str | None, typer.Option(help="A checkpoint folder, a hub id or a URL.")]
 Ratio = Annotated[
     str | None,
     typer.Option(help="Fraction of the targeted parameters REMOVED; several: 0.2,0.4."),
 ]
-Output = Annotated[Path | None, typer.Option(help="Folder of the compressed checkpoint.")]
+Output = Annotated[str | None, typer.Option(help="Folder or URL of the compressed checkpoint.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 RunDir = Annotated[Path | None, typer.Option(help="Folder of the run.  [default: OUTPUT.run]")]
 MethodFlag = Annotated[
@@ -150,7 +150,7 @@ def plan(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder or a hub id.")],
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, a hub id or a URL.")],
     baseline: Annotated[str | None, typer.Option(help="The base, to compare with.")] = None,
     text: Annotated[
         str | None, typer.Option(help="As --calibration of compress.  [default: wikitext2]")
@@ -190,13 +190,15 @@ def evaluate(
 
 @app.command()
 def verify(
-    checkpoint: Annotated[Path, typer.Argument(help="A compressed checkpoint.")],
+    checkpoint: Annotated[str, typer.Argument(help="A compressed checkpoint: a folder or a URL.")],
 ) -> None:
     """Checksums, names and shapes, and a load by plain transformers in a clean process."""
     with _exit_codes():
+        from workers.objects import local_copy, url_of
         from workers.verify import require, verify_checkpoint
 
-        checks = verify_checkpoint(checkpoint, published=True)
+        with local_copy(url_of(checkpoint) or Path(checkpoint)) as folder:
+            checks = verify_checkpoint(folder, published=True)
         _out.print(render.check_table(checks))
         require(checks, checkpoint)
 

@@ -11,9 +11,11 @@ from pipeline.plan import require_disk
 from pipeline.progress import Progress
 from pipeline.run import announce, start
 from schemas.config import RunConfig
+from schemas.location import locate
 from schemas.manifest import RunResult
-from workers.checkpoint import resolve
+from workers.fetching import resolve
 from workers.memory import peak_anonymous_bytes
+from workers.objects import url_of
 
 
 def compress(config: RunConfig, progress: Progress | None = None) -> RunResult:
@@ -48,12 +50,14 @@ def compress(config: RunConfig, progress: Progress | None = None) -> RunResult:
 def _settle(config: RunConfig) -> RunConfig:
     """The same run in words that mean the same in every process of the cluster, now and later.
 
-    Folders become absolute, and a hub id gets the commit that it stands for now.
+    Folders become absolute, a hub id gets the commit that it stands for now, a URL stays.
     """
-    folder = resolve(config.model, config.revision)
-    output = config.output.expanduser().absolute()
-    found = {"model": str(folder), "output": output}
-    if not Path(config.model).expanduser().is_dir():
-        found = {"model": config.model, "revision": folder.name, "output": output}
+    found: dict[str, object] = {}
+    if isinstance(config.output, Path):
+        found["output"] = config.output.expanduser().absolute()
+    if not url_of(config.model):
+        folder = resolve(config.model, config.revision)
+        local = Path(locate(config.model)).expanduser().is_dir()
+        found |= {"model": str(folder)} if local else {"revision": folder.name}
     config = config.model_copy(update=found)
     return config.model_copy(update={"run_dir": config.run_folder.expanduser().absolute()})

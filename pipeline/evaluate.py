@@ -1,5 +1,6 @@
 """`svdllm evaluate`: perplexity of a checkpoint beside that of its base, on the same tokens."""
 
+import contextlib
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -7,8 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from schemas.evaluation import EvaluateConfig, EvaluationReport, ModelEvaluation
-from workers.checkpoint import resolve
+from workers.fetching import resolve
 from workers.loading import load_tokenizer
+from workers.objects import local_copy, url_of
 from workers.perplexity import evaluate_checkpoint
 from workers.text import evaluation_windows, shared_tokens
 
@@ -20,7 +22,18 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
     VerificationError or NumericsError; streamed, ConfigError or WorkerError, too.
     """
     names = [name for name in (config.baseline, config.checkpoint) if name is not None]
-    folders = [resolve(name, None) for name in names]
+    with contextlib.ExitStack() as copies:
+        return _evaluate(config, names, [_folder(name, copies) for name in names])
+
+
+def _folder(name: str, copies: contextlib.ExitStack) -> Path:
+    """Of a URL a local copy, for as long as `copies` is open."""
+    if url := url_of(name):
+        return copies.enter_context(local_copy(url))
+    return resolve(name, None)
+
+
+def _evaluate(config: EvaluateConfig, names: list[str], folders: list[Path]) -> EvaluationReport:
     tokenizers = [load_tokenizer(folder, config.trust_remote_code) for folder in folders]
     wanted = config.max_windows and config.max_windows * config.sequence_length
     tokens = shared_tokens(config.text, dict(zip(names, tokenizers, strict=True)), wanted)

@@ -6,13 +6,16 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pipeline.publish import SUCCESS
+from pipeline.publish import SUCCESS, require_free
 from schemas.config import RunConfig
 from schemas.errors import ConfigError
+from schemas.location import Url
 from schemas.model import ModelSpec
-from workers.checkpoint import base_files, inspect, resolve
+from workers.checkpoint import base_files, inspect
 from workers.documents import is_local, iter_documents, separator_of
+from workers.fetching import resolve
 from workers.loading import load_tokenizer
+from workers.objects import exists, url_of
 from workers.text import calibration_windows, tokenize
 
 
@@ -34,9 +37,10 @@ def tokens_sha256(windows: Tensor) -> str:
 
 def gather(config: RunConfig) -> Inputs:
     """Read headers and text. Raises CheckpointError, TextError or ConfigError before any work."""
-    folder = resolve(config.model, config.revision)
-    _check_output(config, folder)
-    spec = inspect(folder)
+    weights = url_of(config.model)
+    folder = resolve(config.model, config.revision, config.fetched)
+    _check_outputs(config, weights or folder)
+    spec = inspect(folder, weights)
     text = config.calibration
     needed = max(text.samples * text.sequence_length, text.gradient_samples * text.gradient_length)
     tokens = tokenize(
@@ -64,20 +68,20 @@ def gather(config: RunConfig) -> Inputs:
     )
 
 
-def _check_output(config: RunConfig, base: Path) -> None:
+def _check_outputs(config: RunConfig, base: Path | Url) -> None:
     for ratio in config.ratio:
-        output = config.output_folder(ratio).absolute()
-        if output == base or base in output.parents:
+        output = config.output_folder(ratio)
+        if _is_within(output, base):
             raise ConfigError(f"output {output} is inside the model {base}; name another folder")
-        if (output / SUCCESS).is_file():
-            continue
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise ConfigError(
-                f"output {output} exists and is no finished checkpoint of this program; name "
-                "another folder, or empty it"
-            )
-    if len(config.ratio) > 1 and (config.output / SUCCESS).is_file():
+        require_free(output)
+    if len(config.ratio) > 1 and exists(config.output / SUCCESS):
         raise ConfigError(
             f"output {config.output} is a checkpoint itself, so several ratios cannot go below it; "
             "name another folder"
         )
+
+
+def _is_within(output: Path | Url, base: Path | Url) -> bool:
+    if isinstance(output, Url):
+        return output.is_within(base)
+    return base in (output.absolute(), *output.absolute().parents)

@@ -7,11 +7,12 @@ from pipeline import assemble
 from pipeline.card import write_card
 from pipeline.cluster import result
 from pipeline.pool import Task
-from pipeline.publish import finished, publish_output
+from pipeline.publish import finished, publish_output, publish_to_store
 from pipeline.run import Run
 from schemas.allocation import AllocationResult
 from schemas.errors import RunError, VerificationError
 from schemas.identity import Record
+from schemas.location import Url
 from schemas.manifest import Check, Compression, FileEntry, Manifest, OutputResult
 from schemas.output import MatrixResult, OutputFile
 from workers.allocation.budget import cost
@@ -42,7 +43,10 @@ def make_output(run: Run, ratio: float) -> OutputResult:
     results, files = _write_weights(run, identity, allocation)
     staging, compression = _assemble(run, identity, allocation, results, files)
     checks = _verify(run, staging, identity)
-    publish_output(staging, folder)
+    if isinstance(folder, Url):
+        _publish_to_store(run, staging, folder, identity, files)
+    else:
+        publish_output(staging, folder)
     run.progress.note(f"{folder}: written and verified")
     return OutputResult(ratio=ratio, path=folder, compression=compression, checks=tuple(checks))
 
@@ -205,6 +209,27 @@ def _verify(run: Run, staging: Path, identity: str) -> list[Check]:
         run.store.discard(_prefix(identity))  # whatever was wrong is written anew
         raise
     return checks
+
+
+def _publish_to_store(
+    run: Run, staging: Path, url: Url, identity: str, files: list[OutputFile]
+) -> None:
+    """Weights are sent by all workers; then the copy in the run directory goes."""
+
+    def send(names: set[str]) -> None:
+        run.pool.run(
+            Task(
+                f"upload {name}",
+                "upload",
+                (f"{_prefix(identity)}/{name}", url / name),
+                lambda _: stage.advance(),
+            )
+            for name in sorted(names)
+        )
+
+    with run.progress.stage("upload", len(files), "files") as stage:
+        publish_to_store(staging, url, identity, {file.name for file in files}, send)
+    run.store.discard(_prefix(identity))
 
 
 def _prefix(identity: str) -> str:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections import Counter
+from pathlib import Path
 
 from pipeline.costs import Costs
 from pipeline.layouts import Layout, layouts
@@ -48,10 +49,10 @@ def require_disk(plan: Plan, config: RunConfig, committed: int) -> None:
 
     Factors are kept beside the checkpoints they go into; `committed` bytes are there already.
     """
-    for folder, size in (
-        (config.run_folder, plan.disk.run_directory - committed),
-        (config.output, plan.disk.outputs),
-    ):
+    needs = [(config.run_folder, plan.disk.run_directory - committed)]
+    if isinstance(config.output, Path):
+        needs.append((config.output, plan.disk.outputs))
+    for folder, size in needs:
         path = folder.absolute()
         place = next(parent for parent in (path, *path.parents) if parent.exists())
         free = shutil.disk_usage(place).free

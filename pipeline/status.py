@@ -6,8 +6,10 @@ from pydantic import ValidationError
 
 from pipeline.publish import SUCCESS
 from schemas.errors import ConfigError
+from schemas.location import locate
 from schemas.run import RunRecord
 from schemas.status import RunStatus, StageStatus
+from workers.objects import exists
 from workers.store import Store
 
 
@@ -35,5 +37,5 @@ def read_status(run_dir: Path) -> RunStatus:
             stage("factorise", f"bases/{ids.bases}", record.matrices),
             stage("truncate", f"factors/{ids.factors}", None),
         ),
-        outputs={folder: (Path(folder) / SUCCESS).is_file() for folder in record.outputs},
+        outputs={folder: exists(locate(folder) / SUCCESS) for folder in record.outputs},
     )

@@ -22,6 +22,7 @@ from schemas.evaluation import EvaluateConfig, ModelEvaluation
 from workers.actors_evaluation import EvaluationShard, Source
 from workers.checkpoint import inspect_decoder
 from workers.loading import may_run_code
+from workers.objects import url_of
 from workers.perplexity import TokenLoss, require_finite, require_vocabulary, stored
 from workers.scoring import Rows, Score, total
 from workers.store import Store
@@ -147,7 +148,7 @@ def _source(name: str, folder: Path, config: EvaluateConfig) -> Source:
         ]
     else:
         dtype = NAMES[getattr(torch, config.dtype)]
-    if Path(name).expanduser().is_dir():
+    if url_of(name) or Path(name).expanduser().is_dir():  # a URL has been copied to `folder`
         return Source(str(folder), None, spec, dtype)
     return Source(name, folder.name, spec, dtype)  # the commit that a hub id stands for now
 

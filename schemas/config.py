@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from schemas.location import Location, Url, locate
+
 Method = Literal["two-sided", "svd-llm-v2", "svd-llm"]
 Truncation = Literal["fisher", "input-only", "svd-llm-v2", "svd-llm"]
 Allocation = Literal["loss-aware", "svd-llm-v2", "uniform"]
@@ -89,10 +91,12 @@ class RunConfig(Schema):
     `ratio` is the fraction of the targeted parameters REMOVED, as in the papers.
     """
 
-    model: str = Field(description="A local checkpoint folder or a hub id")
+    model: str = Field(description="A local checkpoint folder, a hub id or a URL (s3://, gs://)")
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id")
-    output: Path = Field(description="Folder of the compressed checkpoint")
-    run_dir: Path | None = Field(None, description="Folder of the run; default OUTPUT.run")
+    output: Location = Field(description="Folder or URL of the compressed checkpoint")
+    run_dir: Path | None = Field(
+        None, description="Folder of the run; default OUTPUT.run, none for a URL"
+    )
     ratio: tuple[Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)], ...] = Field(
         description="Fraction of the targeted parameters removed; one or several"
     )
@@ -137,8 +141,22 @@ class RunConfig(Schema):
             )
         return value
 
+    @field_validator("run_dir", mode="before")
+    @classmethod
+    def _run_dir_is_a_folder(cls, value: Any) -> Any:
+        if isinstance(value, str) and isinstance(locate(value), Url):
+            raise ValueError("a run directory is a folder on storage that all nodes share")
+        return value
+
     @model_validator(mode="after")
     def _folders_apart(self) -> Self:
+        if isinstance(self.output, Url):
+            if self.run_dir is None:
+                raise ValueError(
+                    f"output {self.output} is in an object store, but a run directory is a folder; "
+                    "name one that all nodes share: --run-dir"
+                )
+            return self
         for one, other in ((self.output, self.run_folder), (self.run_folder, self.output)):
             if one == other or one in other.parents:
                 raise ValueError(
@@ -168,10 +186,15 @@ class RunConfig(Schema):
         return self.truncation == "fisher" or self.allocation == "loss-aware"
 
     @property
+    def fetched(self) -> Path:
+        """Folder of what is fetched of a model in an object store."""
+        return self.run_folder / "base"
+
+    @property
     def run_folder(self) -> Path:
         """Folder of the run's artefacts."""
         return self.run_dir or Path(f"{self.output}.run")
 
-    def output_folder(self, ratio: float) -> Path:
-        """Folder of the checkpoint at one of the ratios."""
+    def output_folder(self, ratio: float) -> Path | Url:
+        """Folder or URL of the checkpoint at one of the ratios."""
         return self.output if len(self.ratio) == 1 else self.output / f"ratio-{ratio:.2f}"

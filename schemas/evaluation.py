@@ -11,7 +11,7 @@ from schemas.config import ClusterConfig, Device, DType, Schema
 class EvaluateConfig(Schema):
     """Perplexity of a checkpoint, alone or beside the base that it was made from."""
 
-    checkpoint: str = Field(description="A local checkpoint folder or a hub id")
+    checkpoint: str = Field(description="A local checkpoint folder, a hub id or a URL")
     baseline: str | None = Field(None, description="The base checkpoint to compare with")
     text: str = Field(
         "wikitext2",

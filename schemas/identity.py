@@ -59,8 +59,8 @@ class Identities(Schema):
 class Ground(Schema):
     """What all numbers of a run stand on, beside its configuration.
 
-    SHA-256 of every base file and of the tokens of each stream; compute dtype and device as the
-    workers found them; versions of the libraries that compute.
+    Identity of every base file (as in `Manifest`), SHA-256 of the tokens of each stream; compute
+    dtype and device as the workers found them; versions of the libraries that compute.
     """
 
     base_files: dict[str, str]

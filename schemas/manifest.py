@@ -1,10 +1,10 @@
 """What a compressed checkpoint says of itself, and what a run returns."""
 
-from pathlib import Path
 from typing import Literal
 
 from schemas.config import CalibrationConfig, NumericsConfig, Schema
 from schemas.identity import Identities
+from schemas.location import Location
 from schemas.output import MatrixResult
 
 FORMAT: Literal["svdllm"] = "svdllm"
@@ -18,7 +18,11 @@ class FileEntry(Schema):
 
 
 class Manifest(Schema):
-    """manifest.json: every file but itself and _SUCCESS, and what they depend on."""
+    """manifest.json: every file but itself and _SUCCESS, and what they depend on.
+
+    `base_files` has the SHA-256 of the base's config.json and weight files; of a weight file in an
+    object store the store's own identity, such as "etag:...", which it gives without a read.
+    """
 
     format: Literal["svdllm"] = FORMAT
     output: str
@@ -69,7 +73,7 @@ class OutputResult(Schema):
     """One finished checkpoint."""
 
     ratio: float
-    path: Path
+    path: Location
     compression: Compression
     checks: tuple[Check, ...]
 

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from schemas.config import Factors, Schema
+from schemas.location import Location
 
 Encoding = Literal["pivoted", "plain", "dense"]
 Side = Literal["output", "input"]
@@ -111,12 +112,16 @@ ITEM_BYTES |= {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
 class TensorSpec(Schema):
-    """A tensor of a checkpoint, known from a file header; `dtype` is safetensors' name of it."""
+    """A tensor of a checkpoint, known from a file header; `dtype` is safetensors' name of it.
+
+    Its content begins at byte `offset` of the file; None where config.json alone is known.
+    """
 
     name: str
     file: str
     dtype: str
     shape: tuple[int, ...]
+    offset: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -173,7 +178,10 @@ class Choice(Schema):
 
 
 class DecoderSpec(Schema):
-    """What headers say of any checkpoint whose layers can be built: a base, or one made from it."""
+    """What headers say of any checkpoint whose layers can be built: a base, or one made from it.
+
+    `weights` is the URL of its weight files; None where they are beside config.json.
+    """
 
     model_type: str
     layers: int
@@ -181,6 +189,7 @@ class DecoderSpec(Schema):
     vocab_size: int
     tied: bool
     tensors: tuple[TensorSpec, ...]
+    weights: Location | None = None
 
     @property
     def low_rank(self) -> bool:

@@ -20,17 +20,20 @@ from schemas.allocation import AllocationResult
 from schemas.config import Device, DType, RunConfig
 from schemas.errors import ConfigError
 from schemas.identity import Identities, Record
+from schemas.location import Url
 from schemas.manifest import Check
 from schemas.model import MatrixSpec, ModelSpec
 from schemas.moments import Pass, Tap
 from schemas.output import OutputFile
 from schemas.plan import LayerRange, WorkerFacts
 from workers.allocator import RankAllocator
-from workers.checkpoint import resolve, torch_dtype
+from workers.checkpoint import torch_dtype
 from workers.compression import Compressor
+from workers.fetching import resolve
 from workers.layers import Decoder
 from workers.memory import peak_anonymous_bytes
 from workers.moment_items import commit_moment, commit_part, merge_parts
+from workers.objects import upload
 from workers.output import write_file
 from workers.shard import Purpose, Shard, Step
 from workers.store import Store
@@ -51,7 +54,7 @@ class LayerShard:
 
     def prepare(self) -> WorkerFacts:
         """Find checkpoint and device (here, so that an error keeps its words): what they are."""
-        self._folder = resolve(self._config.model, self._config.revision)
+        self._folder = resolve(self._config.model, self._config.revision, self._config.fetched)
         self._device = find_device(self._config.cluster.device)
         self._dtype = _compute_dtype(self._config.numerics.dtype, self._spec.dtype, self._device)
         return worker_facts(self._device, self._dtype)
@@ -136,6 +139,10 @@ class LayerShard:
     def write_output(self, key: str, plan: OutputFile) -> Record:
         """Commit one file of the compressed checkpoint."""
         return write_file(self._store, self._folder, self._spec, key, plan)
+
+    def upload(self, key: str, url: Url) -> None:
+        """Copy a committed item to an object store."""
+        upload(self._store.path(key), url)
 
     def verify(self, folder: str) -> list[Check]:
         """Check a written checkpoint, with a load in a clean process where it fits."""

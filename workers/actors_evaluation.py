@@ -14,7 +14,7 @@ from schemas.errors import ConfigError
 from schemas.model import DecoderSpec
 from schemas.plan import LayerRange, WorkerFacts
 from workers.actors import find_device, set_threads, worker_facts
-from workers.checkpoint import resolve
+from workers.fetching import resolve
 from workers.layers import Decoder
 from workers.scoring import Rows, Score, ScoringShard
 from workers.shard import Shard, Step

@@ -1,54 +1,30 @@
 """Reading a base checkpoint: its shape from headers alone, its tensors one at a time."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from schemas.errors import CheckpointError
+from schemas.location import Url
 from schemas.model import LOW_RANK, DecoderSpec, MatrixSpec, ModelSpec, TensorSpec
 from schemas.shapes import Place, family, is_tied, places, positive
-from workers.config_file import HUB_ERRORS, NAME, not_given, read_config, require_hub_id
+from workers.config_file import NAME, read_config
+from workers.headers import read_header
+from workers.objects import IN_FLIGHT, exists, identity_of, names_in, read_into
 from workers.store import sha256_of
 from workers.tensorfile import DTYPES
 
-_WANTED = [
-    "*.json",
-    "*.safetensors",
-    "*.py",
-    "tokenizer*",
-    "*.model",
-    "*.jinja",
-    "*.txt",
-    "LICENSE*",
-    "NOTICE*",
-    "README.md",
-]
 
+def inspect(folder: Path, weights: Url | None = None) -> ModelSpec:
+    """Everything that config.json and the safetensors headers say; no weight is read.
 
-def resolve(model: str, revision: str | None) -> Path:
-    """The local folder of a checkpoint: `model` itself, or the hub's snapshot of it."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder.resolve()
-    require_hub_id(model)
-    try:
-        return Path(
-            snapshot_download(
-                model, revision=revision, allow_patterns=_WANTED, ignore_patterns="consolidated*"
-            )
-        )
-    except HUB_ERRORS as error:
-        raise not_given(model, error) from error
-
-
-def inspect(folder: Path) -> ModelSpec:
-    """Everything that config.json and the safetensors headers say; no weight is read."""
+    `weights` is where the weight files are, if they are not in `folder`.
+    """
     config, where = read_config(folder), str(folder / NAME)
-    decoder = inspect_decoder(folder)
+    decoder = inspect_decoder(folder, weights)
     if decoder.low_rank:
         raise CheckpointError(
             f"{where}: model_type {decoder.model_type!r} is a compressed checkpoint; compress the "
@@ -69,7 +45,7 @@ def inspect(folder: Path) -> ModelSpec:
     return ModelSpec(**dict(decoder), dtype=stored.pop(), matrices=matrices)
 
 
-def inspect_decoder(folder: Path) -> DecoderSpec:
+def inspect_decoder(folder: Path, weights: Url | None = None) -> DecoderSpec:
     """The same of a base or of a compressed checkpoint, but for its matrices."""
     config, where = read_config(folder), str(folder / NAME)
     model_type = str(config.get("model_type"))
@@ -83,7 +59,7 @@ def inspect_decoder(folder: Path) -> DecoderSpec:
         positive(config, key, where) for key in ("num_hidden_layers", "hidden_size", "vocab_size")
     )
     tied = is_tied(config)
-    tensors = _tensors(folder)
+    tensors = _tensors(folder, weights or folder)
     ends = (architecture.embedding, architecture.norm, *(() if tied else (architecture.head,)))
     if missing := [f"{end}weight" for end in ends if f"{end}weight" not in tensors]:
         raise CheckpointError(f"{folder}: no tensor {missing[0]} in the files")
@@ -94,52 +70,72 @@ def inspect_decoder(folder: Path) -> DecoderSpec:
         vocab_size=vocab_size,
         tied=tied,
         tensors=tuple(tensors.values()),
+        weights=weights,
     )
 
 
 def base_files(folder: Path, spec: ModelSpec) -> dict[str, str]:
-    """SHA-256 of config.json and of every weight file, in parallel."""
-    return sha256_of(folder, [NAME, *sorted({tensor.file for tensor in spec.tensors})])
+    """Identity of config.json and of every weight file, in parallel: its SHA-256.
+
+    For a weight file in an object store it is what the store says ("etag:..."): a hash of its
+    content would read it once more.
+    """
+    files = sorted({tensor.file for tensor in spec.tensors})
+    if not isinstance(url := spec.weights, Url):
+        return sha256_of(folder, [NAME, *files])
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        versions = list(pool.map(lambda file: identity_of(url / file), files))
+    return sha256_of(folder, [NAME]) | dict(zip(files, versions, strict=True))
 
 
 class TensorReader:
-    """Tensors of a checkpoint by name, read from disk when asked for."""
+    """Tensors of a checkpoint by name, each read when asked for: its own bytes, and no others."""
 
     def __init__(self, folder: Path, spec: DecoderSpec) -> None:
-        self._folder = folder
-        self._files = {tensor.name: tensor.file for tensor in spec.tensors}
+        self._weights = spec.weights or folder
+        self._tensors = {tensor.name: tensor for tensor in spec.tensors}
 
     def read(self, name: str) -> Tensor:
         """One tensor, on the host, in its stored dtype."""
-        with safe_open(self._folder / self._files[name], framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
-        return tensor
+        spec = self._tensors[name]
+        place = self._weights / spec.file
+        if spec.offset is None:
+            raise ValueError(f"{name}: known from config.json alone, not from a file")
+        content = torch.empty(spec.nbytes, dtype=torch.uint8)
+        try:
+            read_into(place, spec.offset, content.numpy().data)
+        except FileNotFoundError:
+            raise CheckpointError(f"{place}: gone since its header was read") from None
+        return content.view(DTYPES[spec.dtype]).view(spec.shape)
 
     def below(self, prefix: str) -> dict[str, Tensor]:
         """Every tensor whose name starts with `prefix`, by the rest of its name."""
-        names = [name for name in self._files if name.startswith(prefix)]
+        names = [name for name in self._tensors if name.startswith(prefix)]
         return {name.removeprefix(prefix): self.read(name) for name in names}
 
 
-def _tensors(folder: Path) -> dict[str, TensorSpec]:
+def _tensors(folder: Path, weights: Path | Url) -> dict[str, TensorSpec]:
     index = folder / "model.safetensors.index.json"
-    single = folder / "model.safetensors"
+    single = weights / "model.safetensors"
     if index.is_file():
         weight_map = _weight_map(index)
         files = sorted(set(weight_map.values()))
-    elif single.is_file():
+    elif exists(single):
         weight_map, files = {}, [single.name]
     else:
-        found = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "no weights"
+        pickled = [name for name in names_in(weights) if name.endswith(".bin")]
+        found = ", ".join(pickled) or "no weights"
         raise CheckpointError(
-            f"{folder}: no model.safetensors and no index of shards (found {found}); "
+            f"{weights}: no model.safetensors and no index of shards (found {found}); "
             "only safetensors is read: load the model with transformers and save_pretrained it"
         )
     # Exports of old carry rotary frequencies, which models compute; transformers drops them too.
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        headers = list(pool.map(lambda file: read_header(weights / file), files))
     tensors = {
         spec.name: spec
-        for file in files
-        for spec in _header(folder / file)
+        for header in headers
+        for spec in header
         if not spec.name.endswith("rotary_emb.inv_freq")
     }
     named = {name for name in weight_map if not name.endswith("rotary_emb.inv_freq")}
@@ -154,32 +150,6 @@ def _weight_map(index: Path) -> dict[str, str]:
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{index}: not an index of safetensors files ({error!r})") from error
     return found
-
-
-def _header(path: Path) -> list[TensorSpec]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            specs = []
-            for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                part = file.get_slice(name)
-                if part.get_dtype() not in DTYPES:
-                    raise CheckpointError(
-                        f"{path}: {name} is {part.get_dtype()}; "
-                        f"only {', '.join(DTYPES)} are read: convert it to one of these"
-                    )
-                specs.append(
-                    TensorSpec(
-                        name=name,
-                        file=path.name,
-                        dtype=part.get_dtype(),
-                        shape=tuple(part.get_shape()),
-                    )
-                )
-            return specs
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: not found, though the index names it") from None
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a complete safetensors file ({error})") from error
 
 
 def _matrix(folder: Path, base: str, place: Place, tensors: dict[str, TensorSpec]) -> MatrixSpec:

@@ -1,4 +1,4 @@
-"""config.json of a checkpoint: a local folder's, the file itself, or the hub's; never a weight."""
+"""config.json of a checkpoint: a folder's, the file itself, a URL's or the hub's; no weight."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,10 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from schemas.errors import CheckpointError
+from schemas.location import Url, locate
 from schemas.model import ModelSpec
 from schemas.shapes import model_spec
+from workers.objects import read_bytes, url_of
 
 NAME = "config.json"
 HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
@@ -21,8 +23,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_spec(model: str, revision: str | None) -> ModelSpec:
-    """The shapes of a folder, a config.json or a hub id, of which nothing else is fetched."""
-    path = Path(model).expanduser()
+    """The shapes of a folder, a config.json, a hub id or a URL; nothing else of it is fetched."""
+    if url := url_of(model):
+        return model_spec(_read(url / NAME), url / NAME)
+    path = Path(locate(model)).expanduser()
     if path.is_dir():
         path = path / NAME
     elif not path.is_file():
@@ -53,9 +57,9 @@ def _fetch(model: str, revision: str | None) -> Path:
         raise not_given(model, error) from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path | Url) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_bytes(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: not found; is this a Hugging Face checkpoint?") from None
     except ValueError as error:

@@ -8,9 +8,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from schemas.errors import CheckpointError, VerificationError
+from schemas.location import Url
 from schemas.manifest import Check, Manifest
 from workers import load_check
 from workers.memory import available_bytes
+from workers.objects import read_bytes
 from workers.store import sha256_of
 
 _CLEAN = "load in a clean process"
@@ -47,18 +49,18 @@ def verify_checkpoint(folder: Path, published: bool) -> list[Check]:
     return checks
 
 
-def require(checks: list[Check], folder: Path) -> None:
+def require(checks: list[Check], folder: Path | str) -> None:
     """Raises VerificationError naming every check that failed."""
     failed = [f"{check.name} ({check.detail})" for check in checks if check.passed is False]
     if failed:
         raise VerificationError(f"{folder}: {'; '.join(failed)}")
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path | Url) -> Manifest:
     """The manifest of a compressed checkpoint. Raises CheckpointError where there is none."""
     path = folder / "manifest.json"
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(read_bytes(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: not found; not a checkpoint of this program") from None
     except ValidationError as error:

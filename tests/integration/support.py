@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.config import CalibrationConfig, ClusterConfig, RunConfig
+from schemas.location import Url
 from workers.store import file_sha256
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +61,12 @@ def flags(config: RunConfig) -> list[str]:
     found += ["--set", f"calibration.segments={text.segments}"]
     found += ["--workers", str(config.cluster.workers), "--device", config.cluster.device]
     return found + (["--run-dir", str(config.run_dir)] if config.run_dir else [])
+
+
+def local(place: Path | Url) -> Path:
+    """A folder, where the checkpoint was not asked for in an object store."""
+    assert isinstance(place, Path)
+    return place
 
 
 def weight_sums(folder: Path) -> dict[str, str]:

@@ -19,6 +19,7 @@ from tests.integration.support import (
     flags,
     item_sums,
     item_times,
+    local,
     weight_sums,
 )
 from tests.models import tiny_model
@@ -56,21 +57,21 @@ def copied(reference: Reference, tmp_path: Path) -> Path:
 
 def test_a_finished_run_is_not_done_again(reference: Reference) -> None:
     run_dir = reference.config.run_folder
-    output, items = file_sums(reference.output.path), item_times(run_dir, *KINDS)
+    output, items = file_sums(local(reference.output.path)), item_times(run_dir, *KINDS)
     code, _, log = run(*flags(reference.config))
     assert code == 0, log
     assert f"{reference.output.path}: already there, nothing to do" in log
-    assert file_sums(reference.output.path) == output
+    assert file_sums(local(reference.output.path)) == output
     assert item_times(run_dir, *KINDS) == items
 
 
 def test_an_output_of_another_ratio_is_refused(reference: Reference, here: list[str]) -> None:
-    before = weight_sums(reference.output.path)
+    before = weight_sums(local(reference.output.path))
     other = reference.config.model_copy(update={"ratio": (0.4,)})
     code, _, log = run(*flags(other), *here)
     assert code == 2, log
     assert "holds a checkpoint of another model, text, method or ratio" in log
-    assert weight_sums(reference.output.path) == before
+    assert weight_sums(local(reference.output.path)) == before
 
 
 def test_more_workers_than_cpus_are_refused(

@@ -13,7 +13,7 @@ from schemas.errors import RunError, VerificationError
 from schemas.manifest import Manifest
 from schemas.moments import backward_tap, forward_tap
 from tests.integration.conftest import Reference
-from tests.integration.support import KINDS, item_sums, item_times, weight_sums
+from tests.integration.support import KINDS, item_sums, item_times, local, weight_sums
 from workers.checkpoint import inspect
 from workers.items import basis_key, factors_key, moment_key, spectrum_key
 from workers.store import Store
@@ -52,7 +52,9 @@ def test_a_damaged_item_is_named_and_the_next_start_makes_it_anew(
     config: RunConfig, reference: Reference, remade: Callable[[], set[str]]
 ) -> None:
     """Each start makes anew what the one before it met, then meets the next."""
-    manifest = Manifest.model_validate_json((reference.output.path / "manifest.json").read_bytes())
+    manifest = Manifest.model_validate_json(
+        (local(reference.output.path) / "manifest.json").read_bytes()
+    )
     ids, store = manifest.identities, Store(config.run_folder)
     rows = [row for row in reference.output.compression.matrices if row.encoding != "dense"]
     first, second = (factors_key(ids.factors, row.name, row.rank or 0) for row in rows[:2])
@@ -91,4 +93,4 @@ def test_a_damaged_item_is_named_and_the_next_start_makes_it_anew(
     compress(config)
     assert remade() == set()
     assert item_sums(store.root, *KINDS) == expected
-    assert weight_sums(config.output) == weight_sums(reference.output.path)
+    assert weight_sums(local(config.output)) == weight_sums(local(reference.output.path))

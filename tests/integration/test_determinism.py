@@ -9,7 +9,7 @@ from pipeline.inputs import gather, tokens_sha256
 from schemas.config import ClusterConfig, RunConfig
 from schemas.identity import Ground, Identities, identities
 from tests.integration.conftest import Reference
-from tests.integration.support import KINDS, item_sums, weight_sums
+from tests.integration.support import KINDS, item_sums, local, weight_sums
 
 SHAPES = {
     "a chain of three": {"workers": 3},
@@ -29,7 +29,7 @@ def test_shards_waves_and_replicas_write_the_same_bytes(
     assert len(result.worker_peak_bytes) == cluster.workers
     assert not list(config.run_folder.glob("*/*/layer-*"))  # what went between waves is gone
     assert not list((config.run_folder / "parts").rglob("*.safetensors"))
-    assert weight_sums(output) == weight_sums(reference.output.path)
+    assert weight_sums(output) == weight_sums(local(reference.output.path))
     items = item_sums(config.run_folder, *KINDS)
     expected = item_sums(reference.config.run_folder, *KINDS)
     assert items.keys() <= expected.keys()  # another test may add factors of another ratio
@@ -55,7 +55,7 @@ def test_what_changes_rounding_changes_the_identities(
 
 def test_what_does_not_is_in_none_of_them(plain: Identities, reference: Reference) -> None:
     cluster = ClusterConfig(workers=5, device="auto", item_timeout_s=1.0)
-    output = reference.config.output.with_name("elsewhere")
+    output = local(reference.config.output).with_name("elsewhere")
     update = {"cluster": cluster, "output": output, "ratio": (0.1, 0.2)}
     assert named(reference.config.model_copy(update=update)) == plain
 

@@ -13,7 +13,7 @@ from pipeline.compress import compress
 from schemas.config import METHODS, Method
 from schemas.manifest import Compression, Manifest, OutputResult
 from tests.integration.conftest import Reference
-from tests.integration.support import KINDS, ask, file_sums, headers, item_times, weight_sums
+from tests.integration.support import KINDS, ask, file_sums, headers, item_times, local, weight_sums
 from tests.models import prose, tiny_model, tiny_tokenizer
 from workers.checkpoint import inspect
 from workers.loading import load_model
@@ -76,7 +76,7 @@ def test_every_check_passes(flow: Flow) -> None:
     for output in flow.outputs:
         assert {check.name for check in output.checks} >= CHECKS
         assert all(check.passed for check in output.checks)
-        assert (output.path / "_SUCCESS").is_file()
+        assert (local(output.path) / "_SUCCESS").is_file()
 
 
 def test_the_base_is_not_touched(flow: Flow) -> None:
@@ -100,7 +100,7 @@ def test_the_rows_are_what_is_on_disk(flow: Flow) -> None:
     targeted = sum(base[f"model.{matrix.name}.weight"] for matrix in spec.matrices)
     for output in flow.outputs:
         done = read_compression(output)
-        stored = headers(output.path)
+        stored = headers(local(output.path))
         counted = {
             row.name: sum(
                 math.prod(stored[name][1])
@@ -129,7 +129,7 @@ def test_the_rows_are_what_is_on_disk(flow: Flow) -> None:
 def test_every_row_has_its_tensors(flow: Flow) -> None:
     biased = {matrix.name for matrix in inspect(flow.base).matrices if matrix.bias}
     for output in flow.outputs:
-        stored = {name: shape for name, (_, shape) in headers(output.path).items()}
+        stored = {name: shape for name, (_, shape) in headers(local(output.path)).items()}
         for row in read_compression(output).matrices:
             m, n = row.shape
             k = row.rank or 0
@@ -153,12 +153,12 @@ def test_every_row_has_its_tensors(flow: Flow) -> None:
 
 def test_the_manifest_names_every_file(flow: Flow) -> None:
     for output in flow.outputs:
-        manifest = Manifest.model_validate_json((output.path / "manifest.json").read_bytes())
-        found = file_sums(output.path)
+        manifest = Manifest.model_validate_json((local(output.path) / "manifest.json").read_bytes())
+        found = file_sums(local(output.path))
         del found["manifest.json"], found["_SUCCESS"]
         assert {name: entry.sha256 for name, entry in manifest.files.items()} == found
         assert all(
-            (output.path / name).stat().st_size == entry.bytes
+            (local(output.path) / name).stat().st_size == entry.bytes
             for name, entry in manifest.files.items()
         )
         assert manifest.base_files == {name: flow.base_sums[name] for name in manifest.base_files}
@@ -169,7 +169,7 @@ def test_tokenizer_files_are_those_of_the_base(flow: Flow) -> None:
     names = {name for name in flow.base_sums if name.startswith("tokenizer")}
     assert {"tokenizer.json", "tokenizer_config.json"} <= names
     for output in flow.outputs:
-        sums = file_sums(output.path)
+        sums = file_sums(local(output.path))
         for name in names | {"generation_config.json"}:
             assert sums[name] == flow.base_sums[name]
 
@@ -182,7 +182,7 @@ def test_nothing_removed_is_the_base_itself(flow: Flow) -> None:
         ids = tiny_tokenizer()(prose(3000), verbose=False)["input_ids"]
         windows = torch.tensor(ids[: 8 * 64]).view(8, 64)
         dense = load_model(flow.base, "float32", "cpu", trust_remote_code=False)
-        same = load_model(output.path, "float32", "cpu", trust_remote_code=False)
+        same = load_model(local(output.path), "float32", "cpu", trust_remote_code=False)
         assert perplexity(same, windows).mean == perplexity(dense, windows).mean
 
 
@@ -225,11 +225,11 @@ def test_another_ratio_measures_nothing_anew(reference: Reference, tmp_path: Pat
     assert {key: after[key] for key in before} == before
     assert after.keys() - before.keys()
     assert all(key.startswith("factors/") for key in after.keys() - before.keys())
-    assert weight_sums(output.path) != weight_sums(reference.output.path)
+    assert weight_sums(local(output.path)) != weight_sums(local(reference.output.path))
 
 
 def read_compression(output: OutputResult) -> Compression:
     """compression.json, which is also what `compress` returned."""
-    found = Compression.model_validate_json((output.path / "compression.json").read_bytes())
+    found = Compression.model_validate_json((local(output.path) / "compression.json").read_bytes())
     assert found == output.compression
     return found

@@ -10,7 +10,7 @@ from schemas.config import RunConfig
 from schemas.run import RunRecord
 from tests.integration.conftest import Reference
 from tests.integration.processes import AGENTS, Command, Process
-from tests.integration.support import KINDS, ROOT, flags, item_times, until, weight_sums
+from tests.integration.support import KINDS, ROOT, flags, item_times, local, until, weight_sums
 
 
 @pytest.fixture
@@ -77,10 +77,10 @@ def test_a_run_stopped_in_every_stage_ends_with_the_same_bytes(
     assert stop("commit", items("moments"), lambda c: interrupt(c, signal.SIGTERM)) == 143
     assert stop("factorise", items("bases"), do_without_worker) == 130
     assert stop("verify", lambda c: c.said("assemble: "), lose_host) == -signal.SIGKILL
-    assert not config.output.exists()
+    assert not local(config.output).exists()
     last = start()
     assert last.wait() == 0, last.log
-    assert weight_sums(config.output) == weight_sums(reference.output.path)
+    assert weight_sums(local(config.output)) == weight_sums(local(reference.output.path))
     now = item_times(run_dir, *KINDS)
     assert {key: now[key] for key in seen} == seen
 

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from schemas.errors import CheckpointError
 from tests.models import CONFIGS, tiny_model
-from workers.checkpoint import TensorReader, base_files, inspect, resolve, torch_dtype
+from workers.checkpoint import TensorReader, base_files, inspect, torch_dtype
 from workers.config_file import read_config
+from workers.fetching import resolve
 from workers.store import file_sha256
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
