@@ -1,5 +1,7 @@
 """One embedded Ray for all tests that run in this process, and one undisturbed run."""
 
+import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,8 +16,24 @@ from tests.integration.support import ask
 from tests.models import prose, tiny_model
 
 
+class Endpoint(NamedTuple):
+    """Where an S3 server may listen: a socket that is bound, and that nobody serves yet."""
+
+    socket: socket.socket
+
+
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
+def endpoint() -> Iterator[Endpoint]:
+    """The environment names it, so that the workers of the session's Ray know it."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        host, port = listening.getsockname()
+        os.environ["AWS_ENDPOINT_URL"] = f"http://{host}:{port}"
+        os.environ["AWS_ACCESS_KEY_ID"] = os.environ["AWS_SECRET_ACCESS_KEY"] = "test"
+        yield Endpoint(listening)
+
+
+@pytest.fixture(scope="session")
+def local_ray(endpoint: Endpoint) -> Iterator[None]:
     """A Ray of three CPUs in this process; `compress` uses it as it is."""
     ray.init(
         address="local",

@@ -1,0 +1,180 @@
+"""From an object store into an object store, through a real S3 server on loopback."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.compress import compress
+from pipeline.progress import Progress
+from pipeline.publish import finished
+from schemas.config import RunConfig
+from schemas.errors import CheckpointError, ConfigError
+from schemas.location import Url
+from schemas.manifest import Manifest
+from tests.integration.conftest import Endpoint, Reference
+from tests.integration.support import local, weight_sums
+from workers.checkpoint import inspect
+from workers.objects import create, download, exists, names_in, read_bytes, upload
+
+ROOT = Path(__file__).parents[2]
+BUCKET = Url("s3://bucket")
+BASE = BUCKET / "base"
+
+
+class Server(NamedTuple):
+    """A running S3 server and its log."""
+
+    log: Path
+
+    def reads(self, path: str) -> list[tuple[int, int]]:
+        """The byte ranges that were asked of an object, the end included."""
+        rows = [json.loads(line) for line in self.log.read_text().splitlines()]
+        found = [span for method, asked, span in rows if method == "GET" and asked == path]
+        assert all(found), f"{path} was read whole"
+        ends = [span.removeprefix("bytes=").split("-") for span in found]
+        return [(int(first), int(last)) for first, last in ends]
+
+
+@pytest.fixture(scope="module")
+def server(endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """It takes over the session's socket, on which connections wait until it is ready."""
+    log = tmp_path_factory.mktemp("server") / "requests"
+    log.touch()
+    command = [sys.executable, "-m", "tests.integration.s3_server"]
+    process = subprocess.Popen(
+        [*command, str(endpoint.socket.fileno()), str(log)],
+        cwd=ROOT,
+        pass_fds=[endpoint.socket.fileno()],
+    )
+    yield Server(log)
+    process.terminate()
+    process.wait(30)
+
+
+class Stored(NamedTuple):
+    """The reference run's base in the store, to be compressed into the store."""
+
+    folder: Path
+    config: RunConfig
+    expected: Path
+
+
+@pytest.fixture(scope="module")
+def stored(
+    server: Server, reference: Reference, tmp_path_factory: pytest.TempPathFactory
+) -> Stored:
+    import s3fs  # type: ignore[import-untyped]
+
+    s3fs.S3FileSystem().mkdir("bucket")
+    folder = Path(reference.config.model)
+    for path in folder.iterdir():
+        upload(path, BASE / path.name)
+    run_dir = tmp_path_factory.mktemp("stores") / "run"
+    where = {"model": BASE, "output": BUCKET / "output", "run_dir": run_dir}
+    config = RunConfig.model_validate(reference.config.model_dump() | where)
+    return Stored(folder, config, local(reference.output.path))
+
+
+class Notes(Progress):
+    """What a run said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_from_store_to_store(stored: Stored, server: Server, tmp_path: Path) -> None:
+    (output,) = compress(stored.config).outputs
+    assert output.path == BUCKET / "output"
+    assert all(check.passed for check in output.checks)
+
+    names = names_in(BUCKET / "output")
+    there = {path.name for path in stored.expected.iterdir()}
+    assert set(names) == there
+    download(BUCKET / "output", names, tmp_path)
+    assert weight_sums(tmp_path) == weight_sums(stored.expected)
+
+    manifest = Manifest.model_validate_json(read_bytes(BUCKET / "output" / "manifest.json"))
+    assert manifest.base_files["model.safetensors"].startswith("etag:")
+    assert len(manifest.base_files["config.json"]) == 64
+    run_dir = stored.config.run_folder
+    fetched = [path for path in stored.config.fetched.rglob("*") if path.is_file()]
+    assert "config.json" in {path.name for path in fetched}
+    assert not [path for path in fetched if path.suffix == ".safetensors"]
+    assert not list((run_dir / "outputs").glob("*/*"))
+
+    # A rerun reads no weight and writes nothing.
+    before = server.reads("/bucket/base/model.safetensors")
+    notes = Notes()
+    (again,) = compress(stored.config, notes).outputs
+    assert any("already there" in line for line in notes.lines)
+    assert again.compression == output.compression
+    assert set(server.reads("/bucket/base/model.safetensors")[len(before) :]) == header_reads(
+        stored.folder
+    )
+
+    with pytest.raises(ConfigError, match="another model, text, method or ratio"):
+        finished(BUCKET / "output", "of another run")
+
+
+def header_reads(base: Path) -> set[tuple[int, int]]:
+    """The two reads of a header: its length, then itself."""
+    first = min(tensor.offset or 0 for tensor in inspect(base).tensors)
+    return {(0, 7), (8, first - 1)}
+
+
+def test_no_byte_is_read_without_need(stored: Stored, server: Server) -> None:
+    """Needed are: the header; every tensor once for calibration; a matrix once more at most to
+    factorise it and once to cut it; what is not compressed once more, to be written.
+    """
+    spec = inspect(stored.folder)
+    starts = {tensor.name: tensor.offset or 0 for tensor in spec.tensors}
+    spans = {(starts[t.name], starts[t.name] + t.nbytes - 1): t.name for t in spec.tensors}
+    reads = [
+        span
+        for span in server.reads("/bucket/base/model.safetensors")
+        if span not in header_reads(stored.folder)
+    ]
+    assert set(reads) == spans.keys()  # its own bytes and no others
+    counts = Counter(spans[span] for span in reads)
+    matrices = {f"model.{matrix.name}.weight" for matrix in spec.matrices}
+    for name, count in counts.items():
+        assert count <= (3 if name in matrices else 2), name
+
+
+def test_a_command_takes_urls(stored: Stored, tmp_path: Path) -> None:
+    def run(*arguments: str) -> int:
+        return CliRunner().invoke(app, arguments).exit_code
+
+    output = str(stored.config.output)
+    assert run("verify", output) == 0
+    asked = ["--text", stored.config.calibration.text, "--sequence-length", "64"]
+    asked += ["--max-windows", "2", "--device", "cpu"]
+    assert run("evaluate", output, "--baseline", str(BASE), *asked) == 0
+    assert run("plan", "--model", str(BASE), "--ratio", "0.2") == 0
+    assert run("status", str(stored.config.run_dir)) == 0
+
+
+def test_a_conditional_write_does_not_overwrite(stored: Stored) -> None:
+    place = BUCKET / "claim"
+    assert create(place, b"one")
+    assert not create(place, b"two")
+    assert read_bytes(place) == b"one"
+
+
+def test_a_missing_bucket_is_refused(stored: Stored) -> None:
+    config = stored.config.model_copy(update={"model": "s3://no-such-bucket/base"})
+    with pytest.raises(CheckpointError, match="s3://no-such-bucket/base: no file there; check"):
+        compress(config)
+    assert not exists(Url("s3://no-such-bucket/base/config.json"))
