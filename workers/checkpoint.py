@@ -4,6 +4,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,9 +102,8 @@ class TensorReader:
         place = self._weights / spec.file
         if spec.offset is None:
             raise ValueError(f"{name}: known from config.json alone, not from a file")
-        content = torch.empty(spec.nbytes, dtype=torch.uint8)
         try:
-            read_into(place, spec.offset, content.numpy().data)
+            content = _bytes_of(place, spec.offset, spec.nbytes)
         except FileNotFoundError:
             raise CheckpointError(f"{place}: gone since its header was read") from None
         return content.view(DTYPES[spec.dtype]).view(spec.shape)
@@ -112,6 +112,15 @@ class TensorReader:
         """Every tensor whose name starts with `prefix`, by the rest of its name."""
         names = [name for name in self._tensors if name.startswith(prefix)]
         return {name.removeprefix(prefix): self.read(name) for name in names}
+
+
+def _bytes_of(place: Path | Url, start: int, size: int) -> Tensor:
+    """Part of a file (size,) uint8: of a local one its own pages, copied only if written to."""
+    if isinstance(place, Path) and 0 < size <= place.stat().st_size - start:
+        return torch.from_numpy(np.memmap(place, np.uint8, "c", start, (size,)))
+    content = torch.empty(size, dtype=torch.uint8)
+    read_into(place, start, content.numpy().data)
+    return content
 
 
 def _tensors(folder: Path, weights: Path | Url) -> dict[str, TensorSpec]:
