@@ -9,7 +9,8 @@ from torch import Tensor
 
 from schemas.errors import NumericsError
 
-_BLOCK = 2**22  # elements that an exact sum works on at a time
+_BLOCK = 2**22  # elements that are worked on at a time
+_CACHED = 2**16  # the same on a CPU, element by element: what is in between stays in its cache
 _HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -42,7 +43,7 @@ class MomentSums(NamedTuple):
         if self.high is not None and self.low is not None:
             matrix = torch.empty_like(self.high, dtype=torch.float32)
             diagonal = torch.zeros(len(matrix), dtype=torch.float64)
-            for rows in row_blocks(*matrix.shape):
+            for rows in row_blocks(len(matrix), len(matrix), _CACHED):
                 mean = (self.high[rows] + self.low[rows]) / max(self.tokens, 1)
                 matrix[rows] = mean.float()
                 diagonal[rows] = mean.diagonal(rows.start)
@@ -75,7 +76,8 @@ def add_exactly(high: Tensor, low: Tensor, value: Tensor) -> None:
 
     Knuth's two-sum, in blocks of rows on the device of `value`.
     """
-    for rows in row_blocks(*value.shape):
+    elements = _BLOCK if value.is_cuda else _CACHED
+    for rows in row_blocks(len(value), len(value), elements):
         added = value[rows].double()
         before = high[rows].to(added.device)
         after = before + added
@@ -148,7 +150,7 @@ def _add_products(partial: Tensor | None, rows: Tensor) -> Tensor:
     return rows.T @ rows if partial is None else partial.addmm_(rows.T, rows)
 
 
-def row_blocks(rows: int, columns: int) -> Iterator[slice]:
+def row_blocks(rows: int, columns: int, elements: int = _BLOCK) -> Iterator[slice]:
     """Slices of the rows of a matrix that bound what is worked on at a time."""
-    step = max(1, _BLOCK // max(columns, 1))
+    step = max(1, elements // max(columns, 1))
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
