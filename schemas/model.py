@@ -33,8 +33,9 @@ class Target(NamedTuple):
 class Architecture(NamedTuple):
     """What the compressor must know of a model family; a family is a row of `ARCHITECTURES`.
 
-    `others` are the weights of a layer beside its targets. A family that is only `planned` has a
-    plan, but is not compressed yet.
+    `end` is the target whose output is added to the residual at the end of a layer, and is read by
+    nothing else; empty where no one target is. `others` are the weights of a layer beside its
+    targets. A family that is only `planned` has a plan, but is not compressed yet.
     """
 
     base: str
@@ -44,6 +45,7 @@ class Architecture(NamedTuple):
     layer: str
     targets: tuple[Target, ...]
     others: dict[str, tuple[Dimension, ...]]
+    end: str = ""
     planned: bool = False
 
 
@@ -87,6 +89,7 @@ _LLAMA = Architecture(
     layer="model.layers.{}.",
     targets=_attention("attention_bias", "attention_bias") + _mlp("mlp_bias"),
     others=_NORMS,
+    end="mlp.down_proj",
 )
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -100,6 +103,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mixtral": _LLAMA._replace(
         targets=_attention(False, False) + _EXPERTS,
         others=_NORMS | {"block_sparse_moe.gate": ("experts", "hidden")},
+        end="",
         planned=True,
     ),
 }

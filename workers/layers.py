@@ -45,6 +45,11 @@ class Decoder:
         """Token embeddings (vocabulary, hidden), in the compute dtype."""
         return self._to_device(self._reader.read(f"{self._spec.architecture.embedding}weight"))
 
+    def end(self, layer: nn.Module) -> nn.Module | None:
+        """The matrix whose output ends a `layer`, if there is one."""
+        path = self._spec.architecture.end
+        return layer.get_submodule(f"layers.0.{path}") if path else None
+
     def layer(self, index: int) -> nn.Module:
         """A base model of decoder layer `index` alone, without embedding and final norm, frozen."""
         model = self._skeleton(_one_layer(self._config(), index))

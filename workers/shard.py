@@ -11,6 +11,7 @@ from schemas.moments import Pass, Tap
 from workers.layers import Decoder, Head
 from workers.moments import MomentAccumulator, MomentSums
 from workers.sampling import fisher_gradient, label_noise
+from workers.unread import unread
 
 # What a forward pass is for: its moments, or a backward pass that follows, or only its output.
 Purpose = Literal["moments", "gradient", "output"]
@@ -34,6 +35,7 @@ class Shard:
         self, decoder: Decoder, layers: range, first: bool, last: bool, taps: Sequence[Tap]
     ) -> None:
         self._layers = {index: decoder.layer(index) for index in layers}
+        self._ends = {index: decoder.end(layer) for index, layer in self._layers.items()}
         self._embedding = decoder.embedding() if first else None
         self._head = decoder.head() if last else None
         self._sums = {tap: MomentAccumulator(tap.size if tap.moment else None) for tap in taps}
@@ -89,12 +91,15 @@ class Shard:
         return torch.stack(parts)
 
     def backward(self, gradient: Tensor, step: Step) -> Tensor:
-        """Gradient before the first layer from that after the last, each layer computed again."""
+        """Gradient before the first layer from that after the last.
+
+        Each layer is computed again, but for the product that ends it: nothing reads its value.
+        """
         self._step, self._observing = step, "backward"
         inputs = self._inputs.pop(step.first_sequence)
-        for layer in reversed(self._layers.values()):
+        for index, layer in reversed(self._layers.items()):
             hidden = inputs.pop().detach().requires_grad_()
-            with torch.enable_grad():
+            with torch.enable_grad(), unread(self._ends[index]):
                 output = layer(inputs_embeds=hidden, use_cache=False).last_hidden_state
             (gradient,) = torch.autograd.grad(output, hidden, gradient)
         return gradient
