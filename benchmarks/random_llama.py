@@ -28,6 +28,7 @@ def save_random_llama(folder: Path, hidden: int, layers: int, **overrides: Any) 
 
 def save_with_tokenizer(folder: Path, hidden: int, layers: int, **overrides: Any) -> Path:
     """The same with the tokenizer of the demo model, which is fetched beside `folder`."""
-    tokenizer = load_tokenizer(fetch_model(folder.parent / "demo"), trust_remote_code=False)
+    demo = fetch_model(folder.parent / "SmolLM2-135M-Instruct")
+    tokenizer = load_tokenizer(demo, trust_remote_code=False)
     tokenizer.save_pretrained(folder)
     return save_random_llama(folder, hidden, layers, vocab_size=len(tokenizer), **overrides)
