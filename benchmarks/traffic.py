@@ -1,0 +1,142 @@
+"""Bytes that Ray moves through the driver's process, for narrow and wide models of equal depth.
+
+    python -m benchmarks.traffic
+
+Every argument that the driver sends and every result that it gets passes through the serialisation
+context of its process; both directions are counted there, by their size as serialised. A reference
+to the result of another call is passed on unread, so what only has its reference in the driver does
+not count. (Ray itself sends results below 100 KB by way of the driver, whatever is done with them;
+hidden states of real models are larger.) What is avoided stands beside it: the hidden states that
+go between shards, computed. Files that the driver reads itself (text, and the checkpoint for its
+SHA-256) are counted by the kernel.
+"""
+
+import argparse
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray._private.serialization import SerializationContext
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.fresh import in_fresh_process
+from benchmarks.random_llama import save_with_tokenizer
+from pipeline.compress import compress
+from pipeline.demo_inputs import write_texts
+from schemas.config import CalibrationConfig, ClusterConfig, RunConfig
+
+SPREAD = 0.10
+
+
+@dataclass
+class Traffic:
+    """Bytes and objects that this process sent and received, and bytes of files that it read."""
+
+    sent: int = 0
+    sent_objects: int = 0
+    received: int = 0
+    received_objects: int = 0
+    read: int = 0
+    parameters: int = 0
+
+    @property
+    def through(self) -> int:
+        return self.sent + self.received
+
+
+def counted(config: RunConfig) -> Traffic:
+    """What passes through this process in one run; to be called in a fresh one."""
+    traffic, context = Traffic(), SerializationContext
+    serialize, deserialize = context.serialize, context.deserialize_objects
+
+    def count_sent(self: SerializationContext, value: Any) -> Any:
+        content: Any = serialize(self, value)
+        traffic.sent += content.total_bytes
+        traffic.sent_objects += 1
+        return content
+
+    def count_received(self: SerializationContext, found: Sequence[Any], *rest: Any) -> Any:
+        traffic.received += sum(memoryview(one[0]).nbytes for one in found if one[0] is not None)
+        traffic.received_objects += len(found)
+        return deserialize(self, list(found), *rest)
+
+    replaced: Any = context
+    replaced.serialize, replaced.deserialize_objects = count_sent, count_received
+    before = _read_bytes()
+    result = compress(config)
+    traffic.read = _read_bytes() - before
+    traffic.parameters = result.outputs[0].compression.parameters_before
+    return traffic
+
+
+def main() -> None:
+    """Count at every width."""
+    options = _parse()
+    found = [_run(options, hidden) for hidden in options.hidden]
+    table = Table("hidden", title=f"Through the driver, {options.layers} layers")
+    headings = ("parameters", "sent, B", "received, B", "objects", "hidden states, B", "files, B")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    rows = 3 * options.samples * options.length  # up twice, and gradients down once
+    for hidden, traffic in zip(options.hidden, found, strict=True):
+        table.add_row(
+            str(hidden),
+            f"{traffic.parameters:,}",
+            f"{traffic.sent:,}",
+            f"{traffic.received:,}",
+            f"{traffic.sent_objects + traffic.received_objects:,}",
+            f"{rows * hidden * 4 * (options.workers - 1):,}",
+            f"{traffic.read:,}",
+        )
+    through = [traffic.through for traffic in found]
+    spread = max(through) / min(through) - 1
+    table.add_section()
+    table.add_row("spread", "", f"{spread:.1%}")
+    Console(width=110).print(table)
+    sys.exit(int(spread > SPREAD))
+
+
+def _run(options: argparse.Namespace, hidden: int) -> Traffic:
+    model = options.work_dir / f"llama-{hidden}-{options.layers}"
+    in_fresh_process(save_with_tokenizer, model, hidden, options.layers)
+    calibration, _ = write_texts(options.work_dir / "text")
+    with tempfile.TemporaryDirectory(dir=options.work_dir) as scratch:
+        config = RunConfig(
+            model=str(model),
+            output=Path(scratch) / "compressed",
+            ratio=(0.2,),
+            calibration=CalibrationConfig(
+                text=str(calibration),
+                samples=options.samples,
+                sequence_length=options.length,
+                gradient_samples=options.samples,
+                gradient_length=options.length,
+            ),
+            cluster=ClusterConfig(workers=options.workers),
+        )
+        return in_fresh_process(counted, config)
+
+
+def _read_bytes() -> int:
+    text = Path("/proc/self/io").read_text(encoding="ascii")
+    return int(re.findall(r"rchar: (\d+)", text)[0])
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work-dir", type=Path, default=Path("build/benchmarks"))
+    parser.add_argument("--hidden", type=int, nargs="+", default=[256, 2048])
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--samples", type=int, default=8, help="windows of text in each stream")
+    parser.add_argument("--length", type=int, default=128, help="tokens in a window")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
