@@ -7,6 +7,7 @@ from pipeline.cluster import Actor
 from pipeline.pool import Task
 from pipeline.progress import Stage
 from pipeline.run import Run
+from schemas.config import Truncation
 from schemas.model import MatrixSpec
 from schemas.moments import Pass, Tap, forward_tap
 from workers.items import basis_key, spectrum_key
@@ -61,7 +62,7 @@ class Pending:
                 cost=sum(matrix.small**3 for matrix in group),
                 home=self._run.home(group[0].layer),
             )
-            for group in _groups(self._run, complete)
+            for group in root_groups(self._run.config.truncation, complete)
         ]
 
 
@@ -118,12 +119,12 @@ def _factorised(run: Run, matrix: MatrixSpec) -> bool:
     return all(run.store.record(key) for key in keys)
 
 
-def _groups(run: Run, matrices: Sequence[MatrixSpec]) -> list[list[MatrixSpec]]:
+def root_groups(truncation: Truncation, matrices: Sequence[MatrixSpec]) -> list[list[MatrixSpec]]:
     """Matrices that start from the root of one input moment, together; every other one alone."""
 
     def shared(matrix: MatrixSpec) -> str:
-        alone = matrix.side == "output" or run.config.truncation in ("svd-llm", "svd-llm-v2")
-        return matrix.name if alone else forward_tap(matrix, run.config.truncation).name
+        alone = matrix.side == "output" or truncation in ("svd-llm", "svd-llm-v2")
+        return matrix.name if alone else forward_tap(matrix, truncation).name
 
     found: dict[str, list[MatrixSpec]] = {}
     for matrix in matrices:

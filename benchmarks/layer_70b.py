@@ -1,0 +1,281 @@
+"""One decoder layer of Llama-3-70B's shape through every step of a worker, on a few cores.
+
+    python -m benchmarks.layer_70b [--scale 0.25]
+
+A checkpoint of one random bf16 layer with a tiny vocabulary goes through the code of the actor:
+load, both calibration streams and their moments, the bases of all seven matrices with the weights
+still there, their factors without, and the written file. Hidden states are correlated: a random
+product of low rank, plus noise. Peaks are of anonymous memory, sampled every few milliseconds: no
+page is touched faster. Those of a smaller scale are extrapolated with its square, all but what was
+there at the start; that is too much where activations count, which grow with the scale itself.
+Exits with 1 where one is above 12 GB.
+"""
+
+import argparse
+import gc
+import math
+import os
+import re
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import LlamaConfig
+
+from benchmarks.fresh import in_fresh_process
+from pipeline.assemble import plan_file, plan_parts
+from pipeline.factorise import root_groups
+from pipeline.stream import micro_batches
+from schemas.config import CalibrationConfig, NumericsConfig, RunConfig
+from schemas.identity import Ground, Identities, identities
+from schemas.model import ModelSpec
+from schemas.moments import Pass, taps
+from schemas.output import MatrixResult
+from workers.allocation.budget import rank_within
+from workers.checkpoint import inspect
+from workers.compression import Compressor, read_spectrum
+from workers.items import factors_key
+from workers.layers import Decoder
+from workers.moment_items import commit_moment
+from workers.output import write_file
+from workers.shard import Shard
+from workers.store import Store
+from workers.tensorfile import Entry, write_tensors
+
+LIMIT = 12e9
+CPU = torch.device("cpu")
+PASSES: tuple[Pass, ...] = ("forward", "backward")
+VOCABULARY = 1024
+
+
+class Step(NamedTuple):
+    """What a step took: seconds, and its peak of anonymous memory in bytes."""
+
+    name: str
+    seconds: float
+    peak: int
+
+
+class Watch:
+    """Times steps, and samples the anonymous memory of this process meanwhile."""
+
+    def __init__(self) -> None:
+        self.start = anonymous_bytes()
+        self.steps: list[Step] = []
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """One step; what the one before left to the garbage collector is not counted."""
+        gc.collect()
+        begin, done, peaks = time.perf_counter(), threading.Event(), [anonymous_bytes()]
+
+        def sample() -> None:
+            while not done.wait(0.005):
+                peaks[0] = max(peaks[0], anonymous_bytes())
+
+        sampler = threading.Thread(target=sample)
+        sampler.start()
+        yield
+        done.set()
+        sampler.join()
+        self.steps.append(Step(name, time.perf_counter() - begin, peaks[0]))
+
+
+def anonymous_bytes() -> int:
+    """Anonymous memory of this process now."""
+    text = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(re.findall(r"RssAnon:\s+(\d+) kB", text)[0]) * 1024
+
+
+def save_layer(folder: Path, scale: float) -> None:
+    """A checkpoint of one layer, a tensor in memory at a time."""
+    heads = int(64 * scale)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=128 * heads,
+        intermediate_size=448 * heads,
+        num_hidden_layers=1,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 8,
+        tie_word_embeddings=True,
+        dtype="bfloat16",
+    )
+    config.save_pretrained(folder)
+    wide, keys, between = 128 * heads, 16 * heads, 448 * heads
+    attention, mlp = "model.layers.0.self_attn.", "model.layers.0.mlp."
+    matrices = {
+        "model.embed_tokens": (VOCABULARY, wide),
+        f"{attention}q_proj": (wide, wide),
+        f"{attention}k_proj": (keys, wide),
+        f"{attention}v_proj": (keys, wide),
+        f"{attention}o_proj": (wide, wide),
+        f"{mlp}gate_proj": (between, wide),
+        f"{mlp}up_proj": (between, wide),
+        f"{mlp}down_proj": (wide, between),
+    }
+    norms = ("layers.0.input_layernorm", "layers.0.post_attention_layernorm", "norm")
+    content = [
+        *(_entry(f"{name}.weight", shape) for name, shape in matrices.items()),
+        *(_entry(f"model.{name}.weight", (wide,)) for name in norms),
+    ]
+    write_tensors(folder / "model.safetensors", content, {"format": "pt"})
+
+
+def _entry(name: str, shape: tuple[int, ...]) -> Entry:
+    def load() -> Tensor:
+        if len(shape) == 1:
+            return torch.ones(shape, dtype=torch.bfloat16)
+        return torch.randn(shape, dtype=torch.bfloat16) / math.sqrt(shape[1])
+
+    return Entry(name, torch.bfloat16, shape, load)
+
+
+class Layer:
+    """One layer on its way through a worker, in a run directory of its own."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path, watch: Watch) -> None:
+        self._options, self._folder, self._watch = options, folder, watch
+        self._spec = inspect(folder)
+        self._config = RunConfig(
+            model=str(folder),
+            output=folder.parent / "compressed",
+            ratio=(options.ratio,),
+            calibration=CalibrationConfig(text="synthetic", sequence_length=options.length),
+            numerics=NumericsConfig(threads=options.threads),
+        )
+        self._ids = _identities(self._config)
+        self._store = Store(self._config.run_folder)
+        self._shard: Shard | None = None
+        self._compressor = Compressor(
+            self._config,
+            self._spec,
+            folder,
+            self._ids,
+            CPU,
+            lambda matrix: self._shard.weight(matrix) if self._shard is not None else None,
+        )
+
+    def run(self) -> None:
+        """Every step, in the order of a run."""
+        self._calibrate()
+        for group in root_groups(self._config.truncation, self._spec.matrices):
+            paths = " and ".join(matrix.path for matrix in group)
+            with self._watch.step(f"factorise {paths}"):
+                self._compressor.factorise(group)
+        self._shard = None
+        self._truncate()
+
+    def _calibrate(self) -> None:
+        found = taps(self._spec.matrices, self._config.truncation, gradients=True)
+        with self._watch.step("load"):
+            decoder = Decoder(self._folder, self._spec, torch.float32, CPU)
+            shard = self._shard = Shard(decoder, range(1), first=False, last=True, taps=found)
+        for direction in PASSES:
+            with self._watch.step(f"calibrate {direction}"):
+                self._stream(shard, direction)
+            with self._watch.step(f"commit {direction}"):
+                for tap, sums in shard.take_sums(direction):
+                    commit_moment(self._store, self._ids, tap, sums)
+
+    def _stream(self, shard: Shard, direction: Pass) -> None:
+        length, size = self._options.length, self._spec.hidden_size
+        windows = torch.zeros(self._options.tokens // length, length)
+        generator = torch.Generator().manual_seed(0)
+        mixing = torch.randn(size // 8, size, generator=generator) * (size // 8) ** -0.5
+        for batch in micro_batches(windows, 1, self._config.calibration.segments):
+            hidden = torch.randn(1, length, size // 8, generator=generator) @ mixing
+            hidden += 0.1 * torch.randn(hidden.shape, generator=generator)
+            if direction == "forward":
+                shard.forward(hidden, batch.step, "moments")
+                continue
+            output = shard.forward(hidden, batch.step, "gradient")
+            shard.backward(shard.loss_gradient(output, batch.step, 0), batch.step)
+
+    def _truncate(self) -> None:
+        results, keys, identity = {}, {}, self._ids.bases
+        for matrix in self._spec.matrices:
+            loss, _ = read_spectrum(self._store, identity, matrix)
+            rank = rank_within(loss, self._config.factors, (1 - self._options.ratio) * matrix.size)
+            if rank is None:
+                raise SystemExit("nothing to cut: raise --ratio")
+            with self._watch.step(f"truncate {matrix.path} at {rank}"):
+                record = self._compressor.truncate(matrix, rank)
+            results[matrix.name] = MatrixResult.model_validate(record.facts)
+            keys[matrix.name] = factors_key(self._ids.factors, matrix.name, rank)
+        parameters = {name: result.parameters for name, result in results.items()}
+        for part in plan_parts(self._spec, parameters):
+            with self._watch.step(f"write {part.name}"):
+                plan = plan_file(self._spec, part, results, keys)
+                write_file(self._store, self._folder, self._spec, f"outputs/{part.name}", plan)
+
+
+def _identities(config: RunConfig) -> Identities:
+    return identities(
+        config,
+        Ground(
+            base_files={},
+            forward_tokens="synthetic",
+            backward_tokens="synthetic",
+            dtype="float32",
+            device="cpu",
+            versions={},
+        ),
+    )
+
+
+def run_layer(options: argparse.Namespace, folder: Path) -> Watch:
+    """All steps in this process."""
+    torch.set_num_threads(options.threads)
+    watch = Watch()
+    Layer(options, folder, watch).run()
+    return watch
+
+
+def main() -> None:
+    """Make the checkpoint, run it through, print every step."""
+    options = _parse()
+    options.work_dir.mkdir(parents=True, exist_ok=True)
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # nothing large stays with the allocator
+    with tempfile.TemporaryDirectory(dir=options.work_dir) as scratch:
+        folder = Path(scratch) / "layer"
+        in_fresh_process(save_layer, folder, options.scale)
+        spec: ModelSpec = inspect(folder)
+        watch: Watch = in_fresh_process(run_layer, options, folder)
+    title = f"One layer, hidden {spec.hidden_size}, {options.tokens} tokens"
+    table = Table("step", title=f"{title}, {options.threads} threads")
+    for heading in ("seconds", "peak, MB", "at full scale, GB"):
+        table.add_column(heading, justify="right")
+    full = []
+    for step in watch.steps:
+        full.append(watch.start + (step.peak - watch.start) / options.scale**2)
+        cells = (f"{step.seconds:.1f}", f"{step.peak / 1e6:,.0f}", f"{full[-1] / 1e9:.1f}")
+        table.add_row(step.name, *cells)
+    table.add_section()
+    total, peak = sum(step.seconds for step in watch.steps), max(step.peak for step in watch.steps)
+    table.add_row("all", f"{total:.1f}", f"{peak / 1e6:,.0f}", f"{max(full) / 1e9:.1f}")
+    Console(width=100).print(table)
+    sys.exit(int(max(full) > LIMIT))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work-dir", type=Path, default=Path("build/benchmarks"))
+    parser.add_argument("--scale", type=float, default=1.0, help="of every width; eighths")
+    parser.add_argument("--tokens", type=int, default=4096, help="in each stream")
+    parser.add_argument("--length", type=int, default=512, help="tokens in a sequence")
+    parser.add_argument("--ratio", type=float, default=0.2)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
