@@ -87,7 +87,7 @@ def svd_llm(config: RunConfig) -> Seconds:
                 a, b = _cut(weight, root.float(), inverse.float(), config.ratio[0])
                 factors |= {f"{index}.{name}.up": a, f"{index}.{name}.down": b}
     with _timed(seconds, "assemble"):
-        torch.save(factors, Path(config.output.parent) / "factors.pt")
+        torch.save(factors, f"{config.output}.pt")
     return seconds
 
 

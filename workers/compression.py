@@ -5,6 +5,7 @@ Every step reads committed items and commits one, so it can run anywhere, in any
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,13 +95,7 @@ class Compressor:
     def truncate(self, matrix: MatrixSpec, rank: int) -> Record:
         """Commit the factors of a matrix at a rank; the record's facts are a `MatrixResult`."""
         loss, facts = read_spectrum(self._store, self._ids.bases, matrix)
-        tensors = self._store.load(basis_key(self._ids.bases, matrix.name)).tensors
-        basis = Basis(
-            eigenvalues=loss.eigenvalues.to(self._device),
-            left=tensors["left"].to(self._device).double(),
-            right=tensors["right"].to(self._device).double(),
-            through=facts.through,
-        )
+        basis = self._basis(matrix, loss, facts)
         problem = self._problem(matrix)
         stored = self._encode(basis, problem.weight, loss, rank)
         predicted = float(loss.tail()[stored.rank])
@@ -121,6 +116,15 @@ class Compressor:
         )
         key = factors_key(self._ids.factors, matrix.name, rank)
         return self._store.commit(key, entries(stored.tensors), result.model_dump(mode="json"))
+
+    def _basis(self, matrix: MatrixSpec, loss: MatrixLoss, facts: SpectrumFacts) -> Basis:
+        tensors = self._store.load(basis_key(self._ids.bases, matrix.name)).tensors
+        return Basis(
+            eigenvalues=loss.eigenvalues.to(self._device),
+            left=tensors.pop("left").to(self._device).double(),
+            right=tensors.pop("right").to(self._device).double(),
+            through=facts.through,
+        )
 
     def _problem(self, matrix: MatrixSpec) -> Problem:
         truncation = self._config.truncation
@@ -155,22 +159,27 @@ class Compressor:
                 f"plain factors at rank {lower} used, within the same parameters"
             )
             return self._plain(*basis.factors(weight, lower), (note,))
+        magnitude = pivoted.magnitude
         tensors = {
             "down.weight": pivoted.rows.to(self._dtype),
             "up.weight": pivoted.interpolation.to(self._dtype),
+            "order": pivoted.order,
         }
-        down, up = (tensor.double() for tensor in tensors.values())
-        written = torch.cat([torch.eye(rank).to(up), up])
-        rounding = _relative_error((written, down), (a[pivoted.order.argsort()], b))
-        tensors["order"] = pivoted.order
-        return Stored("pivoted", rank, tensors, rounding, pivoted.magnitude, ())
+        del pivoted
+        written = partial(_rows_with_identity, tensors["up.weight"])
+        order = tensors["order"].argsort()
+        rounding = _relative_error(
+            written, tensors["down.weight"], lambda rows: a[order[rows]], b, len(a)
+        )
+        return Stored("pivoted", rank, tensors, rounding, magnitude, ())
 
     def _plain(self, a: Tensor, b: Tensor, fallbacks: tuple[str, ...]) -> Stored:
         tensors = {"down.weight": b.to(self._dtype), "up.weight": a.to(self._dtype)}
-        written = tensors["up.weight"].double(), tensors["down.weight"].double()
-        return Stored(
-            "plain", a.shape[1], tensors, _relative_error(written, (a, b)), None, fallbacks
+        up = tensors["up.weight"]
+        rounding = _relative_error(
+            lambda rows: up[rows].double(), tensors["down.weight"], lambda rows: a[rows], b, len(a)
         )
+        return Stored("plain", a.shape[1], tensors, rounding, None, fallbacks)
 
 
 def read_spectrum(
@@ -198,11 +207,30 @@ def kept_dense(store: Store, identity: str, matrix: MatrixSpec) -> MatrixResult:
     )
 
 
-def _relative_error(written: tuple[Tensor, Tensor], exact: tuple[Tensor, Tensor]) -> float:
-    """||A' B' - A B|| / ||A B||, a block of rows at a time."""
+def _rows_with_identity(interpolation: Tensor, rows: slice) -> Tensor:
+    """Rows of [I; T], T (m - k, k), in float64."""
+    rank = interpolation.shape[1]
+    below = interpolation[max(rows.start - rank, 0) : max(rows.stop - rank, 0)].double()
+    identity = below.new_zeros(max(min(rows.stop, rank) - rows.start, 0), rank)
+    identity.diagonal(rows.start if len(identity) else 0).fill_(1)
+    return torch.cat([identity, below])
+
+
+def _relative_error(
+    written: Callable[[slice], Tensor],
+    down: Tensor,
+    exact: Callable[[slice], Tensor],
+    right: Tensor,
+    out_features: int,
+) -> float:
+    """||A' B' - A B|| / ||A B||, a block of rows at a time.
+
+    `written` and `exact` give rows of A' and A in float64; `down` is B' as stored, `right` is B.
+    """
     error = energy = 0.0
-    for rows in row_blocks(written[0].shape[0], exact[1].shape[1]):
-        block = exact[0][rows] @ exact[1]
+    down = down.double()
+    for rows in row_blocks(out_features, right.shape[1]):
+        block = exact(rows) @ right
         energy += float(block.square().sum())
-        error += float((written[0][rows] @ written[1] - block).square().sum())
+        error += float((written(rows) @ down - block).square().sum())
     return math.sqrt(error / max(energy, 1e-300))

@@ -1,5 +1,6 @@
 """Pivoted factors: A B without loss in k (m + n - k) parameters (PIFA, ICML 2025)."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,8 @@ class Pivoted(NamedTuple):
         """max |T|: how much a rounding error of `rows` can grow. Infinite where T is not finite."""
         if not self.interpolation.numel():
             return 0.0
-        return float(self.interpolation.abs().nan_to_num(nan=torch.inf, posinf=torch.inf).max())
+        low, high = map(float, self.interpolation.aminmax())
+        return max(-low, high) if math.isfinite(low + high) else math.inf
 
 
 def pivot(a: Tensor, b: Tensor) -> Pivoted:
