@@ -154,8 +154,10 @@ def test_help_names_every_command() -> None:
 
 def test_a_bare_working_directory_is_enough(tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "model")
-    asked = ("plan", "--model", model, "--ratio", "0.2,0.4", "--workers", 2)
-    bare = run(*asked, folder=copy_packages(tmp_path / "bare"))
-    assert bare == run(*asked, command=SVDLLM, folder=tmp_path)
+    asked = ("plan", "--model", model, "--ratio", "0.2,0.4")
+    # Machines that are described: what this host has free changes from one call to the next.
+    machines = ("--gpus", 2, "--gpu-type", "h100", "--host-memory", "1TB")
+    bare = run(*asked, *machines, folder=copy_packages(tmp_path / "bare"))
+    assert bare == run(*asked, *machines, command=SVDLLM, folder=tmp_path)
     assert bare[0] == 0, bare
     assert "2 layer shards" in bare[1]
