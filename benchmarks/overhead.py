@@ -7,10 +7,10 @@ with its graph, and the gradient of the same sampled loss brought back to the em
 to weights. Ours: the layer shards with all taps of the default method, to the finished sums.
 
 By flops, with P parameters in the matrices of a layer and M the sum of q^2 over its taps, a token
-takes 2 P forward and 2 P backward, and 2 q^2 for a moment. So the forward stream takes (P + M) / P
-of a bare forward. The backward stream computes every layer again, but for its last matrix (D
-parameters), whose output nobody reads: (3 P - D + M) / 2 P of a bare forward and backward.
-Attention and the head are left out; both sides have them.
+takes 2 P forward and 2 P backward, and q^2 for one triangle of a moment. So the forward stream
+takes (P + M/2) / P of a bare forward. The backward stream computes every layer again, but for the
+matrix that ends it (D parameters), whose output nobody reads: (3 P - D + M/2) / 2 P of a bare
+forward and backward. Attention and the head are left out; both sides have them.
 """
 
 import argparse
@@ -74,8 +74,10 @@ def _measure(subject: Subject, direction: Pass, rounds: int) -> list[str]:
     interleave(contenders, 1)  # warm up, and leave a segment to be closed
     timings = interleave(contenders, rounds)
     size, moments = subject.spec.targeted, sum(t.size**2 for t in found if t.direction == direction)
-    unread = sum(m.size for m in subject.spec.matrices if m.path == "mlp.down_proj")
-    forward, backward = (size + moments) / size, (3 * size - unread + moments) / (2 * size)
+    end = subject.spec.architecture.end
+    unread = sum(m.size for m in subject.spec.matrices if m.path == end)
+    forward = (size + moments / 2) / size
+    backward = (3 * size - unread + moments / 2) / (2 * size)
     return [
         f"{timings.seconds('bare'):.2f}",
         f"{timings.seconds('ours'):.2f}",

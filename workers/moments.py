@@ -11,6 +11,7 @@ from schemas.errors import NumericsError
 
 _BLOCK = 2**22  # elements that are worked on at a time
 _CACHED = 2**16  # the same on a CPU, element by element: what is in between stays in its cache
+_COLUMNS = 256  # of x^T x that one product gives on a CPU
 _HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -129,6 +130,8 @@ class MomentAccumulator:
     def _close_segment(self) -> None:
         if self._partial is None:
             return
+        if not self._partial.is_cuda:
+            _mirror(self._partial)
         if self._high is None or self._low is None:
             self._start_sums(pinned=self._partial.is_cuda)
         if self._high is not None and self._low is not None:
@@ -142,12 +145,27 @@ class MomentAccumulator:
 
 
 def _add_products(partial: Tensor | None, rows: Tensor) -> Tensor:
+    """partial + rows^T rows; on a CPU only its upper triangle, in blocks of columns."""
     if rows.is_cuda and rows.dtype in _HALVES:
         if partial is None:
             return torch.mm(rows.T, rows, out_dtype=torch.float32)
         return torch.addmm(partial, rows.T, rows, out_dtype=torch.float32)
     rows = rows.float()
-    return rows.T @ rows if partial is None else partial.addmm_(rows.T, rows)
+    if rows.is_cuda:
+        return rows.T @ rows if partial is None else partial.addmm_(rows.T, rows)
+    size = rows.shape[1]
+    partial = rows.new_zeros(size, size) if partial is None else partial
+    for start in range(0, size, _COLUMNS):
+        columns = slice(start, start + _COLUMNS)
+        partial[columns, start:].addmm_(rows[:, columns].T, rows[:, start:])
+    return partial
+
+
+def _mirror(upper: Tensor) -> None:
+    """Fill what `_add_products` leaves out below the diagonal."""
+    for start in range(0, len(upper), _COLUMNS):
+        columns, after = slice(start, start + _COLUMNS), slice(start + _COLUMNS, None)
+        upper[after, columns] = upper[columns, after].T
 
 
 def row_blocks(rows: int, columns: int, elements: int = _BLOCK) -> Iterator[slice]:
