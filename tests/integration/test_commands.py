@@ -160,4 +160,4 @@ def test_a_bare_working_directory_is_enough(tmp_path: Path) -> None:
     bare = run(*asked, *machines, folder=copy_packages(tmp_path / "bare"))
     assert bare == run(*asked, *machines, command=SVDLLM, folder=tmp_path)
     assert bare[0] == 0, bare
-    assert "2 layer shards" in bare[1]
+    assert "2 workers of 2, h100" in bare[1]

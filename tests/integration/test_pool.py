@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
 
 from pipeline.pool import ATTEMPTS, Pool, Task
 from schemas.errors import ConfigError, WorkerDiedError, WorkerError
@@ -125,7 +126,8 @@ def test_a_pinned_item_dies_with_its_home(workers: list[Any]) -> None:
 def test_a_worker_that_died_between_items_is_left_out(workers: list[Any]) -> None:
     pool = Pool(workers, 60, ignore)
     assert pool.each("name") == ["one", "two"]
-    ray.kill(workers[0])
+    with pytest.raises(RayActorError):
+        ray.get(workers[0].die.remote("nobody"), timeout=60)
     assert pool.each("name") == ["two"]
     assert pool.workers == workers[1:]
 
