@@ -40,7 +40,7 @@ class CalibrationConfig(Schema):
     gradient_length: int = Field(512, ge=2, description="Tokens in each of these windows")
     micro_batch: int = Field(1, ge=1, description="Windows that travel together (changes rounding)")
     segments: int = Field(
-        8, ge=1, description="Parts summed in float32, then combined in float64 (changes rounding)"
+        8, ge=1, description="Parts summed in float32, then combined exactly (changes rounding)"
     )
 
 
