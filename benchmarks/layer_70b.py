@@ -1,14 +1,14 @@
 """One decoder layer of Llama-3-70B's shape through every step of a worker, on a few cores.
 
-    python -m benchmarks.layer_70b [--scale 0.25]
+    python -m benchmarks.layer_70b [--scale 0.25] [--only mlp.down_proj]
 
 A checkpoint of one random bf16 layer with a tiny vocabulary goes through the code of the actor:
-load, both calibration streams and their moments, the bases of all seven matrices with the weights
-still there, their factors without, and the written file. Hidden states are correlated: a random
-product of low rank, plus noise. Peaks are of anonymous memory, sampled every few milliseconds: no
-page is touched faster. Those of a smaller scale are extrapolated with its square, all but what was
-there at the start; that is too much where activations count, which grow with the scale itself.
-Exits with 1 where one is above 12 GB.
+load, both calibration streams and their moments, the bases of the matrices with the weights still
+there, their factors without, and the written file; no file where only one matrix is asked for.
+Hidden states are correlated: a random product of low rank, plus noise. Peaks are of anonymous
+memory, sampled every few milliseconds: no page is touched faster. Those of a smaller scale are
+extrapolated with its square, all but what was there at the start; that is too much where
+activations count, which grow with the scale itself. Exits with 1 where one is above 12 GB.
 """
 
 import argparse
@@ -153,6 +153,10 @@ class Layer:
             numerics=NumericsConfig(threads=options.threads),
         )
         self._ids = _identities(self._config)
+        matrices = self._spec.matrices
+        self._matrices = tuple(m for m in matrices if options.only in (None, m.path))
+        if not self._matrices:
+            raise SystemExit(f"no matrix {options.only}")
         self._store = Store(self._config.run_folder)
         self._shard: Shard | None = None
         self._compressor = Compressor(
@@ -167,15 +171,17 @@ class Layer:
     def run(self) -> None:
         """Every step, in the order of a run."""
         self._calibrate()
-        for group in root_groups(self._config.truncation, self._spec.matrices):
+        for group in root_groups(self._config.truncation, self._matrices):
             paths = " and ".join(matrix.path for matrix in group)
             with self._watch.step(f"factorise {paths}"):
                 self._compressor.factorise(group)
         self._shard = None
-        self._truncate()
+        results = self._truncate()
+        if len(results) == len(self._spec.matrices):
+            self._write(results)
 
     def _calibrate(self) -> None:
-        found = taps(self._spec.matrices, self._config.truncation, gradients=True)
+        found = taps(self._matrices, self._config.truncation, gradients=True)
         with self._watch.step("load"):
             decoder = Decoder(self._folder, self._spec, torch.float32, CPU)
             shard = self._shard = Shard(decoder, range(1), first=False, last=True, taps=found)
@@ -200,18 +206,25 @@ class Layer:
             output = shard.forward(hidden, batch.step, "gradient")
             shard.backward(shard.loss_gradient(output, batch.step, 0), batch.step)
 
-    def _truncate(self) -> None:
-        results, keys, identity = {}, {}, self._ids.bases
-        for matrix in self._spec.matrices:
-            loss, _ = read_spectrum(self._store, identity, matrix)
+    def _truncate(self) -> dict[str, MatrixResult]:
+        results = {}
+        for matrix in self._matrices:
+            loss, _ = read_spectrum(self._store, self._ids.bases, matrix)
             rank = rank_within(loss, self._config.factors, (1 - self._options.ratio) * matrix.size)
             if rank is None:
                 raise SystemExit("nothing to cut: raise --ratio")
             with self._watch.step(f"truncate {matrix.path} at {rank}"):
                 record = self._compressor.truncate(matrix, rank)
             results[matrix.name] = MatrixResult.model_validate(record.facts)
-            keys[matrix.name] = factors_key(self._ids.factors, matrix.name, rank)
+        return results
+
+    def _write(self, results: dict[str, MatrixResult]) -> None:
         parameters = {name: result.parameters for name, result in results.items()}
+        keys = {
+            name: factors_key(self._ids.factors, name, rank)
+            for name, result in results.items()
+            if (rank := result.rank) is not None
+        }
         for part in plan_parts(self._spec, parameters):
             with self._watch.step(f"write {part.name}"):
                 plan = plan_file(self._spec, part, results, keys)
@@ -270,6 +283,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work-dir", type=Path, default=Path("build/benchmarks"))
     parser.add_argument("--scale", type=float, default=1.0, help="of every width; eighths")
+    parser.add_argument("--only", help="one matrix, as mlp.down_proj; all seven unless given")
     parser.add_argument("--tokens", type=int, default=4096, help="in each stream")
     parser.add_argument("--length", type=int, default=512, help="tokens in a sequence")
     parser.add_argument("--ratio", type=float, default=0.2)
