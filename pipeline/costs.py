@@ -70,7 +70,7 @@ class Costs:
         )
         return DiskUse(
             moments=self.moment_bytes,
-            bases=self.basis_bytes,
+            bases=self.kept_bases,
             boundaries=max(
                 min(2, count - 1) * self.boundary("forward"),
                 (count if count > 1 else 0) * self.boundary("backward"),
@@ -91,8 +91,10 @@ class Costs:
         return sum(4 * tap.size**2 for tap in self.taps)
 
     @property
-    def basis_bytes(self) -> int:
-        """Bytes of all bases, in float32."""
+    def kept_bases(self) -> int:
+        """Bytes of the bases that are kept: all, in float32, or none."""
+        if not self.config.cluster.keep_bases:
+            return 0
         return sum(4 * self.basis_size(matrix) for matrix in self.spec.matrices)
 
     def output(self, ratio: float) -> int:

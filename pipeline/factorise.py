@@ -115,7 +115,9 @@ def _commits(
 
 
 def _factorised(run: Run, matrix: MatrixSpec) -> bool:
-    keys = (spectrum_key(run.ids.bases, matrix.name), basis_key(run.ids.bases, matrix.name))
+    keys = [spectrum_key(run.ids.bases, matrix.name)]
+    if run.config.cluster.keep_bases:
+        keys.append(basis_key(run.ids.bases, matrix.name))
     return all(run.store.record(key) for key in keys)
 
 

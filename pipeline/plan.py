@@ -60,7 +60,15 @@ def require_disk(plan: Plan, config: RunConfig, committed: int) -> None:
             raise ConfigError(
                 f"{folder}: the run needs about {size:,} bytes there, {free:,} are free; "
                 f"free {size - free:,}, or name another --run-dir or --output"
+                f"{_without_bases(plan, size - free) if folder == config.run_folder else ''}"
             )
+
+
+def _without_bases(plan: Plan, lacking: int) -> str:
+    """What bases that are not kept would save, where that is enough."""
+    if plan.disk.bases < lacking:
+        return ""
+    return f", or --set cluster.keep_bases=false ({plan.disk.bases:,} bytes less, and slower)"
 
 
 def _describe(

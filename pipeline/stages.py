@@ -133,7 +133,7 @@ def _factorise(costs: Costs, layout: Layout) -> Work:
         one, other = _basis_flops(costs.config.truncation, matrix, shared in rooted)
         eigen, products = eigen + one, products + other
         rooted.add(shared)
-    moments, bases = _read_of_matrices(costs), costs.basis_bytes
+    moments, bases = _read_of_matrices(costs), costs.kept_bases
     return Work(
         "factorise",
         layout.workers,
@@ -155,20 +155,29 @@ def _allocate(costs: Costs) -> Work:
 
 
 def _truncate(costs: Costs, layout: Layout) -> Work:
-    """The factors of every matrix at its rank (here: the uniform one), and their achieved loss."""
+    """The factors of every matrix at its rank (here: the uniform one), and their achieved loss.
+
+    Bases that were not kept are computed once more, each with a root of its own.
+    """
     config, ratios = costs.config, costs.config.ratio
     flops = sum(
         _factor_flops(matrix, rank_at(matrix, 1 - ratio, config.factors == "pivoted"))
         for ratio in ratios
         for matrix in costs.spec.matrices
     )
-    read = (_read_of_matrices(costs) + costs.basis_bytes) * len(ratios)
+    eigen = 0.0
+    if not config.cluster.keep_bases:
+        again = [_basis_flops(config.truncation, m, rooted=False) for m in costs.spec.matrices]
+        eigen = len(ratios) * sum(one for one, _ in again)
+        flops += len(ratios) * sum(other for _, other in again)
+    read = (_read_of_matrices(costs) + costs.kept_bases) * len(ratios)
     factors = sum(costs.output(ratio) for ratio in ratios)
     return Work(
         "truncate",
         layout.workers,
         layout.workers,
         layout.nodes,
+        eigen=eigen,
         float64=flops,
         host=read + factors,
         read=read + _weights(costs) * len(ratios),

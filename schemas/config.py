@@ -75,6 +75,11 @@ class ClusterConfig(Schema):
     replicas: int | None = Field(
         None, ge=1, description="Copies of the chain of workers; default: what is fastest"
     )
+    keep_bases: bool = Field(
+        True,
+        description="Keep every basis in the run directory; without, less disk, and a matrix is "
+        "factorised once more whenever it is cut",
+    )
     device: Device = Field("auto", description="auto: cuda where the workers have it")
     address: str | None = Field(
         None,

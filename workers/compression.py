@@ -77,10 +77,11 @@ class Compressor:
         return records
 
     def _commit_basis(self, matrix: MatrixSpec, problem: Problem, basis: Basis) -> Record:
-        self._store.commit(
-            basis_key(self._ids.bases, matrix.name),
-            entries({"left": basis.left.float(), "right": basis.right.float()}),
-        )
+        if self._config.cluster.keep_bases:
+            self._store.commit(
+                basis_key(self._ids.bases, matrix.name),
+                entries({"left": basis.left.float(), "right": basis.right.float()}),
+            )
         facts = SpectrumFacts(
             through=basis.through,
             nats=problem.nats,
@@ -95,8 +96,8 @@ class Compressor:
     def truncate(self, matrix: MatrixSpec, rank: int) -> Record:
         """Commit the factors of a matrix at a rank; the record's facts are a `MatrixResult`."""
         loss, facts = read_spectrum(self._store, self._ids.bases, matrix)
-        basis = self._basis(matrix, loss, facts)
         problem = self._problem(matrix)
+        basis = self._basis(matrix, problem, loss, facts)
         stored = self._encode(basis, problem.weight, loss, rank)
         predicted = float(loss.tail()[stored.rank])
         result = MatrixResult(
@@ -117,12 +118,21 @@ class Compressor:
         key = factors_key(self._ids.factors, matrix.name, rank)
         return self._store.commit(key, entries(stored.tensors), result.model_dump(mode="json"))
 
-    def _basis(self, matrix: MatrixSpec, loss: MatrixLoss, facts: SpectrumFacts) -> Basis:
-        tensors = self._store.load(basis_key(self._ids.bases, matrix.name)).tensors
+    def _basis(
+        self, matrix: MatrixSpec, problem: Problem, loss: MatrixLoss, facts: SpectrumFacts
+    ) -> Basis:
+        """The committed basis; where none is kept the same one again, rounded as if it had been."""
+        key = basis_key(self._ids.bases, matrix.name)
+        if self._config.cluster.keep_bases or self._store.record(key):
+            tensors = self._store.load(key).tensors
+            left, right = tensors.pop("left"), tensors.pop("right")
+        else:
+            again = problem.basis(problem.root())
+            left, right = again.left.float(), again.right.float()
         return Basis(
             eigenvalues=loss.eigenvalues.to(self._device),
-            left=tensors.pop("left").to(self._device).double(),
-            right=tensors.pop("right").to(self._device).double(),
+            left=left.to(self._device).double(),
+            right=right.to(self._device).double(),
             through=facts.through,
         )
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from schemas.config import RunConfig
+from schemas.config import ClusterConfig, RunConfig
 from schemas.errors import NumericsError
 from schemas.identity import Identities
 from schemas.model import MatrixSpec, ModelSpec
@@ -218,6 +218,20 @@ def test_a_basis_is_enough_for_every_rank(tmp_path: Path) -> None:
     run.compressor.truncate(run.matrix("mlp.up_proj"), 9)
     assert path.stat().st_mtime_ns == before
     assert written(run.stored("mlp.up_proj", 9)).shape == (80, 32)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("path", ["mlp.up_proj", "mlp.down_proj"])
+def test_a_basis_that_is_not_kept_is_computed_again(tmp_path: Path, method: str, path: str) -> None:
+    kept, frugal = (make_run(tmp_path / name, method) for name in ("kept", "frugal"))
+    cluster = ClusterConfig(keep_bases=False)
+    frugal = frugal._replace(config=frugal.config.model_copy(update={"cluster": cluster}))
+    assert frugal.cut(path, 5) == kept.cut(path, 5)
+    name = kept.matrix(path).name
+    assert kept.store.record(basis_key("b", name))
+    assert not frugal.store.record(basis_key("b", name))
+    key = factors_key("f", name, 5)
+    assert frugal.store.path(key).read_bytes() == kept.store.path(key).read_bytes()
 
 
 def test_the_spectrum_is_kept_in_float64_with_its_facts(tmp_path: Path) -> None:

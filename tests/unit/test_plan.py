@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -293,6 +294,19 @@ def test_a_full_disk_is_refused_with_the_bytes_that_are_missing(base: Base) -> N
     disk = plan.disk.model_copy(update={"moments": 10**18})
     with pytest.raises(ConfigError, match=r"are free; free [\d,]+, or name another --run-dir"):
         require_disk(plan.model_copy(update={"disk": disk}), base.config(), 0)
+
+
+def test_bases_that_are_not_kept_are_a_remedy_for_a_small_disk(base: Base) -> None:
+    plan, frugal = base.plan(), base.plan(cluster={"keep_bases": False})
+    free = shutil.disk_usage(base.folder).free
+    rest = plan.disk.run_directory - plan.disk.bases
+    assert frugal.disk.run_directory == rest
+    config = base.config(output=str(base.folder.parent / "out"))
+    committed = rest - free  # a disk with room for all but the bases
+    with pytest.raises(ConfigError, match=r"or --set cluster\.keep_bases=false"):
+        require_disk(plan, config, committed - plan.disk.bases // 2)
+    with pytest.raises(ConfigError, match=r"another --run-dir or --output$"):
+        require_disk(plan, config, committed - plan.disk.bases - 10**12)
 
 
 @pytest.mark.parametrize(
