@@ -17,7 +17,8 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from workers.store import Store, file_sha256
+from workers.files import file_sha256
+from workers.store import Store
 
 _POLL_S = 0.02
 

@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from schemas.config import RunConfig
 from schemas.manifest import Compression
-from workers.store import write_text
+from workers.files import write_text
 
 _KEPT: tuple[str, ...] = ("license", "license_name", "license_link", "language")
 _TEMPLATES = Path(__file__).parent / "templates"

@@ -17,8 +17,8 @@ from schemas.manifest import Check, Compression, FileEntry, Manifest, OutputResu
 from schemas.output import MatrixResult, OutputFile
 from workers.allocation.budget import cost
 from workers.compression import kept_dense
+from workers.files import write_text
 from workers.items import factors_key
-from workers.store import write_text
 from workers.verify import require
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from schemas.errors import ConfigError
 from schemas.location import Url
 from schemas.manifest import Compression
+from workers.files import publish, write_text
 from workers.objects import create, exists, names_in, read_bytes, remove, upload
-from workers.store import publish, write_text
 from workers.verify import read_manifest
 
 SUCCESS = "_SUCCESS"

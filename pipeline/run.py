@@ -23,8 +23,9 @@ from schemas.model import MatrixSpec, ModelSpec
 from schemas.moments import Tap, taps
 from schemas.plan import Plan, WorkerFacts
 from schemas.run import RunRecord
+from workers.files import write_text
 from workers.items import moment_key
-from workers.store import Store, write_text
+from workers.store import Store
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from schemas.location import Url
 from schemas.model import LOW_RANK, DecoderSpec, MatrixSpec, ModelSpec, TensorSpec
 from schemas.shapes import Place, family, is_tied, places, positive
 from workers.config_file import NAME, read_config
+from workers.files import sha256_of
 from workers.headers import read_header
 from workers.objects import IN_FLIGHT, exists, identity_of, names_in, read_into
-from workers.store import sha256_of
 from workers.tensorfile import DTYPES
 
 

@@ -12,8 +12,8 @@ from schemas.errors import CheckpointError
 from schemas.identity import fingerprint
 from schemas.location import Url, locate
 from workers.config_file import HUB_ERRORS, not_given, require_hub_id
+from workers.files import publish
 from workers.objects import IN_FLIGHT, download, identity_of, names_in, url_of
-from workers.store import publish
 
 _WANTED = [
     "*.json",

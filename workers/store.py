@@ -6,11 +6,9 @@ a killed run leaves either a finished item or nothing that counts, and every que
 """
 
 import hashlib
-import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +18,9 @@ from torch import Tensor
 
 from schemas.errors import RunError
 from schemas.identity import Record
+from workers.files import publish, write_text
 from workers.tensorfile import Entry, write_tensors
 
-HASH_THREADS = 8
 Facts = dict[str, JsonValue]
 
 
@@ -107,46 +105,3 @@ class Store:
 
     def _record_path(self, key: str) -> Path:
         return self.root / "records" / f"{key}.json"
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sha256_of(folder: Path, names: list[str]) -> dict[str, str]:
-    """SHA-256 of some files of a folder, several at a time."""
-    with ThreadPoolExecutor(max_workers=HASH_THREADS) as pool:
-        sums = pool.map(lambda name: file_sha256(folder / name), names)
-        return dict(zip(names, sums, strict=True))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a small text file atomically and durably."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_bytes(path, text.encode())
-
-
-def copy(source: Path, path: Path) -> None:
-    """A small file, byte for byte, as durably."""
-    _write_bytes(path, source.read_bytes())
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    publish(temporary, path)
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Rename, then fsync the folder, so that the new name survives a crash."""
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

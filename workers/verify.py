@@ -11,9 +11,9 @@ from schemas.errors import CheckpointError, VerificationError
 from schemas.location import Url
 from schemas.manifest import Check, Manifest
 from workers import load_check
+from workers.files import sha256_of
 from workers.memory import available_bytes
 from workers.objects import read_bytes
-from workers.store import sha256_of
 
 _CLEAN = "load in a clean process"
 _TIMEOUT_S = 1800.0

@@ -9,7 +9,7 @@ from typing import Any
 
 from schemas.config import CalibrationConfig, ClusterConfig, RunConfig
 from schemas.location import Url
-from workers.store import file_sha256
+from workers.files import file_sha256
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("schemas", "workers", "pipeline", "runtime")

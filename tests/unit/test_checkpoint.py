@@ -16,7 +16,7 @@ from tests.models import CONFIGS, tiny_model
 from workers.checkpoint import TensorReader, base_files, inspect, torch_dtype
 from workers.config_file import read_config
 from workers.fetching import resolve
-from workers.store import file_sha256
+from workers.files import file_sha256
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 

@@ -18,8 +18,8 @@ from tests.models import tiny_model
 from workers import objects
 from workers.checkpoint import TensorReader, base_files, inspect
 from workers.fetching import resolve
+from workers.files import file_sha256
 from workers.headers import read_header
-from workers.store import file_sha256
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from schemas.errors import RunError
-from workers.store import Store, file_sha256, write_text
+from workers.files import file_sha256, write_text
+from workers.store import Store
 from workers.tensorfile import Entry, entries
 
 KEY = "moments/0123/layers.0.mlp.input.safetensors"

@@ -1,0 +1,98 @@
+"""Local files that survive a crash: written under another name, synced, then renamed or linked."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HASH_THREADS = 8
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of(folder: Path, names: list[str]) -> dict[str, str]:
+    """SHA-256 of some files of a folder, several at a time."""
+    with ThreadPoolExecutor(max_workers=HASH_THREADS) as pool:
+        sums = pool.map(lambda name: file_sha256(folder / name), names)
+        return dict(zip(names, sums, strict=True))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small text file atomically and durably."""
+    write_bytes(path, text.encode())
+
+
+def copy(source: Path, path: Path) -> None:
+    """A small file, byte for byte, as durably."""
+    write_bytes(path, source.read_bytes())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a small file atomically and durably."""
+    with _written(path, content) as temporary:
+        publish(temporary, path)
+
+
+def create_bytes(path: Path, content: bytes) -> bool:
+    """Write a small file that is not there yet, whole and durably; False where it is.
+
+    A hard link is what a file system makes exclusively with content in it. One that has no links
+    gets a check, then a rename.
+    """
+    with _written(path, content) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:
+            if path.exists():
+                return False
+            temporary.replace(path)
+        sync_folder(path.parent)
+    return True
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Rename, then fsync the folder, so that the new name survives a crash."""
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def link(source: Path, path: Path) -> None:
+    """The same file under another name; a copy where the file system has no links."""
+    try:
+        os.link(source, path)
+    except OSError:
+        shutil.copyfile(source, path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a crash."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+@contextlib.contextmanager
+def _written(path: Path, content: bytes) -> Iterator[Path]:
+    """A synced temporary file beside `path`; what is left of it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
