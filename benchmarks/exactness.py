@@ -72,7 +72,7 @@ def main() -> None:
 def _run_until(options: argparse.Namespace, output: Path, workers: int, kill: Kill | None) -> int:
     """Start or continue a run, kill it in a stage if asked; how many finished items were redone."""
     run_dir = Path(f"{output}.run")
-    before = _times(run_dir)
+    before = _attempts(run_dir)
     log = Path(f"{output}.log")
     with log.open("w") as stderr:
         process = subprocess.Popen(_command(options, output, workers), stderr=stderr)
@@ -86,14 +86,14 @@ def _run_until(options: argparse.Namespace, output: Path, workers: int, kill: Ki
         else:
             if process.returncode or kill:
                 sys.exit(f"exit status {process.returncode} (to be killed: {kill}); see {log}")
-    return sum(before[key] != found for key, found in _times(run_dir).items() if key in before)
+    return sum(before[key] != found for key, found in _attempts(run_dir).items() if key in before)
 
 
-def _times(run_dir: Path) -> dict[str, int]:
-    """When each committed item was written, in nanoseconds; outputs move when published."""
+def _attempts(run_dir: Path) -> dict[str, str]:
+    """The attempt that made each committed item; outputs go when they are published."""
     store = Store(run_dir)
     return {
-        record.key: store.path(record.key).stat().st_mtime_ns
+        record.key: record.attempt
         for prefix in ("moments", "bases", "spectra", "factors")
         for record in store.records(prefix)
     }

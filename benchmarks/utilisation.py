@@ -27,6 +27,7 @@ from rich.table import Table
 from benchmarks.random_llama import save_random_llama
 from pipeline.cluster import Actor, ray_session, wait_for
 from pipeline.inputs import Inputs
+from pipeline.ownership import owned
 from pipeline.progress import Progress
 from pipeline.run import Run, start
 from pipeline.stream import (
@@ -41,6 +42,7 @@ from pipeline.stream import (
 from schemas.config import CalibrationConfig, ClusterConfig, RunConfig
 from schemas.moments import Pass
 from workers.checkpoint import base_files, inspect
+from workers.items import OWNER
 
 PASSES: tuple[Pass, ...] = ("forward", "backward")
 SECONDS: dict[Pass, float] = {"forward": 1.0, "backward": 3.0}
@@ -115,8 +117,12 @@ def measured(options: argparse.Namespace, shards: int) -> Iterator[tuple[Pass, U
             calibration=CalibrationConfig(text="random tokens"),
             cluster=ClusterConfig(workers=shards),
         )
-        with ray_session(config.cluster, config.numerics.threads):
-            run = start(config, inputs, Progress())
+        progress = Progress()
+        with (
+            owned(config.run_folder / OWNER, progress.note) as ownership,
+            ray_session(config.cluster, config.numerics.threads),
+        ):
+            run = start(config, inputs, progress, ownership)
             loads = {
                 worker.load.remote(shard, [tap for tap in run.taps if tap.layer in shard.range]): ""
                 for worker, shard in zip(run.workers, run.plan.shards, strict=True)

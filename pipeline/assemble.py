@@ -161,13 +161,15 @@ def describe(
 
 
 def checksums(folder: Path, known: dict[str, FileEntry]) -> dict[str, FileEntry]:
-    """Every file of `folder`; weight files are `known` from their commit records."""
-    return {
-        path.name: known.get(path.name)
-        or FileEntry(sha256=file_sha256(path), bytes=path.stat().st_size)
-        for path in sorted(folder.iterdir())
-        if path.is_file()
+    """Every file of a checkpoint: those of `folder`, and weight files, `known` from their records,
+    which need not be there.
+    """
+    found = {
+        path.name: FileEntry(sha256=file_sha256(path), bytes=path.stat().st_size)
+        for path in folder.iterdir()
+        if path.is_file() and path.name not in known
     }
+    return dict(sorted((found | known).items()))
 
 
 def versions() -> dict[str, str]:

@@ -18,6 +18,7 @@ from pipeline.progress import log, set_up_logging
 from schemas.config import Allocation, Device, DType, Factors, Method, RunConfig, Truncation
 from schemas.errors import CompressorError, RunError
 from schemas.evaluation import EvaluateConfig
+from schemas.location import locate
 
 app = typer.Typer(
     help="Compress large language models by activation-aware SVD, on Ray.",
@@ -34,7 +35,9 @@ Ratio = Annotated[
 ]
 Output = Annotated[str | None, typer.Option(help="Folder or URL of the compressed checkpoint.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
-RunDir = Annotated[Path | None, typer.Option(help="Folder of the run.  [default: OUTPUT.run]")]
+RunDir = Annotated[
+    str | None, typer.Option(help="Folder or URL of the run.  [default: OUTPUT.run]")
+]
 MethodFlag = Annotated[
     Method | None, typer.Option(help="Preset of the next three.  [default: two-sided]")
 ]
@@ -89,13 +92,17 @@ def compress(
     dtype: DTypeFlag = None,
     config: ConfigFile = None,
     settings: Settings = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Set aside what ran in the run directory before.")
+    ] = False,
 ) -> None:
     """Compress a checkpoint at one or several ratios. The same command continues a stopped run."""
+    given = locals()
     with _exit_codes():
-        request = build(RunConfig, locals())
+        request = build(RunConfig, {key: given[key] for key in given.keys() - {"fresh"}})
         from pipeline.compress import compress as run  # torch and ray load only when needed
 
-        result = run(request)
+        result = run(request, fresh=fresh)
         _out.print(render.run_table(result))
 
 
@@ -205,13 +212,13 @@ def verify(
 
 @app.command()
 def status(
-    run_dir: Annotated[Path, typer.Argument(help="A run directory (OUTPUT.run).")],
+    run_dir: Annotated[str, typer.Argument(help="A run directory (OUTPUT.run), or its URL.")],
 ) -> None:
     """What a run has finished, and what is left."""
     with _exit_codes():
         from pipeline.status import read_status
 
-        _out.print(render.status_table(read_status(run_dir)))
+        _out.print(render.status_table(read_status(locate(run_dir))))
 
 
 @app.command()

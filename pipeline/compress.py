@@ -5,8 +5,10 @@ from pathlib import Path
 from pipeline.calibrate import calibrate
 from pipeline.cluster import ray_session
 from pipeline.factorise import factorise
+from pipeline.history import set_aside
 from pipeline.inputs import gather
 from pipeline.outputs import find_output, make_output
+from pipeline.ownership import owned
 from pipeline.plan import require_disk
 from pipeline.progress import Progress
 from pipeline.run import announce, start
@@ -14,22 +16,29 @@ from schemas.config import RunConfig
 from schemas.location import locate
 from schemas.manifest import RunResult
 from workers.fetching import resolve
+from workers.items import OWNER
 from workers.memory import peak_anonymous_bytes
 from workers.objects import url_of
 
 
-def compress(config: RunConfig, progress: Progress | None = None) -> RunResult:
+def compress(config: RunConfig, progress: Progress | None = None, fresh: bool = False) -> RunResult:
     """Compress a checkpoint at every ratio of `config`; what is finished already is not redone.
 
-    Raises InputError before any expensive work, or RunError, after which the same call continues.
+    `fresh` sets aside what ran in the run directory before. Raises InputError before any expensive
+    work, or RunError, after which the same call continues.
     """
     config, progress = _settle(config), progress or Progress()
     with progress.stage("inspect", 1, "checkpoint") as stage:
         inputs = gather(config)
         stage.advance()
-    with ray_session(config.cluster, config.numerics.threads):
+    if fresh:
+        set_aside(config.run_folder, progress)
+    with (
+        owned(config.run_folder / OWNER, progress.note) as ownership,
+        ray_session(config.cluster, config.numerics.threads),
+    ):
         with progress.stage("start", 1, "cluster") as stage:
-            run = start(config, inputs, progress)
+            run = start(config, inputs, progress, ownership)
             stage.advance()
         found = {ratio: find_output(run, ratio) for ratio in config.ratio}
         if None in found.values():
@@ -60,4 +69,7 @@ def _settle(config: RunConfig) -> RunConfig:
         local = Path(locate(config.model)).expanduser().is_dir()
         found |= {"model": str(folder)} if local else {"revision": folder.name}
     config = config.model_copy(update=found)
-    return config.model_copy(update={"run_dir": config.run_folder.expanduser().absolute()})
+    run_folder = config.run_folder
+    if isinstance(run_folder, Path):
+        run_folder = run_folder.expanduser().absolute()
+    return config.model_copy(update={"run_dir": run_folder})

@@ -9,7 +9,7 @@ from torch import Tensor
 from pipeline.publish import SUCCESS, require_free
 from schemas.config import RunConfig
 from schemas.errors import ConfigError
-from schemas.location import Url
+from schemas.location import Url, is_within
 from schemas.model import ModelSpec
 from workers.checkpoint import base_files, inspect
 from workers.documents import is_local, iter_documents, separator_of
@@ -71,7 +71,7 @@ def gather(config: RunConfig) -> Inputs:
 def _check_outputs(config: RunConfig, base: Path | Url) -> None:
     for ratio in config.ratio:
         output = config.output_folder(ratio)
-        if _is_within(output, base):
+        if is_within(output.absolute() if isinstance(output, Path) else output, base):
             raise ConfigError(f"output {output} is inside the model {base}; name another folder")
         require_free(output)
     if len(config.ratio) > 1 and exists(config.output / SUCCESS):
@@ -79,9 +79,3 @@ def _check_outputs(config: RunConfig, base: Path | Url) -> None:
             f"output {config.output} is a checkpoint itself, so several ratios cannot go below it; "
             "name another folder"
         )
-
-
-def _is_within(output: Path | Url, base: Path | Url) -> bool:
-    if isinstance(output, Url):
-        return output.is_within(base)
-    return base in (output.absolute(), *output.absolute().parents)

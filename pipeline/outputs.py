@@ -9,6 +9,7 @@ from pipeline.cluster import result
 from pipeline.pool import Task
 from pipeline.publish import finished, publish_output, publish_to_store
 from pipeline.run import Run
+from pipeline.staging import check, fetch, staged
 from schemas.allocation import AllocationResult
 from schemas.errors import RunError, VerificationError
 from schemas.identity import Record
@@ -41,12 +42,12 @@ def make_output(run: Run, ratio: float) -> OutputResult:
     identity = run.ids.output(run.config, ratio)
     allocation = _allocate(run, ratio)
     results, files = _write_weights(run, identity, allocation)
-    staging, compression = _assemble(run, identity, allocation, results, files)
-    checks = _verify(run, staging, identity)
-    if isinstance(folder, Url):
-        _publish_to_store(run, staging, folder, identity, files)
-    else:
-        publish_output(staging, folder)
+    weights = {file.name: f"{_prefix(identity)}/{file.name}" for file in files}
+    with staged(run.store, identity, weights) as staging:
+        compression = _assemble(run, identity, staging, allocation, results, files)
+        checks = _verify(run, identity, staging, weights)
+        _publish(run, identity, staging, weights, folder)
+    run.store.discard(_prefix(identity))
     run.progress.note(f"{folder}: written and verified")
     return OutputResult(ratio=ratio, path=folder, compression=compression, checks=tuple(checks))
 
@@ -139,29 +140,27 @@ def _write_weights(
 def _assemble(
     run: Run,
     identity: str,
+    staging: Path,
     allocation: AllocationResult,
     results: dict[str, MatrixResult],
     files: list[OutputFile],
-) -> tuple[Path, Compression]:
-    """Everything around the weights, in the run directory."""
+) -> Compression:
+    """Everything around the weights, in `staging`."""
     with run.progress.stage("assemble", 1, "checkpoint") as stage:
-        staging, compression = _write_around(run, identity, allocation, results, files)
+        compression = _write_around(run, identity, staging, allocation, results, files)
         stage.advance()
     _warn(run, compression)
-    return staging, compression
+    return compression
 
 
 def _write_around(
     run: Run,
     identity: str,
+    staging: Path,
     allocation: AllocationResult,
     results: dict[str, MatrixResult],
     files: list[OutputFile],
-) -> tuple[Path, Compression]:
-    staging = run.store.path(_prefix(identity))
-    for left in staging.iterdir():  # what a killed run left beside the weights
-        if left.name not in {file.name for file in files}:
-            left.unlink()
+) -> Compression:
     assemble.write_around(staging, run.inputs.folder, run.spec, results, files)
     compression = assemble.describe(
         run.config,
@@ -179,7 +178,7 @@ def _write_around(
     write_text(staging / "compression.json", text)
     write_card(staging, run.inputs.folder, run.config, compression)
     _write_manifest(run, identity, staging, files)
-    return staging, compression
+    return compression
 
 
 def _write_manifest(run: Run, identity: str, staging: Path, files: list[OutputFile]) -> None:
@@ -198,10 +197,9 @@ def _write_manifest(run: Run, identity: str, staging: Path, files: list[OutputFi
     write_text(staging / "manifest.json", text)
 
 
-def _verify(run: Run, staging: Path, identity: str) -> list[Check]:
+def _verify(run: Run, identity: str, staging: Path, weights: dict[str, str]) -> list[Check]:
     with run.progress.stage("verify", 1, "checkpoint") as stage:
-        call = run.pool.workers[0].verify.remote(str(staging))
-        checks: list[Check] = result(call, "verify", run.timeout)
+        checks = check(run, staging, weights)
         stage.advance()
     try:
         require(checks, staging)
@@ -211,25 +209,29 @@ def _verify(run: Run, staging: Path, identity: str) -> list[Check]:
     return checks
 
 
-def _publish_to_store(
-    run: Run, staging: Path, url: Url, identity: str, files: list[OutputFile]
+def _publish(
+    run: Run, identity: str, staging: Path, weights: dict[str, str], place: Path | Url
 ) -> None:
-    """Weights are sent by all workers; then the copy in the run directory goes."""
+    """To a store, weights are sent by all workers. Raises OwnershipError where it has no right."""
+    run.ownership.require()
+    if isinstance(place, Path):
+        fetch(run.store, weights, staging)
+        publish_output(staging, place, identity)
+        return
 
     def send(names: set[str]) -> None:
         run.pool.run(
             Task(
                 f"upload {name}",
                 "upload",
-                (f"{_prefix(identity)}/{name}", url / name),
+                (weights[name], place / name),
                 lambda _: stage.advance(),
             )
             for name in sorted(names)
         )
 
-    with run.progress.stage("upload", len(files), "files") as stage:
-        publish_to_store(staging, url, identity, {file.name for file in files}, send)
-    run.store.discard(_prefix(identity))
+    with run.progress.stage("upload", len(weights), "files") as stage:
+        publish_to_store(staging, place, identity, set(weights), send)
 
 
 def _prefix(identity: str) -> str:
@@ -247,7 +249,7 @@ def _keys(run: Run, allocation: AllocationResult) -> dict[str, str]:
 def _committed(run: Run, key: str) -> Record:
     record = run.store.record(key)
     if record is None:
-        raise RunError(f"{run.store.path(key)}: gone since it was committed; start again")
+        raise RunError(f"{run.store.root / key}: gone since it was committed; start again")
     return record
 
 

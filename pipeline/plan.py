@@ -49,10 +49,13 @@ def require_disk(plan: Plan, config: RunConfig, committed: int) -> None:
 
     Factors are kept beside the checkpoints they go into; `committed` bytes are there already.
     """
-    needs = [(config.run_folder, plan.disk.run_directory - committed)]
-    if isinstance(config.output, Path):
-        needs.append((config.output, plan.disk.outputs))
+    needs = [
+        (config.run_folder, plan.disk.run_directory - committed),
+        (config.output, plan.disk.outputs),
+    ]
     for folder, size in needs:
+        if not isinstance(folder, Path):
+            continue
         path = folder.absolute()
         place = next(parent for parent in (path, *path.parents) if parent.exists())
         free = shutil.disk_usage(place).free

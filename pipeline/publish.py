@@ -1,10 +1,14 @@
 """The last step: a verified folder becomes the checkpoint.
 
-On a file system in one rename. In an object store file by file, below a claim that other runs
-respect; `_SUCCESS` comes last, by one conditional write, and before it nothing counts.
+On a file system in one rename, onto nothing or an empty folder. In an object store file by file,
+below a claim that runs of other identities respect. There every file is created where it is not
+yet, none is ever replaced, and the manifest is of what is there: so however many drivers of one
+identity publish at once, or late, the result is one and whole. `_SUCCESS` comes last; before it
+nothing counts.
 """
 
 import errno
+import hashlib
 import shutil
 import uuid
 from collections.abc import Callable
@@ -12,9 +16,9 @@ from pathlib import Path
 
 from schemas.errors import ConfigError
 from schemas.location import Url
-from schemas.manifest import Compression
+from schemas.manifest import Compression, FileEntry, Manifest
 from workers.files import publish, write_text
-from workers.objects import create, exists, names_in, read_bytes, remove, upload
+from workers.objects import create, exists, names_in, read_bytes, remove, transfer
 from workers.verify import read_manifest
 
 SUCCESS = "_SUCCESS"
@@ -54,28 +58,46 @@ def require_free(place: Path | Url) -> None:
         )
 
 
-def publish_output(staging: Path, folder: Path) -> None:
-    """Mark `staging` as a success and rename it to `folder`, which is empty or absent."""
+def publish_output(staging: Path, folder: Path, identity: str) -> None:
+    """Mark `staging` as a success and rename it to `folder`, where that is empty or absent.
+
+    Where another driver was faster, its checkpoint stays. Raises ConfigError if that is of another
+    identity, or where something else is there by now.
+    """
     write_text(staging / SUCCESS, "")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _rename(staging, folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        if finished(folder, identity) is None:
+            require_free(folder)
+            raise
+
+
+def _rename(staging: Path, folder: Path) -> None:
+    """In one step, also from another file system."""
     try:
         publish(staging, folder)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
         beside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
-        shutil.copytree(staging, beside)
-        publish(beside, folder)
-        shutil.rmtree(staging)
+        try:
+            shutil.copytree(staging, beside)
+            publish(beside, folder)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 def publish_to_store(
     staging: Path, url: Url, identity: str, weights: set[str], send: Callable[[set[str]], None]
 ) -> None:
-    """Copy `staging` below `url`; `send` copies the files named `weights`.
+    """Copy `staging` below `url`, where files are not there; `send` does so for `weights`.
 
-    A run of the same identity that was stopped here begins again: its files are the same ones.
-    Raises ConfigError where another run has claimed the place or has published there.
+    What a run of the same identity left here, stopped or at work, is gone on with. Raises
+    ConfigError where another run has claimed the place or has published there.
     """
     if not create(url / _CLAIM, identity.encode()):
         owner = read_bytes(url / _CLAIM).decode()
@@ -86,10 +108,18 @@ def publish_to_store(
             )
     if finished(url, identity) is None:
         send(weights)
-        for path in sorted(staging.iterdir()):
-            if path.name not in weights | {_MANIFEST}:
-                upload(path, url / path.name)
-        upload(staging / _MANIFEST, url / _MANIFEST)
+        small = {path.name: path for path in staging.iterdir()}.keys() - weights - {_MANIFEST}
+        for name in sorted(small):
+            transfer(staging / name, url / name)
+        manifest = Manifest.model_validate_json((staging / _MANIFEST).read_bytes())
+        files = manifest.files | {name: _entry(url / name) for name in small}
+        text = manifest.model_copy(update={"files": files}).model_dump_json(indent=2) + "\n"
+        create(url / _MANIFEST, text.encode())
         if not create(url / SUCCESS, b""):
             finished(url, identity)  # by another driver of this very run, or it raises
     remove(url / _CLAIM)
+
+
+def _entry(place: Url) -> FileEntry:
+    content = read_bytes(place)
+    return FileEntry(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))

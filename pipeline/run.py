@@ -13,7 +13,9 @@ from pipeline.cluster import (
     wait_for,
     worker_count,
 )
+from pipeline.history import require_same
 from pipeline.inputs import Inputs, tokens_sha256
+from pipeline.ownership import Ownership
 from pipeline.plan import make_plan
 from pipeline.pool import Pool
 from pipeline.progress import Progress
@@ -23,8 +25,8 @@ from schemas.model import MatrixSpec, ModelSpec
 from schemas.moments import Tap, taps
 from schemas.plan import Plan, WorkerFacts
 from schemas.run import RunRecord
-from workers.files import write_text
-from workers.items import moment_key
+from workers.items import KINDS, RUN_RECORD, STAGING, moment_key
+from workers.objects import remove_below, write
 from workers.store import Store
 
 
@@ -35,9 +37,11 @@ class Run:
     config: RunConfig
     inputs: Inputs
     progress: Progress
+    ownership: Ownership
     store: Store
     plan: Plan
     facts: WorkerFacts
+    ground: Ground
     ids: Identities
     chains: list[list[Actor]]
     pool: Pool
@@ -97,21 +101,24 @@ class Run:
             self.pool.invite(worker, worker.identify.remote(self.ids))
 
 
-def start(config: RunConfig, inputs: Inputs, progress: Progress) -> Run:
+def start(config: RunConfig, inputs: Inputs, progress: Progress, ownership: Ownership) -> Run:
     """Plan, start the actors, and agree on what is computed."""
     spec = inputs.spec
     plan = make_plan(config, spec, find_cluster(config.cluster, config.numerics, spec.dtype))
     workers = start_workers(config, spec, plan.workers, plan)
     facts = agree(config.cluster, workers, progress)
     progress.note(_summary(facts, plan))
+    ground = _ground(inputs, facts)
     return Run(
         config=config,
         inputs=inputs,
         progress=progress,
+        ownership=ownership,
         store=Store(config.run_folder),
         plan=plan,
         facts=facts,
-        ids=identities(config, _ground(inputs, facts)),
+        ground=ground,
+        ids=identities(config, ground),
         chains=[workers[at : at + plan.chain] for at in range(0, len(workers), plan.chain)],
         pool=Pool(workers, config.cluster.item_timeout_s, progress.warn),
         allocator=start_allocator(config, facts.node),
@@ -119,9 +126,17 @@ def start(config: RunConfig, inputs: Inputs, progress: Progress) -> Run:
 
 
 def announce(run: Run) -> None:
-    """Write run.json, and tell the workers which items are theirs to make."""
-    run.store.clear_temporaries()
-    write_text(run.store.root / "run.json", _record(run).model_dump_json(indent=2))
+    """Write run.json, and tell the workers which items are theirs to make.
+
+    Raises ConfigError where a run of another identity is there.
+    """
+    record = _record(run)
+    require_same(run.store.root, record)
+    run.ownership.require()
+    for kind in KINDS:
+        run.store.sweep(kind)
+    remove_below(run.store.root / STAGING)
+    write(run.store.root / RUN_RECORD, record.model_dump_json(indent=2).encode())
     calls = {worker.identify.remote(run.ids): "identity of a worker" for worker in run.workers}
     wait_for(calls, run.timeout)
 
@@ -160,6 +175,7 @@ def _shape(plan: Plan) -> str:
 def _record(run: Run) -> RunRecord:
     return RunRecord(
         config=run.config,
+        ground=run.ground,
         ids=run.ids,
         plan=run.plan,
         taps=dict(Counter(tap.direction for tap in run.taps)),

@@ -6,18 +6,19 @@ from pydantic import ValidationError
 
 from pipeline.publish import SUCCESS
 from schemas.errors import ConfigError
-from schemas.location import locate
+from schemas.location import Url, locate
 from schemas.run import RunRecord
 from schemas.status import RunStatus, StageStatus
-from workers.objects import exists
+from workers.items import RUN_RECORD
+from workers.objects import exists, read_bytes
 from workers.store import Store
 
 
-def read_status(run_dir: Path) -> RunStatus:
+def read_status(run_dir: Path | Url) -> RunStatus:
     """Count items by stage. Raises ConfigError where the folder is no run directory."""
-    path = run_dir / "run.json"
+    path = run_dir / RUN_RECORD
     try:
-        record = RunRecord.model_validate_json(path.read_bytes())
+        record = RunRecord.model_validate_json(read_bytes(path))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; not a run directory") from error
     except ValidationError:

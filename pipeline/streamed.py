@@ -77,9 +77,10 @@ class _Evaluation:
         with tempfile.TemporaryDirectory(
             prefix="svdllm-evaluate-", dir=self.config.work_dir, ignore_cleanup_errors=True
         ) as folder:
-            store = Store(Path(folder).absolute())
+            root = Path(folder).absolute()
+            store = Store(root)
             if last:
-                _require_disk(store.root, boundary_bytes(self.sources, windows.numel()))
+                _require_disk(root, boundary_bytes(self.sources, windows.numel()))
                 joins = {worker.join.remote(store.root): "work_dir" for worker in workers}
                 wait_for(joins, self.timeout)
             for wave in range(last):

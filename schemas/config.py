@@ -1,11 +1,12 @@
 """What a user asks for. Flags, YAML and Python all build the same `RunConfig`."""
 
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from schemas.location import Location, Url, locate
+from schemas.location import Location, Url, is_within
 
 Method = Literal["two-sided", "svd-llm-v2", "svd-llm"]
 Truncation = Literal["fisher", "input-only", "svd-llm-v2", "svd-llm"]
@@ -99,8 +100,8 @@ class RunConfig(Schema):
     model: str = Field(description="A local checkpoint folder, a hub id or a URL (s3://, gs://)")
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id")
     output: Location = Field(description="Folder or URL of the compressed checkpoint")
-    run_dir: Path | None = Field(
-        None, description="Folder of the run; default OUTPUT.run, none for a URL"
+    run_dir: Location | None = Field(
+        None, description="Folder or URL of the run; default OUTPUT.run, none for a URL"
     )
     ratio: tuple[Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)], ...] = Field(
         description="Fraction of the targeted parameters removed; one or several"
@@ -146,24 +147,15 @@ class RunConfig(Schema):
             )
         return value
 
-    @field_validator("run_dir", mode="before")
-    @classmethod
-    def _run_dir_is_a_folder(cls, value: Any) -> Any:
-        if isinstance(value, str) and isinstance(locate(value), Url):
-            raise ValueError("a run directory is a folder on storage that all nodes share")
-        return value
-
     @model_validator(mode="after")
     def _folders_apart(self) -> Self:
-        if isinstance(self.output, Url):
-            if self.run_dir is None:
-                raise ValueError(
-                    f"output {self.output} is in an object store, but a run directory is a folder; "
-                    "name one that all nodes share: --run-dir"
-                )
-            return self
+        if isinstance(self.output, Url) and self.run_dir is None:
+            raise ValueError(
+                f"output {self.output} is in an object store; name a run directory with --run-dir: "
+                "a folder that all nodes share, or a URL"
+            )
         for one, other in ((self.output, self.run_folder), (self.run_folder, self.output)):
-            if one == other or one in other.parents:
+            if is_within(one, other):
                 raise ValueError(
                     f"output {self.output} and run_dir {self.run_folder}: neither may be inside "
                     "the other; name another --run-dir"
@@ -192,12 +184,16 @@ class RunConfig(Schema):
 
     @property
     def fetched(self) -> Path:
-        """Folder of what is fetched of a model in an object store."""
-        return self.run_folder / "base"
+        """Folder of the small files of a model in an object store: in the run directory, if that is
+        a folder, else one of each node.
+        """
+        if isinstance(self.run_folder, Path):
+            return self.run_folder / "base"
+        return Path(tempfile.gettempdir()) / "svdllm-base"
 
     @property
-    def run_folder(self) -> Path:
-        """Folder of the run's artefacts."""
+    def run_folder(self) -> Path | Url:
+        """Folder or prefix of the run's artefacts."""
         return self.run_dir or Path(f"{self.output}.run")
 
     def output_folder(self, ratio: float) -> Path | Url:

@@ -9,6 +9,7 @@
         ├── NumericsError              a value that must be finite or definite is not
         ├── WorkerError                a worker failed or missed its deadline
         │   └── WorkerDiedError             its process or its node is gone
+        ├── OwnershipError             another driver works in the run directory
         └── VerificationError          a written checkpoint is not what was meant
 
 A message says what is wrong, where (field, file, layer, matrix), the value, and the remedy.
@@ -55,6 +56,10 @@ class WorkerError(RunError):
 
 class WorkerDiedError(WorkerError):
     """The process of a worker, or its node, is gone."""
+
+
+class OwnershipError(RunError):
+    """Another driver works in the same run directory."""
 
 
 class VerificationError(RunError):

@@ -20,15 +20,27 @@ _ARTEFACTS = 2  # raised whenever an item of the run directory changes its conte
 class Record(Schema):
     """The commit record of one finished item: it exists only if the item is complete.
 
-    `sha256` is that of the item's file; `seal` is that of this record, so that a damaged one is
-    told from a true one.
+    `attempt` tells its file from those of other attempts at the same item. `sha256` is that of the
+    file; `seal` is that of this record, so that a damaged one is told from a true one.
     """
 
     key: str
+    attempt: str
     sha256: str
     bytes: int
     facts: dict[str, JsonValue] = Field(default_factory=dict)
     seal: str = ""
+
+    @staticmethod
+    def file_of(key: str, attempt: str) -> str:
+        """The file of one attempt at an item, from the root of the run directory."""
+        stem, _, suffix = key.rpartition(".")
+        return f"{stem}.{attempt}.{suffix}"
+
+    @property
+    def file(self) -> str:
+        """The item's file, from the root of the run directory."""
+        return self.file_of(self.key, self.attempt)
 
     def sealed(self) -> Self:
         """This record with its seal."""

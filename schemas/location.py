@@ -21,9 +21,17 @@ class Url(str):
         """Its last part."""
         return self.rpartition("/")[2]
 
-    def is_within(self, other: object) -> bool:
-        """Whether it is `other` or a place below it."""
-        return isinstance(other, Url) and f"{self}/".startswith(f"{other}/")
+    @property
+    def parent(self) -> "Url":
+        """All but its last part."""
+        return Url(self.rpartition("/")[0])
+
+
+def is_within(place: Path | Url, other: Path | Url) -> bool:
+    """Whether a place is another one or below it; a folder and a URL never are."""
+    if isinstance(place, Url) or isinstance(other, Url):
+        return isinstance(place, Url) and f"{place}/".startswith(f"{other}/")
+    return other in (place, *place.parents)
 
 
 def locate(value: object) -> Path | Url:

@@ -9,7 +9,7 @@ import gc
 import platform
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import ray
@@ -30,10 +30,11 @@ from workers.allocator import RankAllocator
 from workers.checkpoint import torch_dtype
 from workers.compression import Compressor
 from workers.fetching import resolve
+from workers.items import RUN_RECORD
 from workers.layers import Decoder
 from workers.memory import peak_anonymous_bytes
 from workers.moment_items import commit_moment, commit_part, merge_parts
-from workers.objects import upload
+from workers.objects import exists, local_copy, transfer
 from workers.output import write_file
 from workers.shard import Purpose, Shard, Step
 from workers.store import Store
@@ -61,10 +62,10 @@ class LayerShard:
 
     def identify(self, ids: Identities) -> None:
         """Say which items this run reads and writes. Raises ConfigError where it sees none."""
-        if not (self._config.run_folder / "run.json").is_file():
+        if not exists(self._config.run_folder / RUN_RECORD):
             raise ConfigError(
                 f"run_dir {self._config.run_folder} is not seen on {socket.gethostname()}; name a "
-                "folder on storage that all nodes share"
+                "folder on storage that all nodes share, or a prefix in an object store"
             )
         self._ids = ids
         self._store = Store(self._config.run_folder)
@@ -142,11 +143,19 @@ class LayerShard:
 
     def upload(self, key: str, url: Url) -> None:
         """Copy a committed item to an object store."""
-        upload(self._store.path(key), url)
+        transfer(self._store.place(key), url)
 
     def verify(self, folder: str) -> list[Check]:
         """Check a written checkpoint, with a load in a clean process where it fits."""
         return verify_checkpoint(Path(folder), published=False)
+
+    def verify_stored(self, place: Url, weights: Mapping[str, str]) -> list[Check]:
+        """The same where its small files are at `place` and its weights are items, by file name."""
+        with local_copy(place) as folder:
+            for name, key in weights.items():
+                with self._store.local(key) as path:
+                    path.rename(folder / name)
+            return verify_checkpoint(folder, published=False)
 
     def peak_memory(self) -> int:
         """Peak of the anonymous memory of this worker, in bytes."""

@@ -1,7 +1,6 @@
 """The allocator's mind: the losses of all matrices, and the ranks that follow from them."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from schemas.allocation import AllocationResult
 from schemas.config import RunConfig
@@ -20,7 +19,7 @@ class RankAllocator:
 
     def gather(self, matrices: Sequence[MatrixSpec], identity: str) -> int:
         """Read the committed spectra of `matrices`; how many there are."""
-        store = Store(Path(self._config.run_folder))
+        store = Store(self._config.run_folder)
         self._losses = [read_spectrum(store, identity, matrix)[0] for matrix in matrices]
         return len(self._losses)
 

@@ -121,14 +121,14 @@ class Compressor:
     def _basis(
         self, matrix: MatrixSpec, problem: Problem, loss: MatrixLoss, facts: SpectrumFacts
     ) -> Basis:
-        """The committed basis; where none is kept the same one again, rounded as if it had been."""
+        """The committed basis; where none is kept the same one again, as if it had been stored."""
         key = basis_key(self._ids.bases, matrix.name)
         if self._config.cluster.keep_bases or self._store.record(key):
             tensors = self._store.load(key).tensors
             left, right = tensors.pop("left"), tensors.pop("right")
         else:
             again = problem.basis(problem.root())
-            left, right = again.left.float(), again.right.float()
+            left, right = again.left.float().contiguous(), again.right.float().contiguous()
         return Basis(
             eigenvalues=loss.eigenvalues.to(self._device),
             left=left.to(self._device).double(),

@@ -5,6 +5,10 @@ from typing import Literal
 from schemas.identity import Identities
 from schemas.moments import Tap
 
+RUN_RECORD = "run.json"
+KINDS = ("moments", "parts", "boundaries", "bases", "spectra", "factors", "outputs")
+STAGING = "staging"
+OWNER = "owner"
 Carried = Literal["hidden", "gradient"]
 
 

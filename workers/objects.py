@@ -6,17 +6,19 @@ Credentials and endpoints come from the environment, as each store's own client 
 """
 
 import contextlib
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import fsspec  # type: ignore[import-untyped]
 
 from schemas.errors import CheckpointError, RunError
 from schemas.location import Url, locate
+from workers.files import create_bytes, write_bytes
 
 IN_FLIGHT = 8  # requests at a time, of one process
 # What clients raise that is no OSError, by module; one that is not loaded has raised nothing.
@@ -132,21 +134,51 @@ def download(place: Url, names: list[str], folder: Path) -> None:
         list(pool.map(one, names))
 
 
-def upload(path: Path, place: Url) -> None:
-    """A local file, in parts where it is large; it is seen when it is complete, never before."""
-    with _explained(place):
+def upload(path: Path, place: Url, mode: Literal["overwrite", "create"] = "overwrite") -> None:
+    """A local file, in parts where it is large; it is seen when it is complete, never before.
+
+    With mode "create" one that is there stays. Raises RunError where its size is another one.
+    """
+    with _explained(place), contextlib.suppress(FileExistsError):
         opened = _open(place)
-        opened.system.put_file(str(path), opened.path)
+        opened.system.put_file(str(path), opened.path, mode=mode)
     if (there := size_of(place)) != (size := path.stat().st_size):
         raise RunError(f"{place}: {there} bytes arrived of {size}; start the same command again")
 
 
-def create(place: Url, content: bytes) -> bool:
-    """Write a file that is not there yet; False where it is.
+def transfer(source: Path | Url, place: Url) -> None:
+    """A file that is not there yet into an object store; one that is there stays.
 
-    One conditional request (If-None-Match: *) with s3fs; with file systems that have no such
-    request a check, then a write.
+    From another place in one it goes by way of a temporary file.
     """
+    if exists(place):
+        return
+    if isinstance(source, Path):
+        upload(source, place, mode="create")
+        return
+    with tempfile.TemporaryDirectory(prefix="svdllm-") as name:
+        download(source.parent, [source.name], Path(name))
+        upload(Path(name) / source.name, place, mode="create")
+
+
+def write(place: Path | Url, content: bytes) -> None:
+    """A small file, in the place of one that may be there."""
+    if isinstance(place, Path):
+        write_bytes(place, content)
+        return
+    with _explained(place):
+        opened = _open(place)
+        opened.system.pipe_file(opened.path, content)
+
+
+def create(place: Path | Url, content: bytes) -> bool:
+    """Write a small file that is not there yet; False where it is.
+
+    A hard link on a file system, one conditional request (If-None-Match: *) with s3fs; with file
+    systems that have neither a check, then a write.
+    """
+    if isinstance(place, Path):
+        return create_bytes(place, content)
     with _explained(place):
         opened = _open(place)
         try:
@@ -156,11 +188,40 @@ def create(place: Url, content: bytes) -> bool:
     return True
 
 
-def remove(place: Url) -> None:
-    """Remove a file that is there."""
-    with _explained(place):
+def remove(place: Path | Url) -> None:
+    """Remove a file; nothing where there is none."""
+    if isinstance(place, Path):
+        place.unlink(missing_ok=True)
+        return
+    with _explained(place), contextlib.suppress(FileNotFoundError):
         opened = _open(place)
         opened.system.rm_file(opened.path)
+
+
+def files_below(place: Path | Url) -> dict[str, int]:
+    """Bytes of every file below a folder or prefix, however deep, by its name from there."""
+    if isinstance(place, Path):
+        return dict(sorted(_walk(place)))
+    with _explained(place):
+        opened = _open(place)
+        try:
+            found = opened.system.find(opened.path, detail=True)
+        except FileNotFoundError:
+            return {}
+    start = len(opened.path.rstrip("/")) + 1
+    return {path[start:]: int(entry["size"]) for path, entry in sorted(found.items())}
+
+
+def remove_below(place: Path | Url) -> None:
+    """Remove every file below a folder or prefix."""
+    if isinstance(place, Path):
+        shutil.rmtree(place, ignore_errors=True)
+        return
+    if not files_below(place):
+        return
+    with _explained(place), contextlib.suppress(FileNotFoundError):
+        opened = _open(place)
+        opened.system.rm(opened.path, recursive=True)
 
 
 @contextlib.contextmanager
@@ -174,6 +235,14 @@ def local_copy(place: Path | Url) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="svdllm-") as name:
         download(place, names, Path(name))
         yield Path(name)
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, int]]:
+    """Names and sizes; what is removed meanwhile is left out."""
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file():
+                yield path.relative_to(folder).as_posix(), path.stat().st_size
 
 
 def _open(place: Url) -> _Opened:

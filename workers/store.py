@@ -1,14 +1,17 @@
-"""The run directory: immutable items, each committed once with its checksum.
+"""The run directory, a folder or a prefix in an object store: immutable items, committed once.
 
-An item is there if its record is there; the record is renamed into place after the item itself. So
-a killed run leaves either a finished item or nothing that counts, and every question of resuming is
-"is the item there?".
+Content is written under a name that is private to the attempt. Then its record is created, by one
+exclusive write: it names that file and has its checksum, and what it names counts, nothing else. So
+of two that make the same item one wins, nobody changes what is committed, and a killed run leaves
+files that no record names, which the next run removes.
 """
 
+import contextlib
 import hashlib
-import shutil
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +21,19 @@ from torch import Tensor
 
 from schemas.errors import RunError
 from schemas.identity import Record
-from workers.files import publish, write_text
+from schemas.location import Url
+from workers.files import sync_folder
+from workers.objects import (
+    IN_FLIGHT,
+    create,
+    download,
+    files_below,
+    read_bytes,
+    remove,
+    remove_below,
+    size_of,
+    upload,
+)
 from workers.tensorfile import Entry, write_tensors
 
 Facts = dict[str, JsonValue]
@@ -32,14 +47,10 @@ class Item(NamedTuple):
 
 
 class Store:
-    """Items below `root`, by key: `<root>/<key>` and its record `<root>/records/<key>.json`."""
+    """Items below `root`, by key; the record of one is `<root>/records/<key>.json`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path | Url) -> None:
         self.root = root
-
-    def path(self, key: str) -> Path:
-        """Where the item is, or will be."""
-        return self.root / key
 
     def record(self, key: str) -> Record | None:
         """The record of a committed item; None where it, or a file of its size, is not there.
@@ -47,61 +58,110 @@ class Store:
         A damaged record is none: its item is made anew.
         """
         try:
-            record = Record.model_validate_json(self._record_path(key).read_bytes())
-            size = self.path(key).stat().st_size
+            record = Record.model_validate_json(read_bytes(self._record_place(key)))
+            size = size_of(self.root / record.file)
         except (FileNotFoundError, ValidationError):
             return None
-        return record if record.bytes == size and record == record.sealed() else None
+        intact = record.bytes == size and record.key == key and record == record.sealed()
+        return record if intact else None
+
+    def place(self, key: str) -> Path | Url:
+        """Where the content of a committed item is. Raises RunError where it is absent."""
+        return self.root / self._committed(key).file
+
+    @contextlib.contextmanager
+    def local(self, key: str) -> Iterator[Path]:
+        """The content of a committed item as a local file, for as long as this lasts."""
+        place = self.place(key)
+        if isinstance(place, Path):
+            yield place
+            return
+        with tempfile.TemporaryDirectory(prefix="svdllm-") as name:
+            download(place.parent, [place.name], Path(name))
+            yield Path(name) / place.name
 
     def commit(self, key: str, content: Iterable[Entry], facts: Facts | None = None) -> Record:
-        """Write the item under a temporary name, fsync, rename; then the same for its record.
-
-        An item that is there already is left as it is: items are immutable, and equal keys have
-        equal content.
-        """
+        """Write the item; where it is there already, or another was faster, that one stays."""
         if (there := self.record(key)) is not None:
             return there
-        path, temporary = self.path(key), self.root / "tmp" / uuid.uuid4().hex
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        written = write_tensors(temporary, content, {"format": "pt"})
-        publish(temporary, path)
-        record = Record(key=key, sha256=written.sha256, bytes=written.bytes, facts=facts or {})
-        record = record.sealed()
-        write_text(self._record_path(key), record.model_dump_json())
+        attempt = uuid.uuid4().hex[:12]
+        place = self.root / Record.file_of(key, attempt)
+        with _new(place) as path:
+            written = write_tensors(path, content, {"format": "pt"})
+        record = Record(
+            key=key,
+            attempt=attempt,
+            sha256=written.sha256,
+            bytes=written.bytes,
+            facts=facts or {},
+        ).sealed()
+        while not create(self._record_place(key), record.model_dump_json().encode()):
+            if (there := self.record(key)) is not None:
+                remove(place)
+                return there
+            self.forget(key)  # a damaged one
         return record
 
     def load(self, key: str) -> Item:
         """An item, read once and checked. Raises RunError where it is absent or damaged."""
-        record = self.record(key)
-        path = self.path(key)
-        if record is None:
-            raise RunError(f"{path}: not there or cut short; start the same command again")
-        content = path.read_bytes()
+        record = self._committed(key)
+        content = read_bytes(self.root / record.file)
         if hashlib.sha256(content).hexdigest() != record.sha256:
-            self._record_path(key).unlink(missing_ok=True)
+            self.forget(key)
             raise RunError(
-                f"{path}: its content is not what was written (SHA-256 differs); "
+                f"{self.root / key}: its content is not what was written (SHA-256 differs); "
                 "start the same command again and it will be computed anew"
             )
         return Item(deserialize(content), record.facts)
 
-    def clear_temporaries(self) -> None:
-        """Remove what killed runs were writing."""
-        shutil.rmtree(self.root / "tmp", ignore_errors=True)
+    def forget(self, key: str) -> None:
+        """Let an item be made anew."""
+        remove(self._record_place(key))
 
     def discard(self, prefix: str) -> None:
         """Forget every item below a key prefix, so that it is made anew."""
-        shutil.rmtree(self.root / "records" / prefix, ignore_errors=True)
-        shutil.rmtree(self.root / prefix, ignore_errors=True)
+        remove_below(self.root / f"records/{prefix}")
+        remove_below(self.root / prefix)
 
     def records(self, prefix: str) -> Iterator[Record]:
         """Records of the committed items below a key prefix, by key."""
-        folder = self.root / "records" / prefix
-        for path in sorted(folder.rglob("*.json")):
-            key = path.relative_to(self.root / "records").as_posix().removesuffix(".json")
-            if record := self.record(key):
-                yield record
+        below = f"{prefix}/" if prefix else ""
+        names = files_below(self.root / f"records/{prefix}".rstrip("/"))
+        keys = sorted(f"{below}{n.removesuffix('.json')}" for n in names if n.endswith(".json"))
+        with ThreadPoolExecutor(IN_FLIGHT) as pool:
+            yield from filter(None, pool.map(self.record, keys))
 
-    def _record_path(self, key: str) -> Path:
-        return self.root / "records" / f"{key}.json"
+    def sweep(self, prefix: str) -> None:
+        """Remove the files below a key prefix that no record names: of attempts that ended."""
+        named = {record.file for record in self.records(prefix)}
+        for name in files_below(self.root / prefix):
+            if f"{prefix}/{name}" not in named:
+                remove(self.root / f"{prefix}/{name}")
+
+    def _committed(self, key: str) -> Record:
+        record = self.record(key)
+        if record is None:
+            raise RunError(
+                f"{self.root / key}: not there or cut short; start the same command again"
+            )
+        return record
+
+    def _record_place(self, key: str) -> Path | Url:
+        return self.root / f"records/{key}.json"
+
+
+@contextlib.contextmanager
+def _new(place: Path | Url) -> Iterator[Path]:
+    """A local file to write, which then is at `place`; nothing is where writing fails."""
+    if isinstance(place, Path):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield place
+        except BaseException:
+            place.unlink(missing_ok=True)
+            raise
+        sync_folder(place.parent)
+        return
+    with tempfile.TemporaryDirectory(prefix="svdllm-") as name:
+        yield Path(name) / "item"
+        upload(Path(name) / "item", place)

@@ -10,6 +10,7 @@ from typing import Any
 from schemas.config import CalibrationConfig, ClusterConfig, RunConfig
 from schemas.location import Url
 from workers.files import file_sha256
+from workers.store import Store
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("schemas", "workers", "pipeline", "runtime")
@@ -63,12 +64,6 @@ def flags(config: RunConfig) -> list[str]:
     return found + (["--run-dir", str(config.run_dir)] if config.run_dir else [])
 
 
-def local(place: Path | Url) -> Path:
-    """A folder, where the checkpoint was not asked for in an object store."""
-    assert isinstance(place, Path)
-    return place
-
-
 def weight_sums(folder: Path) -> dict[str, str]:
     """SHA-256 of every weight file of a checkpoint."""
     found = {path.name: file_sha256(path) for path in folder.glob("*.safetensors")}
@@ -85,24 +80,23 @@ def file_sums(folder: Path) -> dict[str, str]:
     }
 
 
-def item_sums(run_dir: Path, *prefixes: str) -> dict[str, str]:
+def item_sums(run_dir: Path | Url, *prefixes: str) -> dict[str, str]:
     """SHA-256 of every committed item below the prefixes, by key."""
     return {
-        record["key"]: record["sha256"]
+        record.key: record.sha256
         for prefix in prefixes
-        for path in (run_dir / "records" / prefix).rglob("*.json")
-        if (record := json.loads(path.read_text()))
+        for record in Store(run_dir).records(prefix)
     }
 
 
-def item_times(run_dir: Path, *prefixes: str) -> dict[str, tuple[int, int]]:
-    """When every committed item and its record were last written, by key, in nanoseconds."""
+def item_attempts(run_dir: Path | Url, *prefixes: str) -> dict[str, str]:
+    """The attempt that made every committed item below the prefixes, by key: one that is made anew
+    has another.
+    """
     return {
-        key: (
-            (run_dir / key).stat().st_mtime_ns,
-            (run_dir / "records" / f"{key}.json").stat().st_mtime_ns,
-        )
-        for key in item_sums(run_dir, *prefixes)
+        record.key: record.attempt
+        for prefix in prefixes
+        for record in Store(run_dir).records(prefix)
     }
 
 

@@ -17,12 +17,13 @@ from tests.integration.support import (
     copy_packages,
     file_sums,
     flags,
+    item_attempts,
     item_sums,
-    item_times,
-    local,
     weight_sums,
 )
+from tests.items import file_of, local
 from tests.models import tiny_model
+from workers.store import Store
 
 PYTHON = (sys.executable, "-m", "pipeline")
 SVDLLM = (str(Path(sys.executable).with_name("svdllm")),)
@@ -57,12 +58,12 @@ def copied(reference: Reference, tmp_path: Path) -> Path:
 
 def test_a_finished_run_is_not_done_again(reference: Reference) -> None:
     run_dir = reference.config.run_folder
-    output, items = file_sums(local(reference.output.path)), item_times(run_dir, *KINDS)
+    output, items = file_sums(local(reference.output.path)), item_attempts(run_dir, *KINDS)
     code, _, log = run(*flags(reference.config))
     assert code == 0, log
     assert f"{reference.output.path}: already there, nothing to do" in log
     assert file_sums(local(reference.output.path)) == output
-    assert item_times(run_dir, *KINDS) == items
+    assert item_attempts(run_dir, *KINDS) == items
 
 
 def test_an_output_of_another_ratio_is_refused(reference: Reference, here: list[str]) -> None:
@@ -86,16 +87,36 @@ def test_more_workers_than_cpus_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_another_identity_is_refused_with_what_differs(
+    reference: Reference, here: list[str], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(reference.config.run_folder, run_dir)
+    update = {"output": tmp_path / "out", "run_dir": run_dir}
+    asked = [*flags(reference.config.model_copy(update=update)), "--seed", "1", *here]
+    code, _, log = run(*asked)
+    assert code == 2, log
+    assert "seed: 0 -> 1" in log
+    assert item_sums(run_dir, *KINDS) == item_sums(reference.config.run_folder, *KINDS)
+    code, _, log = run(*asked, "--fresh")
+    assert code == 0, log
+    assert f"kept as {run_dir}.1" in log
+    kept = item_sums(tmp_path / "run.1", *KINDS)
+    assert kept == item_sums(reference.config.run_folder, *KINDS)
+    assert not kept.keys() & item_sums(run_dir, "moments").keys()
+
+
 def test_status_counts_what_is_there(reference: Reference, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(reference.config.run_folder, run_dir)
     moments, bases, factors = (
         sorted(item_sums(run_dir, kind)) for kind in ("moments", "bases", "factors")
     )
-    cut = run_dir / moments[0]
+    store = Store(run_dir)
+    cut = file_of(store, moments[0])
     cut.write_bytes(cut.read_bytes()[:-1])
-    (run_dir / bases[0]).unlink()
-    (run_dir / "records" / f"{factors[0]}.json").unlink()
+    file_of(store, bases[0]).unlink()
+    store.forget(factors[0])
     code, printed, log = run("status", run_dir)
     assert code == 0, log
     done = {stage: int(count) for stage, count in re.findall(r"│ (\w+) +│ +(\d+) │", printed)}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from pipeline.compress import compress
 from schemas.config import RunConfig
@@ -13,10 +14,12 @@ from schemas.errors import RunError, VerificationError
 from schemas.manifest import Manifest
 from schemas.moments import backward_tap, forward_tap
 from tests.integration.conftest import Reference
-from tests.integration.support import KINDS, item_sums, item_times, local, weight_sums
+from tests.integration.support import KINDS, item_attempts, item_sums, weight_sums
+from tests.items import file_of, local
 from workers.checkpoint import inspect
 from workers.items import basis_key, factors_key, moment_key, spectrum_key
 from workers.store import Store
+from workers.tensorfile import entries
 
 
 @pytest.fixture
@@ -29,10 +32,10 @@ def config(reference: Reference, tmp_path: Path) -> RunConfig:
 @pytest.fixture
 def remade(config: RunConfig) -> Callable[[], set[str]]:
     """Keys of the items written since the last call."""
-    seen = item_times(config.run_folder, *KINDS)
+    seen = item_attempts(config.run_folder, *KINDS)
 
     def changed() -> set[str]:
-        now = item_times(config.run_folder, *KINDS)
+        now = item_attempts(config.run_folder, *KINDS)
         found = {key for key in now if now[key] != seen.get(key)}
         seen.update(now)
         return found
@@ -62,12 +65,12 @@ def test_a_damaged_item_is_named_and_the_next_start_makes_it_anew(
     expected = item_sums(store.root, *KINDS)
 
     def fails(key: str) -> None:
-        damage(store.path(key))
+        damage(file_of(store, key))
         with pytest.raises(RunError, match=rf"{re.escape(key)}: .* start the same command again"):
             compress(config)
         assert store.record(key) is None
 
-    (store.root / "records" / f"{first}.json").unlink()  # made again, from what is read for it
+    store.forget(first)  # made again, from what is read for it
     inputs = (
         moment_key(ids, forward_tap(matrix, config.truncation)),
         moment_key(ids, backward_tap(matrix, config.truncation)),
@@ -82,13 +85,14 @@ def test_a_damaged_item_is_named_and_the_next_start_makes_it_anew(
     fails(second)
     assert remade() == met | {first}
 
-    staged = store.path(f"outputs/{manifest.output}/model.safetensors")
-    shutil.copy(reference.output.path / staged.name, staged)  # as if killed before it was verified
-    damage(staged)
+    key = f"outputs/{manifest.output}/model.safetensors"  # as if killed before it was verified
+    published = load_file(local(reference.output.path) / "model.safetensors")
+    store.commit(key, entries(published))
+    damage(file_of(store, key))
     with pytest.raises(VerificationError, match=r"model\.safetensors: changed"):
         compress(config)
     assert remade() == {second}
-    assert not staged.exists()
+    assert store.record(key) is None
 
     compress(config)
     assert remade() == set()

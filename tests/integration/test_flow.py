@@ -13,7 +13,8 @@ from pipeline.compress import compress
 from schemas.config import METHODS, Method
 from schemas.manifest import Compression, Manifest, OutputResult
 from tests.integration.conftest import Reference
-from tests.integration.support import KINDS, ask, file_sums, headers, item_times, local, weight_sums
+from tests.integration.support import KINDS, ask, file_sums, headers, item_attempts, weight_sums
+from tests.items import local
 from tests.models import prose, tiny_model, tiny_tokenizer
 from workers.checkpoint import inspect
 from workers.loading import load_model
@@ -68,7 +69,7 @@ def flow(
     base = tiny_model(folder / "base", family, **FAMILIES[family])
     before = file_sums(base)
     config = ask(base, text, folder / "output", ratio=RATIOS[family])
-    return Flow(family, base, before, config.run_folder, compress(config).outputs)
+    return Flow(family, base, before, local(config.run_folder), compress(config).outputs)
 
 
 def test_every_check_passes(flow: Flow) -> None:
@@ -85,13 +86,13 @@ def test_the_base_is_not_touched(flow: Flow) -> None:
 
 def test_one_calibration_serves_every_ratio(flow: Flow) -> None:
     run = json.loads((flow.run_dir / "run.json").read_text())
-    moments = item_times(flow.run_dir, "moments")
-    bases = item_times(flow.run_dir, "bases")
-    spectra = item_times(flow.run_dir, "spectra")
+    moments = item_attempts(flow.run_dir, "moments")
+    bases = item_attempts(flow.run_dir, "bases")
+    spectra = item_attempts(flow.run_dir, "spectra")
     assert len(moments) == sum(run["taps"].values())
     assert len(bases) == len(spectra) == run["matrices"] == len(inspect(flow.base).matrices)
     measured = max(max(times) for times in (moments | bases | spectra).values())
-    assert measured < min(min(times) for times in item_times(flow.run_dir, "factors").values())
+    assert measured < min(min(times) for times in item_attempts(flow.run_dir, "factors").values())
 
 
 def test_the_rows_are_what_is_on_disk(flow: Flow) -> None:
@@ -216,12 +217,12 @@ def test_the_papers_methods(method: Method, local_ray: None, text: Path, tmp_pat
 
 def test_another_ratio_measures_nothing_anew(reference: Reference, tmp_path: Path) -> None:
     run_dir = reference.config.run_folder
-    before = item_times(run_dir, *KINDS)
+    before = item_attempts(run_dir, *KINDS)
     config = reference.config.model_copy(
         update={"output": tmp_path / "output", "run_dir": run_dir, "ratio": (0.45,)}
     )
     (output,) = compress(config).outputs
-    after = item_times(run_dir, *KINDS)
+    after = item_attempts(run_dir, *KINDS)
     assert {key: after[key] for key in before} == before
     assert after.keys() - before.keys()
     assert all(key.startswith("factors/") for key in after.keys() - before.keys())

@@ -12,7 +12,8 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from pipeline.compress import compress
-from tests.integration.support import ask, copy_packages, flags, local, weight_sums
+from tests.integration.support import ask, copy_packages, flags, weight_sums
+from tests.items import local
 from tests.models import tiny_model
 from workers.verify import require, verify_checkpoint
 
@@ -81,7 +82,7 @@ def test_a_submitted_job_compresses_on_every_gpu(
     require(verify_checkpoint(local(config.output), published=True), local(config.output))
     assert "Ray gave each worker a GPU" in printed
     assert "2 layer shards" in printed
-    record = json.loads((config.run_folder / "run.json").read_text())
+    record = json.loads((local(config.run_folder) / "run.json").read_text())
     assert len(record["plan"]["shards"]) == 2
     alone = ask(model, text, tmp_path / "alone", workers=1)
     compress(alone)

@@ -10,7 +10,8 @@ from schemas.config import RunConfig
 from schemas.run import RunRecord
 from tests.integration.conftest import Reference
 from tests.integration.processes import AGENTS, Command, Process
-from tests.integration.support import KINDS, ROOT, flags, item_times, local, until, weight_sums
+from tests.integration.support import KINDS, ROOT, flags, item_attempts, until, weight_sums
+from tests.items import local
 
 
 @pytest.fixture
@@ -44,8 +45,8 @@ def start(config: RunConfig) -> Iterator[Callable[[], Command]]:
 def test_a_run_stopped_in_every_stage_ends_with_the_same_bytes(
     config: RunConfig, reference: Reference, start: Callable[[], Command]
 ) -> None:
-    run_dir = config.run_folder
-    seen: dict[str, tuple[int, int]] = {}
+    run_dir = local(config.run_folder)
+    seen: dict[str, str] = {}
 
     def stop(
         what: str,
@@ -57,16 +58,16 @@ def test_a_run_stopped_in_every_stage_ends_with_the_same_bytes(
         until(lambda: under_way(command), what)
         code = how(command)
         until(lambda: command.alone(lingering), f"{what}: every process of the run has ended")
-        now = item_times(run_dir, *KINDS)
+        now = item_attempts(run_dir, *KINDS)
         assert {key: now[key] for key in seen} == seen, f"{what}: a finished item was made again"
         seen.update(now)
         return code
 
     def items(kind: str) -> Callable[[Command], bool]:
-        return lambda c: c.said("") and not item_times(run_dir, kind).keys() <= seen.keys()
+        return lambda c: c.said("") and not item_attempts(run_dir, kind).keys() <= seen.keys()
 
     assert stop("start", starts_ray, lambda c: interrupt(c, signal.SIGTERM), AGENTS) == 143
-    assert not run_dir.exists()
+    assert not (run_dir / "run.json").exists()
     assert stop("calibrate", lambda c: c.said("load: "), lose_host) == -signal.SIGKILL
     assert not seen
     code = stop("backward", lambda c: c.said("commit forward: "), lose_driver, AGENTS)
@@ -81,7 +82,7 @@ def test_a_run_stopped_in_every_stage_ends_with_the_same_bytes(
     last = start()
     assert last.wait() == 0, last.log
     assert weight_sums(local(config.output)) == weight_sums(local(reference.output.path))
-    now = item_times(run_dir, *KINDS)
+    now = item_attempts(run_dir, *KINDS)
     assert {key: now[key] for key in seen} == seen
 
 

@@ -20,9 +20,13 @@ from schemas.errors import CheckpointError, ConfigError
 from schemas.location import Url
 from schemas.manifest import Manifest
 from tests.integration.conftest import Endpoint, Reference
-from tests.integration.support import local, weight_sums
+from tests.integration.support import KINDS, ask, item_attempts, item_sums, weight_sums
+from tests.items import local
+from tests.models import tiny_model
 from workers.checkpoint import inspect
-from workers.objects import create, download, exists, names_in, read_bytes, upload
+from workers.objects import create, download, exists, files_below, names_in, read_bytes, upload
+from workers.store import Store
+from workers.verify import require, verify_checkpoint
 
 ROOT = Path(__file__).parents[2]
 BUCKET = Url("s3://bucket")
@@ -112,7 +116,7 @@ def test_from_store_to_store(stored: Stored, server: Server, tmp_path: Path) -> 
     fetched = [path for path in stored.config.fetched.rglob("*") if path.is_file()]
     assert "config.json" in {path.name for path in fetched}
     assert not [path for path in fetched if path.suffix == ".safetensors"]
-    assert not list((run_dir / "outputs").glob("*/*"))
+    assert not files_below(run_dir / "outputs")
 
     # A rerun reads no weight and writes nothing.
     before = server.reads("/bucket/base/model.safetensors")
@@ -151,6 +155,34 @@ def test_no_byte_is_read_without_need(stored: Stored, server: Server) -> None:
     matrices = {f"model.{matrix.name}.weight" for matrix in spec.matrices}
     for name, count in counts.items():
         assert count <= (3 if name in matrices else 2), name
+
+
+def test_a_run_directory_in_a_store(stored: Stored, text: Path, tmp_path: Path) -> None:
+    """Everything is there, nothing on this machine; what is finished is found by the next run."""
+    config = ask(tiny_model(tmp_path / "model"), text, tmp_path / "expected")
+    compress(config)
+    expected = weight_sums(local(config.output))
+    run_dir, output = BUCKET / "run", tmp_path / "output"
+    there = config.model_copy(update={"run_dir": run_dir, "output": output})
+    compress(there)
+    assert weight_sums(output) == expected
+    require(verify_checkpoint(output, published=True), output)
+    assert item_sums(run_dir, *KINDS) == item_sums(config.run_folder, *KINDS)
+    left = {name.split("/")[0] for name in files_below(run_dir)}
+    assert left == {*KINDS, "owner", "records", "run.json"}
+
+    seen = item_attempts(run_dir, *KINDS)
+    Store(run_dir).forget(next(key for key in seen if key.startswith("factors/")))
+    again = there.model_copy(update={"output": BUCKET / "again"})
+    (result,) = compress(again).outputs
+    assert all(check.passed for check in result.checks)
+    now = item_attempts(run_dir, *KINDS)
+    assert sum(now[key] != attempt for key, attempt in seen.items()) == 1
+    names = names_in(BUCKET / "again")
+    (tmp_path / "again").mkdir()
+    download(BUCKET / "again", names, tmp_path / "again")
+    assert weight_sums(tmp_path / "again") == expected
+    assert CliRunner().invoke(app, ["status", str(run_dir)]).exit_code == 0
 
 
 def test_a_command_takes_urls(stored: Stored, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from schemas.identity import Identities
 from schemas.model import MatrixSpec, ModelSpec
 from schemas.moments import Tap, backward_tap, forward_tap
 from schemas.output import MatrixResult
+from tests.items import file_of
 from tests.models import tiny_model
 from workers.checkpoint import inspect
 from workers.compression import Compressor, kept_dense, read_spectrum
@@ -87,7 +88,7 @@ def commit(run: Run, tap: Tap, matrix: Tensor) -> None:
         "tokens": torch.tensor(400),
     }
     key = moment_key(IDS, tap)
-    (run.store.root / "records" / f"{key}.json").unlink(missing_ok=True)  # items are immutable
+    run.store.forget(key)  # items are immutable
     run.store.commit(key, entries(tensors))
 
 
@@ -213,7 +214,7 @@ def test_a_basis_is_enough_for_every_rank(tmp_path: Path) -> None:
     """Factors of another rank come from the same item, which is not written again."""
     run = make_run(tmp_path)
     run.cut("mlp.up_proj", 5)
-    path = run.store.path(basis_key("b", run.matrix("mlp.up_proj").name))
+    path = file_of(run.store, basis_key("b", run.matrix("mlp.up_proj").name))
     before = path.stat().st_mtime_ns
     run.compressor.truncate(run.matrix("mlp.up_proj"), 9)
     assert path.stat().st_mtime_ns == before
@@ -231,7 +232,7 @@ def test_a_basis_that_is_not_kept_is_computed_again(tmp_path: Path, method: str,
     assert kept.store.record(basis_key("b", name))
     assert not frugal.store.record(basis_key("b", name))
     key = factors_key("f", name, 5)
-    assert frugal.store.path(key).read_bytes() == kept.store.path(key).read_bytes()
+    assert file_of(frugal.store, key).read_bytes() == file_of(kept.store, key).read_bytes()
 
 
 def test_the_spectrum_is_kept_in_float64_with_its_facts(tmp_path: Path) -> None:
@@ -263,7 +264,7 @@ def test_the_same_work_gives_the_same_bytes(tmp_path: Path, method: str) -> None
         name = run.matrix("mlp.up_proj").name
         contents.append(
             [
-                run.store.path(key).read_bytes()
+                file_of(run.store, key).read_bytes()
                 for key in (basis_key("b", name), factors_key("f", name, 5))
             ]
         )

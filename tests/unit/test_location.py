@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from schemas.config import RunConfig
-from schemas.location import Url, locate
+from schemas.location import Url, is_within, locate
 
 
 @pytest.mark.parametrize(
@@ -36,10 +36,19 @@ def test_what_is_below_a_url() -> None:
     assert url / "b" == "s3://bucket/a/b"
     assert isinstance(url / "b", Url)
     assert (url / "b").name == "b"
-    assert (url / "b").is_within(url)
-    assert url.is_within(url)
-    assert not Url("s3://bucket/ab").is_within(url)
-    assert not url.is_within(Path("/a"))
+    assert (url / "b").parent == url
+
+
+def test_what_is_within_what() -> None:
+    url, folder = Url("s3://bucket/a"), Path("/a")
+    assert is_within(url / "b", url)
+    assert is_within(url, url)
+    assert not is_within(Url("s3://bucket/ab"), url)
+    assert is_within(folder / "b" / "c", folder)
+    assert is_within(folder, folder)
+    assert not is_within(Path("/ab"), folder)
+    assert not is_within(url, folder)
+    assert not is_within(folder, url)
 
 
 def config(**fields: object) -> RunConfig:
@@ -60,6 +69,13 @@ def test_an_output_in_a_store_needs_a_run_directory() -> None:
         config(run_dir=None)
 
 
-def test_a_run_directory_is_no_url() -> None:
-    with pytest.raises(ValueError, match="a run directory is a folder"):
-        config(run_dir="s3://bucket/run")
+def test_a_run_directory_may_be_a_url() -> None:
+    made = config(run_dir="s3://bucket/run")
+    assert made.run_folder == Url("s3://bucket/run")
+    assert isinstance(RunConfig.model_validate_json(made.model_dump_json()).run_folder, Url)
+
+
+@pytest.mark.parametrize("run_dir", ["s3://bucket/out", "s3://bucket/out/run", "s3://bucket"])
+def test_output_and_run_directory_are_apart_in_a_store(run_dir: str) -> None:
+    with pytest.raises(ValueError, match="neither may be inside the other"):
+        config(run_dir=run_dir)

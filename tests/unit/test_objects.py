@@ -13,13 +13,16 @@ from safetensors.torch import load_file
 
 from pipeline.publish import finished, publish_to_store, require_free
 from schemas.errors import CheckpointError, ConfigError
+from schemas.identity import Identities
 from schemas.location import Url
+from schemas.manifest import FileEntry, Manifest
 from tests.models import tiny_model
 from workers import objects
 from workers.checkpoint import TensorReader, base_files, inspect
 from workers.fetching import resolve
 from workers.files import file_sha256
 from workers.headers import read_header
+from workers.verify import read_manifest
 
 
 @pytest.fixture
@@ -187,8 +190,12 @@ class Copy:
 def copy(url: Url, tmp_path: Path) -> Copy:
     staging = tmp_path / "staging"
     staging.mkdir()
-    for name in ("config.json", "manifest.json", "model.safetensors"):
+    for name in ("config.json", "model.safetensors"):
         (staging / name).write_text(name)
+    ids = Identities(forward="f", backward=None, bases="b", factors="f")
+    files = {path.name: FileEntry(sha256="of this driver's", bytes=1) for path in staging.iterdir()}
+    manifest = Manifest(output="mine", identities=ids, base_files={}, versions={}, files=files)
+    (staging / "manifest.json").write_text(manifest.model_dump_json())
     return Copy(staging, url)
 
 
@@ -212,6 +219,25 @@ def test_a_stopped_publication_counts_for_nothing_and_continues(copy: Copy) -> N
         copy("other")
     copy()
     assert "_PUBLISHING" not in objects.names_in(copy.url)
+
+
+def test_what_another_driver_of_the_run_has_published_stays(copy: Copy) -> None:
+    """However late: each file is the first that came, and the manifest is of what is there."""
+
+    def faster() -> None:
+        objects.write(copy.url / "config.json", b"of the other driver")
+
+    copy(before=faster)
+    assert objects.read_bytes(copy.url / "config.json") == b"of the other driver"
+    manifest = read_manifest(copy.url)
+    assert manifest.files["config.json"].bytes == len(b"of the other driver")
+    assert manifest.files["model.safetensors"].sha256 == "of this driver's"
+    published = {name: objects.read_bytes(copy.url / name) for name in objects.names_in(copy.url)}
+    (copy.staging / "config.json").write_text("changed")
+    objects.remove(copy.url / "_SUCCESS")  # as the slower one sees it: it looked before
+    copy()
+    assert {name: objects.read_bytes(copy.url / name) for name in published} == published
+    assert set(objects.names_in(copy.url)) == published.keys()
 
 
 def test_files_of_others_are_not_touched(copy: Copy) -> None:

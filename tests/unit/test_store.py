@@ -9,7 +9,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from schemas.errors import RunError
+from schemas.identity import Record
+from tests.items import file_of, local
 from workers.files import file_sha256, write_text
+from workers.objects import files_below
 from workers.store import Store
 from workers.tensorfile import Entry, entries
 
@@ -26,9 +29,19 @@ def commit(store: Store, key: str = KEY, value: float = 1.0) -> None:
 
 
 def files(store: Store) -> set[str]:
-    return {
-        path.relative_to(store.root).as_posix() for path in store.root.rglob("*") if path.is_file()
-    }
+    return set(files_below(store.root))
+
+
+def committed(store: Store) -> Record:
+    """The record of the item."""
+    found = store.record(KEY)
+    assert found is not None
+    return found
+
+
+def record_of(store: Store) -> Path:
+    """The file of the record."""
+    return local(store.root / "records" / f"{KEY}.json")
 
 
 def break_off() -> Iterator[Entry]:
@@ -64,22 +77,21 @@ def test_an_item_without_facts_or_tensors_is_an_item(store: Store) -> None:
 
 def test_the_record_is_of_the_file(store: Store) -> None:
     commit(store)
-    record = store.record(KEY)
-    assert record is not None
+    record = committed(store)
     assert record.key == KEY
-    assert record.bytes == store.path(KEY).stat().st_size
-    assert record.sha256 == file_sha256(store.path(KEY))
+    assert record.bytes == file_of(store, KEY).stat().st_size
+    assert record.sha256 == file_sha256(file_of(store, KEY))
     assert record.facts == {"tokens": 7}
 
 
 def test_an_item_is_a_plain_safetensors_file(store: Store) -> None:
     commit(store)
-    assert torch.equal(load_file(store.path(KEY))["moment"], torch.ones(5, 3))
+    assert torch.equal(load_file(file_of(store, KEY))["moment"], torch.ones(5, 3))
 
 
 def test_nothing_but_the_item_and_its_record_is_left(store: Store) -> None:
     commit(store)
-    assert files(store) == {KEY, f"records/{KEY}.json"}
+    assert files(store) == {committed(store).file, f"records/{KEY}.json"}
 
 
 def test_another_store_of_the_same_folder_sees_it(store: Store) -> None:
@@ -89,16 +101,36 @@ def test_another_store_of_the_same_folder_sees_it(store: Store) -> None:
 
 def test_a_second_commit_leaves_the_first_as_it_is(store: Store) -> None:
     commit(store, value=1.0)
-    written = store.path(KEY).stat().st_mtime_ns
+    written = committed(store)
     commit(store, value=2.0)
     assert torch.equal(store.load(KEY).tensors["moment"], torch.ones(5, 3))
-    assert store.path(KEY).stat().st_mtime_ns == written
+    assert committed(store) == written
+
+
+def test_of_two_that_make_an_item_at_once_one_wins(store: Store) -> None:
+    """The slower one finds the other's, and leaves nothing."""
+
+    def slow() -> Tensor:
+        commit(Store(store.root), value=1.0)
+        return torch.full((5, 3), 2.0)
+
+    record = store.commit(KEY, [Entry("moment", torch.float32, (5, 3), slow)])
+    assert record == committed(store)
+    assert torch.equal(store.load(KEY).tensors["moment"], torch.ones(5, 3))
+    assert files(store) == {record.file, f"records/{KEY}.json"}
+
+
+def test_what_wins_over_a_damaged_record_is_whole(store: Store) -> None:
+    commit(store)
+    record_of(store).write_text("{")
+    commit(store, value=2.0)
+    assert torch.equal(store.load(KEY).tensors["moment"], torch.full((5, 3), 2.0))
 
 
 def test_a_damaged_item_is_written_anew(store: Store) -> None:
     commit(store, value=1.0)
-    content = store.path(KEY).read_bytes()
-    store.path(KEY).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    content = file_of(store, KEY).read_bytes()
+    file_of(store, KEY).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(RunError, match="SHA-256 differs"):
         store.load(KEY)
     commit(store, value=2.0)
@@ -114,9 +146,9 @@ def test_what_was_never_committed_is_not_there(store: Store) -> None:
 @pytest.mark.parametrize("position", [0, 8, 60, -1])
 def test_one_changed_byte_is_found_and_the_item_dropped(store: Store, position: int) -> None:
     commit(store)
-    content = bytearray(store.path(KEY).read_bytes())
+    content = bytearray(file_of(store, KEY).read_bytes())
     content[position] ^= 1
-    store.path(KEY).write_bytes(content)
+    file_of(store, KEY).write_bytes(content)
     with pytest.raises(RunError, match=r"not what was written \(SHA-256 differs\)"):
         store.load(KEY)
     assert store.record(KEY) is None
@@ -124,7 +156,7 @@ def test_one_changed_byte_is_found_and_the_item_dropped(store: Store, position: 
 
 def test_a_dropped_item_can_be_committed_anew(store: Store) -> None:
     commit(store)
-    store.path(KEY).write_bytes(b"x" * store.path(KEY).stat().st_size)
+    file_of(store, KEY).write_bytes(b"x" * file_of(store, KEY).stat().st_size)
     with pytest.raises(RunError):
         store.load(KEY)
     commit(store)
@@ -134,7 +166,7 @@ def test_a_dropped_item_can_be_committed_anew(store: Store) -> None:
 @pytest.mark.parametrize("keep", [0, 10, -1])
 def test_a_truncated_file_does_not_count(store: Store, keep: int) -> None:
     commit(store)
-    store.path(KEY).write_bytes(store.path(KEY).read_bytes()[:keep])
+    file_of(store, KEY).write_bytes(file_of(store, KEY).read_bytes()[:keep])
     assert store.record(KEY) is None
     assert list(store.records("moments")) == []
     with pytest.raises(RunError, match="cut short"):
@@ -145,7 +177,7 @@ def test_a_truncated_file_does_not_count(store: Store, keep: int) -> None:
 def test_a_damaged_record_does_not_count(store: Store, damage: str) -> None:
     """Cut short, no record at all, or with another fact in it."""
     commit(store)
-    path = store.root / "records" / f"{KEY}.json"
+    path = record_of(store)
     text = path.read_text()
     assert '"tokens":7' in text
     path.write_text(text.replace('"tokens":7', damage) if "tokens" in damage else damage)
@@ -154,13 +186,13 @@ def test_a_damaged_record_does_not_count(store: Store, damage: str) -> None:
 
 def test_a_file_without_its_record_does_not_count(store: Store) -> None:
     commit(store)
-    (store.root / "records" / f"{KEY}.json").unlink()
+    record_of(store).unlink()
     assert store.record(KEY) is None
 
 
 def test_a_record_without_its_file_does_not_count(store: Store) -> None:
     commit(store)
-    store.path(KEY).unlink()
+    file_of(store, KEY).unlink()
     assert store.record(KEY) is None
 
 
@@ -169,25 +201,28 @@ def test_an_interrupted_write_does_not_count(store: Store) -> None:
         store.commit(KEY, break_off())
     assert store.record(KEY) is None
     assert list(store.records("moments")) == []
-    assert not store.path(KEY).exists()
+    assert files(store) == set()
 
 
 def test_an_interrupted_write_leaves_nothing_that_counts(store: Store) -> None:
     with pytest.raises(RuntimeError, match="killed"):
         store.commit(KEY, break_off())
-    assert store.record(KEY) is None
-    assert not store.path(KEY).exists()
+    assert files(store) == set()
     commit(store)
     assert torch.equal(store.load(KEY).tensors["moment"], torch.ones(5, 3))
 
 
 def test_temporary_files_do_not_count(store: Store) -> None:
-    """What a killed process leaves beside an item and beside its record."""
-    for path in (store.path(KEY), store.root / "records" / f"{KEY}.json"):
-        path.parent.mkdir(parents=True)
-        path.with_name(f"{path.name}.0123abcd.tmp").write_bytes(b"half a file")
-    assert store.record(KEY) is None
-    assert list(store.records("")) == []
+    """What a killed process leaves where items are, and beside a record."""
+    commit(store)
+    record = record_of(store)
+    left = [store.root / Record.file_of(KEY, "0123abcd"), record.with_name(f"{record.name}.0.tmp")]
+    for path in map(local, left):
+        path.write_bytes(b"half a file")
+    assert [record.key for record in store.records("")] == [KEY]
+    store.sweep("moments")
+    assert not local(left[0]).exists()
+    assert store.load(KEY).facts == {"tokens": 7}
 
 
 def test_records_are_those_below_a_prefix_by_key(store: Store) -> None:

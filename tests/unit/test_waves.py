@@ -12,6 +12,7 @@ from pipeline.waves import Waves
 from schemas.identity import Identities
 from schemas.moments import Pass, Tap
 from schemas.plan import LayerRange
+from tests.items import file_of
 from workers.items import Carried
 from workers.store import Store
 from workers.tensorfile import entries
@@ -74,7 +75,7 @@ def test_without_a_whole_boundary_it_starts_further_below(tmp_path: Path) -> Non
     found = waves(tmp_path, [6, 7], [])
     leave(found, 1, "forward")
     leave(found, 3, "forward")
-    found.run.store.path(found.below(3, "forward").key(BATCHES["forward"][-1])).unlink()
+    file_of(found.run.store, found.below(3, "forward").key(BATCHES["forward"][-1])).unlink()
     assert found.forward() == range(1, 4)
 
 
