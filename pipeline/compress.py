@@ -7,14 +7,15 @@ from pipeline.cluster import ray_session
 from pipeline.factorise import factorise
 from pipeline.history import set_aside
 from pipeline.inputs import gather
+from pipeline.journal import journal
 from pipeline.outputs import find_output, make_output
 from pipeline.ownership import owned
 from pipeline.plan import require_disk
 from pipeline.progress import Progress
-from pipeline.run import announce, start
+from pipeline.run import Run, announce, start
 from schemas.config import RunConfig
 from schemas.location import locate
-from schemas.manifest import RunResult
+from schemas.manifest import OutputResult, RunResult
 from workers.fetching import resolve
 from workers.items import OWNER
 from workers.memory import peak_anonymous_bytes
@@ -40,20 +41,26 @@ def compress(config: RunConfig, progress: Progress | None = None, fresh: bool = 
         with progress.stage("start", 1, "cluster") as stage:
             run = start(config, inputs, progress, ownership)
             stage.advance()
-        found = {ratio: find_output(run, ratio) for ratio in config.ratio}
-        if None in found.values():
-            require_disk(run.plan, config, run.committed_bytes())
-            announce(run)
-            calibrate(run)
-            factorise(run, run.spec.matrices)
-        outputs = tuple(found[ratio] or make_output(run, ratio) for ratio in config.ratio)
         return RunResult(
-            outputs=outputs,
+            outputs=_stages(run),
             seconds=progress.seconds,
             busy=progress.busy,
             driver_peak_bytes=peak_anonymous_bytes(),
             worker_peak_bytes=tuple(run.pool.each("peak_memory")),
         )
+
+
+def _stages(run: Run) -> tuple[OutputResult, ...]:
+    """The checkpoint at every ratio."""
+    found = {ratio: find_output(run, ratio) for ratio in run.config.ratio}
+    if None in found.values():
+        require_disk(run.plan, run.config, run.committed_bytes())
+        announce(run)
+    with journal(run.store.root, run.plan, run.progress):
+        if None in found.values():
+            calibrate(run)
+            factorise(run, run.spec.matrices)
+        return tuple(there or make_output(run, ratio) for ratio, there in found.items())
 
 
 def _settle(config: RunConfig) -> RunConfig:

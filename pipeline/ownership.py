@@ -85,6 +85,14 @@ def owned(place: Path | Url, note: Callable[[str], None]) -> Iterator[Ownership]
             ownership.release()
 
 
+def describe(place: Path | Url) -> str:
+    """Who took a place last, and whether that driver has left it."""
+    if not (latest := _latest(place)):
+        return "nobody"
+    left = ", which has ended" if _beat(place, latest) == _RELEASED else ""
+    return f"{_name(_read(place, latest)).removeprefix('another ')}{left}"
+
+
 def take(place: Path | Url, note: Callable[[str], None]) -> Ownership:
     """Own a place, with no beat yet. Raises OwnershipError where another driver works there."""
     while True:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import zip_longest
 
 from rich.console import Console
@@ -28,6 +28,9 @@ class Progress:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
         self.seconds: dict[str, float] = {}
+        self.warnings: list[str] = []
+        self.current: Stage | None = None
+        self.watch: Callable[[Stage], None] = lambda _: None
         self._busy: dict[str, list[float]] = {}
 
     @contextlib.contextmanager
@@ -35,7 +38,8 @@ class Progress:
         """A stage of `total` items; its duration is recorded under `name`."""
         start = time.monotonic()
         bars = self._bars() if self._console.is_terminal else None
-        stage = Stage(name, total, unit, bars, start)
+        stage = self.current = Stage(name, total, unit, bars, start, self.watch)
+        self.watch(stage)
         with bars or contextlib.nullcontext():
             yield stage
         seconds = time.monotonic() - start
@@ -61,7 +65,12 @@ class Progress:
 
     def warn(self, message: str) -> None:
         """One line that the user must see."""
+        self.warnings.append(message)
         log.warning(message)
+
+    def spent(self, stage: "Stage") -> float:
+        """Seconds of all stages of this name, this one included."""
+        return self.seconds.get(stage.name, 0.0) + stage.elapsed
 
     def _bars(self) -> Bars:
         return Bars(
@@ -80,9 +89,17 @@ class Progress:
 class Stage:
     """One stage under way."""
 
-    def __init__(self, name: str, total: int, unit: str, bars: Bars | None, start: float) -> None:
-        self._name, self._total, self._unit = name, total, unit
-        self._bars, self._start, self._logged = bars, start, start
+    def __init__(
+        self,
+        name: str,
+        total: int,
+        unit: str,
+        bars: Bars | None,
+        start: float,
+        watch: Callable[["Stage"], None],
+    ) -> None:
+        self.name, self.total, self.unit = name, total, unit
+        self._bars, self._start, self._logged, self._watch = bars, start, start, watch
         self._tokens = 0
         self.done = 0
         self.busy: list[float] = []  # seconds of each worker, where a stage measures them
@@ -96,12 +113,23 @@ class Stage:
             self._bars.update(self._task, completed=self.done, rate=self.rate())
         elif time.monotonic() - self._logged > _LOG_EVERY_S:
             self._logged = time.monotonic()
-            log.info("%s: %d/%d %s%s", self._name, self.done, self._total, self._unit, self.rate())
+            log.info("%s: %d/%d %s%s", self.name, self.done, self.total, self.unit, self.rate())
+        self._watch(self)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self._start
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """So far; None where it streams no tokens."""
+        return self._tokens / max(self.elapsed, 1e-9) if self._tokens else None
 
     def rate(self) -> str:
         """Tokens a second so far, where there are tokens."""
-        seconds = max(time.monotonic() - self._start, 1e-9)
-        return f", {self._tokens / seconds:,.0f} tokens/s" if self._tokens else ""
+        rate = self.tokens_per_second
+        return "" if rate is None else f", {rate:,.0f} tokens/s"
 
 
 def set_up_logging() -> None:

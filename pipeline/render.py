@@ -10,7 +10,7 @@ from rich.text import Text
 
 from schemas.manifest import Check, OutputResult, RunResult
 from schemas.plan import Plan
-from schemas.status import RunStatus
+from schemas.status import Activity, RunStatus
 
 _MARKS = {
     True: Text("ok", "green"),
@@ -73,10 +73,21 @@ def status_table(status: RunStatus) -> RenderableType:
         total = "" if stage.total is None else f"{stage.total:,}"
         table.add_row(stage.name, f"{stage.done:,}", total, _size(stage.bytes))
     lines = [
-        Text(f"{folder}: {'published' if done else 'not yet'}")
-        for folder, done in status.outputs.items()
+        f"{folder}: {'published' if done else 'not yet'}" for folder, done in status.outputs.items()
     ]
-    return Group(table, *lines)
+    if status.activity is not None:
+        lines += [status.owner, *_activity(status.activity)]
+    return Group(table, *map(Text, lines))
+
+
+def _activity(now: Activity) -> list[str]:
+    rate = f", {now.tokens_per_second:,.0f} tokens/s" if now.tokens_per_second else ""
+    left = "" if now.left is None or now.error else f"; about {_duration(now.left)} left"
+    spent = _duration(sum(now.spent.values()))
+    lines = [f"{now.stage}: {now.done:,} of {now.total:,} {now.unit}{rate}{left}"]
+    lines.append(f"after {spent} of work, at {now.written}")
+    lines += [f"warning: {warning}" for warning in now.warnings]
+    return lines + ([f"failed: {now.error}"] if now.error else [])
 
 
 def _parameters(plan: Plan) -> Table:

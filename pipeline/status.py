@@ -4,12 +4,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from pipeline.journal import NAME
+from pipeline.ownership import describe
 from pipeline.publish import SUCCESS
 from schemas.errors import ConfigError
 from schemas.location import Url, locate
 from schemas.run import RunRecord
-from schemas.status import RunStatus, StageStatus
-from workers.items import RUN_RECORD
+from schemas.status import Activity, RunStatus, StageStatus
+from workers.items import OWNER, RUN_RECORD
 from workers.objects import exists, read_bytes
 from workers.store import Store
 
@@ -33,6 +35,8 @@ def read_status(run_dir: Path | Url) -> RunStatus:
     ids, taps = record.ids, record.taps
     return RunStatus(
         model=record.config.model,
+        owner=describe(run_dir / OWNER),
+        activity=_activity(run_dir),
         stages=(
             *(stage(name, f"moments/{ids.moments(name)}", count) for name, count in taps.items()),
             stage("factorise", f"bases/{ids.bases}", record.matrices),
@@ -40,3 +44,10 @@ def read_status(run_dir: Path | Url) -> RunStatus:
         ),
         outputs={folder: exists(locate(folder) / SUCCESS) for folder in record.outputs},
     )
+
+
+def _activity(run_dir: Path | Url) -> Activity | None:
+    try:
+        return Activity.model_validate_json(read_bytes(run_dir / NAME))
+    except (FileNotFoundError, ValidationError):
+        return None

@@ -30,7 +30,13 @@ def test_shards_waves_and_replicas_write_the_same_bytes(
     result = compress(config)
     assert len(result.worker_peak_bytes) == cluster.workers
     left = {name.split("/")[0] for name in files_below(config.run_folder)}
-    assert left == {*KINDS, "owner", "records", "run.json"}  # nothing of waves or replicas
+    assert left == {
+        *KINDS,
+        "owner",
+        "progress.json",
+        "records",
+        "run.json",
+    }  # nothing of waves or replicas
     assert weight_sums(output) == weight_sums(local(reference.output.path))
     items = item_sums(config.run_folder, *KINDS)
     expected = item_sums(reference.config.run_folder, *KINDS)

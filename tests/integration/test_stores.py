@@ -169,7 +169,7 @@ def test_a_run_directory_in_a_store(stored: Stored, text: Path, tmp_path: Path) 
     require(verify_checkpoint(output, published=True), output)
     assert item_sums(run_dir, *KINDS) == item_sums(config.run_folder, *KINDS)
     left = {name.split("/")[0] for name in files_below(run_dir)}
-    assert left == {*KINDS, "owner", "records", "run.json"}
+    assert left == {*KINDS, "owner", "progress.json", "records", "run.json"}
 
     seen = item_attempts(run_dir, *KINDS)
     Store(run_dir).forget(next(key for key in seen if key.startswith("factors/")))

@@ -1,0 +1,83 @@
+"""progress.json in the run directory: what `svdllm status` shows of a driver, from any machine."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipeline.progress import Progress, Stage
+from schemas.errors import CompressorError
+from schemas.location import Url
+from schemas.plan import Plan
+from schemas.status import Activity
+from workers.objects import write
+
+NAME = "progress.json"
+EVERY_S = 10.0
+
+
+@contextlib.contextmanager
+def journal(root: Path | Url, plan: Plan, progress: Progress) -> Iterator[None]:
+    """Write what a run does: at each change of stage, then every few seconds, and a failure."""
+    kept = _Journal(root, plan, progress)
+    progress.watch = kept.note
+    try:
+        yield
+    except CompressorError as error:
+        kept.fail(str(error))
+        raise
+    finally:
+        progress.watch = lambda _: None
+
+
+class _Journal:
+    def __init__(self, root: Path | Url, plan: Plan, progress: Progress) -> None:
+        self._place, self._progress = root / NAME, progress
+        self._planned = {stage.name: stage.total for stage in plan.stages if stage.total}
+        self._last = (float("-inf"), "")
+
+    def note(self, stage: Stage) -> None:
+        written, name = self._last
+        if stage.name == name and time.monotonic() - written < EVERY_S:
+            return
+        self._last = (time.monotonic(), stage.name)
+        self._write(stage, None)
+
+    def fail(self, error: str) -> None:
+        if self._progress.current is not None:
+            self._write(self._progress.current, error)
+
+    def _write(self, stage: Stage, error: str | None) -> None:
+        progress = self._progress
+        activity = Activity(
+            stage=stage.name,
+            done=stage.done,
+            total=stage.total,
+            unit=stage.unit,
+            tokens_per_second=stage.tokens_per_second,
+            spent=progress.seconds | {stage.name: progress.spent(stage)},
+            left=seconds_left(self._planned, progress.seconds, stage),
+            warnings=tuple(progress.warnings),
+            error=error,
+            written=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        with contextlib.suppress(CompressorError, OSError):  # whoever needs the place will say it
+            write(self._place, activity.model_dump_json(indent=2).encode())
+
+
+def seconds_left(
+    planned: Mapping[str, float], spent: Mapping[str, float], stage: Stage
+) -> float | None:
+    """The rest of this stage at its own rate, and later ones as planned, at the pace so far.
+
+    None where nothing was planned and nothing of this stage is done.
+    """
+    ended = [name for name in planned if name in spent and name != stage.name]
+    pace = sum(spent[name] for name in ended) / sum(planned[name] for name in ended) if ended else 1
+    later = sum(planned[name] for name in planned if name not in spent and name != stage.name)
+    if stage.done:
+        return stage.elapsed * (stage.total - stage.done) / stage.done + later * pace
+    if stage.name in planned:
+        return max(planned[stage.name] * pace - stage.elapsed, 0.0) + later * pace
+    return later * pace if planned else None
