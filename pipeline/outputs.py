@@ -204,6 +204,7 @@ def _verify(run: Run, identity: str, staging: Path, weights: dict[str, str]) -> 
     try:
         require(checks, staging)
     except VerificationError:
+        run.ownership.require()  # the next owner removes what was being verified
         run.store.discard(_prefix(identity))  # whatever was wrong is written anew
         raise
     return checks

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from schemas.errors import CompressorError, OwnershipError
+from schemas.errors import CompressorError, InputError, OwnershipError
 from schemas.location import Url
 from schemas.run import Owner
 from workers.objects import create, files_below, read_bytes, write
@@ -62,7 +62,8 @@ class Ownership:
 def owned(place: Path | Url, note: Callable[[str], None]) -> Iterator[Ownership]:
     """Own a place for as long as this lasts; `note` hears why it takes time.
 
-    Raises OwnershipError where another driver works there.
+    Raises OwnershipError where another driver works there; also in the place of another error where
+    one has taken it since, because what was missed may be what that one has removed.
     """
     ownership = take(place, note)
     ended = threading.Event()
@@ -78,6 +79,10 @@ def owned(place: Path | Url, note: Callable[[str], None]) -> Iterator[Ownership]
     thread.start()
     try:
         yield ownership
+    except CompressorError:
+        with contextlib.suppress(InputError, OSError):  # then what went wrong is what is known
+            ownership.require()
+        raise
     finally:
         ended.set()
         thread.join()

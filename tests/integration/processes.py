@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,12 +60,22 @@ def _stat(pid: int) -> tuple[str, int, int, str] | None:
 
 
 class Command:
-    """`python -m pipeline ARGUMENTS`, its lines on standard error as they come."""
+    """`python -m pipeline ARGUMENTS`, its lines on standard error as they come.
 
-    def __init__(self, arguments: list[str], folder: Path) -> None:
+    `environment` adds to that of this process; `program` may stand in the place of `-m pipeline`.
+    """
+
+    def __init__(
+        self,
+        arguments: list[str],
+        folder: Path,
+        environment: Mapping[str, str] | None = None,
+        program: Sequence[str] = ("-m", "pipeline"),
+    ) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline", *arguments],
+            [sys.executable, *program, *arguments],
             cwd=folder,
+            env={**os.environ, **(environment or {})},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -78,6 +89,11 @@ class Command:
     def log(self) -> str:
         """Standard error so far."""
         return "".join(self._lines)
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code; None while it runs."""
+        return self._process.poll()
 
     def said(self, text: str) -> bool:
         """Whether a line with `text` came; fails where the process ended without it."""
