@@ -22,6 +22,8 @@ from workers.files import write_text
 from workers.items import factors_key
 from workers.verify import require
 
+_FASTER = "already there, from another driver that was faster with the same"
+
 
 def find_output(run: Run, ratio: float) -> OutputResult | None:
     """The checkpoint at one ratio, if it is published already.
@@ -46,9 +48,9 @@ def make_output(run: Run, ratio: float) -> OutputResult:
     with staged(run.store, identity, weights) as staging:
         compression = _assemble(run, identity, staging, allocation, results, files)
         checks = _verify(run, identity, staging, weights)
-        _publish(run, identity, staging, weights, folder)
+        written = _publish(run, identity, staging, weights, folder)
     run.store.discard(_prefix(identity))
-    run.progress.note(f"{folder}: written and verified")
+    run.progress.note(f"{folder}: {'written and verified' if written else _FASTER}")
     return OutputResult(ratio=ratio, path=folder, compression=compression, checks=tuple(checks))
 
 
@@ -212,13 +214,15 @@ def _verify(run: Run, identity: str, staging: Path, weights: dict[str, str]) -> 
 
 def _publish(
     run: Run, identity: str, staging: Path, weights: dict[str, str], place: Path | Url
-) -> None:
-    """To a store, weights are sent by all workers. Raises OwnershipError where it has no right."""
+) -> bool:
+    """To a store, weights are sent by all workers; False where another driver was faster.
+
+    Raises OwnershipError where this one has no right to it.
+    """
     run.ownership.require()
     if isinstance(place, Path):
         fetch(run.store, weights, staging)
-        publish_output(staging, place, identity)
-        return
+        return publish_output(staging, place, identity)
 
     def send(names: set[str]) -> None:
         run.pool.run(
@@ -233,6 +237,7 @@ def _publish(
 
     with run.progress.stage("upload", len(weights), "files") as stage:
         publish_to_store(staging, place, identity, set(weights), send)
+    return True
 
 
 def _prefix(identity: str) -> str:

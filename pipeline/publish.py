@@ -14,10 +14,10 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, RunError
 from schemas.location import Url
 from schemas.manifest import Compression, FileEntry, Manifest
-from workers.files import publish, write_text
+from workers.files import copy_folder, publish, write_text
 from workers.objects import create, exists, names_in, read_bytes, remove, transfer
 from workers.verify import read_manifest
 
@@ -58,11 +58,11 @@ def require_free(place: Path | Url) -> None:
         )
 
 
-def publish_output(staging: Path, folder: Path, identity: str) -> None:
+def publish_output(staging: Path, folder: Path, identity: str) -> bool:
     """Mark `staging` as a success and rename it to `folder`, where that is empty or absent.
 
-    Where another driver was faster, its checkpoint stays. Raises ConfigError if that is of another
-    identity, or where something else is there by now.
+    Where another driver was faster, its checkpoint stays, and this is False. Raises ConfigError if
+    that is of another identity, or where something else is there by now.
     """
     write_text(staging / SUCCESS, "")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -74,10 +74,12 @@ def publish_output(staging: Path, folder: Path, identity: str) -> None:
         if finished(folder, identity) is None:
             require_free(folder)
             raise
+        return False
+    return True
 
 
 def _rename(staging: Path, folder: Path) -> None:
-    """In one step, also from another file system."""
+    """In one step, also from another file system. Raises RunError where that takes no more."""
     try:
         publish(staging, folder)
     except OSError as error:
@@ -85,8 +87,16 @@ def _rename(staging: Path, folder: Path) -> None:
             raise
         beside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
         try:
-            shutil.copytree(staging, beside)
+            copy_folder(staging, beside)
             publish(beside, folder)
+        except OSError as failed:
+            if failed.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise
+            raise RunError(
+                f"output {folder}: {failed.strerror}; the checkpoint needs "
+                f"{sum(path.stat().st_size for path in staging.iterdir()):,} bytes there; make "
+                "room, then start the same command again"
+            ) from failed
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 

@@ -35,6 +35,17 @@ def copy(source: Path, path: Path) -> None:
     write_bytes(path, source.read_bytes())
 
 
+def copy_folder(source: Path, folder: Path) -> None:
+    """The files of a folder, of any size, into a new one, as durably."""
+    folder.mkdir()
+    for path in source.iterdir():
+        with path.open("rb") as read, (folder / path.name).open("wb") as written:
+            shutil.copyfileobj(read, written)
+            written.flush()
+            os.fsync(written.fileno())
+    sync_folder(folder)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a small file atomically and durably."""
     with _written(path, content) as temporary:
