@@ -27,7 +27,7 @@ def verify_checkpoint(folder: Path, published: bool) -> list[Check]:
     A model too large for this host is checked by names and shapes only, which the checks say.
     Raises CheckpointError where the folder is no compressed checkpoint.
     """
-    folder = folder.resolve()  # the clean process has another working directory
+    folder = folder.absolute()  # the clean process has another working directory
     manifest = read_manifest(folder)
     checks = [_files(folder, manifest)]
     if published:
