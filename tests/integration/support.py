@@ -60,7 +60,8 @@ def flags(config: RunConfig) -> list[str]:
     found += ["--gradient-samples", str(text.gradient_samples)]
     found += ["--gradient-length", str(text.gradient_length)]
     found += ["--set", f"calibration.segments={text.segments}"]
-    found += ["--workers", str(config.cluster.workers), "--device", config.cluster.device]
+    found += ["--device", config.cluster.device]
+    found += ["--workers", str(config.cluster.workers)] if config.cluster.workers else []
     return found + (["--run-dir", str(config.run_dir)] if config.run_dir else [])
 
 

@@ -1,0 +1,64 @@
+"""The demo model cut to its first layers, and a request that compresses it in seconds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from pipeline.demo_inputs import fetch_model, write_texts
+from schemas.config import CalibrationConfig, ClusterConfig, RunConfig
+
+_WEIGHTS = "model.safetensors"
+
+
+def cut_model(folder: Path, layers: int) -> Path:
+    """SmolLM2 with its first layers only, in a folder of its own below `folder`."""
+    demo = fetch_model(folder / "SmolLM2-135M-Instruct")
+    cut = folder / f"SmolLM2-{layers}-layers"
+    if (cut / "config.json").is_file():
+        return cut
+    cut.mkdir(parents=True, exist_ok=True)
+    dropped = tuple(f"model.layers.{layer}." for layer in range(layers, _layers(demo)))
+    with safe_open(demo / _WEIGHTS, "pt") as file:
+        names = [name for name in file.keys() if not name.startswith(dropped)]  # noqa: SIM118
+        save_file({name: file.get_tensor(name) for name in names}, cut / _WEIGHTS, {"format": "pt"})
+    for path in demo.iterdir():
+        if path.name not in (_WEIGHTS, "config.json"):
+            (cut / path.name).write_bytes(path.read_bytes())
+    config = _config(demo) | {"num_hidden_layers": layers}
+    (cut / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    return cut
+
+
+def request(model: Path, text: Path, output: Path, **cluster: Any) -> RunConfig:
+    """4,096 tokens forward and 2,048 backward; `cluster` are fields of `ClusterConfig`."""
+    return RunConfig(
+        model=str(model),
+        output=output,
+        ratio=(0.3,),
+        calibration=CalibrationConfig(
+            text=str(text),
+            samples=64,
+            sequence_length=64,
+            gradient_samples=32,
+            gradient_length=64,
+            segments=4,
+        ),
+        cluster=ClusterConfig(device="cpu", **cluster),
+    )
+
+
+def inputs(folder: Path, layers: int) -> tuple[Path, Path]:
+    """The cut model, and the text that it is calibrated on."""
+    return cut_model(folder, layers), write_texts(folder / "text")[0]
+
+
+def _layers(model: Path) -> int:
+    return int(_config(model)["num_hidden_layers"])
+
+
+def _config(model: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    return found
