@@ -7,8 +7,12 @@
     │   └── TextError                  calibration or evaluation text
     └── RunError              exit 3   a run failed part-way; the same command continues it
         ├── NumericsError              a value that must be finite or definite is not
-        ├── WorkerError                a worker failed or missed its deadline
+        ├── StorageError               storage does not answer, or answers with errors
+        │   └── StorageFullError            it takes no more: full, over quota or read-only
+        ├── WorkerError                a worker failed
         │   └── WorkerDiedError             its process or its node is gone
+        │       └── WorkerHungError          it does not answer within a deadline
+        ├── QuarantineError            items that failed again and again, by name
         ├── OwnershipError             another driver works in the run directory
         └── VerificationError          a written checkpoint is not what was meant
 
@@ -50,12 +54,28 @@ class NumericsError(RunError):
     """A value that must be finite (or a matrix that must be definite) is not."""
 
 
+class StorageError(RunError):
+    """Storage does not answer, or answers with errors, after several tries."""
+
+
+class StorageFullError(StorageError):
+    """Storage takes no more: it is full, over its quota or read-only. To try again is no use."""
+
+
 class WorkerError(RunError):
-    """A worker failed, ran out of memory or missed its deadline."""
+    """A worker failed, or ran out of memory."""
 
 
 class WorkerDiedError(WorkerError):
-    """The process of a worker, or its node, is gone."""
+    """The process of a worker, or its node, is gone, with what it held in memory."""
+
+
+class WorkerHungError(WorkerDiedError):
+    """A worker does not answer within a deadline: it is taken for gone."""
+
+
+class QuarantineError(RunError):
+    """Items that failed again and again; everything else is finished."""
 
 
 class OwnershipError(RunError):
