@@ -14,6 +14,7 @@ Allocation = Literal["loss-aware", "svd-llm-v2", "uniform"]
 Factors = Literal["pivoted", "plain"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
+OnFailure = Literal["fail", "keep_dense"]
 
 METHODS: dict[Method, dict[str, str]] = {
     "two-sided": {"truncation": "fisher", "allocation": "loss-aware", "factors": "pivoted"},
@@ -89,6 +90,9 @@ class ClusterConfig(Schema):
     item_timeout_s: float = Field(
         3600.0, gt=0, description="Longest wait for one micro-batch or one matrix, in seconds"
     )
+    attempts: int = Field(
+        3, ge=1, description="Losses of workers in a row, without progress between, that end a run"
+    )
 
 
 class RunConfig(Schema):
@@ -113,6 +117,10 @@ class RunConfig(Schema):
     )
     factors: Factors = Field("pivoted", description="How a cut matrix is stored")
     seed: int = Field(0, ge=0, lt=2**32, description="Choice of windows and of sampled labels")
+    on_failure: OnFailure = Field(
+        "fail",
+        description="When a matrix cannot be cut: fail, or keep_dense (the others are cut more)",
+    )
     calibration: CalibrationConfig = CalibrationConfig()
     numerics: NumericsConfig = NumericsConfig()
     cluster: ClusterConfig = ClusterConfig()

@@ -7,6 +7,7 @@ What does not change numbers (workers, addresses, folders) is in none of them.
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Self
 
 from pydantic import Field, JsonValue
@@ -63,9 +64,10 @@ class Identities(Schema):
             raise ValueError("this run takes no gradients")
         return found
 
-    def output(self, config: RunConfig, ratio: float) -> str:
-        """Identity of the checkpoint at one ratio."""
-        return fingerprint([self.factors, config.allocation, ratio])
+    def output(self, config: RunConfig, ratio: float, given_up: Iterable[str] = ()) -> str:
+        """Identity of the checkpoint at one ratio; matrices `given_up` had to stay dense in it."""
+        kept = sorted(given_up)
+        return fingerprint([self.factors, config.allocation, ratio, *([kept] if kept else [])])
 
 
 class Ground(Schema):

@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from schemas.config import CalibrationConfig, NumericsConfig, Schema
 from schemas.identity import Identities
 from schemas.location import Location
@@ -37,6 +39,7 @@ class Compression(Schema):
 
     `ratio` is the fraction of the targeted parameters asked to be removed, `keep` = 1 - ratio, and
     `removed` the fraction that was. `nats` is the predicted increase of the mean token loss.
+    `given_up` are matrices that had to stay dense, each with the error that it met.
     """
 
     model: str
@@ -58,6 +61,7 @@ class Compression(Schema):
     device: str
     dtype: str
     fallbacks: tuple[str, ...]
+    given_up: dict[str, str] = Field(default_factory=dict)
     matrices: tuple[MatrixResult, ...]
 
 

@@ -52,7 +52,8 @@ class MatrixResult(Schema):
     Losses are those that the truncation minimises, per token: predicted is the sum of the dropped
     eigenvalues, achieved is measured on the factors in float64. `rounding` is the relative
     Frobenius error that storing the factors in the checkpoint's dtype adds to W'. `nats` is the
-    predicted increase of the mean token loss, where gradients were taken.
+    predicted increase of the mean token loss, where gradients were taken; `energy` the loss of
+    cutting it away, None where that is not known.
     """
 
     name: str
@@ -62,7 +63,7 @@ class MatrixResult(Schema):
     parameters: int
     predicted_loss: float
     achieved_loss: float
-    energy: float
+    energy: float | None
     nats: float | None = None
     rounding: float = 0.0
     interpolation_max: float | None = None

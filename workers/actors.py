@@ -5,11 +5,11 @@ shard to the next, are the only tensors that travel between actors; the driver s
 """
 
 import contextlib
-import gc
 import platform
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -20,7 +20,7 @@ from schemas.allocation import AllocationResult
 from schemas.config import Device, DType, RunConfig
 from schemas.errors import ConfigError
 from schemas.identity import Identities, Record
-from schemas.location import Url
+from schemas.location import Location, Url
 from schemas.manifest import Check
 from schemas.model import MatrixSpec, ModelSpec
 from schemas.moments import Pass, Tap
@@ -29,11 +29,13 @@ from schemas.plan import LayerRange, WorkerFacts
 from workers.allocator import RankAllocator
 from workers.checkpoint import torch_dtype
 from workers.compression import Compressor
+from workers.failures import guarded, patiently
 from workers.fetching import resolve
 from workers.items import RUN_RECORD
 from workers.layers import Decoder
-from workers.memory import peak_anonymous_bytes
+from workers.memory import free_cached, peak_anonymous_bytes
 from workers.moment_items import commit_moment, commit_part, merge_parts
+from workers.moments import MomentSums
 from workers.objects import exists, local_copy, transfer
 from workers.output import write_file
 from workers.shard import Purpose, Shard, Step
@@ -52,7 +54,14 @@ class LayerShard:
         self._spec = spec
         self._shard: Shard | None = None
         self._busy = 0.0
+        self._adaptations: list[str] = []
 
+    @property
+    def place(self) -> Location:
+        """Where what this worker writes is kept."""
+        return self._config.run_folder
+
+    @guarded(repeatable=True)
     def prepare(self) -> WorkerFacts:
         """Find checkpoint and device (here, so that an error keeps its words): what they are."""
         self._folder = resolve(self._config.model, self._config.revision, self._config.fetched)
@@ -60,6 +69,7 @@ class LayerShard:
         self._dtype = _compute_dtype(self._config.numerics.dtype, self._spec.dtype, self._device)
         return worker_facts(self._device, self._dtype)
 
+    @guarded(repeatable=True)
     def identify(self, ids: Identities) -> None:
         """Say which items this run reads and writes. Raises ConfigError where it sees none."""
         if not exists(self._config.run_folder / RUN_RECORD):
@@ -73,20 +83,26 @@ class LayerShard:
             self._config, self._spec, self._folder, ids, self._device, self._loaded_weight
         )
 
+    @guarded(repeatable=True)
     def load(self, layers: LayerRange, taps: Sequence[Tap]) -> None:
         """Read the weights of `layers`, and observe them at `taps`."""
         decoder = Decoder(self._folder, self._spec, self._dtype, self._device)
         last = layers.stop == self._spec.layers
-        self._shard = Shard(decoder, layers.range, layers.start == 0, last, taps)
+        self._shard = Shard(
+            decoder, layers.range, layers.start == 0, last, taps, self._adaptations.append
+        )
 
+    @guarded(repeatable=True)
     def read(self, key: str) -> Tensor:
         """Hidden states or gradients (sequences, tokens, hidden) that an earlier wave left."""
         return self._store.load(key).tensors["rows"]
 
+    @guarded(repeatable=True)
     def write(self, key: str, rows: Tensor) -> None:
         """Leave hidden states or gradients for another wave."""
         self._store.commit(key, entries({"rows": rows}))
 
+    @guarded()
     def forward(self, hidden: Tensor, step: Step, purpose: Purpose) -> Tensor | None:
         """One micro-batch through these layers, after the last of the model: None, or (for a
         gradient) the gradient of its loss."""
@@ -98,6 +114,7 @@ class LayerShard:
                 return None
             return self._loaded.loss_gradient(output, step, self._config.seed).cpu()
 
+    @guarded()
     def backward(self, gradient: Tensor, step: Step) -> Tensor | None:
         """One gradient back through these layers; None before the first of the model."""
         with self._working():
@@ -109,46 +126,61 @@ class LayerShard:
         seconds, self._busy = self._busy, 0.0
         return seconds
 
+    def adaptations(self) -> list[str]:
+        """What this worker did otherwise than planned, for want of memory."""
+        return self._adaptations
+
+    @guarded()
     def commit_moments(self, direction: Pass, replica: int, replicas: int) -> list[Record]:
         """Commit the moments of one stream, or this replica's part of them, and let each go."""
+        notes = tuple(self._adaptations)
+
+        def commit(tap: Tap, sums: MomentSums) -> Record:
+            if replicas == 1:
+                return commit_moment(self._store, self._ids, tap, sums, notes)
+            return commit_part(self._store, self._ids, tap, sums, replica, replicas, notes)
+
         return [
-            commit_moment(self._store, self._ids, tap, sums)
-            if replicas == 1
-            else commit_part(self._store, self._ids, tap, sums, replica, replicas)
-            for tap, sums in self._loaded.take_sums(direction)
+            patiently(partial(commit, tap, sums)) for tap, sums in self._loaded.take_sums(direction)
         ]
 
+    @guarded(repeatable=True)
     def merge_moments(self, taps: Sequence[Tap], replicas: int) -> list[Record]:
         """Commit the moments of `taps` from the parts of all replicas."""
         return [merge_parts(self._store, self._ids, tap, replicas) for tap in taps]
 
+    @guarded()
     def release(self) -> None:
         """Let the weights go, before matrices are factorised on the same device."""
         self._shard = None
-        gc.collect()  # hooks refer to the shard that holds their modules
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_cached()  # hooks refer to the shard that holds their modules
 
+    @guarded(repeatable=True)
     def factorise(self, group: Sequence[MatrixSpec]) -> list[Record]:
         """Commit basis and spectrum of matrices that share the root of their input moment."""
         return self._compressor.factorise(group)
 
+    @guarded(repeatable=True)
     def truncate(self, matrix: MatrixSpec, rank: int) -> Record:
         """Commit the factors of a matrix at a rank."""
         return self._compressor.truncate(matrix, rank)
 
+    @guarded(repeatable=True)
     def write_output(self, key: str, plan: OutputFile) -> Record:
         """Commit one file of the compressed checkpoint."""
         return write_file(self._store, self._folder, self._spec, key, plan)
 
+    @guarded(repeatable=True)
     def upload(self, key: str, url: Url) -> None:
         """Copy a committed item to an object store."""
         transfer(self._store.place(key), url)
 
+    @guarded(repeatable=True)
     def verify(self, folder: str) -> list[Check]:
         """Check a written checkpoint, with a load in a clean process where it fits."""
         return verify_checkpoint(Path(folder), published=False)
 
+    @guarded()
     def verify_stored(self, place: Url, weights: Mapping[str, str]) -> list[Check]:
         """The same where its small files are at `place` and its weights are items, by file name."""
         with local_copy(place) as folder:
@@ -186,11 +218,16 @@ class Allocator:
     def __init__(self, config: RunConfig) -> None:
         torch.set_num_threads(1)
         self._allocator = RankAllocator(config)
+        self.place = config.run_folder
 
-    def gather(self, matrices: Sequence[MatrixSpec], identity: str) -> int:
-        """Read the spectra of all matrices."""
-        return self._allocator.gather(matrices, identity)
+    @guarded(repeatable=True)
+    def gather(
+        self, matrices: Sequence[MatrixSpec], identity: str, given_up: Collection[str]
+    ) -> int:
+        """Read the spectra of all matrices but those that have to stay dense."""
+        return self._allocator.gather(matrices, identity, given_up)
 
+    @guarded()
     def allocate(self, ratio: float) -> AllocationResult:
         """Ranks at one ratio."""
         return self._allocator.allocate(ratio)

@@ -1,13 +1,11 @@
 """The Ray actor of a streamed evaluation: a thin shell around `ScoringShard`."""
 
-import gc
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import ray
-import torch
 
 from schemas.config import Device
 from schemas.errors import ConfigError
@@ -16,6 +14,7 @@ from schemas.plan import LayerRange, WorkerFacts
 from workers.actors import find_device, set_threads, worker_facts
 from workers.fetching import resolve
 from workers.layers import Decoder
+from workers.memory import free_cached
 from workers.scoring import Rows, Score, ScoringShard
 from workers.shard import Shard, Step
 from workers.store import Store
@@ -59,9 +58,7 @@ class EvaluationShard:
     def load(self, layers: Sequence[LayerRange]) -> None:
         """Let go what is loaded, and read the weights of a range of layers of each model."""
         self._shard = None
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_cached()
         shards = []
         for source, folder, part in zip(self._sources, self._folders, layers, strict=True):
             decoder = Decoder(folder, source.spec, DTYPES[source.dtype], self._device)

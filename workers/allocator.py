@@ -1,9 +1,10 @@
 """The allocator's mind: the losses of all matrices, and the ranks that follow from them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from schemas.allocation import AllocationResult
 from schemas.config import RunConfig
+from schemas.errors import RunError
 from schemas.model import MatrixSpec, whole
 from workers.allocation import ALLOCATIONS, MatrixLoss
 from workers.compression import read_spectrum
@@ -16,23 +17,43 @@ class RankAllocator:
     def __init__(self, config: RunConfig) -> None:
         self._config = config
         self._losses: list[MatrixLoss] = []
+        self._dense: list[MatrixSpec] = []
 
-    def gather(self, matrices: Sequence[MatrixSpec], identity: str) -> int:
-        """Read the committed spectra of `matrices`; how many there are."""
+    def gather(
+        self, matrices: Sequence[MatrixSpec], identity: str, given_up: Collection[str] = ()
+    ) -> int:
+        """Read the committed spectra of `matrices`; how many there are.
+
+        Those `given_up` have to stay dense, and may have none.
+        """
         store = Store(self._config.run_folder)
-        self._losses = [read_spectrum(store, identity, matrix)[0] for matrix in matrices]
+        self._dense = [matrix for matrix in matrices if matrix.name in given_up]
+        cut = [matrix for matrix in matrices if matrix.name not in given_up]
+        self._losses = [read_spectrum(store, identity, matrix)[0] for matrix in cut]
         return len(self._losses)
 
     def allocate(self, ratio: float) -> AllocationResult:
-        """Ranks at one ratio. Raises ConfigError where the ratio leaves nothing."""
-        found = ALLOCATIONS[self._config.allocation](self._losses, ratio, self._config.factors)
-        sizes = sum(loss.matrix.size for loss in self._losses)
+        """Ranks at one ratio of all matrices; where some stay dense, the others are cut more.
+
+        Raises ConfigError where the ratio leaves nothing, RunError where what must stay dense does.
+        """
+        dense = sum(matrix.size for matrix in self._dense)
+        rest = sum(loss.matrix.size for loss in self._losses)
+        sizes = dense + rest
         budget = whole((1 - ratio) * sizes)
-        parameters = found.parameters(self._losses, self._config.factors)
+        share = ratio if not dense else 1 - (budget - dense) / max(rest, 1)
+        if share >= 1:
+            raise RunError(
+                f"ratio {ratio}: what could not be cut ({len(self._dense)} matrices) has "
+                f"{dense:,} parameters, and {budget:,} may stay; lower the ratio, or start the "
+                "same command again once they can be cut"
+            )
+        found = ALLOCATIONS[self._config.allocation](self._losses, share, self._config.factors)
+        parameters = dense + found.parameters(self._losses, self._config.factors)
         over = (f"the ranks take {parameters - budget:,} parameters more than the budget",)
         return AllocationResult(
             ratio=ratio,
-            ranks=found.ranks,
+            ranks=found.ranks | {matrix.name: None for matrix in self._dense},
             budget=budget,
             parameters=parameters,
             dense_parameters=sizes,

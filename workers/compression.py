@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,13 +20,20 @@ from schemas.moments import Tap, backward_tap, forward_tap
 from schemas.output import MatrixResult, SpectrumFacts, stored_parameters
 from workers.allocation.budget import MatrixLoss, cost, rank_within
 from workers.checkpoint import TensorReader, torch_dtype
+from workers.failures import failure, say
 from workers.items import basis_key, factors_key, spectrum_key
+from workers.memory import free_cached
 from workers.moment_items import read_moment
 from workers.moments import Moment, row_blocks
 from workers.pivoting import pivot
 from workers.store import Store
 from workers.tensorfile import entries
-from workers.truncation import Basis, Problem
+from workers.truncation import Basis, Problem, Root
+
+Notes = tuple[str, ...]
+R = TypeVar("R")
+
+_HOST = torch.device("cpu")
 
 
 class Stored(NamedTuple):
@@ -68,13 +75,34 @@ class Compressor:
         """Commit basis and spectrum of matrices that share a root, if any. Raises NumericsError."""
         records, root = [], None
         for matrix in group:
-            problem = self._problem(matrix)
-            try:
-                root = root or problem.root()
-                records.append(self._commit_basis(matrix, problem, problem.basis(root)))
-            except (NumericsError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-                raise NumericsError(f"{matrix.name}: {error}") from error
+            record, root = self._fitting(partial(self._factorise, matrix, root), matrix)
+            records.append(record)
         return records
+
+    def _factorise(
+        self, matrix: MatrixSpec, root: Root | None, device: torch.device, notes: Notes
+    ) -> tuple[Record, Root | None]:
+        problem = self._problem(matrix, device)
+        try:
+            if root is None or root.factor.device.type != device.type:
+                root = problem.root()
+            basis = problem.basis(root)
+        except (NumericsError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+            raise NumericsError(f"{matrix.name}: {error}") from error
+        basis = basis._replace(fallbacks=(*notes, *basis.fallbacks))
+        return self._commit_basis(matrix, problem, basis), root
+
+    def _fitting(self, compute: Callable[[torch.device, Notes], R], matrix: MatrixSpec) -> R:
+        """`compute` on this device; where that has too little memory, on the host, recorded."""
+        try:
+            return compute(self._device, ())
+        except RuntimeError as error:
+            if self._device == _HOST or failure(error) != "device memory":
+                raise
+        free_cached()  # here, where the traceback holds no tensor of the attempt
+        note = f"too large for the memory of the {self._device.type} device: computed on the host"
+        say(f"{matrix.name}: {note}")
+        return compute(_HOST, (note,))
 
     def _commit_basis(self, matrix: MatrixSpec, problem: Problem, basis: Basis) -> Record:
         if self._config.cluster.keep_bases:
@@ -95,8 +123,13 @@ class Compressor:
 
     def truncate(self, matrix: MatrixSpec, rank: int) -> Record:
         """Commit the factors of a matrix at a rank; the record's facts are a `MatrixResult`."""
+        return self._fitting(partial(self._truncate, matrix, rank), matrix)
+
+    def _truncate(
+        self, matrix: MatrixSpec, rank: int, device: torch.device, notes: Notes
+    ) -> Record:
         loss, facts = read_spectrum(self._store, self._ids.bases, matrix)
-        problem = self._problem(matrix)
+        problem = self._problem(matrix, device)
         basis = self._basis(matrix, problem, loss, facts)
         stored = self._encode(basis, problem.weight, loss, rank)
         predicted = float(loss.tail()[stored.rank])
@@ -112,7 +145,7 @@ class Compressor:
             nats=None if loss.nats is None else loss.nats * predicted,
             rounding=stored.rounding,
             interpolation_max=stored.interpolation_max,
-            fallbacks=(*facts.fallbacks, *stored.fallbacks),
+            fallbacks=tuple(dict.fromkeys((*notes, *facts.fallbacks, *stored.fallbacks))),
             remarks=facts.remarks,
         )
         key = factors_key(self._ids.factors, matrix.name, rank)
@@ -129,30 +162,31 @@ class Compressor:
         else:
             again = problem.basis(problem.root())
             left, right = again.left.float().contiguous(), again.right.float().contiguous()
+        device = problem.weight.device
         return Basis(
-            eigenvalues=loss.eigenvalues.to(self._device),
-            left=left.to(self._device).double(),
-            right=right.to(self._device).double(),
+            eigenvalues=loss.eigenvalues.to(device),
+            left=left.to(device).double(),
+            right=right.to(device).double(),
             through=facts.through,
         )
 
-    def _problem(self, matrix: MatrixSpec) -> Problem:
+    def _problem(self, matrix: MatrixSpec, device: torch.device) -> Problem:
         truncation = self._config.truncation
         weight = self._loaded(matrix)
         if weight is None:
-            weight = self._reader.read(f"{self._base}{matrix.name}.weight").to(self._device)
+            weight = self._reader.read(f"{self._base}{matrix.name}.weight")
         return Problem(
             truncation=truncation,
-            weight=weight,
-            forward=self._moment(forward_tap(matrix, truncation)),
-            backward=self._moment(backward_tap(matrix, truncation))
+            weight=weight.to(device),
+            forward=self._moment(forward_tap(matrix, truncation), device),
+            backward=self._moment(backward_tap(matrix, truncation), device)
             if self._config.needs_gradients
             else None,
             shrinkage=self._config.numerics.shrinkage,
         )
 
-    def _moment(self, tap: Tap) -> Moment:
-        return read_moment(self._store, self._ids, tap, self._device)
+    def _moment(self, tap: Tap, device: torch.device) -> Moment:
+        return read_moment(self._store, self._ids, tap, device)
 
     def _encode(self, basis: Basis, weight: Tensor, loss: MatrixLoss, rank: int) -> Stored:
         """The factors in the checkpoint's dtype, pivoted if asked for and well-conditioned."""
@@ -204,6 +238,20 @@ def read_spectrum(
 def kept_dense(store: Store, identity: str, matrix: MatrixSpec) -> MatrixResult:
     """The row of a matrix that stays as it is, whatever its spectrum rests on."""
     loss, _ = read_spectrum(store, identity, matrix)
+    energy, nats = float(loss.tail()[0]), None if loss.nats is None else 0.0
+    return _dense(matrix, energy=energy, nats=nats)
+
+
+def left_dense(matrix: MatrixSpec, why: str, gradients: bool) -> MatrixResult:
+    """The row of a matrix that stays as it is because it could not be cut.
+
+    `gradients` is whether the run weighs losses by gradients.
+    """
+    note = f"kept dense, for it could not be cut: {why}"
+    return _dense(matrix, energy=None, nats=0.0 if gradients else None, fallbacks=(note,))
+
+
+def _dense(matrix: MatrixSpec, **fields: Any) -> MatrixResult:
     return MatrixResult(
         name=matrix.name,
         shape=(matrix.out_features, matrix.in_features),
@@ -212,8 +260,7 @@ def kept_dense(store: Store, identity: str, matrix: MatrixSpec) -> MatrixResult:
         parameters=matrix.size,
         predicted_loss=0.0,
         achieved_loss=0.0,
-        energy=float(loss.tail()[0]),
-        nats=None if loss.nats is None else 0.0,
+        **fields,
     )
 
 

@@ -1,18 +1,26 @@
 """Moments on disk: the sums of a replica, and the mean over all of them."""
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from schemas.identity import Identities, Record
 from schemas.moments import Tap
 from workers.items import moment_key, part_key
 from workers.moments import Moment, MomentSums, combine
-from workers.store import Store
+from workers.store import Facts, Store
 from workers.tensorfile import entries
 
+_NOTES = TypeAdapter(tuple[str, ...])
 
-def commit_moment(store: Store, ids: Identities, tap: Tap, sums: MomentSums) -> Record:
-    """Commit the mean over all rows. Raises NumericsError where one was not finite."""
+
+def commit_moment(
+    store: Store, ids: Identities, tap: Tap, sums: MomentSums, fallbacks: tuple[str, ...] = ()
+) -> Record:
+    """Commit the mean over all rows. Raises NumericsError where one was not finite.
+
+    `fallbacks` are what was done otherwise than planned while the rows were computed.
+    """
     moment = sums.mean(tap.name)
     tensors = {
         "trace": torch.tensor(moment.trace, dtype=torch.float64),
@@ -20,7 +28,7 @@ def commit_moment(store: Store, ids: Identities, tap: Tap, sums: MomentSums) -> 
     }
     if moment.matrix is not None:
         tensors["moment"] = moment.matrix
-    return store.commit(moment_key(ids, tap), entries(tensors))
+    return store.commit(moment_key(ids, tap), entries(tensors), _facts(fallbacks))
 
 
 def read_moment(store: Store, ids: Identities, tap: Tap, device: torch.device) -> Moment:
@@ -34,8 +42,19 @@ def read_moment(store: Store, ids: Identities, tap: Tap, device: torch.device) -
     )
 
 
+def fallbacks_of(facts: Facts) -> tuple[str, ...]:
+    """What was done otherwise than planned for a committed moment, or for a part of one."""
+    return _NOTES.validate_python(facts.get("fallbacks", ()))
+
+
 def commit_part(
-    store: Store, ids: Identities, tap: Tap, sums: MomentSums, replica: int, replicas: int
+    store: Store,
+    ids: Identities,
+    tap: Tap,
+    sums: MomentSums,
+    replica: int,
+    replicas: int,
+    fallbacks: tuple[str, ...] = (),
 ) -> Record:
     """Commit the sums over the segments of one replica."""
     tensors: dict[str, Tensor] = {
@@ -44,16 +63,23 @@ def commit_part(
     }
     if sums.high is not None and sums.low is not None:
         tensors |= {"high": sums.high, "low": sums.low}
-    return store.commit(part_key(ids, tap, replica, replicas), entries(tensors))
+    key = part_key(ids, tap, replica, replicas)
+    return store.commit(key, entries(tensors), _facts(fallbacks))
 
 
 def merge_parts(store: Store, ids: Identities, tap: Tap, replicas: int) -> Record:
     """Commit the mean over the rows of all replicas; it does not depend on how many there are."""
     parts: list[MomentSums] = []
+    fallbacks: dict[str, None] = {}
     for replica in range(replicas):
-        tensors = store.load(part_key(ids, tap, replica, replicas)).tensors
+        tensors, facts = store.load(part_key(ids, tap, replica, replicas))
+        fallbacks |= dict.fromkeys(fallbacks_of(facts))
         energies = tuple(tensors["energies"].tolist())
         tokens = int(tensors["tokens"])
         part = MomentSums(tensors.get("high"), tensors.get("low"), energies, tokens)
         parts = [combine([*parts, part])]
-    return commit_moment(store, ids, tap, parts[0])
+    return commit_moment(store, ids, tap, parts[0], tuple(fallbacks))
+
+
+def _facts(fallbacks: tuple[str, ...]) -> Facts | None:
+    return {"fallbacks": list(fallbacks)} if fallbacks else None

@@ -75,17 +75,27 @@ def combine(parts: Sequence[MomentSums]) -> MomentSums:
 def add_exactly(high: Tensor, low: Tensor, value: Tensor) -> None:
     """high + low += value, all (q, q), without a rounding error in `high` that `low` does not hold.
 
-    Knuth's two-sum, in blocks of rows on the device of `value`.
+    Knuth's two-sum, in blocks of rows on the device of `value`; a block for which that device has
+    no memory, on the host, which gives the same bits.
     """
     elements = _BLOCK if value.is_cuda else _CACHED
     for rows in row_blocks(len(value), len(value), elements):
-        added = value[rows].double()
-        before = high[rows].to(added.device)
-        after = before + added
-        shadow = after - before
-        error = (before - (after - shadow)) + (added - shadow)
-        low[rows] = low[rows].to(added.device) + error.float()
+        try:
+            after, error = _two_sum(high[rows], low[rows], value[rows])
+        except torch.OutOfMemoryError:
+            after, error = _two_sum(high[rows], low[rows], value[rows].cpu())
+        low[rows] = error
         high[rows] = after
+
+
+def _two_sum(high: Tensor, low: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """high + value, and low plus the rounding error of that, on the device of `value`."""
+    added = value.double()
+    before = high.to(added.device)
+    after = before + added
+    shadow = after - before
+    error = (before - (after - shadow)) + (added - shadow)
+    return after, low.to(added.device) + error.float()
 
 
 class MomentAccumulator:
@@ -106,18 +116,23 @@ class MomentAccumulator:
         self._tokens = 0
 
     def add(self, rows: Tensor, segment: int, trace_of: Tensor | None = None) -> None:
-        """Add rows (..., q); where `trace_of` (..., p) is given, the trace is that of its rows."""
+        """Add rows (..., q); where `trace_of` (..., p) is given, the trace is that of its rows.
+
+        Where memory runs out in it, nothing was added.
+        """
         if segment != self._segment:
             self._close_segment()
             self._segment = segment
         rows = rows.detach().flatten(0, -2)
-        self._tokens += rows.shape[0]
+        energy = self._energies.get(segment)
         if trace_of is not None:
-            energy = torch.linalg.vector_norm(trace_of.detach(), dtype=torch.float64).square()
-            before = self._energies.get(segment)
-            self._energies[segment] = energy if before is None else before + energy
+            found = torch.linalg.vector_norm(trace_of.detach(), dtype=torch.float64).square()
+            energy = found if energy is None else energy + found
         if self._size is not None:
             self._partial = _add_products(self._partial, rows)
+        if energy is not None:
+            self._energies[segment] = energy
+        self._tokens += rows.shape[0]
 
     def sums(self) -> MomentSums:
         """The sums over all rows so far; nothing may be added after."""

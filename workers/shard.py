@@ -1,14 +1,18 @@
 """A contiguous range of decoder layers: streams hidden states, accumulates their moments."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from schemas.errors import WorkerError
 from schemas.model import MatrixSpec
 from schemas.moments import Pass, Tap
+from workers.failures import short_of_memory
 from workers.layers import Decoder, Head
+from workers.memory import free_cached
 from workers.moments import MomentAccumulator, MomentSums
 from workers.sampling import fisher_gradient, label_noise
 from workers.unread import unread
@@ -29,10 +33,19 @@ class Shard:
 
     Hidden states are (sequences, tokens, hidden) in the compute dtype, between layers and between
     shards alike.
+
+    A micro-batch that does not fit in memory is taken one sequence at a time, and so are all that
+    follow; `adapted` is told once. That may change rounding, as `calibration.micro_batch` does.
     """
 
     def __init__(
-        self, decoder: Decoder, layers: range, first: bool, last: bool, taps: Sequence[Tap]
+        self,
+        decoder: Decoder,
+        layers: range,
+        first: bool,
+        last: bool,
+        taps: Sequence[Tap],
+        adapted: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._layers = {index: decoder.layer(index) for index in layers}
         self._ends = {index: decoder.end(layer) for index, layer in self._layers.items()}
@@ -42,6 +55,9 @@ class Shard:
         self._step = Step(0, 0)
         self._observing: Pass | None = None
         self._inputs: dict[int, list[Tensor]] = {}
+        self._adapted = adapted
+        self._singly = False
+        self._observed: set[Tap] = set()  # of the micro-batch that is under way
         for index, layer in self._layers.items():
             self._observe(layer, [tap for tap in taps if tap.layer == index])
 
@@ -62,12 +78,16 @@ class Shard:
             raise ValueError("this shard does not hold the head")
         return self._head
 
-    @torch.no_grad()
     def forward(self, hidden: Tensor, step: Step, purpose: Purpose = "moments") -> Tensor:
         """Hidden states after the last layer, from those before the first (or from token ids).
 
-        For a gradient, the input of every layer waits for `backward` on the same step.
+        For a gradient, the input of every layer waits for `backward` on the same step. Raises
+        WorkerError where a single sequence does not fit in memory.
         """
+        return self._fitting(partial(self._forward, purpose=purpose), hidden, step)
+
+    @torch.no_grad()
+    def _forward(self, hidden: Tensor, step: Step, purpose: Purpose) -> Tensor:
         self._step, self._observing = step, "forward" if purpose == "moments" else None
         keep_inputs = purpose == "gradient"
         if self._embedding is not None:
@@ -91,18 +111,79 @@ class Shard:
         return torch.stack(parts)
 
     def backward(self, gradient: Tensor, step: Step) -> Tensor:
-        """Gradient before the first layer from that after the last.
+        """Gradient before the first layer from that after the last. Raises as `forward` does.
 
         Each layer is computed again, but for the product that ends it: nothing reads its value.
         """
+        below = self._fitting(self._backward, gradient, step)
+        for row in range(len(gradient)):
+            self._inputs.pop(step.first_sequence + row, None)
+        return below
+
+    def _backward(self, gradient: Tensor, step: Step) -> Tensor:
         self._step, self._observing = step, "backward"
-        inputs = self._inputs.pop(step.first_sequence)
-        for index, layer in reversed(self._layers.items()):
-            hidden = inputs.pop().detach().requires_grad_()
+        inputs = self._inputs[step.first_sequence]
+        for (index, layer), before in zip(
+            reversed(self._layers.items()), reversed(inputs), strict=True
+        ):
+            hidden = before.detach().requires_grad_()
             with torch.enable_grad(), unread(self._ends[index]):
                 output = layer(inputs_embeds=hidden, use_cache=False).last_hidden_state
             (gradient,) = torch.autograd.grad(output, hidden, gradient)
         return gradient
+
+    def _fitting(
+        self, compute: Callable[[Tensor, Step], Tensor], rows: Tensor, step: Step
+    ) -> Tensor:
+        """`compute` on a micro-batch; one sequence at a time once memory was short.
+
+        What a tap has observed of a micro-batch that then failed is not added a second time.
+        """
+        self._observed = set()
+        if not self._singly:
+            try:
+                return compute(rows, step)
+            except (RuntimeError, MemoryError) as error:
+                if not short_of_memory(error):
+                    raise
+                if len(rows) == 1:
+                    raise self._too_large(rows, error) from error
+            self._go_singly(rows)  # here, where the traceback holds no tensor of the attempt
+        seen, parts = frozenset(self._observed), []
+        for row, part in enumerate(torch.split(rows, 1)):
+            self._observed = set(seen)
+            try:
+                parts.append(compute(part, Step(step.first_sequence + row, step.segment)))
+            except (RuntimeError, MemoryError) as error:
+                if not short_of_memory(error):
+                    raise
+                raise self._too_large(rows, error) from error
+        return torch.cat(parts)
+
+    def _go_singly(self, rows: Tensor) -> None:
+        self._singly = True
+        self._inputs = {
+            first + row: [tensor[row : row + 1] for tensor in inputs]
+            for first, inputs in self._inputs.items()
+            for row in range(len(inputs[0]))
+        }
+        free_cached()
+        self._adapted(
+            f"{self._where}: {len(rows)} sequences of {rows.shape[1]} tokens at a time did not fit "
+            "in memory: taken one at a time"
+        )
+
+    def _too_large(self, rows: Tensor, error: BaseException) -> WorkerError:
+        return WorkerError(
+            f"{self._where}: one sequence of {rows.shape[1]} tokens does not fit in memory "
+            f"({str(error).splitlines()[0]}); use shorter ones (--sequence-length, "
+            "--gradient-length), or fewer layers a worker (--set cluster.shard_layers=N)"
+        )
+
+    @property
+    def _where(self) -> str:
+        layers = list(self._layers)
+        return f"layers {layers[0]} to {layers[-1]}"
 
     def take_sums(self, direction: Pass) -> Iterator[tuple[Tap, MomentSums]]:
         """The sums of one stream, each let go as it is taken."""
@@ -126,7 +207,7 @@ class Shard:
         def hook(module: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> None:
             if self._observing == "forward":
                 rows = args[0] if tap.side == "input" else _without_bias(module, output)
-                self._sums[tap].add(rows, self._step.segment)
+                self._add(tap, rows)
 
         return hook
 
@@ -137,9 +218,14 @@ class Shard:
             module: nn.Module, at_input: tuple[Tensor, ...], at_output: tuple[Tensor, ...]
         ) -> None:
             rows = at_input[0] if tap.side == "input" else at_output[0]
-            self._sums[tap].add(rows, self._step.segment, trace_of=at_output[0])
+            self._add(tap, rows, trace_of=at_output[0])
 
         return hook
+
+    def _add(self, tap: Tap, rows: Tensor, trace_of: Tensor | None = None) -> None:
+        if tap not in self._observed:
+            self._sums[tap].add(rows, self._step.segment, trace_of)
+            self._observed.add(tap)
 
 
 def _linear(layer: nn.Module, name: str) -> nn.Linear:

@@ -1,12 +1,14 @@
 """The allocator reads committed spectra and answers with ranks, parameters and nats."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from schemas.config import Method, RunConfig
+from schemas.errors import RunError
 from schemas.model import MatrixSpec
 from schemas.output import SpectrumFacts
 from workers.allocator import RankAllocator
@@ -83,3 +85,25 @@ def test_rank_1_over_the_budget_is_recorded(tmp_path: Path) -> None:
     found = allocator(tmp_path, "svd-llm", [spectrum(10)] * 2, 0.5).allocate(0.9)
     assert set(found.ranks.values()) == {1}
     assert found.fallbacks == ("the ranks take 20 parameters more than the budget",)
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_what_must_stay_dense_counts_in_the_budget(tmp_path: Path, method: Method) -> None:
+    """So the others are cut more; and what must stay dense needs no spectrum."""
+    made = allocator(tmp_path, method, [spectrum(40) * 100] * 3, 0.5)
+    matrices = [matrix(index, 40) for index in range(4)]
+    alone = made.allocate(0.3)
+    assert made.gather(matrices, IDENTITY, {"layers.3.mlp.up_proj"}) == 3
+    found = made.allocate(0.3)
+    assert found.ranks.keys() == {one.name for one in matrices}
+    assert found.ranks["layers.3.mlp.up_proj"] is None
+    assert (found.budget, found.dense_parameters) == (round(0.7 * 6400), 6400)
+    assert found.parameters <= found.budget
+    assert found.parameters - 1600 < alone.parameters
+
+
+def test_a_budget_that_what_must_stay_dense_takes_alone_is_refused(tmp_path: Path) -> None:
+    made = allocator(tmp_path, "two-sided", [spectrum(10)] * 2, 0.5)
+    made.gather([matrix(0, 10), matrix(1, 10)], IDENTITY, {"layers.1.mlp.up_proj"})
+    with pytest.raises(RunError, match=r"ratio 0\.6: what could not.*100 parameters, and 80 may"):
+        made.allocate(0.6)

@@ -17,10 +17,11 @@ from schemas.output import MatrixResult
 from tests.items import file_of
 from tests.models import tiny_model
 from workers.checkpoint import inspect
-from workers.compression import Compressor, kept_dense, read_spectrum
+from workers.compression import Compressor, kept_dense, left_dense, read_spectrum
 from workers.items import basis_key, factors_key, moment_key
 from workers.store import Store
 from workers.tensorfile import entries
+from workers.truncation import Problem
 
 IDS = Identities(forward="x", backward="g", bases="b", factors="f")
 METHODS = ["two-sided", "svd-llm", "svd-llm-v2"]
@@ -41,7 +42,10 @@ class Run(NamedTuple):
 
     @property
     def compressor(self) -> Compressor:
-        return Compressor(self.config, self.spec, self.folder, IDS, torch.device("cpu"))
+        return self.on(torch.device("cpu"))
+
+    def on(self, device: torch.device) -> Compressor:
+        return Compressor(self.config, self.spec, self.folder, IDS, device)
 
     def matrix(self, path: str) -> MatrixSpec:
         return next(m for m in self.spec.matrices if m.path == path)
@@ -107,6 +111,7 @@ def test_the_factors_lose_what_was_predicted(tmp_path: Path, method: str, path: 
     result = run.cut(path, 5)
     assert (result.rank, result.encoding) == (5, run.config.factors)
     assert result.achieved_loss == pytest.approx(result.predicted_loss, rel=1e-5)
+    assert result.energy is not None
     assert 0 < result.predicted_loss < result.energy
     assert result.rounding < 1e-6
     assert result.fallbacks == ()
@@ -252,6 +257,7 @@ def test_what_stays_dense_has_a_row_without_loss(tmp_path: Path) -> None:
     row = kept_dense(run.store, "b", matrix)
     assert (row.encoding, row.rank, row.parameters) == ("dense", None, 80 * 32)
     assert (row.predicted_loss, row.achieved_loss, row.nats) == (0.0, 0.0, 0.0)
+    assert row.energy is not None
     assert row.energy > 0
 
 
@@ -269,3 +275,67 @@ def test_the_same_work_gives_the_same_bytes(tmp_path: Path, method: str) -> None
             ]
         )
     assert contents[0] == contents[1]
+
+
+NOTE = "too large for the memory of the cpu device: computed on the host"
+
+
+def lack_memory_once(monkeypatch: pytest.MonkeyPatch, method: str) -> list[torch.device]:
+    """Let a method of `Problem` fail once for want of device memory; the devices it is called on.
+
+    "cpu:0" stands for a device that is not the host.
+    """
+    original, devices = getattr(Problem, method), list[torch.device]()
+
+    def lacking(self: Problem, *args: Any) -> Any:
+        devices.append(self.weight.device)
+        if len(devices) == 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return original(self, *args)
+
+    monkeypatch.setattr(Problem, method, lacking)
+    return devices
+
+
+@pytest.mark.parametrize("method", ["root", "basis"])
+def test_a_factorisation_without_device_memory_is_done_on_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    run, plain = make_run(tmp_path / "one"), make_run(tmp_path / "two")
+    group = [run.matrix("mlp.gate_proj"), run.matrix("mlp.up_proj")]
+    plain.compressor.factorise(group)
+    calls = lack_memory_once(monkeypatch, method)
+    run.on(torch.device("cpu", 0)).factorise(group)
+    assert len(calls) == (2 if method == "root" else 3)
+    spectra = [read_spectrum(run.store, "b", matrix) for matrix in group]
+    assert [facts.fallbacks for _, facts in spectra] == [(NOTE,), ()]
+    for matrix, (loss, _) in zip(group, spectra, strict=True):
+        exact, _ = read_spectrum(plain.store, "b", matrix)
+        torch.testing.assert_close(loss.eigenvalues, exact.eigenvalues, rtol=1e-9, atol=1e-12)
+
+
+def test_a_truncation_without_device_memory_is_done_on_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path)
+    matrix = run.matrix("mlp.up_proj")
+    run.compressor.factorise([matrix])
+    lack_memory_once(monkeypatch, "loss")
+    record = run.on(torch.device("cpu", 0)).truncate(matrix, 5)
+    assert MatrixResult.model_validate(record.facts).fallbacks == (NOTE,)
+
+
+def test_the_host_itself_falls_back_on_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path)
+    lack_memory_once(monkeypatch, "basis")
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        run.compressor.factorise([run.matrix("mlp.up_proj")])
+
+
+def test_what_could_not_be_cut_says_so(tmp_path: Path) -> None:
+    row = left_dense(make_run(tmp_path).matrix("mlp.up_proj"), "it is full of NaN", gradients=True)
+    assert (row.encoding, row.rank, row.parameters) == ("dense", None, 80 * 32)
+    assert (row.energy, row.nats) == (None, 0.0)
+    assert row.fallbacks == ("kept dense, for it could not be cut: it is full of NaN",)

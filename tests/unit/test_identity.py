@@ -56,6 +56,15 @@ def test_what_changes_moments_changes_everything(change: dict[str, Any]) -> None
     assert before.output(config(), 0.2) != after.output(config(), 0.2)
 
 
+def test_an_output_depends_on_what_had_to_stay_dense_in_it() -> None:
+    ids, asked = of(), config(on_failure="keep_dense")
+    assert ids == of(on_failure="keep_dense")
+    assert ids.output(asked, 0.2, ()) == ids.output(config(), 0.2)
+    assert ids.output(asked, 0.2, ["a", "b"]) == ids.output(asked, 0.2, {"b": "", "a": ""})
+    found = {ids.output(asked, 0.2, names) for names in ([], ["a"], ["b"], ["a", "b"])}
+    assert len(found) == 4
+
+
 def test_each_stream_depends_on_its_own_tokens() -> None:
     assert of(tokens="dd").forward != of().forward
     assert of(tokens="dd").backward == of().backward

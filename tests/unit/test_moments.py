@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from schemas.errors import NumericsError
+from workers import moments
 from workers.moments import Moment, MomentAccumulator, MomentSums, add_exactly, combine
 
 # Products and sums of 60 float32 rows: a few eps (1e-7) of the diagonal.
@@ -138,3 +139,48 @@ def sums_of(segments: dict[int, Tensor]) -> MomentSums:
     for index, part in segments.items():
         accumulator.add(part, index, trace_of=part)
     return accumulator.sums()
+
+
+@pytest.mark.parametrize("size", [7, None])
+def test_where_memory_runs_out_nothing_is_added(
+    monkeypatch: pytest.MonkeyPatch, size: int | None
+) -> None:
+    expected = accumulate([(rows(20, 7), 0)], size, [rows(20, 3)])
+    sums = MomentAccumulator(size)
+
+    def lack(*_: object, **__: object) -> Tensor:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(moments, "_add_products", lack)
+        patch.setattr(torch.linalg, "vector_norm", lack if size is None else torch.linalg.norm)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            sums.add(rows(20, 7, seed=1), 0, trace_of=rows(20, 3, seed=1))
+    sums.add(rows(20, 7), 0, trace_of=rows(20, 3))
+    found = sums.sums().mean("layers.0.mlp.input")
+    assert (found.trace, found.tokens) == (expected.trace, expected.tokens)
+    if size is not None:
+        assert torch.equal(matrix(found), matrix(expected))
+
+
+def test_a_block_without_device_memory_is_added_on_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three blocks, the second of which fails once: to the bit, each is added once."""
+    monkeypatch.setattr(moments, "_CACHED", 4 * 12)
+    value = rows(12, 12)
+    expected = torch.zeros(12, 12, dtype=torch.float64), torch.zeros(12, 12)
+    add_exactly(*expected, value)
+    two_sum, calls = moments._two_sum, []
+
+    def lacking(*parts: Tensor) -> tuple[Tensor, Tensor]:
+        calls.append(len(parts[0]))
+        if len(calls) == 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return two_sum(*parts)
+
+    monkeypatch.setattr(moments, "_two_sum", lacking)
+    found = torch.zeros(12, 12, dtype=torch.float64), torch.zeros(12, 12)
+    add_exactly(*found, value)
+    assert calls == [4, 4, 4, 4]
+    assert all(map(torch.equal, found, expected))

@@ -1,7 +1,8 @@
 """Layer shards against hooks on the whole plain transformers model in float64."""
 
+import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from schemas.config import Truncation
+from schemas.errors import WorkerError
 from schemas.model import ModelSpec
 from schemas.moments import Pass, Tap, taps
 from tests.models import VOCABULARY, tiny_model
 from workers.checkpoint import inspect
 from workers.layers import Decoder
-from workers.moments import Moment
+from workers.moments import Moment, MomentAccumulator
 from workers.sampling import label_noise
 from workers.shard import Shard, Step
 
@@ -81,7 +83,12 @@ def windows() -> Tensor:
     return torch.randint(VOCABULARY, (WINDOWS, TOKENS), generator=torch.Generator().manual_seed(1))
 
 
-def make_shards(base: Base, bounds: Sequence[int], found: list[Tap]) -> list[Shard]:
+def make_shards(
+    base: Base,
+    bounds: Sequence[int],
+    found: list[Tap],
+    adapted: Callable[[str], None] = lambda _: None,
+) -> list[Shard]:
     """Shards of the layers between consecutive `bounds`."""
     decoder = Decoder(base.folder, base.spec, torch.float32, torch.device("cpu"))
     return [
@@ -91,6 +98,7 @@ def make_shards(base: Base, bounds: Sequence[int], found: list[Tap]) -> list[Sha
             first=start == 0,
             last=stop == LAYERS,
             taps=[tap for tap in found if tap.layer in range(start, stop)],
+            adapted=adapted,
         )
         for start, stop in pairwise(bounds)
     ]
@@ -107,9 +115,11 @@ def stream(
     bounds: Sequence[int] = (0, LAYERS),
     micro_batch: int = 2,
     segments: int = 2,
+    adapted: Callable[[str], None] = lambda _: None,
 ) -> Streamed:
     """All windows forward, then all of them forward and backward."""
-    shards = make_shards(base, bounds, taps(base.spec.matrices, truncation, gradients=True))
+    found = taps(base.spec.matrices, truncation, gradients=True)
+    shards = make_shards(base, bounds, found, adapted)
     batches = micro_batches(base, micro_batch, segments)
     outputs = []
     for step, hidden in batches:
@@ -382,3 +392,62 @@ def test_a_tap_must_be_a_linear_layer(llama: Base) -> None:
     wrong = tap.model_copy(update={"module": "layers.0.input_layernorm"})
     with pytest.raises(TypeError, match="not a linear layer"):
         make_shards(llama, (0, LAYERS), [wrong])
+
+
+# --- too little memory ------------------------------------------------------------------------
+
+
+def lack_memory(monkeypatch: pytest.MonkeyPatch, lacks: Iterator[bool]) -> None:
+    """Let a moment take no rows whenever the next of `lacks` says so."""
+    add = MomentAccumulator.add
+
+    def adding(self: MomentAccumulator, *args: Any) -> None:
+        if next(lacks):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        add(self, *args)
+
+    monkeypatch.setattr(MomentAccumulator, "add", adding)
+
+
+@pytest.mark.parametrize("fails_at", [0, 13, 17, 45, 52, 70])
+def test_a_micro_batch_that_does_not_fit_is_taken_one_sequence_at_a_time(
+    llama: Base, monkeypatch: pytest.MonkeyPatch, fails_at: int
+) -> None:
+    """In the middle of either stream; nothing is counted twice and nothing is left out."""
+    whole, notes = stream(llama), list[str]()
+    lack_memory(monkeypatch, (count == fails_at for count in itertools.count()))
+    found = stream(llama, adapted=notes.append)
+    assert notes == [
+        f"layers 0 to 2: 2 sequences of {TOKENS} tokens at a time did not fit in memory: taken "
+        "one at a time"
+    ]
+    assert_close(found.hidden, whole.hidden)
+    for name, moment in whole.moments.items():
+        other = found.moments[name]
+        assert other.tokens == moment.tokens
+        assert other.trace == pytest.approx(moment.trace, rel=FLOAT32)
+        assert other.matrix is not None
+        assert moment.matrix is not None
+        assert_close(other.matrix, moment.matrix)
+
+
+def test_a_sequence_that_does_not_fit_is_an_error_with_a_remedy(
+    llama: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lack_memory(monkeypatch, itertools.repeat(True))
+    with pytest.raises(
+        WorkerError,
+        match=rf"layers 0 to 2: one sequence of {TOKENS} tokens does not fit.*--gradient-length",
+    ):
+        stream(llama)
+
+
+def test_what_is_no_lack_of_memory_passes_unchanged(
+    llama: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: MomentAccumulator, *args: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(MomentAccumulator, "add", fail)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        stream(llama)
