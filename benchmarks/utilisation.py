@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.random_llama import save_random_llama
-from pipeline.cluster import Actor, ray_session, wait_for
+from pipeline.cluster import Actor, ray_session
 from pipeline.inputs import Inputs
 from pipeline.ownership import owned
 from pipeline.progress import Progress
@@ -39,6 +39,7 @@ from pipeline.stream import (
     stream_backward,
     stream_forward,
 )
+from pipeline.waiting import wait_for
 from schemas.config import CalibrationConfig, ClusterConfig, RunConfig
 from schemas.moments import Pass
 from workers.checkpoint import base_files, inspect

@@ -1,28 +1,32 @@
-"""Ray: embedded or joined, its actors, and waiting that cannot last for ever."""
+"""Ray: embedded or joined, what it has, and its actors."""
 
 import contextlib
 import logging
 import os
 import secrets
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.machines import MAX_CPU_WORKERS, on_cpu
 from pipeline.progress import Progress
+from pipeline.waiting import result, wait_for
 from schemas.config import ClusterConfig, NumericsConfig, RunConfig
-from schemas.errors import CompressorError, ConfigError, WorkerDiedError, WorkerError
+from schemas.errors import ConfigError, WorkerDiedError, WorkerError
 from schemas.model import ModelSpec
 from schemas.plan import ClusterSpec, Plan, WorkerFacts
 from workers.actors import Allocator, LayerShard, probe
 
 _OBJECT_STORE_BYTES = 512 * 1024**2
 _START_TIMEOUT_S = 600.0
+_LOOK_EVERY_S = 5.0
 
 Actor = Any  # ray's actor handles carry no types
 
@@ -53,8 +57,11 @@ def ray_session(cluster: ClusterConfig, threads: int) -> Iterator[None]:
 
 
 def worker_count(cluster: ClusterConfig, threads: int) -> int:
-    """Workers of a run: those asked for, or as many as the cluster has room for now."""
-    wanted, there = cluster.workers, room(cluster, threads)
+    """Workers of a run: those asked for, or as many as the cluster has room for now.
+
+    Raises ConfigError where it has no room for those asked for.
+    """
+    wanted, there = cluster.workers, workers_there(cluster, threads)
     if cluster.device == "cuda" and not on_gpus(cluster):
         raise ConfigError(
             "cluster.device is cuda, but the Ray cluster has no GPU; use --device cpu"
@@ -65,7 +72,13 @@ def worker_count(cluster: ClusterConfig, threads: int) -> int:
         raise ConfigError(
             f"cluster.workers is {wanted}{each}; the Ray cluster has {what}; ask for fewer"
         )
-    return wanted or min(there, there if on_gpus(cluster) else MAX_CPU_WORKERS)
+    return there
+
+
+def workers_there(cluster: ClusterConfig, threads: int) -> int:
+    """As many of the workers of a run as the cluster has room for now."""
+    most = cluster.workers or (None if on_gpus(cluster) else MAX_CPU_WORKERS)
+    return min(room(cluster, threads), most or sys.maxsize)
 
 
 def room(cluster: ClusterConfig, threads: int) -> int:
@@ -78,6 +91,12 @@ def room(cluster: ClusterConfig, threads: int) -> int:
 def on_gpus(cluster: ClusterConfig) -> bool:
     """Whether each worker gets a GPU."""
     return cluster.device != "cpu" and _resources().get("GPU", 0) >= 1
+
+
+def stop(actors: Iterable[Actor]) -> None:
+    """Kill actors, whether they still live or not: what they have reserved becomes free."""
+    for actor in actors:
+        ray.kill(actor)
 
 
 def find_cluster(cluster: ClusterConfig, numerics: NumericsConfig, stored: str) -> ClusterSpec:
@@ -129,8 +148,7 @@ def with_resources(actor: Any, cluster: ClusterConfig, threads: int, memory: int
 
 def agree(cluster: ClusterConfig, workers: list[Actor], progress: Progress) -> WorkerFacts:
     """What started workers run on. Raises WorkerError where it is not the same for all."""
-    calls = {worker.prepare.remote(): "start of a worker" for worker in workers}
-    facts: list[WorkerFacts] = wait_for(calls, start_timeout(cluster))
+    facts = _started(cluster, workers)
     kinds = {(fact.device, fact.device_name, fact.dtype) for fact in facts}
     if len(kinds) > 1:
         raise WorkerError(
@@ -142,59 +160,35 @@ def agree(cluster: ClusterConfig, workers: list[Actor], progress: Progress) -> W
     return facts[0]
 
 
+def _started(cluster: ClusterConfig, workers: list[Actor]) -> list[WorkerFacts]:
+    """What each worker says once it is there.
+
+    Raises WorkerDiedError where the cluster shrinks below what they need while they are awaited,
+    WorkerError where they do not come.
+    """
+    calls = [worker.prepare.remote() for worker in workers]
+    end, waiting = time.monotonic() + start_timeout(cluster), calls
+    kind = "GPU" if on_gpus(cluster) else "CPU"
+    before = _resources().get(kind, 0)
+    while waiting:
+        _, waiting = ray.wait(
+            waiting, num_returns=len(waiting), timeout=_LOOK_EVERY_S, fetch_local=False
+        )
+        if waiting and _resources().get(kind, 0) < before:
+            raise WorkerDiedError("start of a worker: the cluster lost a node meanwhile")
+        if waiting and time.monotonic() > end:
+            raise WorkerError(
+                f"{len(waiting)} of {len(workers)} workers did not start within "
+                f"{start_timeout(cluster):g} s: the cluster has no room for them now (`ray status` "
+                "says what takes it); start again, or ask for fewer with --workers"
+            )
+    return [result(call, "start of a worker", start_timeout(cluster)) for call in calls]
+
+
 def start_allocator(config: RunConfig, node: str) -> Actor:
     """The one allocator actor, beside a worker: the head of a cluster may be for no work."""
     beside = NodeAffinitySchedulingStrategy(node, soft=False)
     return Allocator.options(scheduling_strategy=beside).remote(config)  # type: ignore[attr-defined]
-
-
-def wait_for(
-    calls: Mapping[Any, str], timeout_s: float, done: Callable[[Any], None] | None = None
-) -> list[Any]:
-    """Results of `calls` (reference -> what it is), in their order; `done` sees each as it comes.
-
-    Raises the worker's own CompressorError, or WorkerError where a worker died, failed in another
-    way, or nothing finished within `timeout_s`.
-    """
-    results: dict[Any, Any] = {}
-    pending = list(calls)
-    while pending:
-        ready, pending = ray.wait(pending, num_returns=1, timeout=timeout_s, fetch_local=False)
-        if not ready:
-            raise WorkerError(
-                f"{calls[pending[0]]}: nothing finished within {timeout_s:g} s (waiting for "
-                f"{len(pending)} items); start again, or raise cluster.item_timeout_s"
-            )
-        results[ready[0]] = result(ready[0], calls[ready[0]], timeout_s)
-        if done:
-            done(results[ready[0]])
-    return [results[reference] for reference in calls]
-
-
-def result(reference: Any, what: str, timeout_s: float) -> Any:
-    """The small result of one finished call; errors as in `wait_for`."""
-    again = "start the same command again to continue"
-    died = f"{what}: a worker died"
-    try:
-        return ray.get(reference, timeout=timeout_s)
-    except RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, CompressorError):
-            raise cause from None
-        if isinstance(cause, RayActorError):
-            raise WorkerDiedError(
-                f"{what}: a worker died ({_first_line(cause)}); {again}"
-            ) from None
-        raise WorkerError(
-            f"{what}: {type(cause).__name__} in a worker: {cause}; {again}"
-        ) from error
-    except (RayActorError, OutOfMemoryError) as error:
-        raise WorkerDiedError(f"{died} ({_first_line(error)}); {again}") from None
-    except GetTimeoutError:
-        raise WorkerError(f"{what}: no result within {timeout_s:g} s; {again}") from None
-    except RayError as error:
-        why = f"{type(error).__name__}: {_first_line(error)}"
-        raise WorkerError(f"{what}: {why}; {again}") from error
 
 
 def start_timeout(cluster: ClusterConfig) -> float:
@@ -232,7 +226,3 @@ def _start_embedded(cluster: ClusterConfig, threads: int) -> None:
 def _resources() -> dict[str, float]:
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return resources
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]

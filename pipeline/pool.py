@@ -1,20 +1,34 @@
 """Independent items on all workers: the largest first, each near its data while its home is free.
 
-Every worker has one item at a time, with a deadline. The item of a worker that dies goes to another
-one; a worker that the cluster gains joins in.
+Every worker has one item at a time, with a deadline of its own. The item of a worker that dies, or
+is killed because it hangs, goes to another one; so does one that failed, after a while. What fails
+ATTEMPTS times is given up, and the others go on. Lost workers are replaced where there is room.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
-from pipeline.cluster import Actor, result
-from schemas.errors import WorkerDiedError, WorkerError
+from pipeline.cluster import Actor, stop
+from pipeline.quarantine import Failed, Quarantine
+from pipeline.waiting import result
+from schemas.errors import (
+    CompressorError,
+    ConfigError,
+    StorageError,
+    StorageFullError,
+    WorkerDiedError,
+    WorkerError,
+    WorkerHungError,
+)
 
 ATTEMPTS = 3
+BACK_OFF_S = 1.0  # before an item that failed is tried again; four times as long after that
+_AT_ONCE = (ConfigError, StorageFullError)  # no other item would fare better
+_PASSING = (WorkerError, StorageError)  # all else is the item's own fault, and stays so
 
 
 @dataclass
@@ -22,6 +36,8 @@ class Task:
     """One item: a method of a worker with its arguments; `then` sees its result and may add tasks.
 
     `home` is the worker that holds what it needs; a task that is `pinned` runs there or nowhere.
+    `matrices` are those it is for, where it can be given up for them alone; `split` gives smaller
+    tasks for the same, to tell which of them fails.
     """
 
     what: str
@@ -31,94 +47,188 @@ class Task:
     cost: int = 0
     home: Actor | None = None
     pinned: bool = False
+    matrices: tuple[str, ...] = ()
+    split: Callable[[], list["Task"]] = list
     attempts: int = 0
+    failed_on: Actor | None = None
+    not_before: float = 0.0
+
+
+class _Call(NamedTuple):
+    """An item under way."""
+
+    worker: Actor
+    task: Task
+    start: float
+    end: float
+
+
+class _Invitation(NamedTuple):
+    """A worker that is to join."""
+
+    worker: Actor
+    end: float
 
 
 class Pool:
-    """The workers of a run that are alive. `seconds` counts what each was busy with items."""
+    """The workers of a run that are alive. `seconds` counts what each was busy with items.
 
-    def __init__(self, workers: list[Actor], timeout_s: float, warn: Callable[[str], None]) -> None:
+    `replace` is called after a loss; it may `invite` others.
+    """
+
+    def __init__(
+        self,
+        workers: list[Actor],
+        timeout_s: float,
+        warn: Callable[[str], None],
+        quarantine: Quarantine | None = None,
+    ) -> None:
         self.workers = list(workers)
+        self.quarantine = quarantine or Quarantine(warn)
+        self.replace: Callable[[], None] = lambda: None
+        self.seconds: dict[Actor, float] = {}
         self._timeout_s = timeout_s
         self._warn = warn
-        self._joining: dict[Any, Actor] = {}
-        self.invited = 0
-        self.seconds: dict[Actor, float] = {}
+        self._joining: dict[Any, _Invitation] = {}
+        self._losses = 0
 
-    def invite(self, worker: Actor, ready: Any) -> None:
+    def invite(self, worker: Actor, ready: Any, timeout_s: float) -> None:
         """Let a worker take items as soon as `ready` is there."""
-        self._joining[ready] = worker
-        self.invited += 1
+        self._joining[ready] = _Invitation(worker, time.monotonic() + timeout_s)
+
+    @property
+    def members(self) -> list[Actor]:
+        """The workers that are there, and those that are to join."""
+        return [*self.workers, *(invited.worker for invited in self._joining.values())]
 
     def run(self, tasks: Iterable[Task]) -> None:
-        """Run every task, and those that follow from them.
+        """Run every task, and those that follow from them; what is given up is in `quarantine`.
 
-        Raises the worker's own CompressorError; WorkerError where an item fails in another way,
-        misses its deadline, or loses its worker ATTEMPTS times.
+        Raises WorkerDiedError where no worker is left, or one with which a pinned task was; and
+        what a worker says that holds for every item (ConfigError, StorageFullError).
         """
-        waiting = sorted(tasks, key=lambda task: -task.cost)
-        running: dict[Any, tuple[Actor, Task, float]] = {}
+        waiting = self._order(tasks)
+        running: dict[Any, _Call] = {}
         self.seconds = dict.fromkeys(self.workers, 0.0)
+        self._losses, most = 0, ATTEMPTS * len(self.members)
         while waiting or running:
-            busy = {worker for worker, _, _ in running.values()}
-            for worker in [worker for worker in self.workers if worker not in busy]:
-                if task := _next(waiting, worker):
-                    waiting.remove(task)
-                    call = getattr(worker, task.method).remote(*task.arguments)
-                    running[call] = (worker, task, time.monotonic())
-            if not running:
-                raise WorkerError(f"{waiting[0].what}: no worker is left; start again")
-            for reference in self._ready(running):
+            lost = self._losses
+            self._assign(waiting, running)
+            for reference in self._ready(waiting, running):
                 if reference in self._joining:
                     self._join(reference)
-                    continue
-                worker, task, start = running.pop(reference)
-                self.seconds[worker] += time.monotonic() - start
-                try:
-                    found = result(reference, task.what, self._timeout_s)
-                except WorkerDiedError as error:
-                    waiting.insert(0, self._reassign(worker, task, error))
-                    continue
-                waiting += task.then(found) or ()
-                waiting.sort(key=lambda task: -task.cost)
+                else:
+                    waiting += self._finish(reference, running.pop(reference))
+            for reference in _overdue(running):
+                waiting += self._kill(running.pop(reference))
+            for reference in _overdue(self._joining):
+                stop([self._joining.pop(reference).worker])
+            if lost < self._losses <= most:
+                self.replace()
+            waiting = self._order(waiting)
 
     def each(self, method: str) -> list[Any]:
-        """The result of a method of every worker; one that died is left out from now on."""
+        """The result of a method of every worker; one that does not give it is left out from now
+        on."""
         calls = {getattr(worker, method).remote(): worker for worker in self.workers}
         found = []
         for reference, worker in calls.items():
             try:
-                found.append(result(reference, method, self._timeout_s))
-            except WorkerDiedError:
-                self._lose(worker)
+                found.append(result(reference, method.replace("_", " "), self._timeout_s))
+            except WorkerDiedError as error:
+                self._lose(worker, error)
         return found
 
-    def _ready(self, running: dict[Any, tuple[Actor, Task, float]]) -> list[Any]:
-        _, oldest, start = min(running.values(), key=lambda entry: entry[2])
-        left = start + self._timeout_s - time.monotonic()
-        ready, _ = ray.wait(
-            [*running, *self._joining], num_returns=1, timeout=max(left, 0), fetch_local=False
-        )
-        if not ready:
-            raise WorkerError(
-                f"{oldest.what}: not finished within {self._timeout_s:g} s; start again, or raise "
-                "cluster.item_timeout_s"
-            )
+    def _order(self, tasks: Iterable[Task]) -> list[Task]:
+        given_up = self.quarantine.items
+        return sorted((t for t in tasks if t.what not in given_up), key=lambda task: -task.cost)
+
+    def _assign(self, waiting: list[Task], running: dict[Any, _Call]) -> None:
+        busy, now = {call.worker for call in running.values()}, time.monotonic()
+        for worker in [worker for worker in self.workers if worker not in busy]:
+            if task := self._next(waiting, worker, now):
+                waiting.remove(task)
+                call = getattr(worker, task.method).remote(*task.arguments)
+                running[call] = _Call(worker, task, now, now + self._timeout_s)
+        for task in waiting:
+            if task.pinned and task.home not in self.workers:
+                raise WorkerDiedError(f"{task.what}: the worker that held what it needs died")
+        if not self.members:
+            raise WorkerDiedError(f"{waiting[0].what}: no worker is left")
+
+    def _next(self, waiting: list[Task], worker: Actor, now: float) -> Task | None:
+        """The largest task whose home this is, else the largest that may run anywhere.
+
+        One that failed here waits for another worker, if there is one.
+        """
+        alone = len(self.workers) == 1
+        able = [
+            task
+            for task in waiting
+            if task.not_before <= now and (alone or task.failed_on != worker)
+        ]
+        mine = (task for task in able if task.home == worker)
+        anyones = (task for task in able if not task.pinned)
+        return next(mine, None) or next(anyones, None)
+
+    def _ready(self, waiting: list[Task], running: dict[Any, _Call]) -> list[Any]:
+        """What is ready, as soon as anything is, or nothing as soon as there is something to do."""
+        now, calls = time.monotonic(), [*running, *self._joining]
+        events = [call.end for call in running.values()]
+        events += [invited.end for invited in self._joining.values()]
+        events += [task.not_before for task in waiting if task.not_before > now]
+        left = max(min(events, default=now) - now, 0)
+        if not calls:
+            time.sleep(left)
+            return []
+        ready, _ = ray.wait(calls, num_returns=1, timeout=left, fetch_local=False)
         return list(ready)
 
-    def _reassign(self, worker: Actor, task: Task, error: WorkerDiedError) -> Task:
-        self._lose(worker)
-        task.attempts += 1
-        if task.pinned or task.attempts == ATTEMPTS or not self.workers:
-            raise error
-        return task
+    def _finish(self, reference: Any, call: _Call) -> list[Task]:
+        """The tasks that follow from a call that ended."""
+        task = call.task
+        self.seconds[call.worker] += time.monotonic() - call.start
+        try:
+            found = result(reference, task.what, self._timeout_s)
+        except CompressorError as error:
+            return self._failed(call.worker, task, error)
+        return list(task.then(found) or ())
 
-    def _lose(self, worker: Actor) -> None:
+    def _kill(self, call: _Call) -> list[Task]:
+        task = call.task
+        error = WorkerHungError(
+            f"{task.what}: not finished within {self._timeout_s:g} s, so its worker was killed; "
+            "raise cluster.item_timeout_s if that is too short"
+        )
+        return self._failed(call.worker, task, error)
+
+    def _failed(self, worker: Actor, task: Task, error: CompressorError) -> list[Task]:
+        """The tasks that are to be done instead: the same once more, or its parts, or none."""
+        task.attempts += 1
+        task.failed_on = worker
+        if isinstance(error, WorkerDiedError):
+            self._lose(worker, error)
+        if task.pinned or isinstance(error, _AT_ONCE):
+            raise error
+        if task.attempts < ATTEMPTS and isinstance(error, _PASSING):
+            if not isinstance(error, WorkerDiedError):
+                delay = BACK_OFF_S * 4 ** (task.attempts - 1)
+                task.not_before = time.monotonic() + delay
+                self._warn(f"{error}; trying again in {delay:g} s")
+            return [task]
+        if parts := task.split():
+            return parts
+        self.quarantine.add(Failed(task.what, task.matrices, task.attempts, str(error)))
+        return []
+
+    def _lose(self, worker: Actor, error: WorkerDiedError) -> None:
+        stop([worker])
         self.workers.remove(worker)
-        self._warn(f"a worker died; going on with {len(self.workers)}")
+        self._losses += 1
+        self._warn(f"{error}; going on with {len(self.workers)}")
 
     def _join(self, reference: Any) -> None:
-        worker = self._joining.pop(reference)
+        worker = self._joining.pop(reference).worker
         try:
             result(reference, "start of a worker", self._timeout_s)
         except WorkerDiedError:
@@ -127,8 +237,7 @@ class Pool:
         self.seconds[worker] = 0.0
 
 
-def _next(waiting: list[Task], worker: Actor) -> Task | None:
-    """The largest task whose home this is, else the largest that may run anywhere."""
-    mine = (task for task in waiting if task.home == worker)
-    anyones = (task for task in waiting if not task.pinned)
-    return next(mine, None) or next(anyones, None)
+def _overdue(calls: Mapping[Any, _Call | _Invitation]) -> list[Any]:
+    """Calls whose deadline has passed."""
+    now = time.monotonic()
+    return [reference for reference, call in calls.items() if call.end <= now]

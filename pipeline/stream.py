@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from pipeline.cluster import Actor, result
+from pipeline.cluster import Actor
+from pipeline.waiting import result
 from schemas.moments import Pass
 from workers.shard import Step
 

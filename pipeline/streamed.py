@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from pipeline.boundaries import Boundary
-from pipeline.cluster import Actor, agree, find_cluster, ray_session, wait_for, with_resources
+from pipeline.cluster import Actor, agree, find_cluster, ray_session, with_resources
 from pipeline.evaluation_plan import EvaluationPlan, boundary_bytes, plan_evaluation
 from pipeline.progress import Progress
 from pipeline.stream import Batch, as_it_is, drive, micro_batches, stream_forward
+from pipeline.waiting import wait_for
 from schemas.config import NumericsConfig
 from schemas.errors import ConfigError
 from schemas.evaluation import EvaluateConfig, ModelEvaluation

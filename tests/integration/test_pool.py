@@ -1,6 +1,8 @@
 """Independent items on all workers: order, homes, deaths, deadlines, and workers that join."""
 
 import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,21 @@ import ray
 from ray.exceptions import RayActorError
 
 from pipeline.pool import ATTEMPTS, Pool, Task
-from schemas.errors import ConfigError, WorkerDiedError, WorkerError
+from schemas.errors import (
+    ConfigError,
+    NumericsError,
+    QuarantineError,
+    StorageError,
+    StorageFullError,
+    WorkerDiedError,
+)
+
+ERRORS: dict[str, Exception] = {
+    "storage": StorageError("the storage does not answer"),
+    "full": StorageFullError("the disk is full"),
+    "numbers": NumericsError("it is not finite"),
+    "bug": KeyError("x"),
+}
 
 
 @ray.remote(num_cpus=0)
@@ -38,9 +54,20 @@ class Worker:
             os._exit(1)
         return self._name, "survived"
 
-    def hang(self) -> None:
-        while True:
-            pass
+    def stop(self, unless: str) -> tuple[str, str]:
+        """Stop this process, as one that hangs for good."""
+        if self._name != unless:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return self._name, "went on"
+
+    def rest(self, seconds: float) -> tuple[str, str]:
+        time.sleep(seconds)
+        return self._name, "rested"
+
+    def fail(self, unless: str, how: str) -> tuple[str, str]:
+        if self._name != unless:
+            raise ERRORS[how]
+        return self._name, "succeeded"
 
     def refuse(self) -> None:
         raise ConfigError("the worker's own words")
@@ -105,22 +132,59 @@ def test_the_item_of_a_dead_worker_goes_to_another(workers: list[Any]) -> None:
     pool = Pool(workers, 60, said.append)
     pool.run([Task("item", "die", ("two",), seen.append, home=workers[0])])
     assert seen == [("two", "survived")]
-    assert said == ["a worker died; going on with 1"]
+    [line] = said
+    assert line.startswith("item: a worker died (ActorDiedError: ")
+    assert line.endswith("; going on with 1")
     assert pool.workers == workers[1:]
 
 
-def test_an_item_that_loses_every_worker_is_an_error_with_its_name(workers: list[Any]) -> None:
-    third = Worker.remote("three")  # type: ignore[attr-defined]
-    pool = Pool([*workers, third], 60, ignore)
-    with pytest.raises(WorkerDiedError, match="the item: a worker died"):
-        pool.run([Task("the item", "die", ("nobody",), lambda _: None)])
-    assert len(pool.workers) == 3 - ATTEMPTS
+def test_an_item_that_loses_every_worker_is_given_up_by_name(workers: list[Any]) -> None:
+    """The others go on to their end, with the workers that replace those it cost."""
+    seen: list[tuple[str, str]] = []
+    others = [Worker.remote(name) for name in ("three", "four")]  # type: ignore[attr-defined]
+    pool = Pool(workers, 60, ignore)
+
+    def replace() -> None:
+        if others:
+            pool.invite(others[0], others.pop(0).name.remote(), 60)
+
+    pool.replace = replace
+    pool.run(
+        [
+            Task("the item", "die", ("nobody",), seen.append, cost=9, matrices=("q",)),
+            *(Task(name, "work", (name,), seen.append) for name in "abc"),
+        ]
+    )
+    assert sorted(item for _, item in seen) == ["a", "b", "c"]
+    assert len(pool.members) == 4 - ATTEMPTS
+    assert pool.quarantine.matrices.keys() == {"q"}
+    with pytest.raises(QuarantineError, match=r"the item: 3 times, the last: .*a worker died"):
+        pool.quarantine.require()
+    pool.run([Task("the item", "work", ("again",), seen.append)])
+    assert len(seen) == 3  # it stays given up
+
+
+def test_without_a_worker_nothing_goes_on(workers: list[Any]) -> None:
+    tasks = [Task(name, "die", ("nobody",), lambda _: None) for name in ("one", "two")]
+    with pytest.raises(WorkerDiedError, match="no worker is left"):
+        Pool(workers[:1], 60, ignore).run(tasks)
 
 
 def test_a_pinned_item_dies_with_its_home(workers: list[Any]) -> None:
     pool = Pool(workers, 60, ignore)
     with pytest.raises(WorkerDiedError, match="here alone"):
         pool.run([Task("here alone", "die", ("two",), lambda _: None, 0, workers[0], True)])
+
+
+def test_a_pinned_item_whose_home_died_with_another_item_is_not_waited_for(
+    workers: list[Any],
+) -> None:
+    tasks = [
+        Task("first", "die", ("two",), lambda _: None, 9, workers[0]),
+        Task("here alone", "work", ("a",), lambda _: None, 1, workers[0], True),
+    ]
+    with pytest.raises(WorkerDiedError, match="here alone: the worker that held what it needs"):
+        Pool(workers, 60, ignore).run(tasks)
 
 
 def test_a_worker_that_died_between_items_is_left_out(workers: list[Any]) -> None:
@@ -132,9 +196,78 @@ def test_a_worker_that_died_between_items_is_left_out(workers: list[Any]) -> Non
     assert pool.workers == workers[1:]
 
 
-def test_a_hung_item_misses_its_deadline(workers: list[Any]) -> None:
-    with pytest.raises(WorkerError, match=r"the item: not finished within 1 s.*item_timeout_s"):
-        Pool(workers, 1, ignore).run([Task("the item", "hang", (), lambda _: None)])
+def test_a_hung_item_goes_to_another_worker_and_its_own_is_killed(workers: list[Any]) -> None:
+    """Its process is stopped, so it could not even answer that it is to end."""
+    seen: list[tuple[str, str]] = []
+    said: list[str] = []
+    ray.get([worker.name.remote() for worker in workers], timeout=60)  # they have started
+    pool = Pool(workers, 2, said.append)
+    pool.run([Task("the item", "stop", ("two",), seen.append, home=workers[0])])
+    assert seen == [("two", "went on")]
+    assert said == [
+        "the item: not finished within 2 s, so its worker was killed; raise "
+        "cluster.item_timeout_s if that is too short; going on with 1"
+    ]
+    with pytest.raises(RayActorError):
+        ray.get(workers[0].name.remote(), timeout=60)
+
+
+def test_each_item_has_a_deadline_of_its_own(workers: list[Any]) -> None:
+    """One hangs while the other worker takes item after item, for longer than one deadline."""
+    seen: list[tuple[str, str]] = []
+    ray.get([worker.name.remote() for worker in workers], timeout=60)  # they have started
+    pool = Pool(workers, 2, ignore)
+    again = [Task(f"{i}", "rest", (0.5,), seen.append, home=workers[1]) for i in range(6)]
+    pool.run([Task("the item", "stop", ("two",), seen.append, 9, workers[0]), *again])
+    assert sorted(set(seen)) == [("two", "rested"), ("two", "went on")]
+    assert len(seen) == 7
+
+
+def test_a_failed_item_is_tried_again_on_another_worker(
+    workers: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.pool.BACK_OFF_S", 0.01)
+    seen: list[tuple[str, str]] = []
+    said: list[str] = []
+    task = Task("the item", "fail", ("two", "storage"), seen.append, home=workers[0])
+    Pool(workers, 60, said.append).run([task])
+    assert seen == [("two", "succeeded")]
+    assert said == ["the storage does not answer; trying again in 0.01 s"]
+
+
+@pytest.mark.parametrize(("how", "attempts"), [("bug", ATTEMPTS), ("storage", 3), ("numbers", 1)])
+def test_what_fails_everywhere_is_given_up_and_the_others_go_on(
+    workers: list[Any], monkeypatch: pytest.MonkeyPatch, how: str, attempts: int
+) -> None:
+    """Once where it would fail the same way again."""
+    monkeypatch.setattr("pipeline.pool.BACK_OFF_S", 0.01)
+    seen: list[tuple[str, str]] = []
+    pool = Pool(workers, 60, ignore)
+    bad = Task("the item", "fail", ("nobody", how), seen.append, cost=9)
+    pool.run([bad, *(Task(name, "work", (name,), seen.append) for name in "abcd")])
+    assert sorted(item for _, item in seen) == ["a", "b", "c", "d"]
+    assert pool.quarantine.items["the item"].attempts == attempts
+    assert len(pool.workers) == 2
+
+
+def test_of_a_group_that_fails_only_the_member_at_fault_is_given_up(workers: list[Any]) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def parts() -> list[Task]:
+        good = Task("good", "work", ("good",), seen.append, matrices=("g",))
+        return [good, Task("bad", "fail", ("nobody", "numbers"), seen.append, matrices=("b",))]
+
+    pool = Pool(workers, 60, ignore)
+    group = Task("both", "fail", ("nobody", "numbers"), seen.append, matrices=("g", "b"))
+    group.split = parts
+    pool.run([group])
+    assert [item for _, item in seen] == ["good"]
+    assert pool.quarantine.matrices == {"b": "it is not finite"}
+
+
+def test_a_full_disk_ends_the_run_at_once(workers: list[Any]) -> None:
+    with pytest.raises(StorageFullError, match="the disk is full"):
+        Pool(workers, 60, ignore).run([Task("item", "fail", ("nobody", "full"), lambda _: None)])
 
 
 def test_a_worker_keeps_its_own_words(workers: list[Any]) -> None:
@@ -146,7 +279,7 @@ def test_an_invited_worker_joins(workers: list[Any], tmp_path: Path) -> None:
     """Two items that must meet: one worker alone would never end."""
     seen: list[tuple[str, str]] = []
     pool = Pool(workers[:1], 60, ignore)
-    pool.invite(workers[1], workers[1].work.remote("hello"))
+    pool.invite(workers[1], workers[1].work.remote("hello"), 60)
     pool.run(Task(name, "meet", (tmp_path, 2), seen.append) for name in "ab")
     assert sorted(seen) == [("one", "met"), ("two", "met")]
 
@@ -154,6 +287,6 @@ def test_an_invited_worker_joins(workers: list[Any], tmp_path: Path) -> None:
 def test_an_invited_worker_that_never_comes_changes_nothing(workers: list[Any]) -> None:
     seen: list[tuple[str, str]] = []
     pool = Pool(workers[:1], 60, ignore)
-    pool.invite(workers[1], workers[1].die.remote("nobody"))
+    pool.invite(workers[1], workers[1].die.remote("nobody"), 60)
     pool.run(Task(name, "work", (name,), seen.append) for name in "abc")
     assert len(seen) == 3
