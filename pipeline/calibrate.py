@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipeline.cluster import Actor, wait_for
+from pipeline.cluster import Actor
 from pipeline.factorise import commit
 from pipeline.run import Run
 from pipeline.stream import (
@@ -17,6 +17,7 @@ from pipeline.stream import (
     stream_backward,
     stream_forward,
 )
+from pipeline.waiting import wait_for
 from pipeline.waves import Waves
 from schemas.moments import Pass, Tap
 from workers.shard import Purpose
@@ -42,6 +43,7 @@ class Calibration:
         self._run = run
         self._batches = _batches(run)
         self._waves = Waves(run, pending, self._batches)
+        self._adaptations: set[str] = set()
 
     def run(self) -> None:
         """Every wave that is needed, in order."""
@@ -119,6 +121,15 @@ class Calibration:
             drive(streams, name, run.timeout, lambda n, _: stage.advance(n // length, n))
             asked = {worker.busy_seconds.remote(): "busy seconds" for worker in workers}
             stage.busy = wait_for(asked, run.timeout)
+        self._warn_of_adaptations(workers)
+
+    def _warn_of_adaptations(self, workers: list[Actor]) -> None:
+        """Say once what workers did otherwise than planned; their moments say it for good."""
+        asked = {worker.adaptations.remote(): "adaptations" for worker in workers}
+        found = {note for notes in wait_for(asked, self._run.timeout) for note in notes}
+        for note in sorted(found - self._adaptations):
+            self._run.progress.warn(f"fallback: {note}")
+        self._adaptations |= found
 
     def _commit(self, wave: int, direction: Pass) -> None:
         commit(

@@ -15,7 +15,16 @@ from rich.console import Console
 from pipeline import render
 from pipeline.configuration import build, explain
 from pipeline.progress import log, set_up_logging
-from schemas.config import Allocation, Device, DType, Factors, Method, RunConfig, Truncation
+from schemas.config import (
+    Allocation,
+    Device,
+    DType,
+    Factors,
+    Method,
+    OnFailure,
+    RunConfig,
+    Truncation,
+)
 from schemas.errors import CompressorError, RunError
 from schemas.evaluation import EvaluateConfig
 from schemas.location import locate
@@ -64,6 +73,9 @@ Workers = Annotated[
 ]
 DeviceFlag = Annotated[Device | None, typer.Option(help="Where to compute.  [default: auto]")]
 DTypeFlag = Annotated[DType | None, typer.Option(help="Compute type.  [default: auto]")]
+OnFailureFlag = Annotated[
+    OnFailure | None, typer.Option(help="When a matrix cannot be cut.  [default: fail]")
+]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML of the same settings.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Any setting: a.b=value. May be repeated.")
@@ -90,6 +102,7 @@ def compress(
     workers: Workers = None,
     device: DeviceFlag = None,
     dtype: DTypeFlag = None,
+    on_failure: OnFailureFlag = None,
     config: ConfigFile = None,
     settings: Settings = None,
     fresh: Annotated[
@@ -264,7 +277,7 @@ def _exit_codes() -> Iterator[None]:
     except CompressorError as error:
         log.error("error: %s", error)
         if isinstance(error, RunError):
-            log.error("the run failed; what it finished is kept")
+            log.error("the run failed; what it finished is kept, and the same command continues it")
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
         log.error("interrupted; %s", again)

@@ -13,9 +13,11 @@ from pipeline.ownership import owned
 from pipeline.plan import require_disk, require_writable
 from pipeline.progress import Progress
 from pipeline.run import Run, announce, start
+from pipeline.supervise import supervise
 from schemas.config import RunConfig
 from schemas.location import locate
 from schemas.manifest import OutputResult, RunResult
+from workers.failures import storage_explained
 from workers.fetching import resolve
 from workers.items import OWNER
 from workers.memory import peak_anonymous_bytes
@@ -36,23 +38,27 @@ def compress(config: RunConfig, progress: Progress | None = None, fresh: bool = 
     if fresh:
         set_aside(config.run_folder, progress)
     with (
+        storage_explained("the driver", config.run_folder),
         owned(config.run_folder / OWNER, progress.note) as ownership,
         ray_session(config.cluster, config.numerics.threads),
     ):
-        with progress.stage("start", 1, "cluster") as stage:
-            run = start(config, inputs, progress, ownership)
-            stage.advance()
-        return RunResult(
-            outputs=_stages(run),
-            seconds=progress.seconds,
-            busy=progress.busy,
-            driver_peak_bytes=peak_anonymous_bytes(),
-            worker_peak_bytes=tuple(run.pool.each("peak_memory")),
+        outputs, worker_peaks = supervise(
+            config,
+            progress,
+            lambda config, quarantine: start(config, inputs, progress, ownership, quarantine),
+            _stages,
         )
+    return RunResult(
+        outputs=outputs,
+        seconds=progress.seconds,
+        busy=progress.busy,
+        driver_peak_bytes=peak_anonymous_bytes(),
+        worker_peak_bytes=worker_peaks,
+    )
 
 
-def _stages(run: Run) -> tuple[OutputResult, ...]:
-    """The checkpoint at every ratio."""
+def _stages(run: Run) -> tuple[tuple[OutputResult, ...], tuple[int, ...]]:
+    """The checkpoint at every ratio, and the peak memory of the workers that are left."""
     found = {ratio: find_output(run, ratio) for ratio in run.config.ratio}
     if None in found.values():
         require_disk(run.plan, run.config, run.committed_bytes())
@@ -61,7 +67,9 @@ def _stages(run: Run) -> tuple[OutputResult, ...]:
         if None in found.values():
             calibrate(run)
             factorise(run, run.spec.matrices)
-        return tuple(there or make_output(run, ratio) for ratio, there in found.items())
+            run.pool.quarantine.require()
+        outputs = tuple(there or make_output(run, ratio) for ratio, there in found.items())
+    return outputs, tuple(run.pool.each("peak_memory"))
 
 
 def _settle(config: RunConfig) -> RunConfig:

@@ -42,28 +42,43 @@ def commit(run: Run, direction: Pass, taps: list[Tap], holders: list[list[Actor]
 
 
 class Pending:
-    """Matrices without a basis, each handed out once, as soon as its moments are there."""
+    """Matrices without a basis, each handed out once, as soon as its moments are there.
+
+    Those that were given up are left out.
+    """
 
     def __init__(self, run: Run, matrices: Iterable[MatrixSpec]) -> None:
         self._run = run
-        self.matrices = [matrix for matrix in matrices if not _factorised(run, matrix)]
+        self.matrices = [
+            matrix
+            for matrix in matrices
+            if not _factorised(run, matrix) and matrix.name not in run.given_up
+        ]
         self._left = list(self.matrices)
 
     def ready(self, stage: Stage) -> list[Task]:
         """The tasks of those that are complete now."""
         complete = [matrix for matrix in self._left if self._run.has_moments(matrix)]
         self._left = [matrix for matrix in self._left if matrix not in complete]
-        return [
-            Task(
-                f"factorise {', '.join(matrix.name for matrix in group)}",
-                "factorise",
-                (group,),
-                lambda records: stage.advance(len(records)),
-                cost=sum(matrix.small**3 for matrix in group),
-                home=self._run.home(group[0].layer),
-            )
-            for group in root_groups(self._run.config.truncation, complete)
-        ]
+        groups = root_groups(self._run.config.truncation, complete)
+        return [_factorisation(self._run, group, stage) for group in groups]
+
+
+def _factorisation(run: Run, group: list[MatrixSpec], stage: Stage) -> Task:
+    """One item for a group; where it fails, one for each matrix shows which of them does."""
+    names = tuple(matrix.name for matrix in group)
+    return Task(
+        f"factorise {', '.join(names)}",
+        "factorise",
+        (group,),
+        lambda records: stage.advance(len(records)),
+        cost=sum(matrix.small**3 for matrix in group),
+        home=run.home(group[0].layer),
+        matrices=names,
+        split=lambda: (
+            [_factorisation(run, [matrix], stage) for matrix in group] if len(group) > 1 else []
+        ),
+    )
 
 
 def _commits(

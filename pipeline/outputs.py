@@ -1,25 +1,29 @@
 """Allocate, truncate, assemble, verify, publish: one checkpoint at one ratio."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
 from pipeline import assemble
 from pipeline.card import write_card
-from pipeline.cluster import result
 from pipeline.pool import Task
-from pipeline.publish import finished, publish_output, publish_to_store
+from pipeline.publish import SUCCESS, finished, publish_output, publish_to_store
 from pipeline.run import Run
 from pipeline.staging import check, fetch, staged
+from pipeline.waiting import result
 from schemas.allocation import AllocationResult
-from schemas.errors import RunError, VerificationError
+from schemas.errors import ConfigError, RunError, VerificationError
 from schemas.identity import Record
-from schemas.location import Url
+from schemas.location import Location, Url
 from schemas.manifest import Check, Compression, FileEntry, Manifest, OutputResult
+from schemas.model import MatrixSpec
 from schemas.output import MatrixResult, OutputFile
 from workers.allocation.budget import cost
-from workers.compression import kept_dense
+from workers.compression import kept_dense, left_dense
 from workers.files import write_text
-from workers.items import factors_key
+from workers.items import factors_key, moment_key
+from workers.moment_items import fallbacks_of
+from workers.objects import exists, read_bytes
 from workers.verify import require
 
 _FASTER = "already there, from another driver that was faster with the same"
@@ -31,19 +35,41 @@ def find_output(run: Run, ratio: float) -> OutputResult | None:
     Raises ConfigError where its folder holds a checkpoint of another identity.
     """
     folder = run.config.output_folder(ratio)
-    found = finished(folder, run.ids.output(run.config, ratio))
+    given_up = _given_up(folder) if exists(folder / SUCCESS) else {}
+    if given_up and run.config.on_failure == "fail":
+        raise ConfigError(
+            f"output {folder}: {', '.join(given_up)} could not be cut and are dense there; "
+            "ask for --on-failure keep_dense to leave it so, or remove it to try again"
+        )
+    found = finished(folder, run.ids.output(run.config, ratio, given_up))
     if found is None:
         return None
     run.progress.note(f"{folder}: already there, nothing to do")
     return OutputResult(ratio=ratio, path=folder, compression=found, checks=())
 
 
+def _given_up(folder: Location) -> dict[str, str]:
+    """What had to stay dense in a published checkpoint, as its compression.json says."""
+    found: dict[str, str] = json.loads(read_bytes(folder / "compression.json")).get("given_up", {})
+    return found
+
+
 def make_output(run: Run, ratio: float) -> OutputResult:
-    """Allocate, truncate, assemble, verify and publish the checkpoint at one ratio."""
+    """Allocate, truncate, assemble, verify and publish the checkpoint at one ratio.
+
+    Raises QuarantineError where an item failed again and again, unless its matrix may stay dense:
+    then ranks are shared out once more among the others.
+    """
     folder = run.config.output_folder(ratio)
-    identity = run.ids.output(run.config, ratio)
-    allocation = _allocate(run, ratio)
-    results, files = _write_weights(run, identity, allocation)
+    while True:
+        given_up = run.given_up
+        identity = run.ids.output(run.config, ratio, given_up)
+        allocation = _allocate(run, ratio)
+        results, files = _write_weights(run, identity, allocation)
+        run.pool.quarantine.require()
+        if run.given_up == given_up:
+            break
+        run.store.discard(_prefix(identity))
     weights = {file.name: f"{_prefix(identity)}/{file.name}" for file in files}
     with staged(run.store, identity, weights) as staging:
         compression = _assemble(run, identity, staging, allocation, results, files)
@@ -56,7 +82,7 @@ def make_output(run: Run, ratio: float) -> OutputResult:
 
 def _allocate(run: Run, ratio: float) -> AllocationResult:
     with run.progress.stage("allocate", 1, "model") as stage:
-        call = run.allocator.gather.remote(run.spec.matrices, run.ids.bases)
+        call = run.allocator.gather.remote(run.spec.matrices, run.ids.bases, set(run.given_up))
         result(call, "gather losses", run.timeout)
         call = run.allocator.allocate.remote(ratio)
         allocation: AllocationResult = result(call, f"allocate {ratio}", run.timeout)
@@ -79,9 +105,7 @@ def _write_weights(
     """
     spec, ranks, keys = run.spec, allocation.ranks, _keys(run, allocation)
     results = {
-        matrix.name: kept_dense(run.store, run.ids.bases, matrix)
-        for matrix in spec.matrices
-        if ranks[matrix.name] is None
+        matrix.name: _dense(run, matrix) for matrix in spec.matrices if ranks[matrix.name] is None
     }
     for name, key in keys.items():
         if record := run.store.record(key):
@@ -128,6 +152,7 @@ def _write_weights(
                         (matrix, ranks[matrix.name]),
                         cut,
                         cost=matrix.size,
+                        matrices=(matrix.name,),
                     )
                     for matrix in pending
                 ),
@@ -135,8 +160,15 @@ def _write_weights(
             ]
         )
         stage.busy = list(run.pool.seconds.values())
-    rows = {matrix.name: results[matrix.name] for matrix in spec.matrices}
-    return rows, [files[part.name] for part in parts]
+    rows = {matrix.name: results[matrix.name] for matrix in spec.matrices if matrix.name in results}
+    return rows, [files[part.name] for part in parts if part.name in files]
+
+
+def _dense(run: Run, matrix: MatrixSpec) -> MatrixResult:
+    """The row of a matrix that stays dense, by choice or because it was given up."""
+    if why := run.given_up.get(matrix.name):
+        return left_dense(matrix, why, run.config.needs_gradients)
+    return kept_dense(run.store, run.ids.bases, matrix)
 
 
 def _assemble(
@@ -173,7 +205,8 @@ def _write_around(
         facts={
             "device": run.facts.device_name,
             "dtype": run.facts.dtype,
-            "fallbacks": allocation.fallbacks,
+            "fallbacks": (*_calibration_fallbacks(run), *allocation.fallbacks),
+            "given_up": run.given_up,
         },
     )
     text = compression.model_dump_json(indent=2) + "\n"
@@ -181,6 +214,12 @@ def _write_around(
     write_card(staging, run.inputs.folder, run.config, compression)
     _write_manifest(run, identity, staging, files)
     return compression
+
+
+def _calibration_fallbacks(run: Run) -> list[str]:
+    """What workers did otherwise than planned while they computed the moments, each once."""
+    records = [_committed(run, moment_key(run.ids, tap)) for tap in run.taps]
+    return sorted({note for record in records for note in fallbacks_of(record.facts)})
 
 
 def _write_manifest(run: Run, identity: str, staging: Path, files: list[OutputFile]) -> None:
@@ -234,6 +273,7 @@ def _publish(
             )
             for name in sorted(names)
         )
+        run.pool.quarantine.require()
 
     with run.progress.stage("upload", len(weights), "files") as stage:
         publish_to_store(staging, place, identity, set(weights), send)

@@ -226,6 +226,7 @@ def _output_column(output: OutputResult) -> list[tuple[str, str]]:
         ("matrices", ", ".join(f"{count} {kind}" for kind, count in sorted(encodings.items()))),
         ("predicted loss", "-" if done.nats is None else f"+{done.nats:.3f} nats"),
         ("fallbacks", str(fallbacks)),
+        ("could not be cut", str(len(done.given_up)) if done.given_up else "-"),
     ]
 
 

@@ -9,9 +9,10 @@ from pipeline.cluster import (
     agree,
     find_cluster,
     start_allocator,
+    start_timeout,
     start_workers,
-    wait_for,
-    worker_count,
+    stop,
+    workers_there,
 )
 from pipeline.history import require_same
 from pipeline.inputs import Inputs, tokens_sha256
@@ -19,7 +20,10 @@ from pipeline.ownership import Ownership
 from pipeline.plan import make_plan
 from pipeline.pool import Pool
 from pipeline.progress import Progress
+from pipeline.quarantine import Quarantine
+from pipeline.waiting import wait_for
 from schemas.config import RunConfig
+from schemas.errors import CompressorError
 from schemas.identity import Ground, Identities, identities
 from schemas.model import MatrixSpec, ModelSpec
 from schemas.moments import Tap, taps
@@ -61,6 +65,11 @@ class Run:
         return self.config.cluster.item_timeout_s
 
     @property
+    def given_up(self) -> dict[str, str]:
+        """Matrices that could not be cut, each with its error."""
+        return self.pool.quarantine.matrices
+
+    @property
     def taps(self) -> list[Tap]:
         """Every moment that this run needs."""
         return taps(self.spec.matrices, self.config.truncation, self.config.needs_gradients)
@@ -90,26 +99,43 @@ class Run:
         raise ValueError(f"layer {layer} is in no shard of the plan")
 
     def grow(self) -> None:
-        """Let workers on what the cluster has gained since take items of the pool."""
-        if self.config.cluster.workers:  # what was asked for is enough
-            return
-        there = self.plan.cluster.workers + self.pool.invited
-        room = worker_count(self.config.cluster, self.config.numerics.threads)
-        for _ in range(room - there):
+        """Let workers take items of the pool on what the cluster has and the pool has not."""
+        cluster = self.config.cluster
+        idle = self.plan.cluster.workers - self.plan.workers  # for which the plan has no use
+        there = workers_there(cluster, self.config.numerics.threads)
+        for _ in range(there - idle - len(self.pool.members)):
             [worker] = start_workers(self.config, self.spec, 1, self.plan)
             worker.prepare.remote()
-            self.pool.invite(worker, worker.identify.remote(self.ids))
+            self.pool.invite(worker, worker.identify.remote(self.ids), start_timeout(cluster))
+
+    def committed(self) -> frozenset[str]:
+        """Keys of all items that are there."""
+        return frozenset(record.key for record in self.store.records(""))
+
+    def close(self) -> None:
+        """End every actor, whatever it does."""
+        stop({*self.workers, *self.pool.members, self.allocator})
 
 
-def start(config: RunConfig, inputs: Inputs, progress: Progress, ownership: Ownership) -> Run:
-    """Plan, start the actors, and agree on what is computed."""
+def start(
+    config: RunConfig,
+    inputs: Inputs,
+    progress: Progress,
+    ownership: Ownership,
+    quarantine: Quarantine | None = None,
+) -> Run:
+    """Plan, start the actors, and agree on what is computed. What has failed before is given up."""
     spec = inputs.spec
     plan = make_plan(config, spec, find_cluster(config.cluster, config.numerics, spec.dtype))
     workers = start_workers(config, spec, plan.workers, plan)
-    facts = agree(config.cluster, workers, progress)
+    try:
+        facts = agree(config.cluster, workers, progress)
+    except CompressorError:
+        stop(workers)
+        raise
     progress.note(_summary(facts, plan))
     ground = _ground(inputs, facts)
-    return Run(
+    run = Run(
         config=config,
         inputs=inputs,
         progress=progress,
@@ -120,9 +146,11 @@ def start(config: RunConfig, inputs: Inputs, progress: Progress, ownership: Owne
         ground=ground,
         ids=identities(config, ground),
         chains=[workers[at : at + plan.chain] for at in range(0, len(workers), plan.chain)],
-        pool=Pool(workers, config.cluster.item_timeout_s, progress.warn),
+        pool=Pool(workers, config.cluster.item_timeout_s, progress.warn, quarantine),
         allocator=start_allocator(config, facts.node),
     )
+    run.pool.replace = run.grow
+    return run
 
 
 def announce(run: Run) -> None:

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pipeline.cluster import result
+from pipeline.pool import Task
 from pipeline.run import Run
 from schemas.location import Url
 from schemas.manifest import Check
@@ -51,18 +51,21 @@ def fetch(store: Store, weights: Mapping[str, str], folder: Path) -> None:
 
 
 def check(run: Run, folder: Path, weights: Mapping[str, str]) -> list[Check]:
-    """What a worker finds in the checkpoint."""
-    worker = run.pool.workers[0]
-    root = run.store.root
+    """What a worker finds in the checkpoint. Raises QuarantineError where none can look at it."""
+    root, found = run.store.root, list[Check]()
+
+    def look(method: str, *arguments: object) -> None:
+        run.pool.run([Task("verify", method, arguments, found.extend)])
+        run.pool.quarantine.require()
+
     if isinstance(root, Path):
-        found: list[Check] = result(worker.verify.remote(str(folder)), "verify", run.timeout)
+        look("verify", str(folder))
         return found
     prefix = root / STAGING / uuid.uuid4().hex[:12]
     try:
         for path in folder.iterdir():
             upload(path, prefix / path.name)
-        call = worker.verify_stored.remote(prefix, dict(weights))
-        found = result(call, "verify", run.timeout)
+        look("verify_stored", prefix, dict(weights))
     finally:
         remove_below(prefix)
     return found

@@ -1,0 +1,120 @@
+"""A run that goes on by itself when workers or nodes are lost: from its run directory."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from pipeline.cluster import on_gpus, start_timeout, workers_there
+from pipeline.progress import Progress
+from pipeline.quarantine import Quarantine
+from pipeline.run import Run
+from schemas.config import RunConfig
+from schemas.errors import WorkerDiedError, WorkerError
+
+R = TypeVar("R")
+
+_SETTLE_S = 5.0
+
+
+def supervise(
+    config: RunConfig,
+    progress: Progress,
+    start: Callable[[RunConfig, Quarantine], Run],
+    stages: Callable[[Run], R],
+) -> R:
+    """`stages` of a run that `start` starts; after a loss again, on what the cluster has then.
+
+    The pool replaces what it loses by itself. A stage that needs all its workers raises
+    WorkerDiedError: then what is left of them is killed, and a new plan on the workers there are
+    now continues from what is committed. Raises WorkerError after `cluster.attempts` losses in a
+    row between which nothing was committed, or where the numbers would change.
+    """
+    quarantine = Quarantine(progress.warn, config.on_failure)
+    supervisor = _Supervisor(config, progress)
+    while True:
+        try:
+            with progress.stage("start", 1, "cluster") as stage:
+                run = start(supervisor.config_now(), quarantine)
+                stage.advance()
+        except WorkerDiedError as error:
+            supervisor.wait_for_nodes(error)
+            continue
+        supervisor.started(run)
+        try:
+            return stages(run)
+        except WorkerDiedError as error:
+            supervisor.count(error, run.committed())
+        finally:
+            run.close()
+
+
+class _Supervisor:
+    """What holds from one start of the workers to the next."""
+
+    def __init__(self, config: RunConfig, progress: Progress) -> None:
+        self._config = config
+        self._progress = progress
+        self._gpus = on_gpus(config.cluster)
+        self._ids: object = None
+        self._starting: float | None = None  # since when starts have failed
+        self._committed: frozenset[str] | None = None
+        self._losses = 0
+
+    def config_now(self) -> RunConfig:
+        """The configuration with as many workers as there is room for, where fewer are left."""
+        cluster = self._config.cluster
+        if self._gpus and not on_gpus(cluster):
+            raise WorkerError(
+                "no GPU is left in the cluster; start the same command again when it has some"
+            )
+        there = workers_there(cluster, self._config.numerics.threads)
+        undisturbed = not self._losses and self._starting is None
+        if undisturbed or cluster.workers in (None, there):
+            return self._config
+        self._progress.warn(f"cluster.workers is {cluster.workers}: going on with {there}")
+        fewer = cluster.model_copy(update={"workers": there})
+        return self._config.model_copy(update={"cluster": fewer})
+
+    def wait_for_nodes(self, error: WorkerDiedError) -> None:
+        """Give Ray time to learn which nodes are gone: it may take half a minute to say so.
+
+        Raises WorkerError where workers have been lost while they start for too long.
+        """
+        now, allowed = time.monotonic(), start_timeout(self._config.cluster)
+        self._starting = self._starting or now
+        if now - self._starting > allowed:
+            raise WorkerError(
+                f"{error}; no start of the workers came through for {allowed:g} s; look at the "
+                "nodes, then start the same command again to continue"
+            ) from error
+        self._progress.warn(f"{error}; starting again on what the cluster has then")
+        time.sleep(_SETTLE_S)
+
+    def started(self, run: Run) -> None:
+        """Workers are there. Raises WorkerError where they would compute other numbers."""
+        self._starting = None
+        if self._ids not in (None, run.ids):
+            run.close()
+            raise WorkerError(
+                f"the workers are on another kind of device now ({run.facts.device_name}), whose "
+                "numbers would differ; start the same command again to begin anew on it"
+            )
+        self._ids = run.ids
+
+    def count(self, error: WorkerDiedError, committed: frozenset[str]) -> None:
+        """Take note of a loss. Raises WorkerError after too many without progress."""
+        before, most = self._committed, self._config.cluster.attempts
+        if before is not None and committed - before:
+            self._losses = 0
+        self._committed = committed
+        self._losses += 1
+        if self._losses >= most:
+            raise WorkerError(
+                f"{error}; that was loss {self._losses} in a row without progress "
+                f"(cluster.attempts is {most}); what is committed is kept: look at the nodes, then "
+                "start the same command again to continue"
+            ) from error
+        self._progress.warn(
+            f"{error}; going on from {self._config.run_folder} "
+            f"({self._losses} of {most} losses without progress)"
+        )

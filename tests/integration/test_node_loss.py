@@ -1,0 +1,67 @@
+"""Nodes of a cluster that are lost in the middle of a run, with and without a spare one."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from tests.integration.conftest import Reference
+from tests.integration.processes import Command, until
+from tests.integration.support import KINDS, ROOT, flags, item_attempts, weight_sums
+from tests.items import local
+
+STORE_BYTES = 80 * 1024**2
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head without CPUs."""
+    found = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "object_store_memory": STORE_BYTES},
+    )
+    yield found
+    found.shutdown()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.timeout(600)
+def test_a_run_outlives_its_nodes(cluster: Cluster, reference: Reference, tmp_path: Path) -> None:
+    """Each node has room for one worker. A spare one takes the place of the first that is lost;
+    after the second there is only one left for the two that were asked for."""
+    first, second = (add_node(cluster) for _ in range(2))
+    config = reference.config.model_copy(
+        update={
+            "output": tmp_path / "out",
+            "cluster": reference.config.cluster.model_copy(update={"workers": 2}),
+        }
+    )
+    command = Command([*flags(config), "--set", f"cluster.address={cluster.address}"], ROOT)
+    try:
+        until(lambda: command.said("load: "), "the first calibration is under way")
+        add_node(cluster)
+        lose_node(cluster, first)
+        until(lambda: command.said("going on from "), "the driver goes on")
+        until(lambda: command.log.count(" start: ") == 2, "new workers are there")
+        assert "going on with 1" not in command.log
+        seen = item_attempts(config.run_folder, *KINDS)
+        lose_node(cluster, second)
+        assert command.wait(300) == 0, command.log
+    finally:
+        command.close()
+    assert "cluster.workers is 2: going on with 1" in command.log
+    assert weight_sums(local(config.output)) == weight_sums(local(reference.output.path))
+    now = item_attempts(config.run_folder, *KINDS)
+    assert seen
+    assert {key: now[key] for key in seen} == seen
+
+
+def add_node(cluster: Cluster) -> Any:
+    """A node with room for one worker."""
+    return cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+
+
+def lose_node(cluster: Cluster, node: Any) -> None:
+    """Its processes end without a word."""
+    cluster.remove_node(node, allow_graceful=False)

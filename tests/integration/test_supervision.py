@@ -1,0 +1,213 @@
+"""Faults in the middle of a run: it goes on by itself, and no byte of its result differs."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.compress import compress
+from pipeline.progress import Progress, Stage
+from schemas.config import RunConfig
+from schemas.errors import ConfigError, QuarantineError, WorkerError
+from schemas.manifest import Manifest
+from schemas.moments import backward_tap
+from tests.integration.conftest import Reference
+from tests.integration.processes import Process, descendants, until
+from tests.integration.support import KINDS, item_attempts, item_sums, weight_sums
+from tests.items import local
+from workers.checkpoint import inspect
+from workers.items import basis_key, moment_key, spectrum_key
+from workers.store import Store
+from workers.tensorfile import entries
+from workers.verify import require, verify_checkpoint
+
+
+class Enough(Exception):  # noqa: N818
+    """All that a test looks at is there."""
+
+
+class Watched(Progress):
+    """Does something when a stage that was named starts; keeps what the user is warned of."""
+
+    def __init__(self, stage: str, act: Callable[[], None], times: int = 1, last: str = "") -> None:
+        super().__init__()
+        self._stage = stage
+        self._act = act
+        self._times = times
+        self._last = last
+        self.warnings: list[str] = []
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int, unit: str) -> Iterator[Stage]:
+        if name == self._last:
+            raise Enough
+        if name == self._stage and self._times:
+            self._times -= 1
+            self._act()
+        with super().stage(name, total, unit) as stage:
+            yield stage
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+@pytest.fixture
+def config(reference: Reference, tmp_path: Path) -> RunConfig:
+    """The run of `reference` on two workers, elsewhere."""
+    cluster = reference.config.cluster.model_copy(update={"workers": 2})
+    return reference.config.model_copy(update={"output": tmp_path / "out", "cluster": cluster})
+
+
+def shards() -> list[Process]:
+    """The layer shards of this process's Ray that run now."""
+    mine = descendants(os.getpid())
+    return [process for process in mine if "ray::LayerShard" in process.name and process.alive]
+
+
+def send(number: signal.Signals) -> None:
+    """A signal to one layer shard."""
+    os.kill(min(shards()).pid, number)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("stage", ["calibrate forward", "calibrate backward", "truncate"])
+def test_a_killed_worker_is_replaced_and_no_byte_differs(
+    stage: str, config: RunConfig, reference: Reference
+) -> None:
+    seen: dict[str, str] = {}
+
+    def kill() -> None:
+        seen.update(item_attempts(config.run_folder, *KINDS))
+        send(signal.SIGKILL)
+
+    progress = Watched(stage, kill)
+    compress(config, progress)
+    assert weight_sums(local(config.output)) == weight_sums(local(reference.output.path))
+    assert sum("a worker died" in line for line in progress.warnings) == 1
+    now = item_attempts(config.run_folder, *KINDS)
+    assert {key: now[key] for key in seen} == seen  # nothing that was finished was made again
+    assert bool(seen) == (stage != "calibrate forward")
+
+
+@pytest.mark.timeout(600)
+def test_a_hung_worker_is_killed_and_replaced(config: RunConfig, reference: Reference) -> None:
+    """It is stopped in the stream of gradients, so it says nothing and ends by no request.
+
+    A checkpoint is loaded several times to verify it, which may take longer than this deadline.
+    """
+    cluster = config.cluster.model_copy(update={"item_timeout_s": 15.0})
+    stopped: list[Process] = []
+
+    def stop() -> None:
+        stopped.append(min(shards()))
+        send(signal.SIGSTOP)
+
+    progress = Watched("calibrate backward", stop, last="verify")
+    with pytest.raises(Enough):
+        compress(config.model_copy(update={"cluster": cluster}), progress)
+    written = item_sums(config.run_folder, "outputs")
+    assert {Path(key).name: sha256 for key, sha256 in written.items()} == weight_sums(
+        local(reference.output.path)
+    )
+    [line] = [line for line in progress.warnings if "going on from" in line]
+    assert re.search(r"calibrate backward: no result within 15 s.*\(1 of 3 losses", line)
+    assert not any(process.alive for process in stopped)
+
+
+@pytest.mark.timeout(600)
+def test_losses_without_progress_end_the_run(config: RunConfig) -> None:
+    """Every start loses a worker before anything is committed."""
+    cluster = config.cluster.model_copy(update={"attempts": 2})
+
+    progress = Watched("calibrate forward", lambda: send(signal.SIGKILL), times=2)
+    with pytest.raises(WorkerError, match=r"loss 2 in a row without progress.*start the same") as e:
+        compress(config.model_copy(update={"cluster": cluster}), progress)
+    assert e.value.exit_code == 3
+    assert len(progress.warnings) == 1
+    assert not item_attempts(config.run_folder, *KINDS)
+    until(lambda: not shards(), "every worker of the run has ended")
+
+
+# --- items that fail again and again ------------------------------------------------------------
+
+
+BAD = "layers.2.mlp.up_proj"  # shares its root with gate_proj
+
+
+@pytest.fixture
+def poisoned(reference: Reference, tmp_path: Path) -> RunConfig:
+    """The run of `reference`, its checkpoint and the bases of one layer still to be made, with a
+    gradient moment of one matrix of that layer full of NaN (and its checksum in order)."""
+    shutil.copytree(reference.config.run_folder, tmp_path / "out.run")
+    config = reference.config.model_copy(update={"output": tmp_path / "out"})
+    manifest = Manifest.model_validate_json(
+        (local(reference.output.path) / "manifest.json").read_bytes()
+    )
+    ids, store = manifest.identities, Store(config.run_folder)
+    for matrix in inspect(Path(config.model)).matrices:
+        if matrix.layer == 2:
+            for key in (basis_key(ids.bases, matrix.name), spectrum_key(ids.bases, matrix.name)):
+                store.forget(key)
+    store.discard(f"factors/{ids.factors}")
+    [matrix] = [m for m in inspect(Path(config.model)).matrices if m.name == BAD]
+    key = moment_key(ids, backward_tap(matrix, config.truncation))
+    tensors = store.load(key).tensors
+    store.forget(key)
+    store.commit(key, entries(tensors | {"moment": tensors["moment"] * torch.nan}))
+    return config
+
+
+@pytest.mark.timeout(600)
+def test_a_matrix_that_cannot_be_cut_fails_the_run_by_name_when_all_else_is_done(
+    poisoned: RunConfig, reference: Reference
+) -> None:
+    with pytest.raises(QuarantineError) as caught:
+        compress(poisoned)
+    assert caught.value.exit_code == 3
+    first, item, remedy = str(caught.value).splitlines()
+    assert first.startswith("1 item failed")
+    assert item == (
+        f"  factorise {BAD}: {BAD}: a moment holds NaN or Inf; calibrate with --dtype float32"
+    )
+    assert "--on-failure keep_dense" in remedy
+    bases = item_sums(poisoned.run_folder, "bases")
+    expected = item_sums(reference.config.run_folder, "bases")
+    assert {key for key in expected if key not in bases} == {
+        key for key in expected if f"/{BAD}." in key
+    }
+    assert bases == {key: expected[key] for key in bases}
+    assert not local(poisoned.output).exists()
+
+
+@pytest.mark.timeout(600)
+def test_when_asked_it_stays_dense_and_the_others_are_cut_more(
+    poisoned: RunConfig, reference: Reference
+) -> None:
+    config = poisoned.model_copy(update={"on_failure": "keep_dense"})
+    [output] = compress(config).outputs
+    require(verify_checkpoint(local(output.path), published=True), local(output.path))
+    done, before = output.compression, reference.output.compression
+    assert done.given_up.keys() == {BAD}
+    [row] = [row for row in done.matrices if row.name == BAD]
+    assert (row.encoding, row.rank, row.parameters) == ("dense", None, row.shape[0] * row.shape[1])
+    assert row.fallbacks[0].startswith("kept dense, for it could not be cut: ")
+    assert done.targeted_after <= 0.7 * done.targeted_before
+    others = [sum(r.parameters for r in c.matrices if r.name != BAD) for c in (done, before)]
+    assert others[0] < others[1]
+    card = (local(output.path) / "README.md").read_text()
+    assert "### Could not be cut" in card
+    assert f"- {BAD}: {BAD}: a moment holds NaN" in card
+    sums = weight_sums(local(output.path))
+
+    [again] = compress(config).outputs
+    assert again.checks == ()  # it is there already
+    assert again.compression == done
+    assert weight_sums(local(again.path)) == sums
+    with pytest.raises(ConfigError, match=rf"{BAD} could not be cut and are dense there"):
+        compress(poisoned)
