@@ -27,7 +27,6 @@ from schemas.moments import Pass, Tap
 from schemas.output import OutputFile
 from schemas.plan import LayerRange, WorkerFacts
 from workers.allocator import RankAllocator
-from workers.checkpoint import torch_dtype
 from workers.compression import Compressor
 from workers.failures import guarded, patiently
 from workers.fetching import resolve
@@ -41,6 +40,7 @@ from workers.output import write_file
 from workers.shard import Purpose, Shard, Step
 from workers.store import Store
 from workers.tensorfile import DTYPES, entries
+from workers.tensors import torch_dtype
 from workers.verify import verify_checkpoint
 
 

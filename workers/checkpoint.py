@@ -1,12 +1,8 @@
-"""Reading a base checkpoint: its shape from headers alone, its tensors one at a time."""
+"""What a checkpoint holds, from config.json and headers alone; torch is not needed for it."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from schemas.errors import CheckpointError
 from schemas.location import Url
@@ -15,8 +11,7 @@ from schemas.shapes import Place, family, is_tied, places, positive
 from workers.config_file import NAME, read_config
 from workers.files import sha256_of
 from workers.headers import read_header
-from workers.objects import IN_FLIGHT, exists, identity_of, names_in, read_into
-from workers.tensorfile import DTYPES
+from workers.objects import IN_FLIGHT, exists, identity_of, names_in
 
 
 def inspect(folder: Path, weights: Url | None = None) -> ModelSpec:
@@ -89,40 +84,6 @@ def base_files(folder: Path, spec: ModelSpec) -> dict[str, str]:
     return sha256_of(folder, [NAME]) | dict(zip(files, versions, strict=True))
 
 
-class TensorReader:
-    """Tensors of a checkpoint by name, each read when asked for: its own bytes, and no others."""
-
-    def __init__(self, folder: Path, spec: DecoderSpec) -> None:
-        self._weights = spec.weights or folder
-        self._tensors = {tensor.name: tensor for tensor in spec.tensors}
-
-    def read(self, name: str) -> Tensor:
-        """One tensor, on the host, in its stored dtype."""
-        spec = self._tensors[name]
-        place = self._weights / spec.file
-        if spec.offset is None:
-            raise ValueError(f"{name}: known from config.json alone, not from a file")
-        try:
-            content = _bytes_of(place, spec.offset, spec.nbytes)
-        except FileNotFoundError:
-            raise CheckpointError(f"{place}: gone since its header was read") from None
-        return content.view(DTYPES[spec.dtype]).view(spec.shape)
-
-    def below(self, prefix: str) -> dict[str, Tensor]:
-        """Every tensor whose name starts with `prefix`, by the rest of its name."""
-        names = [name for name in self._tensors if name.startswith(prefix)]
-        return {name.removeprefix(prefix): self.read(name) for name in names}
-
-
-def _bytes_of(place: Path | Url, start: int, size: int) -> Tensor:
-    """Part of a file (size,) uint8: of a local one its own pages, copied only if written to."""
-    if isinstance(place, Path) and 0 < size <= place.stat().st_size - start:
-        return torch.from_numpy(np.memmap(place, np.uint8, "c", start, (size,)))
-    content = torch.empty(size, dtype=torch.uint8)
-    read_into(place, start, content.numpy().data)
-    return content
-
-
 def _tensors(folder: Path, weights: Path | Url) -> dict[str, TensorSpec]:
     index = folder / "model.safetensors.index.json"
     single = weights / "model.safetensors"
@@ -165,13 +126,8 @@ def _matrix(folder: Path, base: str, place: Place, tensors: dict[str, TensorSpec
     weight = tensors.get(f"{base}{place.name}.weight")
     if weight is None or len(weight.shape) != 2:
         raise CheckpointError(f"{folder}: no matrix {base}{place.name}.weight in the files")
-    if not DTYPES[weight.dtype].is_floating_point:
+    if not weight.dtype.startswith(("F", "BF")):
         raise CheckpointError(
             f"{folder}: {weight.name} is {weight.dtype}; quantised weights are no base"
         )
     return place.matrix(*weight.shape, bias=f"{base}{place.name}.bias" in tensors)
-
-
-def torch_dtype(spec: ModelSpec) -> torch.dtype:
-    """The dtype in which the base stores its targeted matrices."""
-    return DTYPES[spec.dtype]

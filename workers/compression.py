@@ -19,7 +19,6 @@ from schemas.model import Encoding, MatrixSpec, ModelSpec
 from schemas.moments import Tap, backward_tap, forward_tap
 from schemas.output import MatrixResult, SpectrumFacts, stored_parameters
 from workers.allocation.budget import MatrixLoss, cost, rank_within
-from workers.checkpoint import TensorReader, torch_dtype
 from workers.failures import failure, say
 from workers.items import basis_key, factors_key, spectrum_key
 from workers.memory import free_cached
@@ -28,6 +27,7 @@ from workers.moments import Moment, row_blocks
 from workers.pivoting import pivot
 from workers.store import Store
 from workers.tensorfile import entries
+from workers.tensors import TensorReader, torch_dtype
 from workers.truncation import Basis, Problem, Root
 
 Notes = tuple[str, ...]

@@ -11,9 +11,8 @@ from pydantic import ValidationError
 
 from schemas.errors import CheckpointError
 from schemas.location import Url
-from schemas.model import TensorSpec
+from schemas.model import ITEM_BYTES, TensorSpec
 from workers.objects import read_into, size_of
-from workers.tensorfile import DTYPES
 
 _LENGTH = 8
 _LARGEST = 100 * 10**6  # safetensors' own bound
@@ -53,10 +52,10 @@ def _read(place: Path | Url, start: int, size: int) -> bytes:
 
 
 def _spec(place: Path | Url, name: str, entry: dict[str, Any], content: int) -> TensorSpec:
-    if entry["dtype"] not in DTYPES:
+    if entry["dtype"] not in ITEM_BYTES:
         raise CheckpointError(
             f"{place}: {name} is {entry['dtype']}; "
-            f"only {', '.join(DTYPES)} are read: convert it to one of these"
+            f"only {', '.join(ITEM_BYTES)} are read: convert it to one of these"
         )
     start, stop = entry["data_offsets"]
     spec = TensorSpec(

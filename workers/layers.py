@@ -15,7 +15,7 @@ from runtime import modeling_lowrank
 from runtime.configuration_lowrank import ARCHITECTURES as LOW_RANK_CLASSES
 from schemas.errors import CheckpointError
 from schemas.model import LOW_RANK, DecoderSpec
-from workers.checkpoint import TensorReader
+from workers.tensors import TensorReader
 
 
 class Head(NamedTuple):

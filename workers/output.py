@@ -8,9 +8,9 @@ from torch import Tensor
 from schemas.identity import Record
 from schemas.model import ModelSpec
 from schemas.output import OutputFile, OutputTensor
-from workers.checkpoint import TensorReader
 from workers.store import Store
 from workers.tensorfile import DTYPES, Entry
+from workers.tensors import TensorReader
 
 
 def write_file(store: Store, folder: Path, spec: ModelSpec, key: str, plan: OutputFile) -> Record:

@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from schemas.errors import CheckpointError
 from tests.models import CONFIGS, tiny_model
-from workers.checkpoint import TensorReader, base_files, inspect, torch_dtype
+from workers.checkpoint import base_files, inspect
 from workers.config_file import read_config
 from workers.fetching import resolve
 from workers.files import file_sha256
+from workers.tensors import TensorReader, torch_dtype
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 

@@ -1,6 +1,7 @@
 """Imports go one way: schemas <- workers <- pipeline. The runtime stands alone."""
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -110,3 +111,14 @@ def test_a_forbidden_import_is_found(path: str, source: str) -> None:
 )
 def test_an_allowed_import_is_not(path: str, source: str) -> None:
     assert violations(PurePath(path), source) == []
+
+
+def test_what_a_checkpoint_holds_is_known_without_torch_and_ray() -> None:
+    """They take seconds to import, which a refusal need not wait for."""
+    code = (
+        "import sys\n"
+        "import workers.checkpoint, workers.documents, workers.fetching\n"
+        "print({'torch', 'ray'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    assert (done.stdout, done.stderr) == (b"set()\n", b"")

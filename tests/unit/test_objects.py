@@ -18,10 +18,11 @@ from schemas.location import Url
 from schemas.manifest import FileEntry, Manifest
 from tests.models import tiny_model
 from workers import objects
-from workers.checkpoint import TensorReader, base_files, inspect
+from workers.checkpoint import base_files, inspect
 from workers.fetching import resolve
 from workers.files import file_sha256
 from workers.headers import read_header
+from workers.tensors import TensorReader
 from workers.verify import read_manifest
 
 
