@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from schemas.errors import ConfigError
+from schemas.printable import printable
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -47,7 +48,7 @@ def build(schema: type[T], flags: Mapping[str, Any]) -> T:
 
 def explain(error: ValidationError) -> list[str]:
     """Every complaint on one line: field, value, what is wrong."""
-    return [_line(detail) for detail in error.errors()]
+    return [printable(_line(detail)) for detail in error.errors()]
 
 
 def _line(detail: Any) -> str:

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from schemas.evaluation import EvaluateConfig, EvaluationReport, ModelEvaluation
+from schemas.printable import escaped, printable
 from workers.fetching import resolve
 from workers.loading import load_tokenizer
 from workers.objects import local_copy, url_of
@@ -58,13 +59,14 @@ def _evaluate(config: EvaluateConfig, names: list[str], folders: list[Path]) -> 
 def render(report: EvaluationReport) -> RenderableType:
     """One column a model, the changes against the first one, and the samples underneath."""
     first = report.models[0]
-    table = Table(
-        title=f"{Path(report.text).name}: {first.windows} windows of {report.sequence_length} "
-        f"tokens, in {report.dtype}"
+    title = (
+        f"{printable(Path(report.text).name)}: {first.windows} windows of "
+        f"{report.sequence_length} tokens, in {report.dtype}"
     )
+    table = Table(title=Text(title))  # Text: a name is no markup
     table.add_column()
     for model in report.models:
-        table.add_column(Text(Path(model.name).name), justify="right", overflow="fold")
+        table.add_column(Text(printable(Path(model.name).name)), justify="right", overflow="fold")
     for row in zip(*(_column(model, first) for model in report.models), strict=True):
         if any(value for _, value in row):
             table.add_row(row[0][0], *(value for _, value in row))
@@ -88,5 +90,6 @@ def _column(model: ModelEvaluation, first: ModelEvaluation) -> list[tuple[str, s
 
 
 def _sample(model: ModelEvaluation, sample: str) -> Text:
-    name = Text(f"\n{Path(model.name).name}: ", style="bold")
-    return name.append(sample, style="not bold")  # Text: a name or a prompt is no markup
+    name = Text(f"\n{printable(Path(model.name).name)}: ", style="bold")
+    lines = "\n".join(map(escaped, sample.split("\n")))
+    return name.append(lines, style="not bold")  # Text: a name or a prompt is no markup

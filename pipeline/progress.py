@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +20,12 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
+from schemas.printable import printable
+
 log = logging.getLogger("svdllm")
 _LOG_EVERY_S = 10.0
+_SECRET_NAMES = re.compile(r"(?i)(TOKEN|SECRET|PASSWORD|KEY|KEY_ID)$")
+_SHORTEST_SECRET = 8
 
 
 class Progress:
@@ -132,12 +138,23 @@ class Stage:
         return "" if rate is None else f", {rate:,.0f} tokens/s"
 
 
+class _Line(logging.Formatter):
+    """One printable line a record, without the secrets that the environment holds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = printable(super().format(record))
+        for name, value in os.environ.items():
+            if _SECRET_NAMES.search(name) and len(value) >= _SHORTEST_SECRET:
+                line = line.replace(value, "***")
+        return line
+
+
 def set_up_logging() -> None:
     """Our log lines to standard error, with the time where that is no terminal."""
     terminal = sys.stderr.isatty()
     handler = logging.StreamHandler()
     handler.setFormatter(
-        logging.Formatter("%(message)s" if terminal else "%(asctime)s %(levelname)s %(message)s")
+        _Line("%(message)s" if terminal else "%(asctime)s %(levelname)s %(message)s")
     )
     log.handlers = [handler]
     log.setLevel(logging.INFO)

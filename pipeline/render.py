@@ -10,6 +10,7 @@ from rich.text import Text
 
 from schemas.manifest import Check, OutputResult, RunResult
 from schemas.plan import Plan
+from schemas.printable import printable
 from schemas.status import Activity, RunStatus
 
 _MARKS = {
@@ -34,7 +35,7 @@ def run_table(result: RunResult) -> RenderableType:
     workers = ", ".join(_size(peak) for peak in result.worker_peak_bytes)
     return Group(
         table,
-        *(Text(str(output.path)) for output in result.outputs),
+        *(Text(printable(str(output.path))) for output in result.outputs),
         Text(f"seconds: {seconds}"),
         *([Text(f"workers busy: {busy}")] if busy else []),
         Text(f"peak memory: driver {_size(result.driver_peak_bytes)}, workers {workers}"),
@@ -59,13 +60,13 @@ def check_table(checks: Sequence[Check]) -> RenderableType:
     table = Table("check", "", "", title="Verification")
     for check in checks:
         mark = _MARKS[check.passed]
-        table.add_row(Text(check.name), mark, Text(check.detail))
+        table.add_row(Text(check.name), mark, Text(printable(check.detail)))
     return table
 
 
 def status_table(status: RunStatus) -> RenderableType:
     """Items by stage, and which checkpoints are published."""
-    table = Table("stage", title=Text(status.model))
+    table = Table("stage", title=Text(printable(status.model)))
     table.add_column("done", justify="right")
     table.add_column("of", justify="right")
     table.add_column("on disk", justify="right")
@@ -77,7 +78,7 @@ def status_table(status: RunStatus) -> RenderableType:
     ]
     if status.activity is not None:
         lines += [status.owner, *_activity(status.activity)]
-    return Group(table, *map(Text, lines))
+    return Group(table, *(Text(printable(line)) for line in lines))
 
 
 def _activity(now: Activity) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from schemas.location import Location, Url, is_within
+from schemas.printable import has_credentials
 
 Method = Literal["two-sided", "svd-llm-v2", "svd-llm"]
 Truncation = Literal["fisher", "input-only", "svd-llm-v2", "svd-llm"]
@@ -93,6 +94,13 @@ class ClusterConfig(Schema):
     attempts: int = Field(
         3, ge=1, description="Losses of workers in a row, without progress between, that end a run"
     )
+
+    @field_validator("address")
+    @classmethod
+    def _without_credentials(cls, value: str | None) -> str | None:
+        if value is not None and has_credentials(value):
+            raise ValueError("carries credentials, which would be recorded; use RAY_AUTH_TOKEN")
+        return value
 
 
 class RunConfig(Schema):

@@ -19,11 +19,19 @@
 A message says what is wrong, where (field, file, layer, matrix), the value, and the remedy.
 """
 
+from schemas.printable import printable
+
 
 class CompressorError(Exception):
-    """Base of all errors raised on purpose; `exit_code` is what the command line returns."""
+    """Base of all errors raised on purpose; `exit_code` is what the command line returns.
+
+    Its message is `printable`, whatever names and texts of others it quotes.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class InputError(CompressorError):

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import PlainSerializer, PlainValidator
 
+from schemas.printable import has_credentials, printable
+
 _LOCAL = "file://"
 
 
@@ -37,7 +39,8 @@ def is_within(place: Path | Url, other: Path | Url) -> bool:
 def locate(value: object) -> Path | Url:
     """A path, or the URL that a text with :// is; file:// is a path.
 
-    Raises ValueError where a URL names no bucket.
+    Raises ValueError where a URL names no bucket, or carries credentials: places are written to
+    records, cards and logs.
     """
     text = str(value)
     if text.startswith(_LOCAL):
@@ -47,6 +50,11 @@ def locate(value: object) -> Path | Url:
     protocol, _, rest = text.partition("://")
     if not protocol or not rest.strip("/"):
         raise ValueError(f"{text!r} names no bucket or folder; write it like s3://bucket/prefix")
+    if has_credentials(text):
+        raise ValueError(
+            f"{printable(text)!r} carries credentials; give them by the environment, as the "
+            "store's client reads them, and leave them out of the URL"
+        )
     return Url(text.rstrip("/"))
 
 
