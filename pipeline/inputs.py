@@ -14,6 +14,7 @@ from schemas.model import ModelSpec
 from workers.checkpoint import base_files, inspect
 from workers.documents import is_local, iter_documents, separator_of
 from workers.fetching import resolve
+from workers.layers import require_buildable
 from workers.loading import load_tokenizer
 from workers.objects import exists, url_of
 from workers.text import calibration_windows, tokenize
@@ -41,6 +42,7 @@ def gather(config: RunConfig) -> Inputs:
     folder = resolve(config.model, config.revision, config.fetched)
     _check_outputs(config, weights or folder)
     spec = inspect(folder, weights)
+    require_buildable(folder, spec)
     text = config.calibration
     needed = max(text.samples * text.sequence_length, text.gradient_samples * text.gradient_length)
     tokens = tokenize(

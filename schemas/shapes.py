@@ -15,6 +15,8 @@ from schemas.model import (
 )
 
 _FILE = "model.safetensors"  # a name by convention: config.json does not know the files
+_MOST = {"num_hidden_layers": 10_000, "num_local_experts": 1_000}
+_MOST_ELEMENTS = 2**31 - 1  # in one dimension
 _STORED = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 Config = Mapping[str, Any]
@@ -28,19 +30,44 @@ def family(config: Config, where: str) -> Architecture:
             f"{where}: model_type {model_type!r} is not supported; "
             f"supported: {', '.join(ARCHITECTURES)}"
         )
-    if config.get("quantization_config") is not None:
-        raise CheckpointError(
-            f"{where}: the checkpoint is quantised (quantization_config); "
-            "compress the original, then quantise the result"
-        )
+    for key in ("quantization_config", "compression_config"):
+        if (method := config.get(key)) is not None:
+            name = method.get("quant_method", key) if isinstance(method, dict) else key
+            raise CheckpointError(
+                f"{where}: the checkpoint is quantised ({name}); "
+                "compress the original, then quantise the result"
+            )
     return ARCHITECTURES[model_type]
 
 
-def positive(config: Config, key: str, where: str) -> int:
-    """A size of a config.json. Raises CheckpointError where it is no whole number above 0."""
+def positive(config: Config, key: str, where: str, default: int | None = None) -> int:
+    """A size of a config.json, `default` where it has none.
+
+    Raises CheckpointError where it is no whole number above 0, or one that no model has.
+    """
     value = config.get(key)
-    if not isinstance(value, int) or value < 1:
-        raise CheckpointError(f"{where}: {key} is {value!r}, not a whole number above 0")
+    if value is None and default is not None:
+        return default
+    if type(value) is not int or value < 1:
+        raise CheckpointError(
+            f"{where}: {key} is {value!r}, not a whole number above 0; fetch the file again"
+        )
+    if value > (most := _MOST.get(key, _MOST_ELEMENTS)):
+        raise CheckpointError(
+            f"{where}: {key} is {value:,}, {most:,} are the most; fetch the file again"
+        )
+    return value
+
+
+def switch(config: Config, key: str, where: str, default: bool = False) -> bool:
+    """A yes or no of a config.json. Raises CheckpointError where it is neither."""
+    value = config.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise CheckpointError(
+            f"{where}: {key} is {value!r}, neither true nor false; correct the file"
+        )
     return value
 
 
@@ -48,10 +75,20 @@ def model_spec(config: Config, where: str) -> ModelSpec:
     """What `workers.checkpoint.inspect` reads from the files, as config.json says it."""
     architecture = family(config, where)
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
-    if dtype not in _STORED:
-        raise CheckpointError(f"{where}: dtype {dtype!r} is none of {', '.join(_STORED)}")
+    if not isinstance(dtype, str) or dtype not in _STORED:
+        raise CheckpointError(
+            f"{where}: dtype {dtype!r} is none of {', '.join(_STORED)}; convert the checkpoint to "
+            "one of these"
+        )
     sizes = _sizes(config, where)
-    layers, tied = positive(config, "num_hidden_layers", where), is_tied(config)
+    layers = positive(config, "num_hidden_layers", where)
+    tied = switch(config, "tie_word_embeddings", where)
+    experts = Experts(sizes["experts"], positive(config, "num_experts_per_tok", where, 1))
+    if layers * experts.number > _MOST["num_hidden_layers"]:
+        raise CheckpointError(
+            f"{where}: {layers:,} layers of {experts.number:,} experts are more than a model has; "
+            "fetch the file again"
+        )
     table = (sizes["vocabulary"], sizes["hidden"])
     shapes: dict[str, tuple[int, ...]] = {f"{architecture.embedding}weight": table}
     matrices = []
@@ -59,10 +96,10 @@ def model_spec(config: Config, where: str) -> ModelSpec:
         prefix = architecture.layer.format(layer)
         for name, dimensions in architecture.others.items():
             shapes[f"{prefix}{name}.weight"] = tuple(sizes[one] for one in dimensions)
-        for place in places(architecture, layer, config):
+        for place in places(architecture, layer, experts):
             rows, columns = sizes[place.target.rows], sizes[place.target.columns]
             bias = place.target.bias
-            biased = bool(config.get(bias, False)) if isinstance(bias, str) else bias
+            biased = switch(config, bias, where) if isinstance(bias, str) else bias
             shapes[f"{architecture.base}{place.name}.weight"] = (rows, columns)
             if biased:
                 shapes[f"{architecture.base}{place.name}.bias"] = (rows,)
@@ -83,11 +120,6 @@ def model_spec(config: Config, where: str) -> ModelSpec:
             for name, shape in shapes.items()
         ),
     )
-
-
-def is_tied(config: Config) -> bool:
-    """Whether the head is the embedding."""
-    return bool(config.get("tie_word_embeddings", False))
 
 
 class Place(NamedTuple):
@@ -112,26 +144,39 @@ class Place(NamedTuple):
         )
 
 
-def places(architecture: Architecture, layer: int, config: Config) -> Iterator[Place]:
+class Experts(NamedTuple):
+    """Experts of a layer, and how many of them see each token."""
+
+    number: int
+    chosen: int
+
+
+def places(architecture: Architecture, layer: int, experts: Experts) -> Iterator[Place]:
     """The targeted matrices of a layer, in order; those of experts once for each expert."""
     prefix = architecture.layer.format(layer).removeprefix(architecture.base)
     for target in architecture.targets:
-        experts = config.get("num_local_experts", 1) if "*" in target.path else 1
-        share = config.get("num_experts_per_tok", 1) / experts if experts > 1 else 1.0
-        for expert in map(str, range(experts)):
+        count = experts.number if "*" in target.path else 1
+        share = experts.chosen / count if count > 1 else 1.0
+        for expert in map(str, range(count)):
             name, reads = (part.replace("*", expert) for part in (target.path, target.reads))
             yield Place(f"{prefix}{name}", layer, target, reads, share)
 
 
 def _sizes(config: Config, where: str) -> dict[Dimension, int]:
     hidden, heads = (positive(config, key, where) for key in ("hidden_size", "num_attention_heads"))
-    head = config.get("head_dim") or hidden // heads
+    keys = positive(config, "num_key_value_heads", where, heads)
+    if heads % keys:
+        raise CheckpointError(
+            f"{where}: num_attention_heads is {heads}, no multiple of num_key_value_heads, {keys}; "
+            "fetch the file again"
+        )
+    head = positive(config, "head_dim", where, max(1, hidden // heads))
     return {
         "hidden": hidden,
         "query": heads * head,
-        "key": (config.get("num_key_value_heads") or heads) * head,
+        "key": keys * head,
         "head": head,
         "mlp": positive(config, "intermediate_size", where),
         "vocabulary": positive(config, "vocab_size", where),
-        "experts": config.get("num_local_experts", 1),
+        "experts": positive(config, "num_local_experts", where, 1),
     }

@@ -1,73 +1,64 @@
 """What a checkpoint holds, from config.json and headers alone; torch is not needed for it."""
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from schemas.errors import CheckpointError
 from schemas.location import Url
-from schemas.model import LOW_RANK, DecoderSpec, MatrixSpec, ModelSpec, TensorSpec
-from schemas.shapes import Place, family, is_tied, places, positive
+from schemas.model import LOW_RANK, DecoderSpec, ModelSpec, TensorSpec
+from schemas.shapes import family, model_spec
 from workers.config_file import NAME, read_config
 from workers.files import sha256_of
+from workers.folder import read_small, require_contained, require_file_name
 from workers.headers import read_header
 from workers.objects import IN_FLIGHT, exists, identity_of, names_in
+from workers.strict_json import parse
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+# Files of weights that are refused: all but the last can run code when they are opened.
+_FOREIGN = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5", ".gguf")
+# What GPTQ, AWQ, bitsandbytes, FP8 and compressed-tensors store beside or instead of a weight.
+_QUANTISED = (
+    *(".qweight", ".qzeros", ".scales", ".g_idx"),
+    *(".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".SCB"),
+    *(".weight_scale", ".weight_scale_inv", ".input_scale", ".weight_zero_point"),
+    *(".weight_packed", ".weight_shape", ".bitsandbytes__nf4", ".bitsandbytes__fp4"),
+)
+_QUANTISED_ADVICE = "a quantised base is not read: compress the original, then quantise the result"
 
 
 def inspect(folder: Path, weights: Url | None = None) -> ModelSpec:
     """Everything that config.json and the safetensors headers say; no weight is read.
 
-    `weights` is where the weight files are, if they are not in `folder`.
+    `weights` is where the weight files are, if they are not in `folder`. Raises CheckpointError
+    where a tensor of the model is missing, of another shape than config.json implies or of a dtype
+    that is no base's, and where there is one that is no part of it.
     """
-    config, where = read_config(folder), str(folder / NAME)
-    decoder = inspect_decoder(folder, weights)
+    where = str(folder / NAME)
+    decoder, told = _decoder(folder, weights)
     if decoder.low_rank:
         raise CheckpointError(
             f"{where}: model_type {decoder.model_type!r} is a compressed checkpoint; compress the "
             "base that it was made from"
         )
-    architecture, tensors = decoder.architecture, {t.name: t for t in decoder.tensors}
-    matrices = tuple(
-        _matrix(folder, architecture.base, place, tensors)
-        for layer in range(decoder.layers)
-        for place in places(architecture, layer, config)
-    )
-    stored = {tensors[f"{architecture.base}{m.name}.weight"].dtype for m in matrices}
+    found = {tensor.name: tensor for tensor in decoder.tensors}
+    owners = [f"{decoder.architecture.base}{matrix.name}" for matrix in told.matrices]
+    names = [f"{owner}.{leaf}" for owner in owners for leaf in ("weight", "bias")]
+    stored = {found[name].dtype: name for name in names if name in found}
     if len(stored) > 1:
+        examples = ", ".join(f"{name} in {dtype}" for dtype, name in sorted(stored.items()))
         raise CheckpointError(
-            f"{folder}: the decoder's matrices are stored in {' and '.join(sorted(stored))}; "
-            "convert them to one dtype"
+            f"{folder}: the decoder's matrices are stored in {' and '.join(sorted(stored))} "
+            f"({examples}); convert them to one dtype"
         )
-    return ModelSpec(**dict(decoder), dtype=stored.pop(), matrices=matrices)
+    return ModelSpec(**dict(decoder), dtype=next(iter(stored)), matrices=told.matrices)
 
 
 def inspect_decoder(folder: Path, weights: Url | None = None) -> DecoderSpec:
     """The same of a base or of a compressed checkpoint, but for its matrices."""
-    config, where = read_config(folder), str(folder / NAME)
-    model_type = str(config.get("model_type"))
-    architecture = family(config | {"model_type": model_type.removeprefix(LOW_RANK)}, where)
-    if architecture.planned:
-        raise CheckpointError(
-            f"{where}: model_type {config['model_type']!r} is planned, not yet compressed; "
-            "`svdllm plan` says what it would take"
-        )
-    layers, hidden_size, vocab_size = (
-        positive(config, key, where) for key in ("num_hidden_layers", "hidden_size", "vocab_size")
-    )
-    tied = is_tied(config)
-    tensors = _tensors(folder, weights or folder)
-    ends = (architecture.embedding, architecture.norm, *(() if tied else (architecture.head,)))
-    if missing := [f"{end}weight" for end in ends if f"{end}weight" not in tensors]:
-        raise CheckpointError(f"{folder}: no tensor {missing[0]} in the files")
-    return DecoderSpec(
-        model_type=model_type,
-        layers=layers,
-        hidden_size=hidden_size,
-        vocab_size=vocab_size,
-        tied=tied,
-        tensors=tuple(tensors.values()),
-        weights=weights,
-    )
+    return _decoder(folder, weights)[0]
 
 
 def base_files(folder: Path, spec: ModelSpec) -> dict[str, str]:
@@ -84,50 +75,132 @@ def base_files(folder: Path, spec: ModelSpec) -> dict[str, str]:
     return sha256_of(folder, [NAME]) | dict(zip(files, versions, strict=True))
 
 
-def _tensors(folder: Path, weights: Path | Url) -> dict[str, TensorSpec]:
-    index = folder / "model.safetensors.index.json"
-    single = weights / "model.safetensors"
-    if index.is_file():
-        weight_map = _weight_map(index)
-        files = sorted(set(weight_map.values()))
-    elif exists(single):
-        weight_map, files = {}, [single.name]
-    else:
-        pickled = [name for name in names_in(weights) if name.endswith(".bin")]
-        found = ", ".join(pickled) or "no weights"
+def _decoder(folder: Path, weights: Url | None) -> tuple[DecoderSpec, ModelSpec]:
+    """What the files hold, and what config.json says of the base; they agree where they must."""
+    require_contained(folder)
+    config, where = read_config(folder), str(folder / NAME)
+    model_type = str(config.get("model_type"))
+    config = config | {"model_type": model_type.removeprefix(LOW_RANK)}
+    if family(config, where).planned:
         raise CheckpointError(
-            f"{weights}: no model.safetensors and no index of shards (found {found}); "
-            "only safetensors is read: load the model with transformers and save_pretrained it"
+            f"{where}: model_type {model_type!r} is planned, not yet compressed; "
+            "`svdllm plan` says what it would take"
         )
-    # Exports of old carry rotary frequencies, which models compute; transformers drops them too.
+    told = model_spec(config, where)
+    tensors = _tensors(folder, weights or folder)
+    spec = DecoderSpec(
+        model_type=model_type,
+        layers=told.layers,
+        hidden_size=told.hidden_size,
+        vocab_size=told.vocab_size,
+        tied=told.tied,
+        tensors=tuple(tensors.values()),
+        weights=weights,
+    )
+    _compare(folder, spec, told, tensors)
+    return spec, told
+
+
+def _compare(
+    folder: Path, spec: DecoderSpec, told: ModelSpec, tensors: dict[str, TensorSpec]
+) -> None:
+    """Raises CheckpointError at the first tensor that is not what config.json implies.
+
+    The matrices of a compressed checkpoint have parts of their own, which its layers check.
+    """
+    architecture = spec.architecture
+    expected = {tensor.name: tensor.shape for tensor in told.tensors}
+    parts: tuple[str, ...] = ()
+    if spec.low_rank:
+        parts = tuple(f"{architecture.base}{matrix.name}." for matrix in told.matrices)
+        expected = {name: s for name, s in expected.items() if not name.startswith(parts)}
+    described = f"config.json describes ({spec.model_type}, {spec.layers} layers)"
+    for name, shape in expected.items():
+        tensor = tensors.get(name)
+        if tensor is None:
+            raise CheckpointError(
+                f"{folder}: no tensor {name} in the files, though it belongs to the model that "
+                f"{described}; fetch the whole checkpoint again"
+            )
+        if tensor.shape != shape:
+            raise CheckpointError(
+                f"{folder / tensor.file}: {name} has shape {list(tensor.shape)}, config.json "
+                f"implies {list(shape)}; fetch config.json and weights of one model"
+            )
+        if not tensor.dtype.startswith(("F", "BF")):
+            raise CheckpointError(
+                f"{folder / tensor.file}: {name} is {tensor.dtype}; {_QUANTISED_ADVICE}"
+            )
+    idle = f"{architecture.head}weight" if spec.tied else ""
+    for name in tensors.keys() - expected.keys() - {idle}:
+        if not (parts and name.startswith(parts)):
+            raise CheckpointError(
+                f"{folder / tensors[name].file}: tensor {name} is no part of the model that "
+                f"{described}; remove it, or correct config.json"
+            )
+
+
+def _tensors(folder: Path, weights: Path | Url) -> dict[str, TensorSpec]:
+    """Every tensor by name, in the order of the files."""
+    weight_map = _weight_map(folder / _INDEX)
+    if weight_map:
+        files = sorted(set(weight_map.values()))
+        if _SINGLE not in files and exists(weights / _SINGLE):
+            raise CheckpointError(
+                f"{weights}: {_SINGLE} is there, and an index of other files; remove one of them"
+            )
+    elif exists(weights / _SINGLE):
+        files = [_SINGLE]
+    else:
+        raise _no_weights(weights)
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         headers = list(pool.map(lambda file: read_header(weights / file), files))
-    tensors = {
-        spec.name: spec
-        for header in headers
-        for spec in header
-        if not spec.name.endswith("rotary_emb.inv_freq")
-    }
-    named = {name for name in weight_map if not name.endswith("rotary_emb.inv_freq")}
-    if missing := sorted(named - tensors.keys()):
-        raise CheckpointError(f"{index}: tensor {missing[0]} is in none of the files it names")
+    tensors: dict[str, TensorSpec] = {}
+    for spec in (spec for header in headers for spec in header if not _is_computed(spec.name)):
+        if other := tensors.get(spec.name):
+            raise CheckpointError(
+                f"{weights}: tensor {spec.name} is in {other.file} and in {spec.file}; fetch the "
+                "whole checkpoint again"
+            )
+        tensors[spec.name] = spec
+    if quantised := [name for name in tensors if name.endswith(_QUANTISED)]:
+        file = tensors[quantised[0]].file
+        raise CheckpointError(f"{weights / file}: holds {quantised[0]}; {_QUANTISED_ADVICE}")
+    for name, file in weight_map.items():
+        if not _is_computed(name) and (name not in tensors or tensors[name].file != file):
+            raise CheckpointError(
+                f"{folder / _INDEX}: tensor {name} is not in {file}, which the index names for "
+                "it; fetch the whole checkpoint again"
+            )
     return tensors
 
 
+def _is_computed(name: str) -> bool:
+    """Old exports carry rotary frequencies, which models compute; transformers drops them too."""
+    return name.endswith("rotary_emb.inv_freq")
+
+
+def _no_weights(weights: Path | Url) -> CheckpointError:
+    foreign = [name for name in names_in(weights) if name.endswith(_FOREIGN)]
+    found = ", ".join(foreign) or "no weights"
+    return CheckpointError(
+        f"{weights}: no {_SINGLE} and no index of shards (found {found}); only safetensors is "
+        "read, as pickled files can run code: convert a checkpoint that you trust, with "
+        "AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER)"
+    )
+
+
 def _weight_map(index: Path) -> dict[str, str]:
+    """The file of every tensor; empty where there is no index."""
     try:
-        found: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        content: Any = parse(read_small(index))
+        found: Any = content["weight_map"]
+        if not (isinstance(found, dict) and found):
+            raise ValueError("weight_map is no object with tensors")
+    except FileNotFoundError:
+        return {}
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{index}: not an index of safetensors files ({error!r})") from error
-    return found
-
-
-def _matrix(folder: Path, base: str, place: Place, tensors: dict[str, TensorSpec]) -> MatrixSpec:
-    weight = tensors.get(f"{base}{place.name}.weight")
-    if weight is None or len(weight.shape) != 2:
-        raise CheckpointError(f"{folder}: no matrix {base}{place.name}.weight in the files")
-    if not weight.dtype.startswith(("F", "BF")):
         raise CheckpointError(
-            f"{folder}: {weight.name} is {weight.dtype}; quantised weights are no base"
-        )
-    return place.matrix(*weight.shape, bias=f"{base}{place.name}.bias" in tensors)
+            f"{index}: not an index of safetensors files ({error!r}); fetch it again"
+        ) from error
+    return {name: require_file_name(file, index) for name, file in found.items()}

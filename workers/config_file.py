@@ -1,6 +1,5 @@
 """config.json of a checkpoint: a folder's, the file itself, a URL's or the hub's; no weight."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,9 @@ from schemas.errors import CheckpointError
 from schemas.location import Url, locate
 from schemas.model import ModelSpec
 from schemas.shapes import model_spec
-from workers.objects import read_bytes, url_of
+from workers.folder import read_small
+from workers.objects import url_of
+from workers.strict_json import parse
 
 NAME = "config.json"
 HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
@@ -36,9 +37,16 @@ def read_spec(model: str, revision: str | None) -> ModelSpec:
 
 def require_hub_id(model: str) -> None:
     """Raises CheckpointError where `model`, which is no folder, cannot be a hub id either."""
-    there = Path(model).expanduser().exists()
-    if there or model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise CheckpointError(f"model {model!r}: no such folder, and not a hub id like org/name")
+    if (there := Path(model).expanduser()).is_file():
+        raise CheckpointError(
+            f"model {model!r}: a file, where a folder with config.json and .safetensors files is "
+            "meant; name that folder (.bin, .pt and .gguf files are not read: convert them with "
+            "transformers and save_pretrained)"
+        )
+    if there.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise CheckpointError(
+            f"model {model!r}: no such folder, and not a hub id like org/name; check the path"
+        )
 
 
 def not_given(model: str, error: Exception) -> CheckpointError:
@@ -59,11 +67,11 @@ def _fetch(model: str, revision: str | None) -> Path:
 
 def _read(path: Path | Url) -> dict[str, Any]:
     try:
-        config = json.loads(read_bytes(path))
+        config = parse(read_small(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: not found; is this a Hugging Face checkpoint?") from None
     except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON ({error})") from error
+        raise CheckpointError(f"{path}: not JSON ({error}); fetch the file again") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: not a JSON object")
+        raise CheckpointError(f"{path}: not a JSON object; fetch the file again")
     return config

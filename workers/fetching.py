@@ -13,20 +13,9 @@ from schemas.identity import fingerprint
 from schemas.location import Url, locate
 from workers.config_file import HUB_ERRORS, not_given, require_hub_id
 from workers.files import publish
+from workers.folder import WANTED, is_wanted
 from workers.objects import IN_FLIGHT, download, identity_of, names_in, url_of
 
-_WANTED = [
-    "*.json",
-    "*.safetensors",
-    "*.py",
-    "tokenizer*",
-    "*.model",
-    "*.jinja",
-    "*.txt",
-    "LICENSE*",
-    "NOTICE*",
-    "README.md",
-]
 _UNWANTED = "consolidated*"  # the same weights once more, in another form
 
 
@@ -46,7 +35,7 @@ def resolve(model: str, revision: str | None, fetched: Path | None = None) -> Pa
     try:
         return Path(
             snapshot_download(
-                model, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
+                model, revision=revision, allow_patterns=list(WANTED), ignore_patterns=_UNWANTED
             )
         )
     except HUB_ERRORS as error:
@@ -80,4 +69,4 @@ def _fetch_small(place: Url, fetched: Path) -> Path:
 
 
 def _is_wanted(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in _WANTED) and not fnmatch(name, _UNWANTED)
+    return is_wanted(name) and not fnmatch(name, _UNWANTED)

@@ -15,7 +15,10 @@ from runtime import modeling_lowrank
 from runtime.configuration_lowrank import ARCHITECTURES as LOW_RANK_CLASSES
 from schemas.errors import CheckpointError
 from schemas.model import LOW_RANK, DecoderSpec
-from workers.tensors import TensorReader
+from workers.config_file import NAME
+from workers.tensors import TensorReader, is_finite
+
+_NO_CODE = {"trust_remote_code": False, "local_files_only": True}
 
 
 class Head(NamedTuple):
@@ -43,7 +46,7 @@ class Decoder:
 
     def embedding(self) -> Tensor:
         """Token embeddings (vocabulary, hidden), in the compute dtype."""
-        return self._to_device(self._reader.read(f"{self._spec.architecture.embedding}weight"))
+        return self._read(f"{self._spec.architecture.embedding}weight")
 
     def end(self, layer: nn.Module) -> nn.Module | None:
         """The matrix whose output ends a `layer`, if there is one."""
@@ -52,25 +55,30 @@ class Decoder:
 
     def layer(self, index: int) -> nn.Module:
         """A base model of decoder layer `index` alone, without embedding and final norm, frozen."""
+        model = self.skeleton(index)
+        prefix = self._spec.architecture.layer.format(index)
+        self._fill(model.layers[0], prefix, f"layer {index}")
+        module: nn.Module = model
+        return module
+
+    def skeleton(self, index: int) -> Any:
+        """The same without its weights."""
         model = self._skeleton(_one_layer(self._config(), index))
         model.embed_tokens = None
         model.norm = nn.Identity()
-        tensors = self._reader.below(self._spec.architecture.layer.format(index))
-        self._fill(model.layers[0], tensors, f"layer {index}")
-        module: nn.Module = model
-        return module
+        return model
 
     def head(self) -> Head:
         """What turns the hidden states of the last layer into logits."""
         architecture = self._spec.architecture
         norm: nn.Module = self._skeleton(_one_layer(self._config(), 0)).norm
-        self._fill(norm, self._reader.below(architecture.norm), "final norm")
+        self._fill(norm, architecture.norm, "final norm")
         name = architecture.embedding if self._spec.tied else architecture.head
-        return Head(norm, self._to_device(self._reader.read(f"{name}weight")))
+        return Head(norm, self._read(f"{name}weight"))
 
     def _config(self) -> PretrainedConfig:
         source: Any = self._low_rank.config_class if self._low_rank else AutoConfig
-        config: PretrainedConfig = source.from_pretrained(self._folder)
+        config: PretrainedConfig = source.from_pretrained(self._folder, **_NO_CODE)
         config.use_cache = False
         return config
 
@@ -84,8 +92,12 @@ class Decoder:
             model.rotary_emb = type(model.rotary_emb)(config=config)
         return model.eval()
 
-    def _fill(self, module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
-        on_device = {name: self._to_device(tensor) for name, tensor in tensors.items()}
+    def _fill(self, module: nn.Module, prefix: str, what: str) -> None:
+        """The tensors of a module, whose names in the files begin with `prefix`."""
+        on_device = {
+            name: self._placed(f"{prefix}{name}", tensor)
+            for name, tensor in self._reader.below(prefix).items()
+        }
         try:
             result = module.load_state_dict(on_device, strict=False, assign=True)
         except RuntimeError as error:  # a shape that is not what config.json says
@@ -97,9 +109,48 @@ class Decoder:
             )
         module.requires_grad_(False)
 
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        dtype = self._dtype if tensor.is_floating_point() else None  # an order of rows stays so
-        return tensor.to(device=self._device, dtype=dtype)
+    def _read(self, name: str) -> Tensor:
+        return self._placed(name, self._reader.read(name))
+
+    def _placed(self, name: str, stored: Tensor) -> Tensor:
+        """A tensor on the device, in the compute dtype; an order of rows keeps its own.
+
+        Raises CheckpointError where a value is not finite.
+        """
+        if not stored.is_floating_point():
+            return stored.to(self._device)
+        tensor = stored.to(device=self._device, dtype=self._dtype)
+        if not is_finite(tensor):
+            where, dtype = f"{self._reader.file(name)}: {name}", str(self._dtype)[6:]
+            if is_finite(stored):
+                raise CheckpointError(
+                    f"{where} holds values beyond the range of {dtype}; use --dtype bfloat16 or "
+                    "float32"
+                )
+            raise CheckpointError(
+                f"{where} holds NaN or infinite values; nothing can be computed with them: fetch "
+                "the file again, or an earlier state of the model"
+            )
+        return tensor
+
+
+def require_buildable(folder: Path, spec: DecoderSpec) -> None:
+    """Raises CheckpointError where transformers cannot compute a layer that config.json describes.
+
+    One layer without weights, and the shapes of its results: no file of weights is read.
+    """
+    meta = torch.device("meta")
+    try:
+        pieces = Decoder(folder, spec, torch.float32, meta)
+        hidden = torch.empty(1, 2, spec.hidden_size, device=meta)
+        mask = torch.empty(1, 1, 2, 2, device=meta)  # to find out which applies takes values
+        for index in {0, spec.layers - 1}:
+            pieces.skeleton(index)(inputs_embeds=hidden, attention_mask=mask, use_cache=False)
+    except Exception as error:  # whatever transformers raises on a value that it does not expect
+        raise CheckpointError(
+            f"{folder / NAME}: transformers cannot compute a layer of it "
+            f"({type(error).__name__}: {error}); correct the file, or fetch it again"
+        ) from error
 
 
 def _low_rank_class(spec: DecoderSpec) -> Any:

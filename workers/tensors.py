@@ -23,7 +23,7 @@ class TensorReader:
     def read(self, name: str) -> Tensor:
         """One tensor, on the host, in its stored dtype."""
         spec = self._tensors[name]
-        place = self._weights / spec.file
+        place = self.file(name)
         if spec.offset is None:
             raise ValueError(f"{name}: known from config.json alone, not from a file")
         try:
@@ -32,10 +32,19 @@ class TensorReader:
             raise CheckpointError(f"{place}: gone since its header was read") from None
         return content.view(DTYPES[spec.dtype]).view(spec.shape)
 
+    def file(self, name: str) -> Path | Url:
+        """The file that holds a tensor."""
+        return self._weights / self._tensors[name].file
+
     def below(self, prefix: str) -> dict[str, Tensor]:
         """Every tensor whose name starts with `prefix`, by the rest of its name."""
         names = [name for name in self._tensors if name.startswith(prefix)]
         return {name.removeprefix(prefix): self.read(name) for name in names}
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite, without a copy of them."""
+    return not tensor.numel() or all(bool(end.isfinite()) for end in tensor.aminmax())
 
 
 def torch_dtype(spec: ModelSpec) -> torch.dtype:

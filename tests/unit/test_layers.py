@@ -1,6 +1,7 @@
 """The pieces of a decoder: refused where the files are not what config.json says."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from schemas.errors import CheckpointError
 from tests.low_rank import PROMPTS, make_checkpoint
 from tests.models import tiny_model
 from workers.checkpoint import inspect, inspect_decoder
-from workers.layers import Decoder
+from workers.layers import Decoder, require_buildable
 
 LAYER = "model.layers.1."
+EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+FACTOR = f"{LAYER}self_attn.q_proj.down.weight"
 
 
 def decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
@@ -31,27 +34,76 @@ def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_a_layer_without_one_of_its_tensors_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(FACTOR), r"layer 1.*missing \['self_attn\.q_proj\.down\.weight'\]"),
+        (
+            lambda t: t.update({f"{FACTOR}s": torch.zeros(1)}),
+            r"layer 1.*unexpected \['self_attn\.q_proj\.down\.weights'\]",
+        ),
+        (lambda t: t.update({FACTOR: torch.zeros(3, 3)}), r"layer 1.*q_proj\.down.*\[3, 3\]"),
+    ],
+    ids=["missing", "unexpected", "shape"],
+)
+def test_the_parts_of_a_compressed_matrix_are_those_of_its_layer(
+    change: Callable[[dict[str, Tensor]], Any], message: str, tmp_path: Path
+) -> None:
+    folder = make_checkpoint(tmp_path / "low-rank", "llama", ("plain",)).folder
+    rewrite(folder, change)
+    pieces = Decoder(folder, inspect_decoder(folder), torch.float32, torch.device("cpu"))
+    with pytest.raises(CheckpointError, match=message):
+        pieces.layer(1)
+
+
+NOT_FINITE = [float("nan"), float("inf"), -float("inf")]
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+@pytest.mark.parametrize(
+    "name", [EMBEDDING, HEAD, NORM, f"{LAYER}mlp.up_proj.weight", f"{LAYER}input_layernorm.weight"]
+)
+def test_a_value_that_is_not_finite_is_refused_with_file_and_tensor(
+    name: str, value: float, tmp_path: Path
+) -> None:
     tiny_model(tmp_path)
-    rewrite(tmp_path, lambda tensors: tensors.pop(f"{LAYER}input_layernorm.weight"))
-    with pytest.raises(CheckpointError, match=r"layer 1.*missing \['input_layernorm\.weight'\]"):
-        decoder(tmp_path).layer(1)
+    rewrite(tmp_path, lambda tensors: tensors[name].view(-1)[-1:].fill_(value))
+    pieces = decoder(tmp_path)
+    message = rf"model\.safetensors: {re.escape(name)} holds NaN or infinite values; .* fetch"
+    with pytest.raises(CheckpointError, match=message):
+        _ = pieces.embedding(), pieces.layer(1), pieces.head()
+    pieces.layer(0)  # it is as it should be
 
 
-def test_a_tensor_that_the_layer_does_not_know_is_refused(tmp_path: Path) -> None:
+def test_a_value_beyond_the_compute_dtype_is_refused_with_the_remedy(tmp_path: Path) -> None:
     tiny_model(tmp_path)
-    rewrite(tmp_path, lambda tensors: tensors.update({f"{LAYER}mlp.extra": torch.zeros(1)}))
-    with pytest.raises(CheckpointError, match=r"layer 1.*unexpected \['mlp\.extra'\]"):
-        decoder(tmp_path).layer(1)
+    rewrite(tmp_path, lambda tensors: tensors[EMBEDDING].view(-1)[:1].fill_(7e4))
+    assert decoder(tmp_path, torch.bfloat16).embedding().isfinite().all()
+    with pytest.raises(CheckpointError, match=r"embed_tokens.* beyond the range of float16; use"):
+        decoder(tmp_path, torch.float16).embedding()
 
 
-def test_a_shape_that_is_not_that_of_the_configuration_is_refused(tmp_path: Path) -> None:
-    tiny_model(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["intermediate_size"] += 1
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_act": "nonsense"},
+        {"rope_parameters": {"rope_type": "nonsense"}},
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": "x"}},
+        {"rms_norm_eps": "small"},
+        {"max_position_embeddings": []},
+        {"layer_types": ["full_attention"]},
+    ],
+    ids=lambda change: json.dumps(change)[:40],
+)
+def test_a_configuration_that_transformers_cannot_build_is_refused(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny_model(tmp_path, "qwen2")
+    require_buildable(tmp_path, inspect(tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text()) | change
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"layer 0(.|\n)*gate_proj(.|\n)*81"):
-        decoder(tmp_path).layer(0)
+    with pytest.raises(CheckpointError, match=r"config\.json: transformers cannot compute"):
+        require_buildable(tmp_path, inspect(tmp_path))
 
 
 @pytest.mark.parametrize("tied", [False, True])
