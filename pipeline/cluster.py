@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -205,12 +206,21 @@ def _connect(cluster: ClusterConfig, threads: int) -> None:
         ray.init(address=address, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RayError) as error:
         raise ConfigError(f"cluster.address {address!r}: no Ray cluster there ({error})") from None
+    except RuntimeError as error:  # ray compares its own version and Python's
+        if "ersion mismatch" not in str(error):
+            raise
+        raise ConfigError(
+            f"cluster.address {address!r}: driver and cluster differ ({error}); start the driver "
+            "with the Ray and the Python of the cluster, or install the same ones there"
+        ) from None
 
 
 def _start_embedded(cluster: ClusterConfig, threads: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if "RAY_AUTH_MODE" not in os.environ:  # a secret of this process, not a file in the home folder
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # Ray's own switch for a node that is no cluster's: it listens on loopback alone.
+    ray_constants.ENABLE_RAY_CLUSTER = False
     cores = len(os.sched_getaffinity(0))
     wanted = (cluster.workers or 0) * threads
     ray.init(
