@@ -99,7 +99,8 @@ def write_around(
     """Everything beside the weights: config, index, code, tokenizer files byte for byte."""
     for pattern in _COPIED:
         for source in base.glob(pattern):
-            copy(source, folder / source.name)
+            if source.is_file():
+                copy(source, folder / source.name)
     for name in SHIPPED:
         copy(RUNTIME / name, folder / name)
     config = read_config(base) | identity(spec.model_type)

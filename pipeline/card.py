@@ -1,5 +1,6 @@
 """The model card of a compressed checkpoint, from its own figures."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from schemas.config import RunConfig
 from schemas.manifest import Compression
+from schemas.printable import printable
 from workers.files import write_text
 
 _KEPT: tuple[str, ...] = ("license", "license_name", "license_link", "language")
+_LARGEST = 10**6
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -21,8 +24,8 @@ def write_card(folder: Path, base: Path, config: RunConfig, compression: Compres
         loader=FileSystemLoader(_TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True
     )
     text = environment.get_template("card.md.j2").render(
-        front=yaml.safe_dump(_front(base, config), sort_keys=False).strip(),
-        name=Path(config.model).name,
+        front=yaml.safe_dump(front_matter(base, config), sort_keys=False).strip(),
+        name=_markdown(Path(config.model).name),
         c=compression,
         counts={kind: encodings.count(kind) for kind in ("pivoted", "plain", "dense")},
         notes=[(m.name, note) for m in compression.matrices for note in m.fallbacks],
@@ -31,23 +34,36 @@ def write_card(folder: Path, base: Path, config: RunConfig, compression: Compres
     write_text(folder / "README.md", text)
 
 
-def _front(base: Path, config: RunConfig) -> dict[str, Any]:
+def front_matter(base: Path, config: RunConfig) -> dict[str, Any]:
     """Licence and languages of the base's own card, where it has one."""
-    card = _front_matter(base / "README.md")
-    kept = {key: card[key] for key in _KEPT if key in card}
+    card = _read_front(base / "README.md")
+    kept = {key: found for key in _KEPT if (found := _plain(card.get(key))) is not None}
     is_hub_id = "://" not in config.model and not Path(config.model).exists()
-    base_model = config.model if is_hub_id else Path(config.model).name
+    base_model = printable(config.model if is_hub_id else Path(config.model).name)
     return {"base_model": base_model, "library_name": "transformers", **kept, "tags": ["svd-llm"]}
 
 
-def _front_matter(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+def _read_front(path: Path) -> dict[str, Any]:
+    """What is between the dashes at the top of a card; nothing where that is no mapping."""
+    if not path.is_file() or path.stat().st_size > _LARGEST:
         return {}
-    parts = path.read_text(encoding="utf-8").split("---", 2)
+    parts = path.read_text(encoding="utf-8", errors="replace").split("---", 2)
     if len(parts) < 3 or parts[0].strip():
         return {}
     try:
         found = yaml.safe_load(parts[1])
-    except yaml.YAMLError:  # the base's card is not ours to refuse
+    except (yaml.YAMLError, ValueError, RecursionError):  # the base's card is not ours to refuse
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _plain(value: object) -> str | list[str] | None:
+    """A text or texts of a stranger's card on one line each; None for what is neither."""
+    if isinstance(value, list):
+        return [printable(part) for part in value if isinstance(part, str)] or None
+    return printable(value) if isinstance(value, str) else None
+
+
+def _markdown(text: str) -> str:
+    """A name as it is, wherever it stands in a line of Markdown."""
+    return re.sub(r"([\\`*_\[\]<>#|&])", r"\\\1", printable(text))

@@ -1,0 +1,27 @@
+"""The model card: what it takes over from the base and from the request is text, and no more."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.card import front_matter
+from schemas.config import RunConfig
+
+
+@pytest.mark.parametrize(
+    "card", [b"2024-99-99", b"[" * 1500, b"license: [{a: b}, 3]", b"a: \xff", b"- 1", b"license: 3"]
+)
+def test_a_strange_card_of_the_base_is_left_out(card: bytes, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_bytes(b"---\n" + card + b"\n---\n")
+    config = RunConfig(model="org/name", output=tmp_path / "out", ratio=0.2)
+    found = front_matter(tmp_path, config)
+    assert found.keys() == {"base_model", "library_name", "tags"}
+    assert found["base_model"] == "org/name"
+
+
+def test_what_a_card_keeps_of_the_base_cannot_end_its_front_matter(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text('---\nlicense: "mit\\n# \\x1b[2J"\n---\n')
+    config = RunConfig(model="org/na\nme", output=tmp_path / "out", ratio=0.2)
+    found = front_matter(tmp_path, config)
+    assert found["license"] == r"mit # \x1b[2J"
+    assert found["base_model"] == "org/na me"
