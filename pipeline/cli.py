@@ -113,6 +113,9 @@ def compress(
     given = locals()
     with _exit_codes():
         request = build(RunConfig, {key: given[key] for key in given.keys() - {"fresh"}})
+        from pipeline.preflight import check  # neither torch nor ray
+
+        check(request)
         from pipeline.compress import compress as run  # torch and ray load only when needed
 
         result = run(request, fresh=fresh)
@@ -279,6 +282,11 @@ def _exit_codes() -> Iterator[None]:
         if isinstance(error, RunError):
             log.error("the run failed; what it finished is kept, and the same command continues it")
         raise typer.Exit(error.exit_code) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        log.error("error: %s%s", where, error.strerror or error)
+        log.error("the run failed; what it finished is kept: %s", again)
+        raise typer.Exit(RunError.exit_code) from None
     except KeyboardInterrupt:
         log.error("interrupted; %s", again)
         raise typer.Exit(130) from None

@@ -24,6 +24,7 @@ _PATHS: dict[str, str] = {
     "dtype": "numerics.dtype",
 }
 
+_RATIO = "; a ratio is the fraction that is removed, from 0 to below 1, as 0.2 or 0.2,0.4"
 FLAGS = {path: f"--{flag.replace('_', '-')}" for flag, path in _PATHS.items()}
 
 
@@ -42,7 +43,7 @@ def build(schema: type[T], flags: Mapping[str, Any]) -> T:
         path, found, text = setting.partition("=")
         if not found:
             raise ConfigError(f"--set {setting!r} is not of the form a.b=value")
-        _assign(values, path.strip(), yaml.safe_load(text))
+        _assign(values, path.strip(), _parsed(text, f"--set {setting!r}"))
     return schema.model_validate(values)
 
 
@@ -60,21 +61,30 @@ def _line(detail: Any) -> str:
         return f"{field}: not given; use --{field.replace('_', '-')} or the key {field} of --config"
     if detail["type"] == "extra_forbidden":
         return f"{field}: no such setting; see the configuration section of the README"
-    return f"{field} = {detail['input']!r}: {message}"
+    remedy = _RATIO if detail["loc"][0] == "ratio" else ""
+    return f"{field} = {detail['input']!r}: {message}{remedy}"
 
 
 def _read_yaml(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config {path}: not YAML ({error})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"--config {path}: not a mapping of settings")
+        raise ConfigError(f"--config {path}: {error.strerror}; check the path") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--config {path}: not UTF-8 ({error}); convert the file") from error
+    values = _parsed(text, f"--config {path}")
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"--config {path}: not a mapping of settings; write lines like seed: 1")
     return values
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no such date
+        raise ConfigError(f"{where}: not YAML ({error}); correct it") from error
 
 
 def _assign(values: dict[str, Any], path: str, value: Any) -> None:

@@ -6,17 +6,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pipeline.publish import SUCCESS, require_free
+from pipeline.preflight import check
 from schemas.config import RunConfig
 from schemas.errors import ConfigError
-from schemas.location import Url, is_within
 from schemas.model import ModelSpec
-from workers.checkpoint import base_files, inspect
+from workers.checkpoint import base_files
 from workers.documents import is_local, iter_documents, separator_of
-from workers.fetching import resolve
 from workers.layers import require_buildable
 from workers.loading import load_tokenizer
-from workers.objects import exists, url_of
 from workers.text import calibration_windows, tokenize
 
 
@@ -38,10 +35,7 @@ def tokens_sha256(windows: Tensor) -> str:
 
 def gather(config: RunConfig) -> Inputs:
     """Read headers and text. Raises CheckpointError, TextError or ConfigError before any work."""
-    weights = url_of(config.model)
-    folder = resolve(config.model, config.revision, config.fetched)
-    _check_outputs(config, weights or folder)
-    spec = inspect(folder, weights)
+    folder, spec = check(config)
     require_buildable(folder, spec)
     text = config.calibration
     needed = max(text.samples * text.sequence_length, text.gradient_samples * text.gradient_length)
@@ -68,16 +62,3 @@ def gather(config: RunConfig) -> Inputs:
         forward=calibration_windows(tokens, text.sequence_length, text.samples, config.seed),
         backward=backward,
     )
-
-
-def _check_outputs(config: RunConfig, base: Path | Url) -> None:
-    for ratio in config.ratio:
-        output = config.output_folder(ratio)
-        if is_within(output.absolute() if isinstance(output, Path) else output, base):
-            raise ConfigError(f"output {output} is inside the model {base}; name another folder")
-        require_free(output)
-    if len(config.ratio) > 1 and exists(config.output / SUCCESS):
-        raise ConfigError(
-            f"output {config.output} is a checkpoint itself, so several ratios cannot go below it; "
-            "name another folder"
-        )

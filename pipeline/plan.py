@@ -16,12 +16,14 @@ from schemas.errors import ConfigError
 from schemas.location import Url
 from schemas.model import ModelSpec, whole
 from schemas.plan import ClusterSpec, MatrixKind, Plan, RatioPlan, StageCost
+from schemas.ranks import require_ranks
 from workers.config_file import read_spec
 
 
 def plan_checkpoint(config: RunConfig, machines: Machines) -> Plan:
     """The plan of a run from config.json alone, before anything is started."""
     spec = read_spec(config.model, config.revision)
+    require_ranks(config, spec)
     return make_plan(config, spec, find(config, spec, machines))
 
 

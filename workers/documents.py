@@ -71,25 +71,28 @@ def is_local(source: str) -> bool:
     return source not in KNOWN and Path(source).suffix in _READERS
 
 
+def is_on_hub(source: str) -> bool:
+    """Whether a source is a data set on the hub, by its name."""
+    there = Path(source).expanduser().exists()
+    return source in KNOWN or not (is_local(source) or there or not _HUB_ID.fullmatch(source))
+
+
 def iter_documents(source: str, split: Split) -> Iterator[str]:
     """The documents of a .txt, .jsonl or .parquet file, of a known dataset, or of a hub id.
 
     A local file has no splits. Nothing is read before the first document is asked for.
     Raises TextError where the source cannot be read or holds no text.
     """
-    path = Path(source).expanduser()
-    if source in KNOWN:
-        documents = _hub_documents(KNOWN[source], split)
-    elif is_local(source):
-        documents = _local_documents(path)
-    elif path.exists() or not _HUB_ID.fullmatch(source):
+    if is_local(source):
+        documents = _local_documents(Path(source).expanduser())
+    elif is_on_hub(source):
+        parts: dict[Split, Part] = {"calibration": Part("train"), "evaluation": Part("test")}
+        documents = _hub_documents(KNOWN.get(source) or HubText(source, parts), split)
+    else:
         raise TextError(
             f"text {source!r}: not a file of a known kind ({', '.join(_READERS)}), not a known "
             f"data set ({', '.join(KNOWN)}) and not a hub id like org/name; convert it to one"
         )
-    else:
-        parts: dict[Split, Part] = {"calibration": Part("train"), "evaluation": Part("test")}
-        documents = _hub_documents(HubText(source, parts), split)
     empty = True
     for document in documents:
         empty = empty and not document.strip()
@@ -122,6 +125,8 @@ def _hub_documents(text: HubText, split: Split) -> Iterator[str]:
 
 def _local_documents(path: Path) -> Iterator[str]:
     try:
+        if path.exists() and not path.is_file():
+            raise TextError(f"text file {path}: not a plain file; name a file")
         yield from _READERS[path.suffix](path)
     except FileNotFoundError as error:
         raise TextError(f"text file {path}: not found; check the path") from error
@@ -131,6 +136,12 @@ def _local_documents(path: Path) -> Iterator[str]:
 
 def _read_txt(path: Path) -> Iterator[str]:
     raw = path.read_bytes()
+    if (at := raw.find(b"\0")) >= 0:
+        line = raw.count(b"\n", 0, at) + 1
+        raise TextError(
+            f"{path}, line {line}: a NUL byte, so no text in UTF-8 (but UTF-16, or no text); "
+            "convert the file"
+        )
     try:
         yield raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -145,7 +156,7 @@ def _read_jsonl(path: Path) -> Iterator[str]:
                 continue
             try:
                 row = json.loads(line.decode("utf-8"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise TextError(
                     f"{path}, line {number}: not JSON in UTF-8 ({error}); "
                     'write one object a line, like {"text": "..."}'

@@ -58,12 +58,15 @@ def load_model(
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint folder; this program never ships code for one."""
+    """The tokenizer of a checkpoint folder; this program never ships code for one.
+
+    Raises CheckpointError where transformers cannot load it.
+    """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged file makes it raise whatever its parts raise
         raise CheckpointError(
             f"{folder}: no tokenizer that transformers can load ({error}); copy the tokenizer "
             "files of the base model there"

@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from schemas.errors import CheckpointError, VerificationError
 from schemas.location import Url
 from schemas.manifest import Check, Manifest
-from workers import load_check
 from workers.files import sha256_of
 from workers.memory import available_bytes
 from workers.objects import read_bytes
 
+_LOAD_CHECK = Path(__file__).with_name("load_check.py")  # not imported: it imports torch
 _CLEAN = "load in a clean process"
 _TIMEOUT_S = 1800.0
 _COPIES = 3.5  # in float32 and saved again, a bf16 checkpoint takes about this many times its size
@@ -85,7 +85,7 @@ def _files(folder: Path, manifest: Manifest) -> Check:
 
 
 def _clean_process(folder: Path, shapes_only: bool) -> list[Check]:
-    command = [sys.executable, "-I", str(load_check.__file__), str(folder)]
+    command = [sys.executable, "-I", str(_LOAD_CHECK), str(folder)]
     command += ["--shapes-only"] if shapes_only else []
     try:
         done = subprocess.run(

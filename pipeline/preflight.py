@@ -1,0 +1,98 @@
+"""What is refused before torch and Ray are loaded: a base, a text, a place to write to."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.publish import SUCCESS, require_free
+from schemas.config import RunConfig
+from schemas.errors import ConfigError
+from schemas.location import Url, is_within, locate
+from schemas.model import ModelSpec
+from schemas.ranks import require_ranks
+from workers.checkpoint import inspect
+from workers.config_file import read_spec
+from workers.documents import is_on_hub, iter_documents
+from workers.fetching import resolve
+from workers.objects import exists, url_of
+from workers.tokenizer_files import require_tokenizer
+
+
+class Base(NamedTuple):
+    """The base checkpoint, known from its headers."""
+
+    folder: Path
+    spec: ModelSpec
+
+
+def check(config: RunConfig) -> Base:
+    """The base of a run whose request, files and places are as they must be.
+
+    Raises CheckpointError, TextError or ConfigError, each naming what is wrong and the remedy.
+    """
+    try:
+        return _check(config)
+    except OSError as error:
+        place = error.filename or config.model
+        raise ConfigError(
+            f"{place}: cannot be used ({error.strerror or error}); check path and permissions"
+        ) from error
+
+
+def _check(config: RunConfig) -> Base:
+    for place in (config.run_folder, *map(config.output_folder, config.ratio)):
+        if isinstance(place, Path):
+            _require_writable(place.expanduser().absolute())
+    weights = url_of(config.model)
+    if not weights and not Path(locate(config.model)).expanduser().exists():
+        require_ranks(config, read_spec(config.model, config.revision))  # before it is fetched
+    if not is_on_hub(config.calibration.text):
+        for _ in iter_documents(config.calibration.text, "calibration"):
+            pass
+    folder = resolve(config.model, config.revision, config.fetched)
+    _check_outputs(config, weights or folder)
+    spec = inspect(folder, weights)
+    require_ranks(config, spec)
+    require_tokenizer(folder)
+    return Base(folder, spec)
+
+
+def _require_writable(folder: Path) -> None:
+    """Raises ConfigError where a folder cannot be made, renamed or written to."""
+    if "\0" in str(folder):
+        raise ConfigError(f"{folder}: a path holds no NUL character; correct it")
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise _no_permission(folder, folder)
+    place = next(parent for parent in folder.parents if parent.exists())
+    if not place.is_dir():
+        raise ConfigError(f"{folder}: {place} is a file, not a folder; name another place")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise _no_permission(folder, place)
+
+
+def _no_permission(folder: Path, place: Path) -> ConfigError:
+    return ConfigError(
+        f"{folder}: no permission to write in {place}; change it, or name another --output or "
+        "--run-dir"
+    )
+
+
+def _check_outputs(config: RunConfig, base: Path | Url) -> None:
+    for output in map(config.output_folder, config.ratio):
+        if _is_within(output, base):
+            raise ConfigError(f"output {output} is inside the model {base}; name another folder")
+        require_free(output.expanduser() if isinstance(output, Path) else output)
+    if _is_within(config.run_folder, base):
+        raise ConfigError(
+            f"run_dir {config.run_folder} is inside the model {base}; name another --run-dir"
+        )
+    if len(config.ratio) > 1 and exists(config.output / SUCCESS):
+        raise ConfigError(
+            f"output {config.output} is a checkpoint itself, so several ratios cannot go below it; "
+            "name another folder"
+        )
+
+
+def _is_within(place: Path | Url, base: Path | Url) -> bool:
+    resolved = Path(os.path.realpath(place.expanduser())) if isinstance(place, Path) else place
+    return is_within(resolved, base)
