@@ -13,7 +13,7 @@ from schemas.model import ITEM_BYTES, MatrixSpec, ModelSpec, TensorSpec
 from schemas.output import FactorSource, MatrixResult, OutputFile, OutputTensor
 from workers.config_file import read_config
 from workers.files import copy, file_sha256, write_text
-from workers.loading import RUNTIME, SHIPPED
+from workers.own_code import RUNTIME, SHIPPED
 
 _FILE_BYTES = 5 * 10**9
 _COPIED: tuple[str, ...] = (

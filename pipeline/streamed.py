@@ -22,8 +22,8 @@ from schemas.errors import ConfigError
 from schemas.evaluation import EvaluateConfig, ModelEvaluation
 from workers.actors_evaluation import EvaluationShard, Source
 from workers.checkpoint import inspect_decoder
-from workers.loading import may_run_code
 from workers.objects import url_of
+from workers.own_code import may_run_code
 from workers.perplexity import TokenLoss, require_finite, require_vocabulary, stored
 from workers.scoring import Rows, Score, total
 from workers.store import Store

@@ -13,6 +13,7 @@ from schemas.manifest import Check, Manifest
 from workers.files import sha256_of
 from workers.memory import available_bytes
 from workers.objects import read_bytes
+from workers.own_code import may_run_code
 
 _LOAD_CHECK = Path(__file__).with_name("load_check.py")  # not imported: it imports torch
 _CLEAN = "load in a clean process"
@@ -23,7 +24,8 @@ _COPIES = 3.5  # in float32 and saved again, a bf16 checkpoint takes about this 
 def verify_checkpoint(folder: Path, published: bool) -> list[Check]:
     """Checksums of every file, then a load in a clean process; `published` expects _SUCCESS.
 
-    Loading runs the code in the folder, so it is not done where a checksum is wrong.
+    Loading runs the code in the folder, so it is not done where a checksum is wrong or the code is
+    not this program's own.
     A model too large for this host is checked by names and shapes only, which the checks say.
     Raises CheckpointError where the folder is no compressed checkpoint.
     """
@@ -35,6 +37,9 @@ def verify_checkpoint(folder: Path, published: bool) -> list[Check]:
         checks.append(Check(name="success marker", passed=there, detail="" if there else "absent"))
     if not checks[0].passed:
         return [*checks, Check(name=_CLEAN, passed=None, detail="the files are not as written")]
+    checks.append(_own_code(folder))
+    if not checks[-1].passed:
+        return [*checks, Check(name=_CLEAN, passed=None, detail="it would run a stranger's code")]
     weights = sum(entry.bytes for name, entry in manifest.files.items() if _is_weight(name))
     fits = weights * _COPIES < available_bytes()
     checks += _clean_process(folder, shapes_only=not fits)
@@ -82,6 +87,14 @@ def _files(folder: Path, manifest: Manifest) -> Check:
     ]
     detail = "; ".join(wrong) or f"{len(manifest.files)} files"
     return Check(name="files and SHA-256", passed=not wrong, detail=detail)
+
+
+def _own_code(folder: Path) -> Check:
+    try:
+        passed, detail = may_run_code(folder, trust_remote_code=False), ""
+    except CheckpointError as error:
+        passed, detail = False, str(error)
+    return Check(name="code is this program's own", passed=passed, detail=detail)
 
 
 def _clean_process(folder: Path, shapes_only: bool) -> list[Check]:

@@ -1,5 +1,6 @@
 """The command line as a user runs it: what it prints, and the code it ends with."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from tests.integration.support import (
 )
 from tests.items import file_of, local
 from tests.models import tiny_model
+from workers.files import file_sha256
 from workers.store import Store
 
 PYTHON = (sys.executable, "-m", "pipeline")
@@ -141,6 +143,23 @@ def test_verify_does_not_run_code_that_was_changed(copied: Path, tmp_path: Path)
     assert code == 3, printed
     assert "modeling_lowrank.py: changed" in log
     assert "configuration_lowrank.py: changed" in log
+    assert not marker.exists()
+
+
+def test_verify_does_not_run_the_code_of_a_stranger(copied: Path, tmp_path: Path) -> None:
+    """Its checksums hold: whoever wrote the code wrote the manifest as well."""
+    marker, code_file = tmp_path / "ran", copied / "modeling_lowrank.py"
+    before = file_sha256(code_file)
+    with code_file.open("a") as file:
+        file.write(f"\nopen({str(marker)!r}, 'w').close()\n")
+    manifest = json.loads((copied / "manifest.json").read_text())
+    entry = manifest["files"][code_file.name]
+    assert entry["sha256"] == before
+    entry |= {"sha256": file_sha256(code_file), "bytes": code_file.stat().st_size}
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    code, printed, log = run("verify", copied)
+    assert code == 3, printed
+    assert "modeling_lowrank.py is not the code that this version of the program ships" in log
     assert not marker.exists()
 
 

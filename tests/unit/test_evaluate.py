@@ -21,7 +21,8 @@ from schemas.evaluation import EvaluateConfig, EvaluationReport
 from schemas.manifest import FORMAT
 from tests.models import prose, tiny_model, tiny_tokenizer
 from workers.checkpoint import inspect
-from workers.loading import RUNTIME, SHIPPED, load_model
+from workers.loading import load_model
+from workers.own_code import RUNTIME, SHIPPED
 from workers.perplexity import perplexity
 
 

@@ -15,8 +15,9 @@ from schemas.errors import CheckpointError, ConfigError, NumericsError, Verifica
 from schemas.evaluation import EvaluateConfig
 from schemas.manifest import FORMAT
 from tests.models import CONFIGS, VOCABULARY, tiny_model, tiny_tokenizer
-from workers import loading, perplexity
-from workers.loading import load_model, load_tokenizer, may_run_code
+from workers import own_code, perplexity
+from workers.loading import load_model, load_tokenizer
+from workers.own_code import may_run_code
 
 
 @pytest.fixture(scope="module")
@@ -192,9 +193,9 @@ def ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     runtime, folder = tmp_path / "runtime", tmp_path / "checkpoint"
     for place in (runtime, folder):
         place.mkdir()
-        for name in loading.SHIPPED:
+        for name in own_code.SHIPPED:
             (place / name).write_text(f"# {name}\n")
-    monkeypatch.setattr(loading, "RUNTIME", runtime)
+    monkeypatch.setattr(own_code, "RUNTIME", runtime)
     (folder / "config.json").write_text(json.dumps({"low_rank": {}, "auto_map": AUTO_MAP}))
     (folder / "manifest.json").write_text(json.dumps({"format": FORMAT}))
     return folder
