@@ -11,7 +11,7 @@ DEMO_DIR ?= build/demo
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format lock serve-check clean
+.PHONY: help install demo test check format lock fuzz audit serve-check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,15 @@ format: install  ## fix what ruff can fix
 lock: install  ## resolve pyproject.toml anew into requirements.lock
 	$(BIN)/python .ci/lock.py > requirements.lock.new
 	mv requirements.lock.new requirements.lock
+
+fuzz: install  ## mutated checkpoints, configurations and texts, each to end cleanly (minutes)
+	$(BIN)/python -m benchmarks.fuzz
+
+# In an environment of its own: what it needs is no dependency of the project.
+audit: install  ## look up the packages of requirements.lock in databases of vulnerabilities
+	$(BIN)/python -m venv build/audit
+	build/audit/bin/pip install --quiet pip-audit
+	build/audit/bin/pip-audit --no-deps --disable-pip --requirement requirements.lock
 
 serve-check: install  ## serve CHECKPOINT=folder with an unmodified engine, compare with transformers
 	bash benchmarks/serve_check.sh
