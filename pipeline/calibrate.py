@@ -20,6 +20,7 @@ from pipeline.stream import (
 from pipeline.waiting import wait_for
 from pipeline.waves import Waves
 from schemas.moments import Pass, Tap
+from workers.items import moment_key
 from workers.shard import Purpose
 
 
@@ -29,7 +30,8 @@ def calibrate(run: Run) -> None:
     A matrix is factorised as soon as its moments are there, with its weight still on its worker.
     What is there already is not done again.
     """
-    pending = [tap for tap in run.taps if not run.has_moment(tap)]
+    there = run.there("moments")
+    pending = [tap for tap in run.taps if moment_key(run.ids, tap) not in there]
     if not pending:
         run.progress.note("calibrate: all moments are there")
         return

@@ -10,7 +10,7 @@ from pipeline.inputs import gather
 from pipeline.journal import journal
 from pipeline.outputs import find_output, make_output
 from pipeline.ownership import owned
-from pipeline.plan import require_disk, require_writable
+from pipeline.plan import require_disk
 from pipeline.progress import Progress
 from pipeline.run import Run, announce, start
 from pipeline.supervise import supervise
@@ -31,7 +31,6 @@ def compress(config: RunConfig, progress: Progress | None = None, fresh: bool = 
     work, or RunError, after which the same call continues.
     """
     config, progress = _settle(config), progress or Progress()
-    require_writable(config.run_folder, "run_dir")
     with progress.stage("inspect", 1, "checkpoint") as stage:
         inputs = gather(config)
         stage.advance()

@@ -8,6 +8,7 @@ from pipeline.pool import Task
 from pipeline.progress import Stage
 from pipeline.run import Run
 from schemas.config import Truncation
+from schemas.identity import Record
 from schemas.model import MatrixSpec
 from schemas.moments import Pass, Tap, forward_tap
 from workers.items import basis_key, spectrum_key
@@ -44,21 +45,24 @@ def commit(run: Run, direction: Pass, taps: list[Tap], holders: list[list[Actor]
 class Pending:
     """Matrices without a basis, each handed out once, as soon as its moments are there.
 
-    Those that were given up are left out.
+    Those that were given up are left out. What is there is looked up once, then counted.
     """
 
     def __init__(self, run: Run, matrices: Iterable[MatrixSpec]) -> None:
         self._run = run
+        bases = run.there("bases", "spectra")
         self.matrices = [
             matrix
             for matrix in matrices
-            if not _factorised(run, matrix) and matrix.name not in run.given_up
+            if not _basis(run, matrix) <= bases.keys() and matrix.name not in run.given_up
         ]
         self._left = list(self.matrices)
+        self._moments = set(run.there("moments"))
 
-    def ready(self, stage: Stage) -> list[Task]:
-        """The tasks of those that are complete now."""
-        complete = [matrix for matrix in self._left if self._run.has_moments(matrix)]
+    def ready(self, stage: Stage, committed: Iterable[Record] = ()) -> list[Task]:
+        """The tasks of those that are complete with what was committed now."""
+        self._moments |= {record.key for record in committed}
+        complete = [m for m in self._left if self._run.moments_of(m) <= self._moments]
         self._left = [matrix for matrix in self._left if matrix not in complete]
         groups = root_groups(self._run.config.truncation, complete)
         return [_factorisation(self._run, group, stage) for group in groups]
@@ -93,9 +97,9 @@ def _commits(
     replicas = len(holders)
     parts: Counter[int] = Counter()
 
-    def follow(records: list[object]) -> list[Task]:
+    def follow(records: list[Record]) -> list[Task]:
         if pending is not None:
-            return pending.ready(stage)
+            return pending.ready(stage, records)
         stage.advance(len(records))
         return []
 
@@ -129,11 +133,10 @@ def _commits(
     ]
 
 
-def _factorised(run: Run, matrix: MatrixSpec) -> bool:
-    keys = [spectrum_key(run.ids.bases, matrix.name)]
-    if run.config.cluster.keep_bases:
-        keys.append(basis_key(run.ids.bases, matrix.name))
-    return all(run.store.record(key) for key in keys)
+def _basis(run: Run, matrix: MatrixSpec) -> set[str]:
+    """Keys of what a factorised matrix has."""
+    keys = {spectrum_key(run.ids.bases, matrix.name)}
+    return keys | {basis_key(run.ids.bases, matrix.name)} if run.config.cluster.keep_bases else keys
 
 
 def root_groups(truncation: Truncation, matrices: Sequence[MatrixSpec]) -> list[list[MatrixSpec]]:

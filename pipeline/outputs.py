@@ -11,17 +11,15 @@ from pipeline.publish import SUCCESS, finished, publish_output, publish_to_store
 from pipeline.run import Run
 from pipeline.staging import check, fetch, staged
 from pipeline.waiting import result
+from pipeline.weights import output_prefix, write_weights
 from schemas.allocation import AllocationResult
 from schemas.errors import ConfigError, RunError, VerificationError
 from schemas.identity import Record
 from schemas.location import Location, Url
 from schemas.manifest import Check, Compression, FileEntry, Manifest, OutputResult
-from schemas.model import MatrixSpec
 from schemas.output import MatrixResult, OutputFile
-from workers.allocation.budget import cost
-from workers.compression import kept_dense, left_dense
 from workers.files import write_text
-from workers.items import factors_key, moment_key
+from workers.items import moment_key
 from workers.moment_items import fallbacks_of
 from workers.objects import exists, read_bytes
 from workers.verify import require
@@ -65,17 +63,17 @@ def make_output(run: Run, ratio: float) -> OutputResult:
         given_up = run.given_up
         identity = run.ids.output(run.config, ratio, given_up)
         allocation = _allocate(run, ratio)
-        results, files = _write_weights(run, identity, allocation)
+        results, files = write_weights(run, identity, allocation)
         run.pool.quarantine.require()
         if run.given_up == given_up:
             break
-        run.store.discard(_prefix(identity))
-    weights = {file.name: f"{_prefix(identity)}/{file.name}" for file in files}
+        run.store.discard(output_prefix(identity))
+    weights = {file.name: f"{output_prefix(identity)}/{file.name}" for file in files}
     with staged(run.store, identity, weights) as staging:
         compression = _assemble(run, identity, staging, allocation, results, files)
         checks = _verify(run, identity, staging, weights)
         written = _publish(run, identity, staging, weights, folder)
-    run.store.discard(_prefix(identity))
+    run.store.discard(output_prefix(identity))
     run.progress.note(f"{folder}: {'written and verified' if written else _FASTER}")
     return OutputResult(ratio=ratio, path=folder, compression=compression, checks=tuple(checks))
 
@@ -94,81 +92,6 @@ def _allocate(run: Run, ratio: float) -> AllocationResult:
         f"parameters stay ({share:.2%}, budget {allocation.budget:,}){nats}"
     )
     return allocation
-
-
-def _write_weights(
-    run: Run, identity: str, allocation: AllocationResult
-) -> tuple[dict[str, MatrixResult], list[OutputFile]]:
-    """Cut every matrix, and write each weight file as soon as its factors are there.
-
-    Returns the row of every matrix, in the order of the model, and the files.
-    """
-    spec, ranks, keys = run.spec, allocation.ranks, _keys(run, allocation)
-    results = {
-        matrix.name: _dense(run, matrix) for matrix in spec.matrices if ranks[matrix.name] is None
-    }
-    for name, key in keys.items():
-        if record := run.store.record(key):
-            results[name] = MatrixResult.model_validate(record.facts)
-    parts = assemble.plan_parts(
-        spec, {m.name: cost(m, run.config.factors, ranks[m.name]) for m in spec.matrices}
-    )
-    files: dict[str, OutputFile] = {}
-
-    def write(finished: set[str]) -> list[Task]:
-        """The files that became complete with the matrices of `finished`."""
-        tasks = []
-        for part in parts:
-            if part.name in files or not part.matrices <= finished:
-                continue
-            file = files[part.name] = assemble.plan_file(spec, part, results, keys)
-            key = f"{_prefix(identity)}/{part.name}"
-            if not run.store.record(key):
-                tasks.append(
-                    Task(
-                        f"write {part.name}",
-                        "write_output",
-                        (key, file),
-                        lambda _: stage.advance(),
-                    )
-                )
-        return tasks
-
-    def cut(record: Record) -> list[Task]:
-        result = MatrixResult.model_validate(record.facts)
-        results[result.name] = result
-        stage.advance()
-        return write(set(results))
-
-    pending = [matrix for matrix in spec.matrices if matrix.name not in results]
-    run.grow()
-    with run.progress.stage("truncate", len(pending) + len(parts), "matrices and files") as stage:
-        run.pool.run(
-            [
-                *(
-                    Task(
-                        f"cut {matrix.name}",
-                        "truncate",
-                        (matrix, ranks[matrix.name]),
-                        cut,
-                        cost=matrix.size,
-                        matrices=(matrix.name,),
-                    )
-                    for matrix in pending
-                ),
-                *write(set(results)),
-            ]
-        )
-        stage.busy = list(run.pool.seconds.values())
-    rows = {matrix.name: results[matrix.name] for matrix in spec.matrices if matrix.name in results}
-    return rows, [files[part.name] for part in parts if part.name in files]
-
-
-def _dense(run: Run, matrix: MatrixSpec) -> MatrixResult:
-    """The row of a matrix that stays dense, by choice or because it was given up."""
-    if why := run.given_up.get(matrix.name):
-        return left_dense(matrix, why, run.config.needs_gradients)
-    return kept_dense(run.store, run.ids.bases, matrix)
 
 
 def _assemble(
@@ -225,7 +148,7 @@ def _calibration_fallbacks(run: Run) -> list[str]:
 def _write_manifest(run: Run, identity: str, staging: Path, files: list[OutputFile]) -> None:
     weights = {}
     for file in files:
-        record = _committed(run, f"{_prefix(identity)}/{file.name}")
+        record = _committed(run, f"{output_prefix(identity)}/{file.name}")
         weights[file.name] = FileEntry(sha256=record.sha256, bytes=record.bytes)
     manifest = Manifest(
         output=identity,
@@ -246,7 +169,7 @@ def _verify(run: Run, identity: str, staging: Path, weights: dict[str, str]) -> 
         require(checks, staging)
     except VerificationError:
         run.ownership.require()  # the next owner removes what was being verified
-        run.store.discard(_prefix(identity))  # whatever was wrong is written anew
+        run.store.discard(output_prefix(identity))  # whatever was wrong is written anew
         raise
     return checks
 
@@ -278,18 +201,6 @@ def _publish(
     with run.progress.stage("upload", len(weights), "files") as stage:
         publish_to_store(staging, place, identity, set(weights), send)
     return True
-
-
-def _prefix(identity: str) -> str:
-    return f"outputs/{identity}"
-
-
-def _keys(run: Run, allocation: AllocationResult) -> dict[str, str]:
-    return {
-        name: factors_key(run.ids.factors, name, rank)
-        for name, rank in allocation.ranks.items()
-        if rank is not None
-    }
 
 
 def _committed(run: Run, key: str) -> Record:

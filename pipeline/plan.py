@@ -1,6 +1,5 @@
 """From shapes alone: the layer shards, waves and replicas of a run on given machines."""
 
-import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -13,7 +12,6 @@ from pipeline.stages import stages
 from pipeline.throughput import DEFAULT, rates
 from schemas.config import RunConfig
 from schemas.errors import ConfigError
-from schemas.location import Url
 from schemas.model import ModelSpec, whole
 from schemas.plan import ClusterSpec, MatrixKind, Plan, RatioPlan, StageCost
 from schemas.ranks import require_ranks
@@ -60,29 +58,14 @@ def require_disk(plan: Plan, config: RunConfig, committed: int) -> None:
     for folder, size in needs:
         if not isinstance(folder, Path):
             continue
-        require_writable(folder, "run_dir" if folder == config.run_folder else "output")
-        free = shutil.disk_usage(_there(folder)).free
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        free = shutil.disk_usage(there).free
         if size > free:
             raise ConfigError(
                 f"{folder}: the run needs about {size:,} bytes there, {free:,} are free; "
                 f"free {size - free:,}, or name another --run-dir or --output"
                 f"{_without_bases(plan, size - free) if folder == config.run_folder else ''}"
             )
-
-
-def require_writable(folder: Path | Url, what: str) -> None:
-    """Raises ConfigError where nothing can be written to a folder, there or still to be made."""
-    if isinstance(folder, Path) and not os.access(place := _there(folder), os.W_OK | os.X_OK):
-        raise ConfigError(
-            f"{what} {folder}: nothing can be written to {place}, which is read-only or belongs to "
-            "another user; change that, or name another folder"
-        )
-
-
-def _there(folder: Path) -> Path:
-    """A folder, or the nearest one above it that exists."""
-    path = folder.absolute()
-    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def _without_bases(plan: Plan, lacking: int) -> str:

@@ -72,8 +72,8 @@ def _require_writable(folder: Path) -> None:
 
 def _no_permission(folder: Path, place: Path) -> ConfigError:
     return ConfigError(
-        f"{folder}: no permission to write in {place}; change it, or name another --output or "
-        "--run-dir"
+        f"{folder}: no permission to write in {place} (read-only, or of another user); change it, "
+        "or name another --output or --run-dir"
     )
 
 

@@ -46,12 +46,12 @@ class Quarantine:
         missed = [i for i in self.items.values() if not (self._keep_dense and i.matrices)]
         if not missed:
             return
-        listed = "".join(f"\n  {item}" for item in missed)
+        listed = "; ".join(map(str, missed))
         dense = ""
         if any(item.matrices for item in missed):
             dense = ", or --on-failure keep_dense to leave those matrices as they are"
         count = f"{len(missed)} item{'s' * (len(missed) > 1)}"
         raise QuarantineError(
-            f"{count} failed; what else could be done is finished:{listed}\n"
-            f"start the same command again to try them again{dense}"
+            f"{count} failed, all others are finished: {listed}. Start the same command again to "
+            f"try them again{dense}"
         )

@@ -24,7 +24,7 @@ from pipeline.quarantine import Quarantine
 from pipeline.waiting import wait_for
 from schemas.config import RunConfig
 from schemas.errors import CompressorError
-from schemas.identity import Ground, Identities, identities
+from schemas.identity import Ground, Identities, Record, identities
 from schemas.model import MatrixSpec, ModelSpec
 from schemas.moments import Tap, taps
 from schemas.plan import Plan, WorkerFacts
@@ -74,21 +74,21 @@ class Run:
         """Every moment that this run needs."""
         return taps(self.spec.matrices, self.config.truncation, self.config.needs_gradients)
 
-    def has_moments(self, matrix: MatrixSpec) -> bool:
-        """Whether every moment that a matrix needs is there."""
+    def moments_of(self, matrix: MatrixSpec) -> set[str]:
+        """Keys of the moments that a matrix needs."""
         found = taps((matrix,), self.config.truncation, self.config.needs_gradients)
-        return all(map(self.has_moment, found))
+        return {moment_key(self.ids, tap) for tap in found}
 
-    def has_moment(self, tap: Tap) -> bool:
-        """Whether a moment is there."""
-        return self.store.record(moment_key(self.ids, tap)) is not None
+    def there(self, *kinds: str) -> dict[str, Record]:
+        """Records of the items of some kinds, such as "moments", that this run finds, by key."""
+        ids = self.ids
+        of = {"moments": (ids.forward, ids.backward), "factors": (ids.factors,)}
+        prefixes = [f"{kind}/{i}" for kind in kinds for i in of.get(kind, (ids.bases,)) if i]
+        return {record.key: record for at in prefixes for record in self.store.records(at)}
 
     def committed_bytes(self) -> int:
         """Bytes of the items of this run that are there already."""
-        streams = [self.ids.forward, self.ids.backward]
-        kept = [f"moments/{identity}" for identity in streams if identity]
-        kept += [f"bases/{self.ids.bases}", f"factors/{self.ids.factors}"]
-        return sum(record.bytes for prefix in kept for record in self.store.records(prefix))
+        return sum(record.bytes for record in self.there("moments", "bases", "factors").values())
 
     def home(self, layer: int) -> Actor:
         """The worker that holds a decoder layer in its wave. Raises ValueError without one."""

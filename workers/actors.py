@@ -28,18 +28,19 @@ from schemas.output import OutputFile
 from schemas.plan import LayerRange, WorkerFacts
 from workers.allocator import RankAllocator
 from workers.compression import Compressor
+from workers.devices import compute_dtype, find_device, free_cached, set_threads
 from workers.failures import guarded, patiently
 from workers.fetching import resolve
 from workers.items import RUN_RECORD
 from workers.layers import Decoder
-from workers.memory import free_cached, peak_anonymous_bytes
+from workers.memory import peak_anonymous_bytes
 from workers.moment_items import commit_moment, commit_part, merge_parts
 from workers.moments import MomentSums
 from workers.objects import exists, local_copy, transfer
 from workers.output import write_file
 from workers.shard import Purpose, Shard, Step
 from workers.store import Store
-from workers.tensorfile import DTYPES, entries
+from workers.tensorfile import entries
 from workers.tensors import torch_dtype
 from workers.verify import verify_checkpoint
 
@@ -66,7 +67,7 @@ class LayerShard:
         """Find checkpoint and device (here, so that an error keeps its words): what they are."""
         self._folder = resolve(self._config.model, self._config.revision, self._config.fetched)
         self._device = find_device(self._config.cluster.device)
-        self._dtype = _compute_dtype(self._config.numerics.dtype, self._spec.dtype, self._device)
+        self._dtype = compute_dtype(self._config.numerics.dtype, self._spec.dtype, self._device)
         return worker_facts(self._device, self._dtype)
 
     @guarded(repeatable=True)
@@ -237,14 +238,7 @@ class Allocator:
 def probe(device: Device, dtype: DType, stored: str) -> WorkerFacts:
     """What a worker would run on where this task runs."""
     found = find_device(device)
-    return worker_facts(found, _compute_dtype(dtype, stored, found))
-
-
-def set_threads(threads: int) -> None:
-    """CPU threads of this worker."""
-    torch.set_num_threads(threads)
-    with contextlib.suppress(RuntimeError):  # already set in a process that Ray used before
-        torch.set_num_interop_threads(1)
+    return worker_facts(found, compute_dtype(dtype, stored, found))
 
 
 def worker_facts(device: torch.device, dtype: torch.dtype) -> WorkerFacts:
@@ -259,21 +253,3 @@ def worker_facts(device: torch.device, dtype: torch.dtype) -> WorkerFacts:
         dtype=str(dtype).removeprefix("torch."),
         gpu_reserved=bool(ray.get_gpu_ids()),
     )
-
-
-def find_device(asked: Device) -> torch.device:
-    """The device of this worker. Raises ConfigError where it has none of the kind asked for."""
-    available = torch.cuda.is_available()
-    if asked == "cuda" and not available:
-        raise ConfigError(
-            f"cluster.device is cuda, but a worker on {socket.gethostname()} has none (torch "
-            f"{torch.__version__}); install a CUDA build of torch there, or use --device cpu"
-        )
-    return torch.device("cuda" if available and asked != "cpu" else "cpu")
-
-
-def _compute_dtype(asked: DType, stored: str, device: torch.device) -> torch.dtype:
-    if asked != "auto":
-        found: torch.dtype = getattr(torch, asked)
-        return found
-    return DTYPES[stored] if device.type == "cuda" else torch.float32

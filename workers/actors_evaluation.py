@@ -11,10 +11,10 @@ from schemas.config import Device
 from schemas.errors import ConfigError
 from schemas.model import DecoderSpec
 from schemas.plan import LayerRange, WorkerFacts
-from workers.actors import find_device, set_threads, worker_facts
+from workers.actors import worker_facts
+from workers.devices import find_device, free_cached, set_threads
 from workers.fetching import resolve
 from workers.layers import Decoder
-from workers.memory import free_cached
 from workers.scoring import Rows, Score, ScoringShard
 from workers.shard import Shard, Step
 from workers.store import Store

@@ -19,9 +19,9 @@ from schemas.model import Encoding, MatrixSpec, ModelSpec
 from schemas.moments import Tap, backward_tap, forward_tap
 from schemas.output import MatrixResult, SpectrumFacts, stored_parameters
 from workers.allocation.budget import MatrixLoss, cost, rank_within
+from workers.devices import free_cached
 from workers.failures import failure, say
 from workers.items import basis_key, factors_key, spectrum_key
-from workers.memory import free_cached
 from workers.moment_items import read_moment
 from workers.moments import Moment, row_blocks
 from workers.pivoting import pivot

@@ -1,10 +1,7 @@
-"""Memory of this process: what it holds itself (without files it has mapped), and letting it go."""
+"""Memory of this process and its host; what it holds itself is without files it has mapped."""
 
-import gc
 import re
 from pathlib import Path
-
-import torch
 
 
 def peak_anonymous_bytes() -> int:
@@ -20,13 +17,6 @@ def available_bytes() -> int:
     if limit.is_file() and (most := limit.read_text(encoding="ascii").strip()) != "max":
         free.append(int(most) - int(used.read_text(encoding="ascii")))
     return min(free)
-
-
-def free_cached() -> None:
-    """Give back what no tensor holds any more: cycles are broken, the device's cache is emptied."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _field(name: str) -> int:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from schemas.errors import WorkerError
 from schemas.model import MatrixSpec
 from schemas.moments import Pass, Tap
+from workers.devices import free_cached
 from workers.failures import short_of_memory
 from workers.layers import Decoder, Head
-from workers.memory import free_cached
 from workers.moments import MomentAccumulator, MomentSums
 from workers.sampling import fisher_gradient, label_noise
 from workers.unread import unread

@@ -141,7 +141,7 @@ def test_a_folder_that_is_read_only_is_refused_before_anything_is_computed(
     config = reference.config.model_copy(update=folders | {which: disk.path / "here"})
     command = start(config)
     assert command.wait() == 2, command.log
-    assert f"{which} {disk.path}/here: nothing can be written to {disk.path}" in command.log
+    assert f"{disk.path}/here: no permission to write in {disk.path}" in command.log
     assert "load: " not in command.log
     assert not item_attempts(config.run_folder, *KINDS)
     assert list(disk.path.iterdir()) == []

