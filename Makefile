@@ -11,7 +11,7 @@ DEMO_DIR ?= build/demo
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format lock fuzz audit serve-check clean
+.PHONY: help install demo test check format lock fuzz audit serve-check chaos clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ audit: install  ## look up the packages of requirements.lock in databases of vul
 
 serve-check: install  ## serve CHECKPOINT=folder with an unmodified engine, compare with transformers
 	bash benchmarks/serve_check.sh
+
+chaos: install  ## kill workers, nodes and the driver of 22 seeded runs, compare their bytes (long)
+	$(BIN)/python -m benchmarks.chaos
 
 clean:  ## remove .venv, build results and caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

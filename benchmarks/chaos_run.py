@@ -34,6 +34,7 @@ _ENDED = re.compile(r" INFO ([a-z ]+): \d+ [a-z ]+ in [\d.]+ s")
 _LONGEST_S = 900.0
 _ABSENT_S = 30.0  # after which a lost node comes back, where the run waits for it
 _POLL_S = 0.005
+_LOOK_S = 0.5  # between looks at the processes of the nodes
 
 
 class Kill(NamedTuple):
@@ -88,8 +89,9 @@ class ChaosRun:
         self._items: dict[str, str] = {}
         self._repeated: set[str] = set()
         self._skipped: set[str] = set()
+        self._begun = 0
         self._due: float | None = None
-        self._lost = 0.0
+        self._lost = self._looked = 0.0
 
     def run(self) -> Outcome:
         """Start the command until it ends with 0. Raises FailedRunError where it cannot."""
@@ -97,8 +99,6 @@ class ChaosRun:
         seconds: dict[str, float] = {}
         while code != 0:
             starts += 1
-            self._sample()
-            self._skipped = self._finished_stages()
             command = Command(flags(self._config), ROOT, {"RAY_ADDRESS": self._nodes.address})
             try:
                 seconds = self._watch(command)
@@ -135,6 +135,9 @@ class ChaosRun:
         if not self._left:
             return
         kill = self._left[0]
+        if now - self._looked > _LOOK_S and kill.what != "driver":
+            self._nodes.look()
+            self._looked = now
         if stage in STAGES[: STAGES.index(kill.stage)]:
             return
         if self._due is None:
@@ -166,12 +169,16 @@ class ChaosRun:
         if _LAST_LINE in log:
             return PUBLISHED
         ended = [STAGES.index(name) for name in _ENDED.findall(log) if name in STAGES]
+        if (begun := ended.count(0)) != self._begun:  # the workers have started, or started again
+            self._begun = begun
+            self._sample()
+            self._skipped = self._finished_stages()
         after = ended[-1] + 1 if ended else 0
         left = [stage for stage in STAGES[after:] if stage not in self._skipped]
         return left[0] if left else STAGES[-1]
 
     def _finished_stages(self) -> set[str]:
-        """Those that a start of the command passes over, because their items are there."""
+        """Those that are passed over after a start, because their items are there."""
         path = local(self._config.run_folder) / RUN_RECORD
         if not path.exists():
             return set()

@@ -1,6 +1,8 @@
 """A real Ray of several nodes on this machine, whose workers and nodes can be killed."""
 
+import os
 import random
+import signal
 from typing import Any
 
 from tests.integration.processes import Process, descendants
@@ -30,6 +32,7 @@ class Nodes:
             _system_config=_NOTICE,
         )
         self._count = count
+        self._families: dict[int, list[Process]] = {}
         self.fill()
 
     @property
@@ -47,35 +50,40 @@ class Nodes:
         while self.lacking:
             self._cluster.add_node(num_cpus=1, object_store_memory=_STORE_BYTES)
 
-    def workers(self) -> list[Process]:
-        """Processes of actors; where there are none yet, those that may become one."""
-        found = [
-            process
-            for node in self._cluster.worker_nodes
-            for process in descendants(_raylet(node))
-            if "ray::" in process.name and "Agent" not in process.name
-        ]
-        actors = [process for process in found if process.name.startswith(_ACTORS)]
-        return sorted(actors or found)
+    def look(self) -> None:
+        """Note the processes of every node, so that a kill need not look for them first."""
+        raylets = map(_raylet, self._cluster.worker_nodes)
+        self._families = {raylet: descendants(raylet) for raylet in raylets}
 
     def kill_worker(self, draw: random.Random) -> bool:
-        """SIGKILL to one worker process; False where there is none."""
-        if found := self.workers():
-            draw.choice(found).kill()
-        return bool(found)
+        """SIGKILL to one worker process that was seen; False where there is none.
+
+        It is that of an actor; where there are none yet, of a process that may become one.
+        """
+        seen = [process for family in self._families.values() for process in family]
+        workers = [process for process in seen if _is_worker(process) and process.alive]
+        actors = [process for process in workers if process.name.startswith(_ACTORS)]
+        if workers:
+            draw.choice(sorted(actors or workers)).kill()
+        return bool(workers)
 
     def kill_node(self, draw: random.Random) -> None:
-        """SIGKILL to a raylet and all that it started."""
+        """SIGKILL to a raylet and all that it was seen to have started."""
         node = draw.choice(sorted(self._cluster.worker_nodes, key=_raylet))
-        family = descendants(_raylet(node))
-        node.kill_raylet(check_alive=False)
-        for process in family:
+        raylet = _raylet(node)
+        os.kill(raylet, signal.SIGKILL)
+        for process in self._families.get(raylet, []):
             process.kill()
         self._cluster.remove_node(node, allow_graceful=False)
 
     def close(self) -> None:
         """End all of it."""
         self._cluster.shutdown()
+
+
+def _is_worker(process: Process) -> bool:
+    """Whether it is one of those that run tasks and actors, whose names Ray sets."""
+    return process.name.startswith("ray::") and "Agent" not in process.name
 
 
 def _raylet(node: Any) -> int:
