@@ -1,8 +1,12 @@
-"""A driver that comes back after another one has taken over from it."""
+"""Two drivers at once, and one that comes back after another has taken over from it."""
 
+import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import ray
 
 from schemas.config import RunConfig
@@ -18,6 +22,29 @@ from tests.integration.support import (
     weight_sums,
 )
 from tests.items import local
+from tests.models import tiny_model
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # nine starts of the whole program, and four checks of what it wrote
+def test_of_two_drivers_one_writes_and_the_other_ends_cleanly(
+    local_ray: None, text: Path, tmp_path: Path
+) -> None:
+    model = tiny_model(tmp_path / "model")
+    asked = ["--repetitions", "2", "--model", str(model), "--calibration", str(text)]
+    asked += ["--kind", "one run directory", "--kind", "one output"]
+    asked += ["--address", ray.get_runtime_context().gcs_address, "--work-dir", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.two_drivers", *asked],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=880,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("'written'") == 4
+    assert len(re.findall(r"one (?:run directory|output) .* 2 │$", done.stdout, re.M)) == 2
 
 
 def test_a_driver_that_lost_its_run_directory_changes_nothing(
