@@ -135,7 +135,8 @@ def start_workers(config: RunConfig, spec: ModelSpec, count: int, plan: Plan) ->
 def with_resources(actor: Any, cluster: ClusterConfig, threads: int, memory: int) -> Any:
     """An actor class, each of its actors on a GPU of its own where the cluster has any.
 
-    Ray reserves the host memory of each, in bytes, where it schedules it.
+    Ray reserves the host memory of each, in bytes, where it schedules it. It keeps no history of
+    their calls: that of the micro-batches of many runs would fill the memory of its head.
     """
     gpus = on_gpus(cluster)
     return actor.options(
@@ -144,6 +145,7 @@ def with_resources(actor: Any, cluster: ClusterConfig, threads: int, memory: int
         memory=memory,
         scheduling_strategy="SPREAD",
         max_restarts=0,
+        enable_task_events=False,
     )
 
 
@@ -189,7 +191,8 @@ def _started(cluster: ClusterConfig, workers: list[Actor]) -> list[WorkerFacts]:
 def start_allocator(config: RunConfig, node: str) -> Actor:
     """The one allocator actor, beside a worker: the head of a cluster may be for no work."""
     beside = NodeAffinitySchedulingStrategy(node, soft=False)
-    return Allocator.options(scheduling_strategy=beside).remote(config)  # type: ignore[attr-defined]
+    options = {"scheduling_strategy": beside, "enable_task_events": False}
+    return Allocator.options(**options).remote(config)  # type: ignore[attr-defined]
 
 
 def start_timeout(cluster: ClusterConfig) -> float:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -31,11 +32,20 @@ def tokenize(
     while True:
         more = list(_up_to(stream, missing))
         read += more
-        # Not verbose: a text longer than the model's context is meant, it is cut into windows.
-        ids = tokenizer(separator.join(read), verbose=False)["input_ids"]
+        ids = _ids(tokenizer, separator.join(read))
         if needed is None or len(ids) >= needed or not more:
             return torch.tensor(ids, dtype=torch.long)
         missing = needed - len(ids)
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """In a thread that ends: tokenizers keep what they saw for as long as the thread lives.
+
+    Not verbose: a text longer than the model's context is meant, it is cut into windows.
+    """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        ids: list[int] = thread.submit(tokenizer, text, verbose=False).result()["input_ids"]
+    return ids
 
 
 def shared_tokens(

@@ -1,0 +1,127 @@
+"""Many runs in one driver process on one Ray: what stays in memory after each.
+
+    python -m benchmarks.many_runs --runs 50
+
+Every run has an output and a run directory of its own. When its actors have gone, the anonymous
+resident memory is read of the driver, of Ray's own processes (GCS, raylet, agents, monitors) and of
+the workers that idle. Exits with 1 where one of them is more than 5 % larger after the last run
+than after the fifth, or where actors do not go.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import ray
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.small_model import request
+from pipeline.compress import compress
+from pipeline.demo_inputs import write_texts
+from tests.integration.processes import descendants, until
+from tests.models import tiny_model
+
+os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", HF_HUB_OFFLINE="1")
+
+_FIRST = 5
+_MOST_GROWTH = 0.05
+_ACTORS = ("ray::LayerShard", "ray::Allocator")
+_IDLE = "ray::IDLE"
+
+
+class Memory(NamedTuple):
+    """Anonymous resident bytes: of the driver, of Ray's own processes, of the largest worker that
+    idles (0 where none does); and how many processes there are.
+    """
+
+    driver: int
+    ray: int
+    idle: int
+    processes: int
+
+
+def main() -> None:
+    """Run, measure, print the table."""
+    options = _parse()
+    work_dir = options.work_dir.absolute()
+    model = tiny_model(work_dir / "tiny")
+    text, _ = write_texts(work_dir / "text")
+    folder = work_dir / f"many-runs-{os.getpid()}"
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=150 * 1024**2,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+    found: list[Memory] = []
+    for number in range(options.runs):
+        start = time.monotonic()
+        compress(request(model, text, folder / f"{number}", workers=2))
+        shutil.rmtree(folder)
+        until(_actors_gone, "the actors of a run that ended have gone", 60)
+        found.append(_measure())
+        seconds = time.monotonic() - start
+        print(f"{number + 1}: {seconds:.0f} s, {found[-1]}", file=sys.stderr, flush=True)
+    ray.shutdown()
+    sys.exit(_report(found))
+
+
+def _report(found: list[Memory]) -> int:
+    """Print the table; the exit code."""
+    table = Table("after run", title="Anonymous resident memory, MB")
+    for heading in ("driver", "Ray's own", "idle worker", "processes"):
+        table.add_column(heading, justify="right")
+    shown = {1, _FIRST, *range(10, len(found) + 1, 10), len(found)}
+    for number in sorted(shown):
+        memory = found[number - 1]
+        sizes = (f"{size / 1e6:.1f}" for size in memory[:3])
+        table.add_row(str(number), *sizes, str(memory.processes))
+    pairs = zip(found[_FIRST - 1][:3], found[-1][:3], strict=True)
+    growth = [after / before - 1 if before else 0.0 for before, after in pairs]
+    table.add_section()
+    table.add_row(f"growth after {_FIRST}", *(f"{share:+.1%}" for share in growth), "")
+    Console(width=90).print(table)
+    return int(max(growth) > _MOST_GROWTH)
+
+
+def _actors_gone() -> bool:
+    return not any(p.name.startswith(_ACTORS) for p in descendants(os.getpid()))
+
+
+def _measure() -> Memory:
+    processes = descendants(os.getpid())
+    idle = [_anonymous(p.pid) for p in processes if p.name.startswith(_IDLE)]
+    own = [_anonymous(p.pid) for p in processes if not p.name.startswith(_IDLE)]
+    return Memory(_anonymous(os.getpid()), sum(own), max(idle, default=0), len(processes))
+
+
+def _anonymous(pid: int) -> int:
+    """Anonymous resident bytes of a process; 0 where it has gone."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(int(size) * 1024 for size in re.findall(r"RssAnon:\s+(\d+) kB", text))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--work-dir", type=Path, default=Path("build/benchmarks"))
+    options = parser.parse_args()
+    if options.runs <= _FIRST:
+        parser.error(f"--runs must be more than {_FIRST}")
+    return options
+
+
+if __name__ == "__main__":
+    main()
