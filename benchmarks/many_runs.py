@@ -96,7 +96,7 @@ def _actors_gone() -> bool:
 
 
 def _measure() -> Memory:
-    processes = descendants(os.getpid())
+    processes = [process for process in descendants(os.getpid()) if process.alive]
     idle = [_anonymous(p.pid) for p in processes if p.name.startswith(_IDLE)]
     own = [_anonymous(p.pid) for p in processes if not p.name.startswith(_IDLE)]
     return Memory(_anonymous(os.getpid()), sum(own), max(idle, default=0), len(processes))
