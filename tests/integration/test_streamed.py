@@ -100,7 +100,8 @@ def test_a_value_that_is_not_finite_is_an_error(
     broken = tmp_path / "broken"
     shutil.copytree(pairs["llama"].base, broken)
     tensors = load_file(broken / "model.safetensors")
-    tensors["model.layers.1.mlp.up_proj.weight"][0] = float("inf")
+    weight = tensors["model.layers.1.mlp.up_proj.weight"]
+    weight[0] = torch.finfo(weight.dtype).max  # finite, but what is computed with it is not
     save_file(tensors, broken / "model.safetensors", {"format": "pt"})
     with pytest.raises(NumericsError, match=r"broken, window 0 of 6: mean loss nan"):
         streamed(pairs["llama"].config, checkpoint=str(broken), baseline=None, workers=1)
