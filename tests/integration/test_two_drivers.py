@@ -26,12 +26,12 @@ from tests.models import tiny_model
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # nine starts of the whole program, and four checks of what it wrote
+@pytest.mark.timeout(900)  # five starts of the whole program, and two checks of what it wrote
 def test_of_two_drivers_one_writes_and_the_other_ends_cleanly(
     local_ray: None, text: Path, tmp_path: Path
 ) -> None:
     model = tiny_model(tmp_path / "model")
-    asked = ["--repetitions", "2", "--model", str(model), "--calibration", str(text)]
+    asked = ["--repetitions", "1", "--model", str(model), "--calibration", str(text)]
     asked += ["--kind", "one run directory", "--kind", "one output"]
     asked += ["--address", ray.get_runtime_context().gcs_address, "--work-dir", str(tmp_path)]
     done = subprocess.run(
@@ -43,8 +43,8 @@ def test_of_two_drivers_one_writes_and_the_other_ends_cleanly(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("'written'") == 4
-    assert len(re.findall(r"one (?:run directory|output) .* 2 │$", done.stdout, re.M)) == 2
+    assert done.stderr.count("'written'") == 2
+    assert len(re.findall(r"one (?:run directory|output) .* 1 │$", done.stdout, re.M)) == 2
 
 
 def test_a_driver_that_lost_its_run_directory_changes_nothing(

@@ -96,7 +96,8 @@ def test_a_place_without_permission_is_refused(
         {"run_dir": closed / "run"},
     ):
         message = refusal(request_for(**fields), ConfigError)
-        assert f"no permission to write in {closed}; change it, or name another --out" in message
+        assert f"no permission to write in {closed} (read-only, or of another user)" in message
+        assert "name another --output or --run-dir" in message
 
 
 @pytest.mark.parametrize("field", ["output", "run_dir"])
