@@ -19,13 +19,14 @@ EVERY_S = 10.0
 
 @contextlib.contextmanager
 def journal(root: Path | Url, plan: Plan, progress: Progress) -> Iterator[None]:
-    """Write what a run does: at each change of stage, then every few seconds, and a failure."""
+    """Write what a run does: at each change of stage, then every few seconds, and how it ends."""
     kept = _Journal(root, plan, progress)
     progress.watch = kept.note
     try:
         yield
+        kept.end(None)
     except CompressorError as error:
-        kept.fail(str(error))
+        kept.end(str(error))
         raise
     finally:
         progress.watch = lambda _: None
@@ -42,13 +43,13 @@ class _Journal:
         if stage.name == name and time.monotonic() - written < EVERY_S:
             return
         self._last = (time.monotonic(), stage.name)
-        self._write(stage, None)
+        self._write(stage, seconds_left(self._planned, self._progress.seconds, stage))
 
-    def fail(self, error: str) -> None:
+    def end(self, error: str | None) -> None:
         if self._progress.current is not None:
-            self._write(self._progress.current, error)
+            self._write(self._progress.current, 0.0, error)
 
-    def _write(self, stage: Stage, error: str | None) -> None:
+    def _write(self, stage: Stage, left: float | None, error: str | None = None) -> None:
         progress = self._progress
         activity = Activity(
             stage=stage.name,
@@ -57,7 +58,7 @@ class _Journal:
             unit=stage.unit,
             tokens_per_second=stage.tokens_per_second,
             spent=progress.seconds | {stage.name: progress.spent(stage)},
-            left=seconds_left(self._planned, progress.seconds, stage),
+            left=left,
             warnings=tuple(progress.warnings),
             error=error,
             written=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -73,9 +74,11 @@ def seconds_left(
 
     None where nothing was planned and nothing of this stage is done.
     """
-    ended = [name for name in planned if name in spent and name != stage.name]
+    names = list(planned)
+    ended = [name for name in names if name in spent and name != stage.name]
     pace = sum(spent[name] for name in ended) / sum(planned[name] for name in ended) if ended else 1
-    later = sum(planned[name] for name in planned if name not in spent and name != stage.name)
+    after = names[names.index(stage.name) + 1 :] if stage.name in names else names
+    later = sum(planned[name] for name in after if name not in spent)
     if stage.done:
         return stage.elapsed * (stage.total - stage.done) / stage.done + later * pace
     if stage.name in planned:

@@ -66,7 +66,7 @@ def check_table(checks: Sequence[Check]) -> RenderableType:
 
 def status_table(status: RunStatus) -> RenderableType:
     """Items by stage, and which checkpoints are published."""
-    table = Table("stage", title=Text(printable(status.model)))
+    table = Table("stage")
     table.add_column("done", justify="right")
     table.add_column("of", justify="right")
     table.add_column("on disk", justify="right")
@@ -78,12 +78,12 @@ def status_table(status: RunStatus) -> RenderableType:
     ]
     if status.activity is not None:
         lines += [status.owner, *_activity(status.activity)]
-    return Group(table, *(Text(printable(line)) for line in lines))
+    return Group(Text(printable(status.model)), table, *(Text(printable(line)) for line in lines))
 
 
 def _activity(now: Activity) -> list[str]:
     rate = f", {now.tokens_per_second:,.0f} tokens/s" if now.tokens_per_second else ""
-    left = "" if now.left is None or now.error else f"; about {_duration(now.left)} left"
+    left = f"; about {_duration(now.left)} left" if now.left and not now.error else ""
     spent = _duration(sum(now.spent.values()))
     lines = [f"{now.stage}: {now.done:,} of {now.total:,} {now.unit}{rate}{left}"]
     lines.append(f"after {spent} of work, at {now.written}")

@@ -37,6 +37,7 @@ def stage(name: str, done: int, elapsed: float) -> Any:
         ({"load": 20.0}, stage("calibrate", 0, 50.0), 150.0 + 40.0),
         ({"load": 20.0}, stage("calibrate", 0, 500.0), 40.0),
         ({"load": 10.0, "calibrate": 100.0}, stage("verify", 100, 7.0), 0.0),
+        ({}, stage("verify", 50, 7.0), 7.0),  # what is finished already is skipped
     ],
 )
 def test_what_is_left_is_told_by_the_plan_and_the_pace_so_far(
@@ -75,6 +76,14 @@ def test_a_stage_is_written_again_as_it_goes_on(
     with journal(tmp_path, PLAN, progress), progress.stage("calibrate", 8, "windows") as stage:
         stage.advance(2, tokens=100)
         assert (read(tmp_path).done, read(tmp_path).tokens_per_second is None) == (2, False)
+
+
+def test_the_end_is_written(tmp_path: Path) -> None:
+    progress = Progress()
+    with journal(tmp_path, PLAN, progress), progress.stage("verify", 1, "checkpoint") as stage:
+        stage.advance()
+    found = read(tmp_path)
+    assert (found.done, found.total, found.left, found.error) == (1, 1, 0.0, None)
 
 
 def test_a_failure_stays(tmp_path: Path) -> None:
