@@ -20,7 +20,7 @@ from schemas.manifest import OutputResult, RunResult
 from workers.failures import storage_explained
 from workers.fetching import resolve
 from workers.items import OWNER
-from workers.memory import peak_anonymous_bytes
+from workers.memory import give_back, peak_anonymous_bytes
 from workers.objects import url_of
 
 
@@ -47,6 +47,7 @@ def compress(config: RunConfig, progress: Progress | None = None, fresh: bool = 
             lambda config, quarantine: start(config, inputs, progress, ownership, quarantine),
             _stages,
         )
+    give_back()
     return RunResult(
         outputs=outputs,
         seconds=progress.seconds,
