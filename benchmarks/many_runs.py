@@ -1,11 +1,14 @@
 """Many runs in one driver process on one Ray: what stays in memory after each.
 
-    python -m benchmarks.many_runs --runs 50
+    python -m benchmarks.many_runs --runs 50 [--metrics]
 
 Every run has an output and a run directory of its own. When its actors have gone, the anonymous
 resident memory is read of the driver, of Ray's own processes (GCS, raylet, agents, monitors) and of
 the workers that idle. Exits with 1 where one of them is more than 5 % larger after the last run
 than after the fifth, or where actors do not go.
+
+Ray's agent keeps the metrics of every worker that has ended, of whatever program: it collects none
+here, but with --metrics.
 """
 
 import argparse
@@ -53,6 +56,7 @@ def main() -> None:
     model = tiny_model(work_dir / "tiny")
     text, _ = write_texts(work_dir / "text")
     folder = work_dir / f"many-runs-{os.getpid()}"
+    os.environ.update(RAY_enable_metrics_collection=str(int(options.metrics)))
     ray.init(
         address="local",
         num_cpus=2,
@@ -116,6 +120,7 @@ def _parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--metrics", action="store_true", help="let Ray collect its own metrics")
     parser.add_argument("--work-dir", type=Path, default=Path("build/benchmarks"))
     options = parser.parse_args()
     if options.runs <= _FIRST:
