@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import re
 from pathlib import Path
 
@@ -22,7 +23,10 @@ def available_bytes() -> int:
 
 
 def give_back() -> None:
-    """Return what was freed to the system: glibc keeps the memory of threads that have ended."""
+    """Free what only cycles hold, such as a tokenizer, and return what was freed to the system:
+    glibc keeps the memory of threads that have ended.
+    """
+    gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
