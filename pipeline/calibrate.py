@@ -60,7 +60,7 @@ class Calibration:
             if wave in forward:
                 self._forward(wave, "forward", "moments")
                 self._commit(wave, "forward")
-                self._run.store.discard(waves.below(wave, "forward").prefix)
+                self._run.discard(waves.below(wave, "forward").prefix)
             if turns:
                 self._backward(wave)
             self._run.pool.each("release")
@@ -71,8 +71,8 @@ class Calibration:
             self._backward(wave)
             self._run.pool.each("release")
         for identity in filter(None, (self._run.ids.forward, self._run.ids.backward)):
-            self._run.store.discard(f"boundaries/{identity}")
-            self._run.store.discard(f"parts/{identity}")
+            self._run.discard(f"boundaries/{identity}")
+            self._run.discard(f"parts/{identity}")
 
     def _load(self, wave: int, directions: Sequence[Pass]) -> None:
         run = self._run

@@ -67,7 +67,7 @@ def make_output(run: Run, ratio: float) -> OutputResult:
         run.pool.quarantine.require()
         if run.given_up == given_up:
             break
-        run.store.discard(output_prefix(identity))
+        run.discard(output_prefix(identity))
     weights = {file.name: f"{output_prefix(identity)}/{file.name}" for file in files}
     with staged(run.store, identity, weights) as staging:
         compression = _assemble(run, identity, staging, allocation, results, files)
@@ -168,8 +168,7 @@ def _verify(run: Run, identity: str, staging: Path, weights: dict[str, str]) -> 
     try:
         require(checks, staging)
     except VerificationError:
-        run.ownership.require()  # the next owner removes what was being verified
-        run.store.discard(output_prefix(identity))  # whatever was wrong is written anew
+        run.discard(output_prefix(identity))  # whatever was wrong is written anew
         raise
     return checks
 

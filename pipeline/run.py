@@ -86,6 +86,14 @@ class Run:
         prefixes = [f"{kind}/{i}" for kind in kinds for i in of.get(kind, (ids.bases,)) if i]
         return {record.key: record for at in prefixes for record in self.store.records(at)}
 
+    def discard(self, prefix: str) -> None:
+        """Forget the items below a key prefix, which are this driver's to forget.
+
+        Raises OwnershipError where the run directory has another owner by now.
+        """
+        self.ownership.require()
+        self.store.discard(prefix)
+
     def committed_bytes(self) -> int:
         """Bytes of the items of this run that are there already."""
         return sum(record.bytes for record in self.there("moments", "bases", "factors").values())
