@@ -9,7 +9,7 @@ from pipeline.card import write_card
 from pipeline.pool import Task
 from pipeline.publish import SUCCESS, finished, publish_output, publish_to_store
 from pipeline.run import Run
-from pipeline.staging import check, fetch, staged
+from pipeline.staging import check, staged
 from pipeline.waiting import result
 from pipeline.weights import output_prefix, write_weights
 from schemas.allocation import AllocationResult
@@ -182,7 +182,7 @@ def _publish(
     """
     run.ownership.require()
     if isinstance(place, Path):
-        fetch(run.store, weights, staging)
+        run.store.place_files(weights, staging)
         return publish_output(staging, place, identity)
 
     def send(names: set[str]) -> None:

@@ -16,7 +16,6 @@ from pipeline.pool import Task
 from pipeline.run import Run
 from schemas.location import Url
 from schemas.manifest import Check
-from workers.files import link
 from workers.items import STAGING
 from workers.objects import remove_below, upload
 from workers.store import Store
@@ -36,18 +35,10 @@ def staged(store: Store, identity: str, weights: Mapping[str, str]) -> Iterator[
     folder = store.root / STAGING / f"{identity}.{uuid.uuid4().hex[:12]}"
     folder.mkdir(parents=True)
     try:
-        fetch(store, weights, folder)
+        store.place_files(weights, folder)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def fetch(store: Store, weights: Mapping[str, str], folder: Path) -> None:
-    """Put the weights into `folder`, where they are not there yet."""
-    for name, key in weights.items():
-        if not (folder / name).exists():
-            with store.local(key) as path:
-                link(path, folder / name)
 
 
 def check(run: Run, folder: Path, weights: Mapping[str, str]) -> list[Check]:

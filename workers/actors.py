@@ -185,9 +185,7 @@ class LayerShard:
     def verify_stored(self, place: Url, weights: Mapping[str, str]) -> list[Check]:
         """The same where its small files are at `place` and its weights are items, by file name."""
         with local_copy(place) as folder:
-            for name, key in weights.items():
-                with self._store.local(key) as path:
-                    path.rename(folder / name)
+            self._store.place_files(weights, folder)
             return verify_checkpoint(folder, published=False)
 
     def peak_memory(self) -> int:

@@ -39,11 +39,9 @@ def copy_folder(source: Path, folder: Path) -> None:
     """The files of a folder, of any size, into a new one, as durably."""
     folder.mkdir()
     for path in source.iterdir():
-        with path.open("rb") as read, (folder / path.name).open("wb") as written:
-            shutil.copyfileobj(read, written)
-            written.flush()
-            os.fsync(written.fileno())
-    sync_folder(folder)
+        shutil.copyfile(path, folder / path.name)
+        sync(folder / path.name)
+    sync(folder)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -67,27 +65,28 @@ def create_bytes(path: Path, content: bytes) -> bool:
             if path.exists():
                 return False
             temporary.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     return True
 
 
 def publish(temporary: Path, path: Path) -> None:
     """Rename, then fsync the folder, so that the new name survives a crash."""
     temporary.replace(path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def link(source: Path, path: Path) -> None:
-    """The same file under another name; a copy where the file system has no links."""
+    """The same file under another name; a copy, as durable, where the file system has no links."""
     try:
         os.link(source, path)
     except OSError:
         shutil.copyfile(source, path)
+        sync(path)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a crash."""
-    opened = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make the content of a file, or the names in a folder, survive a crash."""
+    opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
     finally:

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from torch import Tensor
 from schemas.errors import RunError
 from schemas.identity import Record
 from schemas.location import Url
-from workers.files import sync_folder
+from workers.files import link, sync
 from workers.objects import (
     IN_FLIGHT,
     create,
@@ -69,16 +69,21 @@ class Store:
         """Where the content of a committed item is. Raises RunError where it is absent."""
         return self.root / self._committed(key).file
 
-    @contextlib.contextmanager
-    def local(self, key: str) -> Iterator[Path]:
-        """The content of a committed item as a local file, for as long as this lasts."""
-        place = self.place(key)
-        if isinstance(place, Path):
-            yield place
-            return
-        with tempfile.TemporaryDirectory(prefix="svdllm-") as name:
-            download(place.parent, [place.name], Path(name))
-            yield Path(name) / place.name
+    def place_files(self, keys: Mapping[str, str], folder: Path) -> None:
+        """Items as files of a local folder (file name -> key), where they are not there yet.
+
+        Links, where the items are files themselves.
+        """
+        for name, key in keys.items():
+            if (folder / name).exists():
+                continue
+            place = self.place(key)
+            if isinstance(place, Path):
+                link(place, folder / name)
+            else:
+                download(place.parent, [place.name], folder)
+                (folder / place.name).rename(folder / name)
+                sync(folder / name)
 
     def commit(self, key: str, content: Iterable[Entry], facts: Facts | None = None) -> Record:
         """Write the item; where it is there already, or another was faster, that one stays."""
@@ -160,7 +165,7 @@ def _new(place: Path | Url) -> Iterator[Path]:
         except BaseException:
             place.unlink(missing_ok=True)
             raise
-        sync_folder(place.parent)
+        sync(place.parent)
         return
     with tempfile.TemporaryDirectory(prefix="svdllm-") as name:
         yield Path(name) / "item"

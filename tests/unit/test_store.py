@@ -1,5 +1,7 @@
 """An item of the run directory is there as a whole with its checksum, or it is not there."""
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from torch import Tensor
 from schemas.errors import RunError
 from schemas.identity import Record
 from tests.items import file_of, local
-from workers.files import file_sha256, write_text
+from workers.files import create_bytes, file_sha256, write_text
 from workers.objects import files_below
 from workers.store import Store
 from workers.tensorfile import Entry, entries
@@ -240,3 +242,36 @@ def test_text_is_replaced_as_a_whole(tmp_path: Path) -> None:
     write_text(path, "größer")
     assert path.read_text(encoding="utf-8") == "größer"
     assert [found.name for found in path.parent.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_items_become_files_of_a_folder(
+    store: Store, tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(store)
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for _ in range(2):  # what is there stays
+        store.place_files({"model.safetensors": KEY}, folder)
+    assert [path.name for path in folder.iterdir()] == ["model.safetensors"]
+    placed = folder / "model.safetensors"
+    assert placed.read_bytes() == file_of(store, KEY).read_bytes()
+    assert placed.samefile(file_of(store, KEY)) == links
+    assert store.load(KEY).facts == {"tokens": 7}
+
+
+def refuse(*_: object) -> None:
+    """A file system without hard links."""
+    raise OSError(errno.EPERM, "Operation not permitted")
+
+
+def test_a_record_is_created_where_there_are_no_links(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", refuse)
+    commit(store, value=1.0)
+    assert torch.equal(store.load(KEY).tensors["moment"], torch.ones(5, 3))
+    assert not create_bytes(record_of(store), b"another")
+    assert store.load(KEY).facts == {"tokens": 7}
