@@ -19,7 +19,6 @@ from schemas.location import Location, Url
 from schemas.manifest import Check, Compression, FileEntry, Manifest, OutputResult
 from schemas.output import MatrixResult, OutputFile
 from workers.files import write_text
-from workers.items import moment_key
 from workers.moment_items import fallbacks_of
 from workers.objects import exists, read_bytes
 from workers.verify import require
@@ -141,7 +140,7 @@ def _write_around(
 
 def _calibration_fallbacks(run: Run) -> list[str]:
     """What workers did otherwise than planned while they computed the moments, each once."""
-    records = [_committed(run, moment_key(run.ids, tap)) for tap in run.taps]
+    records = run.there("moments").values()
     return sorted({note for record in records for note in fallbacks_of(record.facts)})
 
 
