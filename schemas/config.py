@@ -1,6 +1,5 @@
 """What a user asks for. Flags, YAML and Python all build the same `RunConfig`."""
 
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -201,11 +200,11 @@ class RunConfig(Schema):
     @property
     def fetched(self) -> Path:
         """Folder of the small files of a model in an object store: in the run directory, if that is
-        a folder, else one of each node.
+        a folder, else in the home of each node, where nobody else writes.
         """
         if isinstance(self.run_folder, Path):
             return self.run_folder / "base"
-        return Path(tempfile.gettempdir()) / "svdllm-base"
+        return Path.home() / ".cache" / "svdllm"
 
     @property
     def run_folder(self) -> Path | Url:

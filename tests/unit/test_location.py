@@ -75,6 +75,15 @@ def test_a_run_directory_may_be_a_url() -> None:
     assert isinstance(RunConfig.model_validate_json(made.model_dump_json()).run_folder, Url)
 
 
+def test_what_is_fetched_goes_where_nobody_else_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder for everybody could hold a stranger's files of that name already."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert config().fetched == Path("run/base")
+    assert config(run_dir="s3://bucket/run").fetched == tmp_path / ".cache" / "svdllm"
+
+
 @pytest.mark.parametrize("run_dir", ["s3://bucket/out", "s3://bucket/out/run", "s3://bucket"])
 def test_output_and_run_directory_are_apart_in_a_store(run_dir: str) -> None:
     with pytest.raises(ValueError, match="neither may be inside the other"):
