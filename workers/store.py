@@ -57,13 +57,13 @@ class Store:
 
         A damaged record is none: its item is made anew.
         """
-        try:
-            record = Record.model_validate_json(read_bytes(self._record_place(key)))
-            size = size_of(self.root / record.file)
-        except (FileNotFoundError, ValidationError):
+        if (record := self._read(key)) is None:
             return None
-        intact = record.bytes == size and record.key == key and record == record.sealed()
-        return record if intact else None
+        try:
+            size = size_of(self.root / record.file)
+        except FileNotFoundError:
+            return None
+        return record if record.bytes == size else None
 
     def place(self, key: str) -> Path | Url:
         """Where the content of a committed item is. Raises RunError where it is absent."""
@@ -129,12 +129,19 @@ class Store:
         remove_below(self.root / prefix)
 
     def records(self, prefix: str) -> Iterator[Record]:
-        """Records of the committed items below a key prefix, by key."""
+        """Records of the committed items below a key prefix, by key.
+
+        The sizes of their files come from one listing, which is after all records that it is for.
+        """
         below = f"{prefix}/" if prefix else ""
         names = files_below(self.root / f"records/{prefix}".rstrip("/"))
         keys = sorted(f"{below}{n.removesuffix('.json')}" for n in names if n.endswith(".json"))
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
-            yield from filter(None, pool.map(self.record, keys))
+            found = [record for record in pool.map(self._read, keys) if record is not None]
+        sizes = files_below(self.root / prefix if prefix else self.root) if found else {}
+        for record in found:
+            if sizes.get(record.file.removeprefix(below)) == record.bytes:
+                yield record
 
     def sweep(self, prefix: str) -> None:
         """Remove the files below a key prefix that no record names: of attempts that ended."""
@@ -142,6 +149,14 @@ class Store:
         for name in files_below(self.root / prefix):
             if f"{prefix}/{name}" not in named:
                 remove(self.root / f"{prefix}/{name}")
+
+    def _read(self, key: str) -> Record | None:
+        """The record of an item, whatever became of its file; None where it is damaged."""
+        try:
+            record = Record.model_validate_json(read_bytes(self._record_place(key)))
+        except (FileNotFoundError, ValidationError):
+            return None
+        return record if record.key == key and record == record.sealed() else None
 
     def _committed(self, key: str) -> Record:
         record = self.record(key)
