@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pipeline.preflight import check
+from pipeline.preflight import find_base
 from schemas.config import RunConfig
 from schemas.errors import ConfigError
 from schemas.model import ModelSpec
@@ -35,7 +35,7 @@ def tokens_sha256(windows: Tensor) -> str:
 
 def gather(config: RunConfig) -> Inputs:
     """Read headers and text. Raises CheckpointError, TextError or ConfigError before any work."""
-    folder, spec = check(config)
+    folder, spec = find_base(config)
     require_buildable(folder, spec)
     text = config.calibration
     needed = max(text.samples * text.sequence_length, text.gradient_samples * text.gradient_length)

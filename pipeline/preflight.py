@@ -1,6 +1,8 @@
 """What is refused before torch and Ray are loaded: a base, a text, a place to write to."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,35 +28,44 @@ class Base(NamedTuple):
 
 
 def check(config: RunConfig) -> Base:
-    """The base of a run whose request, files and places are as they must be.
+    """The base of a run whose request, files, places and text are as they must be.
 
     Raises CheckpointError, TextError or ConfigError, each naming what is wrong and the remedy.
     """
+    with _worded(config):
+        if not is_on_hub(config.calibration.text):
+            for _ in iter_documents(config.calibration.text, "calibration"):
+                pass
+    return find_base(config)
+
+
+def find_base(config: RunConfig) -> Base:
+    """The same for whoever reads the text next."""
+    with _worded(config):
+        for place in (config.run_folder, *map(config.output_folder, config.ratio)):
+            if isinstance(place, Path):
+                _require_writable(place.expanduser().absolute())
+        weights = url_of(config.model)
+        if not weights and not Path(locate(config.model)).expanduser().exists():
+            require_ranks(config, read_spec(config.model, config.revision))  # before it is fetched
+        folder = resolve(config.model, config.revision, config.fetched)
+        _check_outputs(config, weights or folder)
+        spec = inspect(folder, weights)
+        require_ranks(config, spec)
+        require_tokenizer(folder)
+        return Base(folder, spec)
+
+
+@contextlib.contextmanager
+def _worded(config: RunConfig) -> Iterator[None]:
+    """What the system does not give, as an error that says what to look at."""
     try:
-        return _check(config)
+        yield
     except OSError as error:
         place = error.filename or config.model
         raise ConfigError(
             f"{place}: cannot be used ({error.strerror or error}); check path and permissions"
         ) from error
-
-
-def _check(config: RunConfig) -> Base:
-    for place in (config.run_folder, *map(config.output_folder, config.ratio)):
-        if isinstance(place, Path):
-            _require_writable(place.expanduser().absolute())
-    weights = url_of(config.model)
-    if not weights and not Path(locate(config.model)).expanduser().exists():
-        require_ranks(config, read_spec(config.model, config.revision))  # before it is fetched
-    if not is_on_hub(config.calibration.text):
-        for _ in iter_documents(config.calibration.text, "calibration"):
-            pass
-    folder = resolve(config.model, config.revision, config.fetched)
-    _check_outputs(config, weights or folder)
-    spec = inspect(folder, weights)
-    require_ranks(config, spec)
-    require_tokenizer(folder)
-    return Base(folder, spec)
 
 
 def _require_writable(folder: Path) -> None:
