@@ -9,23 +9,21 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from pydoc_data import topics
 from typing import Any
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 from pyarrow import parquet
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from schemas.shapes import model_spec
+from tests.prose import END, VOCABULARY, prose, train_tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-_VOCABULARY = 384
 _CONFIG: dict[str, Any] = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
-    "vocab_size": _VOCABULARY,
+    "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 80,
     "num_hidden_layers": 2,
@@ -83,21 +81,12 @@ def write_base(folder: Path) -> None:
     tensors = {name: numbers.normal(0, 0.2, s).astype(np.float32) for name, s in shapes.items()}
     save_file(tensors, model / WEIGHTS, metadata={"format": "pt"})
     (model / "config.json").write_text(json.dumps(_CONFIG, indent=1))
-    prose = "\n\n".join(text for _, text in sorted(topics.topics.items()))[:40_000]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=_VOCABULARY,
-        special_tokens=["<eos>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([prose], trainer)
+    text = prose(40_000)
+    tokenizer = train_tokenizer(text)
     tokenizer.save(str(model / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>"}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END}
     (model / "tokenizer_config.json").write_text(json.dumps(settings))
-    (folder / "text.txt").write_text(prose)
+    (folder / "text.txt").write_text(text)
 
 
 def _flip(path: Path, rng: random.Random, start: int = 0, stop: int | None = None) -> None:

@@ -2,11 +2,9 @@
 
 import functools
 from pathlib import Path
-from pydoc_data import topics
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -17,7 +15,8 @@ from transformers import (
     Qwen3Config,
 )
 
-VOCABULARY = 384
+from tests.prose import END, VOCABULARY, prose, train_tokenizer
+
 CONFIGS: dict[str, type[PreTrainedConfig]] = {
     "llama": LlamaConfig,
     "mistral": MistralConfig,
@@ -41,26 +40,14 @@ SIZES = {
 }
 
 
-def prose(characters: int = 100_000) -> str:
-    """English text that comes with Python."""
-    return "\n\n".join(text for _, text in sorted(topics.topics.items()))[:characters]
-
-
 @functools.cache
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE of 384 tokens trained on `prose`; it adds no special tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=["<eos>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([prose()], trainer)
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>", model_max_length=256
+        tokenizer_object=train_tokenizer(prose()),
+        eos_token=END,
+        pad_token=END,
+        model_max_length=256,
     )
 
 

@@ -13,7 +13,8 @@ from pipeline.compress import compress
 from schemas.config import RunConfig
 from schemas.manifest import OutputResult
 from tests.integration.support import ask
-from tests.models import prose, tiny_model
+from tests.models import tiny_model
+from tests.prose import prose
 
 
 class Endpoint(NamedTuple):

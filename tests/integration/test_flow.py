@@ -15,7 +15,8 @@ from schemas.manifest import Compression, Manifest, OutputResult
 from tests.integration.conftest import Reference
 from tests.integration.support import KINDS, ask, file_sums, headers, item_attempts, weight_sums
 from tests.items import file_of, local
-from tests.models import prose, tiny_model, tiny_tokenizer
+from tests.models import tiny_model, tiny_tokenizer
+from tests.prose import prose
 from workers.checkpoint import inspect
 from workers.loading import load_model
 from workers.perplexity import perplexity

@@ -17,7 +17,8 @@ from schemas.errors import CheckpointError, NumericsError
 from schemas.evaluation import EvaluateConfig, EvaluationReport
 from schemas.manifest import FORMAT
 from tests.low_rank import make_checkpoint
-from tests.models import VOCABULARY, tiny_model, tiny_tokenizer
+from tests.models import tiny_model, tiny_tokenizer
+from tests.prose import VOCABULARY
 from workers.documents import iter_documents
 
 LAYERS, LENGTH, WINDOWS = 3, 64, 6

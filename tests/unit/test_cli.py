@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.progress import log
-from tests.models import prose, tiny_model
+from tests.models import tiny_model
+from tests.prose import prose
 
 TOO_MANY = "1000000"
 

@@ -19,7 +19,8 @@ from runtime.configuration_lowrank import identity
 from schemas.errors import CheckpointError, TextError
 from schemas.evaluation import EvaluateConfig, EvaluationReport
 from schemas.manifest import FORMAT
-from tests.models import prose, tiny_model, tiny_tokenizer
+from tests.models import tiny_model, tiny_tokenizer
+from tests.prose import prose
 from workers.checkpoint import inspect
 from workers.loading import load_model
 from workers.own_code import RUNTIME, SHIPPED

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from schemas.errors import CheckpointError, ConfigError, NumericsError, VerificationError
 from schemas.evaluation import EvaluateConfig
 from schemas.manifest import FORMAT
-from tests.models import CONFIGS, VOCABULARY, tiny_model, tiny_tokenizer
+from tests.models import CONFIGS, tiny_model, tiny_tokenizer
+from tests.prose import VOCABULARY
 from workers import own_code, perplexity
 from workers.loading import load_model, load_tokenizer
 from workers.own_code import may_run_code

@@ -16,7 +16,8 @@ from pipeline.preflight import check
 from schemas.config import RunConfig
 from schemas.errors import CheckpointError, ConfigError, InputError, TextError
 from schemas.ranks import require_ranks
-from tests.models import prose, tiny_model
+from tests.models import tiny_model
+from tests.prose import prose
 from tests.unit.test_layout import ROOT
 from workers.checkpoint import inspect
 from workers.loading import load_tokenizer

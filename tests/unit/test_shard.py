@@ -16,7 +16,8 @@ from schemas.config import Truncation
 from schemas.errors import WorkerError
 from schemas.model import ModelSpec
 from schemas.moments import Pass, Tap, taps
-from tests.models import VOCABULARY, tiny_model
+from tests.models import tiny_model
+from tests.prose import VOCABULARY
 from workers.checkpoint import inspect
 from workers.layers import Decoder
 from workers.moments import Moment, MomentAccumulator

@@ -13,7 +13,8 @@ from pyarrow import parquet
 from transformers import PreTrainedTokenizerFast
 
 from schemas.errors import CheckpointError, TextError
-from tests.models import prose, tiny_tokenizer
+from tests.models import tiny_tokenizer
+from tests.prose import prose
 from workers import text
 from workers.documents import iter_documents, separator_of
 
