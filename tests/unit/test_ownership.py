@@ -42,15 +42,13 @@ def test_a_driver_at_work_keeps_others_out(place: Path | Url) -> None:
         take(place, pytest.fail)
 
 
-def test_one_that_was_killed_is_replaced_at_once(place: Path | Url) -> None:
+def test_one_that_was_killed_is_replaced_at_once(tmp_path: Path) -> None:
     program = (
-        "import sys; from pipeline.ownership import take; from schemas.location import locate;"
-        "take(locate(sys.argv[1]), print)"
+        "import sys; from pathlib import Path; from pipeline.ownership import take;"
+        "take(Path(sys.argv[1]), print)"
     )
-    if isinstance(place, Url):
-        pytest.skip("a store in memory is of one process")
-    subprocess.run([sys.executable, "-c", program, str(place)], check=True)
-    take(place, pytest.fail).require()
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
+    take(tmp_path, pytest.fail).require()
 
 
 @pytest.mark.usefixtures("elsewhere")
