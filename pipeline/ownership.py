@@ -49,8 +49,13 @@ class Ownership:
         write(_beat_place(self._place, self._number), content)
 
     def release(self) -> None:
-        """Leave the place to others; where nothing else came to be beside it, leave nothing."""
+        """Leave the place to others; where nothing else came to be beside it, leave nothing.
+
+        A place that this driver has lost is left as it is.
+        """
         place = self._place
+        if _latest(place) != self._number:
+            return
         if isinstance(place, Path) and list(place.parent.iterdir()) == [place]:
             shutil.rmtree(place)
             place.parent.rmdir()

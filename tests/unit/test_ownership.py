@@ -99,6 +99,24 @@ def test_a_place_that_is_gone_is_lost(place: Path | Url) -> None:
             mine.require()
 
 
+@pytest.mark.usefixtures("elsewhere")
+def test_one_that_has_lost_the_place_leaves_it_alone(tmp_path: Path) -> None:
+    """Even where its new owner has done nothing yet."""
+    place = tmp_path / "run" / "owner"
+    late = take(place, pytest.fail)
+    mine = take(place, lambda _: None)
+    late.release()
+    mine.require()
+
+
+def test_a_place_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
+    place = tmp_path / "run" / "owner"
+    mine = take(place, pytest.fail)
+    (tmp_path / "run").rename(tmp_path / "run.1")  # set aside
+    mine.release()
+    assert not place.parent.exists()
+
+
 def test_nothing_is_left_where_nothing_was_done(tmp_path: Path) -> None:
     with owned(tmp_path / "run" / "owner", pytest.fail):
         assert files_below(tmp_path)
