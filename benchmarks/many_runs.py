@@ -4,8 +4,9 @@
 
 Every run has an output and a run directory of its own. When its actors have gone, the anonymous
 resident memory is read of the driver, of Ray's own processes (GCS, raylet, agents, monitors) and of
-the workers that idle. Exits with 1 where one of them is more than 5 % larger after the last run
-than after the fifth, or where actors do not go.
+the workers that idle. Exits with 1 where one of them is more than 5 % larger in the last five runs
+than in the five after the first five (medians: the C library gives back the memory of a thread that
+ended sooner or later), or where actors do not go.
 
 Ray's agent keeps the metrics of every worker that has ended, of whatever program: it collects none
 here, but with --metrics.
@@ -15,6 +16,7 @@ import argparse
 import os
 import re
 import shutil
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -82,17 +84,22 @@ def _report(found: list[Memory]) -> int:
     table = Table("after run", title="Anonymous resident memory, MB")
     for heading in ("driver", "Ray's own", "idle worker", "processes"):
         table.add_column(heading, justify="right")
-    shown = {1, _FIRST, *range(10, len(found) + 1, 10), len(found)}
+    shown = {1, *range(_FIRST, len(found) + 1, _FIRST), len(found)}
     for number in sorted(shown):
         memory = found[number - 1]
         sizes = (f"{size / 1e6:.1f}" for size in memory[:3])
         table.add_row(str(number), *sizes, str(memory.processes))
-    pairs = zip(found[_FIRST - 1][:3], found[-1][:3], strict=True)
+    pairs = zip(_median(found[_FIRST : 2 * _FIRST]), _median(found[-_FIRST:]), strict=True)
     growth = [after / before - 1 if before else 0.0 for before, after in pairs]
     table.add_section()
-    table.add_row(f"growth after {_FIRST}", *(f"{share:+.1%}" for share in growth), "")
+    table.add_row("growth", *(f"{share:+.1%}" for share in growth), "")
     Console(width=90).print(table)
     return int(max(growth) > _MOST_GROWTH)
+
+
+def _median(found: list[Memory]) -> tuple[float, ...]:
+    """Of driver, Ray and idle workers over some runs."""
+    return tuple(statistics.median(column) for column in list(zip(*found, strict=True))[:3])
 
 
 def _actors_gone() -> bool:
@@ -123,8 +130,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--metrics", action="store_true", help="let Ray collect its own metrics")
     parser.add_argument("--work-dir", type=Path, default=Path("build/benchmarks"))
     options = parser.parse_args()
-    if options.runs <= _FIRST:
-        parser.error(f"--runs must be more than {_FIRST}")
+    if options.runs < 3 * _FIRST:
+        parser.error(f"--runs must be at least {3 * _FIRST}")
     return options
 
 
