@@ -16,7 +16,8 @@ from workers.checkpoint import inspect
 from workers.config_file import read_spec
 from workers.documents import is_on_hub, iter_documents
 from workers.fetching import resolve
-from workers.objects import exists, url_of
+from workers.items import OWNER, RUN_RECORD
+from workers.objects import exists, files_below, url_of
 from workers.tokenizer_files import require_tokenizer
 
 
@@ -45,6 +46,7 @@ def find_base(config: RunConfig) -> Base:
         for place in (config.run_folder, *map(config.output_folder, config.ratio)):
             if isinstance(place, Path):
                 _require_writable(place.expanduser().absolute())
+        _require_run_dir(config)
         weights = url_of(config.model)
         if not weights and not Path(locate(config.model)).expanduser().exists():
             require_ranks(config, read_spec(config.model, config.revision))  # before it is fetched
@@ -66,6 +68,20 @@ def _worded(config: RunConfig) -> Iterator[None]:
         raise ConfigError(
             f"{place}: cannot be used ({error.strerror or error}); check path and permissions"
         ) from error
+
+
+def _require_run_dir(config: RunConfig) -> None:
+    """Raises ConfigError where something else than a run is there: a run clears what it left."""
+    root = config.run_folder
+    root = root.expanduser() if isinstance(root, Path) else root
+    if exists(root / RUN_RECORD):
+        return
+    found = {name.partition("/")[0] for name in files_below(root)} - {OWNER, config.fetched.name}
+    if found:
+        raise ConfigError(
+            f"run_dir {root}: holds {min(found)}, but no {RUN_RECORD} of a run; name a folder of "
+            "its own with --run-dir"
+        )
 
 
 def _require_writable(folder: Path) -> None:

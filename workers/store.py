@@ -8,6 +8,7 @@ files that no record names, which the next run removes.
 
 import contextlib
 import hashlib
+import re
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -37,6 +38,7 @@ from workers.objects import (
 from workers.tensorfile import Entry, write_tensors
 
 Facts = dict[str, JsonValue]
+_ATTEMPT = re.compile(r"\.[0-9a-f]{12}\.\w+$")
 
 
 class Item(NamedTuple):
@@ -144,10 +146,10 @@ class Store:
                 yield record
 
     def sweep(self, prefix: str) -> None:
-        """Remove the files below a key prefix that no record names: of attempts that ended."""
+        """Remove the files of attempts below a key prefix that no record names: they ended."""
         named = {record.file for record in self.records(prefix)}
         for name in files_below(self.root / prefix):
-            if f"{prefix}/{name}" not in named:
+            if _ATTEMPT.search(name) and f"{prefix}/{name}" not in named:
                 remove(self.root / f"{prefix}/{name}")
 
     def _read(self, key: str) -> Record | None:

@@ -101,6 +101,20 @@ def test_a_place_without_permission_is_refused(
         assert "name another --output or --run-dir" in message
 
 
+def test_a_run_directory_is_a_folder_of_its_own(request_for: Any, tmp_path: Path) -> None:
+    """What a run finds there and does not know it may remove."""
+    run_dir = tmp_path / "run"
+    (run_dir / "outputs").mkdir(parents=True)
+    (run_dir / "outputs" / "model.safetensors").write_bytes(b"of another program")
+    message = refusal(request_for(run_dir=run_dir), ConfigError)
+    assert f"run_dir {run_dir}: holds outputs, but no run.json of a run" in message
+    (run_dir / "run.json").write_text("{}")
+    check(request_for(run_dir=run_dir))
+    (tmp_path / "new" / "owner").mkdir(parents=True)
+    (tmp_path / "new" / "owner" / "1.json").write_text("{}")  # of one that ended at once
+    check(request_for(run_dir=tmp_path / "new"))
+
+
 @pytest.mark.parametrize("field", ["output", "run_dir"])
 def test_a_place_below_a_file_is_refused(field: str, request_for: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")

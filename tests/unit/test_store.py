@@ -218,12 +218,18 @@ def test_temporary_files_do_not_count(store: Store) -> None:
     """What a killed process leaves where items are, and beside a record."""
     commit(store)
     record = record_of(store)
-    left = [store.root / Record.file_of(KEY, "0123abcd"), record.with_name(f"{record.name}.0.tmp")]
+    left = [
+        store.root / Record.file_of(KEY, "0123456789ab"),
+        record.with_name(f"{record.name}.0.tmp"),
+    ]
     for path in map(local, left):
         path.write_bytes(b"half a file")
     assert [record.key for record in store.records("")] == [KEY]
+    stranger = local(store.root / "moments" / "thesis.safetensors")
+    stranger.write_bytes(b"years of work")
     store.sweep("moments")
     assert not local(left[0]).exists()
+    assert stranger.exists()
     assert store.load(KEY).facts == {"tokens": 7}
 
 
