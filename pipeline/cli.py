@@ -67,6 +67,10 @@ GradientSamples = Annotated[
     int | None, typer.Option(help="Windows for the gradient moments.  [default: 32]")
 ]
 GradientLength = Annotated[int | None, typer.Option(help="Tokens in each.  [default: 512]")]
+EvaluateFlag = Annotated[
+    str | None,
+    typer.Option(help="Text to compare base and result on, as --calibration, or none."),
+]
 Seed = Annotated[int | None, typer.Option(help="Windows and sampled labels.  [default: 0]")]
 Workers = Annotated[
     int | None, typer.Option(help="Layer-shard workers.  [default: every GPU, or CPU cores to 8]")
@@ -98,6 +102,7 @@ def compress(
     sequence_length: Length = None,
     gradient_samples: GradientSamples = None,
     gradient_length: GradientLength = None,
+    evaluate: EvaluateFlag = None,
     seed: Seed = None,
     workers: Workers = None,
     device: DeviceFlag = None,

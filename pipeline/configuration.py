@@ -19,6 +19,7 @@ _PATHS: dict[str, str] = {
     "sequence_length": "calibration.sequence_length",
     "gradient_samples": "calibration.gradient_samples",
     "gradient_length": "calibration.gradient_length",
+    "evaluate": "evaluation.text",
     "workers": "cluster.workers",
     "device": "cluster.device",
     "dtype": "numerics.dtype",

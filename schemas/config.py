@@ -102,6 +102,18 @@ class ClusterConfig(Schema):
         return value
 
 
+class EvaluationConfig(Schema):
+    """The text on which base and result are compared before a result is published."""
+
+    text: str | None = Field(
+        None,
+        description="As calibration.text, or none; default: the evaluation split of a known data "
+        "set of the calibration, else none",
+    )
+    sequence_length: int = Field(2048, ge=2, description="Tokens in a window")
+    windows: int = Field(32, ge=1, description="First windows of the text that are scored")
+
+
 class RunConfig(Schema):
     """One compression run: `compress(RunConfig(model=..., ratio=0.2, output=...))`.
 
@@ -129,6 +141,7 @@ class RunConfig(Schema):
         description="When a matrix cannot be cut: fail, or keep_dense (the others are cut more)",
     )
     calibration: CalibrationConfig = CalibrationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     numerics: NumericsConfig = NumericsConfig()
     cluster: ClusterConfig = ClusterConfig()
 

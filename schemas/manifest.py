@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from schemas.config import CalibrationConfig, NumericsConfig, Schema
+from schemas.evaluation import EvaluationReport
 from schemas.identity import Identities
 from schemas.location import Location
 from schemas.output import MatrixResult
@@ -74,12 +75,13 @@ class Check(Schema):
 
 
 class OutputResult(Schema):
-    """One finished checkpoint."""
+    """One finished checkpoint; `evaluation` is of base and result, None where no text was named."""
 
     ratio: float
     path: Location
     compression: Compression
     checks: tuple[Check, ...]
+    evaluation: EvaluationReport | None = None
 
 
 class RunResult(Schema):
