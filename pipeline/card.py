@@ -8,6 +8,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from schemas.config import RunConfig
+from schemas.evaluation import EvaluationReport
 from schemas.manifest import Compression
 from schemas.printable import printable
 from workers.files import write_text
@@ -17,7 +18,13 @@ _LARGEST = 10**6
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_card(folder: Path, base: Path, config: RunConfig, compression: Compression) -> None:
+def write_card(
+    folder: Path,
+    base: Path,
+    config: RunConfig,
+    compression: Compression,
+    evaluation: EvaluationReport | None = None,
+) -> None:
     """README.md with front matter: base_model, licence and library."""
     encodings = [matrix.encoding for matrix in compression.matrices]
     environment = Environment(
@@ -27,6 +34,8 @@ def write_card(folder: Path, base: Path, config: RunConfig, compression: Compres
         front=yaml.safe_dump(front_matter(base, config), sort_keys=False).strip(),
         name=_markdown(Path(config.model).name),
         c=compression,
+        e=evaluation,
+        text=None if evaluation is None else _markdown(Path(evaluation.text).name),
         counts={kind: encodings.count(kind) for kind in ("pivoted", "plain", "dense")},
         notes=[(m.name, note) for m in compression.matrices for note in m.fallbacks],
         remarks=[(m.name, note) for m in compression.matrices for note in m.remarks],

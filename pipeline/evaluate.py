@@ -75,16 +75,18 @@ def render(report: EvaluationReport) -> RenderableType:
 
 
 def _column(model: ModelEvaluation, first: ModelEvaluation) -> list[tuple[str, str]]:
-    change, removed = "", ""
+    change, removed, faster = "", "", ""
     if model is not first:
         change = f" ({model.perplexity / first.perplexity - 1:+.1%})"
         removed = f" ({model.parameters / first.parameters - 1:+.1%})"
+        faster = f" ({model.tokens_per_second / first.tokens_per_second - 1:+.1%})"
     divergence = "" if model.kl is None else f"{model.kl:.4f} nats"
     return [
         ("perplexity", f"{model.perplexity:.2f}{change}"),
         ("KL from the base", divergence),
         ("parameters", f"{model.parameters:,}{removed}"),
         ("weights on disk", f"{model.bytes_on_disk / 1e6:,.1f} MB, {model.stored_dtype}"),
+        ("tokens a second", f"{model.tokens_per_second:,.0f}{faster}"),
         ("seconds", f"{model.seconds:.1f}"),
     ]
 

@@ -5,16 +5,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from pipeline.preflight import find_base
 from schemas.config import RunConfig
 from schemas.errors import ConfigError
 from schemas.model import ModelSpec
 from workers.checkpoint import base_files
-from workers.documents import is_local, iter_documents, separator_of
+from workers.documents import evaluation_source, is_local, iter_documents, separator_of
 from workers.layers import require_buildable
 from workers.loading import load_tokenizer
-from workers.text import calibration_windows, tokenize
+from workers.text import calibration_windows, evaluation_windows, shared_tokens, tokenize
+
+
+class EvaluationText(NamedTuple):
+    """A text by its name, and its windows (w, length) of tokens."""
+
+    name: str
+    windows: Tensor
 
 
 class Inputs(NamedTuple):
@@ -25,6 +33,7 @@ class Inputs(NamedTuple):
     base_files: dict[str, str]
     forward: Tensor
     backward: Tensor | None
+    evaluation: EvaluationText | None = None
 
 
 def tokens_sha256(windows: Tensor) -> str:
@@ -39,9 +48,10 @@ def gather(config: RunConfig) -> Inputs:
     require_buildable(folder, spec)
     text = config.calibration
     needed = max(text.samples * text.sequence_length, text.gradient_samples * text.gradient_length)
+    tokenizer = load_tokenizer(folder, trust_remote_code=False)
     tokens = tokenize(
         iter_documents(text.text, "calibration"),
-        load_tokenizer(folder, trust_remote_code=False),
+        tokenizer,
         separator_of(text.text),
         at_least=None if is_local(text.text) else needed,
     )
@@ -61,4 +71,14 @@ def gather(config: RunConfig) -> Inputs:
         base_files=base_files(folder, spec),
         forward=calibration_windows(tokens, text.sequence_length, text.samples, config.seed),
         backward=backward,
+        evaluation=_evaluation(config, tokenizer),
     )
+
+
+def _evaluation(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> EvaluationText | None:
+    """What base and result are compared on, if anything. Raises TextError where it is too short."""
+    asked = config.evaluation
+    if (name := evaluation_source(asked.text, config.calibration.text)) is None:
+        return None
+    tokens = shared_tokens(name, {config.model: tokenizer}, asked.windows * asked.sequence_length)
+    return EvaluationText(name, evaluation_windows(tokens, asked.sequence_length, asked.windows))

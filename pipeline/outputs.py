@@ -6,6 +6,8 @@ from pathlib import Path
 
 from pipeline import assemble
 from pipeline.card import write_card
+from pipeline.comparison import NAME as EVALUATION
+from pipeline.comparison import compare, published
 from pipeline.pool import Task
 from pipeline.publish import SUCCESS, finished, publish_output, publish_to_store
 from pipeline.run import Run
@@ -14,6 +16,7 @@ from pipeline.waiting import result
 from pipeline.weights import output_prefix, write_weights
 from schemas.allocation import AllocationResult
 from schemas.errors import ConfigError, RunError, VerificationError
+from schemas.evaluation import EvaluationReport
 from schemas.identity import Record
 from schemas.location import Location, Url
 from schemas.manifest import Check, Compression, FileEntry, Manifest, OutputResult
@@ -21,7 +24,7 @@ from schemas.output import MatrixResult, OutputFile
 from workers.files import write_text
 from workers.moment_items import fallbacks_of
 from workers.objects import exists, read_bytes
-from workers.verify import require
+from workers.verify import require, sample_of
 
 _FASTER = "already there, from another driver that was faster with the same"
 
@@ -42,7 +45,9 @@ def find_output(run: Run, ratio: float) -> OutputResult | None:
     if found is None:
         return None
     run.progress.note(f"{folder}: already there, nothing to do")
-    return OutputResult(ratio=ratio, path=folder, compression=found, checks=())
+    return OutputResult(
+        ratio=ratio, path=folder, compression=found, checks=(), evaluation=published(folder)
+    )
 
 
 def _given_up(folder: Location) -> dict[str, str]:
@@ -71,10 +76,18 @@ def make_output(run: Run, ratio: float) -> OutputResult:
     with staged(run.store, identity, weights) as staging:
         compression = _assemble(run, identity, staging, allocation, results, files)
         checks = _verify(run, identity, staging, weights)
+        evaluation = compare(run, identity, staging, weights, folder, sample_of(checks))
+        _present(run, identity, staging, files, compression, evaluation)
         written = _publish(run, identity, staging, weights, folder)
     run.store.discard(output_prefix(identity))
     run.progress.note(f"{folder}: {'written and verified' if written else _FASTER}")
-    return OutputResult(ratio=ratio, path=folder, compression=compression, checks=tuple(checks))
+    return OutputResult(
+        ratio=ratio,
+        path=folder,
+        compression=compression,
+        checks=tuple(checks),
+        evaluation=evaluation,
+    )
 
 
 def _allocate(run: Run, ratio: float) -> AllocationResult:
@@ -101,7 +114,7 @@ def _assemble(
     results: dict[str, MatrixResult],
     files: list[OutputFile],
 ) -> Compression:
-    """Everything around the weights, in `staging`."""
+    """Everything around the weights that a load needs, in `staging`."""
     with run.progress.stage("assemble", 1, "checkpoint") as stage:
         compression = _write_around(run, identity, staging, allocation, results, files)
         stage.advance()
@@ -133,9 +146,23 @@ def _write_around(
     )
     text = compression.model_dump_json(indent=2) + "\n"
     write_text(staging / "compression.json", text)
-    write_card(staging, run.inputs.folder, run.config, compression)
     _write_manifest(run, identity, staging, files)
     return compression
+
+
+def _present(
+    run: Run,
+    identity: str,
+    staging: Path,
+    files: list[OutputFile],
+    compression: Compression,
+    evaluation: EvaluationReport | None,
+) -> None:
+    """What is said of the checkpoint to its readers, and the manifest of it all."""
+    if evaluation is not None:
+        write_text(staging / EVALUATION, evaluation.model_dump_json(indent=2) + "\n")
+    write_card(staging, run.inputs.folder, run.config, compression, evaluation)
+    _write_manifest(run, identity, staging, files)
 
 
 def _calibration_fallbacks(run: Run) -> list[str]:
@@ -185,6 +212,7 @@ def _publish(
         return publish_output(staging, place, identity)
 
     def send(names: set[str]) -> None:
+        run.grow()
         run.pool.run(
             Task(
                 f"upload {name}",

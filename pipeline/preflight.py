@@ -14,7 +14,7 @@ from schemas.model import ModelSpec
 from schemas.ranks import require_ranks
 from workers.checkpoint import inspect
 from workers.config_file import read_spec
-from workers.documents import is_on_hub, iter_documents
+from workers.documents import Split, evaluation_source, is_on_hub, iter_documents
 from workers.fetching import resolve
 from workers.items import OWNER, RUN_RECORD
 from workers.objects import exists, files_below, url_of
@@ -33,10 +33,15 @@ def check(config: RunConfig) -> Base:
 
     Raises CheckpointError, TextError or ConfigError, each naming what is wrong and the remedy.
     """
+    texts: dict[str | None, Split] = {
+        config.calibration.text: "calibration",
+        evaluation_source(config.evaluation.text, config.calibration.text): "evaluation",
+    }
     with _worded(config):
-        if not is_on_hub(config.calibration.text):
-            for _ in iter_documents(config.calibration.text, "calibration"):
-                pass
+        for text, split in texts.items():
+            if text is not None and not is_on_hub(text):
+                for _ in iter_documents(text, split):
+                    pass
     return find_base(config)
 
 

@@ -216,6 +216,7 @@ def _output_column(output: OutputResult) -> list[tuple[str, str]]:
     done = output.compression
     encodings = Counter(matrix.encoding for matrix in done.matrices)
     fallbacks = len(done.fallbacks) + sum(len(matrix.fallbacks) for matrix in done.matrices)
+    base, result = output.evaluation.models if output.evaluation else (None, None)
     return [
         ("removed of targeted", f"{done.removed:.2%}"),
         ("targeted before", f"{done.targeted_before:,}"),
@@ -226,6 +227,8 @@ def _output_column(output: OutputResult) -> list[tuple[str, str]]:
         ("weights after", _size(done.bytes_after)),
         ("matrices", ", ".join(f"{count} {kind}" for kind, count in sorted(encodings.items()))),
         ("predicted loss", "-" if done.nats is None else f"+{done.nats:.3f} nats"),
+        ("perplexity before", f"{base.perplexity:.2f}" if base else "-"),
+        ("perplexity after", f"{result.perplexity:.2f}" if result else "-"),
         ("fallbacks", str(fallbacks)),
         ("could not be cut", str(len(done.given_up)) if done.given_up else "-"),
     ]

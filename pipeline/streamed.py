@@ -3,16 +3,18 @@
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pipeline.boundaries import Boundary
-from pipeline.cluster import Actor, agree, find_cluster, ray_session, with_resources
+from pipeline.cluster import Actor, agree, find_cluster, ray_session, stop, with_resources
 from pipeline.evaluation_plan import EvaluationPlan, boundary_bytes, plan_evaluation
 from pipeline.progress import Progress
 from pipeline.stream import Batch, as_it_is, drive, micro_batches, stream_forward
@@ -20,11 +22,12 @@ from pipeline.waiting import wait_for
 from schemas.config import NumericsConfig
 from schemas.errors import ConfigError
 from schemas.evaluation import EvaluateConfig, ModelEvaluation
+from schemas.location import Url
 from workers.actors_evaluation import EvaluationShard, Source
 from workers.checkpoint import inspect_decoder
-from workers.objects import url_of
+from workers.objects import size_of, url_of
 from workers.own_code import may_run_code
-from workers.perplexity import TokenLoss, require_finite, require_vocabulary, stored
+from workers.perplexity import TokenLoss, require_finite, require_vocabulary
 from workers.scoring import Rows, Score, total
 from workers.store import Store
 from workers.tensorfile import NAMES
@@ -32,61 +35,95 @@ from workers.tensorfile import NAMES
 _NUMERICS = NumericsConfig()  # a worker has as many threads as one of a compression
 
 
+class Model(NamedTuple):
+    """A checkpoint by the name that is shown of it, and its local folder."""
+
+    name: str
+    folder: Path
+    source: Source
+
+
 def evaluate_streamed(
     names: Sequence[str], folders: Sequence[Path], windows: Tensor, config: EvaluateConfig
 ) -> tuple[ModelEvaluation, ...]:
     """Score one model, or a baseline and a checkpoint, on windows (w, length) of tokens.
 
-    Every worker holds the same part of all models, so the last has both distributions of each
-    token. More shards than workers run in waves. Raises what `evaluate` does.
+    Raises what `evaluate` does.
     """
-    start = time.perf_counter()
     if config.work_dir is not None and not config.work_dir.is_dir():
         raise ConfigError(f"work_dir {config.work_dir}: no such folder; create it or name another")
-    sources = [_source(*model, config) for model in zip(names, folders, strict=True)]
-    for folder, source in zip(folders, sources, strict=True):
-        require_vocabulary(folder, windows, source.spec.vocab_size)
+    models = [
+        Model(name, folder, _source(name, folder, config))
+        for name, folder in zip(names, folders, strict=True)
+    ]
+    return score_models(models, windows, config, Progress())
+
+
+def score_models(
+    models: Sequence[Model],
+    windows: Tensor,
+    config: EvaluateConfig,
+    progress: Progress,
+    store: Store | None = None,
+    identity: str = "evaluation",
+) -> tuple[ModelEvaluation, ...]:
+    """The same, of models whose tensors are known.
+
+    Every worker holds the same part of all models, so the last has both distributions of each
+    token. More shards than workers run in waves; what waits between them is in `store`, or in a
+    temporary folder. `identity` tells it from what waits of others.
+    """
+    start = time.perf_counter()
+    sources = [model.source for model in models]
+    for model in models:
+        require_vocabulary(model.folder, windows, model.source.spec.vocab_size)
     with ray_session(config.cluster, _NUMERICS.threads):
         cluster = find_cluster(config.cluster, _NUMERICS, sources[-1].dtype)
         plan = plan_evaluation(sources, cluster, config.shard_layers)
-        score = total(_Evaluation(names, sources, config, plan, Progress()).run(windows))
+        names = [model.name for model in models]
+        evaluation = _Evaluation(names, sources, config, plan, progress, identity)
+        score = total(evaluation.run(windows, store))
     seconds = time.perf_counter() - start
     return tuple(
-        _summary(name, folder, source, score, model, len(windows), seconds)
-        for model, (name, folder, source) in enumerate(zip(names, folders, sources, strict=True))
+        _summary(model, score, number, windows, evaluation.seconds[number], seconds)
+        for number, model in enumerate(models)
     )
 
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """A planned evaluation on a started Ray."""
+    """A planned evaluation on a started Ray; `seconds` are those of the layers of each model."""
 
     names: Sequence[str]
     sources: Sequence[Source]
     config: EvaluateConfig
     plan: EvaluationPlan
     progress: Progress
+    identity: str
+    seconds: Counter[int] = field(default_factory=Counter)
 
     @property
     def timeout(self) -> float:
         return self.config.cluster.item_timeout_s
 
-    def run(self, windows: Tensor) -> list[Score]:
-        """The score of every window, in order."""
+    def run(self, windows: Tensor, store: Store | None) -> list[Score]:
+        """The score of every window, in order. The workers have gone after it."""
         workers = self._start()
+        try:
+            with _temporary(self.config.work_dir) if store is None else nullcontext(store) as room:
+                return self._waves(workers, windows, room)
+        finally:
+            stop(workers)
+
+    def _waves(self, workers: list[Actor], windows: Tensor, store: Store) -> list[Score]:
         batches, last = micro_batches(windows, size=1, segments=1), len(self.plan.waves) - 1
-        with tempfile.TemporaryDirectory(
-            prefix="svdllm-evaluate-", dir=self.config.work_dir, ignore_cleanup_errors=True
-        ) as folder:
-            root = Path(folder).absolute()
-            store = Store(root)
-            if last:
-                _require_disk(root, boundary_bytes(self.sources, windows.numel()))
-                joins = {worker.join.remote(store.root): "work_dir" for worker in workers}
-                wait_for(joins, self.timeout)
-            for wave in range(last):
-                self._wave(wave, workers, batches, store)
-            return self._wave(last, workers, batches, store)
+        if last:
+            _require_disk(store.root, boundary_bytes(self.sources, windows.numel()))
+            joins = {worker.join.remote(store.root): "work_dir" for worker in workers}
+            wait_for(joins, self.timeout)
+        for wave in range(last):
+            self._wave(wave, workers, batches, store)
+        return self._wave(last, workers, batches, store)
 
     def _start(self) -> list[Actor]:
         config, plan, threads = self.config, self.plan, _NUMERICS.threads
@@ -110,7 +147,7 @@ class _Evaluation:
         waves = self.plan.waves
         chain = workers[: len(waves[wave])]
         self._load(wave, chain)
-        boundaries = [Boundary(store, "evaluation", parts[0][0].start) for parts in waves]
+        boundaries = [Boundary(store, self.identity, parts[0][0].start) for parts in waves]
         source = boundaries[wave].source(chain[0]) if wave else _tokens
         sink = boundaries[wave + 1].sink(chain[-1]) if wave + 1 < len(waves) else as_it_is
         found: list[Any] = []
@@ -123,6 +160,8 @@ class _Evaluation:
                 stage.advance(1, tokens)
 
             drive([stream_forward(chain, batches, source, sink)], "evaluate", self.timeout, through)
+        for spent in wait_for({w.seconds.remote(): "seconds" for w in chain}, self.timeout):
+            self.seconds.update(dict(enumerate(spent)))
         store.discard(boundaries[wave].prefix)
         return found
 
@@ -156,37 +195,52 @@ def _source(name: str, folder: Path, config: EvaluateConfig) -> Source:
 
 
 def _summary(
-    name: str,
-    folder: Path,
-    source: Source,
-    score: Score,
-    model: int,
-    windows: int,
-    seconds: float,
+    model: Model, score: Score, number: int, windows: Tensor, computed: float, seconds: float
 ) -> ModelEvaluation:
-    loss = TokenLoss(score.nll[model], score.tokens)
-    size, dtype = stored(folder)
+    loss = TokenLoss(score.nll[number], score.tokens)
+    size, dtype = _stored(model)
     return ModelEvaluation(
-        name=name,
+        name=model.name,
         perplexity=loss.perplexity,
         mean_nll=loss.mean,
-        windows=windows,
+        windows=len(windows),
         predicted_tokens=loss.tokens,
-        parameters=source.spec.parameters,
+        parameters=model.source.spec.parameters,
         bytes_on_disk=size,
         stored_dtype=dtype,
-        kl=None if not model or score.kl is None else score.kl / score.tokens,
+        kl=None if not number or score.kl is None else score.kl / score.tokens,
+        tokens_per_second=windows.numel() / computed,
         sample=None,
         seconds=seconds,
     )
 
 
-def _require_disk(folder: Path, needed: int) -> None:
+def _stored(model: Model) -> tuple[int, str]:
+    """As `workers.perplexity.stored`, of weights wherever they are."""
+    spec = model.source.spec
+    place = spec.weights or model.folder
+    size = sum(size_of(place / file) for file in {tensor.file for tensor in spec.tensors})
+    return size, "+".join(
+        sorted({t.dtype for t in spec.tensors if t.dtype.startswith(("F", "BF"))})
+    )
+
+
+@contextmanager
+def _temporary(work_dir: Path | None) -> Iterator[Store]:
+    with tempfile.TemporaryDirectory(
+        prefix="svdllm-evaluate-", dir=work_dir, ignore_cleanup_errors=True
+    ) as folder:
+        yield Store(Path(folder).absolute())
+
+
+def _require_disk(folder: Path | Url, needed: int) -> None:
+    if isinstance(folder, Url):
+        return
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ConfigError(
-            f"work_dir {folder.parent}: hidden states take up to {needed:,} bytes between two "
-            f"waves, {free:,} are free; free some, name another --work-dir, or fewer windows"
+            f"{folder}: hidden states take up to {needed:,} bytes between two "
+            f"waves, {free:,} are free; free some, name another folder, or fewer windows"
         )
 
 

@@ -84,10 +84,9 @@ class ModelEvaluation(Schema):
         description="Mean KL(baseline || this model) in nats a predicted token; only of a streamed "
         "evaluation with a baseline whose vocabulary is of the same size",
     )
-    tokens_per_second: float | None = Field(
-        None,
-        description="Tokens scored in each second that a worker computed for this model; only of "
-        "a streamed evaluation",
+    tokens_per_second: float = Field(
+        description="Tokens scored in each second of computing; streamed, of one worker, and "
+        "without the head",
     )
     sample: str | None = Field(
         description="The prompt and its greedy continuation; none of a streamed evaluation"

@@ -9,6 +9,7 @@ import ray
 
 from schemas.config import Device
 from schemas.errors import ConfigError
+from schemas.location import Location
 from schemas.model import DecoderSpec
 from schemas.plan import LayerRange, WorkerFacts
 from workers.actors import worker_facts
@@ -22,12 +23,16 @@ from workers.tensorfile import DTYPES, entries
 
 
 class Source(NamedTuple):
-    """A checkpoint in words that mean the same on every node; `dtype` is safetensors' name."""
+    """A checkpoint in words that mean the same on every node; `dtype` is safetensors' name.
+
+    `fetched` is for the small files of one in an object store.
+    """
 
     model: str
     revision: str | None
     spec: DecoderSpec
     dtype: str
+    fetched: Path | None = None
 
 
 @ray.remote
@@ -43,17 +48,17 @@ class EvaluationShard:
     def prepare(self) -> WorkerFacts:
         """Find checkpoints and device (here, so that an error keeps its words): what it is."""
         self._device = find_device(self._asked)
-        self._folders = [resolve(source.model, source.revision) for source in self._sources]
+        self._folders = [resolve(s.model, s.revision, s.fetched) for s in self._sources]
         return worker_facts(self._device, DTYPES[self._sources[-1].dtype])
 
-    def join(self, work_dir: Path) -> None:
+    def join(self, place: Location) -> None:
         """Say where rows wait between waves. Raises ConfigError where that is not seen here."""
-        if not work_dir.is_dir():
+        if isinstance(place, Path) and not place.is_dir():
             raise ConfigError(
-                f"work_dir {work_dir.parent} is not seen on {socket.gethostname()}; name a folder "
+                f"work_dir {place.parent} is not seen on {socket.gethostname()}; name a folder "
                 "on storage that all nodes share"
             )
-        self._store = Store(work_dir)
+        self._store = Store(place)
 
     def load(self, layers: Sequence[LayerRange]) -> None:
         """Let go what is loaded, and read the weights of a range of layers of each model."""
@@ -68,9 +73,11 @@ class EvaluationShard:
 
     def forward(self, rows: Rows, step: Step) -> Rows | Score:
         """One micro-batch through these layers."""
-        if self._shard is None:
-            raise RuntimeError("no layers loaded")
-        return self._shard.forward(rows, step)
+        return self._loaded.forward(rows, step)
+
+    def seconds(self) -> list[float]:
+        """Those that the layers loaded now have taken of each model."""
+        return self._loaded.seconds
 
     def read(self, key: str) -> Rows:
         """Rows that an earlier wave left."""
@@ -82,3 +89,9 @@ class EvaluationShard:
         """Leave rows for another wave."""
         hidden = {str(model): states for model, states in enumerate(rows.hidden)}
         self._store.commit(key, entries({"tokens": rows.tokens} | hidden))
+
+    @property
+    def _loaded(self) -> ScoringShard:
+        if self._shard is None:
+            raise RuntimeError("no layers loaded")
+        return self._shard

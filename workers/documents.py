@@ -77,6 +77,15 @@ def is_on_hub(source: str) -> bool:
     return source in KNOWN or not (is_local(source) or there or not _HUB_ID.fullmatch(source))
 
 
+def evaluation_source(asked: str | None, calibration: str) -> str | None:
+    """The text that a run compares base and result on: the one asked for; where none is named, the
+    evaluation split of a known data set that it calibrates on; None where it is to be "none".
+    """
+    if asked is None:
+        return calibration if calibration in KNOWN else None
+    return None if asked == "none" else asked
+
+
 def iter_documents(source: str, split: Split) -> Iterator[str]:
     """The documents of a .txt, .jsonl or .parquet file, of a known dataset, or of a hub id.
 

@@ -23,6 +23,8 @@ from transformers import AutoConfig
 
 AutoModelForCausalLM: Any = transformers.AutoModelForCausalLM
 
+_TEXT = "The city lies on the river"
+_NEW_TOKENS = 32
 _PROMPT = [11, 7, 5, 3, 2, 13, 17, 19, 23, 29]
 
 
@@ -43,6 +45,7 @@ def main(folder: Path, shapes_only: bool) -> list[dict[str, Any]]:
             ("save_pretrained round trip", lambda: _round_trip(found["model"])),
             ("finite loss", lambda: _finite(found["model"])),
             ("generation with and without cache agree", lambda: _cache(found["model"])),
+            ("continues a text", lambda: _continue(folder, found["model"])),
             ("left padding changes nothing", lambda: _padding(found["model"])),
         ]
     return [_run(name, check) for name, check in checks]
@@ -145,6 +148,20 @@ def _cache(model: Any) -> str:
     ):
         raise ValueError("greedy tokens differ")
     return "8 greedy tokens"
+
+
+def _continue(folder: Path, model: Any) -> str:
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    tokens = tokenizer(_TEXT, return_tensors="pt")["input_ids"]
+    output = model.generate(
+        tokens,
+        attention_mask=torch.ones_like(tokens),
+        max_new_tokens=_NEW_TOKENS,
+        do_sample=False,
+        repetition_penalty=1.0,
+        pad_token_id=0,
+    )
+    return str(tokenizer.decode(output[0], skip_special_tokens=True))
 
 
 def _padding(model: Any) -> str:

@@ -135,7 +135,9 @@ def _measure(
     model = load_model(folder, config.dtype, config.device, config.trust_remote_code)
     vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
     require_vocabulary(folder, windows, vocabulary)
+    scoring = time.perf_counter()
     loss = perplexity(model, windows)
+    rate = windows.numel() / (time.perf_counter() - scoring)
     sample = generate_sample(model, tokenizer, config.sample_prompt, config.sample_tokens)
     size, dtype = stored(folder)
     return ModelEvaluation(
@@ -147,6 +149,7 @@ def _measure(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         bytes_on_disk=size,
         stored_dtype=dtype,
+        tokens_per_second=rate,
         sample=sample,
         seconds=time.perf_counter() - start,
     )

@@ -3,6 +3,7 @@
 The last shard has the heads, so what leaves it is a few sums; no process holds a whole model.
 """
 
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -39,22 +40,34 @@ class Score(NamedTuple):
 
 
 class ScoringShard:
-    """Shards of one or two decoders on one device: the same part of each."""
+    """Shards of one or two decoders on one device: the same part of each.
+
+    `seconds` are those that the layers of each have taken so far.
+    """
 
     def __init__(self, shards: Sequence[Shard], device: torch.device) -> None:
         self._shards = shards
         self._device = device
+        self.seconds = [0.0] * len(shards)
 
     def forward(self, rows: Rows, step: Step) -> Rows | Score:
         """One micro-batch through these layers of every model, scored after the last of them."""
         entering = rows.hidden or (rows.tokens,) * len(self._shards)
         leaving = tuple(
-            shard.forward(hidden.to(self._device), step, "output")
-            for shard, hidden in zip(self._shards, entering, strict=True)
+            self._timed(model, hidden.to(self._device), step)
+            for model, hidden in enumerate(entering)
         )
         if not all(shard.is_last for shard in self._shards):
             return Rows(rows.tokens, tuple(hidden.cpu() for hidden in leaving))
         return score(rows.tokens, leaving, [shard.head for shard in self._shards])
+
+    def _timed(self, model: int, hidden: Tensor, step: Step) -> Tensor:
+        start = time.perf_counter()
+        leaving = self._shards[model].forward(hidden, step, "output")
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self.seconds[model] += time.perf_counter() - start
+        return leaving
 
 
 @torch.inference_mode()

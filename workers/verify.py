@@ -16,6 +16,7 @@ from workers.objects import read_bytes
 from workers.own_code import may_run_code
 
 _LOAD_CHECK = Path(__file__).with_name("load_check.py")  # not imported: it imports torch
+_SAMPLE = "continues a text"  # as load_check.py names it
 _CLEAN = "load in a clean process"
 _TIMEOUT_S = 1800.0
 _COPIES = 3.5  # in float32 and saved again, a bf16 checkpoint takes about this many times its size
@@ -52,6 +53,11 @@ def verify_checkpoint(folder: Path, published: bool) -> list[Check]:
             )
         )
     return checks
+
+
+def sample_of(checks: list[Check]) -> str | None:
+    """What a checkpoint wrote when it was loaded; None where it was not."""
+    return next((check.detail for check in checks if check.name == _SAMPLE and check.passed), None)
 
 
 def require(checks: list[Check], folder: Path | str) -> None:

@@ -118,6 +118,7 @@ def test_names_and_samples_are_no_markup(tmp_path: Path) -> None:
         bytes_on_disk=1,
         stored_dtype="F32",
         kl=None,
+        tokens_per_second=1.0,
         sample="one\x1b]0;title\x07\ntwo [/]",
         seconds=0.0,
     )

@@ -1,0 +1,92 @@
+"""A run compares base and result on a text before it publishes, and says what it found."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.compress import compress
+from pipeline.evaluate import evaluate
+from schemas.config import EvaluationConfig, RunConfig
+from schemas.errors import TextError
+from schemas.evaluation import EvaluateConfig, EvaluationReport
+from schemas.manifest import OutputResult
+from tests.integration.support import ask, file_sums
+from tests.models import tiny_model
+from workers.files import file_sha256
+
+LENGTH, WINDOWS = 64, 6
+FLOAT32 = 2e-6  # of a mean over tokens, whatever the order in which products were added
+
+
+@pytest.fixture(scope="module")
+def config(text: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    folder = tmp_path_factory.mktemp("comparison")
+    evaluation = EvaluationConfig(text=str(text), sequence_length=LENGTH, windows=WINDOWS)
+    model = tiny_model(folder / "model")
+    return ask(model, text, folder / "output", ratio=(0.2, 0.5), evaluation=evaluation)
+
+
+@pytest.fixture(scope="module")
+def outputs(config: RunConfig, local_ray: None) -> tuple[OutputResult, ...]:
+    return compress(config).outputs
+
+
+def test_it_says_what_an_evaluation_in_memory_says(
+    config: RunConfig, outputs: tuple[OutputResult, ...], text: Path
+) -> None:
+    for output in outputs:
+        alone = evaluate(
+            EvaluateConfig(
+                checkpoint=str(output.path),
+                baseline=config.model,
+                text=str(text),
+                sequence_length=LENGTH,
+                max_windows=WINDOWS,
+                sample_tokens=1,
+            )
+        )
+        assert output.evaluation is not None
+        for found, expected in zip(output.evaluation.models, alone.models, strict=True):
+            assert found.mean_nll == pytest.approx(expected.mean_nll, rel=FLOAT32)
+            assert (found.name, found.bytes_on_disk) == (expected.name, expected.bytes_on_disk)
+            assert found.tokens_per_second
+    one, other = (output.evaluation.models[1] for output in outputs if output.evaluation)
+    assert one.kl
+    assert other.kl
+    assert one.kl < other.kl  # more is removed of it
+
+
+def test_it_is_part_of_the_checkpoint(outputs: tuple[OutputResult, ...]) -> None:
+    for output in outputs:
+        folder = Path(str(output.path))
+        written = EvaluationReport.model_validate_json((folder / "evaluation.json").read_bytes())
+        assert written == output.evaluation
+        listed = json.loads((folder / "manifest.json").read_text())["files"]
+        for name in ("evaluation.json", "README.md"):
+            assert listed[name]["sha256"] == file_sha256(folder / name)
+        base, result = written.models
+        row = f"| perplexity | {base.perplexity:.2f} | {result.perplexity:.2f} |"
+        assert row in (folder / "README.md").read_text()
+        assert result.sample
+        assert result.sample.startswith("The city lies on the river"[:8])
+
+
+def test_what_is_published_is_not_compared_again(
+    config: RunConfig, outputs: tuple[OutputResult, ...]
+) -> None:
+    before = file_sums(config.output if isinstance(config.output, Path) else Path())
+    again = compress(config).outputs
+    assert [output.evaluation for output in again] == [output.evaluation for output in outputs]
+    assert file_sums(Path(str(config.output))) == before
+
+
+def test_a_text_that_is_too_short_is_refused_before_any_work(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("A few words.")
+    fields = {"evaluation": EvaluationConfig(text=str(short)), "output": tmp_path / "output"}
+    with pytest.raises(TextError, match="less than one window"):
+        compress(config.model_copy(update=fields))
+    assert not (tmp_path / "output.run").exists()
