@@ -20,7 +20,7 @@ from schemas.manifest import OutputResult, RunResult
 from workers.failures import storage_explained
 from workers.fetching import resolve
 from workers.items import OWNER
-from workers.memory import give_back, peak_anonymous_bytes
+from workers.memory import give_back, peak_anonymous_bytes, share_arena
 from workers.objects import url_of
 
 
@@ -30,6 +30,7 @@ def compress(config: RunConfig, progress: Progress | None = None, fresh: bool = 
     `fresh` sets aside what ran in the run directory before. Raises InputError before any expensive
     work, or RunError, after which the same call continues.
     """
+    share_arena()
     config, progress = _settle(config), progress or Progress()
     with progress.stage("inspect", 1, "checkpoint") as stage:
         inputs = gather(config)
