@@ -11,7 +11,7 @@ DEMO_DIR ?= build/demo
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format lock fuzz audit serve-check chaos clean
+.PHONY: help install demo test check format lock reference fuzz audit serve-check chaos clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,10 @@ format: install  ## fix what ruff can fix
 lock: install  ## resolve pyproject.toml anew into requirements.lock
 	$(BIN)/python .ci/lock.py > requirements.lock.new
 	mv requirements.lock.new requirements.lock
+
+reference: install  ## write docs/configuration.md from the schemas
+	$(BIN)/python .ci/reference.py > docs/configuration.md.new
+	mv docs/configuration.md.new docs/configuration.md
 
 fuzz: install  ## mutated checkpoints, configurations and texts, each to end cleanly (minutes)
 	$(BIN)/python -m benchmarks.fuzz

@@ -61,7 +61,7 @@ def _line(detail: Any) -> str:
     if detail["type"] == "missing":
         return f"{field}: not given; use --{field.replace('_', '-')} or the key {field} of --config"
     if detail["type"] == "extra_forbidden":
-        return f"{field}: no such setting; see the configuration section of the README"
+        return f"{field}: no such setting; docs/configuration.md lists them"
     remedy = _RATIO if detail["loc"][0] == "ratio" else ""
     return f"{field} = {detail['input']!r}: {message}{remedy}"
 

@@ -1,0 +1,69 @@
+"""The Python interface: what the commands do, as functions. docs/python.md has examples.
+
+from pipeline.api import RunConfig, compress, evaluate, load
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pipeline.compress import compress
+from pipeline.evaluate import evaluate
+from schemas.config import (
+    CalibrationConfig,
+    ClusterConfig,
+    Device,
+    DType,
+    EvaluationConfig,
+    NumericsConfig,
+    RunConfig,
+)
+from schemas.errors import CompressorError, InputError, RunError
+from schemas.evaluation import EvaluateConfig, EvaluationReport, ModelEvaluation
+from schemas.manifest import Compression, OutputResult, RunResult
+from workers.fetching import resolve
+from workers.loading import load_model, load_tokenizer
+
+__all__ = [
+    "CalibrationConfig",
+    "ClusterConfig",
+    "Compression",
+    "CompressorError",
+    "EvaluateConfig",
+    "EvaluationConfig",
+    "EvaluationReport",
+    "InputError",
+    "Loaded",
+    "ModelEvaluation",
+    "NumericsConfig",
+    "OutputResult",
+    "RunConfig",
+    "RunError",
+    "RunResult",
+    "compress",
+    "evaluate",
+    "load",
+]
+
+
+class Loaded(NamedTuple):
+    """A checkpoint in memory."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load(checkpoint: str | Path, dtype: DType = "auto", device: Device = "auto") -> Loaded:
+    """A base or a compressed checkpoint (a folder or a hub id), in evaluation mode.
+
+    `dtype` auto is that of the weights, `device` auto is cuda where there is one. The code in a
+    compressed checkpoint runs only where it is this program's own, byte for byte.
+    Raises CheckpointError where it cannot be read, VerificationError where a tensor of the files
+    has no place in the model or the reverse.
+    """
+    folder = resolve(str(checkpoint), None)
+    return Loaded(
+        load_model(folder, dtype, device, trust_remote_code=False),
+        load_tokenizer(folder, trust_remote_code=False),
+    )
