@@ -162,13 +162,13 @@ def describe(
 
 
 def checksums(folder: Path, known: dict[str, FileEntry]) -> dict[str, FileEntry]:
-    """Every file of a checkpoint: those of `folder`, and weight files, `known` from their records,
-    which need not be there.
+    """Every file of a checkpoint but the manifest: those of `folder`, and weight files, `known`
+    from their records, which need not be there.
     """
     found = {
         path.name: FileEntry(sha256=file_sha256(path), bytes=path.stat().st_size)
         for path in folder.iterdir()
-        if path.is_file() and path.name not in known
+        if path.is_file() and path.name not in (*known, "manifest.json")
     }
     return dict(sorted((found | known).items()))
 

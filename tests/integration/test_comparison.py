@@ -14,6 +14,7 @@ from schemas.manifest import OutputResult
 from tests.integration.support import ask, file_sums
 from tests.models import tiny_model
 from workers.files import file_sha256
+from workers.verify import require, verify_checkpoint
 
 LENGTH, WINDOWS = 64, 6
 FLOAT32 = 2e-6  # of a mean over tokens, whatever the order in which products were added
@@ -62,6 +63,7 @@ def test_it_is_part_of_the_checkpoint(outputs: tuple[OutputResult, ...]) -> None
         folder = Path(str(output.path))
         written = EvaluationReport.model_validate_json((folder / "evaluation.json").read_bytes())
         assert written == output.evaluation
+        require(verify_checkpoint(folder, published=True), folder)
         listed = json.loads((folder / "manifest.json").read_text())["files"]
         for name in ("evaluation.json", "README.md"):
             assert listed[name]["sha256"] == file_sha256(folder / name)

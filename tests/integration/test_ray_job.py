@@ -7,12 +7,24 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from ray.cluster_utils import Cluster
+from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pipeline.compress import compress
-from tests.integration.support import ask, copy_packages, flags, weight_sums
+from schemas.config import RunConfig
+from tests.integration.conftest import Reference
+from tests.integration.support import (
+    KINDS,
+    ask,
+    copy_packages,
+    flags,
+    item_attempts,
+    until,
+    weight_sums,
+)
 from tests.items import local
 from tests.models import tiny_model
 from workers.verify import require, verify_checkpoint
@@ -28,9 +40,37 @@ def free_port() -> int:
     return port
 
 
-@pytest.fixture
-def dashboard() -> Iterator[str]:
-    """A head without CPUs and two workers with a GPU each; the address of its job server."""
+class Jobs(NamedTuple):
+    """The job server of a cluster, and a working directory with nothing but the packages."""
+
+    address: str
+    bare: Path
+
+    def submit(self, config: RunConfig, submission: str, *options: str) -> tuple[int, str]:
+        """Exit status and output of `ray job submit`, once the cluster has an agent for jobs."""
+        arguments = flags(config)
+        arguments[arguments.index("--device") + 1] = "auto"
+        command = [str(RAY), "job", "submit", "--address", self.address, *options]
+        command += ["--submission-id", submission, "--working-dir", str(self.bare)]
+        environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        for _ in range(30):
+            job = subprocess.run(
+                [*command, "--", sys.executable, "-m", "pipeline", *arguments],
+                capture_output=True,
+                text=True,
+                timeout=200,
+                check=False,
+                env=environment,
+            )
+            printed = job.stdout + job.stderr
+            if "No available agent" not in printed:
+                break
+        return job.returncode, printed
+
+
+@pytest.fixture(scope="module")
+def jobs(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
+    """A head without CPUs, and two nodes with a GPU each."""
     port, agent = free_port(), free_port()
     cluster = Cluster(
         initialize_head=True,
@@ -45,39 +85,14 @@ def dashboard() -> Iterator[str]:
     )
     for _ in range(2):
         cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=100 * 1024**2)
-    yield f"http://127.0.0.1:{port}"
+    yield Jobs(f"http://127.0.0.1:{port}", copy_packages(tmp_path_factory.mktemp("bare") / "bare"))
     cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
-def submit(address: str, working_dir: Path, entrypoint: list[str]) -> tuple[int, str]:
-    """Exit status and output of `ray job submit`, once the cluster has an agent that takes jobs."""
-    command = [str(RAY), "job", "submit", "--address", address, "--working-dir", str(working_dir)]
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    for _ in range(30):
-        job = subprocess.run(
-            [*command, "--", *entrypoint],
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-            env=environment,
-        )
-        printed = job.stdout + job.stderr
-        if "No available agent" not in printed:
-            break
-    return job.returncode, printed
-
-
-def test_a_submitted_job_compresses_on_every_gpu(
-    dashboard: str, text: Path, tmp_path: Path, local_ray: None
-) -> None:
+def test_a_submitted_job_compresses_on_every_gpu(jobs: Jobs, text: Path, tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "model", num_hidden_layers=4)
     config = ask(model, text, tmp_path / "output", workers=2)
-    bare = copy_packages(tmp_path / "bare")
-    arguments = flags(config)
-    at = arguments.index("--device")
-    arguments[at + 1] = "auto"
-    code, printed = submit(dashboard, bare, [sys.executable, "-m", "pipeline", *arguments])
+    code, printed = jobs.submit(config, "once")
     assert code == 0, printed
     require(verify_checkpoint(local(config.output), published=True), local(config.output))
     assert "Ray gave each worker a GPU" in printed
@@ -87,3 +102,29 @@ def test_a_submitted_job_compresses_on_every_gpu(
     alone = ask(model, text, tmp_path / "alone", workers=1)
     compress(alone)
     assert weight_sums(local(config.output)) == weight_sums(local(alone.output))
+
+    again, printed = jobs.submit(config, "once")
+    assert again != 0
+    assert "already exists" in printed
+
+
+def test_a_stopped_job_is_continued_by_another(
+    jobs: Jobs, reference: Reference, tmp_path: Path
+) -> None:
+    update = {"output": tmp_path / "output", "run_dir": tmp_path / "run"}
+    config = reference.config.model_copy(update=update)
+    client = JobSubmissionClient(jobs.address)
+    code, printed = jobs.submit(config, "stopped", "--no-wait")
+    assert code == 0, printed
+    until(lambda: len(item_attempts(tmp_path / "run", "bases")) > 2, "a few items are there")
+    client.stop_job("stopped")
+    until(lambda: client.get_job_status("stopped").is_terminal(), "the job has ended")
+    assert client.get_job_status("stopped") == JobStatus.STOPPED
+    assert not (tmp_path / "output").exists()
+    before = item_attempts(tmp_path / "run", *KINDS)
+
+    code, printed = jobs.submit(config, "continued")
+    assert code == 0, printed
+    after = item_attempts(tmp_path / "run", *KINDS)
+    assert before.items() <= after.items()  # none was made again
+    assert weight_sums(tmp_path / "output") == weight_sums(local(reference.output.path))
