@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+"""Ask the autoscaler of a Ray cluster for GPUs, wait for them, run a command, let them go.
+
+A run takes the GPUs that are there when it starts, and asks for none. While the command runs the
+request stands, so that the autoscaler replaces what is lost.
+"""
+
+import argparse
+import signal
+import subprocess
+import sys
+from time import monotonic, sleep
+
+import ray
+from ray.autoscaler.sdk import request_resources
+
+_LOOK_EVERY_S = 5.0
+
+
+def wait_for_gpus(wanted: int, within_s: float) -> int:
+    """GPUs of the cluster, as soon as there are as many as wanted, or when the time is over."""
+    end, before = monotonic() + within_s, -1
+    while True:
+        there = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+        if there != before:
+            print(f"{there} of {wanted} GPUs are there", flush=True)
+        if there >= wanted or monotonic() > end:
+            return there
+        before = there
+        sleep(_LOOK_EVERY_S)
+
+
+def with_gpus(wanted: int, within_s: float, command: list[str]) -> int:
+    """Exit code of the command; 3 without running it where no GPU has come."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    request_resources(bundles=[{"GPU": 1}] * wanted)
+    try:
+        if not wait_for_gpus(wanted, within_s):
+            print(f"error: no GPU came within {within_s:g} s; `ray status` says why", flush=True)
+            return 3
+        # `ray job stop` signals the command too, and soon kills what has not ended: let go at once.
+        signal.signal(signal.SIGTERM, lambda *_: request_resources(bundles=[]))
+        return subprocess.call(command)
+    finally:
+        request_resources(bundles=[])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("gpus", type=int, help="GPUs to ask for; the command may start with fewer")
+    parser.add_argument(
+        "--within", type=float, default=1800, help="seconds to wait for all of them"
+    )
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    asked = parser.parse_args()
+    ray.init(log_to_driver=False)
+    return with_gpus(asked.gpus, asked.within, asked.command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""GPUs are asked for before a command runs, and let go however it ends."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from deploy import with_gpus
+
+EXIT_7 = [sys.executable, "-c", "raise SystemExit(7)"]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How many GPUs were asked for, call by call, of a cluster that gets two more at every look."""
+    calls: list[int] = []
+    looks = iter(range(0, 100, 2))
+
+    def request(bundles: list[dict[str, int]]) -> None:
+        assert all(bundle == {"GPU": 1} for bundle in bundles)
+        calls.append(len(bundles))
+
+    def resources() -> dict[str, Any]:
+        there = next(looks)
+        return {"GPU": float(there)} if there else {}
+
+    monkeypatch.setattr(with_gpus, "request_resources", request)
+    monkeypatch.setattr("ray.cluster_resources", resources)
+    monkeypatch.setattr(with_gpus, "sleep", lambda _: None)
+    before = signal.getsignal(signal.SIGTERM)
+    yield calls
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_the_command_runs_when_all_are_there(
+    asked: list[int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert with_gpus.with_gpus(4, 1e9, EXIT_7) == 7
+    assert asked == [4, 0]
+    assert [line[0] for line in capfd.readouterr().out.splitlines()] == ["0", "2", "4"]
+
+
+def test_it_runs_with_those_that_came_in_time(
+    asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 1.0, 11.0])
+    monkeypatch.setattr(with_gpus, "monotonic", lambda: next(clock))
+    assert with_gpus.with_gpus(8, 10.0, EXIT_7) == 7
+    assert asked == [8, 0]
+
+
+def test_without_any_it_does_not_run(asked: list[int], capfd: pytest.CaptureFixture[str]) -> None:
+    assert with_gpus.with_gpus(8, -1.0, EXIT_7) == 3
+    assert asked == [8, 0]
+    assert "no GPU came" in capfd.readouterr().out
+
+
+def test_a_job_that_is_stopped_while_it_waits_lets_them_go(
+    asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(with_gpus, "sleep", lambda _: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit) as stopped:
+        with_gpus.with_gpus(8, 1e9, EXIT_7)
+    assert stopped.value.code == 143
+    assert asked == [8, 0]
+
+
+def test_a_job_that_is_stopped_while_it_runs_lets_them_go_at_once(asked: list[int]) -> None:
+    stop = "import os, signal; os.kill(os.getppid(), signal.SIGTERM); raise SystemExit(143)"
+    assert with_gpus.with_gpus(2, 1e9, [sys.executable, "-c", stop]) == 143
+    assert asked == [2, 0, 0]
