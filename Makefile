@@ -9,9 +9,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_DIR ?= build/demo
 PYTEST_ARGS ?=
+CRDS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format lock reference fuzz audit serve-check chaos clean
+.PHONY: help install demo test check check-manifests format lock reference fuzz audit serve-check chaos clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +50,9 @@ check: install  ## lint and types only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+check-manifests: install  ## deploy/ and ray_cluster.yaml; CRDS=folder of KubeRay's CRDs for its kinds
+	CRDS=$(CRDS) $(BIN)/python -m pytest tests/unit/test_manifests.py
 
 format: install  ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
