@@ -23,9 +23,8 @@ def commands(page: Path) -> list[list[str]]:
 
 def own_arguments(words: list[str]) -> list[str] | None:
     """What a shell command gives to this program; None where it does not start it."""
-    for at, word in enumerate(words):
-        if Path(word).name == "svdllm" and words[at - 2 : at] != ["pip", "install"]:
-            return words[at + 1 :]
-        if words[at : at + 3] == ["python", "-m", "pipeline"]:
-            return words[at + 3 :]
-    return None
+    if Path(words[0]).name == "svdllm":
+        return words[1:]
+    starts = (at for at in range(len(words)) if words[at : at + 3] == ["python", "-m", "pipeline"])
+    at = next(starts, None)
+    return None if at is None else words[at + 3 :]
