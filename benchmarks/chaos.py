@@ -8,6 +8,7 @@ Each seed draws three kills by SIGKILL: of a worker, of a node (a raylet and all
 is replaced at once or comes back later) and of the driver, each in a stage and at a random moment
 of it. Whenever the command ends with another code than 0 it is started again. Exits with 1 where
 a weight file differs from the undisturbed run, or an item that was finished was made again.
+`--kill head@factorise` kills the head in every run instead; a new cluster takes its place.
 """
 
 import argparse
@@ -69,7 +70,10 @@ def _disturbed(
     output = config.output.parent / f"seed-{seed}"
     mine = config.model_copy(update={"output": output})
     start = time.monotonic()
-    outcome = ChaosRun(nodes, mine, options.kill or drawn(seed), calm.seconds, seed).run()
+    run = ChaosRun(nodes, mine, options.kill or drawn(seed), calm.seconds, seed)
+    outcome = run.run()
+    for end in run.ends:
+        _say(f"seed {seed}: without a head the driver ended with {end}")
     _say(
         f"seed {seed}: {'; '.join(f'{what} in {stage}' for what, stage in outcome.kills)}: "
         f"{outcome.starts - 1} resumes, {len(outcome.items)} items, {len(outcome.repeated)} "

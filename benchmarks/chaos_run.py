@@ -28,7 +28,7 @@ STAGES = (
     "publish",
 )
 PUBLISHED = "end"  # the checkpoint is there, the command is not over
-DISTURBANCES = ("worker", "node, replaced", "node, lost", "driver")
+DISTURBANCES = ("worker", "node, replaced", "node, lost", "driver", "head")
 _LAST_LINE = "written and verified"
 _ENDED = re.compile(r" INFO ([a-z ]+): \d+ [a-z ]+ in [\d.]+ s")
 _LONGEST_S = 900.0
@@ -91,6 +91,7 @@ class ChaosRun:
         self._skipped: set[str] = set()
         self._begun = 0
         self._due: float | None = None
+        self.ends: list[str] = []  # of drivers whose head was lost: exit code and last line
         self._lost = self._looked = 0.0
 
     def run(self) -> Outcome:
@@ -106,8 +107,11 @@ class ChaosRun:
             finally:
                 command.close()
             self._sample()
-            if code not in (0, 3, -9):
+            if code not in (0, 3, -9) and not self._nodes.headless:
                 raise FailedRunError(f"exit code {code}:\n{command.log}")
+            if self._nodes.headless:
+                self.ends.append(f"{code}: {command.log.strip().splitlines()[-1]}")
+                self._nodes.renew()
         self._nodes.fill()
         sums = weight_sums(local(self._config.output))
         return Outcome(self._done, starts, self._items, self._repeated, sums, seconds)
@@ -124,7 +128,7 @@ class ChaosRun:
                 seconds[stage] += now - since
                 stage, since = current, now
             self._disturb(command, stage, now)
-            if self._nodes.lacking and now - self._lost > _ABSENT_S:
+            if self._nodes.lacking and not self._nodes.headless and now - self._lost > _ABSENT_S:
                 self._nodes.fill()
             time.sleep(_POLL_S)
         seconds[stage] += time.monotonic() - since
@@ -135,7 +139,7 @@ class ChaosRun:
         if not self._left:
             return
         kill = self._left[0]
-        if now - self._looked > _LOOK_S and kill.what != "driver":
+        if now - self._looked > _LOOK_S and kill.what not in ("driver", "head"):
             self._nodes.look()
             self._looked = now
         if stage in STAGES[: STAGES.index(kill.stage)]:
@@ -154,6 +158,9 @@ class ChaosRun:
         """Whether there was something to kill."""
         if what == "driver":
             command.send(signal.SIGKILL)
+            return True
+        if what == "head":
+            self._nodes.kill_head()
             return True
         if what == "worker":
             return self._nodes.kill_worker(self._draw)

@@ -22,6 +22,10 @@ class Nodes:
     """A head without CPUs, to which drivers connect, and nodes of one CPU each."""
 
     def __init__(self, count: int) -> None:
+        self._count = count
+        self._begin()
+
+    def _begin(self) -> None:
         from ray.cluster_utils import Cluster  # what it reads of the environment is set by now
 
         self._cluster: Any = Cluster()
@@ -31,8 +35,8 @@ class Nodes:
             object_store_memory=_STORE_BYTES,
             _system_config=_NOTICE,
         )
-        self._count = count
         self._families: dict[int, list[Process]] = {}
+        self.headless = False
         self.fill()
 
     @property
@@ -75,6 +79,18 @@ class Nodes:
         for process in self._families.get(raylet, []):
             process.kill()
         self._cluster.remove_node(node, allow_graceful=False)
+
+    def kill_head(self) -> None:
+        """SIGKILL to every process of the head; what is on other nodes has to notice by itself."""
+        for started in self._cluster.head_node.all_processes.values():
+            for each in started:
+                each.process.kill()
+        self.headless = True
+
+    def renew(self) -> None:
+        """Another cluster in the place of one without a head."""
+        self._cluster.shutdown()
+        self._begin()
 
     def close(self) -> None:
         """End all of it."""
