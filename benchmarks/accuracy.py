@@ -13,10 +13,10 @@ from rich.table import Table
 
 from pipeline.compress import compress
 from pipeline.evaluate import evaluate
-from pipeline.progress import set_up_logging
 from schemas.config import METHODS, CalibrationConfig, ClusterConfig, Method, RunConfig
 from schemas.evaluation import EvaluateConfig, ModelEvaluation
 from schemas.manifest import OutputResult
+from workers.logs import set_up_logging
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ from rich.console import Console
 
 from pipeline import render
 from pipeline.configuration import build, explain
-from pipeline.progress import log, set_up_logging
 from schemas.config import (
     Allocation,
     Device,
@@ -28,6 +27,7 @@ from schemas.config import (
 from schemas.errors import CompressorError, RunError
 from schemas.evaluation import EvaluateConfig
 from schemas.location import locate
+from workers.logs import LOG_FORMAT, LogFormat, log, set_up_logging
 
 app = typer.Typer(
     help="Compress large language models by activation-aware SVD, on Ray.",
@@ -84,6 +84,17 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML of the s
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Any setting: a.b=value. May be repeated.")
 ]
+
+
+@app.callback()
+def logs(
+    log_format: Annotated[
+        LogFormat, typer.Option(envvar=LOG_FORMAT, help="Of the log: text, or JSON lines.")
+    ] = "text",
+) -> None:
+    if log_format == "json":  # by the environment, which workers see, too
+        os.environ[LOG_FORMAT] = log_format
+        set_up_logging()
 
 
 @app.command()

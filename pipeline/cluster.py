@@ -24,6 +24,7 @@ from schemas.errors import ConfigError, WorkerDiedError, WorkerError
 from schemas.model import ModelSpec
 from schemas.plan import ClusterSpec, Plan, WorkerFacts
 from workers.actors import Allocator, LayerShard, probe
+from workers.logs import as_json
 
 _OBJECT_STORE_BYTES = 512 * 1024**2
 _START_TIMEOUT_S = 600.0
@@ -206,7 +207,8 @@ def _connect(cluster: ClusterConfig, threads: int) -> None:
         _start_embedded(cluster, threads)
         return
     try:
-        ray.init(address=address, logging_level=logging.ERROR)
+        # What workers say stays in Ray's own log files where ours is JSON: Ray would prefix it.
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=not as_json())
     except (ConnectionError, ValueError, RayError) as error:
         raise ConfigError(f"cluster.address {address!r}: no Ray cluster there ({error})") from None
     except RuntimeError as error:  # ray compares its own version and Python's

@@ -20,6 +20,7 @@ from schemas.manifest import OutputResult, RunResult
 from workers.failures import storage_explained
 from workers.fetching import resolve
 from workers.items import OWNER
+from workers.logs import now_about
 from workers.memory import give_back, peak_anonymous_bytes, share_arena
 from workers.objects import url_of
 
@@ -32,6 +33,7 @@ def compress(config: RunConfig, progress: Progress | None = None, fresh: bool = 
     """
     share_arena()
     config, progress = _settle(config), progress or Progress()
+    now_about(run=str(config.run_folder))
     with progress.stage("inspect", 1, "checkpoint") as stage:
         inputs = gather(config)
         stage.advance()

@@ -22,6 +22,7 @@ from schemas.location import Location, Url
 from schemas.manifest import Check, Compression, FileEntry, Manifest, OutputResult
 from schemas.output import MatrixResult, OutputFile
 from workers.files import write_text
+from workers.logs import about_matrices
 from workers.moment_items import fallbacks_of
 from workers.objects import exists, read_bytes
 from workers.verify import require, sample_of
@@ -238,11 +239,17 @@ def _committed(run: Run, key: str) -> Record:
 
 def _warn(run: Run, compression: Compression) -> None:
     """Every fallback and every thin statistic, each kind once with its count."""
-    kinds = Counter(note for matrix in compression.matrices for note in matrix.fallbacks)
-    thin = Counter(note for matrix in compression.matrices for note in matrix.remarks)
     for note in compression.fallbacks:
         run.progress.warn(f"fallback: {note}")
-    for note, count in kinds.items():
-        run.progress.warn(f"fallback in {count} matrices: {note}")
-    for note, count in thin.items():
-        run.progress.warn(f"thin statistics in {count} matrices: {note}")
+    matrices = compression.matrices
+    fallbacks = [(matrix.name, note) for matrix in matrices for note in matrix.fallbacks]
+    _warn_of_matrices(run, "fallback", fallbacks)
+    remarks = [(matrix.name, note) for matrix in matrices for note in matrix.remarks]
+    _warn_of_matrices(run, "thin statistics", remarks)
+
+
+def _warn_of_matrices(run: Run, what: str, notes: list[tuple[str, str]]) -> None:
+    """`notes` are pairs of a matrix and what is to be said of it."""
+    for kind, count in Counter(note for _, note in notes).items():
+        with about_matrices([name for name, note in notes if note == kind]):
+            run.progress.warn(f"{what} in {count} matrices: {kind}")

@@ -24,6 +24,7 @@ from schemas.errors import (
     WorkerError,
     WorkerHungError,
 )
+from workers.logs import about_matrices
 
 ATTEMPTS = 3
 BACK_OFF_S = 1.0  # before an item that failed is tried again; four times as long after that
@@ -223,7 +224,8 @@ class Pool:
             if not isinstance(error, WorkerDiedError):
                 delay = BACK_OFF_S * 4 ** (task.attempts - 1)
                 task.not_before = time.monotonic() + delay
-                self._warn(f"{error}; trying again in {delay:g} s")
+                with about_matrices(task.matrices):
+                    self._warn(f"{error}; trying again in {delay:g} s")
             return [task]
         if parts := task.split():
             return parts

@@ -1,10 +1,6 @@
 """What a user sees while it runs: a live line on a terminal, plain log lines elsewhere."""
 
 import contextlib
-import logging
-import os
-import re
-import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import zip_longest
@@ -20,12 +16,9 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
-from schemas.printable import printable
+from workers.logs import as_json, log, now_about
 
-log = logging.getLogger("svdllm")
 _LOG_EVERY_S = 10.0
-_SECRET_NAMES = re.compile(r"(?i)(TOKEN|SECRET|PASSWORD|KEY|KEY_ID)$")
-_SHORTEST_SECRET = 8
 
 
 class Progress:
@@ -43,7 +36,8 @@ class Progress:
     def stage(self, name: str, total: int, unit: str) -> Iterator["Stage"]:
         """A stage of `total` items; its duration is recorded under `name`."""
         start = time.monotonic()
-        bars = self._bars() if self._console.is_terminal else None
+        now_about(stage=name)
+        bars = self._bars() if self._console.is_terminal and not as_json() else None
         stage = self.current = Stage(name, total, unit, bars, start, self.watch)
         self.watch(stage)
         with bars or contextlib.nullcontext():
@@ -136,26 +130,3 @@ class Stage:
         """Tokens a second so far, where there are tokens."""
         rate = self.tokens_per_second
         return "" if rate is None else f", {rate:,.0f} tokens/s"
-
-
-class _Line(logging.Formatter):
-    """One printable line a record, without the secrets that the environment holds."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = printable(super().format(record))
-        for name, value in os.environ.items():
-            if _SECRET_NAMES.search(name) and len(value) >= _SHORTEST_SECRET:
-                line = line.replace(value, "***")
-        return line
-
-
-def set_up_logging() -> None:
-    """Our log lines to standard error, with the time where that is no terminal."""
-    terminal = sys.stderr.isatty()
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        _Line("%(message)s" if terminal else "%(asctime)s %(levelname)s %(message)s")
-    )
-    log.handlers = [handler]
-    log.setLevel(logging.INFO)
-    log.propagate = False

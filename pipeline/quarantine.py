@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from schemas.config import OnFailure
 from schemas.errors import QuarantineError
+from workers.logs import about_matrices
 
 
 class Failed(NamedTuple):
@@ -31,7 +32,8 @@ class Quarantine:
     def add(self, failed: Failed) -> None:
         """Give an item up."""
         self.items[failed.what] = failed
-        self._warn(f"given up: {failed}")
+        with about_matrices(failed.matrices):
+            self._warn(f"given up: {failed}")
 
     @property
     def matrices(self) -> dict[str, str]:

@@ -33,6 +33,7 @@ from workers.failures import guarded, patiently
 from workers.fetching import resolve
 from workers.items import RUN_RECORD
 from workers.layers import Decoder
+from workers.logs import set_up_logging
 from workers.memory import peak_anonymous_bytes
 from workers.moment_items import commit_moment, commit_part, merge_parts
 from workers.moments import MomentSums
@@ -50,6 +51,7 @@ class LayerShard:
     """Owns a contiguous range of decoder layers on one device."""
 
     def __init__(self, config: RunConfig, spec: ModelSpec) -> None:
+        set_up_logging()
         set_threads(config.numerics.threads)
         self._config = config
         self._spec = spec

@@ -16,6 +16,7 @@ from workers.actors import worker_facts
 from workers.devices import find_device, free_cached, set_threads
 from workers.fetching import resolve
 from workers.layers import Decoder
+from workers.logs import set_up_logging
 from workers.scoring import Rows, Score, ScoringShard
 from workers.shard import Shard, Step
 from workers.store import Store
@@ -40,6 +41,7 @@ class EvaluationShard:
     """Owns the same part of one or two decoders on one device."""
 
     def __init__(self, sources: Sequence[Source], device: Device, threads: int) -> None:
+        set_up_logging()
         set_threads(threads)
         self._sources = sources
         self._asked = device

@@ -20,8 +20,9 @@ from schemas.moments import Tap, backward_tap, forward_tap
 from schemas.output import MatrixResult, SpectrumFacts, stored_parameters
 from workers.allocation.budget import MatrixLoss, cost, rank_within
 from workers.devices import free_cached
-from workers.failures import failure, say
+from workers.failures import failure
 from workers.items import basis_key, factors_key, spectrum_key
+from workers.logs import about_matrices, log
 from workers.moment_items import read_moment
 from workers.moments import Moment, row_blocks
 from workers.pivoting import pivot
@@ -101,7 +102,8 @@ class Compressor:
                 raise
         free_cached()  # here, where the traceback holds no tensor of the attempt
         note = f"too large for the memory of the {self._device.type} device: computed on the host"
-        say(f"{matrix.name}: {note}")
+        with about_matrices([matrix.name]):
+            log.warning("%s: %s", matrix.name, note)
         return compute(_HOST, (note,))
 
     def _commit_basis(self, matrix: MatrixSpec, problem: Problem, basis: Basis) -> Record:

@@ -7,7 +7,6 @@ passes through unchanged.
 import errno
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import torch
 
 from schemas.errors import CompressorError, StorageError, StorageFullError, WorkerError
 from schemas.location import Location
+from workers.logs import log
 
 Failure = Literal["device memory", "host memory", "device", "storage full", "storage", "other"]
 P = ParamSpec("P")
@@ -118,7 +118,7 @@ def patiently(work: Callable[[], R], delays: Sequence[float] = DELAYS) -> R:
         except OSError as error:
             if failure(error) != "storage":
                 raise
-            say(f"storage: {error}; trying again in {delay:g} s")
+            log.warning("storage: %s; trying again in %g s", error, delay)
         time.sleep(delay)
     return work()
 
@@ -152,13 +152,8 @@ def guarded(
     return around
 
 
-def say(line: str) -> None:
-    """One line to the log of this process."""
-    print(line, file=sys.stderr, flush=True)
-
-
 def _end_process(why: str) -> NoReturn:
-    say(f"the device fails, so this worker ends: {why}")
+    log.error("the device fails, so this worker ends: %s", why)
     os._exit(1)
 
 

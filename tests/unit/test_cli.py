@@ -8,9 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.progress import log
 from tests.models import tiny_model
 from tests.prose import prose
+from workers.logs import log
 
 TOO_MANY = "1000000"
 

@@ -126,7 +126,7 @@ def test_a_lack_of_memory_names_the_work_and_the_remedy(tmp_path: Path) -> None:
 
 
 def test_a_failing_device_ends_the_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def leave(code: int) -> NoReturn:
         raise SystemExit(code)
@@ -136,10 +136,10 @@ def test_a_failing_device_ends_the_process(
     with pytest.raises(SystemExit) as left:
         worker.forward(torch.zeros(1))
     assert left.value.code == 1
-    assert capsys.readouterr().err == (
+    assert caplog.messages == [
         "the device fails, so this worker ends: forward rows: "
-        "CUDA error: device-side assert triggered\n"
-    )
+        "CUDA error: device-side assert triggered"
+    ]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), FileNotFoundError("x"), KeyError("y")])

@@ -17,7 +17,6 @@ from pipeline.cli import app
 from pipeline.configuration import build
 from pipeline.machines import Machines, on_cpu, parse_size
 from pipeline.plan import make_plan, plan_checkpoint, require_disk
-from pipeline.progress import log
 from pipeline.stages import rank_at
 from schemas.config import Factors, RunConfig
 from schemas.errors import ConfigError
@@ -27,6 +26,7 @@ from schemas.plan import ClusterSpec, Plan
 from tests.models import tiny_model
 from workers.checkpoint import inspect
 from workers.config_file import read_spec
+from workers.logs import log
 
 ROOT = Path(__file__).parents[2]
 SHAPES = ROOT / "tests" / "configs"

@@ -10,12 +10,12 @@ from rich.console import Console
 
 from pipeline.configuration import build, explain
 from pipeline.evaluate import render
-from pipeline.progress import log, set_up_logging
 from schemas.config import ClusterConfig, RunConfig
 from schemas.errors import CheckpointError
 from schemas.evaluation import EvaluationReport, ModelEvaluation
 from schemas.location import locate
 from schemas.printable import has_credentials, printable
+from workers.logs import log, set_up_logging
 
 SECRET = "wJalrXUtnFEMI/K7MDENG"
 URLS = [

@@ -1,0 +1,96 @@
+"""The log of this program in every process: lines for people, or one JSON object each.
+
+The environment says which, so that a Ray job and the workers of an embedded Ray follow it, too.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Literal
+
+from schemas.printable import printable
+
+LogFormat = Literal["text", "json"]
+LOG_FORMAT = "SVDLLM_LOG_FORMAT"
+FIELDS = ("run", "stage", "layer", "matrix")
+
+log = logging.getLogger("svdllm")
+_SECRET_NAMES = re.compile(r"(?i)(TOKEN|SECRET|PASSWORD|KEY|KEY_ID)$")
+_SHORTEST_SECRET = 8
+_LAYER = re.compile(r"\blayers\.(\d+)\.")
+_about: ContextVar[Mapping[str, str | int]] = ContextVar("about")
+
+
+def set_up_logging() -> None:
+    """Our log lines to standard error, as text with the time where that is no terminal."""
+    terminal = sys.stderr.isatty()
+    text = _Line("%(message)s" if terminal else "%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Json("%(message)s") if as_json() else text)
+    log.handlers = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def as_json() -> bool:
+    """Whether the environment asks for JSON."""
+    return os.environ.get(LOG_FORMAT) == "json"
+
+
+def now_about(**fields: str | int) -> None:
+    """Say of every later line of this thread what it is about: some of FIELDS."""
+    _about.set({**_about.get({}), **fields})
+
+
+@contextlib.contextmanager
+def about(**fields: str | int) -> Iterator[None]:
+    """The same for the lines in its body alone."""
+    token = _about.set({**_about.get({}), **fields})
+    try:
+        yield
+    finally:
+        _about.reset(token)
+
+
+def about_matrices(names: Collection[str]) -> contextlib.AbstractContextManager[None]:
+    """Lines about some matrices: which, if it is one, and of which layer, if all are of one."""
+    layers = {found[1] for name in names if (found := _LAYER.search(name))}
+    fields: dict[str, str | int] = {"layer": int(next(iter(layers)))} if len(layers) == 1 else {}
+    return about(**fields, **({"matrix": next(iter(names))} if len(names) == 1 else {}))
+
+
+class _Line(logging.Formatter):
+    """One printable line a record, without the secrets that the environment holds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _shown(super().format(record))
+
+
+class _Json(logging.Formatter):
+    """One JSON object a record: time (UTC), level, message, and of FIELDS what is known."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        known = _about.get({})
+        found: dict[str, str | int] = {
+            "time": time,
+            "level": record.levelname,
+            "message": super().format(record),
+            **{name: known[name] for name in FIELDS if name in known},
+        }
+        shown = {key: _shown(v) if isinstance(v, str) else v for key, v in found.items()}
+        return json.dumps(shown)
+
+
+def _shown(text: str) -> str:
+    line = printable(text)
+    for name, value in os.environ.items():
+        if _SECRET_NAMES.search(name) and len(value) >= _SHORTEST_SECRET:
+            line = line.replace(value, "***")
+    return line
