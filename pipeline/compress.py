@@ -8,6 +8,7 @@ from pipeline.factorise import factorise
 from pipeline.history import set_aside
 from pipeline.inputs import gather
 from pipeline.journal import journal
+from pipeline.metrics import measured
 from pipeline.outputs import find_output, make_output
 from pipeline.ownership import owned
 from pipeline.plan import require_disk
@@ -43,6 +44,7 @@ def compress(config: RunConfig, progress: Progress | None = None, fresh: bool = 
         storage_explained("the driver", config.run_folder),
         owned(config.run_folder / OWNER, progress.note) as ownership,
         ray_session(config.cluster, config.numerics.threads),
+        measured(progress),
     ):
         outputs, worker_peaks = supervise(
             config,

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 
 from pipeline.cluster import Actor
 from pipeline.pool import Task
@@ -20,7 +21,7 @@ def factorise(run: Run, matrices: Iterable[MatrixSpec]) -> None:
     if not pending.matrices:
         return
     run.grow()
-    with run.progress.stage("factorise", len(pending.matrices), "matrices") as stage:
+    with pending.stage() as stage:
         run.pool.run(pending.ready(stage))
         stage.busy = list(run.pool.seconds.values())
 
@@ -37,7 +38,7 @@ def commit(run: Run, direction: Pass, taps: list[Tap], holders: list[list[Actor]
     layers = {tap.layer for tap in taps}
     pending = Pending(run, [m for m in run.spec.matrices if m.layer in layers])
     run.grow()
-    with run.progress.stage("factorise", len(pending.matrices), "matrices") as stage:
+    with pending.stage() as stage:
         run.pool.run(_commits(run, direction, taps, holders, pending, stage))
         stage.busy = list(run.pool.seconds.values())
 
@@ -59,6 +60,11 @@ class Pending:
         self._left = list(self.matrices)
         self._moments = set(run.there("moments"))
 
+    def stage(self) -> AbstractContextManager[Stage]:
+        """The stage that makes their bases."""
+        count = len(self.matrices)
+        return self._run.progress.stage("factorise", count, "matrices", self.matrices)
+
     def ready(self, stage: Stage, committed: Iterable[Record] = ()) -> list[Task]:
         """The tasks of those that are complete with what was committed now."""
         self._moments |= {record.key for record in committed}
@@ -75,7 +81,7 @@ def _factorisation(run: Run, group: list[MatrixSpec], stage: Stage) -> Task:
         f"factorise {', '.join(names)}",
         "factorise",
         (group,),
-        lambda records: stage.advance(len(records)),
+        lambda records: stage.advance(len(records), matrices=group),
         cost=sum(matrix.small**3 for matrix in group),
         home=run.home(group[0].layer),
         matrices=names,

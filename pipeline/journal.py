@@ -21,7 +21,7 @@ EVERY_S = 10.0
 def journal(root: Path | Url, plan: Plan, progress: Progress) -> Iterator[None]:
     """Write what a run does: at each change of stage, then every few seconds, and how it ends."""
     kept = _Journal(root, plan, progress)
-    progress.watch = kept.note
+    progress.watchers.append(kept.note)
     try:
         yield
         kept.end(None)
@@ -29,7 +29,7 @@ def journal(root: Path | Url, plan: Plan, progress: Progress) -> Iterator[None]:
         kept.end(str(error))
         raise
     finally:
-        progress.watch = lambda _: None
+        progress.watchers.remove(kept.note)
 
 
 class _Journal:

@@ -20,7 +20,9 @@ from schemas.evaluation import EvaluationReport
 from schemas.identity import Record
 from schemas.location import Location, Url
 from schemas.manifest import Check, Compression, FileEntry, Manifest, OutputResult
+from schemas.metrics import Metric
 from schemas.output import MatrixResult, OutputFile
+from workers.actors_metrics import count
 from workers.files import write_text
 from workers.logs import about_matrices
 from workers.moment_items import fallbacks_of
@@ -244,12 +246,14 @@ def _warn(run: Run, compression: Compression) -> None:
     matrices = compression.matrices
     fallbacks = [(matrix.name, note) for matrix in matrices for note in matrix.fallbacks]
     _warn_of_matrices(run, "fallback", fallbacks)
+    count(Metric.FALLBACKS, len(compression.fallbacks), kind="run")
+    count(Metric.FALLBACKS, len(fallbacks), kind="matrix")
     remarks = [(matrix.name, note) for matrix in matrices for note in matrix.remarks]
     _warn_of_matrices(run, "thin statistics", remarks)
 
 
 def _warn_of_matrices(run: Run, what: str, notes: list[tuple[str, str]]) -> None:
     """`notes` are pairs of a matrix and what is to be said of it."""
-    for kind, count in Counter(note for _, note in notes).items():
+    for kind, times in Counter(note for _, note in notes).items():
         with about_matrices([name for name, note in notes if note == kind]):
-            run.progress.warn(f"{what} in {count} matrices: {kind}")
+            run.progress.warn(f"{what} in {times} matrices: {kind}")

@@ -24,6 +24,8 @@ from schemas.errors import (
     WorkerError,
     WorkerHungError,
 )
+from schemas.metrics import Metric
+from workers.actors_metrics import count
 from workers.logs import about_matrices
 
 ATTEMPTS = 3
@@ -226,16 +228,19 @@ class Pool:
                 task.not_before = time.monotonic() + delay
                 with about_matrices(task.matrices):
                     self._warn(f"{error}; trying again in {delay:g} s")
+            count(Metric.RETRIES, kind="item")
             return [task]
         if parts := task.split():
             return parts
         self.quarantine.add(Failed(task.what, task.matrices, task.attempts, str(error)))
+        count(Metric.QUARANTINED)
         return []
 
     def _lose(self, worker: Actor, error: WorkerDiedError) -> None:
         stop([worker])
         self.workers.remove(worker)
         self._losses += 1
+        count(Metric.LOST_WORKERS)
         self._warn(f"{error}; going on with {len(self.workers)}")
 
     def _join(self, reference: Any) -> None:

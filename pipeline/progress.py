@@ -2,7 +2,8 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import zip_longest
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
+from schemas.model import MatrixSpec
 from workers.logs import as_json, log, now_about
 
 _LOG_EVERY_S = 10.0
@@ -29,17 +31,21 @@ class Progress:
         self.seconds: dict[str, float] = {}
         self.warnings: list[str] = []
         self.current: Stage | None = None
-        self.watch: Callable[[Stage], None] = lambda _: None
+        self.watchers: list[Callable[[Stage], None]] = []
         self._busy: dict[str, list[float]] = {}
 
     @contextlib.contextmanager
-    def stage(self, name: str, total: int, unit: str) -> Iterator["Stage"]:
-        """A stage of `total` items; its duration is recorded under `name`."""
+    def stage(
+        self, name: str, total: int, unit: str, matrices: Iterable[MatrixSpec] = ()
+    ) -> Iterator["Stage"]:
+        """A stage of `total` items, with the `matrices` that it is to finish; its duration is
+        recorded under `name`.
+        """
         start = time.monotonic()
         now_about(stage=name)
         bars = self._bars() if self._console.is_terminal and not as_json() else None
-        stage = self.current = Stage(name, total, unit, bars, start, self.watch)
-        self.watch(stage)
+        stage = self.current = Stage(name, total, unit, bars, start, self._watch, matrices)
+        self._watch(stage)
         with bars or contextlib.nullcontext():
             yield stage
         seconds = time.monotonic() - start
@@ -72,6 +78,10 @@ class Progress:
         """Seconds of all stages of this name, this one included."""
         return self.seconds.get(stage.name, 0.0) + stage.elapsed
 
+    def _watch(self, stage: "Stage") -> None:
+        for watcher in self.watchers:
+            watcher(stage)
+
     def _bars(self) -> Bars:
         return Bars(
             SpinnerColumn(),
@@ -97,18 +107,25 @@ class Stage:
         bars: Bars | None,
         start: float,
         watch: Callable[["Stage"], None],
+        matrices: Iterable[MatrixSpec],
     ) -> None:
         self.name, self.total, self.unit = name, total, unit
         self._bars, self._start, self._logged, self._watch = bars, start, start, watch
-        self._tokens = 0
-        self.done = 0
+        self._left = Counter(matrix.layer for matrix in matrices)
+        self.done = self.tokens = self.matrices = self.layers = 0
         self.busy: list[float] = []  # seconds of each worker, where a stage measures them
         self._task = bars.add_task(name, total=total, unit=unit, rate="") if bars else None
 
-    def advance(self, items: int = 1, tokens: int = 0) -> None:
-        """Count items, and tokens where the stage streams them."""
+    def advance(self, items: int = 1, tokens: int = 0, matrices: Sequence[MatrixSpec] = ()) -> None:
+        """Count items, tokens where the stage streams them, and what is finished: `matrices`, and
+        the layers of which they were the last ones.
+        """
         self.done += items
-        self._tokens += tokens
+        self.tokens += tokens
+        self.matrices += len(matrices)
+        for matrix in matrices:
+            self._left[matrix.layer] -= 1
+            self.layers += not self._left[matrix.layer]
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=self.done, rate=self.rate())
         elif time.monotonic() - self._logged > _LOG_EVERY_S:
@@ -124,7 +141,7 @@ class Stage:
     @property
     def tokens_per_second(self) -> float | None:
         """So far; None where it streams no tokens."""
-        return self._tokens / max(self.elapsed, 1e-9) if self._tokens else None
+        return self.tokens / max(self.elapsed, 1e-9) if self.tokens else None
 
     def rate(self) -> str:
         """Tokens a second so far, where there are tokens."""

@@ -10,6 +10,8 @@ from pipeline.quarantine import Quarantine
 from pipeline.run import Run
 from schemas.config import RunConfig
 from schemas.errors import WorkerDiedError, WorkerError
+from schemas.metrics import Metric
+from workers.actors_metrics import count
 
 R = TypeVar("R")
 
@@ -114,6 +116,7 @@ class _Supervisor:
                 f"(cluster.attempts is {most}); what is committed is kept: look at the nodes, then "
                 "start the same command again to continue"
             ) from error
+        count(Metric.RETRIES, kind="run")
         self._progress.warn(
             f"{error}; going on from {self._config.run_folder} "
             f"({self._losses} of {most} losses without progress)"

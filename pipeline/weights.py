@@ -1,5 +1,7 @@
 """The weight files of a checkpoint: each matrix cut at its rank, each file when it is complete."""
 
+from functools import partial
+
 from pipeline import assemble
 from pipeline.pool import Task
 from pipeline.run import Run
@@ -51,15 +53,15 @@ def write_weights(
                 )
         return tasks
 
-    def cut(record: Record) -> list[Task]:
-        result = MatrixResult.model_validate(record.facts)
-        results[result.name] = result
-        stage.advance()
+    def cut(matrix: MatrixSpec, record: Record) -> list[Task]:
+        results[matrix.name] = MatrixResult.model_validate(record.facts)
+        stage.advance(matrices=[matrix])
         return write(set(results))
 
     pending = [matrix for matrix in spec.matrices if matrix.name not in results]
     run.grow()
-    with run.progress.stage("truncate", len(pending) + len(parts), "matrices and files") as stage:
+    count = len(pending) + len(parts)
+    with run.progress.stage("truncate", count, "matrices and files", pending) as stage:
         run.pool.run(
             [
                 *(
@@ -67,7 +69,7 @@ def write_weights(
                         f"cut {matrix.name}",
                         "truncate",
                         (matrix, ranks[matrix.name]),
-                        cut,
+                        partial(cut, matrix),
                         cost=matrix.size,
                         matrices=(matrix.name,),
                     )

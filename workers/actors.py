@@ -26,6 +26,7 @@ from schemas.model import MatrixSpec, ModelSpec
 from schemas.moments import Pass, Tap
 from schemas.output import OutputFile
 from schemas.plan import LayerRange, WorkerFacts
+from workers.actors_metrics import count_traffic, show_memory
 from workers.allocator import RankAllocator
 from workers.compression import Compressor
 from workers.devices import compute_dtype, find_device, free_cached, set_threads
@@ -52,6 +53,7 @@ class LayerShard:
 
     def __init__(self, config: RunConfig, spec: ModelSpec) -> None:
         set_up_logging()
+        count_traffic()
         set_threads(config.numerics.threads)
         self._config = config
         self._spec = spec
@@ -70,6 +72,7 @@ class LayerShard:
         self._folder = resolve(self._config.model, self._config.revision, self._config.fetched)
         self._device = find_device(self._config.cluster.device)
         self._dtype = compute_dtype(self._config.numerics.dtype, self._spec.dtype, self._device)
+        show_memory(self._device)
         return worker_facts(self._device, self._dtype)
 
     @guarded(repeatable=True)
@@ -217,6 +220,7 @@ class Allocator:
     """The one place where the losses of all matrices meet."""
 
     def __init__(self, config: RunConfig) -> None:
+        count_traffic()
         torch.set_num_threads(1)
         self._allocator = RankAllocator(config)
         self.place = config.run_folder

@@ -13,6 +13,7 @@ from schemas.location import Location
 from schemas.model import DecoderSpec
 from schemas.plan import LayerRange, WorkerFacts
 from workers.actors import worker_facts
+from workers.actors_metrics import count_traffic, show_memory
 from workers.devices import find_device, free_cached, set_threads
 from workers.fetching import resolve
 from workers.layers import Decoder
@@ -42,6 +43,7 @@ class EvaluationShard:
 
     def __init__(self, sources: Sequence[Source], device: Device, threads: int) -> None:
         set_up_logging()
+        count_traffic()
         set_threads(threads)
         self._sources = sources
         self._asked = device
@@ -51,6 +53,7 @@ class EvaluationShard:
         """Find checkpoints and device (here, so that an error keeps its words): what it is."""
         self._device = find_device(self._asked)
         self._folders = [resolve(s.model, s.revision, s.fetched) for s in self._sources]
+        show_memory(self._device)
         return worker_facts(self._device, DTYPES[self._sources[-1].dtype])
 
     def join(self, place: Location) -> None:

@@ -36,6 +36,7 @@ from workers.objects import (
     upload,
 )
 from workers.tensorfile import Entry, write_tensors
+from workers.traffic import moved
 
 Facts = dict[str, JsonValue]
 _ATTEMPT = re.compile(r"\.[0-9a-f]{12}\.\w+$")
@@ -107,12 +108,14 @@ class Store:
                 remove(place)
                 return there
             self.forget(key)  # a damaged one
+        moved("written", _kind(key), record.bytes)
         return record
 
     def load(self, key: str) -> Item:
         """An item, read once and checked. Raises RunError where it is absent or damaged."""
         record = self._committed(key)
         content = read_bytes(self.root / record.file)
+        moved("read", _kind(key), len(content))
         if hashlib.sha256(content).hexdigest() != record.sha256:
             self.forget(key)
             raise RunError(
@@ -170,6 +173,10 @@ class Store:
 
     def _record_place(self, key: str) -> Path | Url:
         return self.root / f"records/{key}.json"
+
+
+def _kind(key: str) -> str:
+    return key.partition("/")[0]
 
 
 @contextlib.contextmanager

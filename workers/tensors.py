@@ -11,6 +11,7 @@ from schemas.location import Url
 from schemas.model import DecoderSpec, ModelSpec
 from workers.objects import read_into
 from workers.tensorfile import DTYPES
+from workers.traffic import moved
 
 
 class TensorReader:
@@ -30,6 +31,7 @@ class TensorReader:
             content = _bytes_of(place, spec.offset, spec.nbytes)
         except FileNotFoundError:
             raise CheckpointError(f"{place}: gone since its header was read") from None
+        moved("read", "weights", spec.nbytes)
         return content.view(DTYPES[spec.dtype]).view(spec.shape)
 
     def file(self, name: str) -> Path | Url:

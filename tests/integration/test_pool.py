@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from schemas.errors import (
     StorageFullError,
     WorkerDiedError,
 )
+from schemas.metrics import Metric
 
 ERRORS: dict[str, Exception] = {
     "storage": StorageError("the storage does not answer"),
@@ -83,6 +85,19 @@ def workers(local_ray: None) -> Iterator[list[Any]]:
     yield found
     for worker in found:
         ray.kill(worker)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[Metric]:
+    """What the metrics are told."""
+    found: Counter[Metric] = Counter()
+
+    def count(metric: Metric, **labels: str) -> None:
+        assert labels.keys() == set(metric.labels)
+        found[metric] += 1
+
+    monkeypatch.setattr("pipeline.pool.count", count)
+    return found
 
 
 def test_one_worker_takes_the_largest_first(workers: list[Any]) -> None:
@@ -196,7 +211,9 @@ def test_a_worker_that_died_between_items_is_left_out(workers: list[Any]) -> Non
     assert pool.workers == workers[1:]
 
 
-def test_a_hung_item_goes_to_another_worker_and_its_own_is_killed(workers: list[Any]) -> None:
+def test_a_hung_item_goes_to_another_worker_and_its_own_is_killed(
+    workers: list[Any], counted: Counter[Metric]
+) -> None:
     """Its process is stopped, so it could not even answer that it is to end."""
     seen: list[tuple[str, str]] = []
     said: list[str] = []
@@ -208,6 +225,7 @@ def test_a_hung_item_goes_to_another_worker_and_its_own_is_killed(workers: list[
         "the item: not finished within 2 s, so its worker was killed; raise "
         "cluster.item_timeout_s if that is too short; going on with 1"
     ]
+    assert counted == {Metric.LOST_WORKERS: 1, Metric.RETRIES: 1}
     with pytest.raises(RayActorError):
         ray.get(workers[0].name.remote(), timeout=60)
 
@@ -237,7 +255,11 @@ def test_a_failed_item_is_tried_again_on_another_worker(
 
 @pytest.mark.parametrize(("how", "attempts"), [("bug", ATTEMPTS), ("storage", 3), ("numbers", 1)])
 def test_what_fails_everywhere_is_given_up_and_the_others_go_on(
-    workers: list[Any], monkeypatch: pytest.MonkeyPatch, how: str, attempts: int
+    workers: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    counted: Counter[Metric],
+    how: str,
+    attempts: int,
 ) -> None:
     """Once where it would fail the same way again."""
     monkeypatch.setattr("pipeline.pool.BACK_OFF_S", 0.01)
@@ -247,6 +269,7 @@ def test_what_fails_everywhere_is_given_up_and_the_others_go_on(
     pool.run([bad, *(Task(name, "work", (name,), seen.append) for name in "abcd")])
     assert sorted(item for _, item in seen) == ["a", "b", "c", "d"]
     assert pool.quarantine.items["the item"].attempts == attempts
+    assert (counted[Metric.RETRIES], counted[Metric.QUARANTINED]) == (attempts - 1, 1)
     assert len(pool.workers) == 2
 
 

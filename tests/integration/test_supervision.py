@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from pipeline.progress import Progress, Stage
 from schemas.config import RunConfig
 from schemas.errors import ConfigError, QuarantineError, WorkerError
 from schemas.manifest import Manifest
+from schemas.model import MatrixSpec
 from schemas.moments import backward_tap
 from tests.integration.conftest import Reference
 from tests.integration.processes import Process, descendants, until
@@ -44,13 +45,15 @@ class Watched(Progress):
         self.warnings: list[str] = []
 
     @contextlib.contextmanager
-    def stage(self, name: str, total: int, unit: str) -> Iterator[Stage]:
+    def stage(
+        self, name: str, total: int, unit: str, matrices: Iterable[MatrixSpec] = ()
+    ) -> Iterator[Stage]:
         if name == self._last:
             raise Enough
         if name == self._stage and self._times:
             self._times -= 1
             self._act()
-        with super().stage(name, total, unit) as stage:
+        with super().stage(name, total, unit, matrices) as stage:
             yield stage
 
     def warn(self, message: str) -> None:
