@@ -8,6 +8,7 @@ from pipeline import assemble
 from pipeline.card import write_card
 from pipeline.comparison import NAME as EVALUATION
 from pipeline.comparison import compare, published
+from pipeline.metrics import show_perplexity
 from pipeline.pool import Task
 from pipeline.publish import SUCCESS, finished, publish_output, publish_to_store
 from pipeline.run import Run
@@ -163,6 +164,7 @@ def _present(
 ) -> None:
     """What is said of the checkpoint to its readers, and the manifest of it all."""
     if evaluation is not None:
+        show_perplexity(evaluation, compression.ratio)
         write_text(staging / EVALUATION, evaluation.model_dump_json(indent=2) + "\n")
     write_card(staging, run.inputs.folder, run.config, compression, evaluation)
     _write_manifest(run, identity, staging, files)

@@ -110,6 +110,7 @@ def test_perplexity_of_base_and_result(recorded: Recorded) -> None:
             bytes_on_disk=1,
             stored_dtype="F32",
             kl=None,
+            tokens_per_second=1.0,
             sample=None,
             seconds=1.0,
         )
