@@ -1,19 +1,16 @@
 """`svdllm`, and `python -m pipeline`: flags in, one schema out, one exit code."""
 
-import contextlib
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 
 from pipeline import render
-from pipeline.configuration import build, explain
+from pipeline.configuration import build
+from pipeline.exit_codes import exit_codes, terminate
 from schemas.config import (
     Allocation,
     Device,
@@ -24,10 +21,9 @@ from schemas.config import (
     RunConfig,
     Truncation,
 )
-from schemas.errors import CompressorError, RunError
 from schemas.evaluation import EvaluateConfig
 from schemas.location import locate
-from workers.logs import LOG_FORMAT, LogFormat, log, set_up_logging
+from workers.logs import LOG_FORMAT, LogFormat, set_up_logging
 
 app = typer.Typer(
     help="Compress large language models by activation-aware SVD, on Ray.",
@@ -127,7 +123,7 @@ def compress(
 ) -> None:
     """Compress a checkpoint at one or several ratios. The same command continues a stopped run."""
     given = locals()
-    with _exit_codes():
+    with exit_codes():
         request = build(RunConfig, {key: given[key] for key in given.keys() - {"fresh"}})
         from pipeline.preflight import check  # neither torch nor ray
 
@@ -173,7 +169,7 @@ def plan(
     Nothing is computed. GPUs that are described need not exist.
     """
     given = locals()
-    with _exit_codes():
+    with exit_codes():
         from pipeline.machines import Machines
         from pipeline.plan import plan_checkpoint
 
@@ -215,7 +211,7 @@ def evaluate(
     json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
 ) -> None:
     """Perplexity, size and a generated sample, side by side with the base."""
-    with _exit_codes():
+    with exit_codes():
         flags = {key: value for key, value in locals().items() if key != "json"}
         request = build(EvaluateConfig, flags)
         from pipeline.evaluate import evaluate as run
@@ -232,7 +228,7 @@ def verify(
     checkpoint: Annotated[str, typer.Argument(help="A compressed checkpoint: a folder or a URL.")],
 ) -> None:
     """Checksums, names and shapes, and a load by plain transformers in a clean process."""
-    with _exit_codes():
+    with exit_codes():
         from workers.objects import local_copy, url_of
         from workers.verify import require, verify_checkpoint
 
@@ -247,7 +243,7 @@ def status(
     run_dir: Annotated[str, typer.Argument(help="A run directory (OUTPUT.run), or its URL.")],
 ) -> None:
     """What a run has finished, and what is left."""
-    with _exit_codes():
+    with exit_codes():
         from pipeline.status import read_status
 
         _out.print(render.status_table(read_status(locate(run_dir))))
@@ -260,7 +256,7 @@ def demo(
     ),
 ) -> None:
     """Compress SmolLM2-135M-Instruct at 20 %, verify and evaluate it."""
-    with _exit_codes():
+    with exit_codes():
         from pipeline.demo import run_demo
 
         run_demo(work_dir, _out)
@@ -271,41 +267,5 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")  # one progress display is enough: ours
     set_up_logging()
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     app()
-
-
-class _TerminatedError(BaseException):
-    """SIGTERM arrived."""
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise _TerminatedError
-
-
-@contextlib.contextmanager
-def _exit_codes() -> Iterator[None]:
-    """0 done, 2 bad input, 3 failed run, 130 and 143 interrupted; one line says why."""
-    again = "start the same command again to continue"
-    try:
-        yield
-    except ValidationError as error:
-        for line in explain(error):
-            log.error("error: %s", line)
-        raise typer.Exit(2) from None
-    except CompressorError as error:
-        log.error("error: %s", error)
-        if isinstance(error, RunError):
-            log.error("the run failed; what it finished is kept, and the same command continues it")
-        raise typer.Exit(error.exit_code) from None
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        log.error("error: %s%s", where, error.strerror or error)
-        log.error("the run failed; what it finished is kept: %s", again)
-        raise typer.Exit(RunError.exit_code) from None
-    except KeyboardInterrupt:
-        log.error("interrupted; %s", again)
-        raise typer.Exit(130) from None
-    except _TerminatedError:
-        log.error("terminated; %s", again)
-        raise typer.Exit(143) from None
