@@ -15,8 +15,8 @@ from workers.headers import read_header
 from workers.objects import IN_FLIGHT, exists, identity_of, names_in
 from workers.strict_json import parse
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 # Files of weights that are refused: all but the last can run code when they are opened.
 _FOREIGN = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5", ".gguf")
 # What GPTQ, AWQ, bitsandbytes, FP8 and compressed-tensors store beside or instead of a weight.
@@ -142,15 +142,15 @@ def _compare(
 
 def _tensors(folder: Path, weights: Path | Url) -> dict[str, TensorSpec]:
     """Every tensor by name, in the order of the files."""
-    weight_map = _weight_map(folder / _INDEX)
-    if weight_map:
-        files = sorted(set(weight_map.values()))
-        if _SINGLE not in files and exists(weights / _SINGLE):
+    listed = weight_map(folder / INDEX)
+    if listed:
+        files = sorted(set(listed.values()))
+        if SINGLE not in files and exists(weights / SINGLE):
             raise CheckpointError(
-                f"{weights}: {_SINGLE} is there, and an index of other files; remove one of them"
+                f"{weights}: {SINGLE} is there, and an index of other files; remove one of them"
             )
-    elif exists(weights / _SINGLE):
-        files = [_SINGLE]
+    elif exists(weights / SINGLE):
+        files = [SINGLE]
     else:
         raise _no_weights(weights)
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
@@ -166,10 +166,10 @@ def _tensors(folder: Path, weights: Path | Url) -> dict[str, TensorSpec]:
     if quantised := [name for name in tensors if name.endswith(_QUANTISED)]:
         file = tensors[quantised[0]].file
         raise CheckpointError(f"{weights / file}: holds {quantised[0]}; {_QUANTISED_ADVICE}")
-    for name, file in weight_map.items():
+    for name, file in listed.items():
         if not _is_computed(name) and (name not in tensors or tensors[name].file != file):
             raise CheckpointError(
-                f"{folder / _INDEX}: tensor {name} is not in {file}, which the index names for "
+                f"{folder / INDEX}: tensor {name} is not in {file}, which the index names for "
                 "it; fetch the whole checkpoint again"
             )
     return tensors
@@ -184,13 +184,13 @@ def _no_weights(weights: Path | Url) -> CheckpointError:
     foreign = [name for name in names_in(weights) if name.endswith(_FOREIGN)]
     found = ", ".join(foreign) or "no weights"
     return CheckpointError(
-        f"{weights}: no {_SINGLE} and no index of shards (found {found}); only safetensors is "
+        f"{weights}: no {SINGLE} and no index of shards (found {found}); only safetensors is "
         "read, as pickled files can run code: convert a checkpoint that you trust, with "
         "AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER)"
     )
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def weight_map(index: Path) -> dict[str, str]:
     """The file of every tensor; empty where there is no index."""
     try:
         content: Any = parse(read_small(index))

@@ -109,6 +109,21 @@ def names_in(place: Path | Url) -> list[str]:
     return sorted(name for name in files if name)  # some tools leave an object named "prefix/"
 
 
+def folders_in(place: Path | Url) -> list[str]:
+    """Names of the folders directly in a folder or below a prefix; none where it does not exist."""
+    if isinstance(place, Path):
+        there = place.iterdir() if place.is_dir() else ()
+        return sorted(path.name for path in there if path.is_dir())
+    with _explained(place):
+        opened = _open(place)
+        try:
+            found = opened.system.ls(opened.path, detail=True)
+        except FileNotFoundError:
+            return []
+    folders = [Url(entry["name"].rstrip("/")) for entry in found if entry["type"] == "directory"]
+    return sorted(folder.name for folder in folders)
+
+
 def identity_of(place: Url) -> str:
     """What changes whenever the content of a stored file does: generation, or ETag, and size.
 
