@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pipeline import render
+from pipeline import cli_nightly, render
 from pipeline.configuration import build
 from pipeline.exit_codes import exit_codes, terminate
 from schemas.config import (
@@ -260,6 +260,9 @@ def demo(
         from pipeline.demo import run_demo
 
         run_demo(work_dir, _out)
+
+
+cli_nightly.register(app, compress)
 
 
 def main() -> None:

@@ -20,10 +20,14 @@ _PATHS: dict[str, str] = {
     "gradient_samples": "calibration.gradient_samples",
     "gradient_length": "calibration.gradient_length",
     "evaluate": "evaluation.text",
+    "gate": "gate.perplexity",
+    "gate_kl": "gate.kl",
+    "watch": "watch",
     "workers": "cluster.workers",
     "device": "cluster.device",
     "dtype": "numerics.dtype",
 }
+_GROUPS = {"calibration", "gate"}  # of settings: the flag of the name is one of them
 
 _RATIO = "; a ratio is the fraction that is removed, from 0 to below 1, as 0.2 or 0.2,0.4"
 FLAGS = {path: f"--{flag.replace('_', '-')}" for flag, path in _PATHS.items()}
@@ -38,7 +42,7 @@ def build(schema: type[T], flags: Mapping[str, Any]) -> T:
     values = _read_yaml(flags.get("config"))
     for flag, value in flags.items():
         if value is not None and flag not in ("config", "settings"):
-            path = flag if flag in schema.model_fields and flag != "calibration" else _PATHS[flag]
+            path = flag if flag in schema.model_fields.keys() - _GROUPS else _PATHS[flag]
             _assign(values, path, value)
     for setting in flags.get("settings") or ():
         path, found, text = setting.partition("=")

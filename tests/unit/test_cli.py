@@ -2,9 +2,12 @@
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from pipeline.cli import app
@@ -12,6 +15,7 @@ from tests.models import tiny_model
 from tests.prose import prose
 from workers.logs import log
 
+ROOT = Path(__file__).parents[2]
 TOO_MANY = "1000000"
 
 
@@ -131,3 +135,56 @@ def test_flags_override_the_file_and_set_overrides_flags(
     result = CliRunner().invoke(app, ["plan", *map(str, asked)])
     assert result.exit_code == 0, caplog.text
     assert [ratio["ratio"] for ratio in json.loads(result.stdout)["ratios"]] == [0.25]
+
+
+def test_nightly_takes_every_flag_of_compress() -> None:
+    names = {}
+    for command in get_command(app).commands.values():  # type: ignore[attr-defined]
+        names[command.name] = {flag for one in command.params for flag in one.opts}
+    assert names["compress"] - names["nightly"] == {"--model"}
+    assert {"--watch", "--max", "--gate", "--keep", "--retry"} <= names["nightly"]
+
+
+def test_an_idle_night_loads_neither_torch_nor_ray(model: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from pipeline.cli import app\n"
+        f"asked = ['--watch', {str(tmp_path / 'source')!r}, '--ratio', '0.2,0.4', '--max', '2']\n"
+        f"asked += ['--output', {str(tmp_path / 'out')!r}, '--calibration', {str(text)!r}]\n"
+        "done = CliRunner().invoke(app, ['nightly', *asked])\n"
+        "assert 'nothing to do' in done.output, done.output\n"
+        "print(done.exit_code, {'torch', 'ray'} & sys.modules.keys())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "0 set()\n", done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "watch: not given; use --watch"),
+        (("--watch", "m", "--gate", "much"), "gate.perplexity = 'much'"),
+        (("--watch", "m", "--gate", "5%", "--calibration", "a.txt"), "no text to evaluate on"),
+        (("--watch", "m", "--max", "0"), "max = 0"),
+        (("--watch", "out"), "is what is watched"),
+        (("--watch", "absent"), "'absent': no such folder"),
+        (("--watch", "m", "--set", "model=x"), "model: no such setting"),
+    ],
+)
+def test_a_wrong_night_is_refused(
+    arguments: tuple[str, ...], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run("nightly", "--output", "out", "--ratio", "0.2", *arguments) == 2
+    assert message in caplog.text
+
+
+def test_a_catalogue_that_is_not_there_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run("catalog", tmp_path) == 2
+    assert "no catalogue there" in caplog.text

@@ -1,0 +1,1 @@
+"""`svdllm nightly`: new checkpoints of a training run, compressed, judged and published."""

@@ -1,0 +1,88 @@
+"""The catalogue: every attempt and its outcome, as small Parquet files that are never changed.
+
+An event is one file, created under the next number by one exclusive write: it is there whole or
+not at all, on any storage, and no two writers share a number. Their numbers are their order;
+the times in them are for people. `pyarrow.parquet.read_table(PREFIX/catalog)` reads them as one.
+"""
+
+import io
+import re
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import get_args
+
+import pyarrow  # type: ignore[import-untyped]
+from pyarrow import parquet
+from pydantic import ValidationError
+
+from schemas.errors import ConfigError
+from schemas.location import Url
+from schemas.nightly import CatalogRow
+from workers.objects import IN_FLIGHT, create, names_in, read_bytes, remove
+
+FOLDER = "catalog"
+_NAME = re.compile(r"(\d+)\.parquet")
+_TYPES = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
+
+
+def read(prefix: Path | Url) -> list[CatalogRow]:
+    """All rows, in their order; none where there is no catalogue."""
+    place = prefix / FOLDER
+    names = [f"{number:06}.parquet" for number in _numbers(place)]
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        return [row for rows in pool.map(lambda name: _rows(place / name), names) for row in rows]
+
+
+def append(prefix: Path | Url, rows: list[CatalogRow]) -> list[CatalogRow]:
+    """One event, of one or several rows, under the next number: as they were written."""
+    place = prefix / FOLDER
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    while True:
+        number = max(_numbers(place), default=0) + 1
+        numbered = [row.model_copy(update={"number": number, "at": now}) for row in rows]
+        if create(place / f"{number:06}.parquet", _bytes(numbered)):
+            return numbered
+
+
+def sweep(prefix: Path | Url) -> None:
+    """Remove what writes that were killed have left, so that other readers find only tables."""
+    place = prefix / FOLDER
+    if isinstance(place, Path) and place.is_dir():
+        for name in names_in(place):
+            if name.endswith(".tmp"):
+                remove(place / name)
+
+
+def _numbers(place: Path | Url) -> list[int]:
+    if isinstance(place, Path) and not place.is_dir():
+        return []
+    return sorted(int(found[1]) for found in map(_NAME.fullmatch, names_in(place)) if found)
+
+
+def _bytes(rows: list[CatalogRow]) -> bytes:
+    table = pyarrow.Table.from_pylist([row.model_dump() for row in rows], schema=_schema())
+    content = io.BytesIO()
+    parquet.write_table(table, content)
+    return content.getvalue()
+
+
+def _rows(place: Path | Url) -> list[CatalogRow]:
+    try:
+        found = parquet.read_table(io.BytesIO(read_bytes(place))).to_pylist()
+        return [CatalogRow.model_validate(row) for row in found]
+    except (pyarrow.ArrowException, ValidationError) as error:
+        raise ConfigError(
+            f"{place}: no row of a catalogue of this version ({error}); put it back from a backup, "
+            "or remove it: then what it tells did not happen"
+        ) from error
+
+
+def _schema() -> pyarrow.Schema:
+    """A column for every field, by its type: text where that is a choice of words."""
+    columns = []
+    for name, field in CatalogRow.model_fields.items():
+        kinds = {field.annotation, *get_args(field.annotation)}
+        kind = next((kind for kind in _TYPES if kind in kinds), str)
+        columns.append((name, _TYPES[kind]))
+    return pyarrow.schema(columns)

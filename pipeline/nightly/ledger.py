@@ -1,0 +1,130 @@
+"""What the catalogue says of each content, each output and the pointer: a fold over its rows."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from schemas.nightly import CatalogRow, Latest, Pointed
+
+
+def label(ratio: float) -> str:
+    """A ratio as folders and pointers name it."""
+    return f"{ratio:.2f}"
+
+
+@dataclass
+class Entry:
+    """One content under one method: the names that it had, and what came of it.
+
+    `attempts` are those since the last success or retry; one that was killed counts, one that was
+    told to stop does not.
+    """
+
+    folder: str
+    names: dict[str, str] = field(default_factory=dict)
+    outcomes: dict[str, CatalogRow] = field(default_factory=dict)
+    removed: set[str] = field(default_factory=set)
+    attempts: int = 0
+    failed: bool = False
+    quarantined: bool = False
+    error: str = ""
+
+    @property
+    def order(self) -> str:
+        """Where its newest name stands in the source."""
+        return max(self.names.values())
+
+    @property
+    def name(self) -> str:
+        """The newest of its names."""
+        return max(self.names, key=lambda name: (self.names[name], name))
+
+    def left(self, ratios: Iterable[float]) -> tuple[float, ...]:
+        """Ratios at which nothing was published or rejected yet."""
+        return tuple(ratio for ratio in ratios if label(ratio) not in self.outcomes)
+
+    def take(self, row: CatalogRow) -> None:
+        """Follow one event."""
+        self.names[row.name] = row.order
+        match row.event:
+            case "started":
+                self.attempts += 1
+                self.failed = False
+            case "published" | "rejected":
+                self.outcomes[label(row.ratio or 0.0)] = row
+                self.removed.discard(label(row.ratio or 0.0))
+                self.attempts = 0
+            case "failed":
+                self.failed, self.error = True, row.detail
+            case "stopped":
+                self.attempts -= 1
+            case "quarantined":
+                self.quarantined, self.error = True, row.detail
+            case "retry":
+                self.outcomes = {
+                    at: one for at, one in self.outcomes.items() if one.event == "published"
+                }
+                self.attempts, self.failed, self.quarantined = 0, False, False
+            case "removed":
+                self.removed.add(label(row.ratio or 0.0))
+            case "duplicate":
+                pass
+
+
+Ledger = dict[str, Entry]
+
+
+def ledger_of(rows: Iterable[CatalogRow]) -> Ledger:
+    """Every content that the catalogue knows, by its key."""
+    ledger: Ledger = {}
+    for row in rows:
+        follow(ledger, row)
+    return ledger
+
+
+def follow(ledger: Ledger, row: CatalogRow) -> None:
+    """Take one more row."""
+    ledger.setdefault(row.key, Entry(row.folder)).take(row)
+
+
+def accepted(ledger: Ledger) -> dict[str, list[tuple[Entry, CatalogRow]]]:
+    """The published outputs that are there, by ratio, the newest in the source first."""
+    found: dict[str, list[tuple[Entry, CatalogRow]]] = {}
+    for entry in ledger.values():
+        for at, row in entry.outcomes.items():
+            if row.event == "published" and at not in entry.removed:
+                found.setdefault(at, []).append((entry, row))
+    for outputs in found.values():
+        outputs.sort(key=lambda pair: (pair[0].order, pair[1].number), reverse=True)
+    return dict(sorted(found.items()))
+
+
+def latest_of(ledger: Ledger) -> Latest:
+    """The pointer that follows from the catalogue: at each ratio the newest that was accepted."""
+    return Latest(
+        ratios={
+            at: Pointed(
+                path=row.path or "",
+                name=entry.name,
+                order=entry.order,
+                key=row.key,
+                base_perplexity=row.base_perplexity,
+                perplexity=row.perplexity,
+                kl=row.kl,
+            )
+            for at, ((entry, row), *_) in accepted(ledger).items()
+        }
+    )
+
+
+def beyond(ledger: Ledger, keep: int | None) -> list[CatalogRow]:
+    """Outputs that a retention of `keep` removes: older accepted ones, and those rejected."""
+    if keep is None:
+        return []
+    old = [row for outputs in accepted(ledger).values() for _, row in outputs[keep:]]
+    rejected = [
+        row
+        for entry in ledger.values()
+        for at, row in entry.outcomes.items()
+        if row.event == "rejected" and at not in entry.removed
+    ]
+    return old + rejected

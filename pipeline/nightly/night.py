@@ -1,0 +1,301 @@
+"""One night: look, compress what is new, judge it, publish it, tidy up."""
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.nightly import catalog
+from pipeline.nightly.gate import reasons
+from pipeline.nightly.ledger import Ledger, beyond, follow, label, latest_of, ledger_of
+from pipeline.nightly.retention import remove_output, remove_run
+from pipeline.nightly.seen import Seen
+from pipeline.nightly.sources import Checkpoint, Source, source_of
+from pipeline.ownership import Ownership, owned
+from pipeline.progress import Progress
+from schemas.config import RunConfig
+from schemas.errors import (
+    CheckpointError,
+    CompressorError,
+    ConfigError,
+    OwnershipError,
+    StorageError,
+    TextError,
+)
+from schemas.identity import fingerprint
+from schemas.location import Location, is_within
+from schemas.manifest import OutputResult, RunResult
+from schemas.nightly import CatalogRow, Event, NightlyConfig
+from workers.documents import evaluation_source, is_local, is_on_hub, iter_documents
+from workers.files import file_sha256
+from workers.items import OWNER
+from workers.objects import exists, folders_in, read_bytes, write
+from workers.verify import read_manifest
+
+LATEST = "latest.json"
+Compress = Callable[[RunConfig], RunResult]
+# No fault of the checkpoint: the night ends, and the attempt does not count.
+_ENDING = (TextError, StorageError, OwnershipError)
+
+
+@dataclass
+class Night:
+    """What a night did, and what it left: why checkpoints are not complete, how many wait."""
+
+    rows: list[CatalogRow] = field(default_factory=list)
+    incomplete: dict[str, str] = field(default_factory=dict)
+    quarantined: dict[str, str] = field(default_factory=dict)
+    waiting: int = 0
+
+    def of(self, event: Event) -> list[CatalogRow]:
+        """Its rows of one kind."""
+        return [row for row in self.rows if row.event == event]
+
+
+def nightly(config: NightlyConfig, compress: Compress, progress: Progress | None = None) -> Night:
+    """One night. `compress` is that of `pipeline.compress`, which an idle night need not load.
+
+    Raises InputError before any work, OwnershipError where another night is at work, and what ends
+    a compression though its checkpoint is not to blame.
+    """
+    progress = progress or Progress()
+    texts = _texts(config)
+    if isinstance(config.output, Path):
+        output = config.output.expanduser().absolute()
+        config = config.model_copy(update={"output": output})
+    source = source_of(config.watch, config.revision)
+    found = source.found()
+    with owned(config.output / OWNER, progress.note) as ownership:
+        work = _Work(config, texts, source, compress, progress, ownership)
+        work.retry()
+        work.point()
+        work.go_through(found)
+        work.tidy_up(found)
+    return work.night
+
+
+def _texts(config: NightlyConfig) -> dict[str, str]:
+    """SHA-256 of the local texts. Raises TextError or ConfigError where one cannot serve."""
+    calibration = config.calibration.text
+    evaluation = evaluation_source(config.evaluation.text, calibration)
+    if config.gate is not None and evaluation is None:
+        raise ConfigError(
+            "gate: there is no text to evaluate on; name one with --evaluate, or leave out --gate"
+        )
+    found = {}
+    for text in {calibration, evaluation or calibration}:
+        if not is_on_hub(text):
+            for _ in iter_documents(text, "calibration"):
+                pass
+        if is_local(text):
+            found[text] = file_sha256(Path(text).expanduser())
+    return found
+
+
+class _Work:
+    """A night under way."""
+
+    def __init__(
+        self,
+        config: NightlyConfig,
+        texts: dict[str, str],
+        source: Source,
+        compress: Compress,
+        progress: Progress,
+        ownership: Ownership,
+    ) -> None:
+        self._config, self._compress = config, compress
+        self._progress, self._ownership = progress, ownership
+        self._method = fingerprint([config.method_settings, texts])
+        self._seen = Seen(config.output, source)
+        catalog.sweep(config.output)
+        self._ledger: Ledger = ledger_of(catalog.read(config.output))
+        self._tried: set[str] = set()
+        self.night = Night()
+
+    def retry(self) -> None:
+        """Take what was asked for out of quarantine. Raises ConfigError where there is no such."""
+        for name in self._config.retry:
+            found = {key: entry for key, entry in self._ledger.items() if name in entry.names}
+            if not found:
+                raise ConfigError(
+                    f"retry {name!r}: never tried, says the catalogue; `svdllm catalog` shows it"
+                )
+            for key, entry in found.items():
+                row = _row("retry", Checkpoint(name, entry.names[name], ""), key, entry.folder)
+                self._write(row)
+
+    def point(self) -> None:
+        """Let `latest` name what follows from the catalogue, by one atomic write."""
+        latest = latest_of(self._ledger)
+        place = self._config.output / LATEST
+        content = (latest.model_dump_json(indent=2) + "\n").encode()
+        if latest.ratios and not (exists(place) and read_bytes(place) == content):
+            self._ownership.require()
+            write(place, content)
+
+    def go_through(self, found: list[Checkpoint]) -> None:
+        """Every checkpoint in the order asked; what failed before comes after all others."""
+        ordered = found if self._config.order == "oldest" else found[::-1]
+        known = {checkpoint: self._known_key(checkpoint) for checkpoint in ordered}
+        for checkpoint in sorted(ordered, key=lambda one: self._failed(known[one])):
+            if len(self._tried) < self._config.max:
+                self._look_at(checkpoint)
+            elif self._is_open(known[checkpoint]):
+                self.night.waiting += 1
+
+    def tidy_up(self, found: list[Checkpoint]) -> None:
+        """What retention removes, the runs of finished checkpoints, and who is in quarantine."""
+        config = self._config
+        for row in beyond(self._ledger, config.keep):
+            place = self._place_of(row)
+            self._ownership.require()
+            if remove_output(place, row.output):
+                self._write(row.model_copy(update={"event": "removed", "detail": ""}))
+            else:
+                self._progress.warn(f"{place}: not the output that the catalogue names; it stays")
+        entries = {entry.folder: entry for entry in self._ledger.values()}
+        for folder in folders_in(config.runs):
+            entry = entries.get(folder)
+            if entry is not None and entry.outcomes and not entry.left(config.ratio):
+                self._ownership.require()
+                remove_run(config.runs / folder, config.output / "checkpoints" / folder)
+        self._seen.forget(found)
+        for entry in self._ledger.values():
+            if entry.quarantined:
+                self.night.quarantined[entry.name] = entry.error
+
+    def _known_key(self, checkpoint: Checkpoint) -> str | None:
+        content = self._seen.known(checkpoint)
+        return None if content is None else self._key(content)
+
+    def _key(self, content: str) -> str:
+        return fingerprint([content, self._method])
+
+    def _failed(self, key: str | None) -> bool:
+        return key in self._ledger and self._ledger[key].failed
+
+    def _is_open(self, key: str | None) -> bool:
+        entry = self._ledger.get(key or "")
+        return entry is None or not (entry.quarantined or not entry.left(self._config.ratio))
+
+    def _look_at(self, checkpoint: Checkpoint) -> None:
+        try:
+            content = self._seen.content(checkpoint)
+        except CheckpointError as error:
+            self.night.incomplete[checkpoint.name] = str(error)
+            self._progress.note(f"{checkpoint.name}: not complete yet: {error}")
+            return
+        key = self._key(content)
+        entry = self._ledger.get(key)
+        if entry is not None and checkpoint.name not in entry.names:
+            self._write(_row("duplicate", checkpoint, key, entry.folder, entry.name))
+            self.point()
+        if key in self._tried or not self._is_open(key):
+            return
+        if entry is not None and entry.attempts >= self._config.attempts:
+            self._quarantine(checkpoint, key)
+            return
+        self._tried.add(key)
+        self._attempt(checkpoint, key, content)
+
+    def _attempt(self, checkpoint: Checkpoint, key: str, content: str) -> None:
+        entry = self._ledger.get(key)
+        folder = entry.folder if entry else f"{_slug(checkpoint.name)}-{key}"
+        ratios = entry.left(self._config.ratio) if entry else self._config.ratio
+        request = self._config.request(checkpoint.model, checkpoint.revision, folder, ratios)
+        self._write(_row("started", checkpoint, key, folder))
+        self._progress.note(f"{checkpoint.name}: compressing at {', '.join(map(str, ratios))}")
+        start = time.monotonic()
+        outcome = [_row("stopped", checkpoint, key, folder)]
+        try:
+            result = self._compress(request)
+            self._require_unchanged(checkpoint, content, result)
+            row = _row("published", checkpoint, key, folder)
+            outcome = [self._judged(row, output) for output in result.outputs]
+        except _ENDING:
+            raise
+        except CompressorError as error:
+            self._progress.warn(f"{checkpoint.name}: failed: {error}")
+            outcome = [_row("failed", checkpoint, key, folder, str(error))]
+        finally:
+            seconds = {"seconds": round(time.monotonic() - start, 1)}
+            self._write(*(row.model_copy(update=seconds) for row in outcome))
+        self.point()
+        if self._failed(key) and self._ledger[key].attempts >= self._config.attempts:
+            self._quarantine(checkpoint, key)
+
+    def _require_unchanged(self, checkpoint: Checkpoint, content: str, result: RunResult) -> None:
+        """Raises CheckpointError, and removes what was made, where its files are others by now."""
+        if not self._seen.changed(checkpoint, content):
+            return
+        self._ownership.require()
+        for output in result.outputs:
+            remove_output(output.path, read_manifest(output.path).output)
+        raise CheckpointError(
+            f"{checkpoint.model}: its files changed while they were compressed; what was made of "
+            "them is removed, and they count as another checkpoint"
+        )
+
+    def _judged(self, row: CatalogRow, output: OutputResult) -> CatalogRow:
+        """The row of an output that has passed the gate, or has not."""
+        why = reasons(self._config.gate, output.evaluation) if self._config.gate else ()
+        for reason in why:
+            self._progress.warn(f"{row.name} at {output.ratio:g}: rejected: {reason}")
+        evaluation = output.evaluation
+        base, compressed = (
+            (None, None) if evaluation is None else (evaluation.models[0], evaluation.models[-1])
+        )
+        return row.model_copy(
+            update={
+                "event": "rejected" if why else "published",
+                "ratio": output.ratio,
+                "path": f"checkpoints/{row.folder}/ratio-{label(output.ratio)}",
+                "output": read_manifest(output.path).output,
+                "detail": "; ".join(why),
+                "parameters": output.compression.parameters_after,
+                "bytes": output.compression.bytes_after,
+                "base_perplexity": base and base.perplexity,
+                "perplexity": compressed and compressed.perplexity,
+                "kl": compressed and compressed.kl,
+            }
+        )
+
+    def _quarantine(self, checkpoint: Checkpoint, key: str) -> None:
+        entry = self._ledger[key]
+        why = entry.error if entry.failed else f"{entry.attempts} attempts, the last one was killed"
+        self._write(_row("quarantined", checkpoint, key, entry.folder, why))
+
+    def _place_of(self, row: CatalogRow) -> Location:
+        """Where an output is. Raises ConfigError where a row leads out of the prefix."""
+        root = self._config.output / "checkpoints"
+        place = self._config.output / (row.path or "")
+        if ".." in str(row.path) or not is_within(place.parent.parent, root):
+            raise ConfigError(f"catalogue row {row.number}: path {row.path!r} is no output")
+        return place
+
+    def _write(self, *rows: CatalogRow) -> None:
+        """One event in the catalogue, while this night owns it."""
+        self._ownership.require()
+        for row in catalog.append(self._config.output, list(rows)):
+            follow(self._ledger, row)
+            self.night.rows.append(row)
+
+
+def _row(
+    event: Event, checkpoint: Checkpoint, key: str, folder: str, detail: str = ""
+) -> CatalogRow:
+    return CatalogRow(
+        event=event,
+        name=checkpoint.name,
+        order=checkpoint.order,
+        key=key,
+        folder=folder,
+        detail=detail,
+    )
+
+
+def _slug(name: str) -> str:
+    """A name as a folder has it."""
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip(".-")[:64] or "checkpoint"

@@ -1,0 +1,52 @@
+"""What a night removes. Only what this program made, and what the catalogue says it made there."""
+
+import contextlib
+import json
+from pathlib import Path
+
+from pipeline.publish import SUCCESS
+from schemas.errors import CheckpointError
+from schemas.location import Url
+from workers.items import RUN_RECORD
+from workers.objects import files_below, read_bytes, remove, remove_below
+from workers.verify import read_manifest
+
+_MANIFEST = "manifest.json"
+
+
+def remove_output(place: Path | Url, identity: str | None) -> bool:
+    """Remove an output of this identity; False where something else is there, which stays.
+
+    The mark of success goes first and the manifest last: a removal that is killed is no checkpoint
+    any more, and can be gone on with.
+    """
+    names = files_below(place)
+    if names and not _is_output(place, identity):
+        return False
+    remove(place / SUCCESS)
+    for name in sorted(names, key=lambda name: (name == _MANIFEST, name)):
+        remove(place / name)
+    remove_below(place)
+    if isinstance(place, Path):
+        with contextlib.suppress(OSError):  # where other ratios are beside it
+            place.parent.rmdir()
+    return True
+
+
+def remove_run(place: Path | Url, output: Path | Url) -> bool:
+    """Remove the run directory of an output below `output`; False where it is none, and stays."""
+    try:
+        outputs = list(json.loads(read_bytes(place / RUN_RECORD))["outputs"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
+    if not any(f"{made}/".startswith(f"{output}/") for made in outputs):
+        return False
+    remove_below(place)
+    return True
+
+
+def _is_output(place: Path | Url, identity: str | None) -> bool:
+    try:
+        return identity is not None and read_manifest(place).output == identity
+    except (CheckpointError, FileNotFoundError):
+        return False

@@ -1,0 +1,54 @@
+"""Two nights over two checkpoints with the real compression: judged, published, not done again."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.compress import compress
+from pipeline.nightly import catalog
+from pipeline.nightly.night import nightly
+from schemas.config import EvaluationConfig, RunConfig
+from schemas.nightly import NightlyConfig
+from tests.integration.support import ask, file_sums
+from tests.models import tiny_model
+from tests.nights import pointed
+from workers.verify import read_manifest
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # two runs, each with a load in a clean process and an evaluation
+def test_checkpoints_are_compressed_judged_and_published(
+    local_ray: None, text: Path, tmp_path: Path
+) -> None:
+    source, prefix = tmp_path / "source", tmp_path / "out"
+    tiny_model(source / "checkpoint-900", initializer_range=0.05)
+    tiny_model(
+        source / "checkpoint-1000", num_hidden_layers=1
+    )  # loses far more: 0.15 nats, where the other loses 3e-4
+    evaluation = EvaluationConfig(text=str(text), sequence_length=64, windows=6)
+    common = ask(source, text, prefix, ratio=0.2, evaluation=evaluation)
+    asked = {name: getattr(common, name) for name in RunConfig.model_fields if name != "model"}
+    gate = {"kl": 0.02, "generation": False}
+    config = NightlyConfig.model_validate(asked | {"watch": str(source), "max": 2, "gate": gate})
+
+    nightly(config, compress)
+    _, rejected, _, published = rows = catalog.read(prefix)
+    assert [(row.event, row.name) for row in rows] == [
+        ("started", "checkpoint-1000"),
+        ("rejected", "checkpoint-1000"),
+        ("started", "checkpoint-900"),
+        ("published", "checkpoint-900"),
+    ]
+    assert rejected.detail.startswith("KL 0.1")
+    assert published.base_perplexity
+    assert published.perplexity
+    assert published.kl is not None
+    assert published.kl < 0.02 < (rejected.kl or 0.0)
+    assert pointed(prefix) == {"0.20": "checkpoint-900"}
+    for row in (rejected, published):
+        assert read_manifest(prefix / str(row.path)).output == row.output
+    assert not list((prefix / "runs").iterdir())
+
+    before = file_sums(prefix / "checkpoints")
+    assert nightly(config, compress).rows == []
+    assert file_sums(prefix / "checkpoints") == before

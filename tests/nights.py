@@ -1,0 +1,186 @@
+"""A training run that leaves checkpoints, and a compression that takes no time."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+from pipeline.nightly import catalog
+from pipeline.publish import SUCCESS
+from schemas.config import CalibrationConfig, NumericsConfig, RunConfig
+from schemas.errors import CompressorError
+from schemas.evaluation import EvaluationReport, ModelEvaluation
+from schemas.identity import Identities, fingerprint
+from schemas.location import Url
+from schemas.manifest import Compression, Manifest, OutputResult, RunResult
+from schemas.nightly import CatalogRow
+from workers.items import RUN_RECORD
+from workers.objects import create, exists, read_bytes, write
+
+WEIGHTS = "model.safetensors"
+BASE_PERPLEXITY = 20.0
+
+
+def write_checkpoint(template: Path, folder: Path, version: int) -> Path:
+    """A checkpoint like `template` whose last weights are `version`."""
+    shutil.copytree(template, folder)
+    with (folder / WEIGHTS).open("r+b") as file:
+        file.seek(-8, 2)
+        file.write(version.to_bytes(8, "little"))
+    return folder
+
+
+def cut_short(folder: Path, bytes_less: int = 100) -> Path:
+    """A checkpoint that is half written: its weights end too early."""
+    path = folder / WEIGHTS
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - bytes_less)
+    return folder
+
+
+class FakeCompress:
+    """Stands for `compress`: writes what it would publish, and reports what it is told to.
+
+    `increases` are relative increases of perplexity, `failures` errors, both by the checkpoint's
+    name; `during` is called in the middle of each.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, tuple[float, ...]]] = []
+        self.made: list[str] = []
+        self.increases: dict[str, float] = {}
+        self.failures: dict[str, CompressorError] = {}
+        self.samples: dict[str, str] = {}
+        self.during: Callable[[str], None] = lambda _: None
+
+    def __call__(self, config: RunConfig) -> RunResult:
+        name = config.model.rpartition("/")[2]
+        self.asked.append((name, config.ratio))
+        outputs = {str(config.output_folder(ratio)): "" for ratio in config.ratio}
+        write(config.run_folder / RUN_RECORD, json.dumps({"outputs": outputs}).encode())
+        self.during(name)
+        if name in self.failures:
+            raise self.failures[name]
+        return RunResult(
+            outputs=tuple(self._output(config, name, ratio) for ratio in config.ratio),
+            seconds={},
+            busy={},
+            driver_peak_bytes=0,
+            worker_peak_bytes=(),
+        )
+
+    def _output(self, config: RunConfig, name: str, ratio: float) -> OutputResult:
+        place = config.output_folder(ratio)
+        found = compression(config.model, ratio)
+        if not exists(place / SUCCESS):
+            self.made.append(str(place))
+            publish(place, found)
+        return OutputResult(
+            ratio=ratio,
+            path=place,
+            compression=found,
+            checks=(),
+            evaluation=report(self.increases.get(name, 0.01), self.samples.get(name)),
+        )
+
+
+class Killed(BaseException):
+    """The process is gone: nothing after it is run."""
+
+
+def kill(compress: FakeCompress, night: Callable[[], object]) -> None:
+    """A night that is killed in the middle of its first compression."""
+    append = catalog.append
+
+    def gone(prefix: Path | Url, rows: list[CatalogRow]) -> list[CatalogRow]:
+        if rows[0].event == "stopped":
+            raise Killed
+        return append(prefix, rows)
+
+    def die(_: str) -> None:
+        raise Killed
+
+    compress.during = die
+    with mock.patch.object(catalog, "append", gone), contextlib.suppress(Killed):
+        night()
+    compress.during = lambda _: None
+
+
+def publish(place: Path | Url, found: Compression) -> None:
+    """A finished output with no weights worth the name."""
+    manifest = Manifest(
+        output=fingerprint([str(place)]),
+        identities=Identities(forward="f", backward=None, bases="b", factors="a"),
+        base_files={},
+        versions={},
+        files={},
+    )
+    write(place / WEIGHTS, b"weights")
+    write(place / "compression.json", found.model_dump_json().encode())
+    write(place / "manifest.json", manifest.model_dump_json().encode())
+    create(place / SUCCESS, b"")
+
+
+def compression(model: str, ratio: float) -> Compression:
+    return Compression(
+        model=model,
+        model_type="llama",
+        ratio=ratio,
+        keep=1 - ratio,
+        removed=ratio,
+        method={},
+        targeted_before=100,
+        targeted_after=round(100 * (1 - ratio)),
+        parameters_before=200,
+        parameters_after=200 - round(100 * ratio),
+        bytes_before=400,
+        bytes_after=400 - round(200 * ratio),
+        nats=None,
+        calibration=CalibrationConfig(),
+        numerics=NumericsConfig(),
+        seed=0,
+        device="cpu",
+        dtype="float32",
+        fallbacks=(),
+        matrices=(),
+    )
+
+
+def report(
+    increase: float, sample: str | None = None, kl: float | None = None, base: str | None = None
+) -> EvaluationReport:
+    """A base of perplexity 20, and a compressed model that is worse by `increase`."""
+    models = (
+        model("base", BASE_PERPLEXITY, base),
+        model("compressed", BASE_PERPLEXITY * (1 + increase), sample, kl),
+    )
+    return EvaluationReport(text="prose.txt", sequence_length=64, dtype="float32", models=models)
+
+
+def model(
+    name: str, perplexity: float, sample: str | None, kl: float | None = None
+) -> ModelEvaluation:
+    return ModelEvaluation(
+        name=name,
+        perplexity=perplexity,
+        mean_nll=0.0,
+        windows=1,
+        predicted_tokens=63,
+        parameters=1,
+        bytes_on_disk=1,
+        stored_dtype="F32",
+        kl=kl,
+        tokens_per_second=1.0,
+        sample=sample,
+        seconds=0.0,
+    )
+
+
+def pointed(prefix: Path | Url) -> dict[str, str]:
+    """The name that `latest` has at each ratio; none where it is not there."""
+    if not exists(prefix / "latest.json"):
+        return {}
+    found = json.loads(read_bytes(prefix / "latest.json"))
+    return {ratio: at["name"] for ratio, at in found["ratios"].items()}
