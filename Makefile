@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 CRDS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check check-manifests format lock reference fuzz audit serve-check chaos clean
+.PHONY: help install demo test check check-manifests format lock reference fuzz audit serve-check chaos month clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ serve-check: install  ## serve CHECKPOINT=folder with an unmodified engine, comp
 
 chaos: install  ## kill workers, nodes and the driver of 22 seeded runs, compare their bytes (long)
 	$(BIN)/python -m benchmarks.chaos
+
+month: install  ## thirty nights over a training run, with kills and overlaps (long)
+	$(BIN)/python -m benchmarks.month
 
 clean:  ## remove .venv, build results and caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
