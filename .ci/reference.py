@@ -1,12 +1,13 @@
 """Print docs/configuration.md: every setting of every command, from the schemas."""
 
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
 from pipeline.configuration import FLAGS
 from schemas.config import RunConfig
 from schemas.evaluation import EvaluateConfig
+from schemas.nightly import NightlyConfig
 
 INTRODUCTION = """\
 # Configuration
@@ -22,25 +23,37 @@ ARGUMENTS = ("checkpoint",)
 HEADING = "| setting | flag | default | |\n|---|---|---|---|"
 SECTIONS: dict[str, tuple[type[BaseModel], str]] = {
     "svdllm compress": (RunConfig, ""),
+    "svdllm nightly": (NightlyConfig, "Beside those of compress, without `model`:"),
     "svdllm evaluate": (EvaluateConfig, "`checkpoint` is the argument of the command."),
 }
 
 
 def rows(schema: type[BaseModel], prefix: str = "") -> list[str]:
-    """A row for every setting, in the order of the schema."""
+    """A row for every setting that a schema names itself, in its order."""
     found = []
-    for name, field in schema.model_fields.items():
-        kind: Any = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            found += rows(kind, f"{prefix}{name}.")
+    for name in schema.__annotations__:
+        field = schema.model_fields[name]
+        if group := _group(field.annotation):
+            found += rows(group, f"{prefix}{name}.")
             continue
-        path = f"{prefix}{name}"
-        flag = "" if prefix or path in ARGUMENTS else f"--{name.replace('_', '-')}"
+        path = f"{prefix}{field.alias or name}"
+        flag = "" if prefix or path in ARGUMENTS else f"--{path.replace('_', '-')}"
         flag = FLAGS.get(path, flag)
-        default = "" if field.is_required() or field.default is None else f"`{field.default}`"
+        default = "" if field.is_required() or not _shown(field.default) else f"`{field.default}`"
         shown = f"`{flag}`" if flag else ""
-        found.append(f"| `{path}` | {shown} | {default} | {field.description} |")
+        described = str(field.description).replace("|", r"\|")
+        found.append(f"| `{path}` | {shown} | {default} | {described} |")
     return found
+
+
+def _group(kind: Any) -> type[BaseModel] | None:
+    """The schema of a group of settings, also of one that may be absent."""
+    kinds = [kind, *get_args(kind)]
+    return next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+
+
+def _shown(default: object) -> bool:
+    return default is not None and default != ()
 
 
 def page() -> str:
