@@ -11,6 +11,7 @@ from pipeline.comparison import compare, published
 from pipeline.metrics import show_perplexity
 from pipeline.pool import Task
 from pipeline.publish import SUCCESS, finished, publish_output, publish_to_store
+from pipeline.report.write import write_report
 from pipeline.run import Run
 from pipeline.staging import check, staged
 from pipeline.waiting import result
@@ -166,6 +167,7 @@ def _present(
     if evaluation is not None:
         show_perplexity(evaluation, compression.ratio)
         write_text(staging / EVALUATION, evaluation.model_dump_json(indent=2) + "\n")
+    write_report(staging, run, compression, evaluation)
     write_card(staging, run.inputs.folder, run.config, compression, evaluation)
     _write_manifest(run, identity, staging, files)
 

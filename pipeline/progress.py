@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from itertools import zip_longest
 
 from rich.console import Console
@@ -28,6 +29,7 @@ class Progress:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
+        self.started = datetime.now(UTC)
         self.seconds: dict[str, float] = {}
         self.warnings: list[str] = []
         self.current: Stage | None = None

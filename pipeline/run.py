@@ -193,13 +193,14 @@ def _summary(facts: WorkerFacts, plan: Plan) -> str:
     ratios = ", ".join(f"{ratio.ratio:g}" for ratio in plan.ratios)
     time = f"; about {plan.seconds:,.0f} s, most of it {plan.bottleneck}" if plan.seconds else ""
     return (
-        f"plan: {_shape(plan)} on {facts.device} ({facts.device_name}) in "
+        f"plan: {shape(plan)} on {facts.device} ({facts.device_name}) in "
         f"{facts.dtype}; {plan.targeted_parameters:,} of {plan.total_parameters:,} parameters "
         f"targeted, ratio {ratios}{time}"
     )
 
 
-def _shape(plan: Plan) -> str:
+def shape(plan: Plan) -> str:
+    """Layer shards, and waves and replicas where there are several."""
     parts = [f"{len(plan.shards)} layer shards"]
     if len(plan.waves) > 1:
         parts.append(f"{len(plan.waves)} waves of {plan.chain}")

@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.compress import compress
+from pipeline.report.page import render_report
 from schemas.config import METHODS, Method
 from schemas.manifest import Compression, Manifest, OutputResult
+from schemas.report import ReportFacts
 from tests.integration.conftest import Reference
 from tests.integration.support import KINDS, ask, file_sums, headers, item_attempts, weight_sums
 from tests.items import file_of, local
@@ -34,6 +36,7 @@ RATIOS = {
     "qwen2": (0.0, 0.2, 0.5),
     "qwen3": (0.2, 0.5),
 }
+PLOTS = ("layers", "ranks", "spectra", "losses", "stages")
 BIAS = {"dense": "dense.bias", "plain": "up.bias", "pivoted": "offset"}
 ITEM_BYTES = {"F32": 4, "I64": 8}
 CHECKS = {
@@ -173,6 +176,24 @@ def test_the_manifest_names_every_file(flow: Flow) -> None:
         )
         assert manifest.base_files == {name: flow.base_sums[name] for name in manifest.base_files}
         assert {"config.json", "model.safetensors"} == manifest.base_files.keys()
+
+
+def test_every_checkpoint_has_a_report_that_can_be_made_again(flow: Flow) -> None:
+    for output in flow.outputs:
+        folder = local(output.path)
+        facts = ReportFacts.model_validate_json((folder / "report.json").read_bytes())
+        done = read_compression(output)
+        text = (folder / "report.html").read_text(encoding="utf-8")
+        assert text == render_report(done, output.evaluation, facts)
+        plots = [f'<figure id="plot-{name}">' for name in PLOTS]
+        assert [text.count(plot) for plot in plots] == [1] * len(plots)
+        assert [s.name for s in facts.spectra] == [row.name for row in done.matrices]
+        assert all(
+            {rank for rank in (row.rank,) if rank} <= {*spectrum.ranks}
+            for row, spectrum in zip(done.matrices, facts.spectra, strict=True)
+        )
+        assert {"calibrate forward", "factorise", "truncate"} <= {s.name for s in facts.stages}
+        assert "[report.html](report.html)" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_tokenizer_files_are_those_of_the_base(flow: Flow) -> None:

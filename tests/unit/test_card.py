@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.card import front_matter
+from pipeline.card import front_matter, write_card
 from schemas.config import RunConfig
+from tests import reports
 
 
 @pytest.mark.parametrize(
@@ -25,3 +26,21 @@ def test_what_a_card_keeps_of_the_base_cannot_end_its_front_matter(tmp_path: Pat
     found = front_matter(tmp_path, config)
     assert found["license"] == r"mit # \x1b[2J"
     assert found["base_model"] == "org/na me"
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_card_has_the_perplexity_that_was_measured_and_a_link(
+    measured: bool, tmp_path: Path
+) -> None:
+    config = RunConfig(model="org/name", output=tmp_path / "out", ratio=0.2)
+    done = reports.compression(reports.matrices(1))
+    evaluation = reports.evaluation() if measured else None
+    write_card(tmp_path, tmp_path, config, done, evaluation)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert ("| perplexity | 22.59 | 25.90 |\n" in text) == measured
+    assert (
+        "\nPerplexity on test.txt, 16 windows of 1024 tokens, in float32.\n" in text
+    ) == measured
+    assert "| bytes of weights | 3,000,000 | 2,600,000 |\n" in text
+    assert "\nAsked: ratio 0.2" in text
+    assert "[report.html](report.html)" in text

@@ -1,0 +1,154 @@
+"""The figures of loss: predicted against measured, and where in the model it is."""
+
+from statistics import fmean
+
+from markupsafe import Markup
+
+from pipeline.report import charts, plots
+from pipeline.report.figures import Figure, Matrices, Table, base_and_made
+from pipeline.report.wording import PER_CENT, figure, share
+from schemas.evaluation import EvaluationReport
+from schemas.manifest import Compression
+from schemas.output import MatrixResult
+
+
+def losses(
+    matrices: Matrices, compression: Compression, evaluation: EvaluationReport | None
+) -> Figure:
+    """Every matrix that was cut: its dropped eigenvalues against the loss of its factors."""
+    cut = {place: m for place, m in matrices.at.items() if m.rank is not None}
+    series = [
+        plots.Series(
+            matrices.short[kind],
+            [
+                plots.Point(
+                    m.predicted_loss, m.achieved_loss, f"{matrices.label(place)}: {_pair(m)}"
+                )
+                for place, m in cut.items()
+                if place.kind == kind
+            ],
+        )
+        for kind in matrices.kinds
+    ]
+    worst = sorted(cut.items(), key=lambda item: -abs(_deviation(item[1]) or 0.0))
+    gist = "No matrix was cut."
+    if worst:
+        place, matrix = worst[0]
+        gist = (
+            f"The measured loss of {len(cut)} cut matrices differs from the predicted one by at "
+            f"most {_percent(abs(_deviation(matrix) or 0.0))} ({matrices.label(place)})."
+        )
+    gist += _whole_model(compression, evaluation)
+    drawing = plots.scatter(
+        series, "predicted", "measured loss a token; on the line both are equal", gist
+    )
+    compared = _compared(compression, evaluation)
+    rows = [
+        (
+            matrices.label(place),
+            figure(m.predicted_loss),
+            figure(m.achieved_loss),
+            _percent(_deviation(m)),
+            figure(m.rounding),
+        )
+        for place, m in worst[:20]
+    ]
+    head = ("matrix", "predicted", "measured", "difference", "rounding of the stored factors")
+    return Figure(
+        "losses", gist, [drawing, *compared], Table("The matrices that differ most", head, rows)
+    )
+
+
+def _whole_model(compression: Compression, evaluation: EvaluationReport | None) -> str:
+    if compression.nats is None:
+        return " This method predicts no token loss."
+    said = f" Of the whole model, {figure(compression.nats)} nats a token were predicted"
+    if (models := base_and_made(evaluation)) is None:
+        return f"{said}; it was not evaluated."
+    base, made = models
+    measured = figure(made.mean_nll - base.mean_nll)
+    return f"{said}, and {measured} measured on {made.windows} windows."
+
+
+def _compared(compression: Compression, evaluation: EvaluationReport | None) -> list[Markup]:
+    """The increase of the token loss of the whole model, where both are known."""
+    models = base_and_made(evaluation)
+    if compression.nats is None or models is None:
+        return []
+    base, made = models
+    both = {"predicted": compression.nats, "measured": made.mean_nll - base.mean_nll}
+    rows = [
+        charts.Bar(name, max(value, 0.0), f"{figure(value)} nats") for name, value in both.items()
+    ]
+    title = "increase of the token loss, whole model"
+    said = ", ".join(f"{bar.label} {bar.text}" for bar in rows)
+    return [charts.bars(rows, title, f"The whole model's increase of the token loss: {said}.")]
+
+
+def _pair(matrix: MatrixResult) -> str:
+    return f"predicted {figure(matrix.predicted_loss)}, measured {figure(matrix.achieved_loss)}"
+
+
+def _deviation(matrix: MatrixResult) -> float | None:
+    if not matrix.predicted_loss:
+        return None
+    return matrix.achieved_loss / matrix.predicted_loss - 1
+
+
+def _percent(value: float | None) -> str:
+    return "\N{EN DASH}" if value is None else f"{figure(100 * value, 2)}{PER_CENT}"
+
+
+def layers(matrices: Matrices, compression: Compression) -> Figure:
+    """The predicted loss by layer: in nats, stacked, or relative to what there was to lose."""
+    groups = list(dict.fromkeys(kind.partition(".")[0] for kind in matrices.kinds))
+    in_nats = compression.nats is not None
+    values = {}
+    for layer in matrices.layers:
+        mine = [(place, m) for place, m in matrices.at.items() if place.layer == layer]
+        if in_nats:
+            parts = {
+                group: sum(m.nats or 0.0 for place, m in mine if place.kind.startswith(group))
+                for group in groups
+            }
+        else:
+            parts = {"mean of its matrices": fmean(_lost(m) for _, m in mine)}
+        values[layer] = parts
+    totals = {layer: sum(parts.values()) for layer, parts in values.items()}
+    unit = "predicted loss in nats a token" if in_nats else "loss relative to the energy"
+    shown = groups if in_nats else ["mean of its matrices"]
+    gist = _costliest(totals, in_nats)
+    drawing = charts.columns(
+        values, shown, f"{unit}{', from below:' if in_nats else ''}", f"Columns by layer. {gist}"
+    )
+    rows = [
+        (str(layer), *(figure(parts[group]) for group in shown), figure(totals[layer]))
+        for layer, parts in values.items()
+    ]
+    return Figure(
+        "layers", gist, [drawing], Table(f"By layer: {unit}", ("layer", *shown, "all"), rows)
+    )
+
+
+def _lost(matrix: MatrixResult) -> float:
+    return matrix.predicted_loss / matrix.energy if matrix.energy else 0.0
+
+
+def _costliest(totals: dict[int, float], in_nats: bool) -> str:
+    whole = sum(totals.values())
+    if not whole:
+        return "No layer lost anything."
+    order = sorted(totals, key=totals.__getitem__, reverse=True)
+    first = order[0]
+    if not in_nats:
+        return f"Layer {first} lost most: {share(totals[first])} of its energy."
+    top = order[: max(1, len(order) // 10)]
+    part = sum(totals[layer] for layer in top) / whole
+    named = ", ".join(map(str, sorted(top)))
+    gist = (
+        f"Layer {first} costs most: {figure(totals[first])} of {figure(whole)} nats, "
+        f"{share(totals[first] / whole, 0)}."
+    )
+    if len(top) > 1:
+        gist += f" The {len(top)} costliest ({named}) have {share(part, 0)}."
+    return gist

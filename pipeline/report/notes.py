@@ -1,0 +1,33 @@
+"""What did not go as planned: fallbacks, what could not be cut, thin statistics, warnings."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from schemas.manifest import Compression
+from schemas.report import ReportFacts
+
+
+class Note(NamedTuple):
+    """One thing that happened, and the matrices that it happened to; none: the whole run."""
+
+    kind: str
+    text: str
+    matrices: tuple[str, ...] = ()
+
+
+def notes_of(compression: Compression, facts: ReportFacts) -> list[Note]:
+    """Every fallback, retry and warning, each text once."""
+    rows = compression.matrices
+    notes = [Note("could not be cut", why, (name,)) for name, why in compression.given_up.items()]
+    notes += [Note("fallback", text) for text in compression.fallbacks]
+    notes += _grouped("fallback", ((n, row.name) for row in rows for n in row.fallbacks))
+    notes += _grouped("thin statistics", ((n, row.name) for row in rows for n in row.remarks))
+    return notes + [Note("warning", text) for text in dict.fromkeys(facts.warnings)]
+
+
+def _grouped(kind: str, found: Iterable[tuple[str, str]]) -> list[Note]:
+    names = defaultdict(list)
+    for text, name in found:
+        names[text].append(name)
+    return [Note(kind, text, tuple(where)) for text, where in names.items()]

@@ -1,0 +1,210 @@
+"""report.html, from what lies beside it in a checkpoint and from nothing else."""
+
+import base64
+import hashlib
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipeline.report import wording
+from pipeline.report.figures import (
+    Figure,
+    Matrices,
+    Table,
+    base_and_made,
+    kept,
+    ranks,
+    spectra,
+    stages,
+)
+from pipeline.report.losses import layers, losses
+from pipeline.report.notes import notes_of
+from schemas.evaluation import EvaluationReport, ModelEvaluation
+from schemas.manifest import Compression
+from schemas.printable import escaped, printable
+from schemas.report import ReportFacts
+
+PAGE = "report.html"
+FACTS = "report.json"
+_TEMPLATES = Path(__file__).parents[1] / "templates"
+
+
+class Tile(NamedTuple):
+    """A quantity before and after; `after` is empty where it was not measured."""
+
+    name: str
+    before: str
+    after: str
+    change: str
+
+
+def render_page(template: str, **values: object) -> str:
+    """A page of a template: one style sheet, no script, and nothing from elsewhere.
+
+    Whatever a template prints is `printable` and escaped, but for markup that is made here.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finalize,
+    )
+    environment.globals |= {"wording": wording, "lines": _lines}
+    css = (_TEMPLATES / "report.css.j2").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    return environment.get_template(template).render(
+        css=Markup(css), css_hash=f"sha256-{digest}", **values
+    )
+
+
+def render_report(
+    compression: Compression, evaluation: EvaluationReport | None, facts: ReportFacts
+) -> str:
+    """The report of one checkpoint."""
+    matrices = Matrices(compression.matrices)
+    figures: dict[str, Figure] = {
+        figure.name: figure
+        for figure in (
+            ranks(matrices),
+            spectra(matrices, facts.spectra),
+            losses(matrices, compression, evaluation),
+            layers(matrices, compression),
+            stages(facts),
+        )
+    }
+    encodings = [matrix.encoding for matrix in compression.matrices]
+    return render_page(
+        "report.html.j2",
+        name=model_name(compression),
+        headline=headline(compression, evaluation),
+        c=compression,
+        e=evaluation,
+        f=facts,
+        tiles=_tiles(compression, evaluation),
+        figures=figures,
+        before_after=_before_after(compression, evaluation),
+        all_matrices=_all_matrices(matrices),
+        counts={kind: encodings.count(kind) for kind in ("pivoted", "plain", "dense")},
+        notes=notes_of(compression, facts),
+        command=_command(facts.command),
+    )
+
+
+def model_name(compression: Compression) -> str:
+    """The last part of the base's folder, hub id or URL."""
+    return Path(compression.model).name or compression.model
+
+
+def headline(compression: Compression, evaluation: EvaluationReport | None) -> str:
+    """What became smaller, and what that cost."""
+    sizes = f"{_fromto(compression.bytes_before, compression.bytes_after)} of weights"
+    if (models := base_and_made(evaluation)) is None:
+        return sizes
+    before, after = (f"{model.perplexity:.2f}" for model in models)
+    return f"perplexity {before}{wording.TO}{after}, {sizes}"
+
+
+def _fromto(before: float, after: float) -> str:
+    """Two sizes, the unit said once where it is the same."""
+    one, other = wording.size(before), wording.size(after)
+    number, space, unit = one.partition("\N{NO-BREAK SPACE}")
+    return (
+        f"{number}{wording.TO}{other}"
+        if other.endswith(space + unit)
+        else f"{one}{wording.TO}{other}"
+    )
+
+
+def _tiles(compression: Compression, evaluation: EvaluationReport | None) -> list[Tile]:
+    def tile(name: str, before: float, after: float, said: tuple[str, str]) -> Tile:
+        return Tile(name, *said, wording.change(before, after))
+
+    counts = compression.parameters_before, compression.parameters_after
+    sizes = compression.bytes_before, compression.bytes_after
+    tiles = [
+        tile("Parameters", *counts, (wording.short(counts[0]), wording.short(counts[1]))),
+        tile("Weights on disk", *sizes, (wording.size(sizes[0]), wording.size(sizes[1]))),
+    ]
+    if (models := base_and_made(evaluation)) is None:
+        return [*tiles, Tile("Perplexity", "", "", ""), Tile("Speed", "", "", "")]
+    base, made = models
+    said = f"{base.perplexity:.2f}", f"{made.perplexity:.2f}"
+    tiles.append(tile("Perplexity", base.perplexity, made.perplexity, said))
+    if base.tokens_per_second is None or made.tokens_per_second is None:
+        return [*tiles, Tile("Speed", "", "", "")]
+    speeds = base.tokens_per_second, made.tokens_per_second
+    rates = tuple(f"{speed:,.0f}" for speed in speeds)
+    return [*tiles, tile("Speed, tokens/s", *speeds, (rates[0], rates[1]))]
+
+
+def _before_after(compression: Compression, evaluation: EvaluationReport | None) -> Table:
+    c = compression
+    counted = {
+        "parameters of the targeted matrices": (c.targeted_before, c.targeted_after),
+        "parameters of the model": (c.parameters_before, c.parameters_after),
+        "bytes of weights": (c.bytes_before, c.bytes_after),
+    }
+    rows = [
+        (name, f"{before:,}", f"{after:,}", wording.change(before, after))
+        for name, (before, after) in counted.items()
+    ]
+    if models := base_and_made(evaluation):
+        rows += _evaluated(*models)
+    return Table("In full", ("", "before", "after", "change"), rows)
+
+
+def _evaluated(base: ModelEvaluation, made: ModelEvaluation) -> list[tuple[str, str, str, str]]:
+    pairs = {
+        "perplexity": (base.perplexity, made.perplexity),
+        "mean loss, nats a token": (base.mean_nll, made.mean_nll),
+        "tokens a second": (base.tokens_per_second, made.tokens_per_second),
+    }
+    rows = [
+        (name, wording.figure(before, 4), wording.figure(after, 4), wording.change(before, after))
+        for name, (before, after) in pairs.items()
+        if before is not None and after is not None
+    ]
+    if made.kl is not None:
+        rows.append(("KL from the base, nats a token", "", wording.figure(made.kl), ""))
+    return rows
+
+
+def _all_matrices(matrices: Matrices) -> Table:
+    rows = [
+        (
+            m.name,
+            f"{m.shape[0]:,} × {m.shape[1]:,}",
+            m.encoding,
+            "full" if m.rank is None else f"{m.rank:,}",
+            wording.share(kept(m)),
+            f"{m.parameters:,}",
+            wording.figure(m.predicted_loss),
+            wording.figure(m.achieved_loss),
+            wording.figure(m.nats),
+        )
+        for m in matrices.at.values()
+    ]
+    head = ("matrix", "shape", "stored as", "rank", "of full", "parameters")
+    losses = ("predicted loss", "measured loss", "predicted nats a token")
+    return Table("Every matrix", (*head, *losses), rows)
+
+
+def _command(words: Sequence[str]) -> str:
+    """A command for a shell, an option a line."""
+    quoted = [shlex.quote(printable(word)) for word in words]
+    return " ".join(f"\\\n  {word}" if word.startswith("--") else word for word in quoted)
+
+
+def _lines(text: str) -> Markup:
+    """Text of several lines, such as what a model wrote."""
+    return Markup("\n").join(map(escaped, text.split("\n")))
+
+
+def _finalize(value: object) -> object:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -1,0 +1,92 @@
+"""Numbers and names as people read them."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+_SPACE = "\N{NO-BREAK SPACE}"
+_THOUSANDS = ("", "k", "M", "G", "T")
+PER_CENT = f"{_SPACE}%"
+TO = f"{_SPACE}→{_SPACE}"
+_MINUS = "\N{MINUS SIGN}"
+
+
+class Place(NamedTuple):
+    """Where a matrix is: `layers.3.self_attn.q_proj` is in layer 3, of type `self_attn.q_proj`."""
+
+    layer: int
+    kind: str
+
+
+def place_of(name: str) -> Place:
+    """Layer and type of a matrix of any family."""
+    parts = name.split(".")
+    at = next((i for i, part in enumerate(parts) if part.isascii() and part.isdigit()), None)
+    if at is None:
+        return Place(0, name)
+    return Place(int(parts[at][:9]), ".".join(parts[at + 1 :]))
+
+
+def short_kinds(kinds: Sequence[str]) -> dict[str, str]:
+    """Every type by its last part, where no other type ends so, else by all of them."""
+    lasts = [kind.rpartition(".")[2] for kind in kinds]
+    return {
+        kind: last if lasts.count(last) == 1 else kind
+        for kind, last in zip(kinds, lasts, strict=True)
+    }
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """A number to some significant digits, in powers of ten where it is very small or large."""
+    if value is None:
+        return "\N{EN DASH}"
+    if not math.isfinite(value):
+        return str(value)
+    if value and not 1e-3 <= abs(value) < 1e6:
+        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+        return _minus(f"{mantissa}e{int(exponent)}")
+    decimals = digits - 1 - math.floor(math.log10(abs(value))) if value else 0
+    return _minus(f"{value:,.{max(decimals, 0)}f}")
+
+
+def short(number: float) -> str:
+    """134,515,008 as 134.5 M."""
+    steps = 0
+    while abs(number) >= 1000 and steps < len(_THOUSANDS) - 1:
+        number, steps = number / 1000, steps + 1
+    return f"{number:.{1 if steps else 0}f}{_SPACE if steps else ''}{_THOUSANDS[steps]}"
+
+
+def size(value: float) -> str:
+    """Bytes in decimal units."""
+    return short(value) + ("B" if value >= 1000 else f"{_SPACE}B")
+
+
+def share(value: float | None, digits: int = 1) -> str:
+    """A fraction in per cent."""
+    return "\N{EN DASH}" if value is None else _minus(f"{100 * value:.{digits}f}") + PER_CENT
+
+
+def change(before: float, after: float) -> str:
+    """By how much something became more or less, in per cent."""
+    if not before or not math.isfinite(after / before):
+        return ""
+    return _minus(f"{100 * (after / before - 1):+.1f}") + PER_CENT
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{seconds:.1f}{_SPACE}s"
+    if seconds < 5400:
+        return f"{seconds / 60:.{1 if seconds < 600 else 0}f}{_SPACE}min"
+    return f"{seconds / 3600:.1f}{_SPACE}h"
+
+
+def moment(time: str) -> str:
+    """2026-01-31T12:00:00+00:00 as 2026-01-31 12:00:00 UTC."""
+    return time.replace("T", " ", 1).replace("+00:00", " UTC")
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", _MINUS)

@@ -1,0 +1,119 @@
+"""What a run would say of a model of some layers: the matter that a report is made of."""
+
+from typing import Any
+
+from schemas.config import METHODS, CalibrationConfig, NumericsConfig
+from schemas.evaluation import EvaluationReport, ModelEvaluation
+from schemas.manifest import Compression
+from schemas.model import ARCHITECTURES
+from schemas.output import MatrixResult
+from schemas.report import ReportFacts, SpectrumSample, StageTime
+
+
+def matrices(layers: int, family: str = "llama", experts: int = 2) -> tuple[MatrixResult, ...]:
+    """A row for every target of a family; the last type is dense in layer 0."""
+    paths = [
+        target.path.replace("*", str(expert))
+        for target in ARCHITECTURES[family].targets
+        for expert in range(experts if "*" in target.path else 1)
+    ]
+    cut = [
+        MatrixResult(
+            name=f"layers.{layer}.{path}",
+            shape=(64, 48),
+            encoding="pivoted",
+            rank=8 + (layer + at) % 32,
+            parameters=2000,
+            predicted_loss=1e-3 * (layer + 1),
+            achieved_loss=1.01e-3 * (layer + 1),
+            energy=1.0,
+            nats=1e-4 * (layer + 1),
+        )
+        for layer in range(layers)
+        for at, path in enumerate(paths)
+    ]
+    lossless = {"rank": None, "predicted_loss": 0.0, "achieved_loss": 0.0, "nats": 0.0}
+    at = len(paths) - 1
+    cut[at] = cut[at].model_copy(update={"encoding": "dense", "parameters": 64 * 48} | lossless)
+    return tuple(cut)
+
+
+def compression(rows: tuple[MatrixResult, ...], **fields: Any) -> Compression:
+    """A description of these rows; `fields` are of `Compression`."""
+    given: dict[str, Any] = {
+        "model": "org/Tiny-1B",
+        "model_type": "llama",
+        "ratio": 0.2,
+        "keep": 0.8,
+        "removed": 0.2001,
+        "method": {"preset": "two-sided"} | METHODS["two-sided"],
+        "targeted_before": 1_000_000,
+        "targeted_after": 799_900,
+        "parameters_before": 1_500_000,
+        "parameters_after": 1_299_900,
+        "bytes_before": 3_000_000,
+        "bytes_after": 2_600_000,
+        "nats": sum(row.nats or 0.0 for row in rows),
+        "calibration": CalibrationConfig(),
+        "numerics": NumericsConfig(),
+        "seed": 0,
+        "device": "x86_64",
+        "dtype": "float32",
+        "fallbacks": (),
+        "matrices": rows,
+    }
+    return Compression(**(given | fields))
+
+
+def evaluation(before: float = 22.59, after: float = 25.9, **fields: Any) -> EvaluationReport:
+    """Base and result on one text; `fields` are of the compressed model."""
+
+    def model(name: str, perplexity: float, **more: Any) -> ModelEvaluation:
+        given: dict[str, Any] = {
+            "name": name,
+            "perplexity": perplexity,
+            "mean_nll": perplexity / 8,
+            "windows": 16,
+            "predicted_tokens": 16 * 1023,
+            "parameters": 1_500_000,
+            "bytes_on_disk": 3_000_000,
+            "stored_dtype": "BF16",
+            "tokens_per_second": 120.0,
+            "sample": None,
+            "seconds": 3.0,
+        }
+        return ModelEvaluation(**(given | more))
+
+    models = model("base", before), model("made", after, kl=0.12, **fields)
+    return EvaluationReport(
+        text="text/test.txt", sequence_length=1024, dtype="float32", models=models
+    )
+
+
+def facts(rows: tuple[MatrixResult, ...], points: int = 62, **fields: Any) -> ReportFacts:
+    """Facts with a spectrum for every row; `fields` are of `ReportFacts`."""
+    ranks = tuple(range(1, points + 1))
+    given: dict[str, Any] = {
+        "output": "0123456789abcdef",
+        "command": ("svdllm", "compress", "--model", "org/Tiny-1B", "--ratio", "0.2"),
+        "versions": {"svdllm": "0.1.0", "torch": "2.13.0"},
+        "started": "2026-01-31T12:00:00+00:00",
+        "written": "2026-01-31T12:05:00+00:00",
+        "workers": 2,
+        "layout": "2 layer shards",
+        "stages": (
+            StageTime(name="inspect", seconds=1.5),
+            StageTime(name="factorise", seconds=90.0, busy=(0.9, 0.45)),
+        ),
+        "warnings": (),
+        "spectra": tuple(
+            SpectrumSample(
+                name=row.name,
+                size=points,
+                ranks=ranks,
+                values=tuple(1.2345e-3 / at**2 for at in ranks),
+            )
+            for row in rows
+        ),
+    }
+    return ReportFacts(**(given | fields))
