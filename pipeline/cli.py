@@ -11,6 +11,7 @@ from rich.console import Console
 from pipeline import cli_nightly, render
 from pipeline.configuration import build
 from pipeline.exit_codes import exit_codes, terminate
+from pipeline.report.command import report
 from schemas.config import (
     Allocation,
     Device,
@@ -263,6 +264,7 @@ def demo(
 
 
 cli_nightly.register(app, compress)
+app.command()(exit_codes()(report))
 
 
 def main() -> None:

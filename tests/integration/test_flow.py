@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from pipeline.compress import compress
 from pipeline.report.page import render_report
+from pipeline.report.read import read_reported
 from schemas.config import METHODS, Method
 from schemas.manifest import Compression, Manifest, OutputResult
 from schemas.report import ReportFacts
@@ -194,6 +195,9 @@ def test_every_checkpoint_has_a_report_that_can_be_made_again(flow: Flow) -> Non
         )
         assert {"calibrate forward", "factorise", "truncate"} <= {s.name for s in facts.stages}
         assert "[report.html](report.html)" in (folder / "README.md").read_text(encoding="utf-8")
+    found = read_reported([str(flow.run_dir)])
+    assert [run.place for run in found] == [output.path for output in flow.outputs]
+    assert [run.compression for run in found] == [output.compression for output in flow.outputs]
 
 
 def test_tokenizer_files_are_those_of_the_base(flow: Flow) -> None:

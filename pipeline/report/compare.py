@@ -1,0 +1,143 @@
+"""Several checkpoints side by side: a page, and a table for the terminal."""
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+from rich.table import Table as TerminalTable
+from rich.text import Text
+
+from pipeline.report import plots, wording
+from pipeline.report.figures import Figure, Table, base_and_made
+from pipeline.report.page import PAGE, model_name, render_page
+from pipeline.report.read import Reported
+from schemas.config import METHODS
+from schemas.location import Location
+from schemas.printable import printable
+
+_HEAD = ("checkpoint", "base", "method", "ratio", "removed", "parameters", "weights")
+_EVALUATED = ("perplexity", "increase", "KL, nats", "tokens/s")
+
+
+class Row(NamedTuple):
+    """One checkpoint; `link` leads to its own report, from where the page is."""
+
+    link: str
+    fields: tuple[str, ...]
+
+
+def comparison(runs: Sequence[Reported], page: Path) -> str:
+    """The page that is to be written to `page`."""
+    names = list(dict.fromkeys(model_name(run.compression) for run in runs))
+    return render_page(
+        "comparison.html.j2",
+        headline=f"{len(runs)} runs of {names[0] if len(names) == 1 else f'{len(names)} models'}",
+        head=(*_HEAD, *_EVALUATED),
+        rows=[Row(_link(run.place, page), _fields(run)) for run in runs],
+        curve=_curve(runs),
+        texts=sorted({on for run in runs if (on := _text(run))}),
+        missing=[str(run.place) for run in runs if not base_and_made(run.evaluation)],
+    )
+
+
+def terminal_table(runs: Sequence[Reported]) -> TerminalTable:
+    """The same table for a terminal, a run a column."""
+    columns = [_fields(run) for run in runs]
+    table = TerminalTable(_HEAD[0])
+    for fields in columns:
+        table.add_column(Text(printable(fields[0])), justify="right", overflow="fold")
+    names = (*_HEAD, *_EVALUATED)[1:]
+    for name, *row in zip(names, *(fields[1:] for fields in columns), strict=True):
+        table.add_row(name, *(Text(printable(field)) for field in row))
+    return table
+
+
+def method_of(run: Reported) -> str:
+    """The preset, or its three parts where one of them is another."""
+    asked = run.compression.method
+    parts = {name: asked.get(name, "") for name in ("truncation", "allocation", "factors")}
+    for name, preset in METHODS.items():
+        if preset == parts:
+            return name
+    return " + ".join(parts.values())
+
+
+def _fields(run: Reported) -> tuple[str, ...]:
+    done = run.compression
+    sizes = wording.change(done.bytes_before, done.bytes_after)
+    counts = wording.change(done.parameters_before, done.parameters_after)
+    fields = (
+        run.place.name,
+        model_name(done),
+        method_of(run),
+        f"{done.ratio:g}",
+        wording.share(done.removed, 2),
+        f"{wording.short(done.parameters_after)} ({counts})",
+        f"{wording.size(done.bytes_after)} ({sizes})",
+    )
+    if (models := base_and_made(run.evaluation)) is None:
+        return (*fields, *[wording.figure(None)] * len(_EVALUATED))
+    base, made = models
+    speed = made.tokens_per_second
+    return (
+        *fields,
+        f"{base.perplexity:.2f} → {made.perplexity:.2f}",
+        wording.change(base.perplexity, made.perplexity),
+        wording.figure(made.kl),
+        wording.figure(None) if speed is None else f"{speed:,.0f}",
+    )
+
+
+def _curve(runs: Sequence[Reported]) -> Figure | None:
+    """Removed against perplexity, a line for each base, method and text."""
+    lines = defaultdict(list)
+    for run in runs:
+        if models := base_and_made(run.evaluation):
+            key = (model_name(run.compression), method_of(run), _text(run))
+            lines[key].append((run.compression.removed, *models, run.place.name))
+    if not lines:
+        return None
+    several_texts = len({text for *_, text in lines}) > 1
+    several_models = len({name for name, *_ in lines}) > 1
+    series: list[plots.Series] = []
+    rows = []
+    for (model, method, on), found in lines.items():
+        named = (model if several_models else "", method, on if several_texts else "")
+        name = ", ".join(filter(None, named))
+        found.sort(key=lambda one: one[0])
+        base = found[0][1].perplexity
+        points = [plots.Point(0.0, base, f"{model}: {base:.2f}")]
+        points += [
+            plots.Point(100 * removed, made.perplexity, f"{place}: {made.perplexity:.2f}")
+            for removed, _, made, place in found
+        ]
+        labels = ["" if series and not point.x else f"{point.y:.2f}" for point in points]
+        series.append(plots.Series(name, points, labels))
+        rows += [(name, wording.share(point.x / 100), f"{point.y:.2f}") for point in points]
+    gist = " ".join(f"{one.name}: {_said(one.points)}." for one in series)
+    drawing = plots.curves(series, "parameters removed, per cent", "perplexity", f"Curve. {gist}")
+    table = Table("Perplexity by what was removed", ("line", "removed", "perplexity"), rows)
+    return Figure("curve", gist, [drawing], table)
+
+
+def _said(points: Sequence[plots.Point]) -> str:
+    return ", ".join(f"{point.y:.2f} at {point.x:.0f}{wording.PER_CENT}" for point in points)
+
+
+def _text(run: Reported) -> str:
+    """What a perplexity was measured on; those of different texts cannot be compared."""
+    found = run.evaluation
+    if found is None:
+        return ""
+    windows = f"{found.models[0].windows} × {found.sequence_length} tokens"
+    return f"{Path(found.text).name}, {windows}, {found.dtype}"
+
+
+def _link(place: Location, page: Path) -> str:
+    """A relative link to the report of a checkpoint in a folder; none to an object store."""
+    if not isinstance(place, Path):
+        return ""
+    return quote(os.path.relpath(place / PAGE, page.parent))

@@ -1,0 +1,74 @@
+"""What checkpoints and run directories hold for a report."""
+
+import shlex
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from pipeline.publish import SUCCESS
+from pipeline.report.page import FACTS
+from schemas.errors import ConfigError
+from schemas.evaluation import EvaluationReport
+from schemas.location import Location, locate
+from schemas.manifest import Compression
+from schemas.report import ReportFacts
+from schemas.run import RunRecord
+from workers.items import RUN_RECORD
+from workers.objects import exists, read_bytes, url_of
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Reported(NamedTuple):
+    """What a checkpoint says of itself, and where it is."""
+
+    place: Location
+    compression: Compression
+    evaluation: EvaluationReport | None
+    facts: ReportFacts
+
+
+def read_reported(names: list[str]) -> list[Reported]:
+    """Each a checkpoint, or a run directory for all it has published; folders or URLs.
+
+    Raises ConfigError where there is neither, or one without what a report is made of.
+    """
+    return [_read(place) for name in names for place in _checkpoints(name)]
+
+
+def _checkpoints(name: str) -> list[Location]:
+    place = url_of(name) or Path(name)
+    if not exists(place / RUN_RECORD):
+        return [place]
+    record = _parse(place / RUN_RECORD, RunRecord)
+    found = [locate(output) for output in record.outputs]
+    published = [output for output in found if exists(output / SUCCESS)]
+    if not published:
+        raise ConfigError(
+            f"{place}: a run that has published no checkpoint yet; "
+            f"`svdllm status {shlex.quote(name)}` says how far it is"
+        )
+    return published
+
+
+def _read(place: Location) -> Reported:
+    evaluation = place / "evaluation.json"
+    return Reported(
+        place,
+        _parse(place / "compression.json", Compression),
+        _parse(evaluation, EvaluationReport) if exists(evaluation) else None,
+        _parse(place / FACTS, ReportFacts),
+    )
+
+
+def _parse(place: Location, schema: type[M]) -> M:
+    try:
+        return schema.model_validate_json(read_bytes(place))
+    except OSError as error:
+        raise ConfigError(
+            f"{place}: {error.strerror or 'not there'}; a report is made from a checkpoint that "
+            "`svdllm compress` wrote, or from its run directory"
+        ) from error
+    except ValidationError:
+        raise ConfigError(f"{place}: damaged, or written by another version") from None
