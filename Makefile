@@ -8,11 +8,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_DIR ?= build/demo
+REPORT ?= $(DEMO_DIR)/SmolLM2-135M-Instruct-20/report.html
 PYTEST_ARGS ?=
 CRDS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check check-manifests format lock reference fuzz audit serve-check chaos month clean
+.PHONY: help install demo test check check-manifests format lock reference fuzz audit serve-check report-check chaos month clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +78,9 @@ audit: install  ## look up the packages of requirements.lock in databases of vul
 
 serve-check: install  ## serve CHECKPOINT=folder with an unmodified engine, compare with transformers
 	bash benchmarks/serve_check.sh
+
+report-check: install  ## open REPORT=report.html in headless Chromium, take screenshots of it
+	$(BIN)/python -m benchmarks.report_check $(REPORT) --output build/report-check
 
 chaos: install  ## kill workers, nodes and the driver of 22 seeded runs, compare their bytes (long)
 	$(BIN)/python -m benchmarks.chaos
