@@ -81,13 +81,12 @@ def _fields(run: Reported) -> tuple[str, ...]:
     if (models := base_and_made(run.evaluation)) is None:
         return (*fields, *[wording.figure(None)] * len(_EVALUATED))
     base, made = models
-    speed = made.tokens_per_second
     return (
         *fields,
         f"{base.perplexity:.2f} → {made.perplexity:.2f}",
         wording.change(base.perplexity, made.perplexity),
         wording.figure(made.kl),
-        wording.figure(None) if speed is None else f"{speed:,.0f}",
+        f"{made.tokens_per_second:,.0f}",
     )
 
 

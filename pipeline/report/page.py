@@ -136,8 +136,6 @@ def _tiles(compression: Compression, evaluation: EvaluationReport | None) -> lis
     base, made = models
     said = f"{base.perplexity:.2f}", f"{made.perplexity:.2f}"
     tiles.append(tile("Perplexity", base.perplexity, made.perplexity, said))
-    if base.tokens_per_second is None or made.tokens_per_second is None:
-        return [*tiles, Tile("Speed", "", "", "")]
     speeds = base.tokens_per_second, made.tokens_per_second
     rates = tuple(f"{speed:,.0f}" for speed in speeds)
     return [*tiles, tile("Speed, tokens/s", *speeds, (rates[0], rates[1]))]
@@ -168,7 +166,6 @@ def _evaluated(base: ModelEvaluation, made: ModelEvaluation) -> list[tuple[str, 
     rows = [
         (name, wording.figure(before, 4), wording.figure(after, 4), wording.change(before, after))
         for name, (before, after) in pairs.items()
-        if before is not None and after is not None
     ]
     if made.kl is not None:
         rows.append(("KL from the base, nats a token", "", wording.figure(made.kl), ""))

@@ -39,7 +39,8 @@ def test_a_card_has_the_perplexity_that_was_measured_and_a_link(
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert ("| perplexity | 22.59 | 25.90 |\n" in text) == measured
     assert (
-        "\nPerplexity on test.txt, 16 windows of 1024 tokens, in float32.\n" in text
+        "\nPerplexity on test.txt, 16 windows of 1024 tokens, in float32; KL(base ‖ compressed) "
+        "0.1200 nats a token.\n" in text
     ) == measured
     assert "| bytes of weights | 3,000,000 | 2,600,000 |\n" in text
     assert "\nAsked: ratio 0.2" in text
