@@ -10,6 +10,8 @@ STAMP := $(VENV)/.installed
 DEMO_DIR ?= build/demo
 REPORT ?= $(DEMO_DIR)/SmolLM2-135M-Instruct-20/report.html
 PYTEST_ARGS ?=
+# Each has a Ray of its own: about 4 GB and two cores.
+PYTEST_PROCESSES ?= 2
 CRDS ?=
 
 .DEFAULT_GOAL := help
@@ -45,7 +47,7 @@ demo: install  ## compress a real small model end to end and print what it cost
 	$(BIN)/svdllm demo --work-dir $(DEMO_DIR)
 
 test: check  ## lint, types, then every test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 check: install  ## lint and types only
 	$(BIN)/ruff check .
