@@ -1,5 +1,6 @@
 """`svdllm nightly` and `svdllm catalog`."""
 
+import contextlib
 import inspect
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from schemas.config import RunConfig
 from schemas.errors import RunError
 from schemas.location import locate
 from schemas.manifest import RunResult
+from schemas.metrics import Outcome
 from schemas.nightly import NightlyConfig, Order
 
 _out = Console()
@@ -60,12 +62,21 @@ def nightly(
         from pipeline.nightly.night import nightly as run  # neither torch nor ray
         from pipeline.nightly.show import night_table
 
-        def compress(config: RunConfig) -> RunResult:
-            from pipeline.compress import compress as run  # only where there is something to do
+        with contextlib.ExitStack() as session:
 
-            return run(config, fresh=fresh)
+            def compress(config: RunConfig) -> RunResult:
+                from pipeline.cluster import ray_session  # only where there is something to do
+                from pipeline.compress import compress as run
 
-        night = run(request, compress)
+                session.enter_context(ray_session(config.cluster, config.numerics.threads))
+                return run(config, fresh=fresh)
+
+            def tell(outcome: Outcome) -> None:
+                from pipeline.metrics import count_nightly
+
+                count_nightly(outcome)
+
+            night = run(request, compress, tell=tell)
         _out.print(night_table(night))
         if failed := night.of("failed"):
             raise RunError(f"{', '.join(sorted({row.name for row in failed}))}: could not be done")

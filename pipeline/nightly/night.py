@@ -12,6 +12,7 @@ from pipeline.nightly.ledger import Ledger, beyond, follow, label, latest_of, le
 from pipeline.nightly.retention import remove_output, remove_run
 from pipeline.nightly.seen import Seen
 from pipeline.nightly.sources import Checkpoint, Source, source_of
+from pipeline.nightly.texts import text_sums
 from pipeline.ownership import Ownership, owned
 from pipeline.progress import Progress
 from schemas.config import RunConfig
@@ -26,15 +27,20 @@ from schemas.errors import (
 from schemas.identity import fingerprint
 from schemas.location import Location, is_within
 from schemas.manifest import OutputResult, RunResult
+from schemas.metrics import Outcome
 from schemas.nightly import CatalogRow, Event, NightlyConfig
-from workers.documents import evaluation_source, is_local, is_on_hub, iter_documents
-from workers.files import file_sha256
 from workers.items import OWNER
 from workers.objects import exists, folders_in, read_bytes, write
 from workers.verify import read_manifest
 
 LATEST = "latest.json"
 Compress = Callable[[RunConfig], RunResult]
+Tell = Callable[[Outcome], None]
+_OUTCOMES: dict[Event, Outcome] = {
+    "published": "succeeded",
+    "rejected": "rejected",
+    "failed": "failed",
+}
 # No fault of the checkpoint: the night ends, and the attempt does not count.
 _ENDING = (TextError, StorageError, OwnershipError)
 
@@ -53,44 +59,32 @@ class Night:
         return [row for row in self.rows if row.event == event]
 
 
-def nightly(config: NightlyConfig, compress: Compress, progress: Progress | None = None) -> Night:
-    """One night. `compress` is that of `pipeline.compress`, which an idle night need not load.
+def nightly(
+    config: NightlyConfig,
+    compress: Compress,
+    progress: Progress | None = None,
+    tell: Tell = lambda _: None,
+) -> Night:
+    """One night. `compress` is that of `pipeline.compress`, which an idle night need not load;
+    `tell` hears what became of each output.
 
     Raises InputError before any work, OwnershipError where another night is at work, and what ends
     a compression though its checkpoint is not to blame.
     """
     progress = progress or Progress()
-    texts = _texts(config)
+    texts = text_sums(config)
     if isinstance(config.output, Path):
         output = config.output.expanduser().absolute()
         config = config.model_copy(update={"output": output})
     source = source_of(config.watch, config.revision)
     found = source.found()
     with owned(config.output / OWNER, progress.note) as ownership:
-        work = _Work(config, texts, source, compress, progress, ownership)
+        work = _Work(config, texts, source, compress, progress, ownership, tell)
         work.retry()
         work.point()
         work.go_through(found)
         work.tidy_up(found)
     return work.night
-
-
-def _texts(config: NightlyConfig) -> dict[str, str]:
-    """SHA-256 of the local texts. Raises TextError or ConfigError where one cannot serve."""
-    calibration = config.calibration.text
-    evaluation = evaluation_source(config.evaluation.text, calibration)
-    if config.gate is not None and evaluation is None:
-        raise ConfigError(
-            "gate: there is no text to evaluate on; name one with --evaluate, or leave out --gate"
-        )
-    found = {}
-    for text in {calibration, evaluation or calibration}:
-        if not is_on_hub(text):
-            for _ in iter_documents(text, "calibration"):
-                pass
-        if is_local(text):
-            found[text] = file_sha256(Path(text).expanduser())
-    return found
 
 
 class _Work:
@@ -104,8 +98,9 @@ class _Work:
         compress: Compress,
         progress: Progress,
         ownership: Ownership,
+        tell: Tell,
     ) -> None:
-        self._config, self._compress = config, compress
+        self._config, self._compress, self._tell = config, compress, tell
         self._progress, self._ownership = progress, ownership
         self._method = fingerprint([config.method_settings, texts])
         self._seen = Seen(config.output, source)
@@ -222,6 +217,8 @@ class _Work:
         finally:
             seconds = {"seconds": round(time.monotonic() - start, 1)}
             self._write(*(row.model_copy(update=seconds) for row in outcome))
+        for row in outcome:
+            self._tell(_OUTCOMES[row.event])
         self.point()
         if self._failed(key) and self._ledger[key].attempts >= self._config.attempts:
             self._quarantine(checkpoint, key)

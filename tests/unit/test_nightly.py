@@ -458,6 +458,16 @@ def test_each_ratio_passes_or_not_by_itself(training: Training) -> None:
     assert pointed(training.prefix) == {"0.20": "checkpoint-1"}
 
 
+def test_what_became_of_each_is_told(training: Training) -> None:
+    for number in (1, 2, 3):
+        training.step(number)
+    training.compress.failures["checkpoint-1"] = NumericsError("q_proj: not finite")
+    training.compress.increases["checkpoint-2"] = 0.5
+    told: list[str] = []
+    nightly(training.config(gate={"perplexity": "5%"}), training.compress, tell=told.append)
+    assert told == ["succeeded", "rejected", "failed"]
+
+
 def test_a_degenerate_continuation_is_rejected(training: Training) -> None:
     training.step(1)
     training.compress.samples["checkpoint-1"] = LOOP

@@ -1,0 +1,26 @@
+"""The texts of a night, looked at before its work begins."""
+
+from pathlib import Path
+
+from schemas.errors import ConfigError
+from schemas.nightly import NightlyConfig
+from workers.documents import evaluation_source, is_local, is_on_hub, iter_documents
+from workers.files import file_sha256
+
+
+def text_sums(config: NightlyConfig) -> dict[str, str]:
+    """SHA-256 of the local texts. Raises TextError or ConfigError where one cannot serve."""
+    calibration = config.calibration.text
+    evaluation = evaluation_source(config.evaluation.text, calibration)
+    if config.gate is not None and evaluation is None:
+        raise ConfigError(
+            "gate: there is no text to evaluate on; name one with --evaluate, or leave out --gate"
+        )
+    found = {}
+    for text in {calibration, evaluation or calibration}:
+        if not is_on_hub(text):
+            for _ in iter_documents(text, "calibration"):
+                pass
+        if is_local(text):
+            found[text] = file_sha256(Path(text).expanduser())
+    return found
