@@ -256,7 +256,7 @@ def demo(
         "build/demo"
     ),
 ) -> None:
-    """Compress SmolLM2-135M-Instruct at 20 %, verify and evaluate it."""
+    """Compress SmolLM2-135M-Instruct at 20 %, compare and verify it."""
     with exit_codes():
         from pipeline.demo import run_demo
 

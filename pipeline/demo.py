@@ -3,14 +3,13 @@
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from pipeline import render
 from pipeline.compress import compress
 from pipeline.demo_inputs import fetch_model, write_texts
-from pipeline.evaluate import evaluate
 from pipeline.evaluate import render as evaluation_table
-from schemas.config import CalibrationConfig, ClusterConfig, RunConfig
-from schemas.evaluation import EvaluateConfig
+from schemas.config import CalibrationConfig, ClusterConfig, EvaluationConfig, RunConfig
 from workers.verify import require, verify_checkpoint
 
 _RATIO = 0.2
@@ -18,7 +17,7 @@ _WINDOWS = 12
 
 
 def run_demo(folder: Path, console: Console) -> None:
-    """Compress SmolLM2-135M-Instruct at 20 % on two local workers, verify and evaluate it."""
+    """Compress SmolLM2-135M-Instruct at 20 % on two local workers, compare and verify it."""
     model = fetch_model(folder / "SmolLM2-135M-Instruct")
     calibration, evaluation = write_texts(folder / "text")
     output = folder / "SmolLM2-135M-Instruct-20"
@@ -34,20 +33,16 @@ def run_demo(folder: Path, console: Console) -> None:
                 gradient_samples=32,
                 gradient_length=256,
             ),
+            evaluation=EvaluationConfig(
+                text=str(evaluation), sequence_length=1024, windows=_WINDOWS
+            ),
             cluster=ClusterConfig(workers=2),
         )
     )
     console.print(render.run_table(result))
-    checks = verify_checkpoint(output, published=True)
+    checks = list(result.outputs[0].checks) or verify_checkpoint(output, published=True)
     console.print(render.check_table(checks))
     require(checks, output)
-    report = evaluate(
-        EvaluateConfig(
-            checkpoint=str(output),
-            baseline=str(model),
-            text=str(evaluation),
-            sequence_length=1024,
-            max_windows=_WINDOWS,
-        )
-    )
-    console.print(evaluation_table(report))
+    if report := result.outputs[0].evaluation:
+        console.print(evaluation_table(report))
+    console.print(Text(f"{output / 'report.html'}: ranks, spectra, losses, time"))
