@@ -47,7 +47,8 @@ demo: install  ## compress a real small model end to end and print what it cost
 	$(BIN)/svdllm demo --work-dir $(DEMO_DIR)
 
 test: check  ## lint, types, then every test
-	$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist loadfile \
+	    --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: install  ## lint and types only
 	$(BIN)/ruff check .
