@@ -35,7 +35,8 @@ from workers.actors_metrics import count, show
 
 def scored(name, perplexity):
     return ModelEvaluation(name=name, perplexity=perplexity, mean_nll=1, windows=1, parameters=1,
-        predicted_tokens=1, bytes_on_disk=1, stored_dtype="F32", tokens_per_second=1, sample=None, seconds=1)
+        predicted_tokens=1, bytes_on_disk=1, stored_dtype="F32", sample=None,
+        tokens_per_second=1, seconds=1)
 
 config = RunConfig.model_validate_json(sys.argv[1])
 models = (scored("a", 20.5), scored("b", 25.5))
