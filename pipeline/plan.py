@@ -8,7 +8,7 @@ from pipeline.costs import Costs
 from pipeline.layouts import Layout, layouts
 from pipeline.machines import Machines, find
 from pipeline.refusal import refusal
-from pipeline.stages import stages
+from pipeline.stages import evaluation, stages
 from pipeline.throughput import DEFAULT, rates
 from schemas.config import RunConfig
 from schemas.errors import ConfigError
@@ -43,7 +43,12 @@ def make_plan(config: RunConfig, spec: ModelSpec, cluster: ClusterSpec) -> Plan:
     best = min(layouts(costs, cluster), key=preference, default=None)
     if best is None:
         raise refusal(config, spec, cluster)
-    return _describe(costs, cluster, best, stages(costs, best, speed))
+    return _describe(
+        costs,
+        cluster,
+        best,
+        (*stages(costs, best, speed), *evaluation(costs, cluster, speed)),
+    )
 
 
 def require_disk(plan: Plan, config: RunConfig, committed: int) -> None:

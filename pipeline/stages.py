@@ -13,7 +13,8 @@ from pipeline.layouts import Layout
 from pipeline.throughput import Rates
 from schemas.model import MatrixSpec
 from schemas.moments import Pass
-from schemas.plan import Resource, StageCost
+from schemas.plan import ClusterSpec, Resource, StageCost
+from workers.documents import evaluation_source
 
 _BISECTIONS = 100  # of the multiplier, each looking at every rank of every matrix
 _HASH_THREADS = 8  # over the files of a checkpoint
@@ -75,6 +76,28 @@ def stages(costs: Costs, layout: Layout, rates: Rates | None) -> tuple[StageCost
     work += [_factorise(costs, layout), _allocate(costs), _truncate(costs, layout)]
     work += [_assemble(costs, layout), _verify(costs)]
     return tuple(one.cost(rates) for one in work)
+
+
+def evaluation(costs: Costs, cluster: ClusterSpec, rates: Rates | None) -> tuple[StageCost, ...]:
+    """Base and result on a text, if there is one: both are read once more, by all workers of a
+    cluster whatever the layout, with 2 operations a parameter and token through each.
+    """
+    ratios, asked = costs.config.ratio, costs.config.evaluation
+    if evaluation_source(asked.text, costs.config.calibration.text) is None:
+        return ()
+    tokens = asked.windows * asked.sequence_length
+    stored = sum(costs.base_bytes + costs.output(ratio) for ratio in ratios)
+    rows = tokens * costs.spec.hidden_size * costs.item
+    work = Work(
+        "evaluate",
+        cluster.workers,
+        cluster.workers,
+        cluster.nodes,
+        compute=2 * tokens * costs.parameters * stored / costs.base_bytes,
+        read=stored,
+        hidden=2 * len(ratios) * (cluster.workers - 1) * rows,
+    )
+    return (work.cost(rates),)
 
 
 def _inspect(costs: Costs) -> Work:

@@ -47,20 +47,6 @@ def test_quick_start(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "ratio 0.4" in capsys.readouterr().out
 
 
-def test_the_plan_of_a_70b(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    page = ROOT / "docs/plan-70b.md"
-    [words] = [words for found in commands(page) if (words := own_arguments(found))]
-    assert app(words, standalone_mode=False) in (None, 0)
-    printed = capsys.readouterr().out
-    table = next(block for block in page.read_text().split("```") if "Matrices" in block)
-    figures = [word for word in table.split() if "," in word and word[0].isdigit()]
-    assert len(figures) > 20
-    assert not [figure for figure in figures if figure not in printed]
-
-
 def test_python(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = run_python(ROOT / "docs/python.md")
     assert [output.ratio for output in names["result"].outputs] == [0.2, 0.4]
