@@ -28,10 +28,10 @@ def compare(
     folder: Path,
     weights: Mapping[str, str],
     place: Location,
-    sample: str | None,
+    samples: tuple[str | None, str | None],
 ) -> EvaluationReport | None:
     """Perplexity of the base and of the checkpoint in `folder`, which is to be at `place`, and the
-    KL between them; None where the run has no text for it. `sample` is what the checkpoint wrote.
+    KL between them; None where the run has no text for it. `samples` are what both wrote.
 
     It is kept in the run directory. Where it is not there yet, the workers of the pool make room
     for those of the evaluation.
@@ -61,7 +61,10 @@ def compare(
         models = [Model(run.config.model, run.inputs.folder, _base(run))]
         models.append(Model(str(place), folder, source))
         scores = score_models(models, text.windows, config, run.progress, run.store, identity)
-    scores = (*scores[:1], scores[1].model_copy(update={"sample": sample}))
+    scores = tuple(
+        score.model_copy(update={"sample": sample})
+        for score, sample in zip(scores, samples, strict=True)
+    )
     report = EvaluationReport(
         text=text.name, sequence_length=asked.sequence_length, dtype=config.dtype, models=scores
     )

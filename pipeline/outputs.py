@@ -29,7 +29,7 @@ from workers.files import write_text
 from workers.logs import about_matrices
 from workers.moment_items import fallbacks_of
 from workers.objects import exists, read_bytes
-from workers.verify import require, sample_of
+from workers.verify import require, samples_of
 
 _FASTER = "already there, from another driver that was faster with the same"
 
@@ -81,7 +81,7 @@ def make_output(run: Run, ratio: float) -> OutputResult:
     with staged(run.store, identity, weights) as staging:
         compression = _assemble(run, identity, staging, allocation, results, files)
         checks = _verify(run, identity, staging, weights)
-        evaluation = compare(run, identity, staging, weights, folder, sample_of(checks))
+        evaluation = compare(run, identity, staging, weights, folder, samples_of(checks))
         _present(run, identity, staging, files, compression, evaluation)
         written = _publish(run, identity, staging, weights, folder)
     run.store.discard(output_prefix(identity))

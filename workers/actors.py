@@ -30,6 +30,7 @@ from workers.actors_metrics import count_traffic, show_memory
 from workers.allocator import RankAllocator
 from workers.compression import Compressor
 from workers.devices import compute_dtype, find_device, free_cached, set_threads
+from workers.documents import evaluation_source
 from workers.failures import guarded, patiently
 from workers.fetching import resolve
 from workers.items import RUN_RECORD
@@ -184,18 +185,25 @@ class LayerShard:
     @guarded(repeatable=True)
     def verify(self, folder: str) -> list[Check]:
         """Check a written checkpoint, with a load in a clean process where it fits."""
-        return verify_checkpoint(Path(folder), published=False)
+        return verify_checkpoint(Path(folder), published=False, base=self._base_to_compare)
 
     @guarded()
     def verify_stored(self, place: Url, weights: Mapping[str, str]) -> list[Check]:
         """The same where its small files are at `place` and its weights are items, by file name."""
         with local_copy(place) as folder:
             self._store.place_files(weights, folder)
-            return verify_checkpoint(folder, published=False)
+            return verify_checkpoint(folder, published=False, base=self._base_to_compare)
 
     def peak_memory(self) -> int:
         """Peak of the anonymous memory of this worker, in bytes."""
         return peak_anonymous_bytes()
+
+    @property
+    def _base_to_compare(self) -> Path | None:
+        """The folder of a base whose weights are there, where the run compares with it."""
+        asked = self._config.evaluation.text, self._config.calibration.text
+        compares = evaluation_source(*asked) is not None
+        return self._folder if compares and self._spec.weights is None else None
 
     @contextlib.contextmanager
     def _working(self) -> Iterator[None]:

@@ -1,14 +1,14 @@
 """Loads a compressed checkpoint as a stranger would: a script for `python -I`, with no project
 beside it.
 
-    python -I load_check.py CHECKPOINT [--shapes-only]
+    python -I load_check.py CHECKPOINT [--shapes-only] [--base FOLDER]
 
 Prints one JSON list of {"name", "passed", "detail"}. Imports torch and transformers only.
 """
 
+import argparse
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +28,8 @@ _NEW_TOKENS = 32
 _PROMPT = [11, 7, 5, 3, 2, 13, 17, 19, 23, 29]
 
 
-def main(folder: Path, shapes_only: bool) -> list[dict[str, Any]]:
-    """Every check in turn; a failing one does not stop the next."""
+def main(folder: Path, shapes_only: bool, base: Path | None) -> list[dict[str, Any]]:
+    """Every check in turn; a failing one does not stop the next. A `base` continues a text, too."""
     logging: Any = transformers.utils.logging
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -45,9 +45,11 @@ def main(folder: Path, shapes_only: bool) -> list[dict[str, Any]]:
             ("save_pretrained round trip", lambda: _round_trip(found["model"])),
             ("finite loss", lambda: _finite(found["model"])),
             ("generation with and without cache agree", lambda: _cache(found["model"])),
-            ("continues a text", lambda: _continue(folder, found["model"])),
             ("left padding changes nothing", lambda: _padding(found["model"])),
+            ("continues a text", lambda: _continue(folder, found.pop("model"))),
         ]
+        if base is not None:
+            checks.append(("the base continues a text", lambda: _continue_base(base)))
     return [_run(name, check) for name, check in checks]
 
 
@@ -164,6 +166,10 @@ def _continue(folder: Path, model: Any) -> str:
     return str(tokenizer.decode(output[0], skip_special_tokens=True))
 
 
+def _continue_base(folder: Path) -> str:
+    return _continue(folder, AutoModelForCausalLM.from_pretrained(folder, dtype="auto").float())
+
+
 def _padding(model: Any) -> str:
     tokens = _tokens(model)
     short = tokens[:, 4:]
@@ -191,4 +197,8 @@ def _round_trip(model: Any) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), "--shapes-only" in sys.argv)))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--shapes-only", action="store_true")
+    parser.add_argument("--base", type=Path)
+    print(json.dumps(main(**vars(parser.parse_args()))))

@@ -16,14 +16,16 @@ from workers.objects import read_bytes
 from workers.own_code import may_run_code
 
 _LOAD_CHECK = Path(__file__).with_name("load_check.py")  # not imported: it imports torch
-_SAMPLE = "continues a text"  # as load_check.py names it
+_SAMPLES = ("the base continues a text", "continues a text")  # as load_check.py names them
 _CLEAN = "load in a clean process"
 _TIMEOUT_S = 1800.0
 _COPIES = 3.5  # in float32 and saved again, a bf16 checkpoint takes about this many times its size
 
 
-def verify_checkpoint(folder: Path, published: bool) -> list[Check]:
+def verify_checkpoint(folder: Path, published: bool, base: Path | None = None) -> list[Check]:
     """Checksums of every file, then a load in a clean process; `published` expects _SUCCESS.
+
+    A `base` writes a text beside the result's, where it fits; it is not judged.
 
     Loading runs the code in the folder, so it is not done where a checksum is wrong or the code is
     not this program's own.
@@ -43,7 +45,7 @@ def verify_checkpoint(folder: Path, published: bool) -> list[Check]:
         return [*checks, Check(name=_CLEAN, passed=None, detail="it would run a stranger's code")]
     weights = sum(entry.bytes for name, entry in manifest.files.items() if _is_weight(name))
     fits = weights * _COPIES < available_bytes()
-    checks += _clean_process(folder, shapes_only=not fits)
+    checks += _clean_process(folder, not fits, base if base and _fits(base) else None)
     if not fits:
         checks.append(
             Check(
@@ -55,9 +57,11 @@ def verify_checkpoint(folder: Path, published: bool) -> list[Check]:
     return checks
 
 
-def sample_of(checks: list[Check]) -> str | None:
-    """What a checkpoint wrote when it was loaded; None where it was not."""
-    return next((check.detail for check in checks if check.name == _SAMPLE and check.passed), None)
+def samples_of(checks: list[Check]) -> tuple[str | None, str | None]:
+    """What base and result wrote when they were loaded; None of one that was not."""
+    said = {check.name: check.detail for check in checks if check.passed}
+    base, result = (said.get(name) for name in _SAMPLES)
+    return base, result
 
 
 def require(checks: list[Check], folder: Path | str) -> None:
@@ -103,19 +107,30 @@ def _own_code(folder: Path) -> Check:
     return Check(name="code is this program's own", passed=passed, detail=detail)
 
 
-def _clean_process(folder: Path, shapes_only: bool) -> list[Check]:
+def _fits(base: Path) -> bool:
+    weights = sum(path.stat().st_size for path in base.glob("*.safetensors"))
+    return weights * _COPIES < available_bytes()
+
+
+def _clean_process(folder: Path, shapes_only: bool, base: Path | None) -> list[Check]:
     command = [sys.executable, "-I", str(_LOAD_CHECK), str(folder)]
     command += ["--shapes-only"] if shapes_only else []
+    command += ["--base", str(base)] if base else []
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_TIMEOUT_S, cwd="/", check=False
         )
-        return [Check.model_validate(row) for row in json.loads(done.stdout.splitlines()[-1])]
+        rows = [Check.model_validate(row) for row in json.loads(done.stdout.splitlines()[-1])]
+        return [row if row.name != _SAMPLES[0] or row.passed else _not_judged(row) for row in rows]
     except subprocess.TimeoutExpired:
         return [Check(name=_CLEAN, passed=False, detail=f"not finished in {_TIMEOUT_S:g} s")]
     except (ValueError, IndexError):
         why = done.stderr[-2000:].strip() or "no output"
         return [Check(name=_CLEAN, passed=False, detail=f"exit status {done.returncode}: {why}")]
+
+
+def _not_judged(check: Check) -> Check:
+    return check.model_copy(update={"passed": None})
 
 
 def _is_weight(name: str) -> bool:

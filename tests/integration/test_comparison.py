@@ -14,7 +14,7 @@ from schemas.manifest import OutputResult
 from tests.integration.support import ask, file_sums
 from tests.models import tiny_model
 from workers.files import file_sha256
-from workers.verify import require, verify_checkpoint
+from workers.verify import require, samples_of, verify_checkpoint
 
 LENGTH, WINDOWS = 64, 6
 FLOAT32 = 2e-6  # of a mean over tokens, whatever the order in which products were added
@@ -70,8 +70,9 @@ def test_it_is_part_of_the_checkpoint(outputs: tuple[OutputResult, ...]) -> None
         base, result = written.models
         row = f"| perplexity | {base.perplexity:.2f} | {result.perplexity:.2f} |"
         assert row in (folder / "README.md").read_text()
-        assert result.sample
-        assert result.sample.startswith("The city lies on the river"[:8])
+        for model in (base, result):
+            assert model.sample
+            assert model.sample.startswith("The city lies")
 
 
 def test_what_is_published_is_not_compared_again(
@@ -92,3 +93,14 @@ def test_a_text_that_is_too_short_is_refused_before_any_work(
     with pytest.raises(TextError, match="less than one window"):
         compress(config.model_copy(update=fields))
     assert not (tmp_path / "output.run").exists()
+
+
+def test_a_base_that_cannot_be_loaded_is_not_judged(
+    outputs: tuple[OutputResult, ...], tmp_path: Path
+) -> None:
+    folder = Path(str(outputs[0].path))
+    checks = verify_checkpoint(folder, published=True, base=tmp_path)
+    require(checks, folder)
+    base, result = samples_of(checks)
+    assert base is None
+    assert result
