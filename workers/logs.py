@@ -89,8 +89,8 @@ class _Json(logging.Formatter):
 
 
 def _shown(text: str) -> str:
-    line = printable(text)
-    for name, value in os.environ.items():
-        if _SECRET_NAMES.search(name) and len(value) >= _SHORTEST_SECRET:
-            line = line.replace(value, "***")
-    return line
+    found = (v.strip() for name, v in os.environ.items() if _SECRET_NAMES.search(name))
+    secrets = {secret for secret in found if len(secret) >= _SHORTEST_SECRET}
+    for secret in sorted(secrets, key=len, reverse=True):  # one may begin with another
+        text = text.replace(secret, "***")
+    return printable(text)  # last: it cuts long lines, and would leave half a secret

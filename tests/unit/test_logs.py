@@ -92,6 +92,16 @@ def test_secrets_are_hidden_in_every_field(lines: Lines, monkeypatch: pytest.Mon
     assert (found["run"], found["stage"]) == ("s3://***@bucket/run", "***")
 
 
+def test_no_part_of_a_secret_is_left(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_KEY", SECRET[:10])  # the start of another
+    monkeypatch.setenv("B_KEY", f"{SECRET}\n")  # as read from a file
+    log.error("the store said: %s", SECRET)
+    log.error("%s", "." * 990 + SECRET + "." * 2000)  # where a long line is cut
+    one, other = lines()
+    assert one["message"] == "the store said: ***"
+    assert set(other["message"]) == {".", " ", "*"}
+
+
 def test_a_terminal_gets_no_bars_between_the_objects(lines: Lines) -> None:
     shown = io.StringIO()
 
