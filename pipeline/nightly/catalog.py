@@ -23,6 +23,8 @@ from workers.objects import IN_FLIGHT, create, names_in, read_bytes, remove
 
 FOLDER = "catalog"
 _NAME = re.compile(r"(\d+)\.parquet")
+# What is raised for bytes that are no table: OSError by Thrift and Snappy.
+_DAMAGES = (pyarrow.ArrowException, OSError, UnicodeDecodeError, ValidationError)
 _TYPES = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
 
 
@@ -68,10 +70,11 @@ def _bytes(rows: list[CatalogRow]) -> bytes:
 
 
 def _rows(place: Path | Url) -> list[CatalogRow]:
+    content = read_bytes(place)
     try:
-        found = parquet.read_table(io.BytesIO(read_bytes(place))).to_pylist()
+        found = parquet.read_table(io.BytesIO(content)).to_pylist()
         return [CatalogRow.model_validate(row) for row in found]
-    except (pyarrow.ArrowException, ValidationError) as error:
+    except _DAMAGES as error:
         raise ConfigError(
             f"{place}: no row of a catalogue of this version ({error}); put it back from a backup, "
             "or remove it: then what it tells did not happen"
