@@ -40,6 +40,11 @@ def escaped(line: str) -> str:
     return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), line)
 
 
+def is_unicode(name: str) -> bool:
+    """Whether a name can be written as UTF-8; one of other bytes has lone surrogates."""
+    return not re.search("[\ud800-\udfff]", name)
+
+
 def has_credentials(url: str) -> bool:
     """Whether a URL carries a user, a password, a token or a signature."""
     _, _, rest = url.partition("://")

@@ -16,6 +16,7 @@ from huggingface_hub.hf_api import RepoFile
 from schemas.errors import CheckpointError, ConfigError
 from schemas.identity import fingerprint
 from schemas.location import Url, locate
+from schemas.printable import is_unicode
 from workers.checkpoint import INDEX, SINGLE, inspect, weight_map
 from workers.config_file import HUB_ERRORS, NAME, not_given, require_hub_id
 from workers.fetching import resolve
@@ -86,9 +87,15 @@ class _Below(Source):
                 "compress it with `svdllm compress`"
             )
         there = [name for name in folders_in(self._place) if not _IN_THE_MAKING.match(name)]
-        names = [name for name in there if self._files(name)]
+        names = [name for name in there if self._is_candidate(name)]
         names.sort(key=lambda name: (natural(name), name))
         return [Checkpoint(name, natural(name), str(self._place / name)) for name in names]
+
+    def _is_candidate(self, name: str) -> bool:
+        try:
+            return bool(self._files(name))
+        except PermissionError:  # what it is cannot be seen: it is named as not complete
+            return True
 
     def _files(self, name: str) -> list[str]:
         """Its files on which a result depends; none where it is no checkpoint, or has gone."""
@@ -114,12 +121,14 @@ class _Folder(_Below):
             for name in self._files(checkpoint.name):
                 stat = (folder / name).stat()
                 facts.append([name, stat.st_size, stat.st_mtime_ns, stat.st_ino])
-        except FileNotFoundError:  # it changes at this moment
+        except (FileNotFoundError, PermissionError):  # it changes at this moment, or is not ours
             return ""
         return fingerprint(facts) if facts else None
 
     def content(self, checkpoint: Checkpoint) -> str:
         folder = self._root / checkpoint.name
+        if not is_unicode(checkpoint.name):
+            raise CheckpointError(f"{folder}: its name is not UTF-8; rename the folder")
         _require_complete(folder, None)
         return fingerprint(sha256_of(folder, self._files(checkpoint.name)))
 

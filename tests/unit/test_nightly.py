@@ -1,5 +1,6 @@
 """Nights over a training run, each stated situation of docs/nightly.md, with a fake compression."""
 
+import errno
 import json
 import os
 import shutil
@@ -559,6 +560,46 @@ def test_a_damaged_row_is_named(training: Training) -> None:
     (training.prefix / "catalog" / "000001.parquet").write_bytes(b"PAR1")
     with pytest.raises(ConfigError, match=r"000001\.parquet: no row of a catalogue"):
         training.night()
+
+
+def test_a_damaged_page_of_a_row_is_named(training: Training) -> None:
+    training.step(1)
+    training.night()
+    path = training.prefix / "catalog" / "000001.parquet"
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + bytes(len(content) - 12) + content[-8:])
+    with pytest.raises(ConfigError, match=r"000001\.parquet: no row of a catalogue"):
+        training.night()
+
+
+def test_a_folder_that_cannot_be_read_stops_no_other(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training.step(1)
+    closed = training.source / "lost+found"
+    closed.mkdir()
+    iterdir = Path.iterdir
+
+    def refuse(path: Path) -> Any:
+        if path == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    night = training.night()
+    assert [row.name for row in night.of("published")] == ["checkpoint-1"]
+    assert "Permission denied" in night.incomplete["lost+found"]
+
+
+def test_a_name_that_is_no_unicode_is_told_and_stops_no_other(training: Training) -> None:
+    training.step(1)
+    name = os.fsdecode(b"checkpoint-2\xff")
+    training.step(2).rename(training.source / name)
+    night = training.night()
+    assert [row.name for row in night.of("published")] == ["checkpoint-1"]
+    assert "not UTF-8" in night.incomplete[name]
+    assert r"checkpoint-2\udcff" in shown(night_table(night))
+    assert training.night().rows == []
 
 
 def shown(table: object) -> str:
