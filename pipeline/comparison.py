@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from pipeline.cluster import workers_there
+from pipeline.inputs import tokens_sha256
 from pipeline.pool import Task
 from pipeline.run import Run
 from pipeline.streamed import Model, score_models
@@ -40,7 +42,8 @@ def compare(
     if text is None:
         return None
     asked = run.config.evaluation.model_copy(update={"text": text.name})
-    kept = run.store.root / f"evaluations/{identity}-{fingerprint(asked.model_dump())}.json"
+    asked_for = fingerprint([asked.model_dump(), tokens_sha256(text.windows)])
+    kept = run.store.root / f"evaluations/{identity}-{asked_for}.json"
     if found := _read(kept):
         return found
     config = EvaluateConfig(
@@ -52,15 +55,16 @@ def compare(
         dtype=run.facts.dtype,
         device=run.config.cluster.device,
         streamed=True,
-        workers=run.config.cluster.workers,
-        shard_layers=run.config.cluster.shard_layers,
     )
+    there = workers_there(run.config.cluster, run.config.numerics.threads)  # some may be lost
+    where = run.config.cluster.model_copy(update={"workers": there})
     run.discard(f"boundaries/{identity}")
     with _result(run, folder, weights) as source:
         run.pool.dismiss()
         models = [Model(run.config.model, run.inputs.folder, _base(run))]
         models.append(Model(str(place), folder, source))
-        scores = score_models(models, text.windows, config, run.progress, run.store, identity)
+        progress, store = run.progress, run.store
+        scores = score_models(models, text.windows, config, where, progress, store, identity)
     scores = tuple(
         score.model_copy(update={"sample": sample})
         for score, sample in zip(scores, samples, strict=True)

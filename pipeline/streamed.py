@@ -19,8 +19,8 @@ from pipeline.evaluation_plan import EvaluationPlan, boundary_bytes, plan_evalua
 from pipeline.progress import Progress
 from pipeline.stream import Batch, as_it_is, drive, micro_batches, stream_forward
 from pipeline.waiting import wait_for
-from schemas.config import NumericsConfig
-from schemas.errors import ConfigError
+from schemas.config import ClusterConfig, NumericsConfig
+from schemas.errors import CompressorError, ConfigError
 from schemas.evaluation import EvaluateConfig, ModelEvaluation
 from schemas.location import Url
 from workers.actors_evaluation import EvaluationShard, Source
@@ -56,18 +56,19 @@ def evaluate_streamed(
         Model(name, folder, _source(name, folder, config))
         for name, folder in zip(names, folders, strict=True)
     ]
-    return score_models(models, windows, config, Progress())
+    return score_models(models, windows, config, config.cluster, Progress())
 
 
 def score_models(
     models: Sequence[Model],
     windows: Tensor,
     config: EvaluateConfig,
+    where: ClusterConfig,
     progress: Progress,
     store: Store | None = None,
     identity: str = "evaluation",
 ) -> tuple[ModelEvaluation, ...]:
-    """The same, of models whose tensors are known.
+    """The same, of models whose tensors are known, on the cluster that `where` says.
 
     Every worker holds the same part of all models, so the last has both distributions of each
     token. More shards than workers run in waves; what waits between them is in `store`, or in a
@@ -77,11 +78,11 @@ def score_models(
     sources = [model.source for model in models]
     for model in models:
         require_vocabulary(model.folder, windows, model.source.spec.vocab_size)
-    with ray_session(config.cluster, _NUMERICS.threads):
-        cluster = find_cluster(config.cluster, _NUMERICS, sources[-1].dtype)
-        plan = plan_evaluation(sources, cluster, config.shard_layers)
+    with ray_session(where, _NUMERICS.threads):
+        cluster = find_cluster(where, _NUMERICS, sources[-1].dtype)
+        plan = plan_evaluation(sources, cluster, where.shard_layers)
         names = [model.name for model in models]
-        evaluation = _Evaluation(names, sources, config, plan, progress, identity)
+        evaluation = _Evaluation(names, sources, config, where, plan, progress, identity)
         score = total(evaluation.run(windows, store))
     seconds = time.perf_counter() - start
     return tuple(
@@ -97,6 +98,7 @@ class _Evaluation:
     names: Sequence[str]
     sources: Sequence[Source]
     config: EvaluateConfig
+    where: ClusterConfig
     plan: EvaluationPlan
     progress: Progress
     identity: str
@@ -104,7 +106,7 @@ class _Evaluation:
 
     @property
     def timeout(self) -> float:
-        return self.config.cluster.item_timeout_s
+        return self.where.item_timeout_s
 
     def run(self, windows: Tensor, store: Store | None) -> list[Score]:
         """The score of every window, in order. The workers have gone after it."""
@@ -126,17 +128,21 @@ class _Evaluation:
         return self._wave(last, workers, batches, store)
 
     def _start(self) -> list[Actor]:
-        config, plan, threads = self.config, self.plan, _NUMERICS.threads
+        where, plan, threads = self.where, self.plan, _NUMERICS.threads
         with self.progress.stage("start", 1, "cluster") as stage:
-            actor = with_resources(EvaluationShard, config.cluster, threads, plan.host_bytes)
-            workers = [actor.remote(self.sources, config.device, threads) for _ in plan.waves[0]]
-            facts = agree(config.cluster, workers, self.progress)
+            actor = with_resources(EvaluationShard, where, threads, plan.host_bytes)
+            workers = [actor.remote(self.sources, where.device, threads) for _ in plan.waves[0]]
+            try:
+                facts = agree(where, workers, self.progress)
+            except CompressorError:
+                stop(workers)
+                raise
             stage.advance()
         waves = f" in {len(plan.waves)} waves" if len(plan.waves) > 1 else ""
         self.progress.note(
             f"plan: {plan.shards} shards of {' and '.join(self.names)}{waves}, each of up to "
             f"{plan.weight_bytes / 1e6:,.1f} MB of weights, on {facts.device} "
-            f"({facts.device_name}) in {config.dtype}"
+            f"({facts.device_name}) in {self.config.dtype}"
         )
         return workers
 
