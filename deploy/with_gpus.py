@@ -53,6 +53,8 @@ def main() -> int:
     )
     parser.add_argument("command", nargs=argparse.REMAINDER)
     asked = parser.parse_args()
+    if not asked.command:
+        parser.error("no command to run; name one after the number of GPUs")
     ray.init(log_to_driver=False)
     return with_gpus(asked.gpus, asked.within, asked.command)
 

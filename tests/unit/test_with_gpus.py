@@ -71,3 +71,14 @@ def test_a_job_that_is_stopped_while_it_runs_lets_them_go_at_once(asked: list[in
     stop = "import os, signal; os.kill(os.getppid(), signal.SIGTERM); raise SystemExit(143)"
     assert with_gpus.with_gpus(2, 1e9, [sys.executable, "-c", stop]) == 143
     assert asked == [2, 0, 0]
+
+
+def test_nothing_is_asked_for_without_a_command(
+    asked: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["with_gpus.py", "8"])
+    monkeypatch.setattr("ray.init", lambda **_: asked.append(-1))
+    with pytest.raises(SystemExit) as refused:
+        with_gpus.main()
+    assert (refused.value.code, asked) == (2, [])
+    assert "no command" in capsys.readouterr().err
