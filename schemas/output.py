@@ -3,6 +3,8 @@
 import math
 from typing import Literal
 
+from pydantic import PositiveInt
+
 from schemas.config import Factors, Schema
 from schemas.model import ITEM_BYTES, Encoding, MatrixSpec, factor_parameters
 
@@ -57,7 +59,7 @@ class MatrixResult(Schema):
     """
 
     name: str
-    shape: tuple[int, int]
+    shape: tuple[PositiveInt, PositiveInt]
     encoding: Encoding
     rank: int | None
     parameters: int

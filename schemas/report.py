@@ -1,6 +1,6 @@
 """What a report shows beside compression.json and evaluation.json: report.json."""
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from schemas.config import Schema
 
@@ -10,7 +10,7 @@ class StageTime(Schema):
 
     name: str
     seconds: float = Field(ge=0, allow_inf_nan=False)
-    busy: tuple[float, ...] = ()
+    busy: tuple[FiniteFloat, ...] = ()
 
 
 class SpectrumSample(Schema):

@@ -130,7 +130,8 @@ def spectra(matrices: Matrices, samples: Sequence[SpectrumSample]) -> Figure:
 
 def _floor(lines: Sequence[plots.Spectrum]) -> float:
     """The least relative eigenvalue that a panel shows."""
-    parts = [v / line.points[0][1] for line in lines for _, v in line.points if v > 0]
+    shown = [[v for _, v in line.points] for line in lines if line.points]
+    parts = [v / values[0] for values in shown for v in values if values[0] > 0 and v > 0]
     return min(max(min(parts, default=0.1), _LEAST), 0.1)
 
 

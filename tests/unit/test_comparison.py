@@ -51,7 +51,7 @@ def compare(folder: Path, windows: list[list[int]]) -> EvaluationReport | None:
         progress=Progress(),
         discard=mock.Mock(),
     )
-    return comparison.compare(run, "identity", folder, {}, folder / "o", None)
+    return comparison.compare(run, "identity", folder, {}, folder / "o", (None, None))
 
 
 def test_it_runs_as_the_run_does_on_the_workers_that_are_there(

@@ -10,12 +10,15 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from pydantic import ValidationError
 
 from pipeline.report.figures import Matrices, ranks
 from pipeline.report.losses import layers, losses
 from pipeline.report.page import render_report
 from pipeline.report.write import sample
 from schemas.model import ARCHITECTURES
+from schemas.output import MatrixResult
+from schemas.report import SpectrumSample, StageTime
 from tests import reports
 
 PLOTS = ["layers", "ranks", "spectra", "losses", "stages"]
@@ -232,3 +235,18 @@ def test_text_and_marks_stand_out(scheme: int) -> None:
     marks = [(mark, "card") for mark in ("one", "two", "three", "four")]
     assert [p for p in texts if contrast(colours[p[0]], colours[p[1]]) < 4.5] == []
     assert [p for p in marks if contrast(colours[p[0]], colours[p[1]]) < 3] == []
+
+
+def test_a_file_that_no_run_writes_is_refused_when_it_is_read() -> None:
+    row = reports.matrices(1)[0].model_dump(mode="json")
+    with pytest.raises(ValidationError, match=r"shape\.0"):
+        MatrixResult.model_validate(row | {"shape": [0, 48]})
+    with pytest.raises(ValidationError, match=r"busy\.0"):
+        StageTime(name="factorise", seconds=1.0, busy=(float("nan"),))
+
+
+def test_a_spectrum_that_begins_with_zero_has_no_floor() -> None:
+    rows = reports.matrices(1)
+    odd = SpectrumSample(name=rows[0].name, size=2, ranks=(1, 2), values=(0.0, 1.0))
+    page = render_report(reports.compression(rows), None, reports.facts(rows, spectra=(odd,)))
+    assert "spectra of 1 layers" in page
