@@ -42,10 +42,11 @@ Ratio = Annotated[
 Output = Annotated[str | None, typer.Option(help="Folder or URL of the compressed checkpoint.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 RunDir = Annotated[
-    str | None, typer.Option(help="Folder or URL of the run.  [default: OUTPUT.run]")
+    str | None,
+    typer.Option(help="Folder or URL of the run.", show_default="OUTPUT.run"),
 ]
 MethodFlag = Annotated[
-    Method | None, typer.Option(help="Preset of the next three.  [default: two-sided]")
+    Method | None, typer.Option(help="Preset of the next three.", show_default="two-sided")
 ]
 TruncationFlag = Annotated[Truncation | None, typer.Option(help="How a matrix is cut at a rank.")]
 AllocationFlag = Annotated[Allocation | None, typer.Option(help="How ranks are shared out.")]
@@ -53,29 +54,31 @@ FactorsFlag = Annotated[Factors | None, typer.Option(help="How a cut matrix is s
 Calibration = Annotated[
     str | None,
     typer.Option(
-        help="A .txt, .jsonl or .parquet file, a known data set or a hub id.  [default: wikitext2]"
+        help="A .txt, .jsonl or .parquet file, a known data set or a hub id.",
+        show_default="wikitext2",
     ),
 ]
 Samples = Annotated[
-    int | None, typer.Option(help="Windows for the forward moments.  [default: 256]")
+    int | None, typer.Option(help="Windows for the forward moments.", show_default="256")
 ]
-Length = Annotated[int | None, typer.Option(help="Tokens in each of them.  [default: 2048]")]
+Length = Annotated[int | None, typer.Option(help="Tokens in each of them.", show_default="2048")]
 GradientSamples = Annotated[
-    int | None, typer.Option(help="Windows for the gradient moments.  [default: 32]")
+    int | None, typer.Option(help="Windows for the gradient moments.", show_default="32")
 ]
-GradientLength = Annotated[int | None, typer.Option(help="Tokens in each.  [default: 512]")]
+GradientLength = Annotated[int | None, typer.Option(help="Tokens in each.", show_default="512")]
 EvaluateFlag = Annotated[
     str | None,
     typer.Option(help="Text to compare base and result on, as --calibration, or none."),
 ]
-Seed = Annotated[int | None, typer.Option(help="Windows and sampled labels.  [default: 0]")]
+Seed = Annotated[int | None, typer.Option(help="Windows and sampled labels.", show_default="0")]
 Workers = Annotated[
-    int | None, typer.Option(help="Layer-shard workers.  [default: every GPU, or CPU cores to 8]")
+    int | None,
+    typer.Option(help="Layer-shard workers.", show_default="every GPU, or CPU cores to 8"),
 ]
-DeviceFlag = Annotated[Device | None, typer.Option(help="Where to compute.  [default: auto]")]
-DTypeFlag = Annotated[DType | None, typer.Option(help="Compute type.  [default: auto]")]
+DeviceFlag = Annotated[Device | None, typer.Option(help="Where to compute.", show_default="auto")]
+DTypeFlag = Annotated[DType | None, typer.Option(help="Compute type.", show_default="auto")]
 OnFailureFlag = Annotated[
-    OnFailure | None, typer.Option(help="When a matrix cannot be cut.  [default: fail]")
+    OnFailure | None, typer.Option(help="When a matrix cannot be cut.", show_default="fail")
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML of the same settings.")]
 Settings = Annotated[
@@ -155,9 +158,9 @@ def plan(
     config: ConfigFile = None,
     settings: Settings = None,
     gpus: Annotated[
-        int | None, typer.Option(min=1, help="GPUs to plan for.  [default: this host's CPU]")
+        int | None, typer.Option(min=1, help="GPUs to plan for.", show_default="this host's CPU")
     ] = None,
-    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="[default: 8, or all]")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, show_default="8, or all")] = None,
     gpu_memory: Annotated[str | None, typer.Option(help="Of each GPU, as 80GB or 80GiB.")] = None,
     host_memory: Annotated[str | None, typer.Option(help="Of each node, as 1TB.")] = None,
     gpu_type: Annotated[
@@ -189,14 +192,16 @@ def evaluate(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, a hub id or a URL.")],
     baseline: Annotated[str | None, typer.Option(help="The base, to compare with.")] = None,
     text: Annotated[
-        str | None, typer.Option(help="As --calibration of compress.  [default: wikitext2]")
+        str | None, typer.Option(help="As --calibration of compress.", show_default="wikitext2")
     ] = None,
     sequence_length: Annotated[
-        int | None, typer.Option(help="Tokens in a window.  [default: 2048]")
+        int | None, typer.Option(help="Tokens in a window.", show_default="2048")
     ] = None,
     max_windows: Annotated[int | None, typer.Option(help="Only the first windows.")] = None,
     device: DeviceFlag = None,
-    dtype: Annotated[DType | None, typer.Option(help="Compute type.  [default: float32]")] = None,
+    dtype: Annotated[
+        DType | None, typer.Option(help="Compute type.", show_default="float32")
+    ] = None,
     sample_prompt: Annotated[str | None, typer.Option(help="Text that each continues.")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run a checkpoint's own code.")] = False,
     streamed: Annotated[
@@ -204,7 +209,7 @@ def evaluate(
     ] = False,
     workers: Workers = None,
     shard_layers: Annotated[
-        int | None, typer.Option(help="Most layers in a worker.  [default: what fits]")
+        int | None, typer.Option(help="Most layers in a worker.", show_default="what fits")
     ] = None,
     work_dir: Annotated[
         Path | None, typer.Option(help="For what waits between waves of shards.")

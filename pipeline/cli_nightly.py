@@ -27,23 +27,27 @@ def nightly(
     output: Annotated[
         str | None, typer.Option(help="Folder or URL of checkpoints, catalogue and `latest`.")
     ] = None,
+    run_dir: Annotated[
+        str | None, typer.Option(help="Folder or URL of the runs.", show_default="PREFIX/runs")
+    ] = None,
     max: Annotated[  # noqa: A002 (its flag is --max)
-        int | None, typer.Option(help="Most checkpoints that are tried.  [default: 1]")
+        int | None, typer.Option(help="Most checkpoints that are tried.", show_default="1")
     ] = None,
     order: Annotated[
-        Order | None, typer.Option(help="Which come first.  [default: newest]")
+        Order | None, typer.Option(help="Which come first.", show_default="newest")
     ] = None,
     gate: Annotated[
-        str | None, typer.Option(help="Largest increase of perplexity, as 5%.  [default: no gate]")
+        str | None,
+        typer.Option(help="Largest increase of perplexity, as 5%.", show_default="no gate"),
     ] = None,
     gate_kl: Annotated[
         float | None, typer.Option(help="Largest KL from the base, in nats a token.")
     ] = None,
     attempts: Annotated[
-        int | None, typer.Option(help="Failures that put one in quarantine.  [default: 3]")
+        int | None, typer.Option(help="Failures that put one in quarantine.", show_default="3")
     ] = None,
     keep: Annotated[
-        int | None, typer.Option(help="Newest accepted outputs that stay.  [default: all]")
+        int | None, typer.Option(help="Newest accepted outputs that stay.", show_default="all")
     ] = None,
     retry: Annotated[
         list[str] | None, typer.Option(help="Try this one again. May be repeated.")
@@ -57,6 +61,7 @@ def nightly(
     fresh = flags.pop("fresh")
     own: dict[str, Any] = {"watch": watch, "output": output, "max": max, "order": order}
     own |= {"gate": gate, "gate_kl": gate_kl, "attempts": attempts, "keep": keep}
+    own |= {"run_dir": run_dir}
     with exit_codes():
         request = build(NightlyConfig, flags | own | {"retry": retry or None})
         from pipeline.nightly.night import nightly as run  # neither torch nor ray

@@ -145,6 +145,20 @@ def test_nightly_takes_every_flag_of_compress() -> None:
     assert {"--watch", "--max", "--gate", "--keep", "--retry"} <= names["nightly"]
 
 
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("compress", {"OUTPUT.run", "two-sided", "wikitext2", "256", "2048", "every GPU"}),
+        ("nightly", {"PREFIX/runs", "two-sided", "no gate", "newest", "3"}),
+        ("plan", {"this host's CPU", "8, or all"}),
+        ("evaluate", {"wikitext2", "float32", "what fits"}),
+    ],
+)
+def test_help_tells_the_defaults(command: str, told: set[str]) -> None:
+    said = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
+    assert {one for one in told if f"[default: ({one}" in said} == told
+
+
 def test_an_idle_night_loads_neither_torch_nor_ray(model: Path, text: Path, tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     code = (
