@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -84,7 +85,8 @@ def _read(prefix: Path | Url) -> tuple[list[CatalogRow], Ledger]:
 
 
 def _pointer(latest: Latest) -> Table:
-    table = Table("ratio", "checkpoint", "perplexity", "path", title="Latest")
+    table = _table("Latest", "ratio", "checkpoint", "perplexity")
+    table.add_column("path", overflow="fold")
     for ratio, at in latest.ratios.items():
         perplexity = _perplexity(at.base_perplexity, at.perplexity)
         table.add_row(ratio, _line(at.name), perplexity, _line(at.path))
@@ -111,9 +113,9 @@ def _with_interrupted(rows: list[CatalogRow]) -> list[CatalogRow]:
 
 
 def _events(rows: list[CatalogRow], title: str) -> Table:
-    table = Table("", "checkpoint", "ratio", "", title=title)
+    table = _table(title, "", "checkpoint", "ratio", "")
     for heading in ("perplexity", "KL", "size"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     table.add_column("", overflow="fold")
     for row in rows:
         table.add_row(
@@ -141,7 +143,7 @@ def _trends(ledger: Ledger) -> list[RenderableType]:
 def _trend(at: str, rows: list[tuple[str, str, CatalogRow]]) -> Table:
     increases = [row.increase for _, _, row in rows if row.increase is not None]
     line = f": {sparkline(increases)}" if increases else ""
-    table = Table("checkpoint", title=f"Increase of perplexity at ratio {at}{line}")
+    table = _table(f"Increase of perplexity at ratio {at}{line}", "checkpoint")
     for heading in ("base", "compressed", "increase", "KL", "size", ""):
         table.add_column(heading, justify="right")
     for _, name, row in rows:
@@ -154,6 +156,15 @@ def _trend(at: str, rows: list[tuple[str, str, CatalogRow]]) -> Table:
             _size(row.bytes),
             Text(row.event, _STYLES.get(row.event, "")),
         )
+    return table
+
+
+def _table(title: str, *headings: str) -> Table:
+    """A table that fits 80 columns, as of a log, with whole names."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False)
+    table.padding = (0, 1, 0, 0)
+    for heading in headings:
+        table.add_column(heading, no_wrap=True, overflow="fold")
     return table
 
 

@@ -602,12 +602,12 @@ def test_a_name_that_is_no_unicode_is_told_and_stops_no_other(training: Training
     assert training.night().rows == []
 
 
-def shown(table: object) -> str:
+def shown(table: object, width: int = 200) -> str:
     import io
 
     from rich.console import Console
 
-    console = Console(width=200, file=io.StringIO(), record=True)
+    console = Console(width=width, file=io.StringIO(), record=True)
     console.print(table)
     return console.export_text()
 
@@ -632,6 +632,18 @@ def test_the_tables_tell_history_and_trends(training: Training) -> None:
     found = json.loads(catalog_json(training.prefix))
     assert found["latest"]["ratios"]["0.20"]["name"] == "checkpoint-1"
     assert len(found["rows"]) == len(training.rows)
+
+
+def test_a_log_of_80_columns_has_whole_names(training: Training) -> None:
+    training.step(123456)
+    training.compress.increases["checkpoint-123456"] = 0.5
+    night = training.night(gate={"perplexity": "5%"})
+    training.night(gate={"perplexity": "60%"}, retry=("checkpoint-123456",))
+    for table in (night_table(night), catalog_table(training.prefix)):
+        said = shown(table, width=80)
+        assert "checkpoint-123456" in said
+        assert "rejected" in said
+        assert "…" not in said
 
 
 def test_no_catalogue_is_an_error(tmp_path: Path) -> None:
