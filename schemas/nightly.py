@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from schemas.config import RunConfig, Schema
 from schemas.location import Location
@@ -27,12 +27,15 @@ class Gate(Schema):
         True, description="Whether a degenerate continuation of a text is a reason, too"
     )
 
-    @field_validator("perplexity", mode="before")
+    @field_validator("perplexity", mode="wrap")
     @classmethod
-    def _from_percent(cls, value: Any) -> Any:
+    def _from_percent(cls, value: Any, checked: ValidatorFunctionWrapHandler) -> Any:
         if isinstance(value, str) and value.strip().endswith("%"):
-            return float(value.strip().removesuffix("%")) / 100
-        return value
+            return checked(float(value.strip().removesuffix("%")) / 100)
+        share = checked(value)
+        if share is not None and share > 1:  # 5 for 5%
+            raise ValueError("that allows more than twice the base's; write it in %, as 5% or 150%")
+        return share
 
 
 class NightlyConfig(RunConfig):
