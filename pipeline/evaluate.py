@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from schemas.errors import CheckpointError
 from schemas.evaluation import EvaluateConfig, EvaluationReport, ModelEvaluation
 from schemas.printable import escaped, printable
 from workers.fetching import resolve
@@ -31,7 +32,13 @@ def _folder(name: str, copies: contextlib.ExitStack) -> Path:
     """Of a URL a local copy, for as long as `copies` is open."""
     if url := url_of(name):
         return copies.enter_context(local_copy(url))
-    return resolve(name, None)
+    folder = resolve(name, None)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{name}: no config.json, so no checkpoint; of a run with several ratios name one, as "
+            "OUTPUT/ratio-0.20"
+        )
+    return folder
 
 
 def _evaluate(config: EvaluateConfig, names: list[str], folders: list[Path]) -> EvaluationReport:

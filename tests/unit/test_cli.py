@@ -204,3 +204,12 @@ def test_a_catalogue_that_is_not_there_is_refused(
 ) -> None:
     assert run("catalog", tmp_path) == 2
     assert "no catalogue there" in caplog.text
+
+
+def test_the_folder_of_several_ratios_is_not_evaluated(
+    tmp_path: Path, text: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "out" / "ratio-0.20").mkdir(parents=True)
+    asked = ["evaluate", str(tmp_path / "out"), "--text", str(text)]
+    assert CliRunner().invoke(app, asked).exit_code == 2
+    assert "no config.json, so no checkpoint" in caplog.text
