@@ -35,6 +35,7 @@ def write_card(
         name=_markdown(Path(config.model).name),
         c=compression,
         e=evaluation,
+        calibration=_markdown(Path(compression.calibration.text).name),
         text=None if evaluation is None else _markdown(Path(evaluation.text).name),
         counts={kind: encodings.count(kind) for kind in ("pivoted", "plain", "dense")},
         notes=[(m.name, note) for m in compression.matrices for note in m.fallbacks],

@@ -44,4 +44,5 @@ def test_a_card_has_the_perplexity_that_was_measured_and_a_link(
     ) == measured
     assert "| bytes of weights | 3,000,000 | 2,600,000 |\n" in text
     assert "\nAsked: ratio 0.2" in text
+    assert f"Calibrated on {Path(done.calibration.text).name},\n" in text
     assert "[report.html](report.html)" in text
