@@ -66,6 +66,10 @@ def on_cpu(dtype: DType, workers: int, memory: int) -> ClusterSpec:
 
 def _described(config: RunConfig, spec: ModelSpec, gpus: int, machines: Machines) -> ClusterSpec:
     peaks = row(machines.gpu_type or "")
+    if machines.gpu_memory is None and machines.gpu_type is None:
+        raise ConfigError(
+            "a description of GPUs needs their memory; add --gpu-memory, as 80GB, or --gpu-type"
+        )
     if machines.gpu_memory is None and peaks is None:
         raise ConfigError(
             f"the memory of GPU type {machines.gpu_type!r} is not known; add --gpu-memory, as 80GB"

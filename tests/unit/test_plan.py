@@ -318,6 +318,7 @@ def test_bases_that_are_not_kept_are_a_remedy_for_a_small_disk(
     [
         ({"gpus": None}, "add --gpus N"),
         ({"host_memory": None}, "add --host-memory"),
+        ({"gpu_memory": None, "gpu_type": None}, "needs their memory; add --gpu-memory"),
         ({"gpu_memory": None, "gpu_type": "new"}, "memory of GPU type 'new' is not known"),
         ({"gpu_memory": "80 pounds"}, "--gpu-memory '80 pounds' is not a size"),
     ],
