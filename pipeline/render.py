@@ -118,8 +118,9 @@ def _layout(plan: Plan) -> str:
     return (
         f"{_count(plan.workers, 'worker')} of {plan.cluster.workers}, {plan.cluster.device_name}, "
         f"{plan.cluster.dtype}: {_count(len(plan.shards), 'layer shard')} of "
-        f"{' or '.join(map(str, sizes))} layers, {_count(len(plan.waves), 'wave')} of a chain of "
-        f"{plan.chain}, {_count(plan.replicas, 'replica')}"
+        f"{' or '.join(map(str, sizes))} layer{'' if sizes == [1] else 's'}, "
+        f"{_count(len(plan.waves), 'wave')} of a chain of {plan.chain}, "
+        f"{_count(plan.replicas, 'replica')}"
     )
 
 

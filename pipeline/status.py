@@ -22,7 +22,9 @@ def read_status(run_dir: Path | Url) -> RunStatus:
     try:
         record = RunRecord.model_validate_json(read_bytes(path))
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; not a run directory") from error
+        raise ConfigError(
+            f"{path}: {error.strerror}; not a run directory (OUTPUT.run, or what --run-dir named)"
+        ) from error
     except ValidationError:
         raise ConfigError(f"{path}: written by another version of this program") from None
     store = Store(run_dir)
