@@ -20,7 +20,7 @@ from pipeline.machines import MAX_CPU_WORKERS, on_cpu
 from pipeline.progress import Progress
 from pipeline.waiting import result, wait_for
 from schemas.config import ClusterConfig, NumericsConfig, RunConfig
-from schemas.errors import ConfigError, WorkerDiedError, WorkerError
+from schemas.errors import ClusterError, WorkerDiedError, WorkerError
 from schemas.model import ModelSpec
 from schemas.plan import ClusterSpec, Plan, WorkerFacts
 from workers.actors import Allocator, LayerShard, probe
@@ -61,17 +61,17 @@ def ray_session(cluster: ClusterConfig, threads: int) -> Iterator[None]:
 def worker_count(cluster: ClusterConfig, threads: int) -> int:
     """Workers of a run: those asked for, or as many as the cluster has room for now.
 
-    Raises ConfigError where it has no room for those asked for.
+    Raises ClusterError where it has no room for those asked for.
     """
     wanted, there = cluster.workers, workers_there(cluster, threads)
     if cluster.device == "cuda" and not on_gpus(cluster):
-        raise ConfigError(
+        raise ClusterError(
             "cluster.device is cuda, but the Ray cluster has no GPU; use --device cpu"
         )
     if wanted and wanted > there:
         each = "" if on_gpus(cluster) else f", each with numerics.threads CPUs ({threads})"
         what = f"{there} GPUs" if on_gpus(cluster) else f"room for {there}"
-        raise ConfigError(
+        raise ClusterError(
             f"cluster.workers is {wanted}{each}; the Ray cluster has {what}; ask for fewer"
         )
     return there
@@ -210,11 +210,11 @@ def _connect(cluster: ClusterConfig, threads: int) -> None:
         # What workers say stays in Ray's own log files where ours is JSON: Ray would prefix it.
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=not as_json())
     except (ConnectionError, ValueError, RayError) as error:
-        raise ConfigError(f"cluster.address {address!r}: no Ray cluster there ({error})") from None
+        raise ClusterError(f"cluster.address {address!r}: no Ray cluster there ({error})") from None
     except RuntimeError as error:  # ray compares its own version and Python's
         if "ersion mismatch" not in str(error):
             raise
-        raise ConfigError(
+        raise ClusterError(
             f"cluster.address {address!r}: driver and cluster differ ({error}); start the driver "
             "with the Ray and the Python of the cluster, or install the same ones there"
         ) from None

@@ -18,6 +18,7 @@ from pipeline.supervise import supervise
 from schemas.config import RunConfig
 from schemas.location import locate
 from schemas.manifest import OutputResult, RunResult
+from workers.documents import is_local
 from workers.failures import storage_explained
 from workers.fetching import resolve
 from workers.items import OWNER
@@ -80,9 +81,13 @@ def _stages(run: Run) -> tuple[tuple[OutputResult, ...], tuple[int, ...]]:
 def _settle(config: RunConfig) -> RunConfig:
     """The same run in words that mean the same in every process of the cluster, now and later.
 
-    Folders become absolute, a hub id gets the commit that it stands for now, a URL stays.
+    Folders and text files become absolute, a hub id gets the commit that it stands for now, a URL
+    stays.
     """
-    found: dict[str, object] = {}
+    found: dict[str, object] = {
+        name: group.model_copy(update={"text": _absolute(group.text)})
+        for name, group in (("calibration", config.calibration), ("evaluation", config.evaluation))
+    }
     if isinstance(config.output, Path):
         found["output"] = config.output.expanduser().absolute()
     if not url_of(config.model):
@@ -94,3 +99,10 @@ def _settle(config: RunConfig) -> RunConfig:
     if isinstance(run_folder, Path):
         run_folder = run_folder.expanduser().absolute()
     return config.model_copy(update={"run_dir": run_folder})
+
+
+def _absolute(text: str | None) -> str | None:
+    """A text, by its full path if it is a local file."""
+    if text is None or not is_local(text):
+        return text
+    return str(Path(text).expanduser().absolute())

@@ -3,6 +3,7 @@
     CompressorError
     ├── InputError            exit 2   the request or its input is wrong; nothing was computed
     │   ├── ConfigError                a field of the configuration
+    │   │   └── ClusterError                the Ray cluster is not there, or has not what is asked
     │   ├── CheckpointError            a file or tensor of a checkpoint
     │   └── TextError                  calibration or evaluation text
     └── RunError              exit 3   a run failed part-way; the same command continues it
@@ -42,6 +43,10 @@ class InputError(CompressorError):
 
 class ConfigError(InputError):
     """A field of the configuration is wrong."""
+
+
+class ClusterError(ConfigError):
+    """The Ray cluster is not there, is of another version, or has not what was asked for."""
 
 
 class CheckpointError(InputError):

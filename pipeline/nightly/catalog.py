@@ -22,7 +22,7 @@ from schemas.nightly import CatalogRow
 from workers.objects import IN_FLIGHT, create, names_in, read_bytes, remove
 
 FOLDER = "catalog"
-_NAME = re.compile(r"(\d+)\.parquet")
+_NAME = re.compile(r"(\d{6,})\.parquet")
 # What is raised for bytes that are no table: OSError by Thrift and Snappy.
 _DAMAGES = (pyarrow.ArrowException, OSError, UnicodeDecodeError, ValidationError)
 _TYPES = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}

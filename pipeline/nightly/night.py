@@ -18,6 +18,7 @@ from pipeline.progress import Progress
 from schemas.config import RunConfig
 from schemas.errors import (
     CheckpointError,
+    ClusterError,
     CompressorError,
     ConfigError,
     OwnershipError,
@@ -42,7 +43,7 @@ _OUTCOMES: dict[Event, Outcome] = {
     "failed": "failed",
 }
 # No fault of the checkpoint: the night ends, and the attempt does not count.
-_ENDING = (TextError, StorageError, OwnershipError)
+_ENDING = (TextError, StorageError, OwnershipError, ClusterError)
 
 
 @dataclass

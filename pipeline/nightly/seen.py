@@ -19,7 +19,7 @@ class Seen:
         self._known: dict[str, list[str]] = {}
         try:
             found = json.loads(read_bytes(self._place))
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
             return
         if isinstance(found, dict):
             self._known = {name: pair for name, pair in found.items() if _is_pair(pair)}

@@ -17,6 +17,7 @@ from pipeline.nightly.night import Night, nightly
 from pipeline.nightly.show import catalog_json, catalog_table, night_table, sparkline
 from pipeline.ownership import owned
 from schemas.errors import (
+    ClusterError,
     ConfigError,
     NumericsError,
     OwnershipError,
@@ -457,6 +458,16 @@ def test_each_ratio_passes_or_not_by_itself(training: Training) -> None:
     training.night(ratio="0.2,0.4", gate={"perplexity": 0.05})
     assert [row.event for row in training.rows] == ["started", "published", "rejected"]
     assert pointed(training.prefix) == {"0.20": "checkpoint-1"}
+
+
+def test_a_cluster_that_is_not_there_is_no_fault_of_a_checkpoint(training: Training) -> None:
+    training.step(1)
+    training.compress.failures["checkpoint-1"] = ClusterError("no Ray cluster there")
+    for _ in range(4):
+        with pytest.raises(ClusterError):
+            training.night(attempts=2)
+    training.compress.failures.clear()
+    assert did(training.night(attempts=2)) == [("started", "1"), ("published", "1")]
 
 
 def test_what_became_of_each_is_told(training: Training) -> None:
