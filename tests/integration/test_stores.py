@@ -15,7 +15,7 @@ from pipeline.cli import app
 from pipeline.compress import compress
 from pipeline.progress import Progress
 from pipeline.publish import finished
-from schemas.config import RunConfig
+from schemas.config import EvaluationConfig, RunConfig
 from schemas.errors import CheckpointError, ConfigError
 from schemas.location import Url
 from schemas.manifest import Manifest
@@ -173,9 +173,12 @@ def test_a_run_directory_in_a_store(stored: Stored, text: Path, tmp_path: Path) 
 
     seen = item_attempts(run_dir, *KINDS)
     Store(run_dir).forget(next(key for key in seen if key.startswith("factors/")))
-    again = there.model_copy(update={"output": BUCKET / "again"})
-    (result,) = compress(again).outputs
+    evaluation = EvaluationConfig(text=str(text), sequence_length=64, windows=2)
+    update = {"output": BUCKET / "again", "evaluation": evaluation}
+    (result,) = compress(there.model_copy(update=update)).outputs
     assert all(check.passed for check in result.checks)
+    assert result.evaluation
+    assert result.evaluation.models[1].kl
     now = item_attempts(run_dir, *KINDS)
     assert sum(now[key] != attempt for key, attempt in seen.items()) == 1
     names = names_in(BUCKET / "again")
