@@ -130,7 +130,7 @@ class Stage:
             self.layers += not self._left[matrix.layer]
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=self.done, rate=self.rate())
-        elif time.monotonic() - self._logged > _LOG_EVERY_S:
+        elif self.done < self.total and time.monotonic() - self._logged > _LOG_EVERY_S:
             self._logged = time.monotonic()
             log.info("%s: %d/%d %s%s", self.name, self.done, self.total, self.unit, self.rate())
         self._watch(self)
