@@ -11,9 +11,9 @@ import torch
 from pipeline import metrics as driver
 from pipeline.metrics import count_nightly, measured, show_perplexity
 from pipeline.progress import Progress
-from schemas.evaluation import EvaluationReport, ModelEvaluation
 from schemas.metrics import LABELS, Metric, Outcome
 from schemas.model import MatrixSpec
+from tests import reports
 from workers import actors_metrics, traffic
 from workers.actors_metrics import count, show, show_memory
 from workers.store import Store
@@ -99,26 +99,7 @@ def test_the_stage_under_way_is_shown(recorded: Recorded, monkeypatch: pytest.Mo
 
 
 def test_perplexity_of_base_and_result(recorded: Recorded) -> None:
-    models = tuple(
-        ModelEvaluation(
-            name=name,
-            perplexity=perplexity,
-            mean_nll=1.0,
-            windows=1,
-            predicted_tokens=1,
-            parameters=1,
-            bytes_on_disk=1,
-            stored_dtype="F32",
-            kl=None,
-            tokens_per_second=1.0,
-            sample=None,
-            seconds=1.0,
-        )
-        for name, perplexity in (("org/base", 10.0), ("out", 11.5))
-    )
-    show_perplexity(
-        EvaluationReport(text="t", sequence_length=2, dtype="float32", models=models), 0.20
-    )
+    show_perplexity(reports.evaluation(10.0, 11.5), 0.20)
     assert recorded == [
         (Metric.PERPLEXITY, 10.0, {"model": "base", "ratio": "0.2"}),
         (Metric.PERPLEXITY, 11.5, {"model": "compressed", "ratio": "0.2"}),
