@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from pipeline.publish import SUCCESS
 from pipeline.report.page import FACTS
@@ -16,6 +16,7 @@ from schemas.report import ReportFacts
 from schemas.run import RunRecord
 from workers.items import RUN_RECORD
 from workers.objects import exists, read_bytes, url_of
+from workers.strict_json import parse
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -64,11 +65,13 @@ def _read(place: Location) -> Reported:
 
 def _parse(place: Location, schema: type[M]) -> M:
     try:
-        return schema.model_validate_json(read_bytes(place))
+        content = read_bytes(place)
+        parse(content)  # refuses NaN and Infinity, which no run writes and no plot can show
+        return schema.model_validate_json(content)
     except OSError as error:
         raise ConfigError(
             f"{place}: {error.strerror or 'not there'}; a report is made from a checkpoint that "
             "`svdllm compress` wrote, or from its run directory"
         ) from error
-    except ValidationError:
+    except ValueError:  # pydantic's, too
         raise ConfigError(f"{place}: damaged, or written by another version") from None

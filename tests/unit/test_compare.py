@@ -123,3 +123,13 @@ def test_what_is_no_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["report", str(folder), "--output", str(tmp_path / "page")])
     assert done.exit_code == 2
     assert not (tmp_path / "page").exists()
+
+
+def test_what_is_no_number_is_refused_by_name(tmp_path: Path) -> None:
+    folder = written(tmp_path / "checkpoint")
+    path = folder / "compression.json"
+    text, changed = re.subn(r'"predicted_loss": ?[^,]+', '"predicted_loss": NaN', path.read_text())
+    assert changed
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"compression\.json: damaged"):
+        read_reported([str(folder)])
