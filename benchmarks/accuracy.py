@@ -13,7 +13,7 @@ from rich.table import Table
 
 from pipeline.compress import compress
 from pipeline.evaluate import evaluate
-from schemas.config import METHODS, CalibrationConfig, ClusterConfig, Method, RunConfig
+from schemas.config import METHODS, TITLES, CalibrationConfig, ClusterConfig, Method, RunConfig
 from schemas.evaluation import EvaluateConfig, ModelEvaluation
 from schemas.manifest import OutputResult
 from workers.logs import set_up_logging
@@ -31,7 +31,7 @@ def main() -> None:
     for method in METHODS:
         for output in compress(_config(options, method)).outputs:
             scored = _evaluate(options, str(output.path))
-            table.add_row(method, *_cells(output, scored, dense))
+            table.add_row(TITLES[method], *_cells(output, scored, dense))
     Console(width=110).print(table)
 
 

@@ -125,7 +125,7 @@ def _compare(table: Table, shape: str, case: Case, rounds: int) -> float:
     timings = interleave(
         {
             OURS: ours(case, "input-only"),
-            "SVD-LLM": lambda: svd_llm(case),
+            "SVD-LLM (W)": lambda: svd_llm(case),
             "SVD-LLM V2": lambda: svd_llm_v2(case),
             "ours, fisher": ours(case, "fisher"),
         },

@@ -141,7 +141,7 @@ def describe(
         method={
             "preset": config.method,
             "truncation": config.truncation,
-            "allocation": config.allocation,
+            "allocation": config.allocation.method,
             "factors": config.factors,
         },
         targeted_before=spec.targeted,

@@ -17,7 +17,9 @@ def command_of(config: RunConfig) -> tuple[str, ...]:
     A run directory in its default place is left out.
     """
     words = ["svdllm", "compress"]
-    for path, value in _chosen(config, METHODS[config.method]):
+    presets = METHODS[config.method]
+    presets = presets | {"allocation.method": presets["allocation"]}
+    for path, value in _chosen(config, presets):
         flag = FLAGS.get(path, "" if "." in path else f"--{path.replace('_', '-')}")
         if path == "run_dir" and value == Path(f"{config.output}.run"):
             continue
@@ -32,8 +34,8 @@ def _chosen(
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
         if isinstance(value, BaseModel):
-            yield from _chosen(value, {}, f"{prefix}{name}.")
-        elif value != presets.get(name, field.default):
+            yield from _chosen(value, presets, f"{prefix}{name}.")
+        elif value != presets.get(f"{prefix}{name}", field.default):
             yield f"{prefix}{name}", value
 
 

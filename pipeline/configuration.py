@@ -14,6 +14,7 @@ T = TypeVar("T", bound=BaseModel)
 
 # Where a flag's value goes, when not to a field of its own name.
 _PATHS: dict[str, str] = {
+    "allocation": "allocation.method",
     "calibration": "calibration.text",
     "calibration_samples": "calibration.samples",
     "sequence_length": "calibration.sequence_length",
@@ -27,7 +28,7 @@ _PATHS: dict[str, str] = {
     "device": "cluster.device",
     "dtype": "numerics.dtype",
 }
-_GROUPS = {"calibration", "gate"}  # of settings: the flag of the name is one of them
+_GROUPS = {"allocation", "calibration", "gate"}  # of settings: the flag of the name is one of them
 
 _RATIO = "; a ratio is the fraction that is removed, from 0 to below 1, as 0.2 or 0.2,0.4"
 FLAGS = {path: f"--{flag.replace('_', '-')}" for flag, path in _PATHS.items()}

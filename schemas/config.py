@@ -21,6 +21,13 @@ METHODS: dict[Method, dict[str, str]] = {
     "svd-llm-v2": {"truncation": "svd-llm-v2", "allocation": "svd-llm-v2", "factors": "plain"},
     "svd-llm": {"truncation": "svd-llm", "allocation": "uniform", "factors": "plain"},
 }
+# As tables name them. SVD-LLM is a truncation by whitening, "(W)" in its paper, and an update of
+# the factors after it, which this program does not have yet.
+TITLES: dict[Method, str] = {
+    "two-sided": "two-sided",
+    "svd-llm-v2": "SVD-LLM V2",
+    "svd-llm": "SVD-LLM (W)",
+}
 
 
 class Schema(BaseModel):
@@ -60,6 +67,18 @@ class NumericsConfig(Schema):
     )
     pivot_bound: float = Field(
         1e3, gt=0.0, description="Largest magnitude in T of pivoted factors; past it, plain ones"
+    )
+
+
+class AllocationConfig(Schema):
+    """How ranks are shared out among matrices."""
+
+    method: Allocation = Field("loss-aware", description="How ranks are shared out among matrices")
+    max_ratio: float = Field(
+        0.9,
+        gt=0.0,
+        le=1.0,
+        description="Most of one matrix that svd-llm-v2 removes: its formula has no bound",
     )
 
 
@@ -131,9 +150,7 @@ class RunConfig(Schema):
     )
     method: Method = Field("two-sided", description="A preset of the next three")
     truncation: Truncation = Field("fisher", description="How a matrix is cut at a rank")
-    allocation: Allocation = Field(
-        "loss-aware", description="How ranks are shared out among matrices"
-    )
+    allocation: AllocationConfig = AllocationConfig()
     factors: Factors = Field("pivoted", description="How a cut matrix is stored")
     seed: int = Field(0, ge=0, lt=2**32, description="Choice of windows and of sampled labels")
     on_failure: OnFailure = Field(
@@ -154,7 +171,11 @@ class RunConfig(Schema):
         preset = METHODS["two-sided"]
         if isinstance(method, str) and method in METHODS:
             preset = METHODS[method]
-        return preset | {key: value for key, value in data.items() if value is not None}
+        given = {key: value for key, value in data.items() if value is not None}
+        allocation = {"method": preset["allocation"]}
+        if isinstance(asked := given.get("allocation", {}), dict):
+            given["allocation"] = allocation | asked
+        return preset | given
 
     @field_validator("ratio", mode="before")
     @classmethod
@@ -194,11 +215,11 @@ class RunConfig(Schema):
     def _makes_sense(self) -> Self:
         if self.needs_gradients and self.calibration.gradient_samples == 0:
             raise ValueError(
-                f"truncation {self.truncation} with allocation {self.allocation} needs gradients, "
-                "but calibration.gradient_samples is 0; ask for some, or use "
+                f"truncation {self.truncation} with allocation {self.allocation.method} needs "
+                "gradients, but calibration.gradient_samples is 0; ask for some, or use "
                 "--truncation input-only --allocation uniform"
             )
-        if self.allocation == "svd-llm-v2" and self.truncation == "fisher":
+        if self.allocation.method == "svd-llm-v2" and self.truncation == "fisher":
             raise ValueError(
                 "allocation svd-llm-v2 needs losses in units of layer outputs, but truncation "
                 "fisher measures nats; use --allocation loss-aware, or another --truncation"
@@ -208,7 +229,7 @@ class RunConfig(Schema):
     @property
     def needs_gradients(self) -> bool:
         """Whether calibration includes a backward stream."""
-        return self.truncation == "fisher" or self.allocation == "loss-aware"
+        return self.truncation == "fisher" or self.allocation.method == "loss-aware"
 
     @property
     def fetched(self) -> Path:

@@ -7,7 +7,7 @@ What does not change numbers (workers, addresses, folders) is in none of them.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Self
 
 from pydantic import Field, JsonValue
@@ -64,10 +64,12 @@ class Identities(Schema):
             raise ValueError("this run takes no gradients")
         return found
 
-    def output(self, config: RunConfig, ratio: float, given_up: Iterable[str] = ()) -> str:
+    def output(self, config: RunConfig, ratio: float, given_up: Collection[str] = ()) -> str:
         """Identity of the checkpoint at one ratio; matrices `given_up` had to stay dense in it."""
-        kept = sorted(given_up)
-        return fingerprint([self.factors, config.allocation, ratio, *([kept] if kept else [])])
+        asked = config.allocation
+        bound = [asked.max_ratio] if asked.method == "svd-llm-v2" else []
+        kept = [sorted(given_up)] if given_up else []
+        return fingerprint([self.factors, asked.method, ratio, *bound, *kept])
 
 
 class Ground(Schema):

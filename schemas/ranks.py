@@ -12,7 +12,7 @@ def require_ranks(config: RunConfig, spec: ModelSpec) -> None:
     """
     for ratio in config.ratio:
         keep = 1 - ratio
-        if config.allocation == "loss-aware":
+        if config.allocation.method == "loss-aware":
             least = sum(_least(config, matrix) for matrix in spec.matrices)
             if least > (budget := whole(keep * spec.targeted)):
                 raise _refusal(

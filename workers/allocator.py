@@ -6,7 +6,7 @@ from schemas.allocation import AllocationResult
 from schemas.config import RunConfig
 from schemas.errors import RunError
 from schemas.model import MatrixSpec, whole
-from workers.allocation import ALLOCATIONS, MatrixLoss
+from workers.allocation import MatrixLoss, allocate
 from workers.compression import read_spectrum
 from workers.store import Store
 
@@ -48,8 +48,9 @@ class RankAllocator:
                 f"{dense:,} parameters, and {budget:,} may stay; lower the ratio, or start the "
                 "same command again once they can be cut"
             )
-        found = ALLOCATIONS[self._config.allocation](self._losses, share, self._config.factors)
-        parameters = dense + found.parameters(self._losses, self._config.factors)
+        config = self._config
+        found = allocate(config.allocation, self._losses, share, config.factors)
+        parameters = dense + found.parameters(self._losses, config.factors)
         over = (f"the ranks take {parameters - budget:,} parameters more than the budget",)
         return AllocationResult(
             ratio=ratio,

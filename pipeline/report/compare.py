@@ -14,7 +14,7 @@ from pipeline.report import plots, wording
 from pipeline.report.figures import Figure, Table, base_and_made
 from pipeline.report.page import PAGE, model_name, render_page
 from pipeline.report.read import Reported
-from schemas.config import METHODS
+from schemas.config import METHODS, TITLES
 from schemas.location import Location
 from schemas.printable import printable
 
@@ -56,12 +56,12 @@ def terminal_table(runs: Sequence[Reported]) -> TerminalTable:
 
 
 def method_of(run: Reported) -> str:
-    """The preset, or its three parts where one of them is another."""
+    """The title of the preset, or its three parts where one of them is another."""
     asked = run.compression.method
     parts = {name: asked.get(name, "") for name in ("truncation", "allocation", "factors")}
     for name, preset in METHODS.items():
         if preset == parts:
-            return name
+            return TITLES[name]
     return " + ".join(parts.values())
 
 

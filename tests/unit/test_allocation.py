@@ -4,16 +4,16 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from schemas.config import Factors
+from schemas.config import Allocation, AllocationConfig, Factors
 from schemas.errors import ConfigError
 from schemas.model import MatrixSpec
-from workers.allocation import ALLOCATIONS, MatrixLoss, Ranks
+from workers.allocation import MatrixLoss, Ranks, allocate
 from workers.allocation.loss_aware import loss_aware
 from workers.allocation.svd_llm_v2 import svd_llm_v2
 from workers.allocation.uniform import uniform
@@ -432,11 +432,33 @@ def test_v2_clips_at_rank_1_and_shares_the_excess_out(ratio: float) -> None:
     assert paper_ratios(minima, ratio)[0] > 1
     cap = 1 - STEP
     rest = paper_ratios(minima[1:], (3 * ratio - cap) / 2)
-    ranks = svd_llm_v2(losses, ratio, "plain").ranks
-    actual = [removed(loss, ranks[loss.matrix.name]) for loss in losses]
+    found = svd_llm_v2(losses, ratio, "plain")
+    assert [note.partition(":")[0] for note in found.fallbacks] == [losses[0].matrix.name]
+    actual = [removed(loss, found.ranks[loss.matrix.name]) for loss in losses]
     assert actual[0] == pytest.approx(cap)
     for one, expected in zip(actual[1:], rest, strict=True):
         assert expected - 1e-9 <= one < expected + STEP
+
+
+def test_v2_clips_at_the_bound_that_is_asked_for_and_says_so() -> None:
+    losses = group("mlp.up_proj", [1.0, 1e2, 1e4])
+    ceiling = minimum_loss(losses[0], 0.4)
+    losses[0] = losses[0]._replace(eigenvalues=losses[0].eigenvalues * (1.05 / ceiling) ** 2)
+    minima = [minimum_loss(loss, 0.4) for loss in losses]
+    asked = paper_ratios(minima, 0.4)[0]
+    assert asked > 1
+    found = svd_llm_v2(losses, 0.4, "plain", max_ratio=0.9)
+    [note] = found.fallbacks
+    assert note == f"layers.0.mlp.up_proj: a ratio of {asked:.3g}, by its loss, clipped to 0.9"
+    rest = paper_ratios(minima[1:], (3 * 0.4 - 0.9) / 2)
+    for loss, expected in zip(losses, [0.9, *rest], strict=True):
+        assert expected - 1e-9 <= removed(loss, found.ranks[loss.matrix.name]) < expected + STEP
+
+
+def test_a_ratio_above_the_bound_is_uniform() -> None:
+    losses = group("mlp.up_proj", [1.0, 1e2, 1e4])
+    found = svd_llm_v2(losses, 0.8, "plain", max_ratio=0.5)
+    assert found.ranks == uniform(losses, 0.8, "plain").ranks
 
 
 def test_v2_clips_again_where_the_excess_runs_over() -> None:
@@ -480,11 +502,13 @@ def test_v2_at_ratio_0_is_dense(factors: Factors) -> None:
 # --- all three --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("allocation", ALLOCATIONS)
+@pytest.mark.parametrize("method", get_args(Allocation))
 @pytest.mark.parametrize("factors", FACTORS)
 @pytest.mark.parametrize("ratio", [0.1, 0.25, 0.5, 0.75])
-def test_no_allocation_is_over_its_budget(allocation: str, factors: Factors, ratio: float) -> None:
+def test_no_allocation_is_over_its_budget(
+    method: Allocation, factors: Factors, ratio: float
+) -> None:
     losses = group("mlp.up_proj", [1.0, 1e2, 1e4]) + group("mlp.down_proj", [5.0, 5.0, 0.0])
-    found = ALLOCATIONS[allocation](losses, ratio, factors)
+    found = allocate(AllocationConfig(method=method), losses, ratio, factors)
     assert found.parameters(losses, factors) <= budget_of(losses, ratio)
     assert found.ranks.keys() == {loss.matrix.name for loss in losses}

@@ -18,7 +18,8 @@ ASKED: dict[str, dict[str, Any]] = {
     "ratios": {"ratio": (0.2, 0.45, 1 / 3), "seed": 7, "revision": "main"},
     "a method": {"method": "svd-llm"},
     "a method but for one part": {"method": "svd-llm", "factors": "pivoted"},
-    "parts": {"truncation": "input-only", "allocation": "uniform", "factors": "plain"},
+    "parts": {"truncation": "input-only", "allocation": {"method": "uniform"}, "factors": "plain"},
+    "a bound": {"method": "svd-llm-v2", "allocation": {"max_ratio": 0.75}},
     "a text": {
         "calibration": {
             "text": "my text's $HOME.txt",

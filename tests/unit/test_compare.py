@@ -53,7 +53,7 @@ def test_a_curve_has_a_line_a_method_that_starts_at_the_base() -> None:
     [drawing] = drawings(text)
     lines = [e for e in drawing if e.tag == "polyline"]
     assert [len(line.attrib["points"].split()) for line in lines] == [3, 2]
-    said = "two-sided: 22.59 at 0 %, 25.90 at 20 %, 46.81 at 40 %. svd-llm: 22.59 at 0 %"
+    said = "two-sided: 22.59 at 0 %, 25.90 at 20 %, 46.81 at 40 %. SVD-LLM (W): 22.59 at 0 %"
     assert said in drawing.attrib["aria-label"].replace("\xa0", " ")
     assert "3 runs of Tiny-1B" in "".join(document.text)
     assert [a["href"] for a in document.of("a")[1:]] == [f"{n}/report.html" for n in "bac"]

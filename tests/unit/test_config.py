@@ -6,11 +6,20 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from schemas.config import METHODS, RunConfig
+from schemas.config import METHODS, AllocationConfig, RunConfig
 
 
 def config(**fields: Any) -> RunConfig:
     return RunConfig.model_validate({"model": "m", "output": "out", "ratio": 0.2} | fields)
+
+
+def parts(made: RunConfig) -> dict[str, str]:
+    """The three choices of a method."""
+    return {
+        "truncation": made.truncation,
+        "allocation": made.allocation.method,
+        "factors": made.factors,
+    }
 
 
 def refusal(**fields: Any) -> str:
@@ -23,13 +32,13 @@ def refusal(**fields: Any) -> str:
 def test_a_method_presets_truncation_allocation_and_factors(method: str) -> None:
     made = config(method=method)
     expected = METHODS[made.method]
-    assert (made.truncation, made.allocation, made.factors) == tuple(expected.values())
+    assert parts(made) == expected
 
 
 def test_the_default_is_two_sided() -> None:
     made = config()
     assert made.method == "two-sided"
-    assert (made.truncation, made.allocation, made.factors) == ("fisher", "loss-aware", "pivoted")
+    assert parts(made) == METHODS["two-sided"]
 
 
 @pytest.mark.parametrize(
@@ -37,15 +46,21 @@ def test_the_default_is_two_sided() -> None:
     [
         ("two-sided", {"truncation": "input-only"}),
         ("two-sided", {"factors": "plain"}),
-        ("svd-llm", {"allocation": "loss-aware"}),
+        ("svd-llm", {"allocation": {"method": "loss-aware"}}),
         ("svd-llm", {"truncation": "fisher", "factors": "pivoted"}),
-        ("svd-llm-v2", {"allocation": "uniform"}),
+        ("svd-llm-v2", {"allocation": {"method": "uniform"}}),
     ],
 )
-def test_a_field_that_is_given_overrides_the_preset(method: str, fields: dict[str, str]) -> None:
+def test_a_field_that_is_given_overrides_the_preset(method: str, fields: dict[str, Any]) -> None:
     made = config(method=method, **fields)
-    expected = METHODS[made.method] | fields
-    assert {name: getattr(made, name) for name in expected} == expected
+    given = {k: v["method"] if isinstance(v, dict) else v for k, v in fields.items()}
+    assert parts(made) == METHODS[made.method] | given
+
+
+@pytest.mark.parametrize("asked", [{"max_ratio": 0.8}, {"max_ratio": 0.8, "method": "svd-llm-v2"}])
+def test_a_bound_of_the_allocation_leaves_its_method(asked: dict[str, Any]) -> None:
+    made = config(method="svd-llm-v2", allocation=asked)
+    assert made.allocation == AllocationConfig(method="svd-llm-v2", max_ratio=0.8)
 
 
 def test_a_flag_that_was_not_given_leaves_the_preset() -> None:
@@ -85,7 +100,7 @@ def test_ratios_that_would_share_a_folder_are_refused_with_their_values() -> Non
     "fields",
     [
         {"method": "two-sided"},
-        {"method": "svd-llm", "allocation": "loss-aware"},
+        {"method": "svd-llm", "allocation": {"method": "loss-aware"}},
         {"truncation": "input-only"},
     ],
 )
@@ -100,7 +115,7 @@ def test_gradients_that_are_needed_but_not_asked_for_are_refused(fields: dict[st
     [
         {"method": "svd-llm"},
         {"method": "svd-llm-v2"},
-        {"truncation": "input-only", "allocation": "uniform"},
+        {"truncation": "input-only", "allocation": {"method": "uniform"}},
     ],
 )
 def test_without_need_gradients_may_be_off(fields: dict[str, str]) -> None:
@@ -120,11 +135,13 @@ def test_without_need_gradients_may_be_off(fields: dict[str, str]) -> None:
 def test_gradients_are_needed_for_fisher_and_for_nats(
     truncation: str, allocation: str, needed: bool
 ) -> None:
-    assert config(truncation=truncation, allocation=allocation).needs_gradients is needed
+    assert (
+        config(truncation=truncation, allocation={"method": allocation}).needs_gradients is needed
+    )
 
 
 def test_v2_allocation_of_fisher_losses_is_refused_with_a_remedy() -> None:
-    message = refusal(method="two-sided", allocation="svd-llm-v2")
+    message = refusal(method="two-sided", allocation={"method": "svd-llm-v2"})
     assert "svd-llm-v2" in message
     assert "fisher" in message
     assert "--allocation loss-aware" in message

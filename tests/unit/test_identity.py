@@ -104,7 +104,7 @@ def test_what_changes_the_encoding_leaves_the_bases(change: dict[str, Any]) -> N
         {"output": "elsewhere"},
         {"run_dir": "elsewhere"},
         {"ratio": [0.4, 0.6]},
-        {"allocation": "uniform"},
+        {"allocation": {"method": "uniform"}},
         {"cluster": {"workers": 3, "item_timeout_s": 5.0, "address": "auto"}},
         {"calibration": {"text": "other.txt"}},
     ],
@@ -124,7 +124,7 @@ def test_the_order_of_the_base_files_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "ratio"), [({"allocation": "uniform"}, 0.2), ({}, 0.3), ({}, 0.0)]
+    ("fields", "ratio"), [({"allocation": {"method": "uniform"}}, 0.2), ({}, 0.3), ({}, 0.0)]
 )
 def test_an_output_depends_on_ratio_and_allocation(fields: dict[str, Any], ratio: float) -> None:
     assert of().output(config(), 0.2) != of().output(config(**fields), ratio)

@@ -7,13 +7,16 @@ from schemas.config import Factors
 from workers.allocation.budget import MatrixLoss, Ranks, cost, rank_within
 
 
-def svd_llm_v2(losses: list[MatrixLoss], ratio: float, factors: Factors) -> Ranks:
+def svd_llm_v2(
+    losses: list[MatrixLoss], ratio: float, factors: Factors, max_ratio: float = 1.0
+) -> Ranks:
     """r_i = |G| R (1 / log L_i) / sum_j (1 / log L_j) over the matrices G of one type.
 
     L_i is the theoretical minimum loss ||(W - W') X||_F at the uniform ratio R, on the
-    un-normalised Gram. Ratios are clipped to [0, cap] (the cap leaves rank 1) and the excess is
-    shared out again. Where some L_i <= 1 the formula is undefined: that group gets the uniform
-    ratio, recorded.
+    un-normalised Gram. The formula has no bound: a matrix of little loss may be asked to give up
+    more than all it has. Ratios are clipped to `max_ratio` (or R, if that is more; at most what
+    leaves rank 1) and the excess is shared out again, recorded. Where some L_i <= 1 the formula is
+    undefined: that group gets the uniform ratio, recorded.
     """
     groups: defaultdict[str, list[MatrixLoss]] = defaultdict(list)
     for loss in losses:
@@ -23,8 +26,14 @@ def svd_llm_v2(losses: list[MatrixLoss], ratio: float, factors: Factors) -> Rank
     for path, group in groups.items():
         minima = [_theoretical_loss(loss, ratio, factors) for loss in group]
         if min(minima) > 1:
-            caps = [1 - cost(loss.matrix, factors, 1) / loss.matrix.size for loss in group]
-            ratios = _share_out([1 / math.log(value) for value in minima], ratio, caps)
+            most = max(max_ratio, ratio)
+            caps = [
+                min(most, 1 - cost(loss.matrix, factors, 1) / loss.matrix.size) for loss in group
+            ]
+            ratios, notes = _share_out(
+                group, [1 / math.log(value) for value in minima], ratio, caps
+            )
+            fallbacks += notes
         else:
             ratios = [ratio] * len(group)
             fallbacks.append(
@@ -43,9 +52,11 @@ def _theoretical_loss(loss: MatrixLoss, ratio: float, factors: Factors) -> float
     return math.sqrt(dropped * loss.tokens)
 
 
-def _share_out(weights: list[float], ratio: float, caps: list[float]) -> list[float]:
-    """Ratios in proportion to `weights`, with mean `ratio`, none above its cap."""
-    ratios = [0.0] * len(weights)
+def _share_out(
+    group: list[MatrixLoss], weights: list[float], ratio: float, caps: list[float]
+) -> tuple[list[float], list[str]]:
+    """Ratios in proportion to `weights`, with mean `ratio`, none above its cap; and each clip."""
+    ratios, notes = [0.0] * len(weights), []
     free = list(range(len(weights)))
     remaining = ratio * len(weights)
     while free:
@@ -59,5 +70,9 @@ def _share_out(weights: list[float], ratio: float, caps: list[float]) -> list[fl
         for i in capped:
             ratios[i] = caps[i]
             remaining -= caps[i]
+            notes.append(
+                f"{group[i].matrix.name}: a ratio of {shares[i]:.3g}, by its loss, "
+                f"clipped to {caps[i]:.3g}"
+            )
         free = [i for i in free if i not in capped]
-    return ratios
+    return ratios, notes
