@@ -1,12 +1,22 @@
-"""Perplexity of every method at several ratios, on one calibration: the table of the README.
+"""Perplexity of every method at several ratios, over several seeds: the table of the README.
 
     python -m benchmarks.accuracy --model DIR --calibration TEXT --evaluation TEXT --work-dir DIR
 
-All methods share one run directory, so moments that two methods need are accumulated once.
+Each cell is what these two commands print, for a method, a ratio and a seed:
+
+    svdllm compress --model DIR --output OUT --ratio 0.2,0.4 --method METHOD --seed SEED \\
+        --calibration TEXT --calibration-samples 64 --sequence-length 1024
+    svdllm evaluate OUT/ratio-0.20 --text TEXT --sequence-length 1024 --max-windows 16
+
+The methods of a seed share one run directory, so moments that two of them need are accumulated
+once.
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -15,52 +25,82 @@ from pipeline.compress import compress
 from pipeline.evaluate import evaluate
 from schemas.config import METHODS, TITLES, CalibrationConfig, ClusterConfig, Method, RunConfig
 from schemas.evaluation import EvaluateConfig, ModelEvaluation
-from schemas.manifest import OutputResult
 from workers.logs import set_up_logging
 
 
+class Scored(NamedTuple):
+    """One checkpoint: what its run predicted, in nats a token, and what was measured."""
+
+    method: Method
+    ratio: float
+    removed: float
+    predicted: float | None
+    measured: float
+    perplexity: float
+
+
 def main() -> None:
-    """Compress with every method, evaluate every result, print one table."""
+    """Compress with every method and seed, evaluate every result, print one table."""
     options = _parse()
     set_up_logging()
     dense = _evaluate(options, options.model)
-    table = Table(title=f"{Path(options.model).name}: perplexity (dense {dense.perplexity:.2f})")
+    found = [
+        scored
+        for seed in options.seed
+        for method in METHODS
+        for scored in _scores(options, method, seed, dense)
+    ]
+    name, seeds = Path(options.model).name, ", ".join(map(str, options.seed))
+    table = Table(title=f"{name}: perplexity (dense {dense.perplexity:.2f}), seeds {seeds}")
     table.add_column("method")
-    for heading in ("asked", "removed", "parameters", "nats predicted", "measured", "perplexity"):
+    headings = ("asked", "removed", "nats predicted", "measured", "perplexity", "each", "spread")
+    for heading in headings:
         table.add_column(heading, justify="right")
     for method in METHODS:
-        for output in compress(_config(options, method)).outputs:
-            scored = _evaluate(options, str(output.path))
-            table.add_row(TITLES[method], *_cells(output, scored, dense))
-    Console(width=110).print(table)
+        for ratio in options.ratio:
+            mine = [one for one in found if (one.method, one.ratio) == (method, ratio)]
+            table.add_row(TITLES[method], f"{ratio:.0%}", *_cells(mine))
+    Console(width=120).print(table)
 
 
-def _cells(output: OutputResult, scored: ModelEvaluation, dense: ModelEvaluation) -> list[str]:
-    done = output.compression
+def _scores(
+    options: argparse.Namespace, method: Method, seed: int, dense: ModelEvaluation
+) -> Iterator[Scored]:
+    for output in compress(_config(options, method, seed)).outputs:
+        scored = _evaluate(options, str(output.path))
+        yield Scored(
+            method,
+            output.ratio,
+            output.compression.removed,
+            output.compression.nats,
+            scored.mean_nll - dense.mean_nll,
+            scored.perplexity,
+        )
+
+
+def _cells(scores: list[Scored]) -> list[str]:
+    """Means over the seeds, each perplexity, and the largest less the smallest of them."""
+    each = [one.perplexity for one in scores]
+    predicted = [one.predicted for one in scores if one.predicted is not None]
     return [
-        f"{output.ratio:.0%}",
-        f"{done.removed:.2%}",
-        f"{done.parameters_after:,}",
-        "" if done.nats is None else f"{done.nats:.3f}",
-        f"{scored.mean_nll - dense.mean_nll:.3f}",
-        f"{scored.perplexity:.2f}",
+        f"{fmean(one.removed for one in scores):.2%}",
+        f"{fmean(predicted):.3f}" if predicted else "",
+        f"{fmean(one.measured for one in scores):.3f}",
+        f"{fmean(each):.2f}",
+        ", ".join(f"{value:.2f}" for value in each),
+        f"{max(each) - min(each):.2f}",
     ]
 
 
-def _config(options: argparse.Namespace, method: Method) -> RunConfig:
+def _config(options: argparse.Namespace, method: Method, seed: int) -> RunConfig:
     return RunConfig(
         model=options.model,
-        output=options.work_dir / method,
-        run_dir=options.work_dir / "run",
+        output=options.work_dir / f"{method}-{seed}",
+        run_dir=options.work_dir / f"run-{seed}",
         ratio=tuple(options.ratio),
         method=method,
-        calibration=CalibrationConfig(
-            text=options.calibration,
-            samples=64,
-            sequence_length=1024,
-            gradient_samples=32,
-            gradient_length=512,
-        ),
+        seed=seed,
+        calibration=CalibrationConfig(text=options.calibration, samples=64, sequence_length=1024),
         cluster=ClusterConfig(workers=options.workers),
     )
 
@@ -85,6 +125,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--evaluation", required=True)
     parser.add_argument("--work-dir", type=Path, required=True)
     parser.add_argument("--ratio", type=float, nargs="+", default=[0.2, 0.4])
+    parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=2)
     return parser.parse_args()
 

@@ -27,7 +27,7 @@ from workers.truncation import Problem
 Factors = tuple[Tensor, Tensor]
 TOLERANCE = 1e-6
 OURS = "ours, input-only"
-SAME_OPTIMUM = (OURS, "SVD-LLM", "SVD-LLM V2")
+SAME_OPTIMUM = (OURS, "SVD-LLM (W)", "SVD-LLM V2")
 
 
 class Case(NamedTuple):

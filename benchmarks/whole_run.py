@@ -44,7 +44,7 @@ def main() -> None:
     contenders: dict[str, Callable[[], Seconds]] = {
         OURS: partial(_scratched, options, ours, 2),
         "ours, 1 worker": partial(_scratched, options, ours, 1),
-        "SVD-LLM, one process": partial(_scratched, options, svd_llm, 1),
+        "SVD-LLM (W), one process": partial(_scratched, options, svd_llm, 1),
     }
     timings = interleave(contenders, options.rounds)
     table = Table("seconds", title=_title(options))

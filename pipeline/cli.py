@@ -63,7 +63,8 @@ Samples = Annotated[
 ]
 Length = Annotated[int | None, typer.Option(help="Tokens in each of them.", show_default="2048")]
 GradientSamples = Annotated[
-    int | None, typer.Option(help="Windows for the gradient moments.", show_default="32")
+    int | None,
+    typer.Option(help="Windows for the gradient moments.", show_default="16 tokens a dimension"),
 ]
 GradientLength = Annotated[int | None, typer.Option(help="Tokens in each.", show_default="512")]
 EvaluateFlag = Annotated[

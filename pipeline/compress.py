@@ -16,6 +16,7 @@ from pipeline.progress import Progress
 from pipeline.run import Run, announce, start
 from pipeline.supervise import supervise
 from schemas.config import RunConfig
+from schemas.gradients import with_gradients
 from schemas.location import locate
 from schemas.manifest import OutputResult, RunResult
 from workers.documents import is_local
@@ -38,6 +39,7 @@ def compress(config: RunConfig, progress: Progress | None = None, fresh: bool = 
     now_about(run=str(config.run_folder))
     with progress.stage("inspect", 1, "checkpoint") as stage:
         inputs = gather(config)
+        config = with_gradients(config, inputs.spec)
         stage.advance()
     if fresh:
         set_aside(config.run_folder, progress)

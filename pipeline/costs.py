@@ -8,6 +8,7 @@ import math
 from typing import NamedTuple
 
 from schemas.config import RunConfig
+from schemas.gradients import with_gradients
 from schemas.model import MatrixSpec, ModelSpec
 from schemas.moments import Pass, Tap, backward_tap, forward_tap, taps
 from schemas.plan import DiskUse, LayerRange, WorkerMemory
@@ -37,7 +38,7 @@ class Costs:
     """Costs of one model under one configuration, computed in one dtype."""
 
     def __init__(self, config: RunConfig, spec: ModelSpec, dtype: str) -> None:
-        self.config = config
+        self.config = with_gradients(config, spec)
         self.spec = spec
         self.item = COMPUTE_BYTES[dtype]
         self.taps = [
@@ -111,7 +112,8 @@ class Costs:
         text = self.config.calibration
         if direction == "forward":
             return text.samples, text.sequence_length
-        return (text.gradient_samples if self.config.needs_gradients else 0), text.gradient_length
+        windows = text.gradient_samples if self.config.needs_gradients else 0
+        return windows or 0, text.gradient_length
 
     def tokens(self, direction: Pass) -> int:
         return math.prod(self.windows(direction))

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.preflight import find_base
 from schemas.config import RunConfig
 from schemas.errors import ConfigError
+from schemas.gradients import with_gradients
 from schemas.model import ModelSpec
 from workers.checkpoint import base_files
 from workers.documents import evaluation_source, is_local, iter_documents, separator_of
@@ -46,8 +47,9 @@ def gather(config: RunConfig) -> Inputs:
     """Read headers and text. Raises CheckpointError, TextError or ConfigError before any work."""
     folder, spec = find_base(config)
     require_buildable(folder, spec)
-    text = config.calibration
-    needed = max(text.samples * text.sequence_length, text.gradient_samples * text.gradient_length)
+    text = with_gradients(config, spec).calibration
+    gradient_samples = text.gradient_samples or 0
+    needed = max(text.samples * text.sequence_length, gradient_samples * text.gradient_length)
     tokenizer = load_tokenizer(folder, trust_remote_code=False)
     tokens = tokenize(
         iter_documents(text.text, "calibration"),
@@ -62,9 +64,7 @@ def gather(config: RunConfig) -> Inputs:
         )
     backward = None
     if config.needs_gradients:
-        backward = calibration_windows(
-            tokens, text.gradient_length, text.gradient_samples, config.seed
-        )
+        backward = calibration_windows(tokens, text.gradient_length, gradient_samples, config.seed)
     return Inputs(
         folder=folder,
         spec=spec,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pipeline.costs import COMPUTE_BYTES, Costs
 from pipeline.layouts import USABLE, cut, fits, usable
-from schemas.config import RunConfig
+from schemas.config import Allocation, RunConfig, Truncation
 from schemas.errors import ConfigError
 from schemas.model import ModelSpec
 from schemas.plan import ClusterSpec, WorkerMemory
@@ -55,13 +55,19 @@ def _changes(config: RunConfig, cluster: ClusterSpec) -> Iterator[Iterator[_Chan
         narrow = cluster.model_copy(update={"dtype": "bfloat16"})
         yield iter([_Change("--dtype bfloat16", config, narrow)])
     if config.truncation in ("svd-llm", "svd-llm-v2"):
-        ours = config.model_copy(update={"truncation": "fisher", "allocation": "loss-aware"})
+        ours = _by(config, "fisher", "loss-aware")
         yield iter([_Change("--method two-sided", ours, cluster)])
     if config.needs_gradients:
-        light = config.model_copy(update={"truncation": "input-only", "allocation": "uniform"})
+        light = _by(config, "input-only", "uniform")
         flags = "--truncation input-only --allocation uniform"
         yield iter([_Change(flags, light, cluster)])
     yield _fewer_on_a_host(config, cluster)
+
+
+def _by(config: RunConfig, truncation: Truncation, allocation: Allocation) -> RunConfig:
+    """The same run by another method."""
+    method = config.allocation.model_copy(update={"method": allocation})
+    return config.model_copy(update={"truncation": truncation, "allocation": method})
 
 
 def _shorter(config: RunConfig, cluster: ClusterSpec, field: str, flag: str) -> Iterator[_Change]:

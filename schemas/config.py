@@ -45,7 +45,12 @@ class CalibrationConfig(Schema):
     )
     samples: int = Field(256, ge=1, description="Windows of text for the forward moments")
     sequence_length: int = Field(2048, ge=2, description="Tokens in each of these windows")
-    gradient_samples: int = Field(32, ge=0, description="Windows of text for the gradient moments")
+    gradient_samples: int | None = Field(
+        None,
+        ge=0,
+        description="Windows of text for the gradient moments; default: 16 tokens for each "
+        "dimension of the widest one, and at least 32",
+    )
     gradient_length: int = Field(512, ge=2, description="Tokens in each of these windows")
     micro_batch: int = Field(1, ge=1, description="Windows that travel together (changes rounding)")
     segments: int = Field(
@@ -62,8 +67,12 @@ class NumericsConfig(Schema):
     threads: int = Field(
         1, ge=1, description="CPU threads of a worker (BLAS rounding depends on it)"
     )
-    shrinkage: float = Field(
-        0.1, ge=0.0, le=1.0, description="s in G_s = (1 - s) G + s (tr G / m) I, for fisher"
+    shrinkage: float | None = Field(
+        None,
+        ge=0.0,
+        le=1.0,
+        description="s in G_s = (1 - s) G + s (tr G / m) I, for fisher; default: chosen for each "
+        "matrix by its noise (Ledoit and Wolf)",
     )
     pivot_bound: float = Field(
         1e3, gt=0.0, description="Largest magnitude in T of pivoted factors; past it, plain ones"

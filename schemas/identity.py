@@ -15,7 +15,7 @@ from pydantic import Field, JsonValue
 from schemas.config import RunConfig, Schema
 from schemas.moments import Pass
 
-_ARTEFACTS = 2  # raised whenever an item of the run directory changes its content or its meaning
+_ARTEFACTS = 3  # raised whenever an item of the run directory changes its content or its meaning
 
 
 class Record(Schema):

@@ -39,11 +39,12 @@ class OutputFile(Schema):
 
 
 class SpectrumFacts(Schema):
-    """How the spectrum and the basis of a matrix came about; `through` is as in `Basis`."""
+    """How the spectrum and the basis of a matrix came about; the fields are as in `Basis`."""
 
     through: Literal["left", "right", "none"]
     nats: float | None
     tokens: int
+    shrinkage: float | None
     fallbacks: tuple[str, ...]
     remarks: tuple[str, ...]
 
@@ -55,7 +56,8 @@ class MatrixResult(Schema):
     eigenvalues, achieved is measured on the factors in float64. `rounding` is the relative
     Frobenius error that storing the factors in the checkpoint's dtype adds to W'. `nats` is the
     predicted increase of the mean token loss, where gradients were taken; `energy` the loss of
-    cutting it away, None where that is not known.
+    cutting it away, None where that is not known. `shrinkage` is that of its gradient moment, given
+    or chosen.
     """
 
     name: str
@@ -69,6 +71,7 @@ class MatrixResult(Schema):
     nats: float | None = None
     rounding: float = 0.0
     interpolation_max: float | None = None
+    shrinkage: float | None = None
     fallbacks: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 

@@ -116,6 +116,7 @@ class Compressor:
             through=basis.through,
             nats=problem.nats,
             tokens=problem.forward.tokens,
+            shrinkage=basis.shrinkage,
             fallbacks=basis.fallbacks,
             remarks=problem.remarks(),
         )
@@ -147,6 +148,7 @@ class Compressor:
             nats=None if loss.nats is None else loss.nats * predicted,
             rounding=stored.rounding,
             interpolation_max=stored.interpolation_max,
+            shrinkage=facts.shrinkage,
             fallbacks=tuple(dict.fromkeys((*notes, *facts.fallbacks, *stored.fallbacks))),
             remarks=facts.remarks,
         )

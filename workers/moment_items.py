@@ -25,6 +25,7 @@ def commit_moment(
     tensors = {
         "trace": torch.tensor(moment.trace, dtype=torch.float64),
         "tokens": torch.tensor(moment.tokens),
+        "fourth": torch.tensor(moment.fourth, dtype=torch.float64),
     }
     if moment.matrix is not None:
         tensors["moment"] = moment.matrix
@@ -39,6 +40,7 @@ def read_moment(store: Store, ids: Identities, tap: Tap, device: torch.device) -
         matrix=None if matrix is None else matrix.to(device),
         trace=float(tensors["trace"]),
         tokens=int(tensors["tokens"]),
+        fourth=float(tensors["fourth"]),
     )
 
 
@@ -60,6 +62,7 @@ def commit_part(
     tensors: dict[str, Tensor] = {
         "energies": torch.tensor(sums.energies, dtype=torch.float64),
         "tokens": torch.tensor(sums.tokens),
+        "fourths": torch.tensor(sums.fourths, dtype=torch.float64),
     }
     if sums.high is not None and sums.low is not None:
         tensors |= {"high": sums.high, "low": sums.low}
@@ -74,9 +77,13 @@ def merge_parts(store: Store, ids: Identities, tap: Tap, replicas: int) -> Recor
     for replica in range(replicas):
         tensors, facts = store.load(part_key(ids, tap, replica, replicas))
         fallbacks |= dict.fromkeys(fallbacks_of(facts))
-        energies = tuple(tensors["energies"].tolist())
-        tokens = int(tensors["tokens"])
-        part = MomentSums(tensors.get("high"), tensors.get("low"), energies, tokens)
+        part = MomentSums(
+            tensors.get("high"),
+            tensors.get("low"),
+            energies=tuple(tensors["energies"].tolist()),
+            tokens=int(tensors["tokens"]),
+            fourths=tuple(tensors["fourths"].tolist()),
+        )
         parts = [combine([*parts, part])]
     return commit_moment(store, ids, tap, parts[0], tuple(fallbacks))
 

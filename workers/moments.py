@@ -16,11 +16,15 @@ _HALVES = (torch.bfloat16, torch.float16)
 
 
 class Moment(NamedTuple):
-    """E[x x^T] (q, q) float32, or None where only the trace was asked for; tr E[x x^T]; rows."""
+    """E[x x^T] (q, q) float32, or None where only the trace was asked for; tr E[x x^T]; rows.
+
+    `fourth` is E[|x|^4] of gradient rows, from which the noise of `matrix` follows; 0 of others.
+    """
 
     matrix: Tensor | None
     trace: float
     tokens: int
+    fourth: float = 0.0
 
 
 class MomentSums(NamedTuple):
@@ -30,13 +34,14 @@ class MomentSums(NamedTuple):
     host; None where only the trace was asked for. About 77 bits of it are right, so a mean in
     float32 does not depend on the order or the grouping in which segments were added. `energies`
     are squared norms of gradient rows, a float64 sum per segment; empty where the trace is that of
-    the matrix.
+    the matrix. `fourths` are the sums of |x|^4 beside them.
     """
 
     high: Tensor | None
     low: Tensor | None
     energies: tuple[float, ...]
     tokens: int
+    fourths: tuple[float, ...] = ()
 
     def mean(self, name: str) -> Moment:
         """The mean over all rows. Raises NumericsError where a row was not finite."""
@@ -57,7 +62,7 @@ class MomentSums(NamedTuple):
                 f"{name}: NaN or Inf in the activations or gradients (of {self.tokens} "
                 "tokens); check the checkpoint with `svdllm evaluate`, or use --dtype float32"
             )
-        return Moment(matrix, trace, self.tokens)
+        return Moment(matrix, trace, self.tokens, math.fsum(self.fourths) / max(self.tokens, 1))
 
 
 def combine(parts: Sequence[MomentSums]) -> MomentSums:
@@ -68,8 +73,13 @@ def combine(parts: Sequence[MomentSums]) -> MomentSums:
             continue
         add_exactly(high, low, part.high)
         low += part.low
-    energies = tuple(energy for part in parts for energy in part.energies)
-    return MomentSums(high, low, energies, sum(part.tokens for part in parts))
+    return MomentSums(
+        high,
+        low,
+        energies=tuple(energy for part in parts for energy in part.energies),
+        tokens=sum(part.tokens for part in parts),
+        fourths=tuple(fourth for part in parts for fourth in part.fourths),
+    )
 
 
 def add_exactly(high: Tensor, low: Tensor, value: Tensor) -> None:
@@ -113,6 +123,7 @@ class MomentAccumulator:
         self._high: Tensor | None = None
         self._low: Tensor | None = None
         self._energies: dict[int, Tensor] = {}
+        self._fourths: dict[int, Tensor] = {}
         self._tokens = 0
 
     def add(self, rows: Tensor, segment: int, trace_of: Tensor | None = None) -> None:
@@ -124,14 +135,15 @@ class MomentAccumulator:
             self._close_segment()
             self._segment = segment
         rows = rows.detach().flatten(0, -2)
-        energy = self._energies.get(segment)
+        scalars: list[tuple[dict[int, Tensor], Tensor]] = []
         if trace_of is not None:
-            found = torch.linalg.vector_norm(trace_of.detach(), dtype=torch.float64).square()
-            energy = found if energy is None else energy + found
+            scalars.append((self._energies, _norms(trace_of.detach()).square().sum()))
+            if self._size is not None:
+                scalars.append((self._fourths, _norms(rows).pow(4).sum()))
         if self._size is not None:
             self._partial = _add_products(self._partial, rows)
-        if energy is not None:
-            self._energies[segment] = energy
+        for sums, value in scalars:
+            sums[segment] = sums[segment] + value if segment in sums else value
         self._tokens += rows.shape[0]
 
     def sums(self) -> MomentSums:
@@ -139,8 +151,11 @@ class MomentAccumulator:
         self._close_segment()
         if self._size is not None and (self._high is None or self._low is None):
             self._start_sums(pinned=False)
-        energies = tuple(float(energy) for energy in self._energies.values())
-        return MomentSums(self._high, self._low, energies, self._tokens)
+        energies, fourths = (
+            tuple(float(value) for value in sums.values())
+            for sums in (self._energies, self._fourths)
+        )
+        return MomentSums(self._high, self._low, energies, self._tokens, fourths)
 
     def _close_segment(self) -> None:
         if self._partial is None:
@@ -157,6 +172,12 @@ class MomentAccumulator:
         shape = (self._size or 0, self._size or 0)
         self._high = torch.zeros(shape, dtype=torch.float64, pin_memory=pinned)
         self._low = torch.zeros(shape, dtype=torch.float32, pin_memory=pinned)
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """The norm of each of rows (..., q), in float64."""
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
+    return norms
 
 
 def _add_products(partial: Tensor | None, rows: Tensor) -> Tensor:

@@ -38,7 +38,9 @@ def allocator(
     config = RunConfig(model="m", output=folder / "out", ratio=(0.2,), method=method)
     store = Store(config.run_folder)
     matrices = [matrix(index, len(spectrum)) for index, spectrum in enumerate(spectra)]
-    facts = SpectrumFacts(through="none", nats=nats, tokens=100, fallbacks=(), remarks=())
+    facts = SpectrumFacts(
+        through="none", nats=nats, tokens=100, shrinkage=None, fallbacks=(), remarks=()
+    )
     for one, spectrum in zip(matrices, spectra, strict=True):
         content = entries({"eigenvalues": spectrum})
         store.commit(spectrum_key(IDENTITY, one.name), content, facts.model_dump(mode="json"))

@@ -25,6 +25,7 @@ from workers.truncation import Problem
 
 IDS = Identities(forward="x", backward="g", bases="b", factors="f")
 METHODS = ["two-sided", "svd-llm", "svd-llm-v2"]
+TOKENS = 16 * 48  # of every moment: what the widest needs
 # On either side of square: (16, 32), (80, 32), (32, 80) and square.
 PATHS = ["self_attn.k_proj", "mlp.up_proj", "mlp.down_proj", "self_attn.q_proj"]
 
@@ -67,8 +68,8 @@ class Run(NamedTuple):
 
 
 def moment(seed: int, size: int) -> Tensor:
-    rows = torch.randn(400, size, generator=torch.Generator().manual_seed(seed))
-    return rows.T @ rows / 400
+    rows = torch.randn(TOKENS, size, generator=torch.Generator().manual_seed(seed))
+    return rows.T @ rows / TOKENS
 
 
 def make_run(folder: Path, method: str = "two-sided", **options: Any) -> Run:
@@ -89,7 +90,8 @@ def commit(run: Run, tap: Tap, matrix: Tensor) -> None:
     tensors = {
         "moment": matrix,
         "trace": matrix.trace().double(),
-        "tokens": torch.tensor(400),
+        "tokens": torch.tensor(TOKENS),
+        "fourth": matrix.trace().double().square(),
     }
     key = moment_key(IDS, tap)
     run.store.forget(key)  # items are immutable
@@ -246,8 +248,10 @@ def test_the_spectrum_is_kept_in_float64_with_its_facts(tmp_path: Path) -> None:
     loss, facts = read_spectrum(run.store, "b", run.matrix("mlp.up_proj"))
     assert loss.eigenvalues.dtype == torch.float64
     assert len(loss.eigenvalues) == 32
-    assert (loss.nats, loss.tokens) == (0.5, 400)
+    assert (loss.nats, loss.tokens) == (0.5, TOKENS)
     assert (facts.through, facts.fallbacks, facts.remarks) == ("left", (), ())
+    assert facts.shrinkage is not None
+    assert 0 < facts.shrinkage < 1
 
 
 def test_what_stays_dense_has_a_row_without_loss(tmp_path: Path) -> None:

@@ -68,10 +68,19 @@ def test_the_trace_may_be_that_of_other_rows() -> None:
     assert found.trace == pytest.approx(expected, rel=ROUNDING)
 
 
+@pytest.mark.parametrize("segments", [(0, 0), (0, 1)])
+def test_the_fourth_moment_is_that_of_the_rows_themselves(segments: tuple[int, int]) -> None:
+    parts = [rows(20, 7), rows(20, 7, seed=1)]
+    others = [rows(20, 3, seed=5), rows(20, 3, seed=6)]
+    found = accumulate(list(zip(parts, segments, strict=True)), trace_of=others)
+    expected = torch.cat(parts).double().square().sum(1).square().mean()
+    assert found.fourth == pytest.approx(float(expected), rel=ROUNDING)
+
+
 def test_without_a_size_there_is_only_a_trace() -> None:
     others = [rows(20, 3, seed=5)]
     found = accumulate([(rows(20, 7), 0)], size=None, trace_of=others)
-    assert found.matrix is None
+    assert (found.matrix, found.fourth) == (None, 0.0)
     assert found.trace == pytest.approx(float(others[0].double().square().mean() * 3), rel=1e-6)
     assert found.tokens == 20
 

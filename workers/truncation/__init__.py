@@ -7,6 +7,7 @@ from torch import Tensor
 
 from schemas.config import Truncation
 from schemas.errors import NumericsError
+from schemas.gradients import GRADIENT_TOKENS
 from workers.moments import Moment
 from workers.truncation.basis import Basis, Through
 from workers.truncation.svd_llm import svd_llm
@@ -24,13 +25,16 @@ __all__ = ["Basis", "Problem", "Root"]
 
 
 class Problem(NamedTuple):
-    """One matrix to cut: W (m, n), its moments, and what is to be minimised."""
+    """One matrix to cut: W (m, n), its moments, and what is to be minimised.
+
+    `shrinkage` is the s of the gradient moment; None has it chosen from the data.
+    """
 
     truncation: Truncation
     weight: Tensor
     forward: Moment
     backward: Moment | None
-    shrinkage: float
+    shrinkage: float | None = None
 
     def root(self) -> Root | None:
         """The root of the forward moment, which matrices that read the same input share.
@@ -75,15 +79,16 @@ class Problem(NamedTuple):
 
     def remarks(self) -> tuple[str, ...]:
         """What the numbers rest on, where that is thin."""
-        small = min(self.weight.shape)
         found = []
-        if self.forward.tokens < self._moment().shape[0]:
+        size = self._moment().shape[0]
+        if self.forward.tokens < size:
+            found.append(f"forward moment of size {size} from {self.forward.tokens} tokens")
+        small, backward = min(self.weight.shape), self.backward
+        if self.truncation == "fisher" and backward and backward.tokens < GRADIENT_TOKENS * small:
             found.append(
-                f"forward moment of size {self._moment().shape[0]} "
-                f"from {self.forward.tokens} tokens"
+                f"gradient moment of size {small} from {backward.tokens} tokens, "
+                f"{backward.tokens / small:.3g} a dimension; {GRADIENT_TOKENS} are advised"
             )
-        if self.truncation == "fisher" and self.backward and self.backward.tokens < 2 * small:
-            found.append(f"gradient moment of size {small} from {self.backward.tokens} tokens")
         return tuple(found)
 
     def _require_finite(self) -> None:
@@ -103,10 +108,9 @@ class Problem(NamedTuple):
         return self.forward.matrix
 
     def _weighing(self) -> Weighing:
-        gradient, trace = None, 0.0
-        if self.truncation == "fisher" and self.backward is not None and self.backward.trace > 0:
-            gradient, trace = self.backward.matrix, self.backward.trace
-        return weigh(self.weight, self._moment(), gradient, trace, self.shrinkage)
+        weighs = self.truncation == "fisher" and not self._without_gradient
+        backward = self.backward if weighs else None
+        return weigh(self.weight, self._moment(), backward, self.shrinkage)
 
     def _decompose(self, root: Root | None) -> Basis:
         if not bool(self._moment().any()):

@@ -16,6 +16,7 @@ class Basis(NamedTuple):
     "left":  A = W left[:, :k], B = right[:k] (k, n); left is (n, q).
     "none":  A = left[:, :k], B = right[:k].
     Truncating at k loses sum(eigenvalues[k:]) of the squared norm that the truncation minimises.
+    `shrinkage` is the s of the gradient moment; None where no gradient weighs.
     """
 
     eigenvalues: Tensor
@@ -23,6 +24,7 @@ class Basis(NamedTuple):
     right: Tensor
     through: Through
     fallbacks: tuple[str, ...] = ()
+    shrinkage: float | None = None
 
     def factors(self, weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         """A (m, k) and B (k, n) of W (m, n), in the dtype of the basis."""

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workers.moments import row_blocks
+from workers.moments import Moment, row_blocks
 from workers.truncation.basis import Basis, Through, positive_eigh
+from workers.truncation.shrinkage import ledoit_wolf
 
 
 class Root(NamedTuple):
@@ -26,30 +27,35 @@ class Weighing(NamedTuple):
 
     output side (m <= n): metric = G_s, content = W C W^T, both (m, m); W' = projection @ W.
     input side (m > n): metric = W^T G_s W, content = C, both (n, n); W' = W @ projection.
+    `shrinkage` is the s of G_s; None where no gradient weighs.
     """
 
     metric: Tensor
     content: Tensor
     on_input: bool
+    shrinkage: float | None
 
 
 def weigh(
-    weight: Tensor, forward: Tensor, backward: Tensor | None, trace: float, shrinkage: float
+    weight: Tensor, forward: Tensor, backward: Moment | None, shrinkage: float | None
 ) -> Weighing:
     """The two-sided objective of W (m, n), in float64.
 
-    `forward` is E[y y^T] (m, m) where m <= n, else E[x x^T] (n, n). `backward` is E[g g^T] (m, m),
-    or E[(W^T g)(W^T g)^T] (n, n); None stands for G_s = I. `trace` is tr G.
+    `forward` is E[y y^T] (m, m) where m <= n, else E[x x^T] (n, n). `backward` is of g (m,), or of
+    W^T g (n,), its trace that of g; None stands for G_s = I. A `shrinkage` of None is chosen from
+    the data (Ledoit and Wolf).
     """
     forward = forward.double()
     out_features, in_features = weight.shape
     on_input = out_features > in_features
     identity = _gram(weight) if on_input else torch.eye(out_features).to(forward)
-    if backward is None:
-        metric = identity
-    else:
-        metric = (1 - shrinkage) * backward.double() + shrinkage * trace / out_features * identity
-    return Weighing(metric, forward, on_input)
+    if backward is None or backward.matrix is None:
+        return Weighing(identity, forward, on_input, None)
+    target = backward.trace / out_features * identity
+    if shrinkage is None:
+        shrinkage = ledoit_wolf(backward, target)
+    metric = torch.lerp(backward.matrix.double(), target, shrinkage)
+    return Weighing(metric, forward, on_input, shrinkage)
 
 
 def two_sided(problem: Weighing, root: Root | None = None) -> Basis:
@@ -60,7 +66,7 @@ def two_sided(problem: Weighing, root: Root | None = None) -> Basis:
     With F F^T = outer: V, S^2 = eigh(F^T inner F), lift = F V, own = inner F V / S^2. Then
     own^T lift = I, and the projection own_k lift_k^T (its transpose on the input side) is optimal.
     """
-    metric, content, on_input = problem
+    metric, content, on_input, shrinkage = problem
     factor, fallbacks = (root or eigen_root(content)) if on_input else _root(metric)
     inner = metric if on_input else content
     values, vectors = positive_eigh(factor.T @ inner @ factor)
@@ -68,12 +74,12 @@ def two_sided(problem: Weighing, root: Root | None = None) -> Basis:
     own = inner @ lift / values
     through: Through = "left" if on_input else "right"
     left, right = (lift, own.T) if on_input else (own, lift.T)
-    return Basis(values, left, right, through, fallbacks)
+    return Basis(values, left, right, through, fallbacks, shrinkage)
 
 
 def achieved_loss(problem: Weighing, basis: Basis, rank: int) -> float:
     """tr(metric E content E^T) at a rank, from the factors and not from the eigenvalues."""
-    metric, content, _ = problem
+    metric, content, *_ = problem
     projection = basis.left[:, :rank].double() @ basis.right[:rank].double()
     error = torch.eye(metric.shape[0]).to(metric) - projection
     return float(((metric @ error) * (error @ content)).sum())
