@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from schemas.config import RunConfig
 from schemas.errors import NumericsError
@@ -35,6 +36,9 @@ Notes = tuple[str, ...]
 R = TypeVar("R")
 
 _HOST = torch.device("cpu")
+# A basis is stored in float32: its rounding adds no more than this for each of its directions to a
+# loss, as a part of the whole energy.
+_BASIS_EPS = torch.finfo(torch.float32).eps
 
 
 class Stored(NamedTuple):
@@ -84,27 +88,29 @@ class Compressor:
         self, matrix: MatrixSpec, root: Root | None, device: torch.device, notes: Notes
     ) -> tuple[Record, Root | None]:
         problem = self._problem(matrix, device)
-        try:
-            if root is None or root.factor.device.type != device.type:
-                root = problem.root()
-            basis = problem.basis(root)
-        except (NumericsError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-            raise NumericsError(f"{matrix.name}: {error}") from error
+        if root is None or root.factor.device.type != device.type:
+            root = problem.root()
+        basis = problem.basis(root)
         basis = basis._replace(fallbacks=(*notes, *basis.fallbacks))
         return self._commit_basis(matrix, problem, basis), root
 
     def _fitting(self, compute: Callable[[torch.device, Notes], R], matrix: MatrixSpec) -> R:
-        """`compute` on this device; where that has too little memory, on the host, recorded."""
+        """`compute` on this device; on the host, recorded, where the device has too little memory,
+        or a solver fails there or returns what is wrong. Raises NumericsError where the host's do.
+        """
+        notes: Notes = ()
         try:
-            return compute(self._device, ())
-        except RuntimeError as error:
-            if self._device == _HOST or failure(error) != "device memory":
-                raise
-        free_cached()  # here, where the traceback holds no tensor of the attempt
-        note = f"too large for the memory of the {self._device.type} device: computed on the host"
-        with about_matrices([matrix.name]):
-            log.warning("%s: %s", matrix.name, note)
-        return compute(_HOST, (note,))
+            if self._device != _HOST:
+                try:
+                    return compute(self._device, notes)
+                except RuntimeError as error:
+                    notes = (_why_not(self._device, error),)
+                free_cached()  # here, where the traceback holds no tensor of the attempt
+                with about_matrices([matrix.name]):
+                    log.warning("%s: %s", matrix.name, *notes)
+            return compute(_HOST, notes)
+        except (NumericsError, LinAlgError) as error:
+            raise NumericsError(f"{matrix.name}: {error}") from error
 
     def _commit_basis(self, matrix: MatrixSpec, problem: Problem, basis: Basis) -> Record:
         if self._config.cluster.keep_bases:
@@ -135,7 +141,13 @@ class Compressor:
         problem = self._problem(matrix, device)
         basis = self._basis(matrix, problem, loss, facts)
         stored = self._encode(basis, problem.weight, loss, rank)
-        predicted = float(loss.tail()[stored.rank])
+        predicted, energy = float(loss.tail()[stored.rank]), float(loss.tail()[0])
+        achieved = problem.loss(basis, stored.rank)
+        if not abs(achieved - predicted) <= matrix.small * _BASIS_EPS * energy:
+            wrong = f"the loss is {achieved:.3g}, where the spectrum says {predicted:.3g}"
+            if device != _HOST:
+                raise LinAlgError(wrong)
+            notes = (*notes, wrong)
         result = MatrixResult(
             name=matrix.name,
             shape=(matrix.out_features, matrix.in_features),
@@ -143,8 +155,8 @@ class Compressor:
             rank=stored.rank,
             parameters=stored_parameters(matrix, stored.encoding, stored.rank),
             predicted_loss=predicted,
-            achieved_loss=problem.loss(basis, stored.rank),
-            energy=float(loss.tail()[0]),
+            achieved_loss=achieved,
+            energy=energy,
             nats=None if loss.nats is None else loss.nats * predicted,
             rounding=stored.rounding,
             interpolation_max=stored.interpolation_max,
@@ -228,6 +240,15 @@ class Compressor:
             lambda rows: up[rows].double(), tensors["down.weight"], lambda rows: a[rows], b, len(a)
         )
         return Stored("plain", a.shape[1], tensors, rounding, None, fallbacks)
+
+
+def _why_not(device: torch.device, error: RuntimeError) -> str:
+    """Why something is computed on the host instead. Raises `error` where that would not help."""
+    if failure(error) == "device memory":
+        return f"too large for the memory of the {device.type} device: computed on the host"
+    if isinstance(error, LinAlgError):
+        return f"failed on the {device.type} device ({error}): computed on the host"
+    raise error
 
 
 def read_spectrum(

@@ -1,5 +1,6 @@
 """From committed moments of a matrix to its committed factors, as a worker does it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from schemas.config import ClusterConfig, RunConfig
 from schemas.errors import NumericsError
@@ -21,7 +23,7 @@ from workers.compression import Compressor, kept_dense, left_dense, read_spectru
 from workers.items import basis_key, factors_key, moment_key
 from workers.store import Store
 from workers.tensorfile import entries
-from workers.truncation import Problem
+from workers.truncation import Basis, Problem
 
 IDS = Identities(forward="x", backward="g", bases="b", factors="f")
 METHODS = ["two-sided", "svd-llm", "svd-llm-v2"]
@@ -281,14 +283,12 @@ def test_the_same_work_gives_the_same_bytes(tmp_path: Path, method: str) -> None
     assert contents[0] == contents[1]
 
 
+DEVICE = torch.device("cpu", 0)  # stands for a device that is not the host
 NOTE = "too large for the memory of the cpu device: computed on the host"
 
 
 def lack_memory_once(monkeypatch: pytest.MonkeyPatch, method: str) -> list[torch.device]:
-    """Let a method of `Problem` fail once for want of device memory; the devices it is called on.
-
-    "cpu:0" stands for a device that is not the host.
-    """
+    """Let a method of `Problem` fail once for want of device memory; where it is called."""
     original, devices = getattr(Problem, method), list[torch.device]()
 
     def lacking(self: Problem, *args: Any) -> Any:
@@ -309,7 +309,7 @@ def test_a_factorisation_without_device_memory_is_done_on_the_host(
     group = [run.matrix("mlp.gate_proj"), run.matrix("mlp.up_proj")]
     plain.compressor.factorise(group)
     calls = lack_memory_once(monkeypatch, method)
-    run.on(torch.device("cpu", 0)).factorise(group)
+    run.on(DEVICE).factorise(group)
     assert len(calls) == (2 if method == "root" else 3)
     spectra = [read_spectrum(run.store, "b", matrix) for matrix in group]
     assert [facts.fallbacks for _, facts in spectra] == [(NOTE,), ()]
@@ -325,8 +325,87 @@ def test_a_truncation_without_device_memory_is_done_on_the_host(
     matrix = run.matrix("mlp.up_proj")
     run.compressor.factorise([matrix])
     lack_memory_once(monkeypatch, "loss")
-    record = run.on(torch.device("cpu", 0)).truncate(matrix, 5)
+    record = run.on(DEVICE).truncate(matrix, 5)
     assert MatrixResult.model_validate(record.facts).fallbacks == (NOTE,)
+
+
+def wrong_eigh(
+    monkeypatch: pytest.MonkeyPatch, wrong: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+) -> list[int]:
+    """Let the first decomposition come out `wrong`; the sizes of all that are asked for."""
+    original, sizes = torch.linalg.eigh, list[int]()
+
+    def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        sizes.append(len(matrix))
+        values, vectors = original(matrix)
+        return wrong(values, vectors) if len(sizes) == 1 else (values, vectors)
+
+    monkeypatch.setattr(torch.linalg, "eigh", eigh)
+    return sizes
+
+
+def fail(values: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    raise LinAlgError("linalg.eigh: The algorithm failed to converge")
+
+
+WRONG: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "no convergence": fail,
+    "vectors not orthogonal": lambda values, vectors: (values, vectors + 1e-9),
+    "values of others": lambda values, vectors: (values.flip(0), vectors),
+    "not a number": lambda values, vectors: (values * float("nan"), vectors),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_a_decomposition_that_is_wrong_is_done_on_the_host(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+) -> None:
+    run, plain = make_run(tmp_path / "one"), make_run(tmp_path / "two")
+    matrix = run.matrix("self_attn.o_proj")
+    plain.compressor.factorise([matrix])
+    sizes = wrong_eigh(monkeypatch, wrong)
+    run.on(DEVICE).factorise([matrix])
+    assert sizes == [32, 32]
+    loss, facts = read_spectrum(run.store, "b", matrix)
+    [note] = facts.fallbacks
+    assert note.startswith("failed on the cpu device (")
+    assert note.endswith("): computed on the host")
+    exact, _ = read_spectrum(plain.store, "b", matrix)
+    assert torch.equal(loss.eigenvalues, exact.eigenvalues)
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_the_host_says_which_matrix_it_cannot_decompose(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+) -> None:
+    run = make_run(tmp_path)
+    wrong_eigh(monkeypatch, wrong)
+    with pytest.raises(NumericsError, match=r"^layers\.0\.self_attn\.o_proj: "):
+        run.compressor.factorise([run.matrix("self_attn.o_proj")])
+
+
+def test_a_loss_that_is_not_the_predicted_one_is_computed_on_the_host_and_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path)
+    matrix = run.matrix("mlp.up_proj")
+    run.compressor.factorise([matrix])
+    original, calls = Problem.loss, list[int]()
+
+    def loss(self: Problem, basis: Basis, rank: int) -> float:
+        calls.append(rank)
+        return 1.01 * original(self, basis, rank)
+
+    monkeypatch.setattr(Problem, "loss", loss)
+    record = run.on(DEVICE).truncate(matrix, 5)
+    assert calls == [5, 5]
+    on_the_device, on_the_host = MatrixResult.model_validate(record.facts).fallbacks
+    assert on_the_device.startswith("failed on the cpu device (the loss is ")
+    assert on_the_host.startswith("the loss is ")
 
 
 def test_the_host_itself_falls_back_on_nothing(

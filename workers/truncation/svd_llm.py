@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from schemas.errors import NumericsError
-from workers.truncation.basis import Basis
+from workers.truncation.basis import Basis, thin_svd
 
 _RIDGES = tuple(10.0**power for power in range(-10, 0))
 
@@ -18,7 +18,7 @@ def svd_llm(weight: Tensor, gram: Tensor) -> Basis:
     """
     weight, gram = weight.double(), gram.double()
     root, fallbacks = _cholesky(gram)
-    u, s, vt = torch.linalg.svd(weight @ root, full_matrices=False)
+    u, s, vt = thin_svd(weight @ root)
     whitened = torch.linalg.solve_triangular(root, vt, upper=False, left=False)
     scale = s.sqrt()
     return Basis(s.square(), u * scale, scale[:, None] * whitened, "none", fallbacks)

@@ -1,9 +1,8 @@
 """Truncation as SVD-LLM V2 states it (arXiv 2503.12340, Theorem 3.1): two SVDs, no Cholesky."""
 
-import torch
 from torch import Tensor
 
-from workers.truncation.basis import Basis, positive_eigh
+from workers.truncation.basis import Basis, positive_eigh, thin_svd
 
 
 def svd_llm_v2(weight: Tensor, gram: Tensor) -> Basis:
@@ -17,7 +16,7 @@ def svd_llm_v2(weight: Tensor, gram: Tensor) -> Basis:
     values, vectors = positive_eigh(gram)
     empty = gram.shape[0] - values.shape[0]
     root = values.sqrt()
-    u, s, vt = torch.linalg.svd(weight @ (vectors * root), full_matrices=False)
+    u, s, vt = thin_svd(weight @ (vectors * root))
     scale = s.sqrt()
     right = scale[:, None] * (vt / root) @ vectors.T
     note = f"{empty} of {gram.shape[0]} directions of X^T X are empty: pseudo-inverse used"
