@@ -15,7 +15,8 @@ MAX_CPU_WORKERS = 8
 _GPUS_PER_NODE = 8
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# As `workers.devices.compute_dtype` computes them on a GPU.
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "bfloat16", "BF16": "bfloat16"}
 
 
 class Machines(NamedTuple):

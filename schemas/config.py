@@ -62,7 +62,9 @@ class NumericsConfig(Schema):
     """Settings that change numbers, and nothing but numbers."""
 
     dtype: DType = Field(
-        "auto", description="Compute type; auto: the checkpoint's on CUDA, float32 on CPU"
+        "auto",
+        description="Compute type; auto: float32 on CPU, the checkpoint's on CUDA (but bfloat16 for "
+        "float16, whose range gradients leave)",
     )
     threads: int = Field(
         1, ge=1, description="CPU threads of a worker (BLAS rounding depends on it)"
@@ -227,6 +229,11 @@ class RunConfig(Schema):
                 f"truncation {self.truncation} with allocation {self.allocation.method} needs "
                 "gradients, but calibration.gradient_samples is 0; ask for some, or use "
                 "--truncation input-only --allocation uniform"
+            )
+        if self.needs_gradients and self.numerics.dtype == "float16":
+            raise ValueError(
+                "numerics.dtype is float16, whose range gradients leave: they would be zero; use "
+                "--dtype bfloat16 or float32"
             )
         if self.allocation.method == "svd-llm-v2" and self.truncation == "fisher":
             raise ValueError(

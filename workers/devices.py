@@ -30,11 +30,16 @@ def find_device(asked: Device) -> torch.device:
 
 
 def compute_dtype(asked: DType, stored: str, device: torch.device) -> torch.dtype:
-    """The dtype in which a checkpoint of dtype `stored` is computed."""
+    """The dtype in which a checkpoint of dtype `stored` is computed.
+
+    One that is stored in float16 is computed in bfloat16: gradients leave the range of float16.
+    """
     if asked != "auto":
         found: torch.dtype = getattr(torch, asked)
         return found
-    return DTYPES[stored] if device.type == "cuda" else torch.float32
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if stored == "F16" else DTYPES[stored]
 
 
 def free_cached() -> None:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-_CHUNK = 256
+_CHUNK = 256  # tokens
+_ROWS = 8192  # of the head that a CPU holds in float32 at a time
 
 
 def label_noise(seed: int, sequence: int, length: int) -> Tensor:
@@ -17,7 +18,7 @@ def fisher_gradient(hidden: Tensor, norm: nn.Module, head: Tensor, noise: Tensor
 
     y ~ p(. | hidden), drawn by inverting the cumulative distribution at `noise` (tokens,): the
     second moment of these gradients is the true Fisher. The logits exist for 256 tokens at a time,
-    and their gradient, softmax - onehot, is written down rather than differentiated.
+    in float32, and their gradient, softmax - onehot, is written down rather than differentiated.
     """
     parts = [
         _chunk_gradient(part, norm, head, part_noise)
@@ -34,7 +35,7 @@ def _chunk_gradient(hidden: Tensor, norm: nn.Module, head: Tensor, noise: Tensor
     hidden = hidden.detach().requires_grad_()
     with torch.enable_grad():
         normed = norm(hidden)
-    probabilities = (normed.detach() @ head.T).float().softmax(-1)
+    probabilities = _logits(normed.detach(), head).softmax(-1)
     cumulative = probabilities.cumsum(-1, dtype=torch.float64)
     threshold = noise.to(cumulative.device)[:, None] * cumulative[:, -1:]
     labels = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=head.shape[0] - 1)
@@ -43,3 +44,14 @@ def _chunk_gradient(hidden: Tensor, norm: nn.Module, head: Tensor, noise: Tensor
     )
     (gradient,) = torch.autograd.grad(normed, hidden, error.to(head.dtype) @ head)
     return gradient
+
+
+def _logits(hidden: Tensor, head: Tensor) -> Tensor:
+    """Logits (tokens, vocabulary) in float32, also of halves: rounded to them, labels would be
+    drawn from another distribution.
+    """
+    if hidden.dtype == torch.float32:
+        return hidden @ head.T
+    if hidden.is_cuda:
+        return torch.mm(hidden, head.T, out_dtype=torch.float32)
+    return torch.cat([hidden.float() @ rows.float().T for rows in torch.split(head, _ROWS)], -1)

@@ -140,6 +140,12 @@ def test_gradients_are_needed_for_fisher_and_for_nats(
     )
 
 
+def test_gradients_in_float16_are_refused_with_a_remedy() -> None:
+    numerics = {"dtype": "float16"}
+    assert "--dtype bfloat16 or float32" in refusal(numerics=numerics)
+    assert config(method="svd-llm", numerics=numerics).numerics.dtype == "float16"
+
+
 def test_v2_allocation_of_fisher_losses_is_refused_with_a_remedy() -> None:
     message = refusal(method="two-sided", allocation={"method": "svd-llm-v2"})
     assert "svd-llm-v2" in message

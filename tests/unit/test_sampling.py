@@ -54,6 +54,19 @@ def test_the_gradient_is_of_the_dtype_of_the_hidden_states() -> None:
     assert fisher_gradient(hidden, nn.Identity(), head, label_noise(0, 0, 9)).dtype == hidden.dtype
 
 
+def test_labels_of_halves_are_drawn_from_float32_logits() -> None:
+    """Logits near 100 are rounded to halves of one in bfloat16, which would flip labels."""
+    hidden = (30 * gaussian(1, 600, HIDDEN)).bfloat16()
+    head = gaussian(2, VOCABULARY, HIDDEN).bfloat16()
+    noise = label_noise(0, 0, 600)
+    exact = sampled(hidden.float() @ head.float().T, noise)
+    assert (sampled((hidden @ head.T).float(), noise) != exact).any()
+    found = fisher_gradient(hidden, nn.Identity(), head, noise).double()
+    expected = autograd(hidden, nn.Identity(), head, noise)
+    # Where label and its probability are right, what is left is the rounding of bfloat16.
+    assert (found - expected).abs().max() < 2e-2 * head.abs().max()
+
+
 def test_tokens_do_not_see_one_another() -> None:
     hidden, head = gaussian(1, 300, HIDDEN), gaussian(2, VOCABULARY, HIDDEN)
     noise = label_noise(0, 0, 300)
