@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from pipeline.report.wording import optimism
 from schemas.config import RunConfig
 from schemas.evaluation import EvaluationReport
 from schemas.manifest import Compression
@@ -35,6 +36,7 @@ def write_card(
         name=_markdown(Path(config.model).name),
         c=compression,
         e=evaluation,
+        optimism=optimism,
         calibration=_markdown(Path(compression.calibration.text).name),
         text=None if evaluation is None else _markdown(Path(evaluation.text).name),
         counts={kind: encodings.count(kind) for kind in ("pivoted", "plain", "dense")},

@@ -11,6 +11,7 @@ from pipeline.comparison import compare, published
 from pipeline.metrics import show_perplexity
 from pipeline.pool import Task
 from pipeline.publish import SUCCESS, finished, publish_output, publish_to_store
+from pipeline.report.wording import optimism
 from pipeline.report.write import write_report
 from pipeline.run import Run
 from pipeline.staging import check, staged
@@ -166,6 +167,11 @@ def _present(
     """What is said of the checkpoint to its readers, and the manifest of it all."""
     if evaluation is not None:
         show_perplexity(evaluation, compression.ratio)
+        if said := optimism(compression.nats, evaluation.nats):
+            run.progress.warn(
+                f"ratio {compression.ratio}: +{compression.nats:.4f} nats a token were predicted, "
+                f"and {evaluation.nats:+.4f} measured{said}"
+            )
         write_text(staging / EVALUATION, evaluation.model_dump_json(indent=2) + "\n")
     write_report(staging, run, compression, evaluation)
     write_card(staging, run.inputs.folder, run.config, compression, evaluation)

@@ -227,12 +227,17 @@ def _output_column(output: OutputResult) -> list[tuple[str, str]]:
         ("weights before", _size(done.bytes_before)),
         ("weights after", _size(done.bytes_after)),
         ("matrices", ", ".join(f"{count} {kind}" for kind, count in sorted(encodings.items()))),
-        ("predicted loss", "-" if done.nats is None else f"+{done.nats:.3f} nats"),
+        ("predicted loss", _nats(done.nats)),
+        ("measured loss", _nats(output.evaluation.nats if output.evaluation else None)),
         ("perplexity before", f"{base.perplexity:.2f}" if base else "-"),
         ("perplexity after", f"{result.perplexity:.2f}" if result else "-"),
         ("fallbacks", str(fallbacks)),
         ("could not be cut", str(len(done.given_up)) if done.given_up else "-"),
     ]
+
+
+def _nats(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.3f} nats"
 
 
 def _size(value: int) -> str:

@@ -63,8 +63,8 @@ class NumericsConfig(Schema):
 
     dtype: DType = Field(
         "auto",
-        description="Compute type; auto: float32 on CPU, the checkpoint's on CUDA (but bfloat16 for "
-        "float16, whose range gradients leave)",
+        description="Compute type; auto: float32 on CPU, on CUDA the checkpoint's, but bfloat16 "
+        "for float16, whose range gradients leave",
     )
     threads: int = Field(
         1, ge=1, description="CPU threads of a worker (BLAS rounding depends on it)"

@@ -103,3 +103,10 @@ class EvaluationReport(Schema):
     sequence_length: int
     dtype: DType
     models: tuple[ModelEvaluation, ...] = Field(min_length=1)
+
+    @property
+    def nats(self) -> float | None:
+        """Increase of the mean token loss from the baseline to the other; None of one model."""
+        if len(self.models) < 2:
+            return None
+        return self.models[1].mean_nll - self.models[0].mean_nll

@@ -28,6 +28,7 @@ def matrices(layers: int, family: str = "llama", experts: int = 2) -> tuple[Matr
             achieved_loss=1.01e-3 * (layer + 1),
             energy=1.0,
             nats=1e-4 * (layer + 1),
+            shrinkage=0.05 * (1 + at),
         )
         for layer in range(layers)
         for at, path in enumerate(paths)

@@ -1,12 +1,13 @@
 """The figures of loss: predicted against measured, and where in the model it is."""
 
-from statistics import fmean
+from collections.abc import Sequence
+from statistics import fmean, median
 
 from markupsafe import Markup
 
 from pipeline.report import charts, plots
-from pipeline.report.figures import Figure, Matrices, Table, base_and_made
-from pipeline.report.wording import PER_CENT, figure, share
+from pipeline.report.figures import Figure, Matrices, Table
+from pipeline.report.wording import PER_CENT, figure, optimism, share
 from schemas.evaluation import EvaluationReport
 from schemas.manifest import Compression
 from schemas.output import MatrixResult
@@ -38,7 +39,7 @@ def losses(
             f"The measured loss of {len(cut)} cut matrices differs from the predicted one by at "
             f"most {_percent(abs(_deviation(matrix) or 0.0))} ({matrices.label(place)})."
         )
-    gist += _whole_model(compression, evaluation)
+    gist += _whole_model(compression, evaluation) + _shrinkage(compression.matrices)
     drawing = plots.scatter(
         series, "predicted", "measured loss a token; on the line both are equal", gist
     )
@@ -63,20 +64,28 @@ def _whole_model(compression: Compression, evaluation: EvaluationReport | None) 
     if compression.nats is None:
         return " This method predicts no token loss."
     said = f" Of the whole model, {figure(compression.nats)} nats a token were predicted"
-    if (models := base_and_made(evaluation)) is None:
+    if evaluation is None or evaluation.nats is None:
         return f"{said}; it was not evaluated."
-    base, made = models
-    measured = figure(made.mean_nll - base.mean_nll)
-    return f"{said}, and {measured} measured on {made.windows} windows."
+    said += f", and {figure(evaluation.nats)} measured on {evaluation.models[1].windows} windows"
+    return f"{said}{optimism(compression.nats, evaluation.nats)}."
+
+
+def _shrinkage(matrices: Sequence[MatrixResult]) -> str:
+    """How far gradient moments were moved toward the identity, where any was."""
+    found = sorted(m.shrinkage for m in matrices if m.shrinkage is not None)
+    if not found:
+        return ""
+    return (
+        f" The shrinkage of gradient moments is {figure(found[0])} to {figure(found[-1])}, "
+        f"its median {figure(median(found))}."
+    )
 
 
 def _compared(compression: Compression, evaluation: EvaluationReport | None) -> list[Markup]:
     """The increase of the token loss of the whole model, where both are known."""
-    models = base_and_made(evaluation)
-    if compression.nats is None or models is None:
+    if compression.nats is None or evaluation is None or evaluation.nats is None:
         return []
-    base, made = models
-    both = {"predicted": compression.nats, "measured": made.mean_nll - base.mean_nll}
+    both = {"predicted": compression.nats, "measured": evaluation.nats}
     rows = [
         charts.Bar(name, max(value, 0.0), f"{figure(value)} nats") for name, value in both.items()
     ]

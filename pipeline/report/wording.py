@@ -8,6 +8,7 @@ _SPACE = "\N{NO-BREAK SPACE}"
 _THOUSANDS = ("", "k", "M", "G", "T")
 PER_CENT = f"{_SPACE}%"
 TO = f"{_SPACE}→{_SPACE}"
+_OPTIMISTIC = 1.5
 _MINUS = "\N{MINUS SIGN}"
 
 
@@ -47,6 +48,19 @@ def figure(value: float | None, digits: int = 3) -> str:
         return _minus(f"{mantissa}e{int(exponent)}")
     decimals = digits - 1 - math.floor(math.log10(abs(value))) if value else 0
     return _minus(f"{value:,.{max(decimals, 0)}f}")
+
+
+def optimism(predicted: float | None, measured: float | None) -> str:
+    """What is to be added where more than half as much again is lost as was predicted, else "".
+
+    Both are increases of the mean token loss, in nats. The prediction is of second order.
+    """
+    if predicted is None or measured is None or measured <= _OPTIMISTIC * predicted:
+        return ""
+    return (
+        ": the prediction is optimistic; more gradient tokens (--gradient-samples), or text more "
+        "like this one, mend it"
+    )
 
 
 def short(number: float) -> str:

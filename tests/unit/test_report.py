@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from pipeline.report.figures import Matrices, ranks
 from pipeline.report.losses import layers, losses
 from pipeline.report.page import render_report
+from pipeline.report.wording import optimism
 from pipeline.report.write import sample
 from schemas.model import ARCHITECTURES
 from schemas.output import MatrixResult
@@ -52,6 +53,23 @@ class Document(html.parser.HTMLParser):
 
     def of(self, name: str) -> list[dict[str, str | None]]:
         return [attributes for tag, attributes in self.elements if tag == name]
+
+
+@pytest.mark.parametrize(
+    ("measured", "said"),
+    [(0.149, ""), (0.2, ": the prediction is optimistic; more gradient tokens")],
+)
+def test_an_optimistic_prediction_is_called_one(measured: float, said: str) -> None:
+    assert said in optimism(0.1, measured)
+    assert bool(optimism(0.1, measured)) == bool(said)
+
+
+def test_the_report_says_what_was_predicted_measured_and_shrunk() -> None:
+    rows = reports.matrices(3)
+    made = reports.compression(rows, nats=0.1)
+    gist = losses(Matrices(rows), made, reports.evaluation()).gist
+    assert "0.100 nats a token were predicted, and 0.414 measured on 16 windows: the" in gist
+    assert "shrinkage of gradient moments is 0.0500 to 0.350" in gist
 
 
 def page(layers: int = 3, family: str = "llama", **fields: Any) -> str:
@@ -165,7 +183,7 @@ def test_the_numbers_of_the_gist_are_those_of_the_rows() -> None:
     assert layers(matrices, done).gist == "Layer 1 costs most: 0.00140 of 0.00200 nats, 70\xa0%."
     gist = losses(matrices, done, reports.evaluation()).gist
     assert "13 cut matrices differs from the predicted one by at most 1.0\xa0%" in gist
-    assert "0.00200 nats a token were predicted, and 0.414 measured on 16 windows." in gist
+    assert "0.00200 nats a token were predicted, and 0.414 measured on 16 windows: the" in gist
 
 
 def test_a_method_without_gradients_and_without_evaluation_has_every_plot() -> None:
