@@ -47,7 +47,7 @@ def main() -> None:
     found = [
         scored
         for seed in options.seed
-        for method in METHODS
+        for method in options.method
         for scored in _scores(options, method, seed, dense)
     ]
     name, seeds = Path(options.model).name, ", ".join(map(str, options.seed))
@@ -56,7 +56,7 @@ def main() -> None:
     headings = ("asked", "removed", "nats predicted", "measured", "perplexity", "each", "spread")
     for heading in headings:
         table.add_column(heading, justify="right")
-    for method in METHODS:
+    for method in options.method:
         for ratio in options.ratio:
             mine = [one for one in found if (one.method, one.ratio) == (method, ratio)]
             table.add_row(TITLES[method], f"{ratio:.0%}", *_cells(mine))
@@ -124,6 +124,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--evaluation", required=True)
     parser.add_argument("--work-dir", type=Path, required=True)
+    parser.add_argument("--method", choices=METHODS, nargs="+", default=list(METHODS))
     parser.add_argument("--ratio", type=float, nargs="+", default=[0.2, 0.4])
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=2)
