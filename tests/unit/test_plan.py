@@ -294,7 +294,7 @@ def test_a_full_disk_is_refused_with_the_bytes_that_are_missing(base: Base) -> N
     plan = base.plan()
     disk = plan.disk.model_copy(update={"moments": 10**18})
     with pytest.raises(ConfigError, match=r"are free; free [\d,]+, or name another --run-dir"):
-        require_disk(plan.model_copy(update={"disk": disk}), base.config(), 0)
+        require_disk(disk, base.config(), 0)
 
 
 def test_bases_that_are_not_kept_are_a_remedy_for_a_small_disk(
@@ -308,9 +308,9 @@ def test_bases_that_are_not_kept_are_a_remedy_for_a_small_disk(
     config = base.config(output=str(base.folder.parent / "out"))
     committed = rest - free  # then there is room for all but the bases
     with pytest.raises(ConfigError, match=r"or --set cluster\.keep_bases=false"):
-        require_disk(plan, config, committed)
+        require_disk(plan.disk, config, committed)
     with pytest.raises(ConfigError, match=r"another --run-dir or --output$"):
-        require_disk(plan, config, committed - 1)
+        require_disk(plan.disk, config, committed - 1)
 
 
 @pytest.mark.parametrize(
