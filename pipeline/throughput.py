@@ -10,6 +10,9 @@ The parts are assumptions, none was measured on a GPU by this project:
 - 0.3 flop a byte of memory traffic for the symmetric eigenproblem (of the 9 n^3 counted here): its
   tridiagonalisation is bound by memory. That is 1.0 TFLOP/s on an H100, 1.5 % of its peak;
   arXiv 2410.02170 finds less than 3 %.
+- the same for the SVD (of its 6 m n^2 + 20 n^3, by `gesvd`), bound by memory twice over: half of
+  the flops of a bidiagonalisation are products of a matrix and a vector, 0.25 flop a byte, and the
+  QR iteration after it rotates pairs of columns, 0.19.
 - a node reads 8 GB/s and writes 4 GB/s at its peak (a parallel file system, or a few NVMe drives),
   75 % of it in files of this size; its network carries 25 GB/s, 20 % of it through Ray's objects.
 - one thread hashes (SHA-256) 1.0 GB/s; 0.9 was measured.
@@ -46,18 +49,20 @@ DEVICES: dict[str, Device] = {
 }
 
 DEFAULT = "h100"  # the proportions by which plans for an unknown device are compared
-_HALF_PART, _FULL_PART, _EIGEN_FLOPS_A_BYTE = 0.4, 0.7, 0.3
+_HALF_PART, _FULL_PART, _SOLVER_FLOPS_A_BYTE = 0.4, 0.7, 0.3
 _READ, _WRITE, _DISK_PART = 8 * _GB, 4 * _GB, 0.75
 _NETWORK, _NETWORK_PART = 25 * _GB, 0.2
 _HOST_THREAD, _LINK_PART = 1.0 * _GB, 0.4
 
 
 class Rates(NamedTuple):
-    """What is counted on a second: operations of a worker, bytes of its thread, of a node."""
+    """What is counted on a second: operations of a worker (`solver`: of eigenproblems and SVDs),
+    bytes of its thread, of a node.
+    """
 
     compute: float
     float64: float
-    eigen: float
+    solver: float
     host: float
     link: float
     read: float
@@ -80,7 +85,7 @@ def rates(cluster: ClusterSpec, threads: int) -> Rates | None:
     return Rates(
         compute=peaks.bf16 * _HALF_PART if half else peaks.float32 * _FULL_PART * cores,
         float64=peaks.float64 * _FULL_PART * cores,
-        eigen=peaks.bandwidth * _EIGEN_FLOPS_A_BYTE,
+        solver=peaks.bandwidth * _SOLVER_FLOPS_A_BYTE,
         host=_HOST_THREAD,
         link=peaks.link * _LINK_PART,
         read=_READ * _DISK_PART,

@@ -116,7 +116,7 @@ class DiskUse(Schema):
 
 
 Resource = Literal[
-    "compute", "float64", "eigensolver", "host thread", "host link", "disk", "network"
+    "compute", "float64", "eigensolver", "SVD", "host thread", "host link", "disk", "network"
 ]
 
 

@@ -189,6 +189,30 @@ def test_more_gpus_are_faster() -> None:
     assert seconds == sorted(seconds, reverse=True)
 
 
+@pytest.mark.parametrize(("method", "kinds"), [("svd-llm", 1), ("svd-llm-v2", 2)])
+def test_the_svds_of_the_papers_are_bound_by_memory(method: str, kinds: int) -> None:
+    """6 m n^2 + 20 n^3 of every W, and 9 n^3 of every X^T X, at 0.3 flop a byte of 3.35 TB/s."""
+    spec = read_spec(str(SHAPES / "llama-3-70b.json"), None)
+    shapes = [sorted((m.out_features, m.in_features)) for m in spec.matrices]
+    svd = sum(6 * large * small**2 + 20 * small**3 for small, large in shapes)
+    eigen = sum(9 * m.in_features**3 for m in spec.matrices)
+    stages = {stage.name: stage for stage in planned("llama-3-70b", {"method": method}).stages}
+    seconds = stages["factorise"].seconds or {}
+    assert seconds["SVD"] == pytest.approx(svd / 8 / (0.3 * 3.35e12))
+    solvers = {"SVD": svd, "eigensolver": eigen}
+    found = {name: value for name, value in seconds.items() if name in solvers}
+    assert len(found) == kinds
+    for name, value in found.items():
+        assert value == pytest.approx(solvers[name] / 8 / (0.3 * 3.35e12))
+    assert 0 < (stages["truncate"].seconds or {})["float64"] < seconds["SVD"]
+
+
+def test_bases_that_are_not_kept_take_their_svd_again() -> None:
+    flags = {"method": "svd-llm", "settings": ["cluster.keep_bases=false"], "ratio": "0.2,0.4"}
+    stages = {stage.name: stage.seconds or {} for stage in planned("llama-3-8b", flags).stages}
+    assert stages["truncate"]["SVD"] == pytest.approx(2 * stages["factorise"]["SVD"])
+
+
 def test_stages_add_up_and_the_bottleneck_is_one_of_them() -> None:
     plan = planned("llama-3-70b")
     assert plan.seconds == pytest.approx(sum(stage.total or 0.0 for stage in plan.stages))
