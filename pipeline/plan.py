@@ -9,7 +9,7 @@ from pipeline.layouts import Layout, layouts
 from pipeline.machines import Machines, find
 from pipeline.refusal import refusal
 from pipeline.stages import evaluation, stages
-from pipeline.throughput import DEFAULT, rates
+from pipeline.throughput import DEFAULT, assumptions, rates
 from schemas.config import RunConfig
 from schemas.errors import ConfigError
 from schemas.model import ModelSpec, whole
@@ -33,8 +33,8 @@ def make_plan(config: RunConfig, spec: ModelSpec, cluster: ClusterSpec) -> Plan:
     ConfigError where nothing fits, saying what would.
     """
     costs = Costs(config, spec, cluster.dtype)
-    speed = rates(cluster, config.numerics.threads)
-    supposed = speed or rates(cluster.model_copy(update={"device_name": DEFAULT}), 1)
+    speed = rates(cluster, config)
+    supposed = speed or rates(cluster.model_copy(update={"device_name": DEFAULT}), config)
 
     def preference(layout: Layout) -> tuple[float, int, int]:
         seconds = sum(stage.total or 0.0 for stage in stages(costs, layout, supposed))
@@ -100,6 +100,7 @@ def _describe(
         stages=table,
         seconds=None if slowest.total is None else sum(stage.total or 0.0 for stage in table),
         bottleneck=None if slowest.limit is None else f"{slowest.name}: {slowest.limit}",
+        assumed=(*cluster.assumed, *(() if slowest.total is None else assumptions(costs.config))),
     )
 
 

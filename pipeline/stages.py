@@ -26,8 +26,8 @@ class Work(NamedTuple):
 
     `compute` operations in the compute dtype; `host` bytes hashed or averaged by worker threads;
     `link` bytes between devices and their hosts; `hidden` bytes of hidden states between workers.
-    `busy` workers share the operations, `threads` the bytes of host and link, `nodes` what is read
-    and written.
+    `busy` workers share the operations, `threads` the bytes of host and link; what is read and
+    written comes through the networks of `nodes`.
     """
 
     name: str
@@ -55,7 +55,8 @@ class Work(NamedTuple):
         )
 
     def _seconds(self, rates: Rates) -> dict[Resource, float]:
-        """By resource. Storage is slower than the network in every row, so it counts as disk."""
+        """By resource. What storage gives is `disk`, also where the network is what limits it."""
+        most = self.nodes * rates.wire
         found: dict[Resource, float] = {
             "compute": self.compute / self.busy / rates.compute,
             "float64": self.float64 / self.busy / rates.float64,
@@ -63,7 +64,7 @@ class Work(NamedTuple):
             "SVD": self.svd / self.busy / rates.solver,
             "host thread": self.host / self.threads / rates.host,
             "host link": self.link / self.threads / rates.link,
-            "disk": (self.read / rates.read + self.written / rates.write) / self.nodes,
+            "disk": self.read / min(rates.read, most) + self.written / min(rates.write, most),
             "network": self.hidden / self.nodes / rates.network,
         }
         return {resource: seconds for resource, seconds in found.items() if seconds}

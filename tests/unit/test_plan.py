@@ -13,9 +13,10 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+import pipeline.machines
 from pipeline.cli import app
 from pipeline.configuration import build
-from pipeline.machines import Machines, on_cpu, parse_size
+from pipeline.machines import Machines, on_cpu
 from pipeline.plan import make_plan, plan_checkpoint, require_disk
 from pipeline.stages import rank_at
 from schemas.config import Factors, RunConfig
@@ -23,6 +24,7 @@ from schemas.errors import ConfigError
 from schemas.model import ModelSpec, factor_parameters
 from schemas.moments import taps
 from schemas.plan import ClusterSpec, Plan
+from schemas.sizes import parse_size
 from tests.models import tiny_model
 from workers.checkpoint import inspect
 from workers.config_file import read_spec
@@ -213,6 +215,35 @@ def test_bases_that_are_not_kept_take_their_svd_again() -> None:
     assert stages["truncate"]["SVD"] == pytest.approx(2 * stages["factorise"]["SVD"])
 
 
+def test_storage_is_one_for_the_whole_cluster() -> None:
+    """More nodes read and write no faster; the network of a node bounds what it gets of it."""
+
+    def disk(gpus: int, **flags: str) -> dict[str, float]:
+        plan = planned("llama-3-70b", flags, gpus=gpus)
+        return {stage.name: (stage.seconds or {}).get("disk", 0.0) for stage in plan.stages}
+
+    one, two = disk(8), disk(16)
+    assert two["factorise"] == pytest.approx(one["factorise"])
+    assert two["truncate"] == pytest.approx(one["truncate"])
+    twice = disk(8, storage_read="12GB", storage_write="6GB")
+    assert twice["factorise"] == pytest.approx(one["factorise"] / 2)
+    wire = {"storage_read": "1TB", "storage_write": "1TB"}
+    assert disk(16, **wire)["truncate"] == pytest.approx(disk(8, **wire)["truncate"] / 2)
+    size = planned("llama-3-70b").stages[0].read_bytes
+    assert disk(16, **wire)["inspect"] == pytest.approx(size / 25e9)  # one node
+
+
+def test_what_is_assumed_is_said() -> None:
+    given = planned("llama-3-8b", {"storage_read": "12GB", "storage_write": "1.5GB"})
+    said = " ".join(given.assumed)
+    assert "12 GB/s to read (--storage-read) and 1.5 GB/s to write (--storage-write)" in said
+    assert "host memory" not in said
+    described = planned("llama-3-8b", host_memory=None, gpu_type=None)
+    assert described.assumed == ("128 GB of host memory a GPU (--host-memory)",)
+    assert described.cluster.host_memory == 128 * 10**9
+    assert planned("llama-3-8b", host_memory=None, gpus_per_node=4).cluster.host_memory == 128e9
+
+
 def test_stages_add_up_and_the_bottleneck_is_one_of_them() -> None:
     plan = planned("llama-3-70b")
     assert plan.seconds == pytest.approx(sum(stage.total or 0.0 for stage in plan.stages))
@@ -295,6 +326,22 @@ def test_every_remedy_works_when_it_is_followed(
     name: str, flags: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log, "propagate", True)
+    require_remedies(name, flags, caplog)
+
+
+def test_more_host_memory_than_is_assumed_is_a_remedy(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer GPUs on a node are none: what is assumed is so much for each."""
+    monkeypatch.setattr(log, "propagate", True)
+    monkeypatch.setattr(pipeline.machines, "_HOST_BYTES", 5 * 10**9)
+    require_remedies("llama-3-70b", "--gpu-memory 80GB", caplog)
+    assert "--host-memory" in caplog.text
+    assert "--gpus-per-node" not in caplog.text
+
+
+def require_remedies(name: str, flags: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Fails unless a plan is refused, and each remedy that is named is one."""
     assert plan_command(name, flags) == 2
     (message,) = caplog.messages
     assert re.search(r"a worker takes [\d,]+ bytes of (GPU|host) memory", message)
@@ -341,7 +388,6 @@ def test_bases_that_are_not_kept_are_a_remedy_for_a_small_disk(
     ("machines", "message"),
     [
         ({"gpus": None}, "add --gpus N"),
-        ({"host_memory": None}, "add --host-memory"),
         ({"gpu_memory": None, "gpu_type": None}, "needs their memory; add --gpu-memory"),
         ({"gpu_memory": None, "gpu_type": "new"}, "memory of GPU type 'new' is not known"),
         ({"gpu_memory": "80 pounds"}, "--gpu-memory '80 pounds' is not a size"),
@@ -357,7 +403,7 @@ def test_machines_half_described_are_refused(machines: dict[str, Any], message: 
     [("80GB", 80 * 10**9), ("80GiB", 80 * 2**30), ("1.5TB", 15 * 10**11), ("1000", 1000)],
 )
 def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text, "--flag") == size
+    assert parse_size(text) == size
 
 
 # --- the command ------------------------------------------------------------------------------
@@ -383,6 +429,24 @@ def test_the_plan_in_the_docs_is_what_the_command_prints(monkeypatch: pytest.Mon
     command = re.findall(r"^svdllm (plan .*)$", text, re.MULTILINE)[0]
     shown = CliRunner().invoke(app, shlex.split(command), terminal_width=80)
     assert shown.stdout.rstrip("\n") in text
+
+
+def test_the_plans_by_method_in_the_docs_are_what_the_command_prints(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "docs" / "plan-70b.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (Llama-3-\d+B) \| (\d) \| `(.+?)` \| (.+) \|$", text, re.MULTILINE)
+    assert len(rows) == 6
+    for model, gpus, method, rest in rows:
+        flags = f"--ratio 0.2 --method {method} --gpus {gpus} --gpu-type h100"
+        command = ["plan", "--model", f"tests/configs/{model.lower()}.json", *shlex.split(flags)]
+        shown = " ".join(CliRunner().invoke(app, command).stdout.split())
+        time, eigen, svd, size = rest.split(" | ")
+        found = dict(re.findall(r"(eigensolver|SVD) ([\d.]+ \w+)", shown))
+        assert f"time: about {time} (" in shown
+        assert (found.get("eigensolver", "-"), found.get("SVD", "-")) == (eigen, svd)
+        assert f"run directory {size} (" in shown
 
 
 def test_planning_imports_neither_torch_nor_transformers() -> None:
