@@ -77,6 +77,11 @@ Workers = Annotated[
     typer.Option(help="Layer-shard workers.", show_default="every GPU, or CPU cores to 8"),
 ]
 DeviceFlag = Annotated[Device | None, typer.Option(help="Where to compute.", show_default="auto")]
+StorageRead = Annotated[
+    str | None,
+    typer.Option(help="Assumed for all nodes together, a second.", show_default="6GB"),
+]
+StorageWrite = Annotated[str | None, typer.Option(help="The same.", show_default="3GB")]
 DTypeFlag = Annotated[DType | None, typer.Option(help="Compute type.", show_default="auto")]
 OnFailureFlag = Annotated[
     OnFailure | None, typer.Option(help="When a matrix cannot be cut.", show_default="fail")
@@ -119,6 +124,8 @@ def compress(
     workers: Workers = None,
     device: DeviceFlag = None,
     dtype: DTypeFlag = None,
+    storage_read: StorageRead = None,
+    storage_write: StorageWrite = None,
     on_failure: OnFailureFlag = None,
     config: ConfigFile = None,
     settings: Settings = None,
@@ -156,6 +163,8 @@ def plan(
     gradient_length: GradientLength = None,
     workers: Workers = None,
     dtype: DTypeFlag = None,
+    storage_read: StorageRead = None,
+    storage_write: StorageWrite = None,
     config: ConfigFile = None,
     settings: Settings = None,
     gpus: Annotated[
@@ -163,7 +172,9 @@ def plan(
     ] = None,
     gpus_per_node: Annotated[int | None, typer.Option(min=1, show_default="8, or all")] = None,
     gpu_memory: Annotated[str | None, typer.Option(help="Of each GPU, as 80GB or 80GiB.")] = None,
-    host_memory: Annotated[str | None, typer.Option(help="Of each node, as 1TB.")] = None,
+    host_memory: Annotated[
+        str | None, typer.Option(help="Of each node, as 1TB.", show_default="128GB a GPU")
+    ] = None,
     gpu_type: Annotated[
         str | None, typer.Option(help="h100, h200, a100 or l40s; others have no times.")
     ] = None,

@@ -69,7 +69,7 @@ def _stages(run: Run) -> tuple[tuple[OutputResult, ...], tuple[int, ...]]:
     """The checkpoint at every ratio, and the peak memory of the workers that are left."""
     found = {ratio: find_output(run, ratio) for ratio in run.config.ratio}
     if None in found.values():
-        require_disk(run.plan, run.config, run.committed_bytes())
+        require_disk(run.plan.disk, run.config, run.committed_bytes())
         announce(run)
     with journal(run.store.root, run.plan, run.progress):
         if None in found.values():

@@ -25,6 +25,8 @@ _PATHS: dict[str, str] = {
     "gate_kl": "gate.kl",
     "watch": "watch",
     "workers": "cluster.workers",
+    "storage_read": "cluster.storage_read",
+    "storage_write": "cluster.storage_write",
     "device": "cluster.device",
     "dtype": "numerics.dtype",
 }

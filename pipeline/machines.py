@@ -1,7 +1,6 @@
 """The machines of a plan: as flags describe them, or those of this host."""
 
 import os
-import re
 from typing import NamedTuple
 
 from pipeline.throughput import row
@@ -9,32 +8,27 @@ from schemas.config import DType, RunConfig
 from schemas.errors import ConfigError
 from schemas.model import ModelSpec
 from schemas.plan import ClusterSpec
+from schemas.sizes import parse_size
 from workers.memory import available_bytes
 
 MAX_CPU_WORKERS = 8
 _GPUS_PER_NODE = 8
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_HOST_BYTES = 128 * 10**9  # for each GPU; p4d.24xlarge has 144, a2-ultragpu-8g 170, p5.48xlarge 256
 # As `workers.devices.compute_dtype` computes them on a GPU.
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "bfloat16", "BF16": "bfloat16"}
 
 
 class Machines(NamedTuple):
-    """GPUs as flags describe them; memory is "80GB", that of the host of a whole node."""
+    """GPUs as flags describe them; memory is "80GB", that of the host of a whole node.
+
+    A host whose memory is not given is assumed to have 128 GB for each GPU.
+    """
 
     gpus: int | None = None
     gpus_per_node: int | None = None
     gpu_memory: str | None = None
     host_memory: str | None = None
     gpu_type: str | None = None
-
-
-def parse_size(text: str, flag: str) -> int:
-    """Bytes of "80GB" (10^9), "80GiB" (2^30), "1.5TB" or "1000"."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", text.strip().lower())
-    if match is None:
-        raise ConfigError(f"{flag} {text!r} is not a size like 80GB, 80GiB or 1TB")
-    return int(float(match[1]) * _UNITS[match[2] or ""])
 
 
 def find(config: RunConfig, spec: ModelSpec, machines: Machines) -> ClusterSpec:
@@ -75,19 +69,30 @@ def _described(config: RunConfig, spec: ModelSpec, gpus: int, machines: Machines
         raise ConfigError(
             f"the memory of GPU type {machines.gpu_type!r} is not known; add --gpu-memory, as 80GB"
         )
-    if machines.host_memory is None:
-        raise ConfigError("a description of GPUs needs their hosts' memory; add --host-memory 1TB")
     per_node = min(machines.gpus_per_node or _GPUS_PER_NODE, gpus)
     memory = peaks.memory if peaks else 0
     if machines.gpu_memory is not None:
-        memory = parse_size(machines.gpu_memory, "--gpu-memory")
+        memory = _size(machines.gpu_memory, "--gpu-memory")
+    host_memory = _HOST_BYTES
+    if stated := machines.host_memory is not None:
+        host_memory = _size(machines.host_memory, "--host-memory") // per_node
     auto = config.numerics.dtype == "auto"
     return ClusterSpec(
         workers=min(gpus, config.cluster.workers or gpus),
         device="cuda",
         device_name=machines.gpu_type or "GPU",
         device_memory=memory,
-        host_memory=parse_size(machines.host_memory, "--host-memory") // per_node,
+        host_memory=host_memory,
         dtype=_DTYPES[spec.dtype] if auto else config.numerics.dtype,
         nodes=-(-gpus // per_node),
+        assumed=()
+        if stated
+        else (f"{host_memory // 10**9} GB of host memory a GPU (--host-memory)",),
     )
+
+
+def _size(text: str, flag: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise ConfigError(f"{flag} {error}") from error

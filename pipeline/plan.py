@@ -9,11 +9,11 @@ from pipeline.layouts import Layout, layouts
 from pipeline.machines import Machines, find
 from pipeline.refusal import refusal
 from pipeline.stages import evaluation, stages
-from pipeline.throughput import DEFAULT, rates
+from pipeline.throughput import DEFAULT, assumptions, rates
 from schemas.config import RunConfig
 from schemas.errors import ConfigError
 from schemas.model import ModelSpec, whole
-from schemas.plan import ClusterSpec, MatrixKind, Plan, RatioPlan, StageCost
+from schemas.plan import ClusterSpec, DiskUse, MatrixKind, Plan, RatioPlan, StageCost
 from schemas.ranks import require_ranks
 from workers.config_file import read_spec
 
@@ -33,8 +33,8 @@ def make_plan(config: RunConfig, spec: ModelSpec, cluster: ClusterSpec) -> Plan:
     ConfigError where nothing fits, saying what would.
     """
     costs = Costs(config, spec, cluster.dtype)
-    speed = rates(cluster, config.numerics.threads)
-    supposed = speed or rates(cluster.model_copy(update={"device_name": DEFAULT}), 1)
+    speed = rates(cluster, config)
+    supposed = speed or rates(cluster.model_copy(update={"device_name": DEFAULT}), config)
 
     def preference(layout: Layout) -> tuple[float, int, int]:
         seconds = sum(stage.total or 0.0 for stage in stages(costs, layout, supposed))
@@ -51,33 +51,34 @@ def make_plan(config: RunConfig, spec: ModelSpec, cluster: ClusterSpec) -> Plan:
     )
 
 
-def require_disk(plan: Plan, config: RunConfig, committed: int) -> None:
+def require_disk(disk: DiskUse, config: RunConfig, committed: int) -> None:
     """Raises ConfigError where run directory and checkpoints do not fit on their disk.
 
     Factors are kept beside the checkpoints they go into; `committed` bytes are there already.
     """
     needs = [
-        (config.run_folder, plan.disk.run_directory - committed),
-        (config.output, plan.disk.outputs),
+        (config.run_folder, disk.run_directory - committed),
+        (config.output, disk.outputs),
     ]
     for folder, size in needs:
         if not isinstance(folder, Path):
             continue
-        there = next(place for place in (folder, *folder.parents) if place.exists())
+        full = folder.expanduser().absolute()
+        there = next(place for place in (full, *full.parents) if place.exists())
         free = shutil.disk_usage(there).free
         if size > free:
             raise ConfigError(
                 f"{folder}: the run needs about {size:,} bytes there, {free:,} are free; "
                 f"free {size - free:,}, or name another --run-dir or --output"
-                f"{_without_bases(plan, size - free) if folder == config.run_folder else ''}"
+                f"{_without_bases(disk, size - free) if folder == config.run_folder else ''}"
             )
 
 
-def _without_bases(plan: Plan, lacking: int) -> str:
+def _without_bases(disk: DiskUse, lacking: int) -> str:
     """What bases that are not kept would save, where that is enough."""
-    if plan.disk.bases < lacking:
+    if disk.bases < lacking:
         return ""
-    return f", or --set cluster.keep_bases=false ({plan.disk.bases:,} bytes less, and slower)"
+    return f", or --set cluster.keep_bases=false ({disk.bases:,} bytes less, and slower)"
 
 
 def _describe(
@@ -99,6 +100,7 @@ def _describe(
         stages=table,
         seconds=None if slowest.total is None else sum(stage.total or 0.0 for stage in table),
         bottleneck=None if slowest.limit is None else f"{slowest.name}: {slowest.limit}",
+        assumed=(*cluster.assumed, *(() if slowest.total is None else assumptions(costs.config))),
     )
 
 

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.costs import Costs
+from pipeline.layouts import cut
+from pipeline.plan import require_disk
 from pipeline.publish import SUCCESS, require_free
 from schemas.config import RunConfig
 from schemas.errors import ConfigError
@@ -60,6 +63,7 @@ def find_base(config: RunConfig) -> Base:
         spec = inspect(folder, weights)
         require_ranks(config, spec)
         require_tokenizer(folder)
+        _require_disk(config, spec)
         return Base(folder, spec)
 
 
@@ -77,8 +81,7 @@ def _worded(config: RunConfig) -> Iterator[None]:
 
 def _require_run_dir(config: RunConfig) -> None:
     """Raises ConfigError where something else than a run is there: a run clears what it left."""
-    root = config.run_folder
-    root = root.expanduser() if isinstance(root, Path) else root
+    root = _expanded(config.run_folder)
     if exists(root / RUN_RECORD):
         return
     found = {name.partition("/")[0] for name in files_below(root)} - {OWNER, config.fetched.name}
@@ -87,6 +90,22 @@ def _require_run_dir(config: RunConfig) -> None:
             f"run_dir {root}: holds {min(found)}, but no {RUN_RECORD} of a run; name a folder of "
             "its own with --run-dir"
         )
+
+
+def _require_disk(config: RunConfig, spec: ModelSpec) -> None:
+    """Raises ConfigError where not even the least fits that the checkpoints still to be made take:
+    one wave of one chain, with whatever is in the run directory already.
+    """
+    ratios = [r for r in config.ratio if not exists(_expanded(config.output_folder(r)) / SUCCESS)]
+    if not ratios or not isinstance(config.run_folder, Path):
+        return
+    left = config.model_copy(update={"ratio": tuple(ratios)})
+    least = Costs(left, spec, "float32").disk([cut(spec.layers, 1)], replicas=1)
+    require_disk(least, config, sum(files_below(_expanded(config.run_folder)).values()))
+
+
+def _expanded(place: Path | Url) -> Path | Url:
+    return place.expanduser() if isinstance(place, Path) else place
 
 
 def _require_writable(folder: Path) -> None:
@@ -113,7 +132,7 @@ def _check_outputs(config: RunConfig, base: Path | Url) -> None:
     for output in map(config.output_folder, config.ratio):
         if _is_within(output, base):
             raise ConfigError(f"output {output} is inside the model {base}; name another folder")
-        require_free(output.expanduser() if isinstance(output, Path) else output)
+        require_free(_expanded(output))
     if _is_within(config.run_folder, base):
         raise ConfigError(
             f"run_dir {config.run_folder} is inside the model {base}; name another --run-dir"

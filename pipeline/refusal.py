@@ -82,6 +82,8 @@ def _shorter(config: RunConfig, cluster: ClusterSpec, field: str, flag: str) -> 
 def _fewer_on_a_host(config: RunConfig, cluster: ClusterSpec) -> Iterator[_Change]:
     """Fewer workers that share the memory of a host."""
     there = -(-cluster.workers // cluster.nodes)
+    if cluster.assumed:  # memory for each GPU: fewer of them on a host have no more
+        return
     for count in range(there - 1, 0, -1):
         memory = cluster.host_memory * there // count
         update = {"host_memory": memory, "workers": count * cluster.nodes}

@@ -52,6 +52,7 @@ def plan_table(plan: Plan) -> RenderableType:
         _stages(plan),
         Text(_disk(plan)),
         Text(_time(plan)),
+        *([Text(f"assumed: {'; '.join(plan.assumed)}")] if plan.assumed else []),
     )
 
 

@@ -192,10 +192,11 @@ def _ground(inputs: Inputs, facts: WorkerFacts) -> Ground:
 def _summary(facts: WorkerFacts, plan: Plan) -> str:
     ratios = ", ".join(f"{ratio.ratio:g}" for ratio in plan.ratios)
     time = f"; about {plan.seconds:,.0f} s, most of it {plan.bottleneck}" if plan.seconds else ""
+    rest = f"; assumed: {'; '.join(plan.assumed)}" if plan.assumed else ""
     return (
         f"plan: {shape(plan)} on {facts.device} ({facts.device_name}) in "
         f"{facts.dtype}; {plan.targeted_parameters:,} of {plan.total_parameters:,} parameters "
-        f"targeted, ratio {ratios}{time}"
+        f"targeted, ratio {ratios}{time}{rest}"
     )
 
 

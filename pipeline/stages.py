@@ -5,7 +5,7 @@ vectors 9 n^3, Cholesky n^3 / 3, a thin SVD (m, n) 6 m n^2 + 20 n^3 (Golub and V
 n the smaller side. Attention's own products are left out: at 2,048 tokens, 2 % of a 70B's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from pipeline.costs import SUM_BYTES, Costs, LayerCost
@@ -26,8 +26,8 @@ class Work(NamedTuple):
 
     `compute` operations in the compute dtype; `host` bytes hashed or averaged by worker threads;
     `link` bytes between devices and their hosts; `hidden` bytes of hidden states between workers.
-    `busy` workers share the operations, `threads` the bytes of host and link, `nodes` what is read
-    and written.
+    `busy` workers share the operations, `threads` the bytes of host and link; what is read and
+    written comes through the networks of `nodes`.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Work(NamedTuple):
     compute: float = 0
     float64: float = 0
     eigen: float = 0
+    svd: float = 0
     host: float = 0
     link: float = 0
     read: float = 0
@@ -46,7 +47,7 @@ class Work(NamedTuple):
     def cost(self, rates: Rates | None) -> StageCost:
         return StageCost(
             name=self.name,
-            flops=int(self.compute + self.float64 + self.eigen),
+            flops=int(self.compute + self.float64 + self.eigen + self.svd),
             read_bytes=int(self.read),
             written_bytes=int(self.written),
             network_bytes=int(self.hidden + self.read + self.written),
@@ -54,14 +55,16 @@ class Work(NamedTuple):
         )
 
     def _seconds(self, rates: Rates) -> dict[Resource, float]:
-        """By resource. Storage is slower than the network in every row, so it counts as disk."""
+        """By resource. What storage gives is `disk`, also where the network is what limits it."""
+        most = self.nodes * rates.wire
         found: dict[Resource, float] = {
             "compute": self.compute / self.busy / rates.compute,
             "float64": self.float64 / self.busy / rates.float64,
-            "eigensolver": self.eigen / self.busy / rates.eigen,
+            "eigensolver": self.eigen / self.busy / rates.solver,
+            "SVD": self.svd / self.busy / rates.solver,
             "host thread": self.host / self.threads / rates.host,
             "host link": self.link / self.threads / rates.link,
-            "disk": (self.read / rates.read + self.written / rates.write) / self.nodes,
+            "disk": self.read / min(rates.read, most) + self.written / min(rates.write, most),
             "network": self.hidden / self.nodes / rates.network,
         }
         return {resource: seconds for resource, seconds in found.items() if seconds}
@@ -150,12 +153,12 @@ def _calibrate(costs: Costs, layout: Layout, waves: list[list[LayerCost]], direc
 
 def _factorise(costs: Costs, layout: Layout) -> Work:
     """The basis of every matrix from its moments, all workers at once, the weights still loaded."""
-    eigen, products, rooted = 0.0, 0.0, set[str]()
+    found, rooted = [], set[str]()
     for matrix in costs.spec.matrices:
         shared = f"{matrix.layer}.{matrix.reads}"
-        one, other = _basis_flops(costs.config.truncation, matrix, shared in rooted)
-        eigen, products = eigen + one, products + other
+        found.append(_basis_flops(costs.config.truncation, matrix, shared in rooted))
         rooted.add(shared)
+    eigen, svd, products = _summed(found)
     moments, bases = _read_of_matrices(costs), costs.kept_bases
     return Work(
         "factorise",
@@ -163,6 +166,7 @@ def _factorise(costs: Costs, layout: Layout) -> Work:
         layout.workers,
         layout.nodes,
         eigen=eigen,
+        svd=svd,
         float64=products,
         host=moments + bases,
         read=moments,
@@ -188,11 +192,10 @@ def _truncate(costs: Costs, layout: Layout) -> Work:
         for ratio in ratios
         for matrix in costs.spec.matrices
     )
-    eigen = 0.0
-    if not config.cluster.keep_bases:
-        again = [_basis_flops(config.truncation, m, rooted=False) for m in costs.spec.matrices]
-        eigen = len(ratios) * sum(one for one, _ in again)
-        flops += len(ratios) * sum(other for _, other in again)
+    again = [] if config.cluster.keep_bases else costs.spec.matrices
+    eigen, svd, products = _summed(
+        [_basis_flops(config.truncation, matrix, rooted=False) for matrix in again]
+    )
     read = (_read_of_matrices(costs) + costs.kept_bases) * len(ratios)
     factors = sum(costs.output(ratio) for ratio in ratios)
     return Work(
@@ -200,8 +203,9 @@ def _truncate(costs: Costs, layout: Layout) -> Work:
         layout.workers,
         layout.workers,
         layout.nodes,
-        eigen=eigen,
-        float64=flops,
+        eigen=len(ratios) * eigen,
+        svd=len(ratios) * svd,
+        float64=flops + len(ratios) * products,
         host=read + factors,
         read=read + _weights(costs) * len(ratios),
         written=factors,
@@ -257,20 +261,32 @@ def rank_at(matrix: MatrixSpec, keep: float, pivoted: bool) -> int:
     return max(1, int((sides - (sides**2 - 4 * target) ** 0.5) / 2))
 
 
-def _basis_flops(truncation: str, matrix: MatrixSpec, rooted: bool) -> tuple[float, float]:
-    """(eigenproblems, other products) of one basis; `rooted`: the root of its input's moment is
-    known from another matrix that reads the same.
+class _BasisFlops(NamedTuple):
+    """Operations of bases by the rate at which they are done; products are all but the solvers'."""
+
+    eigen: float
+    svd: float
+    products: float
+
+
+def _summed(found: Sequence[_BasisFlops]) -> _BasisFlops:
+    return _BasisFlops(*(sum(one[kind] for one in found) for kind in range(3)))
+
+
+def _basis_flops(truncation: str, matrix: MatrixSpec, rooted: bool) -> _BasisFlops:
+    """One basis; `rooted`: the root of its input's moment is known from another matrix that reads
+    the same.
     """
     m, n, small = matrix.out_features, matrix.in_features, matrix.small
     svd = 6 * max(m, n) * small**2 + 20 * small**3
     if truncation == "svd-llm":
-        return 0.0, n**3 / 3 + 2 * m * n**2 + svd + small * n**2
+        return _BasisFlops(0, svd, n**3 / 3 + 2 * m * n**2 + small * n**2)
     if truncation == "svd-llm-v2":
-        return 9.0 * n**3, 2 * m * n**2 + svd + 2 * small * n**2
+        return _BasisFlops(9 * n**3, svd, 2 * m * n**2 + 2 * small * n**2)
     products = 8 * small**3  # F^T inner F, F V and inner (F V)
     if matrix.side == "output":
-        return 9.0 * small**3, products + small**3 / 3
-    return (9.0 if rooted else 18.0) * small**3, products + 2 * m * n**2
+        return _BasisFlops(9 * small**3, 0, products + small**3 / 3)
+    return _BasisFlops((9 if rooted else 18) * small**3, 0, products + 2 * m * n**2)
 
 
 def _factor_flops(matrix: MatrixSpec, rank: int) -> float:

@@ -10,8 +10,12 @@ The parts are assumptions, none was measured on a GPU by this project:
 - 0.3 flop a byte of memory traffic for the symmetric eigenproblem (of the 9 n^3 counted here): its
   tridiagonalisation is bound by memory. That is 1.0 TFLOP/s on an H100, 1.5 % of its peak;
   arXiv 2410.02170 finds less than 3 %.
-- a node reads 8 GB/s and writes 4 GB/s at its peak (a parallel file system, or a few NVMe drives),
-  75 % of it in files of this size; its network carries 25 GB/s, 20 % of it through Ray's objects.
+- the same for the SVD (of its 6 m n^2 + 20 n^3, by `gesvd`), bound by memory twice over: half of
+  the flops of a bidiagonalisation are products of a matrix and a vector, 0.25 flop a byte, and the
+  QR iteration after it rotates pairs of columns, 0.19.
+- storage is one for the whole cluster: the settings cluster.storage_read and storage_write say what
+  all nodes together get from it, at most what their networks carry.
+- the network of a node carries 25 GB/s, 20 % of it through Ray's objects.
 - one thread hashes (SHA-256) 1.0 GB/s; 0.9 was measured.
 - a device and its host exchange 40 % of the link's peak (PCIe 5 x16: 64 GB/s a way, PCIe 4: 32),
   from pinned memory; on the CPU it is the memory's own bandwidth.
@@ -19,6 +23,7 @@ The parts are assumptions, none was measured on a GPU by this project:
 
 from typing import NamedTuple
 
+from schemas.config import RunConfig
 from schemas.plan import ClusterSpec
 
 _GB, _TERA = 1e9, 1e12
@@ -46,22 +51,25 @@ DEVICES: dict[str, Device] = {
 }
 
 DEFAULT = "h100"  # the proportions by which plans for an unknown device are compared
-_HALF_PART, _FULL_PART, _EIGEN_FLOPS_A_BYTE = 0.4, 0.7, 0.3
-_READ, _WRITE, _DISK_PART = 8 * _GB, 4 * _GB, 0.75
+_HALF_PART, _FULL_PART, _SOLVER_FLOPS_A_BYTE = 0.4, 0.7, 0.3
 _NETWORK, _NETWORK_PART = 25 * _GB, 0.2
 _HOST_THREAD, _LINK_PART = 1.0 * _GB, 0.4
 
 
 class Rates(NamedTuple):
-    """What is counted on a second: operations of a worker, bytes of its thread, of a node."""
+    """What is counted on a second: operations of a worker (`solver`: of eigenproblems and SVDs),
+    bytes of its thread; bytes that all nodes together read and write; bytes that one node moves at
+    most (`wire`), and moves as Ray's objects (`network`).
+    """
 
     compute: float
     float64: float
-    eigen: float
+    solver: float
     host: float
     link: float
     read: float
     write: float
+    wire: float
     network: float
 
 
@@ -70,20 +78,31 @@ def row(device_name: str) -> Device | None:
     return next((peaks for name, peaks in DEVICES.items() if name in device_name.lower()), None)
 
 
-def rates(cluster: ClusterSpec, threads: int) -> Rates | None:
-    """Rates of a cluster's workers, on the CPU of `threads` cores each; None where not known."""
+def rates(cluster: ClusterSpec, config: RunConfig) -> Rates | None:
+    """Rates of a cluster and its workers; None where those of its devices are not known."""
     peaks = row(cluster.device_name) if cluster.on_gpu else DEVICES["cpu"]
     if peaks is None:
         return None
-    cores = 1 if cluster.on_gpu else threads
+    cores = 1 if cluster.on_gpu else config.numerics.threads
     half = cluster.on_gpu and cluster.dtype in ("bfloat16", "float16")
     return Rates(
         compute=peaks.bf16 * _HALF_PART if half else peaks.float32 * _FULL_PART * cores,
         float64=peaks.float64 * _FULL_PART * cores,
-        eigen=peaks.bandwidth * _EIGEN_FLOPS_A_BYTE,
+        solver=peaks.bandwidth * _SOLVER_FLOPS_A_BYTE,
         host=_HOST_THREAD,
         link=peaks.link * _LINK_PART,
-        read=_READ * _DISK_PART,
-        write=_WRITE * _DISK_PART,
+        read=config.cluster.storage_read,
+        write=config.cluster.storage_write,
+        wire=_NETWORK,
         network=_NETWORK * _NETWORK_PART,
+    )
+
+
+def assumptions(config: RunConfig) -> tuple[str, ...]:
+    """What the seconds of a plan rest on, in words."""
+    read, write = config.cluster.storage_read / _GB, config.cluster.storage_write / _GB
+    return (
+        f"storage that gives the whole cluster {read:g} GB/s to read (--storage-read) and "
+        f"{write:g} GB/s to write (--storage-write)",
+        f"eigenproblems and SVDs at {_SOLVER_FLOPS_A_BYTE} flop a byte of device memory",
     )

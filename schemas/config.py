@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from schemas.location import Location, Url, is_within
 from schemas.printable import has_credentials
+from schemas.sizes import Size
 
 Method = Literal["two-sided", "svd-llm-v2", "svd-llm"]
 Truncation = Literal["fisher", "input-only", "svd-llm-v2", "svd-llm"]
@@ -117,6 +118,12 @@ class ClusterConfig(Schema):
         None,
         description="A running Ray cluster; default: that of the Ray job, else an embedded one",
     )
+    storage_read: Size = Field(
+        6 * 10**9,
+        description="What a plan assumes that all nodes together read from storage, in bytes a "
+        "second, as 6GB",
+    )
+    storage_write: Size = Field(3 * 10**9, description="And that they write")
     item_timeout_s: float = Field(
         3600.0, gt=0, description="Longest wait for one micro-batch or one matrix, in seconds"
     )

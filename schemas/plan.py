@@ -21,7 +21,8 @@ class ClusterSpec(Schema):
     """The machines of a run, found in Ray or described by flags. Memory is in bytes, per worker.
 
     On the CPU a worker's device is the host, so `device_memory` and `host_memory` are the same.
-    The workers are spread evenly over `nodes`; `dtype` is what they compute in.
+    The workers are spread evenly over `nodes`; `dtype` is what they compute in; `assumed` says what
+    of it nobody stated.
     """
 
     workers: int
@@ -31,6 +32,7 @@ class ClusterSpec(Schema):
     host_memory: int
     dtype: str
     nodes: int = 1
+    assumed: tuple[str, ...] = ()
 
     @property
     def on_gpu(self) -> bool:
@@ -116,7 +118,7 @@ class DiskUse(Schema):
 
 
 Resource = Literal[
-    "compute", "float64", "eigensolver", "host thread", "host link", "disk", "network"
+    "compute", "float64", "eigensolver", "SVD", "host thread", "host link", "disk", "network"
 ]
 
 
@@ -151,7 +153,8 @@ class Plan(Schema):
 
     The shards are in the order of the layers. `chain` of them run at once, one a worker, on
     `replicas` copies of the chain; the next `chain` shards are the next wave. `seconds` is the
-    whole run; `bottleneck` names the longest stage and the resource that limits it.
+    whole run; `bottleneck` names the longest stage and the resource that limits it; `assumed` what
+    these figures rest on and nobody stated or measured.
     """
 
     cluster: ClusterSpec
@@ -167,6 +170,7 @@ class Plan(Schema):
     stages: tuple[StageCost, ...]
     seconds: float | None
     bottleneck: str | None
+    assumed: tuple[str, ...] = ()
 
     @property
     def workers(self) -> int:

@@ -69,7 +69,13 @@ class LayerShard:
 
     @guarded(repeatable=True)
     def prepare(self) -> WorkerFacts:
-        """Find checkpoint and device (here, so that an error keeps its words): what they are."""
+        """Find checkpoint and device (here, so that an error keeps its words): what they are.
+
+        Raises ConfigError where the checkpoint is a folder that this node does not see.
+        """
+        model = Path(self._config.model)
+        if model.is_absolute() and not model.is_dir():
+            raise _not_seen("model", model)
         self._folder = resolve(self._config.model, self._config.revision, self._config.fetched)
         self._device = find_device(self._config.cluster.device)
         self._dtype = compute_dtype(self._config.numerics.dtype, self._spec.dtype, self._device)
@@ -80,10 +86,7 @@ class LayerShard:
     def identify(self, ids: Identities) -> None:
         """Say which items this run reads and writes. Raises ConfigError where it sees none."""
         if not exists(self._config.run_folder / RUN_RECORD):
-            raise ConfigError(
-                f"run_dir {self._config.run_folder} is not seen on {socket.gethostname()}; name a "
-                "folder on storage that all nodes share, or a prefix in an object store"
-            )
+            raise _not_seen("run_dir", self._config.run_folder)
         self._ids = ids
         self._store = Store(self._config.run_folder)
         self._compressor = Compressor(
@@ -251,6 +254,13 @@ def probe(device: Device, dtype: DType, stored: str) -> WorkerFacts:
     """What a worker would run on where this task runs."""
     found = find_device(device)
     return worker_facts(found, compute_dtype(dtype, stored, found))
+
+
+def _not_seen(what: str, place: Location) -> ConfigError:
+    return ConfigError(
+        f"{what} {place} is not seen on {socket.gethostname()}; name a folder on storage that all "
+        "nodes share, or a URL of an object store"
+    )
 
 
 def worker_facts(device: torch.device, dtype: torch.dtype) -> WorkerFacts:

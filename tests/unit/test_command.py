@@ -43,6 +43,8 @@ ASKED: dict[str, dict[str, Any]] = {
             "keep_bases": False,
             "device": "cpu",
             "address": "ray://head:10001",
+            "storage_read": 12 * 10**9,
+            "storage_write": 1,
             "item_timeout_s": 0.5,
             "attempts": 1,
         },

@@ -205,6 +205,21 @@ def test_the_cluster_launcher_takes_its_file() -> None:
         assert local.startswith("~") or (ROOT / local).exists()
 
 
+def test_every_node_mounts_the_folder_that_its_container_shares() -> None:
+    """Before the container starts, and on all kinds of nodes: no type has commands of its own."""
+    config = prepare_config(launcher())
+    volumes = [o.split() for o in config["docker"]["run_options"] if o.startswith("--volume ")]
+    ((_, volume),) = volumes
+    folder, inside = volume.split(":")
+    assert folder == inside
+    mounts = [c for c in config["initialization_commands"] if f"mountpoint -q {folder} ||" in c]
+    assert len(mounts) == 1
+    assert mounts[0].endswith(f":/ {folder}")
+    own = {"docker", "initialization_commands"}
+    assert all(not own & each.keys() for each in config["available_node_types"].values())
+    assert f"model={folder}/" in GUIDE.read_text("utf-8")
+
+
 def test_the_cluster_launcher_refuses_an_unknown_key() -> None:
     with pytest.raises(Invalid, match="min_worker"):
         validate_config(prepare_config(launcher() | {"min_worker": 1}))

@@ -13,9 +13,10 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+import pipeline.machines
 from pipeline.cli import app
 from pipeline.configuration import build
-from pipeline.machines import Machines, on_cpu, parse_size
+from pipeline.machines import Machines, on_cpu
 from pipeline.plan import make_plan, plan_checkpoint, require_disk
 from pipeline.stages import rank_at
 from schemas.config import Factors, RunConfig
@@ -23,6 +24,7 @@ from schemas.errors import ConfigError
 from schemas.model import ModelSpec, factor_parameters
 from schemas.moments import taps
 from schemas.plan import ClusterSpec, Plan
+from schemas.sizes import parse_size
 from tests.models import tiny_model
 from workers.checkpoint import inspect
 from workers.config_file import read_spec
@@ -189,6 +191,59 @@ def test_more_gpus_are_faster() -> None:
     assert seconds == sorted(seconds, reverse=True)
 
 
+@pytest.mark.parametrize(("method", "kinds"), [("svd-llm", 1), ("svd-llm-v2", 2)])
+def test_the_svds_of_the_papers_are_bound_by_memory(method: str, kinds: int) -> None:
+    """6 m n^2 + 20 n^3 of every W, and 9 n^3 of every X^T X, at 0.3 flop a byte of 3.35 TB/s."""
+    spec = read_spec(str(SHAPES / "llama-3-70b.json"), None)
+    shapes = [sorted((m.out_features, m.in_features)) for m in spec.matrices]
+    svd = sum(6 * large * small**2 + 20 * small**3 for small, large in shapes)
+    eigen = sum(9 * m.in_features**3 for m in spec.matrices)
+    stages = {stage.name: stage for stage in planned("llama-3-70b", {"method": method}).stages}
+    seconds = stages["factorise"].seconds or {}
+    assert seconds["SVD"] == pytest.approx(svd / 8 / (0.3 * 3.35e12))
+    solvers = {"SVD": svd, "eigensolver": eigen}
+    found = {name: value for name, value in seconds.items() if name in solvers}
+    assert len(found) == kinds
+    for name, value in found.items():
+        assert value == pytest.approx(solvers[name] / 8 / (0.3 * 3.35e12))
+    assert 0 < (stages["truncate"].seconds or {})["float64"] < seconds["SVD"]
+
+
+def test_bases_that_are_not_kept_take_their_svd_again() -> None:
+    flags = {"method": "svd-llm", "settings": ["cluster.keep_bases=false"], "ratio": "0.2,0.4"}
+    stages = {stage.name: stage.seconds or {} for stage in planned("llama-3-8b", flags).stages}
+    assert stages["truncate"]["SVD"] == pytest.approx(2 * stages["factorise"]["SVD"])
+
+
+def test_storage_is_one_for_the_whole_cluster() -> None:
+    """More nodes read and write no faster; the network of a node bounds what it gets of it."""
+
+    def disk(gpus: int, **flags: str) -> dict[str, float]:
+        plan = planned("llama-3-70b", flags, gpus=gpus)
+        return {stage.name: (stage.seconds or {}).get("disk", 0.0) for stage in plan.stages}
+
+    one, two = disk(8), disk(16)
+    assert two["factorise"] == pytest.approx(one["factorise"])
+    assert two["truncate"] == pytest.approx(one["truncate"])
+    twice = disk(8, storage_read="12GB", storage_write="6GB")
+    assert twice["factorise"] == pytest.approx(one["factorise"] / 2)
+    wire = {"storage_read": "1TB", "storage_write": "1TB"}
+    assert disk(16, **wire)["truncate"] == pytest.approx(disk(8, **wire)["truncate"] / 2)
+    size = planned("llama-3-70b").stages[0].read_bytes
+    assert disk(16, **wire)["inspect"] == pytest.approx(size / 25e9)  # one node
+
+
+def test_what_is_assumed_is_said() -> None:
+    given = planned("llama-3-8b", {"storage_read": "12GB", "storage_write": "1.5GB"})
+    said = " ".join(given.assumed)
+    assert "12 GB/s to read (--storage-read) and 1.5 GB/s to write (--storage-write)" in said
+    assert "host memory" not in said
+    described = planned("llama-3-8b", host_memory=None, gpu_type=None)
+    assert described.assumed == ("128 GB of host memory a GPU (--host-memory)",)
+    assert described.cluster.host_memory == 128 * 10**9
+    assert planned("llama-3-8b", host_memory=None, gpus_per_node=4).cluster.host_memory == 128e9
+
+
 def test_stages_add_up_and_the_bottleneck_is_one_of_them() -> None:
     plan = planned("llama-3-70b")
     assert plan.seconds == pytest.approx(sum(stage.total or 0.0 for stage in plan.stages))
@@ -271,6 +326,22 @@ def test_every_remedy_works_when_it_is_followed(
     name: str, flags: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log, "propagate", True)
+    require_remedies(name, flags, caplog)
+
+
+def test_more_host_memory_than_is_assumed_is_a_remedy(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer GPUs on a node are none: what is assumed is so much for each."""
+    monkeypatch.setattr(log, "propagate", True)
+    monkeypatch.setattr(pipeline.machines, "_HOST_BYTES", 5 * 10**9)
+    require_remedies("llama-3-70b", "--gpu-memory 80GB", caplog)
+    assert "--host-memory" in caplog.text
+    assert "--gpus-per-node" not in caplog.text
+
+
+def require_remedies(name: str, flags: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Fails unless a plan is refused, and each remedy that is named is one."""
     assert plan_command(name, flags) == 2
     (message,) = caplog.messages
     assert re.search(r"a worker takes [\d,]+ bytes of (GPU|host) memory", message)
@@ -294,7 +365,7 @@ def test_a_full_disk_is_refused_with_the_bytes_that_are_missing(base: Base) -> N
     plan = base.plan()
     disk = plan.disk.model_copy(update={"moments": 10**18})
     with pytest.raises(ConfigError, match=r"are free; free [\d,]+, or name another --run-dir"):
-        require_disk(plan.model_copy(update={"disk": disk}), base.config(), 0)
+        require_disk(disk, base.config(), 0)
 
 
 def test_bases_that_are_not_kept_are_a_remedy_for_a_small_disk(
@@ -308,16 +379,15 @@ def test_bases_that_are_not_kept_are_a_remedy_for_a_small_disk(
     config = base.config(output=str(base.folder.parent / "out"))
     committed = rest - free  # then there is room for all but the bases
     with pytest.raises(ConfigError, match=r"or --set cluster\.keep_bases=false"):
-        require_disk(plan, config, committed)
+        require_disk(plan.disk, config, committed)
     with pytest.raises(ConfigError, match=r"another --run-dir or --output$"):
-        require_disk(plan, config, committed - 1)
+        require_disk(plan.disk, config, committed - 1)
 
 
 @pytest.mark.parametrize(
     ("machines", "message"),
     [
         ({"gpus": None}, "add --gpus N"),
-        ({"host_memory": None}, "add --host-memory"),
         ({"gpu_memory": None, "gpu_type": None}, "needs their memory; add --gpu-memory"),
         ({"gpu_memory": None, "gpu_type": "new"}, "memory of GPU type 'new' is not known"),
         ({"gpu_memory": "80 pounds"}, "--gpu-memory '80 pounds' is not a size"),
@@ -333,7 +403,7 @@ def test_machines_half_described_are_refused(machines: dict[str, Any], message: 
     [("80GB", 80 * 10**9), ("80GiB", 80 * 2**30), ("1.5TB", 15 * 10**11), ("1000", 1000)],
 )
 def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text, "--flag") == size
+    assert parse_size(text) == size
 
 
 # --- the command ------------------------------------------------------------------------------
@@ -359,6 +429,24 @@ def test_the_plan_in_the_docs_is_what_the_command_prints(monkeypatch: pytest.Mon
     command = re.findall(r"^svdllm (plan .*)$", text, re.MULTILINE)[0]
     shown = CliRunner().invoke(app, shlex.split(command), terminal_width=80)
     assert shown.stdout.rstrip("\n") in text
+
+
+def test_the_plans_by_method_in_the_docs_are_what_the_command_prints(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "docs" / "plan-70b.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (Llama-3-\d+B) \| (\d) \| `(.+?)` \| (.+) \|$", text, re.MULTILINE)
+    assert len(rows) == 6
+    for model, gpus, method, rest in rows:
+        flags = f"--ratio 0.2 --method {method} --gpus {gpus} --gpu-type h100"
+        command = ["plan", "--model", f"tests/configs/{model.lower()}.json", *shlex.split(flags)]
+        shown = " ".join(CliRunner().invoke(app, command).stdout.split())
+        time, eigen, svd, size = rest.split(" | ")
+        found = dict(re.findall(r"(eigensolver|SVD) ([\d.]+ \w+)", shown))
+        assert f"time: about {time} (" in shown
+        assert (found.get("eigensolver", "-"), found.get("SVD", "-")) == (eigen, svd)
+        assert f"run directory {size} (" in shown
 
 
 def test_planning_imports_neither_torch_nor_transformers() -> None:

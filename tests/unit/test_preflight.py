@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -140,6 +143,37 @@ def test_a_link_does_not_hide_that_an_output_is_inside_the_model(
         assert f"is inside the model {folder}; name another folder" in message
     config = request_for(model=str(folder), run_dir=tmp_path / "link" / "run")
     assert f"is inside the model {folder}; name another --run-dir" in refusal(config, ConfigError)
+
+
+# --- disks ------------------------------------------------------------------------------------
+
+
+def test_a_disk_that_is_too_small_is_refused(
+    request_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what is missing there: what a stopped run has left is not needed once more."""
+    free = 10**5
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    run_dir = tmp_path / "out.run"
+    message = refusal(request_for(), ConfigError)
+    found = re.match(rf"{run_dir}: the run needs about ([\d,]+) bytes there, 100,000 are", message)
+    assert found is not None
+    free = int(found[1].replace(",", "")) - 100
+    run_dir.mkdir()
+    (run_dir / "run.json").write_bytes(bytes(99))
+    assert f"free {1}, or name another" in refusal(request_for(), ConfigError)
+    (run_dir / "run.json").write_bytes(bytes(100))
+    check(request_for())
+
+
+def test_a_run_that_is_done_needs_no_disk(
+    request_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    refusal(request_for(), ConfigError)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "_SUCCESS").write_text("")
+    check(request_for())
 
 
 # --- ratios -----------------------------------------------------------------------------------
