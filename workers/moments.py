@@ -164,7 +164,7 @@ def _add_products(partial: Tensor | None, rows: Tensor) -> Tensor:
     if rows.is_cuda and rows.dtype in _HALVES:
         if partial is None:
             return torch.mm(rows.T, rows, out_dtype=torch.float32)
-        return torch.addmm(partial, rows.T, rows, out_dtype=torch.float32)
+        return torch.addmm(partial, rows.T, rows, out_dtype=torch.float32, out=partial)
     rows = rows.float()
     if rows.is_cuda:
         return rows.T @ rows if partial is None else partial.addmm_(rows.T, rows)

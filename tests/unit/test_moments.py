@@ -184,3 +184,45 @@ def test_a_block_without_device_memory_is_added_on_the_host(
     add_exactly(*found, value)
     assert calls == [4, 4, 4, 4]
     assert all(map(torch.equal, found, expected))
+
+
+# --- what a GPU has of its own, by stubs ------------------------------------------------------
+
+
+class OnDevice(Tensor):
+    """A tensor of the host that is taken for one of a GPU."""
+
+    is_cuda = True
+
+
+def on_device(value: Tensor) -> Tensor:
+    return value.as_subclass(OnDevice)
+
+
+def test_products_of_halves_are_added_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sum of the first micro-batch is that of all: no other of its size is made."""
+    made: list[int] = []
+
+    def product(a: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:
+        made.append(a.shape[0])
+        return a.to(out_dtype) @ b.to(out_dtype)
+
+    def add(
+        total: Tensor, a: Tensor, b: Tensor, out_dtype: torch.dtype, out: Tensor | None = None
+    ) -> Tensor:
+        added = total + a.to(out_dtype) @ b.to(out_dtype)
+        if out is None:
+            made.append(a.shape[0])
+            return added
+        return out.copy_(added)
+
+    monkeypatch.setattr(torch, "mm", product)
+    monkeypatch.setattr(torch, "addmm", add)
+    parts = [on_device(rows(20, 7, seed=i).bfloat16()) for i in range(3)]
+    total: Tensor | None = None
+    for part in parts:
+        total = moments._add_products(total, part)
+    exact = torch.cat(parts).double()
+    assert made == [7]
+    assert total is not None
+    assert (total - exact.T @ exact).abs().max() < ROUNDING * 60
