@@ -60,7 +60,7 @@ class LayerShard:
         self._spec = spec
         self._shard: Shard | None = None
         self._busy = 0.0
-        self._adaptations: list[str] = []
+        self._adaptations: dict[str, None] = {}  # each once, in order
 
     @property
     def place(self) -> Location:
@@ -96,7 +96,7 @@ class LayerShard:
         decoder = Decoder(self._folder, self._spec, self._dtype, self._device)
         last = layers.stop == self._spec.layers
         self._shard = Shard(
-            decoder, layers.range, layers.start == 0, last, taps, self._adaptations.append
+            decoder, layers.range, layers.start == 0, last, taps, self._adaptations.setdefault
         )
 
     @guarded(repeatable=True)
@@ -135,14 +135,14 @@ class LayerShard:
 
     def adaptations(self) -> list[str]:
         """What this worker did otherwise than planned, for want of memory."""
-        return self._adaptations
+        return list(self._adaptations)
 
     @guarded()
     def commit_moments(self, direction: Pass, replica: int, replicas: int) -> list[Record]:
         """Commit the moments of one stream, or this replica's part of them, and let each go."""
-        notes = tuple(self._adaptations)
 
         def commit(tap: Tap, sums: MomentSums) -> Record:
+            notes = tuple(self._adaptations)
             if replicas == 1:
                 return commit_moment(self._store, self._ids, tap, sums, notes)
             return commit_part(self._store, self._ids, tap, sums, replica, replicas, notes)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.costs import SUM_BYTES
 from schemas.moments import Pass, taps
 from tests.models import tiny_model
 from workers.checkpoint import inspect
@@ -98,3 +99,16 @@ def test_products_of_halves_take_no_second_buffer() -> None:
     assert _add_products(total, rows).data_ptr() == total.data_ptr()
     assert torch.cuda.max_memory_allocated() - before < total.nbytes
     assert torch.allclose(total, 2 * (rows.float().T @ rows.float()), rtol=1e-3, atol=1e-3)
+
+
+def test_pinned_sums_take_what_they_hold() -> None:
+    """302 and 151 MB, which in one piece would be rounded up to 537 and 268."""
+    notes: list[str] = []
+    sums = MomentAccumulator(6144, notes.append)
+    before = torch.cuda.memory.host_memory_stats()["allocated_bytes.current"]
+    sums.add(torch.ones(1, 6144, device="cuda", dtype=torch.bfloat16), segment=0)
+    sums.add(torch.ones(1, 6144, device="cuda", dtype=torch.bfloat16), segment=1)
+    taken = torch.cuda.memory.host_memory_stats()["allocated_bytes.current"] - before
+    assert notes == []
+    assert taken <= 1.02 * SUM_BYTES * 6144**2
+    assert sums.sums().mean("ones").trace == 6144
