@@ -8,8 +8,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import ray
 from ray._private import ray_constants
@@ -31,6 +31,7 @@ _START_TIMEOUT_S = 600.0
 _LOOK_EVERY_S = 5.0
 
 Actor = Any  # ray's actor handles carry no types
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -150,8 +151,8 @@ def with_resources(actor: Any, cluster: ClusterConfig, threads: int, memory: int
     )
 
 
-def agree(cluster: ClusterConfig, workers: list[Actor], progress: Progress) -> WorkerFacts:
-    """What started workers run on. Raises WorkerError where it is not the same for all."""
+def agree(cluster: ClusterConfig, workers: list[Actor], progress: Progress) -> list[WorkerFacts]:
+    """What each started worker runs on. Raises WorkerError where its numbers would differ."""
     facts = _started(cluster, workers)
     kinds = {(fact.device, fact.device_name, fact.dtype) for fact in facts}
     if len(kinds) > 1:
@@ -161,7 +162,25 @@ def agree(cluster: ClusterConfig, workers: list[Actor], progress: Progress) -> W
         )
     if facts[0].gpu_reserved and facts[0].device == "cpu":
         progress.warn("Ray gave each worker a GPU, but torch sees none there: computing on the CPU")
-    return facts[0]
+    return facts
+
+
+def chains(workers: Sequence[T], facts: Sequence[WorkerFacts], length: int) -> list[list[T]]:
+    """Workers in chains of `length`, their number a multiple of it, that seldom leave a node.
+
+    Each node has as many chains of its own as it has room for; those that are left have the rest
+    node by node.
+    """
+    nodes: dict[str, list[T]] = {}
+    for worker, fact in zip(workers, facts, strict=True):
+        nodes.setdefault(fact.node, []).append(worker)
+    whole, rest = list[T](), list[T]()
+    for mine in nodes.values():
+        fits = len(mine) // length * length
+        whole += mine[:fits]
+        rest += mine[fits:]
+    ordered = whole + rest
+    return [ordered[at : at + length] for at in range(0, len(ordered), length)]
 
 
 def _started(cluster: ClusterConfig, workers: list[Actor]) -> list[WorkerFacts]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.boundaries import Boundary
-from pipeline.cluster import Actor, agree, find_cluster, ray_session, stop, with_resources
+from pipeline.cluster import Actor, agree, chains, find_cluster, ray_session, stop, with_resources
 from pipeline.evaluation_plan import EvaluationPlan, boundary_bytes, plan_evaluation
 from pipeline.progress import Progress
 from pipeline.stream import Batch, as_it_is, drive, micro_batches, stream_forward
@@ -134,6 +134,7 @@ class _Evaluation:
             workers = [actor.remote(self.sources, where.device, threads) for _ in plan.waves[0]]
             try:
                 facts = agree(where, workers, self.progress)
+                [workers] = chains(workers, facts, len(workers))
             except CompressorError:
                 stop(workers)
                 raise
@@ -141,8 +142,8 @@ class _Evaluation:
         waves = f" in {len(plan.waves)} waves" if len(plan.waves) > 1 else ""
         self.progress.note(
             f"plan: {plan.shards} shards of {' and '.join(self.names)}{waves}, each of up to "
-            f"{plan.weight_bytes / 1e6:,.1f} MB of weights, on {facts.device} "
-            f"({facts.device_name}) in {self.config.dtype}"
+            f"{plan.weight_bytes / 1e6:,.1f} MB of weights, on {facts[0].device} "
+            f"({facts[0].device_name}) in {self.config.dtype}"
         )
         return workers
 
