@@ -27,6 +27,7 @@ from schemas.moments import Pass, Tap
 from schemas.output import OutputFile
 from schemas.plan import LayerRange, WorkerFacts
 from workers.actors_metrics import count_traffic, show_memory
+from workers.actors_tensors import share_tensors
 from workers.allocator import RankAllocator
 from workers.compression import Compressor
 from workers.devices import compute_dtype, find_device, free_cached, set_threads
@@ -55,6 +56,7 @@ class LayerShard:
     def __init__(self, config: RunConfig, spec: ModelSpec) -> None:
         set_up_logging()
         count_traffic()
+        share_tensors()
         set_threads(config.numerics.threads)
         self._config = config
         self._spec = spec
