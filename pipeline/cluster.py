@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.machines import MAX_CPU_WORKERS, on_cpu
+from pipeline.object_store import within_memory
 from pipeline.progress import Progress
 from pipeline.waiting import result, wait_for
 from schemas.config import ClusterConfig, NumericsConfig, RunConfig
@@ -26,7 +27,6 @@ from schemas.plan import ClusterSpec, Plan, WorkerFacts
 from workers.actors import Allocator, LayerShard, probe
 from workers.logs import as_json
 
-_OBJECT_STORE_BYTES = 512 * 1024**2
 _START_TIMEOUT_S = 600.0
 _LOOK_EVERY_S = 5.0
 
@@ -35,18 +35,19 @@ T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def ray_session(cluster: ClusterConfig, threads: int) -> Iterator[None]:
+def ray_session(cluster: ClusterConfig, threads: int, store_bytes: int = 0) -> Iterator[None]:
     """Join the cluster that was named, or that this Ray job runs on; else start an embedded Ray.
 
-    An embedded one has room for the workers asked for, of `threads` CPUs each. A Ray that the
-    caller had already initialised is used and left as it is.
+    An embedded one has room for the workers asked for, of `threads` CPUs each, and for
+    `store_bytes` of hidden states where memory allows. A Ray that the caller had already
+    initialised is used and left as it is.
     """
     if ray.is_initialized():
         yield
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        _connect(cluster, threads)
+        _connect(cluster, threads, store_bytes)
     except SystemExit:  # ray.init's own handler of SIGTERM, while it starts
         if callable(on_sigterm):
             on_sigterm(signal.SIGTERM, None)
@@ -220,10 +221,10 @@ def start_timeout(cluster: ClusterConfig) -> float:
     return max(_START_TIMEOUT_S, cluster.item_timeout_s)
 
 
-def _connect(cluster: ClusterConfig, threads: int) -> None:
+def _connect(cluster: ClusterConfig, threads: int, store_bytes: int) -> None:
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     if not address:
-        _start_embedded(cluster, threads)
+        _start_embedded(cluster, threads, store_bytes)
         return
     try:
         # What workers say stays in Ray's own log files where ours is JSON: Ray would prefix it.
@@ -239,7 +240,7 @@ def _connect(cluster: ClusterConfig, threads: int) -> None:
         ) from None
 
 
-def _start_embedded(cluster: ClusterConfig, threads: int) -> None:
+def _start_embedded(cluster: ClusterConfig, threads: int, store_bytes: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if "RAY_AUTH_MODE" not in os.environ:  # a secret of this process, not a file in the home folder
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -250,7 +251,7 @@ def _start_embedded(cluster: ClusterConfig, threads: int) -> None:
     ray.init(
         address="local",
         num_cpus=max(cores, wanted),
-        object_store_memory=_OBJECT_STORE_BYTES,
+        object_store_memory=within_memory(store_bytes),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,

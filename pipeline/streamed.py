@@ -16,6 +16,7 @@ from torch import Tensor
 from pipeline.boundaries import Boundary
 from pipeline.cluster import Actor, agree, chains, find_cluster, ray_session, stop, with_resources
 from pipeline.evaluation_plan import EvaluationPlan, boundary_bytes, plan_evaluation
+from pipeline.object_store import stream_bytes
 from pipeline.progress import Progress
 from pipeline.stream import Batch, as_it_is, drive, micro_batches, stream_forward
 from pipeline.waiting import wait_for
@@ -23,6 +24,7 @@ from schemas.config import ClusterConfig, NumericsConfig
 from schemas.errors import CompressorError, ConfigError
 from schemas.evaluation import EvaluateConfig, ModelEvaluation
 from schemas.location import Url
+from schemas.model import ITEM_BYTES
 from workers.actors_evaluation import EvaluationShard, Source
 from workers.checkpoint import inspect_decoder
 from workers.objects import size_of, url_of
@@ -78,7 +80,8 @@ def score_models(
     sources = [model.source for model in models]
     for model in models:
         require_vocabulary(model.folder, windows, model.source.spec.vocab_size)
-    with ray_session(where, _NUMERICS.threads):
+    width = sum(source.spec.hidden_size * ITEM_BYTES[source.dtype] for source in sources)
+    with ray_session(where, _NUMERICS.threads, stream_bytes(where, windows.shape[1] * width)):
         cluster = find_cluster(where, _NUMERICS, sources[-1].dtype)
         plan = plan_evaluation(sources, cluster, where.shard_layers)
         names = [model.name for model in models]
