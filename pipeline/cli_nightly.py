@@ -72,8 +72,11 @@ def nightly(
             def compress(config: RunConfig) -> RunResult:
                 from pipeline.cluster import ray_session  # only where there is something to do
                 from pipeline.compress import compress as run
+                from pipeline.object_store import run_bytes
+                from workers.config_file import read_spec
 
-                session.enter_context(ray_session(config.cluster, config.numerics.threads))
+                store = run_bytes(config, read_spec(config.model, config.revision))
+                session.enter_context(ray_session(config.cluster, config.numerics.threads, store))
                 return run(config, fresh=fresh)
 
             def tell(outcome: Outcome) -> None:

@@ -8,8 +8,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import ray
 from ray._private import ray_constants
@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.machines import MAX_CPU_WORKERS, on_cpu
+from pipeline.object_store import within_memory
 from pipeline.progress import Progress
 from pipeline.waiting import result, wait_for
 from schemas.config import ClusterConfig, NumericsConfig, RunConfig
@@ -26,26 +27,27 @@ from schemas.plan import ClusterSpec, Plan, WorkerFacts
 from workers.actors import Allocator, LayerShard, probe
 from workers.logs import as_json
 
-_OBJECT_STORE_BYTES = 512 * 1024**2
 _START_TIMEOUT_S = 600.0
 _LOOK_EVERY_S = 5.0
 
 Actor = Any  # ray's actor handles carry no types
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def ray_session(cluster: ClusterConfig, threads: int) -> Iterator[None]:
+def ray_session(cluster: ClusterConfig, threads: int, store_bytes: int = 0) -> Iterator[None]:
     """Join the cluster that was named, or that this Ray job runs on; else start an embedded Ray.
 
-    An embedded one has room for the workers asked for, of `threads` CPUs each. A Ray that the
-    caller had already initialised is used and left as it is.
+    An embedded one has room for the workers asked for, of `threads` CPUs each, and for
+    `store_bytes` of hidden states where memory allows. A Ray that the caller had already
+    initialised is used and left as it is.
     """
     if ray.is_initialized():
         yield
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        _connect(cluster, threads)
+        _connect(cluster, threads, store_bytes)
     except SystemExit:  # ray.init's own handler of SIGTERM, while it starts
         if callable(on_sigterm):
             on_sigterm(signal.SIGTERM, None)
@@ -150,8 +152,8 @@ def with_resources(actor: Any, cluster: ClusterConfig, threads: int, memory: int
     )
 
 
-def agree(cluster: ClusterConfig, workers: list[Actor], progress: Progress) -> WorkerFacts:
-    """What started workers run on. Raises WorkerError where it is not the same for all."""
+def agree(cluster: ClusterConfig, workers: list[Actor], progress: Progress) -> list[WorkerFacts]:
+    """What each started worker runs on. Raises WorkerError where its numbers would differ."""
     facts = _started(cluster, workers)
     kinds = {(fact.device, fact.device_name, fact.dtype) for fact in facts}
     if len(kinds) > 1:
@@ -161,7 +163,25 @@ def agree(cluster: ClusterConfig, workers: list[Actor], progress: Progress) -> W
         )
     if facts[0].gpu_reserved and facts[0].device == "cpu":
         progress.warn("Ray gave each worker a GPU, but torch sees none there: computing on the CPU")
-    return facts[0]
+    return facts
+
+
+def chains(workers: Sequence[T], facts: Sequence[WorkerFacts], length: int) -> list[list[T]]:
+    """Workers in chains of `length`, their number a multiple of it, that seldom leave a node.
+
+    Each node has as many chains of its own as it has room for; those that are left have the rest
+    node by node.
+    """
+    nodes: dict[str, list[T]] = {}
+    for worker, fact in zip(workers, facts, strict=True):
+        nodes.setdefault(fact.node, []).append(worker)
+    whole, rest = list[T](), list[T]()
+    for mine in nodes.values():
+        fits = len(mine) // length * length
+        whole += mine[:fits]
+        rest += mine[fits:]
+    ordered = whole + rest
+    return [ordered[at : at + length] for at in range(0, len(ordered), length)]
 
 
 def _started(cluster: ClusterConfig, workers: list[Actor]) -> list[WorkerFacts]:
@@ -201,10 +221,10 @@ def start_timeout(cluster: ClusterConfig) -> float:
     return max(_START_TIMEOUT_S, cluster.item_timeout_s)
 
 
-def _connect(cluster: ClusterConfig, threads: int) -> None:
+def _connect(cluster: ClusterConfig, threads: int, store_bytes: int) -> None:
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     if not address:
-        _start_embedded(cluster, threads)
+        _start_embedded(cluster, threads, store_bytes)
         return
     try:
         # What workers say stays in Ray's own log files where ours is JSON: Ray would prefix it.
@@ -220,7 +240,7 @@ def _connect(cluster: ClusterConfig, threads: int) -> None:
         ) from None
 
 
-def _start_embedded(cluster: ClusterConfig, threads: int) -> None:
+def _start_embedded(cluster: ClusterConfig, threads: int, store_bytes: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if "RAY_AUTH_MODE" not in os.environ:  # a secret of this process, not a file in the home folder
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -231,7 +251,7 @@ def _start_embedded(cluster: ClusterConfig, threads: int) -> None:
     ray.init(
         address="local",
         num_cpus=max(cores, wanted),
-        object_store_memory=_OBJECT_STORE_BYTES,
+        object_store_memory=within_memory(store_bytes),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,

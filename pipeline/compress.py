@@ -9,6 +9,7 @@ from pipeline.history import set_aside
 from pipeline.inputs import gather
 from pipeline.journal import journal
 from pipeline.metrics import measured
+from pipeline.object_store import run_bytes
 from pipeline.outputs import find_output, make_output
 from pipeline.ownership import owned
 from pipeline.plan import require_disk
@@ -46,7 +47,7 @@ def compress(config: RunConfig, progress: Progress | None = None, fresh: bool = 
     with (
         storage_explained("the driver", config.run_folder),
         owned(config.run_folder / OWNER, progress.note) as ownership,
-        ray_session(config.cluster, config.numerics.threads),
+        ray_session(config.cluster, config.numerics.threads, run_bytes(config, inputs.spec)),
         measured(progress),
     ):
         outputs, worker_peaks = supervise(

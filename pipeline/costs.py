@@ -140,11 +140,10 @@ class Costs:
         spec = self.spec
         mine = self.of(shard.range)
         first, last = shard.start == 0, shard.stop == spec.layers
-        # A layer on its way in; a moment on its way out (the mean, and it in float32); or a basis
-        # and the moments it comes from, as bytes and as tensors.
+        # A layer on its way in; or a basis and the moments it comes from, as bytes and as tensors,
+        # which is more than a moment on its way out (its sums in one piece, and the mean).
         read = 4 * max(self.ends, *(layer.parameters for layer in self.layers))
-        square = self._widest**2
-        transit = max(read, SUM_BYTES * square, self._largest_basis + 4 * 4 * square)
+        transit = max(read, self._largest_basis + 4 * 4 * self._widest**2)
         return WorkerMemory(
             weights=(mine.parameters + (first + last) * self.ends) * self.item,
             forward_moments=4 * mine.forward,

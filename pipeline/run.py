@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pipeline.cluster import (
     Actor,
     agree,
+    chains,
     find_cluster,
     start_allocator,
     start_timeout,
@@ -137,10 +138,11 @@ def start(
     plan = make_plan(config, spec, find_cluster(config.cluster, config.numerics, spec.dtype))
     workers = start_workers(config, spec, plan.workers, plan)
     try:
-        facts = agree(config.cluster, workers, progress)
+        found = agree(config.cluster, workers, progress)
     except CompressorError:
         stop(workers)
         raise
+    facts = found[0]
     progress.note(_summary(facts, plan))
     ground = _ground(inputs, facts)
     run = Run(
@@ -153,7 +155,7 @@ def start(
         facts=facts,
         ground=ground,
         ids=identities(config, ground),
-        chains=[workers[at : at + plan.chain] for at in range(0, len(workers), plan.chain)],
+        chains=chains(workers, found, plan.chain),
         pool=Pool(workers, config.cluster.item_timeout_s, progress.warn, quarantine),
         allocator=start_allocator(config, facts.node),
     )

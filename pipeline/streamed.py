@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from pipeline.boundaries import Boundary
-from pipeline.cluster import Actor, agree, find_cluster, ray_session, stop, with_resources
+from pipeline.cluster import Actor, agree, chains, find_cluster, ray_session, stop, with_resources
 from pipeline.evaluation_plan import EvaluationPlan, boundary_bytes, plan_evaluation
+from pipeline.object_store import stream_bytes
 from pipeline.progress import Progress
 from pipeline.stream import Batch, as_it_is, drive, micro_batches, stream_forward
 from pipeline.waiting import wait_for
@@ -23,6 +24,7 @@ from schemas.config import ClusterConfig, NumericsConfig
 from schemas.errors import CompressorError, ConfigError
 from schemas.evaluation import EvaluateConfig, ModelEvaluation
 from schemas.location import Url
+from schemas.model import ITEM_BYTES
 from workers.actors_evaluation import EvaluationShard, Source
 from workers.checkpoint import inspect_decoder
 from workers.objects import size_of, url_of
@@ -78,7 +80,8 @@ def score_models(
     sources = [model.source for model in models]
     for model in models:
         require_vocabulary(model.folder, windows, model.source.spec.vocab_size)
-    with ray_session(where, _NUMERICS.threads):
+    width = sum(source.spec.hidden_size * ITEM_BYTES[source.dtype] for source in sources)
+    with ray_session(where, _NUMERICS.threads, stream_bytes(where, windows.shape[1] * width)):
         cluster = find_cluster(where, _NUMERICS, sources[-1].dtype)
         plan = plan_evaluation(sources, cluster, where.shard_layers)
         names = [model.name for model in models]
@@ -134,6 +137,7 @@ class _Evaluation:
             workers = [actor.remote(self.sources, where.device, threads) for _ in plan.waves[0]]
             try:
                 facts = agree(where, workers, self.progress)
+                [workers] = chains(workers, facts, len(workers))
             except CompressorError:
                 stop(workers)
                 raise
@@ -141,8 +145,8 @@ class _Evaluation:
         waves = f" in {len(plan.waves)} waves" if len(plan.waves) > 1 else ""
         self.progress.note(
             f"plan: {plan.shards} shards of {' and '.join(self.names)}{waves}, each of up to "
-            f"{plan.weight_bytes / 1e6:,.1f} MB of weights, on {facts.device} "
-            f"({facts.device_name}) in {self.config.dtype}"
+            f"{plan.weight_bytes / 1e6:,.1f} MB of weights, on {facts[0].device} "
+            f"({facts[0].device_name}) in {self.config.dtype}"
         )
         return workers
 

@@ -27,6 +27,7 @@ from schemas.moments import Pass, Tap
 from schemas.output import OutputFile
 from schemas.plan import LayerRange, WorkerFacts
 from workers.actors_metrics import count_traffic, show_memory
+from workers.actors_tensors import share_tensors
 from workers.allocator import RankAllocator
 from workers.compression import Compressor
 from workers.devices import compute_dtype, find_device, free_cached, set_threads
@@ -55,12 +56,13 @@ class LayerShard:
     def __init__(self, config: RunConfig, spec: ModelSpec) -> None:
         set_up_logging()
         count_traffic()
+        share_tensors()
         set_threads(config.numerics.threads)
         self._config = config
         self._spec = spec
         self._shard: Shard | None = None
         self._busy = 0.0
-        self._adaptations: list[str] = []
+        self._adaptations: dict[str, None] = {}  # each once, in order
 
     @property
     def place(self) -> Location:
@@ -99,7 +101,7 @@ class LayerShard:
         decoder = Decoder(self._folder, self._spec, self._dtype, self._device)
         last = layers.stop == self._spec.layers
         self._shard = Shard(
-            decoder, layers.range, layers.start == 0, last, taps, self._adaptations.append
+            decoder, layers.range, layers.start == 0, last, taps, self._adaptations.setdefault
         )
 
     @guarded(repeatable=True)
@@ -138,14 +140,14 @@ class LayerShard:
 
     def adaptations(self) -> list[str]:
         """What this worker did otherwise than planned, for want of memory."""
-        return self._adaptations
+        return list(self._adaptations)
 
     @guarded()
     def commit_moments(self, direction: Pass, replica: int, replicas: int) -> list[Record]:
         """Commit the moments of one stream, or this replica's part of them, and let each go."""
-        notes = tuple(self._adaptations)
 
         def commit(tap: Tap, sums: MomentSums) -> Record:
+            notes = tuple(self._adaptations)
             if replicas == 1:
                 return commit_moment(self._store, self._ids, tap, sums, notes)
             return commit_part(self._store, self._ids, tap, sums, replica, replicas, notes)

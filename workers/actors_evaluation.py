@@ -14,6 +14,7 @@ from schemas.model import DecoderSpec
 from schemas.plan import LayerRange, WorkerFacts
 from workers.actors import worker_facts
 from workers.actors_metrics import count_traffic, show_memory
+from workers.actors_tensors import share_tensors
 from workers.devices import find_device, free_cached, set_threads
 from workers.fetching import resolve
 from workers.layers import Decoder
@@ -44,6 +45,7 @@ class EvaluationShard:
     def __init__(self, sources: Sequence[Source], device: Device, threads: int) -> None:
         set_up_logging()
         count_traffic()
+        share_tensors()
         set_threads(threads)
         self._sources = sources
         self._asked = device

@@ -1,18 +1,23 @@
 """Second moments of a stream of rows, summed in float32 blocks and exactly across segments."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from schemas.errors import NumericsError
+from workers.failures import short_of_memory
 
 _BLOCK = 2**22  # elements that are worked on at a time
 _CACHED = 2**16  # the same on a CPU, element by element: what is in between stays in its cache
 _COLUMNS = 256  # of x^T x that one product gives on a CPU
 _HALVES = (torch.bfloat16, torch.float16)
+PAGEABLE = (
+    "sums of moments in pageable host memory, for the system would not lock more: slower, the same "
+    "bits"
+)
 
 
 class Moment(NamedTuple):
@@ -83,13 +88,13 @@ def combine(parts: Sequence[MomentSums]) -> MomentSums:
 
 
 def add_exactly(high: Tensor, low: Tensor, value: Tensor) -> None:
-    """high + low += value, all (q, q), without a rounding error in `high` that `low` does not hold.
+    """high + low += value, all (p, q), without a rounding error in `high` that `low` does not hold.
 
     Knuth's two-sum, in blocks of rows on the device of `value`; a block for which that device has
     no memory, on the host, which gives the same bits.
     """
     elements = _BLOCK if value.is_cuda else _CACHED
-    for rows in row_blocks(len(value), len(value), elements):
+    for rows in row_blocks(len(value), value.shape[1], elements):
         try:
             after, error = _two_sum(high[rows], low[rows], value[rows])
         except torch.OutOfMemoryError:
@@ -113,15 +118,17 @@ class MomentAccumulator:
 
     Rows of one segment are summed in order in float32 on their own device (rows of half precision
     on a GPU by its tensor cores: their products are exact in float32); finished segments are
-    combined exactly on the host.
+    combined exactly on the host. Those of a GPU wait there in pinned memory, in blocks of rows that
+    just fit a power of two: torch rounds what it pins up to one, and keeps it for the next sums.
+    `adapted` is told of blocks that the system would not pin.
     """
 
-    def __init__(self, size: int | None) -> None:
+    def __init__(self, size: int | None, adapted: Callable[[str], None] = lambda _: None) -> None:
         self._size = size
+        self._adapted = adapted
         self._segment = 0
         self._partial: Tensor | None = None
-        self._high: Tensor | None = None
-        self._low: Tensor | None = None
+        self._sums: list[tuple[Tensor, Tensor]] = []  # of blocks of rows
         self._energies: dict[int, Tensor] = {}
         self._fourths: dict[int, Tensor] = {}
         self._tokens = 0
@@ -149,29 +156,51 @@ class MomentAccumulator:
     def sums(self) -> MomentSums:
         """The sums over all rows so far; nothing may be added after."""
         self._close_segment()
-        if self._size is not None and (self._high is None or self._low is None):
-            self._start_sums(pinned=False)
         energies, fourths = (
             tuple(float(value) for value in sums.values())
             for sums in (self._energies, self._fourths)
         )
-        return MomentSums(self._high, self._low, energies, self._tokens, fourths)
+        high = low = None
+        if self._size is not None:
+            blocks = self._sums or [_zeros((self._size, self._size))]
+            self._sums = []
+            high, low = map(_joined, zip(*blocks, strict=True))
+        return MomentSums(high, low, energies, self._tokens, fourths)
 
     def _close_segment(self) -> None:
         if self._partial is None:
             return
         if not self._partial.is_cuda:
             _mirror(self._partial)
-        if self._high is None or self._low is None:
-            self._start_sums(pinned=self._partial.is_cuda)
-        if self._high is not None and self._low is not None:
-            add_exactly(self._high, self._low, self._partial)
+        size = len(self._partial)
+        elements = _BLOCK if self._partial.is_cuda else size**2
+        parts = [self._partial[rows] for rows in row_blocks(size, size, elements)]
+        self._sums = self._sums or [self._started(part) for part in parts]
+        for (high, low), part in zip(self._sums, parts, strict=True):
+            add_exactly(high, low, part)
         self._partial = None
 
-    def _start_sums(self, pinned: bool) -> None:
-        shape = (self._size or 0, self._size or 0)
-        self._high = torch.zeros(shape, dtype=torch.float64, pin_memory=pinned)
-        self._low = torch.zeros(shape, dtype=torch.float32, pin_memory=pinned)
+    def _started(self, part: Tensor) -> tuple[Tensor, Tensor]:
+        """What some rows are added to; in pageable memory where the system locks no more of it."""
+        try:
+            return _zeros(part.shape, pinned=part.is_cuda)
+        except RuntimeError as error:
+            if not part.is_cuda or not short_of_memory(error):
+                raise
+        self._adapted(PAGEABLE)
+        return _zeros(part.shape)
+
+
+def _zeros(shape: Sequence[int], pinned: bool = False) -> tuple[Tensor, Tensor]:
+    """Sums on the host that nothing was added to, and their rounding errors."""
+    return (
+        torch.zeros(*shape, dtype=torch.float64, pin_memory=pinned),
+        torch.zeros(*shape, dtype=torch.float32, pin_memory=pinned),
+    )
+
+
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _norms(rows: Tensor) -> Tensor:
@@ -185,7 +214,7 @@ def _add_products(partial: Tensor | None, rows: Tensor) -> Tensor:
     if rows.is_cuda and rows.dtype in _HALVES:
         if partial is None:
             return torch.mm(rows.T, rows, out_dtype=torch.float32)
-        return torch.addmm(partial, rows.T, rows, out_dtype=torch.float32)
+        return torch.addmm(partial, rows.T, rows, out_dtype=torch.float32, out=partial)
     rows = rows.float()
     if rows.is_cuda:
         return rows.T @ rows if partial is None else partial.addmm_(rows.T, rows)

@@ -35,7 +35,7 @@ class Shard:
     shards alike.
 
     A micro-batch that does not fit in memory is taken one sequence at a time, and so are all that
-    follow; `adapted` is told once. That may change rounding, as `calibration.micro_batch` does.
+    follow; `adapted` is told of it. That may change rounding, as `calibration.micro_batch` does.
     """
 
     def __init__(
@@ -51,7 +51,9 @@ class Shard:
         self._ends = {index: decoder.end(layer) for index, layer in self._layers.items()}
         self._embedding = decoder.embedding() if first else None
         self._head = decoder.head() if last else None
-        self._sums = {tap: MomentAccumulator(tap.size if tap.moment else None) for tap in taps}
+        self._sums = {
+            tap: MomentAccumulator(tap.size if tap.moment else None, adapted) for tap in taps
+        }
         self._step = Step(0, 0)
         self._observing: Pass | None = None
         self._inputs: dict[int, list[Tensor]] = {}

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.costs import SUM_BYTES
 from schemas.moments import Pass, taps
 from tests.models import tiny_model
 from workers.checkpoint import inspect
 from workers.layers import Decoder
-from workers.moments import Moment, MomentAccumulator, add_exactly
+from workers.moments import Moment, MomentAccumulator, _add_products, add_exactly
 from workers.shard import Shard, Step
 from workers.truncation import Problem
 
@@ -87,3 +88,27 @@ def test_sums_on_the_host_are_exact() -> None:
         for value in order:
             add_exactly(high, low, value)
         assert torch.equal(high + low, torch.ones(64, 64, dtype=torch.float64))
+
+
+def test_products_of_halves_take_no_second_buffer() -> None:
+    """What is added to the sum of one micro-batch goes into it."""
+    rows = torch.randn(8, 8192, device="cuda", dtype=torch.bfloat16)
+    total = _add_products(None, rows)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    assert _add_products(total, rows).data_ptr() == total.data_ptr()
+    assert torch.cuda.max_memory_allocated() - before < total.nbytes
+    assert torch.allclose(total, 2 * (rows.float().T @ rows.float()), rtol=1e-3, atol=1e-3)
+
+
+def test_pinned_sums_take_what_they_hold() -> None:
+    """302 and 151 MB, which in one piece would be rounded up to 537 and 268."""
+    notes: list[str] = []
+    sums = MomentAccumulator(6144, notes.append)
+    before = torch.cuda.memory.host_memory_stats()["allocated_bytes.current"]
+    sums.add(torch.ones(1, 6144, device="cuda", dtype=torch.bfloat16), segment=0)
+    sums.add(torch.ones(1, 6144, device="cuda", dtype=torch.bfloat16), segment=1)
+    taken = torch.cuda.memory.host_memory_stats()["allocated_bytes.current"] - before
+    assert notes == []
+    assert taken <= 1.02 * SUM_BYTES * 6144**2
+    assert sums.sums().mean("ones").trace == 6144

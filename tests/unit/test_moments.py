@@ -1,6 +1,8 @@
 """Second moments of a stream, against one sum over all rows in float64."""
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -193,3 +195,103 @@ def test_a_block_without_device_memory_is_added_on_the_host(
     add_exactly(*found, value)
     assert calls == [4, 4, 4, 4]
     assert all(map(torch.equal, found, expected))
+
+
+# --- what a GPU has of its own, by stubs ------------------------------------------------------
+
+
+class OnDevice(Tensor):
+    """A tensor of the host that is taken for one of a GPU."""
+
+    is_cuda = True
+
+
+def on_device(value: Tensor) -> Tensor:
+    return value.as_subclass(OnDevice)
+
+
+def test_products_of_halves_are_added_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sum of the first micro-batch is that of all: no other of its size is made."""
+    made: list[int] = []
+
+    def product(a: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:
+        made.append(a.shape[0])
+        return a.to(out_dtype) @ b.to(out_dtype)
+
+    def add(
+        total: Tensor, a: Tensor, b: Tensor, out_dtype: torch.dtype, out: Tensor | None = None
+    ) -> Tensor:
+        added = total + a.to(out_dtype) @ b.to(out_dtype)
+        if out is None:
+            made.append(a.shape[0])
+            return added
+        return out.copy_(added)
+
+    monkeypatch.setattr(torch, "mm", product)
+    monkeypatch.setattr(torch, "addmm", add)
+    parts = [on_device(rows(20, 7, seed=i).bfloat16()) for i in range(3)]
+    total: Tensor | None = None
+    for part in parts:
+        total = moments._add_products(total, part)
+    exact = torch.cat(parts).double()
+    assert made == [7]
+    assert total is not None
+    assert (total - exact.T @ exact).abs().max() < ROUNDING * 60
+
+
+def pinning(
+    monkeypatch: pytest.MonkeyPatch, refused: Callable[[int], bool], message: str
+) -> list[int]:
+    """Stand in for what pins memory, and refuse some: the bytes that are asked for, in turn."""
+    zeros, asked = torch.zeros, list[int]()
+
+    def allocate(*shape: int, pin_memory: bool = False, **options: Any) -> Tensor:
+        found = zeros(*shape, **options)
+        if pin_memory:
+            asked.append(found.nbytes)
+            if refused(len(asked)):
+                raise RuntimeError(message)
+        return found
+
+    monkeypatch.setattr(torch, "zeros", allocate)
+    return asked
+
+
+def summed_on_device(adapted: Callable[[str], None]) -> MomentSums:
+    sums = MomentAccumulator(12, adapted)
+    for segment in range(3):
+        sums.add(on_device(rows(20, 12, seed=segment)), segment)
+    return sums.sums()
+
+
+@pytest.mark.parametrize(
+    ("refused", "told"),
+    [(lambda _: False, 0), (lambda number: number == 4, 1), (lambda _: True, 3)],
+    ids=["never", "once", "always"],
+)
+def test_sums_of_a_gpu_are_pinned_or_else_pageable(
+    monkeypatch: pytest.MonkeyPatch, refused: Callable[[int], bool], told: int
+) -> None:
+    """To the bit, whatever is refused. Each block fills the power of two that torch takes for it,
+    but for what is less than a row of it, and the last one."""
+    with monkeypatch.context() as patch:
+        pinning(patch, lambda _: False, "")
+        expected = summed_on_device(lambda _: None)
+    monkeypatch.setattr(moments, "_BLOCK", 64)  # elements: five rows of twelve
+    notes: list[str] = []
+    asked = pinning(monkeypatch, refused, "CUDA error: out of memory\nand more about it")
+    found = summed_on_device(notes.append)
+    assert set(asked) <= {8 * 60, 4 * 60, 8 * 24, 4 * 24}
+    assert notes == [moments.PAGEABLE] * told
+    assert found.high is not None
+    assert found.low is not None
+    assert expected.high is not None
+    assert expected.low is not None
+    assert torch.equal(found.high, expected.high)
+    assert torch.equal(found.low, expected.low)
+
+
+def test_another_failure_to_pin_is_not_taken_for_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinning(monkeypatch, lambda _: True, "CUDA error: an illegal memory access was encountered")
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        summed_on_device(lambda _: None)
