@@ -42,7 +42,7 @@ def with_transformers(checkpoint: Path) -> list[Continuation]:
     """The continuations by transformers, one prompt at a time."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         checkpoint, dtype="float32", trust_remote_code=True, output_loading_info=True
     )

@@ -9,6 +9,10 @@ A matrix is a linear layer of the base model, (out m, in n), named relative to i
     plain    W' = up down              up (m, k), down (k, n)
     pivoted  W' = [down; up down]      the rows taken in `order` (m,), up (m-k, k), down (k, n)
     dense    W' = dense                dense (m, n)
+
+The model type is that of the base, which is all that transformers asks before it loads a tokenizer:
+tokenizers are the base's own and need no code. `transformers_weights` is where transformers' own
+classes look for the weights of that type; they refuse what it says, where random weights would do.
 """
 # transformers annotates no __init_subclass__, which mypy would report at every class.
 # mypy: allow-untyped-calls
@@ -27,6 +31,7 @@ from transformers import (
 
 FORMAT = 1
 ENCODINGS = ("plain", "pivoted", "dense")
+NEEDS_CODE = "low-rank factors, which load with trust_remote_code=True"
 BIASES = ("up.bias", "offset", "dense.bias")  # where each of them keeps the bias of the layer
 
 # The model types that can be low-rank, and the prefix of their classes in the two shipped files.
@@ -54,8 +59,8 @@ def identity(base_model_type: str) -> dict[str, Any]:
         )
     prefix = ARCHITECTURES[base_model_type]
     return {
-        "model_type": f"lowrank_{base_model_type}",
         "architectures": [f"{prefix}ForCausalLM"],
+        "transformers_weights": NEEDS_CODE,
         "auto_map": {
             "AutoConfig": f"configuration_lowrank.{prefix}Config",
             "AutoModel": f"modeling_lowrank.{prefix}Model",
@@ -142,12 +147,17 @@ class LowRankConfig(PreTrainedConfig):
     low_rank: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("transformers_weights", None)  # it is for classes that know no factors
         super().__post_init__(**kwargs)
         if self.low_rank is not None:
             # transformers declares the plan of a class, but reads and never saves an instance's.
             self.base_model_tp_plan = tensor_parallel_plan(  # type: ignore[misc]
                 self.base_model_tp_plan or {}, self.matrices
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is saved, which transformers' own classes must refuse again."""
+        return super().to_dict() | {"transformers_weights": NEEDS_CODE}
 
     @property
     def matrices(self) -> dict[str, Matrix]:
@@ -156,16 +166,16 @@ class LowRankConfig(PreTrainedConfig):
 
 
 class LowRankLlamaConfig(LowRankConfig, LlamaConfig):
-    model_type = "lowrank_llama"
+    pass
 
 
 class LowRankMistralConfig(LowRankConfig, MistralConfig):
-    model_type = "lowrank_mistral"
+    pass
 
 
 class LowRankQwen2Config(LowRankConfig, Qwen2Config):
-    model_type = "lowrank_qwen2"
+    pass
 
 
 class LowRankQwen3Config(LowRankConfig, Qwen3Config):
-    model_type = "lowrank_qwen3"
+    pass

@@ -108,8 +108,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
 }
 
-LOW_RANK = "lowrank_"  # before the model type of the base, in that of a compressed checkpoint
-
 # safetensors' names of dtypes, and their bytes.
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 ITEM_BYTES |= {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -184,6 +182,7 @@ class Choice(Schema):
 class DecoderSpec(Schema):
     """What headers say of any checkpoint whose layers can be built: a base, or one made from it.
 
+    `low_rank` is whether it is compressed already; `model_type` is that of the base in any case.
     `weights` is the URL of its weight files; None where they are beside config.json.
     """
 
@@ -194,15 +193,11 @@ class DecoderSpec(Schema):
     tied: bool
     tensors: tuple[TensorSpec, ...]
     weights: Location | None = None
-
-    @property
-    def low_rank(self) -> bool:
-        """Whether it is compressed already."""
-        return self.model_type.startswith(LOW_RANK)
+    low_rank: bool = False
 
     @property
     def architecture(self) -> Architecture:
-        return ARCHITECTURES[self.model_type.removeprefix(LOW_RANK)]
+        return ARCHITECTURES[self.model_type]
 
     @property
     def parameters(self) -> int:

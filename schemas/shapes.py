@@ -19,7 +19,18 @@ _MOST = {"num_hidden_layers": 10_000, "num_local_experts": 1_000}
 _MOST_ELEMENTS = 2**31 - 1  # in one dimension
 _STORED = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
+LOW_RANK = "low_rank"  # the entry that only a compressed checkpoint has
+
 Config = Mapping[str, Any]
+
+
+def require_base(config: Config, where: str) -> None:
+    """Raises CheckpointError where a config.json, named `where`, is a compressed checkpoint's."""
+    if LOW_RANK in config:
+        raise CheckpointError(
+            f"{where}: {LOW_RANK} is there, so this is a compressed checkpoint; name the base that "
+            "it was made from"
+        )
 
 
 def family(config: Config, where: str) -> Architecture:

@@ -6,8 +6,8 @@ from typing import Any
 
 from schemas.errors import CheckpointError
 from schemas.location import Url
-from schemas.model import LOW_RANK, DecoderSpec, ModelSpec, TensorSpec
-from schemas.shapes import family, model_spec
+from schemas.model import DecoderSpec, ModelSpec, TensorSpec
+from schemas.shapes import LOW_RANK, family, model_spec, require_base
 from workers.config_file import NAME, read_config
 from workers.files import sha256_of
 from workers.folder import read_small, require_contained, require_file_name
@@ -36,13 +36,8 @@ def inspect(folder: Path, weights: Url | None = None) -> ModelSpec:
     where a tensor of the model is missing, of another shape than config.json implies or of a dtype
     that is no base's, and where there is one that is no part of it.
     """
-    where = str(folder / NAME)
     decoder, told = _decoder(folder, weights)
-    if decoder.low_rank:
-        raise CheckpointError(
-            f"{where}: model_type {decoder.model_type!r} is a compressed checkpoint; compress the "
-            "base that it was made from"
-        )
+    require_base(read_config(folder), str(folder / NAME))
     found = {tensor.name: tensor for tensor in decoder.tensors}
     owners = [f"{decoder.architecture.base}{matrix.name}" for matrix in told.matrices]
     names = [f"{owner}.{leaf}" for owner in owners for leaf in ("weight", "bias")]
@@ -79,23 +74,22 @@ def _decoder(folder: Path, weights: Url | None) -> tuple[DecoderSpec, ModelSpec]
     """What the files hold, and what config.json says of the base; they agree where they must."""
     require_contained(folder)
     config, where = read_config(folder), str(folder / NAME)
-    model_type = str(config.get("model_type"))
-    config = config | {"model_type": model_type.removeprefix(LOW_RANK)}
     if family(config, where).planned:
         raise CheckpointError(
-            f"{where}: model_type {model_type!r} is planned, not yet compressed; "
+            f"{where}: model_type {config['model_type']!r} is planned, not yet compressed; "
             "`svdllm plan` says what it would take"
         )
     told = model_spec(config, where)
     tensors = _tensors(folder, weights or folder)
     spec = DecoderSpec(
-        model_type=model_type,
+        model_type=told.model_type,
         layers=told.layers,
         hidden_size=told.hidden_size,
         vocab_size=told.vocab_size,
         tied=told.tied,
         tensors=tuple(tensors.values()),
         weights=weights,
+        low_rank=LOW_RANK in config,
     )
     _compare(folder, spec, told, tensors)
     return spec, told

@@ -9,7 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from schemas.errors import CheckpointError
 from schemas.location import Url, locate
 from schemas.model import ModelSpec
-from schemas.shapes import model_spec
+from schemas.shapes import model_spec, require_base
 from workers.folder import read_small
 from workers.objects import url_of
 from workers.strict_json import parse
@@ -26,13 +26,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_spec(model: str, revision: str | None) -> ModelSpec:
     """The shapes of a folder, a config.json, a hub id or a URL; nothing else of it is fetched."""
     if url := url_of(model):
-        return model_spec(_read(url / NAME), url / NAME)
+        return _base_spec(url / NAME)
     path = Path(locate(model)).expanduser()
     if path.is_dir():
         path = path / NAME
     elif not path.is_file():
         path = _fetch(model, revision)
-    return model_spec(_read(path), str(path))
+    return _base_spec(path)
 
 
 def require_hub_id(model: str) -> None:
@@ -63,6 +63,12 @@ def _fetch(model: str, revision: str | None) -> Path:
         return Path(hf_hub_download(model, NAME, revision=revision))
     except HUB_ERRORS as error:
         raise not_given(model, error) from error
+
+
+def _base_spec(path: Path | Url) -> ModelSpec:
+    config = _read(path)
+    require_base(config, str(path))
+    return model_spec(config, str(path))
 
 
 def _read(path: Path | Url) -> dict[str, Any]:

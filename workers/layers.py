@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from runtime import modeling_lowrank
 from runtime.configuration_lowrank import ARCHITECTURES as LOW_RANK_CLASSES
 from schemas.errors import CheckpointError
-from schemas.model import LOW_RANK, DecoderSpec
+from schemas.model import DecoderSpec
 from workers.config_file import NAME
 from workers.tensors import TensorReader, is_finite
 
@@ -155,8 +155,7 @@ def require_buildable(folder: Path, spec: DecoderSpec) -> None:
 
 def _low_rank_class(spec: DecoderSpec) -> Any:
     """The base model class of a compressed checkpoint."""
-    prefix = LOW_RANK_CLASSES[spec.model_type.removeprefix(LOW_RANK)]
-    return getattr(modeling_lowrank, f"{prefix}Model")
+    return getattr(modeling_lowrank, f"{LOW_RANK_CLASSES[spec.model_type]}Model")
 
 
 def _one_layer(config: PretrainedConfig, index: int) -> PretrainedConfig:

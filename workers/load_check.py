@@ -36,6 +36,7 @@ def main(folder: Path, shapes_only: bool, base: Path | None) -> list[dict[str, A
     checks: list[tuple[str, Callable[[], str]]] = [
         ("names and shapes on the meta device", lambda: _shapes(folder)),
         ("refuses to load without trust_remote_code", lambda: _refuses(folder)),
+        ("tokenizer loads without trust_remote_code", lambda: _tokenizer(folder)),
     ]
     if not shapes_only:
         found: dict[str, Any] = {}
@@ -92,6 +93,11 @@ def _refuses(folder: Path) -> str:
             raise
         return "it asks for trust_remote_code"
     raise ValueError("it loaded, with weights that cannot be right")
+
+
+def _tokenizer(folder: Path) -> str:
+    AutoConfig.from_pretrained(folder, trust_remote_code=False)  # fails where AutoTokenizer asks
+    return type(transformers.AutoTokenizer.from_pretrained(folder)).__name__
 
 
 def _load(folder: Path, found: dict[str, Any]) -> str:
@@ -153,7 +159,7 @@ def _cache(model: Any) -> str:
 
 
 def _continue(folder: Path, model: Any) -> str:
-    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
     tokens = tokenizer(_TEXT, return_tensors="pt")["input_ids"]
     output = model.generate(
         tokens,

@@ -40,7 +40,7 @@ def test_quick_start(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None
     for words in ours:
         assert app(words, standalone_mode=False) in (None, 0), words
     names = run_python(page)
-    assert names["model"].config.model_type == "lowrank_llama"
+    assert names["model"].config.model_type == "llama"
     for ratio in ("ratio-0.20", "ratio-0.40"):
         assert (checkout / "build/first" / ratio / "report.html").is_file()
     assert (checkout / "build/first.html").is_file()

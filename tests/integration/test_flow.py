@@ -44,6 +44,7 @@ CHECKS = {
     "files and SHA-256",
     "names and shapes on the meta device",
     "refuses to load without trust_remote_code",
+    "tokenizer loads without trust_remote_code",
     "loads with plain transformers",
     "stored dtype kept",
     "finite loss",

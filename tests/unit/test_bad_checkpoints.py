@@ -376,7 +376,7 @@ def test_a_config_that_is_no_strict_json_is_refused(folder: Path, text: bytes, w
         ({"dtype": ["float32"]}, "dtype ['float32'] is none of float64"),
         ({"dtype": "float8_e4m3fn"}, "dtype 'float8_e4m3fn' is none of"),
         ({"model_type": ["llama"]}, "is not supported; supported: llama"),
-        ({"model_type": "lowrank_llama"}, "no tensor|is a compressed checkpoint"),
+        ({"low_rank": {}}, "low_rank is there, so this is a compressed checkpoint"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised (bitsandbytes)"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantised (fp8); compress the orig"),
         ({"quantization_config": []}, "quantised (quantization_config)"),
