@@ -244,14 +244,20 @@ def evaluate(
 @app.command()
 def verify(
     checkpoint: Annotated[str, typer.Argument(help="A compressed checkpoint: a folder or a URL.")],
+    work_dir: Annotated[
+        Path | None,
+        typer.Option(help="Of a URL: where its weights may be copied to, for a load."),
+    ] = None,
 ) -> None:
     """Checksums, names and shapes, and a load by plain transformers in a clean process."""
     with exit_codes():
-        from workers.objects import local_copy, url_of
+        from workers.objects import url_of
+        from workers.stored import at_hand
         from workers.verify import require, verify_checkpoint
 
-        with local_copy(url_of(checkpoint) or Path(checkpoint)) as folder:
-            checks = verify_checkpoint(folder, published=True)
+        place = url_of(checkpoint) or Path(checkpoint)
+        with at_hand(place, work_dir=work_dir) as (folder, stored):
+            checks = verify_checkpoint(folder, published=True, stored=stored)
         _out.print(render.check_table(checks))
         require(checks, checkpoint)
 

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline import assemble
@@ -204,12 +205,29 @@ def _verify(run: Run, identity: str, staging: Path, weights: dict[str, str]) -> 
     with run.progress.stage("verify", 1, "checkpoint") as stage:
         checks = check(run, staging, weights)
         stage.advance()
+    for one in checks:
+        if one.passed is None:
+            run.progress.warn(
+                f"verify: {one.name}: not judged ({one.detail}); it is published all the same, "
+                "and `svdllm verify` of the checkpoint tries it again"
+            )
     try:
         require(checks, staging)
     except VerificationError:
-        run.discard(output_prefix(identity))  # whatever was wrong is written anew
+        _forget(run, identity, checks, weights)
         raise
     return checks
+
+
+def _forget(run: Run, identity: str, checks: list[Check], weights: Mapping[str, str]) -> None:
+    """What was wrong, so that it is written anew: its files, or all of them where none is named."""
+    wrong = [check.files for check in checks if check.passed is False]
+    if not all(wrong):
+        run.discard(output_prefix(identity))
+        return
+    run.ownership.require()
+    for name in {name for files in wrong for name in files} & weights.keys():
+        run.store.forget(weights[name])
 
 
 def _publish(

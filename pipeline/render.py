@@ -16,7 +16,7 @@ from schemas.status import Activity, RunStatus
 _MARKS = {
     True: Text("ok", "green"),
     False: Text("FAILED", "bold red"),
-    None: Text("not done", "yellow"),
+    None: Text("not judged", "yellow"),
 }
 
 

@@ -15,10 +15,11 @@ from schemas.model import MatrixSpec
 from schemas.moments import Pass
 from schemas.plan import ClusterSpec, Resource, StageCost
 from workers.documents import evaluation_source
+from workers.stored import UNASKED
+from workers.verify import FULL_LOAD_BYTES
 
 _BISECTIONS = 100  # of the multiplier, each looking at every rank of every matrix
 _HASH_THREADS = 8  # over the files of a checkpoint
-_VERIFY_READS = 2  # checksums, and the load by plain transformers, which is saved once more
 
 
 class Work(NamedTuple):
@@ -219,9 +220,16 @@ def _assemble(costs: Costs, layout: Layout) -> Work:
 
 
 def _verify(costs: Costs) -> Work:
-    """One worker hashes every file and loads it in a clean process, where it fits the host."""
-    size = sum(costs.output(ratio) for ratio in costs.config.ratio)
-    return Work("verify", 1, _HASH_THREADS, 1, host=size, read=_VERIFY_READS * size, written=size)
+    """One worker hashes every file, and loads a small model, or two layers and the embeddings of
+    another, in a clean process; a very small one is saved once more.
+    """
+    sizes = [costs.output(ratio) for ratio in costs.config.ratio]
+    part = 2 * (costs.ends + max(layer.parameters for layer in costs.layers))
+    bound = part * costs.base_bytes / costs.parameters
+    loaded = sum(size if size <= FULL_LOAD_BYTES else bound for size in sizes)
+    saved = sum(size for size in sizes if size <= UNASKED)
+    size = sum(sizes)
+    return Work("verify", 1, _HASH_THREADS, 1, host=size, read=size + loaded, written=saved)
 
 
 def _busy(costs: Costs, layout: Layout, waves: list[list[LayerCost]], direction: Pass) -> float:

@@ -67,11 +67,15 @@ class Compression(Schema):
 
 
 class Check(Schema):
-    """One thing that was verified of a checkpoint; `passed` is None where it was not done."""
+    """One thing that was verified of a checkpoint; `passed` is None where it was not judged.
+
+    `files` are those that are wrong, where the check tells.
+    """
 
     name: str
     passed: bool | None
     detail: str = ""
+    files: tuple[str, ...] = ()
 
 
 class OutputResult(Schema):

@@ -40,13 +40,14 @@ from workers.logs import set_up_logging
 from workers.memory import peak_anonymous_bytes
 from workers.moment_items import commit_moment, commit_part, merge_parts
 from workers.moments import MomentSums
-from workers.objects import exists, local_copy, transfer
+from workers.objects import exists, transfer
 from workers.output import write_file
 from workers.shard import Purpose, Shard, Step
 from workers.store import Store
+from workers.stored import at_hand
 from workers.tensorfile import entries
 from workers.tensors import torch_dtype
-from workers.verify import verify_checkpoint
+from workers.verify import LIMIT_S, verify_checkpoint
 
 
 @ray.remote
@@ -189,15 +190,20 @@ class LayerShard:
 
     @guarded(repeatable=True)
     def verify(self, folder: str) -> list[Check]:
-        """Check a written checkpoint, with a load in a clean process where it fits."""
-        return verify_checkpoint(Path(folder), published=False, base=self._base_to_compare)
+        """Check a written checkpoint, with a load in a clean process."""
+        return self._verify(Path(folder), {})
 
     @guarded()
     def verify_stored(self, place: Url, weights: Mapping[str, str]) -> list[Check]:
         """The same where its small files are at `place` and its weights are items, by file name."""
-        with local_copy(place) as folder:
-            self._store.place_files(weights, folder)
-            return verify_checkpoint(folder, published=False, base=self._base_to_compare)
+        items = {name: Url(str(self._store.place(key))) for name, key in weights.items()}
+        with at_hand(place, items) as (folder, stored):
+            return self._verify(folder, stored)
+
+    def _verify(self, folder: Path, stored: Mapping[str, Url]) -> list[Check]:
+        """The load has half the time of an item, so that it ends before the item does."""
+        limit_s = min(LIMIT_S, self._config.cluster.item_timeout_s / 2)
+        return verify_checkpoint(folder, False, self._base_to_compare, stored, limit_s)
 
     def peak_memory(self) -> int:
         """Peak of the anonymous memory of this worker, in bytes."""

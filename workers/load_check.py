@@ -1,16 +1,20 @@
 """Loads a compressed checkpoint as a stranger would: a script for `python -I`, with no project
 beside it.
 
-    python -I load_check.py CHECKPOINT [--shapes-only] [--base FOLDER]
+    python -I load_check.py CHECKPOINT shapes|part|whole MEMORY [--save] [--base FOLDER]
 
-Prints one JSON list of {"name", "passed", "detail"}. Imports torch and transformers only.
+Prints {"name", "passed", "detail"} for every check, a JSON object a line, as soon as it is done;
+`passed` is null where this host could not do it. Imports torch and transformers only.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import re
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,40 +29,58 @@ AutoModelForCausalLM: Any = transformers.AutoModelForCausalLM
 
 _TEXT = "The city lies on the river"
 _NEW_TOKENS = 32
+_GREEDY = 4
 _PROMPT = [11, 7, 5, 3, 2, 13, 17, 19, 23, 29]
+_PADDED = 4  # places of padding in the second row
+_COPIES = 2  # of a part: as read, and as loaded
+
+Row = dict[str, Any]
 
 
-def main(folder: Path, shapes_only: bool, base: Path | None) -> list[dict[str, Any]]:
-    """Every check in turn; a failing one does not stop the next. A `base` continues a text, too."""
+def main(folder: Path, depth: str, memory: int, save: bool, base: Path | None) -> Iterator[Row]:
+    """Every check in turn; a failing one stops only those that need what it loads.
+
+    `depth` is "shapes" for names and shapes, "part" for the first and the last layer too, "whole"
+    for the whole model; `memory` bounds a part, in bytes. With `save` it is written once more and
+    read back, in a temporary folder. A `base` continues a text, too.
+    """
     logging: Any = transformers.utils.logging
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    checks: list[tuple[str, Callable[[], str]]] = [
-        ("names and shapes on the meta device", lambda: _shapes(folder)),
-        ("refuses to load without trust_remote_code", lambda: _refuses(folder)),
-        ("tokenizer loads without trust_remote_code", lambda: _tokenizer(folder)),
-    ]
-    if not shapes_only:
-        found: dict[str, Any] = {}
-        checks += [
-            ("loads with plain transformers", lambda: _load(folder, found)),
-            ("stored dtype kept", lambda: _dtype(found["model"])),
-            ("save_pretrained round trip", lambda: _round_trip(found["model"])),
-            ("finite loss", lambda: _finite(found["model"])),
-            ("generation with and without cache agree", lambda: _cache(found["model"])),
-            ("left padding changes nothing", lambda: _padding(found["model"])),
-            ("continues a text", lambda: _continue(folder, found.pop("model"))),
-        ]
+    found: dict[str, Any] = {}
+    yield _run("names and shapes on the meta device", lambda: _shapes(folder))
+    yield _run("refuses to load without trust_remote_code", lambda: _refuses(folder))
+    yield _run("tokenizer loads without trust_remote_code", lambda: _tokenizer(folder))
+    if depth == "part":
+        name = "first and last layer load with plain transformers"
+        yield _run(name, lambda: _load_part(folder, memory, found))
+    if depth == "whole":
+        yield _run("loads with plain transformers", lambda: _load(folder, found))
+    if not found:
+        return
+    yield _run("stored dtype kept", lambda: _dtype(found["model"]))
+    if save:
+        yield _run("save_pretrained round trip", lambda: _round_trip(found["model"]))
+    yield _run("finite loss", lambda: _finite(found["model"], exact=depth == "whole"))
+    if depth == "whole":
+        yield _run("neither cache nor padding changes a token", lambda: _greedy(found["model"]))
+        yield _run("continues a text", lambda: _continue(folder, found.pop("model")))
         if base is not None:
-            checks.append(("the base continues a text", lambda: _continue_base(base)))
-    return [_run(name, check) for name, check in checks]
+            yield _run("the base continues a text", lambda: _continue_base(base))
 
 
-def _run(name: str, check: Callable[[], str]) -> dict[str, Any]:
+def _run(name: str, check: Callable[[], str]) -> Row:
     try:
         return {"name": name, "passed": True, "detail": check()}
     except Exception as error:  # noqa: BLE001 (a check reports its failure, whatever it is)
-        return {"name": name, "passed": False, "detail": f"{type(error).__name__}: {error}"}
+        passed = None if _is_of_the_host(error) else False
+        return {"name": name, "passed": passed, "detail": f"{type(error).__name__}: {error}"}
+
+
+def _is_of_the_host(error: Exception) -> bool:
+    """Whether memory or storage did not do it, which says nothing of the checkpoint."""
+    by_system = isinstance(error, OSError) and error.errno is not None
+    return by_system or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _shapes(folder: Path) -> str:
@@ -66,13 +88,13 @@ def _shapes(folder: Path) -> str:
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                stored[name] = tuple(file.get_slice(name).get_shape())
+                entry = file.get_slice(name)
+                kind = "float" if "F" in entry.get_dtype() else entry.get_dtype()
+                stored[name] = (kind, *entry.get_shape())
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = {name: (_kind(t), *t.shape) for name, t in _on_meta(config).state_dict().items()}
     if config.tie_word_embeddings:
-        expected = {name: shape for name, shape in expected.items() if name != "lm_head.weight"}
+        expected.pop("lm_head.weight", None)
     different = sorted(
         name for name in stored.keys() | expected.keys() if stored.get(name) != expected.get(name)
     )
@@ -83,6 +105,16 @@ def _shapes(folder: Path) -> str:
             f"in the files {stored.get(name)}, in the model {expected.get(name)}"
         )
     return f"{len(stored)} tensors"
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    """What a file may hold for a tensor: any floating-point type, or int64."""
+    return "float" if tensor.is_floating_point() else "I64"
+
+
+def _on_meta(config: Any) -> Any:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=True)
 
 
 def _refuses(folder: Path) -> str:
@@ -104,6 +136,57 @@ def _load(folder: Path, found: dict[str, Any]) -> str:
     model, info = AutoModelForCausalLM.from_pretrained(
         folder, trust_remote_code=True, dtype="auto", output_loading_info=True
     )
+    return _loaded(model, info, found)
+
+
+def _load_part(folder: Path, memory: int, found: dict[str, Any]) -> str:
+    """A model of the first and the last layer, by the class that the checkpoint ships.
+
+    Raises MemoryError where it does not fit `memory`.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    layers = sorted({0, config.num_hidden_layers - 1})
+    config.num_hidden_layers = len(layers)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[layer] for layer in layers]
+    matrices = _of_layers(config.low_rank["matrices"], layers)
+    config.low_rank = {**config.low_rank, "matrices": matrices}
+    model = _on_meta(config)
+    size = sum(t.numel() for t in model.state_dict().values()) * config.dtype.itemsize
+    if size * _COPIES > memory:
+        raise MemoryError(f"layers {layers} take {size * _COPIES:,} bytes, {memory:,} are free")
+    model, info = type(model).from_pretrained(
+        None,
+        config=config,
+        state_dict=_tensors_of(folder, layers),
+        dtype=config.dtype,
+        output_loading_info=True,
+    )
+    return f"layers {' and '.join(map(str, layers))}, {_loaded(model, info, found)}"
+
+
+def _tensors_of(folder: Path, layers: list[int]) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names = _of_layers({name: name for name in file.keys()}, layers)  # noqa: SIM118
+            found |= {new: file.get_tensor(old) for new, old in names.items()}
+    return found
+
+
+def _of_layers(entries: dict[str, Any], layers: list[int]) -> dict[str, Any]:
+    """The entries of some layers under new numbers, 0 for the first, and those of no layer."""
+    found: dict[str, Any] = {}
+    for name, entry in entries.items():
+        part = re.search(r"\blayers\.(\d+)\.", name)
+        if part is None:
+            found[name] = entry
+        elif (layer := int(part[1])) in layers:
+            found[f"{name[: part.start(1)]}{layers.index(layer)}{name[part.end(1) :]}"] = entry
+    return found
+
+
+def _loaded(model: Any, info: dict[str, Any], found: dict[str, Any]) -> str:
     wrong = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
     if wrong:
         raise ValueError(f"keys not as they should be: {wrong}")
@@ -125,8 +208,15 @@ def _tokens(model: Any) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _finite(model: Any) -> str:
-    model.float()  # the checks from here on compare numbers of different computations
+def _finite(model: Any, exact: bool) -> str:
+    """`exact` checks that follow compare numbers of different computations, in float32.
+
+    Otherwise bfloat16 has the range of float32 in half the memory; float16 does not.
+    """
+    if exact:
+        model.float()
+    elif model.dtype == torch.float16:
+        model.bfloat16()
     tokens = _tokens(model)
     loss = model(tokens, labels=tokens).loss
     if not torch.isfinite(loss):
@@ -134,28 +224,28 @@ def _finite(model: Any) -> str:
     return f"{float(loss):.3f} nats"
 
 
-def _greedy(model: Any, tokens: torch.Tensor, mask: torch.Tensor, **options: Any) -> torch.Tensor:
+@torch.no_grad()
+def _greedy(model: Any) -> str:
+    """A batch, whose second row is padded, against one pass over each row, without a cache."""
+    tokens = _tokens(model).repeat(2, 1)
+    mask = torch.ones_like(tokens)
+    tokens[1, :_PADDED], mask[1, :_PADDED] = 0, 0
     output = model.generate(
         tokens,
         attention_mask=mask,
-        max_new_tokens=8,
-        min_new_tokens=8,
+        max_new_tokens=_GREEDY,
+        min_new_tokens=_GREEDY,
         do_sample=False,
         pad_token_id=0,
-        **options,
+        return_dict_in_generate=True,
+        output_logits=True,
     )
-    new: torch.Tensor = output[:, tokens.shape[1] :]
-    return new
-
-
-def _cache(model: Any) -> str:
-    tokens = _tokens(model)
-    mask = torch.ones_like(tokens)
-    if not torch.equal(
-        _greedy(model, tokens, mask, use_cache=True), _greedy(model, tokens, mask, use_cache=False)
-    ):
-        raise ValueError("greedy tokens differ")
-    return "8 greedy tokens"
+    best = torch.stack(output.logits, 1).argmax(-1)
+    for row, start in ((0, 0), (1, _PADDED)):
+        alone = model(output.sequences[row : row + 1, start:-1], use_cache=False).logits
+        if not torch.equal(alone[0, -_GREEDY:].argmax(-1), best[row]):
+            raise ValueError(f"greedy tokens of row {row} differ from those of one pass over it")
+    return f"batch of 2, {_GREEDY} greedy tokens"
 
 
 def _continue(folder: Path, model: Any) -> str:
@@ -176,19 +266,6 @@ def _continue_base(folder: Path) -> str:
     return _continue(folder, AutoModelForCausalLM.from_pretrained(folder, dtype="auto").float())
 
 
-def _padding(model: Any) -> str:
-    tokens = _tokens(model)
-    short = tokens[:, 4:]
-    padded = torch.cat([torch.zeros_like(tokens[:, :4]), short], 1)
-    mask = torch.ones_like(tokens)
-    both = torch.cat([tokens, padded])
-    mask = torch.cat([mask, (torch.arange(tokens.shape[1]) >= 4).long()[None]])
-    alone = [_greedy(model, row, torch.ones_like(row)) for row in (tokens, short)]
-    if not torch.equal(_greedy(model, both, mask), torch.cat(alone)):
-        raise ValueError("greedy tokens of a padded batch differ from those of its rows alone")
-    return "batch of 2, 8 greedy tokens"
-
-
 @torch.no_grad()
 def _round_trip(model: Any) -> str:
     tokens = _tokens(model)
@@ -205,6 +282,11 @@ def _round_trip(model: Any) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--shapes-only", action="store_true")
+    parser.add_argument("depth", choices=("shapes", "part", "whole"))
+    parser.add_argument("memory", type=int)
+    parser.add_argument("--save", action="store_true")
     parser.add_argument("--base", type=Path)
-    print(json.dumps(main(**vars(parser.parse_args()))))
+    output = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        for row in main(**vars(parser.parse_args())):
+            print(json.dumps(row), file=output, flush=True)

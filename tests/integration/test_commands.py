@@ -131,7 +131,7 @@ def test_verify_accepts_what_compress_wrote(reference: Reference) -> None:
     code, printed, log = run("verify", reference.output.path)
     assert code == 0, log
     assert "FAILED" not in printed
-    assert "not done" not in printed
+    assert "not judged" not in printed
 
 
 def test_verify_does_not_run_code_that_was_changed(copied: Path, tmp_path: Path) -> None:
