@@ -1,16 +1,15 @@
 """`svdllm`, and `python -m pipeline`: flags in, one schema out, one exit code."""
 
 import os
-import signal
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from pipeline import cli_nightly, render
+from pipeline import cli_nightly, interrupts, render
 from pipeline.configuration import build
-from pipeline.exit_codes import exit_codes, terminate
+from pipeline.exit_codes import exit_codes
 from pipeline.report.command import report
 from schemas.config import (
     Allocation,
@@ -291,9 +290,9 @@ app.command()(exit_codes()(report))
 
 
 def main() -> None:
-    """Entry point of the command."""
+    """The command, once all that it starts with is imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")  # one progress display is enough: ours
     set_up_logging()
-    signal.signal(signal.SIGTERM, terminate)
+    interrupts.install()
     app()

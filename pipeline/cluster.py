@@ -16,6 +16,7 @@ from ray._private import ray_constants
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.joining import require_answer
 from pipeline.machines import MAX_CPU_WORKERS, on_cpu
 from pipeline.object_store import within_memory
 from pipeline.progress import Progress
@@ -48,12 +49,12 @@ def ray_session(cluster: ClusterConfig, threads: int, store_bytes: int = 0) -> I
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         _connect(cluster, threads, store_bytes)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # ray.init replaces it by one of its own
     except SystemExit:  # ray.init's own handler of SIGTERM, while it starts
         if callable(on_sigterm):
             on_sigterm(signal.SIGTERM, None)
         raise
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # ray.init replaces it by one of its own
     try:
         yield
     finally:
@@ -222,20 +223,23 @@ def start_timeout(cluster: ClusterConfig) -> float:
 
 
 def _connect(cluster: ClusterConfig, threads: int, store_bytes: int) -> None:
+    setting = "cluster.address" if cluster.address else "RAY_ADDRESS"
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     if not address:
         _start_embedded(cluster, threads, store_bytes)
         return
     try:
+        require_answer(address, setting)
         # What workers say stays in Ray's own log files where ours is JSON: Ray would prefix it.
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=not as_json())
     except (ConnectionError, ValueError, RayError) as error:
-        raise ClusterError(f"cluster.address {address!r}: no Ray cluster there ({error})") from None
+        why = " ".join(str(error).split())
+        raise ClusterError(f"{setting} {address!r}: no Ray cluster there ({why})") from None
     except RuntimeError as error:  # ray compares its own version and Python's
         if "ersion mismatch" not in str(error):
             raise
         raise ClusterError(
-            f"cluster.address {address!r}: driver and cluster differ ({error}); start the driver "
+            f"{setting} {address!r}: driver and cluster differ ({error}); start the driver "
             "with the Ray and the Python of the cluster, or install the same ones there"
         ) from None
 

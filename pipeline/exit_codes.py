@@ -2,31 +2,22 @@
 
 import contextlib
 from collections.abc import Iterator
-from types import FrameType
-from typing import NoReturn
 
 import typer
 from pydantic import ValidationError
 
+from pipeline import interrupts
 from pipeline.configuration import explain
 from schemas.errors import CompressorError, RunError
 from workers.logs import log
 
 
-class _TerminatedError(BaseException):
-    """SIGTERM arrived."""
-
-
-def terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise _TerminatedError
-
-
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
     """0 done, 2 bad input, 3 failed run, 130 and 143 interrupted; one line says why."""
-    again = "start the same command again to continue"
     try:
-        yield
+        with interrupts.noticed():
+            yield
     except ValidationError as error:
         for line in explain(error):
             log.error("error: %s", line)
@@ -39,11 +30,9 @@ def exit_codes() -> Iterator[None]:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         log.error("error: %s%s", where, error.strerror or error)
-        log.error("the run failed; what it finished is kept: %s", again)
+        log.error("the run failed; what it finished is kept, and the same command continues it")
         raise typer.Exit(RunError.exit_code) from None
     except KeyboardInterrupt:
-        log.error("interrupted; %s", again)
-        raise typer.Exit(130) from None
-    except _TerminatedError:
-        log.error("terminated; %s", again)
-        raise typer.Exit(143) from None
+        line, code = interrupts.outcome()
+        log.error(line)
+        raise typer.Exit(code) from None

@@ -1,6 +1,7 @@
 """A run that goes on by itself when workers or nodes are lost: from its run directory."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -9,7 +10,7 @@ from pipeline.progress import Progress
 from pipeline.quarantine import Quarantine
 from pipeline.run import Run
 from schemas.config import RunConfig
-from schemas.errors import WorkerDiedError, WorkerError
+from schemas.errors import WorkerDiedError, WorkerError, WorkerStartError
 from schemas.metrics import Metric
 from workers.actors_metrics import count
 
@@ -59,6 +60,7 @@ class _Supervisor:
         self._gpus = on_gpus(config.cluster)
         self._ids: object = None
         self._starting: float | None = None  # since when starts have failed
+        self._failures: Counter[str] = Counter()  # of the code of workers, in these starts
         self._committed: frozenset[str] | None = None
         self._losses = 0
 
@@ -80,8 +82,11 @@ class _Supervisor:
     def wait_for_nodes(self, error: WorkerDiedError) -> None:
         """Give Ray time to learn which nodes are gone: it may take half a minute to say so.
 
-        Raises WorkerError where workers have been lost while they start for too long.
+        Raises WorkerError where workers have been lost while they start for too long, or where
+        their own code has failed alike `cluster.attempts` times.
         """
+        if isinstance(error, WorkerStartError):
+            self._count_failure(error)
         now, allowed = time.monotonic(), start_timeout(self._config.cluster)
         self._starting = self._starting or now
         if now - self._starting > allowed:
@@ -95,6 +100,7 @@ class _Supervisor:
     def started(self, run: Run) -> None:
         """Workers are there. Raises WorkerError where they would compute other numbers."""
         self._starting = None
+        self._failures.clear()
         if self._ids not in (None, run.ids):
             run.close()
             raise WorkerError(
@@ -121,3 +127,13 @@ class _Supervisor:
             f"{error}; going on from {self._config.run_folder} "
             f"({self._losses} of {most} losses without progress)"
         )
+
+    def _count_failure(self, error: WorkerStartError) -> None:
+        most = self._config.cluster.attempts
+        self._failures[str(error)] += 1
+        if self._failures[str(error)] >= most:
+            raise WorkerError(
+                f"{error}; {most} starts of the workers failed like that (cluster.attempts is "
+                f"{most}), so it is no matter of chance: give all nodes the Python, the libraries "
+                "and the program that the driver has, then start the same command again"
+            ) from error

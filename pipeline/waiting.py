@@ -1,5 +1,6 @@
 """Waiting for calls of actors that cannot last for ever, and what a failed call means."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +20,13 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from schemas.errors import CompressorError, WorkerDiedError, WorkerError, WorkerHungError
+from schemas.errors import (
+    CompressorError,
+    WorkerDiedError,
+    WorkerError,
+    WorkerHungError,
+    WorkerStartError,
+)
 
 # What Ray raises where a process is gone, or with it what it held: by itself, by the death of its
 # node, or killed by Ray's memory monitor because the host ran out of memory.
@@ -31,6 +38,7 @@ _GONE = (
     LocalRayletDiedError,
     ObjectLostError,
 )
+_RAISED = re.compile(r"^[A-Za-z_][\w.]*(?:: .*)?$", re.MULTILINE)  # the last line of a traceback
 _AGAIN = "then start the same command again to continue"
 _REMEDIES: dict[type[RayError], str] = {
     ObjectStoreFullError: "give the nodes a larger object store (ray start --object-store-memory), "
@@ -83,6 +91,8 @@ def worded(error: RayError, what: str, timeout_s: float) -> CompressorError:
             f"{what}: no result within {timeout_s:g} s; raise cluster.item_timeout_s if that is "
             "too short"
         )
+    if isinstance(cause, RayActorError) and cause.actor_init_failed:
+        return WorkerStartError(f"{what}: {_raised(cause)}, while a worker started")
     why = f"{type(cause).__name__}: {_first_line(cause)}"
     if isinstance(cause, _GONE):
         return WorkerDiedError(f"{what}: a worker died ({why})")
@@ -90,6 +100,12 @@ def worded(error: RayError, what: str, timeout_s: float) -> CompressorError:
         if isinstance(cause, kind):
             return WorkerError(f"{what}: {why}; {remedy}")
     return WorkerError(f"{what}: {why}, in a worker; start the same command again to continue")
+
+
+def _raised(error: RayActorError) -> str:
+    """What the code of an actor raised, of a text that Ray makes of its traceback."""
+    lines: list[str] = _RAISED.findall(str(error))
+    return lines[-1] if lines else _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -128,7 +128,10 @@ class ClusterConfig(Schema):
         3600.0, gt=0, description="Longest wait for one micro-batch or one matrix, in seconds"
     )
     attempts: int = Field(
-        3, ge=1, description="Losses of workers in a row, without progress between, that end a run"
+        3,
+        ge=1,
+        description="Losses of workers in a row, without progress between, or starts of workers "
+        "that fail alike, that end a run",
     )
 
     @field_validator("address")

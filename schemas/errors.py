@@ -12,7 +12,8 @@
         │   └── StorageFullError            it takes no more: full, over quota or read-only
         ├── WorkerError                a worker failed
         │   └── WorkerDiedError             its process or its node is gone
-        │       └── WorkerHungError          it does not answer within a deadline
+        │       ├── WorkerHungError          it does not answer within a deadline
+        │       └── WorkerStartError         its own code fails while it starts
         ├── QuarantineError            items that failed again and again, by name
         ├── OwnershipError             another driver works in the run directory
         └── VerificationError          a written checkpoint is not what was meant
@@ -85,6 +86,12 @@ class WorkerDiedError(WorkerError):
 
 class WorkerHungError(WorkerDiedError):
     """A worker does not answer within a deadline: it is taken for gone."""
+
+
+class WorkerStartError(WorkerDiedError):
+    """The code of a worker fails while it starts: a library that is missing, a module of another
+    version.
+    """
 
 
 class QuarantineError(RunError):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,17 +26,10 @@ from tests.integration.support import (
 )
 from tests.items import local
 from tests.models import tiny_model
+from tests.ports import free_port
 from workers.verify import require, verify_checkpoint
 
 RAY = Path(sys.executable).with_name("ray")
-
-
-def free_port() -> int:
-    """A port of the loopback interface that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 class Jobs(NamedTuple):

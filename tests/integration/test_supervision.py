@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
 from pipeline.compress import compress
@@ -135,6 +136,30 @@ def test_losses_without_progress_end_the_run(config: RunConfig) -> None:
     assert len(progress.warnings) == 1
     assert not item_attempts(config.run_folder, *KINDS)
     until(lambda: not shards(), "every worker of the run has ended")
+
+
+def test_a_worker_that_cannot_start_ends_the_run_with_what_it_raised(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its constructor fails the same way every time, so a fourth worker would, too."""
+
+    class Unfit:
+        def __init__(self, *_: object) -> None:
+            raise ModuleNotFoundError("No module named 'safetensors'")
+
+        def prepare(self) -> None:
+            """What is asked of it first."""
+
+    monkeypatch.setattr("pipeline.cluster.LayerShard", ray.remote(Unfit))
+    monkeypatch.setattr("pipeline.supervise._SETTLE_S", 0.0)
+    progress = Watched("none", lambda: None)
+    with pytest.raises(
+        WorkerError, match=r"ModuleNotFoundError: No module named 'safetensors', .* 3 starts"
+    ) as caught:
+        compress(config, progress)
+    assert caught.value.exit_code == 3
+    assert len(progress.warnings) == 2
+    assert len(set(progress.warnings)) == 1
 
 
 # --- items that fail again and again ------------------------------------------------------------

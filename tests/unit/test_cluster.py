@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import ray
 
+import pipeline.cluster as cluster_module
 from pipeline.cluster import chains, ray_session
 from schemas.config import ClusterConfig
 from schemas.errors import ConfigError
@@ -24,6 +25,7 @@ def test_another_ray_on_the_cluster_is_named_with_the_remedy(
         raise RuntimeError(MISMATCH)
 
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(cluster_module, "require_answer", lambda address, setting: None)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     cluster = ClusterConfig(address="ray://head:10001")
     with pytest.raises(ConfigError) as caught, ray_session(cluster, threads=1):
@@ -39,6 +41,7 @@ def test_another_failure_of_ray_is_not_taken_for_one(monkeypatch: pytest.MonkeyP
         raise RuntimeError("out of files")
 
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(cluster_module, "require_answer", lambda address, setting: None)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     cluster = ClusterConfig(address="ray://head:10001")
     with pytest.raises(RuntimeError, match="out of files"), ray_session(cluster, threads=1):

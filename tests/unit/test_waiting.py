@@ -2,6 +2,7 @@
 
 import pytest
 from ray.exceptions import (
+    ActorDiedError,
     ActorUnavailableError,
     GetTimeoutError,
     LocalRayletDiedError,
@@ -17,7 +18,13 @@ from ray.exceptions import (
 )
 
 from pipeline.waiting import worded
-from schemas.errors import NumericsError, WorkerDiedError, WorkerError, WorkerHungError
+from schemas.errors import (
+    NumericsError,
+    WorkerDiedError,
+    WorkerError,
+    WorkerHungError,
+    WorkerStartError,
+)
 
 GONE: list[RayError] = [
     RayActorError(),
@@ -72,3 +79,28 @@ def test_an_unknown_error_says_where_it_was() -> None:
     found = worded(in_task(KeyError("x")), "factorise", 60)
     assert type(found) is WorkerError
     assert str(found).startswith("factorise: KeyError: 'x', in a worker; start the same command")
+
+
+@pytest.mark.parametrize(
+    ("traceback", "raised"),
+    [
+        (
+            'ray::LayerShard.__init__() (pid=7)\n  File "a.py", line 1, in f\nRuntimeError: The '
+            'actor failed to import:\n\nTraceback (most recent call last):\n  File "b.py", line '
+            "3, in g\nModuleNotFoundError: No module named 'workers.actors'",
+            "ModuleNotFoundError: No module named 'workers.actors'",
+        ),
+        (
+            'ray::LayerShard.__init__()\n  File "a.py"\ntorch.AcceleratorError: CUDA error: no '
+            "kernel image\nCompile with TORCH_USE_CUDA_DSA to see more.\n",
+            "torch.AcceleratorError: CUDA error: no kernel image",
+        ),
+        ('ray::LayerShard.__init__()\n  File "a.py", line 1\nMemoryError', "MemoryError"),
+    ],
+)
+def test_a_constructor_that_fails_is_what_it_raised(traceback: str, raised: str) -> None:
+    """Without the numbers of processes, so that the same failure has the same words."""
+    cause = RayTaskError("LayerShard.__init__", traceback, RuntimeError())  # type: ignore[no-untyped-call]
+    found = worded(ActorDiedError.from_task_error(cause), "start of a worker", 60)
+    assert isinstance(found, WorkerStartError)
+    assert str(found) == f"start of a worker: {raised}, while a worker started"

@@ -1,0 +1,73 @@
+"""SIGINT and SIGTERM end a command with 130 and 143 and one line, whatever they interrupt."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import NoReturn
+
+_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+_received: list[signal.Signals] = []
+
+
+class Interrupted(KeyboardInterrupt):
+    """One of the signals has arrived."""
+
+
+def install() -> None:
+    """Raise Interrupted where a signal arrives; one that is ignored, as under nohup, stays so."""
+    for number in _WORDS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, receive)
+    sys.unraisablehook = _send_again
+
+
+def ignore() -> None:
+    """Let no signal disturb what is left to do once the command has its exit code."""
+    for number in _WORDS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def receive(number: int, _frame: FrameType | None) -> NoReturn:
+    """The handler."""
+    _received.append(signal.Signals(number))
+    raise Interrupted
+
+
+def _send_again(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Python prints and forgets what is raised where nothing can catch it, as while an object is
+    removed: then the signal comes once more, when that is over.
+    """
+    if not isinstance(unraisable.exc_value, Interrupted):
+        sys.__unraisablehook__(unraisable)
+        return
+    again = threading.Timer(0.1, os.kill, (os.getpid(), _received[0]))
+    again.daemon = True
+    again.start()
+
+
+@contextlib.contextmanager
+def noticed() -> Iterator[None]:
+    """Let an interrupt end the body as Interrupted: native code makes other errors of it."""
+    try:
+        yield
+    except BaseException as error:
+        if _received:
+            raise Interrupted from error
+        raise
+
+
+def outcome() -> tuple[str, int]:
+    """The line that says which signal came first, and the exit code."""
+    number = _received[0] if _received else signal.SIGINT
+    return f"{_WORDS[number]}; start the same command again to continue", 128 + number
+
+
+def leave() -> NoReturn:
+    """End a command that has no log yet."""
+    line, code = outcome()
+    print(line, file=sys.stderr)
+    sys.exit(code)
