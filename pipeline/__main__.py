@@ -1,6 +1,9 @@
 """`svdllm`, and `python -m pipeline` from a bare working directory."""
 
+import sys
+
 from pipeline import interrupts
+from pipeline.search_path import hiding
 
 
 def main() -> None:
@@ -16,5 +19,17 @@ def main() -> None:
         interrupts.ignore()
 
 
-if __name__ == "__main__":
+def main_beside_others() -> None:
+    """The same under `python -m`, which puts the working directory before what is installed."""
+    if found := hiding():
+        print(
+            f"error: {found} hides the installed module of that name from this program and its "
+            "workers; rename it, or start from another folder",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     main()
+
+
+if __name__ == "__main__":
+    main_beside_others()

@@ -14,12 +14,14 @@ from typing import Any, TypeVar
 import ray
 from ray._private import ray_constants
 from ray.exceptions import RayError
+from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.joining import require_answer
 from pipeline.machines import MAX_CPU_WORKERS, on_cpu
 from pipeline.object_store import within_memory
 from pipeline.progress import Progress
+from pipeline.search_path import for_workers
 from pipeline.waiting import result, wait_for
 from schemas.config import ClusterConfig, NumericsConfig, RunConfig
 from schemas.errors import ClusterError, WorkerDiedError, WorkerError
@@ -228,10 +230,16 @@ def _connect(cluster: ClusterConfig, threads: int, store_bytes: int) -> None:
     if not address:
         _start_embedded(cluster, threads, store_bytes)
         return
+    job: dict[str, Any] = {} if "://" in address else {"job_config": _Job()}  # a client adds none
     try:
         require_answer(address, setting)
-        # What workers say stays in Ray's own log files where ours is JSON: Ray would prefix it.
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=not as_json())
+        ray.init(
+            address=address,
+            logging_level=logging.ERROR,
+            # What workers say stays in Ray's own log files where ours is JSON: Ray would prefix it.
+            log_to_driver=not as_json(),
+            **job,
+        )
     except (ConnectionError, ValueError, RayError) as error:
         why = " ".join(str(error).split())
         raise ClusterError(f"{setting} {address!r}: no Ray cluster there ({why})") from None
@@ -259,7 +267,22 @@ def _start_embedded(cluster: ClusterConfig, threads: int, store_bytes: int) -> N
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
+        job_config=_Job(),
     )
+
+
+class _Job(JobConfig):
+    """A job whose workers import what is installed, wherever the driver was started.
+
+    Ray puts the folder of the script and the working directory first on their path, where a folder
+    called workers or datasets hides ours or a library; it does not where a job brings its own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(_py_driver_sys_path=for_workers())
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True
 
 
 def _resources() -> dict[str, float]:

