@@ -244,6 +244,20 @@ def test_what_is_assumed_is_said() -> None:
     assert planned("llama-3-8b", host_memory=None, gpus_per_node=4).cluster.host_memory == 128e9
 
 
+@pytest.mark.parametrize(
+    ("name", "ratio", "loaded"),
+    [("llama-3-405b", 0.2, 0.03), ("llama-3-70b", 0.2, 0.07), ("llama-3-8b", 0.6, 1.0)],
+)
+def test_verify_reads_a_large_model_once_and_two_layers(
+    name: str, ratio: float, loaded: float
+) -> None:
+    """`loaded` is the part of it that is read again; nothing but a very small model is written."""
+    plan = planned(name, {"ratio": ratio})
+    [verify] = [stage for stage in plan.stages if stage.name == "verify"]
+    assert verify.read_bytes / plan.disk.outputs == pytest.approx(1 + loaded, abs=0.01)
+    assert verify.written_bytes == 0
+
+
 def test_stages_add_up_and_the_bottleneck_is_one_of_them() -> None:
     plan = planned("llama-3-70b")
     assert plan.seconds == pytest.approx(sum(stage.total or 0.0 for stage in plan.stages))
