@@ -3,11 +3,10 @@
 Every step reads committed items and commits one, so it can run anywhere, in any order, once.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,17 +15,17 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from schemas.config import RunConfig
 from schemas.errors import NumericsError
 from schemas.identity import Identities, Record
-from schemas.model import Encoding, MatrixSpec, ModelSpec
+from schemas.model import MatrixSpec, ModelSpec
 from schemas.moments import Tap, backward_tap, forward_tap
 from schemas.output import MatrixResult, SpectrumFacts, stored_parameters
-from workers.allocation.budget import MatrixLoss, cost, rank_within
+from workers.allocation.budget import MatrixLoss
 from workers.devices import free_cached
+from workers.encoding import encode
 from workers.failures import failure
 from workers.items import basis_key, factors_key, spectrum_key
 from workers.logs import about_matrices, log
 from workers.moment_items import read_moment
-from workers.moments import Moment, row_blocks
-from workers.pivoting import pivot
+from workers.moments import Moment
 from workers.store import Store
 from workers.tensorfile import entries
 from workers.tensors import TensorReader, torch_dtype
@@ -39,17 +38,6 @@ _HOST = torch.device("cpu")
 # A basis is stored in float32: its rounding adds no more than this for each of its directions to a
 # loss, as a part of the whole energy.
 _BASIS_EPS = torch.finfo(torch.float32).eps
-
-
-class Stored(NamedTuple):
-    """A' B' as they go to disk: tensors by the names of runtime/, and what storing them cost."""
-
-    encoding: Encoding
-    rank: int
-    tensors: dict[str, Tensor]
-    rounding: float
-    interpolation_max: float | None
-    fallbacks: tuple[str, ...]
 
 
 class Compressor:
@@ -140,7 +128,7 @@ class Compressor:
         loss, facts = read_spectrum(self._store, self._ids.bases, matrix)
         problem = self._problem(matrix, device)
         basis = self._basis(matrix, problem, loss, facts)
-        stored = self._encode(basis, problem.weight, loss, rank)
+        stored = encode(self._config, basis, problem.weight, loss, rank, self._dtype)
         predicted, energy = float(loss.tail()[stored.rank]), float(loss.tail()[0])
         achieved = problem.loss(basis, stored.rank)
         if not abs(achieved - predicted) <= matrix.small * _BASIS_EPS * energy:
@@ -204,43 +192,6 @@ class Compressor:
     def _moment(self, tap: Tap, device: torch.device) -> Moment:
         return read_moment(self._store, self._ids, tap, device)
 
-    def _encode(self, basis: Basis, weight: Tensor, loss: MatrixLoss, rank: int) -> Stored:
-        """The factors in the checkpoint's dtype, pivoted if asked for and well-conditioned."""
-        a, b = basis.factors(weight, rank)
-        if self._config.factors == "plain":
-            return self._plain(a, b, ())
-        pivoted = pivot(a, b)
-        bound = self._config.numerics.pivot_bound
-        if pivoted.magnitude > bound:
-            budget = cost(loss.matrix, "pivoted", rank)
-            lower = rank_within(loss, "plain", budget) or rank
-            note = (
-                f"pivoted at rank {rank} has max|T| = {pivoted.magnitude:.3g} > {bound:g}: "
-                f"plain factors at rank {lower} used, within the same parameters"
-            )
-            return self._plain(*basis.factors(weight, lower), (note,))
-        magnitude = pivoted.magnitude
-        tensors = {
-            "down.weight": pivoted.rows.to(self._dtype),
-            "up.weight": pivoted.interpolation.to(self._dtype),
-            "order": pivoted.order,
-        }
-        del pivoted
-        written = partial(_rows_with_identity, tensors["up.weight"])
-        order = tensors["order"].argsort()
-        rounding = _relative_error(
-            written, tensors["down.weight"], lambda rows: a[order[rows]], b, len(a)
-        )
-        return Stored("pivoted", rank, tensors, rounding, magnitude, ())
-
-    def _plain(self, a: Tensor, b: Tensor, fallbacks: tuple[str, ...]) -> Stored:
-        tensors = {"down.weight": b.to(self._dtype), "up.weight": a.to(self._dtype)}
-        up = tensors["up.weight"]
-        rounding = _relative_error(
-            lambda rows: up[rows].double(), tensors["down.weight"], lambda rows: a[rows], b, len(a)
-        )
-        return Stored("plain", a.shape[1], tensors, rounding, None, fallbacks)
-
 
 def _why_not(device: torch.device, error: RuntimeError) -> str:
     """Why something is computed on the host instead. Raises `error` where that would not help."""
@@ -287,32 +238,3 @@ def _dense(matrix: MatrixSpec, **fields: Any) -> MatrixResult:
         achieved_loss=0.0,
         **fields,
     )
-
-
-def _rows_with_identity(interpolation: Tensor, rows: slice) -> Tensor:
-    """Rows of [I; T], T (m - k, k), in float64."""
-    rank = interpolation.shape[1]
-    below = interpolation[max(rows.start - rank, 0) : max(rows.stop - rank, 0)].double()
-    identity = below.new_zeros(max(min(rows.stop, rank) - rows.start, 0), rank)
-    identity.diagonal(rows.start if len(identity) else 0).fill_(1)
-    return torch.cat([identity, below])
-
-
-def _relative_error(
-    written: Callable[[slice], Tensor],
-    down: Tensor,
-    exact: Callable[[slice], Tensor],
-    right: Tensor,
-    out_features: int,
-) -> float:
-    """||A' B' - A B|| / ||A B||, a block of rows at a time.
-
-    `written` and `exact` give rows of A' and A in float64; `down` is B' as stored, `right` is B.
-    """
-    error = energy = 0.0
-    down = down.double()
-    for rows in row_blocks(out_features, right.shape[1]):
-        block = exact(rows) @ right
-        energy += float(block.square().sum())
-        error += float((written(rows) @ down - block).square().sum())
-    return math.sqrt(error / max(energy, 1e-300))
