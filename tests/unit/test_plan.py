@@ -450,7 +450,9 @@ def test_the_plans_by_method_in_the_docs_are_what_the_command_prints(
 ) -> None:
     monkeypatch.chdir(ROOT)
     text = (ROOT / "docs" / "plan-70b.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (Llama-3-\d+B) \| (\d) \| `(.+?)`(?: \(W\))? \| (.+) \|$", text, re.MULTILINE)
+    rows = re.findall(
+        r"^\| (Llama-3-\d+B) \| (\d) \| `(.+?)`(?: \(W\))? \| (.+) \|$", text, re.MULTILINE
+    )
     assert len(rows) == 6
     for model, gpus, method, rest in rows:
         flags = f"--ratio 0.2 --method {method} --gpus {gpus} --gpu-type h100"
