@@ -85,6 +85,7 @@ def change(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tenso
 # --- how much is loaded -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_of_a_large_model_two_layers_are_loaded(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +100,7 @@ def test_of_a_large_model_two_layers_are_loaded(
     assert "save_pretrained round trip" not in names
 
 
+@pytest.mark.slow
 def test_a_small_model_is_loaded_whole(checkpoint: Path) -> None:
     checks = of_name(verify_checkpoint(checkpoint, published=False))
     assert all(check.passed for check in checks.values())
@@ -229,6 +231,7 @@ def url(checkpoint: Path) -> Url:
     return place
 
 
+@pytest.mark.slow
 def test_large_weights_stay_in_a_store(
     url: Url, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
