@@ -71,7 +71,7 @@ def main() -> None:
         start = time.monotonic()
         compress(request(model, text, folder / f"{number}", workers=2))
         shutil.rmtree(folder)
-        until(_actors_gone, "the actors of a run that ended have gone", 60)
+        until(_actors_gone, "the actors of a run that ended have gone")
         found.append(_measure())
         seconds = time.monotonic() - start
         print(f"{number + 1}: {seconds:.0f} s, {found[-1]}", file=sys.stderr, flush=True)

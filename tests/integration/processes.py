@@ -117,8 +117,8 @@ class Command:
         for process in self.family:
             process.kill()
 
-    def wait(self, seconds: float = 120) -> int:
-        """Its exit code; then all lines are read."""
+    def wait(self, seconds: float | None = None) -> int:
+        """Its exit code; then all lines are read. Raises TimeoutExpired after `seconds`, if any."""
         code = self._process.wait(seconds)
         self._reader.join()
         return code

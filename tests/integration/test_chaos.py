@@ -14,7 +14,6 @@ KILLS = ("node, replaced@calibrate forward", "worker@factorise", "driver@truncat
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # a cluster of three nodes, and four starts of the whole program
 def test_a_run_whose_worker_node_and_driver_die_ends_with_the_same_bytes(
     text: Path, tmp_path: Path
 ) -> None:
@@ -27,7 +26,6 @@ def test_a_run_whose_worker_node_and_driver_die_ends_with_the_same_bytes(
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=880,
         check=False,
     )
     assert done.returncode == 0, done.stderr

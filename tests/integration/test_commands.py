@@ -40,7 +40,6 @@ def run(
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=200,
         check=False,
     )
     return done.returncode, done.stdout, done.stderr

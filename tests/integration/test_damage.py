@@ -50,7 +50,6 @@ def damage(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.timeout(600)  # seven starts
 def test_a_damaged_item_is_named_and_the_next_start_makes_it_anew(
     config: RunConfig, reference: Reference, remade: Callable[[], set[str]]
 ) -> None:

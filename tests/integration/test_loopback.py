@@ -44,7 +44,6 @@ def test_an_embedded_ray_listens_on_loopback_alone() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,6 @@ from workers.verify import read_manifest
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # two runs, each with a load in a clean process and an evaluation
 def test_checkpoints_are_compressed_judged_and_published(
     local_ray: None, text: Path, tmp_path: Path
 ) -> None:

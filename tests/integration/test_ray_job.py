@@ -45,19 +45,17 @@ class Jobs(NamedTuple):
         command = [str(RAY), "job", "submit", "--address", self.address, *options]
         command += ["--submission-id", submission, "--working-dir", str(self.bare)]
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-        for _ in range(30):
+        while True:
             job = subprocess.run(
                 [*command, "--", sys.executable, "-m", "pipeline", *arguments],
                 capture_output=True,
                 text=True,
-                timeout=200,
                 check=False,
                 env=environment,
             )
             printed = job.stdout + job.stderr
             if "No available agent" not in printed:
-                break
-        return job.returncode, printed
+                return job.returncode, printed
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +106,13 @@ def test_a_stopped_job_is_continued_by_another(
     client = JobSubmissionClient(jobs.address)
     code, printed = jobs.submit(config, "stopped", "--no-wait")
     assert code == 0, printed
-    until(lambda: len(item_attempts(tmp_path / "run", "bases")) > 2, "a few items are there")
+
+    def under_way() -> bool:
+        ended = client.get_job_status("stopped").is_terminal()
+        assert not ended, client.get_job_logs("stopped")
+        return len(item_attempts(tmp_path / "run", "bases")) > 2
+
+    until(under_way, "a few items are there")
     client.stop_job("stopped")
     until(lambda: client.get_job_status("stopped").is_terminal(), "the job has ended")
     assert client.get_job_status("stopped") == JobStatus.STOPPED

@@ -41,7 +41,6 @@ def start(config: RunConfig) -> Iterator[Callable[[], Command]]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.timeout(900)  # eight starts of the whole program
 def test_a_run_stopped_in_every_stage_ends_with_the_same_bytes(
     config: RunConfig, reference: Reference, start: Callable[[], Command]
 ) -> None:

@@ -60,7 +60,7 @@ def server(endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> Iter
     )
     yield Server(log)
     process.terminate()
-    process.wait(30)
+    process.wait()
 
 
 class Stored(NamedTuple):

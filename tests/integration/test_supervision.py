@@ -79,7 +79,6 @@ def send(number: signal.Signals) -> None:
     os.kill(min(shards()).pid, number)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("stage", ["calibrate forward", "calibrate backward", "truncate"])
 def test_a_killed_worker_is_replaced_and_no_byte_differs(
     stage: str, config: RunConfig, reference: Reference
@@ -99,13 +98,12 @@ def test_a_killed_worker_is_replaced_and_no_byte_differs(
     assert bool(seen) == (stage != "calibrate forward")
 
 
-@pytest.mark.timeout(600)
 def test_a_hung_worker_is_killed_and_replaced(config: RunConfig, reference: Reference) -> None:
     """It is stopped in the stream of gradients, so it says nothing and ends by no request.
 
     A checkpoint is loaded several times to verify it, which may take longer than this deadline.
     """
-    cluster = config.cluster.model_copy(update={"item_timeout_s": 15.0})
+    cluster = config.cluster.model_copy(update={"item_timeout_s": 30.0})
     stopped: list[Process] = []
 
     def stop() -> None:
@@ -120,11 +118,10 @@ def test_a_hung_worker_is_killed_and_replaced(config: RunConfig, reference: Refe
         local(reference.output.path)
     )
     [line] = [line for line in progress.warnings if "going on from" in line]
-    assert re.search(r"calibrate backward: no result within 15 s.*\(1 of 3 losses", line)
+    assert re.search(r"calibrate backward: no result within 30 s.*\(1 of 3 losses", line)
     assert not any(process.alive for process in stopped)
 
 
-@pytest.mark.timeout(600)
 def test_losses_without_progress_end_the_run(config: RunConfig) -> None:
     """Every start loses a worker before anything is committed."""
     cluster = config.cluster.model_copy(update={"attempts": 2})
@@ -191,7 +188,6 @@ def poisoned(reference: Reference, tmp_path: Path) -> RunConfig:
     return config
 
 
-@pytest.mark.timeout(600)
 def test_a_matrix_that_cannot_be_cut_fails_the_run_by_name_when_all_else_is_done(
     poisoned: RunConfig, reference: Reference
 ) -> None:
@@ -212,7 +208,6 @@ def test_a_matrix_that_cannot_be_cut_fails_the_run_by_name_when_all_else_is_done
     assert not local(poisoned.output).exists()
 
 
-@pytest.mark.timeout(600)
 def test_when_asked_it_stays_dense_and_the_others_are_cut_more(
     poisoned: RunConfig, reference: Reference
 ) -> None:
