@@ -15,7 +15,6 @@ def run_clean(script: str, *arguments: object, home: Path) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=900,  # only to end a hang
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
