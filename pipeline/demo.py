@@ -30,7 +30,6 @@ def run_demo(folder: Path, console: Console) -> None:
                 text=str(calibration),
                 samples=32,
                 sequence_length=1024,
-                gradient_samples=32,
                 gradient_length=256,
             ),
             evaluation=EvaluationConfig(
