@@ -302,7 +302,7 @@ def test_an_invited_worker_joins(workers: list[Any], tmp_path: Path) -> None:
     """Two items that must meet: one worker alone would never end."""
     seen: list[tuple[str, str]] = []
     pool = Pool(workers[:1], 600, ignore)
-    pool.invite(workers[1], workers[1].work.remote("hello"), 60)
+    pool.invite(workers[1], workers[1].work.remote("hello"), 600)
     pool.run(Task(name, "meet", (tmp_path, 2), seen.append) for name in "ab")
     assert sorted(seen) == [("one", "met"), ("two", "met")]
 
@@ -310,6 +310,6 @@ def test_an_invited_worker_joins(workers: list[Any], tmp_path: Path) -> None:
 def test_an_invited_worker_that_never_comes_changes_nothing(workers: list[Any]) -> None:
     seen: list[tuple[str, str]] = []
     pool = Pool(workers[:1], 600, ignore)
-    pool.invite(workers[1], workers[1].die.remote("nobody"), 60)
+    pool.invite(workers[1], workers[1].die.remote("nobody"), 600)
     pool.run(Task(name, "work", (name,), seen.append) for name in "abc")
     assert len(seen) == 3
