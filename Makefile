@@ -56,7 +56,7 @@ check: install  ## lint and types only
 	$(BIN)/mypy
 
 check-manifests: install  ## deploy/ and ray_cluster.yaml; CRDS=folder of KubeRay's CRDs for its kinds
-	CRDS=$(CRDS) $(BIN)/python -m pytest tests/unit/test_manifests.py
+	CRDS=$(CRDS) $(BIN)/python -m pytest tests/unit/project/test_manifests.py
 
 format: install  ## fix what ruff can fix
 	$(BIN)/ruff check --fix .

@@ -4,10 +4,10 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from pipeline.configuration import FLAGS
-from schemas.config import RunConfig
-from schemas.evaluation import EvaluateConfig
-from schemas.nightly import NightlyConfig
+from pipeline.request.flags import FLAGS
+from schemas.request.config import RunConfig
+from schemas.request.nightly import NightlyConfig
+from schemas.result.evaluation import EvaluateConfig
 
 INTRODUCTION = """\
 # Configuration

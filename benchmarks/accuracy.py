@@ -23,9 +23,16 @@ from rich.table import Table
 
 from pipeline.compress import compress
 from pipeline.evaluate import evaluate
-from schemas.config import METHODS, TITLES, CalibrationConfig, ClusterConfig, Method, RunConfig
-from schemas.evaluation import EvaluateConfig, ModelEvaluation
-from workers.logs import set_up_logging
+from schemas.request.config import (
+    METHODS,
+    TITLES,
+    CalibrationConfig,
+    ClusterConfig,
+    Method,
+    RunConfig,
+)
+from schemas.result.evaluation import EvaluateConfig, ModelEvaluation
+from workers.process.logs import set_up_logging
 
 
 class Scored(NamedTuple):

@@ -34,7 +34,7 @@ from benchmarks.chaos_run import (
 )
 from benchmarks.nodes import Nodes
 from benchmarks.small_model import inputs, request
-from schemas.config import RunConfig
+from schemas.request.config import RunConfig
 
 os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", HF_HUB_OFFLINE="1")
 

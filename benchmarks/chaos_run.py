@@ -7,12 +7,12 @@ import time
 from typing import NamedTuple
 
 from benchmarks.nodes import Nodes
-from schemas.config import RunConfig
-from schemas.run import RunRecord
+from schemas.request.config import RunConfig
+from schemas.run.record import RunRecord
 from tests.integration.processes import Command
 from tests.integration.support import KINDS, ROOT, flags, item_attempts, weight_sums
 from tests.items import local
-from workers.items import RUN_RECORD
+from workers.storage.keys import RUN_RECORD
 
 STAGES = (
     "start",

@@ -15,22 +15,21 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from pipeline.publish import SUCCESS
 from runtime.configuration_lowrank import Matrix
 from runtime.modeling_lowrank import LowRankLinear
 from schemas.errors import ConfigError
-from schemas.manifest import Compression
-from workers.checkpoint import inspect
-from workers.compression import read_spectrum
-from workers.fetching import resolve
-from workers.items import basis_key
-from workers.loading import load_model, load_tokenizer
-from workers.perplexity import perplexity
-from workers.pivoting import pivot
-from workers.store import Store
-from workers.text import evaluation_windows, shared_tokens
-from workers.truncation import Basis
-from workers.verify import read_manifest
+from schemas.result.manifest import Compression
+from workers.checkpoint.contents import inspect
+from workers.checkpoint.fetching import resolve
+from workers.checkpoint.published import SUCCESS, read_manifest
+from workers.evaluation.perplexity import perplexity
+from workers.model.loading import load_model, load_tokenizer
+from workers.storage.keys import basis_key
+from workers.storage.spectra import read_spectrum
+from workers.storage.store import Store
+from workers.text.windows import evaluation_windows, shared_tokens
+from workers.truncation.basis import Basis
+from workers.truncation.pivoting import pivot
 
 
 def main() -> None:

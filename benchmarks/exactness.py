@@ -17,8 +17,8 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from workers.files import file_sha256
-from workers.store import Store
+from workers.storage.files import file_sha256
+from workers.storage.store import Store
 
 _POLL_S = 0.02
 

@@ -20,9 +20,9 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.timing import interleave
-from schemas.config import Truncation
-from workers.moments import Moment
-from workers.truncation import Problem
+from schemas.request.config import Truncation
+from workers.calibration.moments import Moment
+from workers.truncation.problem import Problem
 
 Factors = tuple[Tensor, Tensor]
 TOLERANCE = 1e-6

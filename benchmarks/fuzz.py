@@ -28,11 +28,11 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.fuzz_cases import KINDS, Case, write_base
-from pipeline.configuration import build, explain
-from pipeline.preflight import check
-from schemas.config import RunConfig
+from pipeline.request.flags import build, explain
+from pipeline.request.preflight import check
 from schemas.errors import InputError
 from schemas.printable import printable
+from schemas.request.config import RunConfig
 
 LIMIT_S = 60
 ROOT = Path(__file__).parents[1]

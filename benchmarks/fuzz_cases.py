@@ -16,7 +16,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from pyarrow import parquet
 from safetensors.numpy import save_file
 
-from schemas.shapes import model_spec
+from schemas.model.shapes import model_spec
 from tests.prose import END, VOCABULARY, prose, train_tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -15,10 +15,10 @@ from rich.table import Table
 
 from pipeline.compress import compress
 from pipeline.evaluate import evaluate
-from schemas.config import CalibrationConfig, ClusterConfig, NumericsConfig, RunConfig
-from schemas.evaluation import EvaluateConfig, ModelEvaluation
-from workers.checkpoint import inspect
-from workers.logs import set_up_logging
+from schemas.request.config import CalibrationConfig, ClusterConfig, NumericsConfig, RunConfig
+from schemas.result.evaluation import EvaluateConfig, ModelEvaluation
+from workers.checkpoint.contents import inspect
+from workers.process.logs import set_up_logging
 
 _WINDOWS_A_DIMENSION = 2  # windows are half as long as the widest moment
 

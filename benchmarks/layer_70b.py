@@ -32,24 +32,25 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from benchmarks.fresh import in_fresh_process
-from pipeline.assemble import plan_file, plan_parts
-from pipeline.factorise import root_groups
-from pipeline.stream import micro_batches
-from schemas.config import CalibrationConfig, NumericsConfig, RunConfig
-from schemas.identity import Ground, Identities, identities
-from schemas.model import ModelSpec
-from schemas.moments import Pass, taps
-from schemas.output import MatrixResult
+from pipeline.stages.factorise import root_groups
+from pipeline.stages.weight_files import plan_file, plan_parts
+from pipeline.stream.schedule import micro_batches
+from schemas.model.spec import ModelSpec
+from schemas.request.config import CalibrationConfig, NumericsConfig, RunConfig
+from schemas.result.output import MatrixResult
+from schemas.run.identity import Ground, Identities, identities
+from schemas.run.moments import Pass, taps
 from workers.allocation.budget import rank_within
-from workers.checkpoint import inspect
-from workers.compression import Compressor, read_spectrum
-from workers.items import factors_key
-from workers.layers import Decoder
-from workers.moment_items import commit_moment
+from workers.checkpoint.contents import inspect
+from workers.compressor import Compressor
+from workers.model.layers import Decoder
+from workers.model.shard import Shard
 from workers.output import write_file
-from workers.shard import Shard
-from workers.store import Store
-from workers.tensorfile import Entry, write_tensors
+from workers.storage.keys import factors_key
+from workers.storage.moments import commit_moment
+from workers.storage.spectra import read_spectrum
+from workers.storage.store import Store
+from workers.storage.tensorfile import Entry, write_tensors
 
 LIMIT = 12e9
 CPU = torch.device("cpu")

@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.small_model import request
+from pipeline.cli.demo_inputs import write_texts
 from pipeline.compress import compress
-from pipeline.demo_inputs import write_texts
 from tests.integration.processes import descendants, until
 from tests.models import tiny_model
 

@@ -24,8 +24,8 @@ from rich.table import Table
 from benchmarks.month_run import ARRIVALS, ATTEMPTS, NIGHTS, RATIO, STAGES, Happened, Month, draw
 from benchmarks.nodes import Nodes
 from pipeline.nightly import catalog
-from pipeline.publish import SUCCESS
 from tests.nights import pointed
+from workers.checkpoint.published import SUCCESS
 
 os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", HF_HUB_OFFLINE="1")
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.nightly import catalog
-from schemas.nightly import CatalogRow
+from schemas.request.nightly import CatalogRow
 from tests.integration.processes import Command
 from tests.integration.support import KINDS, ROOT, item_attempts
 from tests.models import tiny_model

@@ -26,15 +26,15 @@ from torch import Tensor, nn
 
 from benchmarks.random_llama import save_random_llama
 from benchmarks.timing import interleave
-from pipeline.demo_inputs import fetch_model, write_texts
-from schemas.model import ModelSpec
-from schemas.moments import Pass, taps
-from workers.checkpoint import inspect
-from workers.documents import iter_documents, separator_of
-from workers.layers import Decoder
-from workers.loading import load_model, load_tokenizer
-from workers.shard import Shard, Step
-from workers.text import calibration_windows, tokenize
+from pipeline.cli.demo_inputs import fetch_model, write_texts
+from schemas.model.spec import ModelSpec
+from schemas.run.moments import Pass, taps
+from workers.checkpoint.contents import inspect
+from workers.model.layers import Decoder
+from workers.model.loading import load_model, load_tokenizer
+from workers.model.shard import Shard, Step
+from workers.text.documents import iter_documents, separator_of
+from workers.text.windows import calibration_windows, tokenize
 
 SEED = 0
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pipeline.demo_inputs import fetch_model
-from workers.loading import load_tokenizer
+from pipeline.cli.demo_inputs import fetch_model
+from workers.model.loading import load_tokenizer
 
 
 def save_random_llama(folder: Path, hidden: int, layers: int, **overrides: Any) -> Path:

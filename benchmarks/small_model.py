@@ -7,8 +7,8 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from pipeline.demo_inputs import fetch_model, write_texts
-from schemas.config import CalibrationConfig, ClusterConfig, RunConfig
+from pipeline.cli.demo_inputs import fetch_model, write_texts
+from schemas.request.config import CalibrationConfig, ClusterConfig, RunConfig
 
 _WEIGHTS = "model.safetensors"
 

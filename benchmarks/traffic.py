@@ -26,9 +26,9 @@ from rich.table import Table
 
 from benchmarks.fresh import in_fresh_process
 from benchmarks.random_llama import save_with_tokenizer
+from pipeline.cli.demo_inputs import write_texts
 from pipeline.compress import compress
-from pipeline.demo_inputs import write_texts
-from schemas.config import CalibrationConfig, ClusterConfig, RunConfig
+from schemas.request.config import CalibrationConfig, ClusterConfig, RunConfig
 
 SPREAD = 0.10
 

@@ -18,9 +18,9 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.timing import interleave
-from pipeline.cluster import ray_session
-from schemas.config import ClusterConfig
-from workers.actors_tensors import share_tensors
+from pipeline.cluster.session import ray_session
+from schemas.request.config import ClusterConfig
+from workers.actors.tensors import share_tensors
 
 WAYS = ("pickle", "shared")
 

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from benchmarks.nodes import Nodes
 from benchmarks.small_model import inputs, request
-from schemas.config import RunConfig
+from schemas.request.config import RunConfig
 from tests.integration.processes import Command
 from tests.integration.support import ROOT, flags, weight_sums
 

@@ -25,12 +25,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.random_llama import save_random_llama
-from pipeline.cluster import Actor, ray_session
-from pipeline.inputs import Inputs
-from pipeline.ownership import owned
+from pipeline.cluster.calls import Actor, wait_for
+from pipeline.cluster.session import ray_session
 from pipeline.progress import Progress
+from pipeline.request.inputs import Inputs
 from pipeline.run import Run, start
-from pipeline.stream import (
+from pipeline.run_directory.ownership import owned
+from pipeline.stream.schedule import (
     Batch,
     Stream,
     as_it_is,
@@ -39,11 +40,10 @@ from pipeline.stream import (
     stream_backward,
     stream_forward,
 )
-from pipeline.waiting import wait_for
-from schemas.config import CalibrationConfig, ClusterConfig, RunConfig
-from schemas.moments import Pass
-from workers.checkpoint import base_files, inspect
-from workers.items import OWNER
+from schemas.request.config import CalibrationConfig, ClusterConfig, RunConfig
+from schemas.run.moments import Pass
+from workers.checkpoint.contents import base_files, inspect
+from workers.storage.keys import OWNER
 
 PASSES: tuple[Pass, ...] = ("forward", "backward")
 SECONDS: dict[Pass, float] = {"forward": 1.0, "backward": 3.0}

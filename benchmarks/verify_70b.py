@@ -21,16 +21,16 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from pipeline.render import check_table
-from pipeline.stages import rank_at
+from pipeline.cli.tables.run import check_table
+from pipeline.plan.flops import rank_at
 from runtime.configuration_lowrank import FORMAT, identity, tensor_shapes
-from schemas.identity import Identities
-from schemas.manifest import FileEntry, Manifest
-from schemas.model import ITEM_BYTES, ModelSpec
-from schemas.shapes import model_spec
-from workers.files import sha256_of
-from workers.own_code import RUNTIME, SHIPPED
-from workers.verify import verify_checkpoint
+from schemas.model.shapes import model_spec
+from schemas.model.spec import ITEM_BYTES, ModelSpec
+from schemas.result.manifest import FileEntry, Manifest
+from schemas.run.identity import Identities
+from workers.checkpoint.own_code import RUNTIME, SHIPPED
+from workers.checkpoint.verify import verify_checkpoint
+from workers.storage.files import sha256_of
 
 SHAPES = Path(__file__).parents[1] / "tests/configs/llama-3-70b.json"
 FILE_BYTES = 5 * 10**9

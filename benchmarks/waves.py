@@ -18,10 +18,10 @@ from rich.table import Table
 
 from benchmarks.fresh import in_fresh_process
 from benchmarks.random_llama import save_with_tokenizer
+from pipeline.cli.demo_inputs import write_texts
 from pipeline.compress import compress
-from pipeline.demo_inputs import write_texts
-from schemas.config import CalibrationConfig, ClusterConfig, RunConfig
-from schemas.manifest import RunResult
+from schemas.request.config import CalibrationConfig, ClusterConfig, RunConfig
+from schemas.result.manifest import RunResult
 
 SPREAD = 0.10
 

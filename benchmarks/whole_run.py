@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from benchmarks.fresh import in_fresh_process
 from benchmarks.timing import interleave
+from pipeline.cli.demo_inputs import fetch_model, write_texts
 from pipeline.compress import compress
-from pipeline.demo_inputs import fetch_model, write_texts
-from pipeline.inputs import gather
-from schemas.config import CalibrationConfig, ClusterConfig, RunConfig
-from workers.layers import Decoder
+from pipeline.request.inputs import gather
+from schemas.request.config import CalibrationConfig, ClusterConfig, RunConfig
+from workers.model.layers import Decoder
 
 OURS = "ours, 2 workers"
 Seconds = dict[str, float]

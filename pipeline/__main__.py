@@ -2,7 +2,7 @@
 
 import sys
 
-from pipeline import interrupts
+from pipeline.cli import interrupts
 from pipeline.search_path import hiding
 
 
@@ -10,7 +10,7 @@ def main() -> None:
     """Entry point of the command; it can be interrupted before its libraries are imported, too."""
     interrupts.install()
     try:
-        from pipeline.cli import main as command
+        from pipeline.cli.app import main as command
 
         command()
     except KeyboardInterrupt:

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.compress import compress
 from pipeline.evaluate import evaluate
-from schemas.config import (
+from schemas.errors import CompressorError, InputError, RunError
+from schemas.request.config import (
     CalibrationConfig,
     ClusterConfig,
     Device,
@@ -19,11 +20,10 @@ from schemas.config import (
     NumericsConfig,
     RunConfig,
 )
-from schemas.errors import CompressorError, InputError, RunError
-from schemas.evaluation import EvaluateConfig, EvaluationReport, ModelEvaluation
-from schemas.manifest import Compression, OutputResult, RunResult
-from workers.fetching import resolve
-from workers.loading import load_model, load_tokenizer
+from schemas.result.evaluation import EvaluateConfig, EvaluationReport, ModelEvaluation
+from schemas.result.manifest import Compression, OutputResult, RunResult
+from workers.checkpoint.fetching import resolve
+from workers.model.loading import load_model, load_tokenizer
 
 __all__ = [
     "CalibrationConfig",

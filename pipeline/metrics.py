@@ -5,9 +5,9 @@ import time
 from collections.abc import Iterator
 
 from pipeline.progress import Progress, Stage
-from schemas.evaluation import EvaluationReport
 from schemas.metrics import Metric, Outcome
-from workers.actors_metrics import count, keep, show
+from schemas.result.evaluation import EvaluationReport
+from workers.actors.metrics import count, keep, show
 
 
 @contextlib.contextmanager

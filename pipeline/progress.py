@@ -18,8 +18,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
-from schemas.model import MatrixSpec
-from workers.logs import as_json, log, now_about
+from schemas.model.spec import MatrixSpec
+from workers.process.logs import as_json, log, now_about
 
 _LOG_EVERY_S = 10.0
 

@@ -4,35 +4,26 @@ from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from pipeline.cluster import (
-    Actor,
-    agree,
-    chains,
-    find_cluster,
-    start_allocator,
-    start_timeout,
-    start_workers,
-    stop,
-    workers_there,
-)
-from pipeline.history import require_same
-from pipeline.inputs import Inputs, tokens_sha256
-from pipeline.ownership import Ownership
-from pipeline.plan import make_plan
-from pipeline.pool import Pool
+from pipeline.cluster.actors import agree, chains, start_allocator, start_workers
+from pipeline.cluster.calls import Actor, start_timeout, stop, wait_for
+from pipeline.cluster.capacity import find_cluster, workers_there
+from pipeline.cluster.pool import Pool
+from pipeline.cluster.quarantine import Quarantine
+from pipeline.plan.planner import make_plan
 from pipeline.progress import Progress
-from pipeline.quarantine import Quarantine
-from pipeline.waiting import wait_for
-from schemas.config import RunConfig
+from pipeline.request.inputs import Inputs, tokens_sha256
+from pipeline.run_directory.earlier import require_same
+from pipeline.run_directory.ownership import Ownership
 from schemas.errors import CompressorError
-from schemas.identity import Ground, Identities, Record, identities
-from schemas.model import MatrixSpec, ModelSpec
-from schemas.moments import Tap, taps
-from schemas.plan import Plan, WorkerFacts
-from schemas.run import RunRecord
-from workers.items import KINDS, RUN_RECORD, STAGING, moment_key
-from workers.objects import remove_below, write
-from workers.store import Store
+from schemas.model.spec import MatrixSpec, ModelSpec
+from schemas.request.config import RunConfig
+from schemas.run.identity import Ground, Identities, Record, identities
+from schemas.run.moments import Tap, taps
+from schemas.run.plan import Plan, WorkerFacts
+from schemas.run.record import RunRecord
+from workers.storage.keys import KINDS, RUN_RECORD, STAGING, moment_key
+from workers.storage.places import remove_below, write
+from workers.storage.store import Store
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,15 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
 
-from pipeline.cluster import on_gpus, start_timeout, workers_there
+from pipeline.cluster.calls import start_timeout
+from pipeline.cluster.capacity import on_gpus, workers_there
+from pipeline.cluster.quarantine import Quarantine
 from pipeline.progress import Progress
-from pipeline.quarantine import Quarantine
 from pipeline.run import Run
-from schemas.config import RunConfig
 from schemas.errors import WorkerDiedError, WorkerError, WorkerStartError
 from schemas.metrics import Metric
-from workers.actors_metrics import count
+from schemas.request.config import RunConfig
+from workers.actors.metrics import count
 
 R = TypeVar("R")
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from schemas.location import Url
-from workers.store import Store
+from workers.storage.store import Store
 
 
 def local(place: Path | Url) -> Path:

@@ -8,16 +8,16 @@ from pathlib import Path
 from unittest import mock
 
 from pipeline.nightly import catalog
-from pipeline.publish import SUCCESS
-from schemas.config import CalibrationConfig, NumericsConfig, RunConfig
 from schemas.errors import CompressorError
-from schemas.evaluation import EvaluationReport, ModelEvaluation
-from schemas.identity import Identities, fingerprint
 from schemas.location import Url
-from schemas.manifest import Compression, Manifest, OutputResult, RunResult
-from schemas.nightly import CatalogRow
-from workers.items import RUN_RECORD
-from workers.objects import create, exists, read_bytes, write
+from schemas.request.config import CalibrationConfig, NumericsConfig, RunConfig
+from schemas.request.nightly import CatalogRow
+from schemas.result.evaluation import EvaluationReport, ModelEvaluation
+from schemas.result.manifest import Compression, Manifest, OutputResult, RunResult
+from schemas.run.identity import Identities, fingerprint
+from workers.checkpoint.published import SUCCESS
+from workers.storage.keys import RUN_RECORD
+from workers.storage.places import create, exists, read_bytes, write
 
 WEIGHTS = "model.safetensors"
 BASE_PERPLEXITY = 20.0

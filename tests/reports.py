@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from schemas.config import METHODS, CalibrationConfig, NumericsConfig
-from schemas.evaluation import EvaluationReport, ModelEvaluation
-from schemas.manifest import Compression
-from schemas.model import ARCHITECTURES
-from schemas.output import MatrixResult
-from schemas.report import ReportFacts, SpectrumSample, StageTime
+from schemas.model.architectures import ARCHITECTURES
+from schemas.request.config import METHODS, CalibrationConfig, NumericsConfig
+from schemas.result.evaluation import EvaluationReport, ModelEvaluation
+from schemas.result.manifest import Compression
+from schemas.result.output import MatrixResult
+from schemas.result.report import ReportFacts, SpectrumSample, StageTime
 
 
 def matrices(layers: int, family: str = "llama", experts: int = 2) -> tuple[MatrixResult, ...]:

@@ -2,13 +2,13 @@
 
 from collections.abc import Collection, Sequence
 
-from schemas.allocation import AllocationResult
-from schemas.config import RunConfig
 from schemas.errors import RunError
-from schemas.model import MatrixSpec, whole
+from schemas.model.spec import MatrixSpec, whole
+from schemas.request.config import RunConfig
+from schemas.run.ranks import AllocationResult
 from workers.allocation import MatrixLoss, allocate
-from workers.compression import read_spectrum
-from workers.store import Store
+from workers.storage.spectra import read_spectrum
+from workers.storage.store import Store
 
 
 class RankAllocator:

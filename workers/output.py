@@ -5,12 +5,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from schemas.identity import Record
-from schemas.model import ModelSpec
-from schemas.output import OutputFile, OutputTensor
-from workers.store import Store
-from workers.tensorfile import DTYPES, Entry
-from workers.tensors import TensorReader
+from schemas.model.spec import ModelSpec
+from schemas.result.output import OutputFile, OutputTensor
+from schemas.run.identity import Record
+from workers.checkpoint.tensors import TensorReader
+from workers.storage.store import Store
+from workers.storage.tensorfile import DTYPES, Entry
 
 
 def write_file(store: Store, folder: Path, spec: ModelSpec, key: str, plan: OutputFile) -> Record:

@@ -18,8 +18,8 @@ from pydantic import ValidationError
 
 from schemas.errors import ConfigError
 from schemas.location import Url
-from schemas.nightly import CatalogRow
-from workers.objects import IN_FLIGHT, create, names_in, read_bytes, remove
+from schemas.request.nightly import CatalogRow
+from workers.storage.places import IN_FLIGHT, create, names_in, read_bytes, remove
 
 FOLDER = "catalog"
 _NAME = re.compile(r"(\d{6,})\.parquet")

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from schemas.evaluation import EvaluateConfig, EvaluationReport, ModelEvaluation
-from schemas.nightly import Gate
+from schemas.request.nightly import Gate
+from schemas.result.evaluation import EvaluateConfig, EvaluationReport, ModelEvaluation
 
 _PROMPT: str = EvaluateConfig.model_fields["sample_prompt"].default
 _FEWEST_WORDS = 8  # a text of fewer is judged by its characters: some languages part no words

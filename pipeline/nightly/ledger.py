@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from schemas.nightly import CatalogRow, Latest, Pointed
+from schemas.request.nightly import CatalogRow, Latest, Pointed
 
 
 def label(ratio: float) -> str:

@@ -13,9 +13,8 @@ from pipeline.nightly.retention import remove_output, remove_run
 from pipeline.nightly.seen import Seen
 from pipeline.nightly.sources import Checkpoint, Source, source_of
 from pipeline.nightly.texts import text_sums
-from pipeline.ownership import Ownership, owned
 from pipeline.progress import Progress
-from schemas.config import RunConfig
+from pipeline.run_directory.ownership import Ownership, owned
 from schemas.errors import (
     CheckpointError,
     ClusterError,
@@ -25,14 +24,15 @@ from schemas.errors import (
     StorageError,
     TextError,
 )
-from schemas.identity import fingerprint
 from schemas.location import Location, is_within
-from schemas.manifest import OutputResult, RunResult
 from schemas.metrics import Outcome
-from schemas.nightly import CatalogRow, Event, NightlyConfig
-from workers.items import OWNER
-from workers.objects import exists, folders_in, read_bytes, write
-from workers.verify import read_manifest
+from schemas.request.config import RunConfig
+from schemas.request.nightly import CatalogRow, Event, NightlyConfig
+from schemas.result.manifest import OutputResult, RunResult
+from schemas.run.identity import fingerprint
+from workers.checkpoint.published import read_manifest
+from workers.storage.keys import OWNER
+from workers.storage.places import exists, folders_in, read_bytes, write
 
 LATEST = "latest.json"
 Compress = Callable[[RunConfig], RunResult]

@@ -4,12 +4,11 @@ import contextlib
 import json
 from pathlib import Path
 
-from pipeline.publish import SUCCESS
 from schemas.errors import CheckpointError
 from schemas.location import Url
-from workers.items import RUN_RECORD
-from workers.objects import files_below, read_bytes, remove, remove_below
-from workers.verify import read_manifest
+from workers.checkpoint.published import SUCCESS, read_manifest
+from workers.storage.keys import RUN_RECORD
+from workers.storage.places import files_below, read_bytes, remove, remove_below
 
 _MANIFEST = "manifest.json"
 

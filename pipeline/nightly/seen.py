@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline.nightly.sources import Checkpoint, Source
 from schemas.errors import CheckpointError
 from schemas.location import Url
-from workers.objects import read_bytes, write
+from workers.storage.places import read_bytes, write
 
 _FILE = "seen.json"
 

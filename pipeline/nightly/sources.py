@@ -14,16 +14,16 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.hf_api import RepoFile
 
 from schemas.errors import CheckpointError, ConfigError
-from schemas.identity import fingerprint
 from schemas.location import Url, locate
 from schemas.printable import is_unicode
-from workers.checkpoint import INDEX, SINGLE, inspect, weight_map
-from workers.config_file import HUB_ERRORS, NAME, not_given, require_hub_id
-from workers.fetching import resolve
-from workers.files import sha256_of
-from workers.folder import is_wanted
-from workers.objects import IN_FLIGHT, exists, folders_in, identity_of, names_in, url_of
-from workers.tokenizer_files import require_tokenizer
+from schemas.run.identity import fingerprint
+from workers.checkpoint.config_file import HUB_ERRORS, NAME, not_given, require_hub_id
+from workers.checkpoint.contents import INDEX, SINGLE, inspect, weight_map
+from workers.checkpoint.fetching import resolve
+from workers.checkpoint.folder import is_wanted
+from workers.checkpoint.tokenizer_files import require_tokenizer
+from workers.storage.files import sha256_of
+from workers.storage.places import IN_FLIGHT, exists, folders_in, identity_of, names_in, url_of
 
 _IDLE = ("generation_config.json", "trainer_state.json", "README.md")
 _IN_THE_MAKING = re.compile(r"[._]|tmp|.*[._-]tmp$", re.IGNORECASE)  # names of folders

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from schemas.errors import ConfigError
-from schemas.nightly import NightlyConfig
-from workers.documents import evaluation_source, is_local, is_on_hub, iter_documents
-from workers.files import file_sha256
+from schemas.request.nightly import NightlyConfig
+from workers.storage.files import file_sha256
+from workers.text.documents import evaluation_source, is_local, is_on_hub, iter_documents
 
 
 def text_sums(config: NightlyConfig) -> dict[str, str]:

@@ -14,9 +14,9 @@ from pipeline.report import plots, wording
 from pipeline.report.figures import Figure, Table, base_and_made
 from pipeline.report.page import PAGE, model_name, render_page
 from pipeline.report.read import Reported
-from schemas.config import METHODS, TITLES
 from schemas.location import Location
 from schemas.printable import printable
+from schemas.request.config import METHODS, TITLES
 
 _HEAD = ("checkpoint", "base", "method", "ratio", "removed", "parameters", "weights")
 _EVALUATED = ("perplexity", "increase", "KL, nats", "tokens/s")

@@ -8,10 +8,10 @@ from markupsafe import Markup
 
 from pipeline.report import charts, plots
 from pipeline.report.svg import tag
-from pipeline.report.wording import Place, duration, place_of, share, short_kinds
-from schemas.evaluation import EvaluationReport, ModelEvaluation
-from schemas.output import MatrixResult
-from schemas.report import ReportFacts, SpectrumSample, StageTime
+from pipeline.report.wording import duration, share
+from schemas.result.evaluation import EvaluationReport, ModelEvaluation
+from schemas.result.output import MatrixResult
+from schemas.result.report import ReportFacts, SpectrumSample, StageTime
 
 _LEAST = 1e-9  # of the largest eigenvalue: what a spectrum shows
 
@@ -31,6 +31,31 @@ class Figure(NamedTuple):
     gist: str
     drawings: list[Markup]
     table: Table
+
+
+class Place(NamedTuple):
+    """Where a matrix is: `layers.3.self_attn.q_proj` is in layer 3, of type `self_attn.q_proj`."""
+
+    layer: int
+    kind: str
+
+
+def place_of(name: str) -> Place:
+    """Layer and type of a matrix of any family."""
+    parts = name.split(".")
+    at = next((i for i, part in enumerate(parts) if part.isascii() and part.isdigit()), None)
+    if at is None:
+        return Place(0, name)
+    return Place(int(parts[at][:9]), ".".join(parts[at + 1 :]))
+
+
+def short_kinds(kinds: Sequence[str]) -> dict[str, str]:
+    """Every type by its last part, where no other type ends so, else by all of them."""
+    lasts = [kind.rpartition(".")[2] for kind in kinds]
+    return {
+        kind: last if lasts.count(last) == 1 else kind
+        for kind, last in zip(kinds, lasts, strict=True)
+    }
 
 
 class Matrices:

@@ -8,9 +8,9 @@ from markupsafe import Markup
 from pipeline.report import charts, plots
 from pipeline.report.figures import Figure, Matrices, Table
 from pipeline.report.wording import PER_CENT, figure, optimism, share
-from schemas.evaluation import EvaluationReport
-from schemas.manifest import Compression
-from schemas.output import MatrixResult
+from schemas.result.evaluation import EvaluationReport
+from schemas.result.manifest import Compression
+from schemas.result.output import MatrixResult
 
 
 def losses(

@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from schemas.manifest import Compression
-from schemas.report import ReportFacts
+from schemas.result.manifest import Compression
+from schemas.result.report import ReportFacts
 
 
 class Note(NamedTuple):

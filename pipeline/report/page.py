@@ -23,14 +23,14 @@ from pipeline.report.figures import (
 )
 from pipeline.report.losses import layers, losses
 from pipeline.report.notes import notes_of
-from schemas.evaluation import EvaluationReport, ModelEvaluation
-from schemas.manifest import Compression
 from schemas.printable import escaped, printable
-from schemas.report import ReportFacts
+from schemas.result.evaluation import EvaluationReport, ModelEvaluation
+from schemas.result.manifest import Compression
+from schemas.result.report import ReportFacts
 
 PAGE = "report.html"
 FACTS = "report.json"
-_TEMPLATES = Path(__file__).parents[1] / "templates"
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 class Tile(NamedTuple):

@@ -6,17 +6,17 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
-from pipeline.publish import SUCCESS
 from pipeline.report.page import FACTS
 from schemas.errors import ConfigError
-from schemas.evaluation import EvaluationReport
 from schemas.location import Location, locate
-from schemas.manifest import Compression
-from schemas.report import ReportFacts
-from schemas.run import RunRecord
-from workers.items import RUN_RECORD
-from workers.objects import exists, read_bytes, url_of
-from workers.strict_json import parse
+from schemas.result.evaluation import EvaluationReport
+from schemas.result.manifest import Compression
+from schemas.result.report import ReportFacts
+from schemas.run.record import RunRecord
+from workers.checkpoint.published import SUCCESS
+from workers.checkpoint.strict_json import parse
+from workers.storage.keys import RUN_RECORD
+from workers.storage.places import exists, read_bytes, url_of
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -1,8 +1,6 @@
 """Numbers and names as people read them."""
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
 
 _SPACE = "\N{NO-BREAK SPACE}"
 _THOUSANDS = ("", "k", "M", "G", "T")
@@ -10,31 +8,6 @@ PER_CENT = f"{_SPACE}%"
 TO = f"{_SPACE}→{_SPACE}"
 _OPTIMISTIC = 1.5
 _MINUS = "\N{MINUS SIGN}"
-
-
-class Place(NamedTuple):
-    """Where a matrix is: `layers.3.self_attn.q_proj` is in layer 3, of type `self_attn.q_proj`."""
-
-    layer: int
-    kind: str
-
-
-def place_of(name: str) -> Place:
-    """Layer and type of a matrix of any family."""
-    parts = name.split(".")
-    at = next((i for i, part in enumerate(parts) if part.isascii() and part.isdigit()), None)
-    if at is None:
-        return Place(0, name)
-    return Place(int(parts[at][:9]), ".".join(parts[at + 1 :]))
-
-
-def short_kinds(kinds: Sequence[str]) -> dict[str, str]:
-    """Every type by its last part, where no other type ends so, else by all of them."""
-    lasts = [kind.rpartition(".")[2] for kind in kinds]
-    return {
-        kind: last if lasts.count(last) == 1 else kind
-        for kind, last in zip(kinds, lasts, strict=True)
-    }
 
 
 def figure(value: float | None, digits: int = 3) -> str:
@@ -104,3 +77,22 @@ def moment(time: str) -> str:
 
 def _minus(text: str) -> str:
     return text.replace("-", _MINUS)
+
+
+def plain_duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.{1 if seconds < 600 else 0}f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def plain_size(value: int) -> str:
+    amount, unit = float(value), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if amount < 1000 or unit == "TB":
+            break
+        amount /= 1000
+    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.costs import SUM_BYTES
-from schemas.moments import Pass, taps
+from pipeline.plan.footprint import SUM_BYTES
+from schemas.run.moments import Pass, taps
 from tests.models import tiny_model
-from workers.checkpoint import inspect
-from workers.layers import Decoder
-from workers.moments import Moment, MomentAccumulator, _add_products, add_exactly
-from workers.shard import Shard, Step
-from workers.truncation import Problem
+from workers.calibration.moments import Moment, MomentAccumulator, _add_products, add_exactly
+from workers.checkpoint.contents import inspect
+from workers.model.layers import Decoder
+from workers.model.shard import Shard, Step
+from workers.truncation.problem import Problem
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,8 +10,8 @@ import pytest
 import ray
 
 from pipeline.compress import compress
-from schemas.config import RunConfig
-from schemas.manifest import OutputResult
+from schemas.request.config import RunConfig
+from schemas.result.manifest import OutputResult
 from tests.integration.support import ask
 from tests.models import tiny_model
 from tests.prose import prose

@@ -3,8 +3,8 @@
 It cannot look at the processes of this one, so it has to wait for a lease, which is short here.
 """
 
-from pipeline import ownership
-from pipeline.cli import main
+from pipeline.cli.app import main
+from pipeline.run_directory import ownership
 
 
 def _elsewhere() -> str:

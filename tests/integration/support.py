@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from schemas.config import CalibrationConfig, ClusterConfig, RunConfig
 from schemas.location import Url
-from workers.files import file_sha256
-from workers.store import Store
+from schemas.request.config import CalibrationConfig, ClusterConfig, RunConfig
+from workers.storage.files import file_sha256
+from workers.storage.store import Store
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("schemas", "workers", "pipeline", "runtime")

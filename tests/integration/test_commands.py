@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from schemas.evaluation import EvaluationReport
+from schemas.result.evaluation import EvaluationReport
 from tests.integration.conftest import Reference
 from tests.integration.support import (
     KINDS,
@@ -24,8 +24,8 @@ from tests.integration.support import (
 )
 from tests.items import file_of, local
 from tests.models import tiny_model
-from workers.files import file_sha256
-from workers.store import Store
+from workers.storage.files import file_sha256
+from workers.storage.store import Store
 
 PYTHON = (sys.executable, "-m", "pipeline")
 SVDLLM = (str(Path(sys.executable).with_name("svdllm")),)

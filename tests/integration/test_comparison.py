@@ -7,14 +7,14 @@ import pytest
 
 from pipeline.compress import compress
 from pipeline.evaluate import evaluate
-from schemas.config import EvaluationConfig, RunConfig
 from schemas.errors import TextError
-from schemas.evaluation import EvaluateConfig, EvaluationReport
-from schemas.manifest import OutputResult
+from schemas.request.config import EvaluationConfig, RunConfig
+from schemas.result.evaluation import EvaluateConfig, EvaluationReport
+from schemas.result.manifest import OutputResult
 from tests.integration.support import ask, file_sums
 from tests.models import tiny_model
-from workers.files import file_sha256
-from workers.verify import require, samples_of, verify_checkpoint
+from workers.checkpoint.verify import require, samples_of, verify_checkpoint
+from workers.storage.files import file_sha256
 
 LENGTH, WINDOWS = 64, 6
 FLOAT32 = 2e-6  # of a mean over tokens, whatever the order in which products were added

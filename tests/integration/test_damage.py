@@ -9,17 +9,17 @@ import pytest
 from safetensors.torch import load_file
 
 from pipeline.compress import compress
-from schemas.config import RunConfig
 from schemas.errors import RunError, VerificationError
-from schemas.manifest import Manifest
-from schemas.moments import backward_tap, forward_tap
+from schemas.request.config import RunConfig
+from schemas.result.manifest import Manifest
+from schemas.run.moments import backward_tap, forward_tap
 from tests.integration.conftest import Reference
 from tests.integration.support import KINDS, item_attempts, item_sums, weight_sums
 from tests.items import file_of, local
-from workers.checkpoint import inspect
-from workers.items import basis_key, factors_key, moment_key, spectrum_key
-from workers.store import Store
-from workers.tensorfile import entries
+from workers.checkpoint.contents import inspect
+from workers.storage.keys import basis_key, factors_key, moment_key, spectrum_key
+from workers.storage.store import Store
+from workers.storage.tensorfile import entries
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 
 from pipeline.compress import compress
-from pipeline.inputs import gather, tokens_sha256
-from schemas.config import ClusterConfig, RunConfig
-from schemas.identity import Ground, Identities, identities
+from pipeline.request.inputs import gather, tokens_sha256
+from schemas.request.config import ClusterConfig, RunConfig
+from schemas.run.identity import Ground, Identities, identities
 from tests.integration.conftest import Reference
 from tests.integration.support import KINDS, item_sums, weight_sums
 from tests.items import local
-from workers.objects import files_below
+from workers.storage.places import files_below
 
 SHAPES = {
     "a chain of three": {"workers": 3},

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cli import app
+from pipeline.cli.app import app
 from tests.documents import ROOT, blocks, commands, own_arguments
 from tests.models import tiny_model
 from tests.prose import prose

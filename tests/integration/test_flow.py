@@ -12,18 +12,18 @@ from safetensors.torch import load_file
 from pipeline.compress import compress
 from pipeline.report.page import render_report
 from pipeline.report.read import read_reported
-from schemas.config import METHODS, Method
-from schemas.manifest import Compression, Manifest, OutputResult
-from schemas.report import ReportFacts
+from schemas.request.config import METHODS, Method
+from schemas.result.manifest import Compression, Manifest, OutputResult
+from schemas.result.report import ReportFacts
 from tests.integration.conftest import Reference
 from tests.integration.support import KINDS, ask, file_sums, headers, item_attempts, weight_sums
 from tests.items import file_of, local
 from tests.models import tiny_model, tiny_tokenizer
 from tests.prose import prose
-from workers.checkpoint import inspect
-from workers.loading import load_model
-from workers.perplexity import perplexity
-from workers.store import Store
+from workers.checkpoint.contents import inspect
+from workers.evaluation.perplexity import perplexity
+from workers.model.loading import load_model
+from workers.storage.store import Store
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},

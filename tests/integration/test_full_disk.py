@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import ray
 
-from schemas.config import RunConfig
-from schemas.identity import Record
+from schemas.request.config import RunConfig
+from schemas.run.identity import Record
 from tests.integration.conftest import Reference
 from tests.integration.processes import Command, until
 from tests.integration.small_disk import SmallDisk
 from tests.integration.support import KINDS, ROOT, flags, item_attempts, weight_sums
 from tests.items import file_of, local
-from workers.files import file_sha256
-from workers.store import Store
+from workers.storage.files import file_sha256
+from workers.storage.store import Store
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ SCRIPT = """
 import os
 from pathlib import Path
 import ray
-from pipeline.cluster import ray_session
-from schemas.config import ClusterConfig
+from pipeline.cluster.session import ray_session
+from schemas.request.config import ClusterConfig
 
 def is_of(session, process):
     try:

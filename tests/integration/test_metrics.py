@@ -10,28 +10,28 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from schemas.config import RunConfig
-from schemas.manifest import Compression
 from schemas.metrics import Metric
+from schemas.request.config import RunConfig
+from schemas.result.manifest import Compression
 from tests.integration.support import CALIBRATION, KINDS, ROOT, ask, until
 from tests.items import local
 from tests.models import tiny_model
-from workers.checkpoint import inspect
-from workers.store import Store
+from workers.checkpoint.contents import inspect
+from workers.storage.store import Store
 
 # In a process of its own, on a Ray of its own, whose counters begin at zero. What an undisturbed
 # run on a CPU does not record is recorded by itself.
 SCRIPT = """
 import sys
 import ray
-from pipeline.cluster import ray_session
+from pipeline.cluster.session import ray_session
 from pipeline.compress import compress
 from pipeline.metrics import count_nightly, measured, show_perplexity
 from pipeline.progress import Progress
-from schemas.config import RunConfig
-from schemas.evaluation import EvaluationReport, ModelEvaluation
+from schemas.request.config import RunConfig
+from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 from schemas.metrics import Metric
-from workers.actors_metrics import count, show
+from workers.actors.metrics import count, show
 
 def scored(name, perplexity):
     return ModelEvaluation(name=name, perplexity=perplexity, mean_nll=1, windows=1, parameters=1,

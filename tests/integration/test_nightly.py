@@ -7,12 +7,12 @@ import pytest
 from pipeline.compress import compress
 from pipeline.nightly import catalog
 from pipeline.nightly.night import nightly
-from schemas.config import EvaluationConfig, RunConfig
-from schemas.nightly import NightlyConfig
+from schemas.request.config import EvaluationConfig, RunConfig
+from schemas.request.nightly import NightlyConfig
 from tests.integration.support import ask, file_sums
 from tests.models import tiny_model
 from tests.nights import pointed
-from workers.verify import read_manifest
+from workers.checkpoint.published import read_manifest
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 
-from pipeline.pool import ATTEMPTS, Pool, Task
+from pipeline.cluster.pool import ATTEMPTS, Pool, Task
 from schemas.errors import (
     ConfigError,
     NumericsError,
@@ -96,7 +96,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[Metric]:
         assert labels.keys() == set(metric.labels)
         found[metric] += 1
 
-    monkeypatch.setattr("pipeline.pool.count", count)
+    monkeypatch.setattr("pipeline.cluster.pool.count", count)
     return found
 
 
@@ -244,7 +244,7 @@ def test_each_item_has_a_deadline_of_its_own(workers: list[Any]) -> None:
 def test_a_failed_item_is_tried_again_on_another_worker(
     workers: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.pool.BACK_OFF_S", 0.01)
+    monkeypatch.setattr("pipeline.cluster.pool.BACK_OFF_S", 0.01)
     seen: list[tuple[str, str]] = []
     said: list[str] = []
     task = Task("the item", "fail", ("two", "storage"), seen.append, home=workers[0])
@@ -262,7 +262,7 @@ def test_what_fails_everywhere_is_given_up_and_the_others_go_on(
     attempts: int,
 ) -> None:
     """Once where it would fail the same way again."""
-    monkeypatch.setattr("pipeline.pool.BACK_OFF_S", 0.01)
+    monkeypatch.setattr("pipeline.cluster.pool.BACK_OFF_S", 0.01)
     seen: list[tuple[str, str]] = []
     pool = Pool(workers, 600, ignore)
     bad = Task("the item", "fail", ("nobody", how), seen.append, cost=9)

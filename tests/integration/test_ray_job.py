@@ -13,7 +13,7 @@ from ray.cluster_utils import Cluster
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pipeline.compress import compress
-from schemas.config import RunConfig
+from schemas.request.config import RunConfig
 from tests.integration.conftest import Reference
 from tests.integration.support import (
     KINDS,
@@ -27,7 +27,7 @@ from tests.integration.support import (
 from tests.items import local
 from tests.models import tiny_model
 from tests.ports import free_port
-from workers.verify import require, verify_checkpoint
+from workers.checkpoint.verify import require, verify_checkpoint
 
 RAY = Path(sys.executable).with_name("ray")
 

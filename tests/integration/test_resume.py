@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from schemas.config import RunConfig
-from schemas.run import RunRecord
+from schemas.request.config import RunConfig
+from schemas.run.record import RunRecord
 from tests.integration.conftest import Reference
 from tests.integration.processes import AGENTS, Command, Process
 from tests.integration.support import KINDS, ROOT, flags, item_attempts, until, weight_sums

@@ -10,9 +10,9 @@ from tests.integration.support import ROOT
 # The embedded Ray of the installed command, and a task that needs ours, torch and datasets.
 SCRIPT = """
 import ray
-from pipeline.cluster import ray_session
-from schemas.config import ClusterConfig
-from workers.actors import probe
+from pipeline.cluster.session import ray_session
+from schemas.request.config import ClusterConfig
+from workers.actors.probe import probe
 
 with ray_session(ClusterConfig(workers=1, device="cpu"), 1):
     print(ray.get(probe.remote("cpu", "float32", "F32")).device)

@@ -11,22 +11,30 @@ from typing import NamedTuple
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from pipeline.cli.app import app
 from pipeline.compress import compress
 from pipeline.progress import Progress
-from pipeline.publish import finished
-from schemas.config import EvaluationConfig, RunConfig
 from schemas.errors import CheckpointError, ConfigError
 from schemas.location import Url
-from schemas.manifest import Manifest
+from schemas.request.config import EvaluationConfig, RunConfig
+from schemas.result.manifest import Manifest
 from tests.integration.conftest import Endpoint, Reference
 from tests.integration.support import KINDS, ask, item_attempts, item_sums, weight_sums
 from tests.items import local
 from tests.models import tiny_model
-from workers.checkpoint import inspect
-from workers.objects import create, download, exists, files_below, names_in, read_bytes, upload
-from workers.store import Store
-from workers.verify import require, verify_checkpoint
+from workers.checkpoint.contents import inspect
+from workers.checkpoint.published import finished
+from workers.checkpoint.verify import require, verify_checkpoint
+from workers.storage.places import (
+    create,
+    download,
+    exists,
+    files_below,
+    names_in,
+    read_bytes,
+    upload,
+)
+from workers.storage.store import Store
 
 ROOT = Path(__file__).parents[2]
 BUCKET = Url("s3://bucket")

@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM
 from pipeline.evaluate import evaluate
 from runtime.configuration_lowrank import ENCODINGS
 from schemas.errors import CheckpointError, NumericsError
-from schemas.evaluation import EvaluateConfig, EvaluationReport
-from schemas.manifest import FORMAT
+from schemas.result.evaluation import EvaluateConfig, EvaluationReport
+from schemas.result.manifest import FORMAT
 from tests.low_rank import make_checkpoint
 from tests.models import tiny_model, tiny_tokenizer
 from tests.prose import VOCABULARY
-from workers.documents import iter_documents
+from workers.text.documents import iter_documents
 
 LAYERS, LENGTH, WINDOWS = 3, 64, 6
 FLOAT32 = 2e-6  # of a mean over tokens, whatever the order in which products were added

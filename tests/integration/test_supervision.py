@@ -14,20 +14,20 @@ import torch
 
 from pipeline.compress import compress
 from pipeline.progress import Progress, Stage
-from schemas.config import RunConfig
 from schemas.errors import ConfigError, QuarantineError, WorkerError
-from schemas.manifest import Manifest
-from schemas.model import MatrixSpec
-from schemas.moments import backward_tap
+from schemas.model.spec import MatrixSpec
+from schemas.request.config import RunConfig
+from schemas.result.manifest import Manifest
+from schemas.run.moments import backward_tap
 from tests.integration.conftest import Reference
 from tests.integration.processes import Process, descendants, until
 from tests.integration.support import KINDS, item_attempts, item_sums, weight_sums
 from tests.items import local
-from workers.checkpoint import inspect
-from workers.items import basis_key, moment_key, spectrum_key
-from workers.store import Store
-from workers.tensorfile import entries
-from workers.verify import require, verify_checkpoint
+from workers.checkpoint.contents import inspect
+from workers.checkpoint.verify import require, verify_checkpoint
+from workers.storage.keys import basis_key, moment_key, spectrum_key
+from workers.storage.store import Store
+from workers.storage.tensorfile import entries
 
 
 class Enough(Exception):  # noqa: N818
@@ -147,7 +147,7 @@ def test_a_worker_that_cannot_start_ends_the_run_with_what_it_raised(
         def prepare(self) -> None:
             """What is asked of it first."""
 
-    monkeypatch.setattr("pipeline.cluster.LayerShard", ray.remote(Unfit))
+    monkeypatch.setattr("pipeline.cluster.actors.LayerShard", ray.remote(Unfit))
     monkeypatch.setattr("pipeline.supervise._SETTLE_S", 0.0)
     progress = Watched("none", lambda: None)
     with pytest.raises(

@@ -8,16 +8,16 @@ import ray
 import torch
 from torch import Tensor
 
-from schemas.config import RunConfig
-from schemas.identity import Identities
+from schemas.request.config import RunConfig
+from schemas.run.identity import Identities
 from tests.integration.support import ask
 from tests.models import tiny_model
-from workers.actors import LayerShard
-from workers.actors_evaluation import EvaluationShard, Source
-from workers.checkpoint import inspect, inspect_decoder
-from workers.items import RUN_RECORD
-from workers.objects import write
-from workers.scoring import Rows
+from workers.actors.evaluation_shard import EvaluationShard, Source
+from workers.actors.layer_shard import LayerShard
+from workers.checkpoint.contents import inspect, inspect_decoder
+from workers.evaluation.scoring import Rows
+from workers.storage.keys import RUN_RECORD
+from workers.storage.places import write
 
 KEY = "boundaries/test/0.safetensors"
 ROWS = torch.randn(1, 512, 1024, generator=torch.Generator().manual_seed(0)).bfloat16()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from schemas.config import RunConfig
+from schemas.request.config import RunConfig
 from tests.integration.conftest import Reference
 from tests.integration.processes import Command, until
 from tests.integration.support import (

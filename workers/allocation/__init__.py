@@ -1,6 +1,6 @@
 """How ranks are shared out among matrices: one file per method, `Ranks` from all of them."""
 
-from schemas.config import AllocationConfig, Factors
+from schemas.request.config import AllocationConfig, Factors
 from workers.allocation.budget import MatrixLoss, Ranks
 from workers.allocation.loss_aware import loss_aware
 from workers.allocation.svd_llm_v2 import svd_llm_v2

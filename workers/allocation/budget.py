@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from schemas.config import Factors
-from schemas.model import MatrixSpec, factor_parameters, whole
+from schemas.model.spec import MatrixSpec, factor_parameters, whole
+from schemas.request.config import Factors
 
 
 class MatrixLoss(NamedTuple):

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from schemas.config import Factors
 from schemas.errors import ConfigError
-from schemas.model import whole
+from schemas.model.spec import whole
+from schemas.request.config import Factors
 from workers.allocation.budget import MatrixLoss, Ranks, cost
 
 _BISECTIONS = 200

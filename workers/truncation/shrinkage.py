@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from workers.moments import Moment
+from workers.calibration.moments import Moment
 
 
 def ledoit_wolf(moment: Moment, target: Tensor) -> float:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workers.moments import Moment, row_blocks
+from workers.calibration.moments import Moment, row_blocks
 from workers.truncation.basis import Basis, Through, positive_eigh
 from workers.truncation.shrinkage import ledoit_wolf
 

@@ -1,0 +1,264 @@
+"""`svdllm`, and `python -m pipeline`: flags in, one schema out, one exit code."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pipeline.cli import interrupts, nightly
+from pipeline.cli.exit_codes import exit_codes
+from pipeline.cli.options import (
+    AllocationFlag,
+    Calibration,
+    ConfigFile,
+    DeviceFlag,
+    DTypeFlag,
+    EvaluateFlag,
+    FactorsFlag,
+    GradientLength,
+    GradientSamples,
+    Length,
+    MethodFlag,
+    Model,
+    OnFailureFlag,
+    Output,
+    Ratio,
+    Revision,
+    RunDir,
+    Samples,
+    Seed,
+    Settings,
+    StorageRead,
+    StorageWrite,
+    TruncationFlag,
+    Workers,
+)
+from pipeline.cli.report import report
+from pipeline.cli.tables.plan import plan_table
+from pipeline.cli.tables.run import check_table, run_table
+from pipeline.cli.tables.status import status_table
+from pipeline.request.flags import build
+from schemas.location import locate
+from schemas.request.config import (
+    DType,
+    RunConfig,
+)
+from schemas.result.evaluation import EvaluateConfig
+from workers.process.logs import LOG_FORMAT, LogFormat, set_up_logging
+
+app = typer.Typer(
+    help="Compress large language models by activation-aware SVD, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_out = Console()
+
+
+@app.callback()
+def logs(
+    log_format: Annotated[
+        LogFormat, typer.Option(envvar=LOG_FORMAT, help="Of the log: text, or JSON lines.")
+    ] = "text",
+) -> None:
+    if log_format == "json":  # by the environment, which workers see, too
+        os.environ[LOG_FORMAT] = log_format
+        set_up_logging()
+
+
+@app.command()
+def compress(
+    model: Model = None,
+    ratio: Ratio = None,
+    output: Output = None,
+    revision: Revision = None,
+    run_dir: RunDir = None,
+    method: MethodFlag = None,
+    truncation: TruncationFlag = None,
+    allocation: AllocationFlag = None,
+    factors: FactorsFlag = None,
+    calibration: Calibration = None,
+    calibration_samples: Samples = None,
+    sequence_length: Length = None,
+    gradient_samples: GradientSamples = None,
+    gradient_length: GradientLength = None,
+    evaluate: EvaluateFlag = None,
+    seed: Seed = None,
+    workers: Workers = None,
+    device: DeviceFlag = None,
+    dtype: DTypeFlag = None,
+    storage_read: StorageRead = None,
+    storage_write: StorageWrite = None,
+    on_failure: OnFailureFlag = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Set aside what ran in the run directory before.")
+    ] = False,
+) -> None:
+    """Compress a checkpoint at one or several ratios. The same command continues a stopped run."""
+    given = locals()
+    with exit_codes():
+        request = build(RunConfig, {key: given[key] for key in given.keys() - {"fresh"}})
+        from pipeline.request.preflight import check  # neither torch nor ray
+
+        check(request)
+        from pipeline.compress import compress as run  # torch and ray load only when needed
+
+        result = run(request, fresh=fresh)
+        _out.print(run_table(result))
+
+
+@app.command()
+def plan(
+    model: Annotated[
+        str | None, typer.Option(help="A checkpoint folder, a config.json or a hub id.")
+    ] = None,
+    ratio: Ratio = None,
+    revision: Revision = None,
+    method: MethodFlag = None,
+    truncation: TruncationFlag = None,
+    allocation: AllocationFlag = None,
+    factors: FactorsFlag = None,
+    calibration_samples: Samples = None,
+    sequence_length: Length = None,
+    gradient_samples: GradientSamples = None,
+    gradient_length: GradientLength = None,
+    workers: Workers = None,
+    dtype: DTypeFlag = None,
+    storage_read: StorageRead = None,
+    storage_write: StorageWrite = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs to plan for.", show_default="this host's CPU")
+    ] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, show_default="8, or all")] = None,
+    gpu_memory: Annotated[str | None, typer.Option(help="Of each GPU, as 80GB or 80GiB.")] = None,
+    host_memory: Annotated[
+        str | None, typer.Option(help="Of each node, as 1TB.", show_default="128GB a GPU")
+    ] = None,
+    gpu_type: Annotated[
+        str | None, typer.Option(help="h100, h200, a100 or l40s; others have no times.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="The plan as JSON.")] = False,
+) -> None:
+    """Shards, waves, memory, disk, flops, bytes and time, from config.json alone.
+
+    Nothing is computed. GPUs that are described need not exist.
+    """
+    given = locals()
+    with exit_codes():
+        from pipeline.plan.machines import Machines
+        from pipeline.plan.planner import plan_checkpoint
+
+        flags = {key: given[key] for key in given.keys() - {*Machines._fields, "json"}}
+        request = build(RunConfig, flags | {"output": Path("unused")})
+        machines = Machines(gpus, gpus_per_node, gpu_memory, host_memory, gpu_type)
+        found = plan_checkpoint(request, machines)
+        if json:
+            _out.print_json(found.model_dump_json())
+        else:
+            _out.print(plan_table(found))
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, a hub id or a URL.")],
+    baseline: Annotated[str | None, typer.Option(help="The base, to compare with.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="As --calibration of compress.", show_default="wikitext2")
+    ] = None,
+    sequence_length: Annotated[
+        int | None, typer.Option(help="Tokens in a window.", show_default="2048")
+    ] = None,
+    max_windows: Annotated[int | None, typer.Option(help="Only the first windows.")] = None,
+    device: DeviceFlag = None,
+    dtype: Annotated[
+        DType | None, typer.Option(help="Compute type.", show_default="float32")
+    ] = None,
+    sample_prompt: Annotated[str | None, typer.Option(help="Text that each continues.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run a checkpoint's own code.")] = False,
+    streamed: Annotated[
+        bool, typer.Option("--streamed", help="Through layer shards on Ray; with KL, no sample.")
+    ] = False,
+    workers: Workers = None,
+    shard_layers: Annotated[
+        int | None, typer.Option(help="Most layers in a worker.", show_default="what fits")
+    ] = None,
+    work_dir: Annotated[
+        Path | None, typer.Option(help="For what waits between waves of shards.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
+) -> None:
+    """Perplexity, size and a generated sample, side by side with the base."""
+    with exit_codes():
+        flags = {key: value for key, value in locals().items() if key != "json"}
+        request = build(EvaluateConfig, flags)
+        from pipeline.cli.tables.evaluation import evaluation_table as table
+        from pipeline.evaluate import evaluate as run
+
+        report = run(request)
+        _out.print(table(report))
+        if json:
+            json.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+@app.command()
+def verify(
+    checkpoint: Annotated[str, typer.Argument(help="A compressed checkpoint: a folder or a URL.")],
+    work_dir: Annotated[
+        Path | None,
+        typer.Option(help="Of a URL: where its weights may be copied to, for a load."),
+    ] = None,
+) -> None:
+    """Checksums, names and shapes, and a load by plain transformers in a clean process."""
+    with exit_codes():
+        from workers.checkpoint.stored import at_hand
+        from workers.checkpoint.verify import require, verify_checkpoint
+        from workers.storage.places import url_of
+
+        place = url_of(checkpoint) or Path(checkpoint)
+        with at_hand(place, work_dir=work_dir) as (folder, stored):
+            checks = verify_checkpoint(folder, published=True, stored=stored)
+        _out.print(check_table(checks))
+        require(checks, checkpoint)
+
+
+@app.command()
+def status(
+    run_dir: Annotated[str, typer.Argument(help="A run directory (OUTPUT.run), or its URL.")],
+) -> None:
+    """What a run has finished, and what is left."""
+    with exit_codes():
+        from pipeline.run_directory.status import read_status
+
+        _out.print(status_table(read_status(locate(run_dir))))
+
+
+@app.command()
+def demo(
+    work_dir: Annotated[Path, typer.Option(help="Folder for model, text and results.")] = Path(
+        "build/demo"
+    ),
+) -> None:
+    """Compress SmolLM2-135M-Instruct at 20 %, compare and verify it."""
+    with exit_codes():
+        from pipeline.cli.demo import run_demo
+
+        run_demo(work_dir, _out)
+
+
+nightly.register(app, compress)
+app.command()(exit_codes()(report))
+
+
+def main() -> None:
+    """The command, once all that it starts with is imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # one progress display is enough: ours
+    set_up_logging()
+    interrupts.install()
+    app()

@@ -1,0 +1,47 @@
+"""`svdllm demo`: the main job on a real model, with the text that every Python carries."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from pipeline.cli.demo_inputs import fetch_model, write_texts
+from pipeline.cli.tables.evaluation import evaluation_table as evaluation_table
+from pipeline.cli.tables.run import check_table, run_table
+from pipeline.compress import compress
+from schemas.request.config import CalibrationConfig, ClusterConfig, EvaluationConfig, RunConfig
+from workers.checkpoint.verify import require, verify_checkpoint
+
+_RATIO = 0.2
+_WINDOWS = 12
+
+
+def run_demo(folder: Path, console: Console) -> None:
+    """Compress SmolLM2-135M-Instruct at 20 % on two local workers, compare and verify it."""
+    model = fetch_model(folder / "SmolLM2-135M-Instruct")
+    calibration, evaluation = write_texts(folder / "text")
+    output = folder / "SmolLM2-135M-Instruct-20"
+    result = compress(
+        RunConfig(
+            model=str(model),
+            output=output,
+            ratio=(_RATIO,),
+            calibration=CalibrationConfig(
+                text=str(calibration),
+                samples=32,
+                sequence_length=1024,
+                gradient_length=256,
+            ),
+            evaluation=EvaluationConfig(
+                text=str(evaluation), sequence_length=1024, windows=_WINDOWS
+            ),
+            cluster=ClusterConfig(workers=2),
+        )
+    )
+    console.print(run_table(result))
+    checks = list(result.outputs[0].checks) or verify_checkpoint(output, published=True)
+    console.print(check_table(checks))
+    require(checks, output)
+    if report := result.outputs[0].evaluation:
+        console.print(evaluation_table(report))
+    console.print(Text(f"{output / 'report.html'}: ranks, spectra, losses, time"))

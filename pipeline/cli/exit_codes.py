@@ -1,0 +1,38 @@
+"""What a command returns when it fails or is interrupted, and the line that says why."""
+
+import contextlib
+from collections.abc import Iterator
+
+import typer
+from pydantic import ValidationError
+
+from pipeline.cli import interrupts
+from pipeline.request.flags import explain
+from schemas.errors import CompressorError, RunError
+from workers.process.logs import log
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """0 done, 2 bad input, 3 failed run, 130 and 143 interrupted; one line says why."""
+    try:
+        with interrupts.noticed():
+            yield
+    except ValidationError as error:
+        for line in explain(error):
+            log.error("error: %s", line)
+        raise typer.Exit(2) from None
+    except CompressorError as error:
+        log.error("error: %s", error)
+        if isinstance(error, RunError):
+            log.error("the run failed; what it finished is kept, and the same command continues it")
+        raise typer.Exit(error.exit_code) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        log.error("error: %s%s", where, error.strerror or error)
+        log.error("the run failed; what it finished is kept, and the same command continues it")
+        raise typer.Exit(RunError.exit_code) from None
+    except KeyboardInterrupt:
+        line, code = interrupts.outcome()
+        log.error(line)
+        raise typer.Exit(code) from None

@@ -1,0 +1,33 @@
+"""`svdllm report`: the page of one run made anew, or several runs compared."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN", help="Checkpoints or run directories; folders or URLs."),
+    ],
+    output: Annotated[Path, typer.Option(help="The page that is written.")] = Path("report.html"),
+) -> None:
+    """One run: its report anew. Several: ratio, perplexity, size and speed side by side."""
+    from pipeline.report.compare import comparison, terminal_table  # neither torch nor ray
+    from pipeline.report.page import render_report
+    from pipeline.report.read import read_reported
+    from workers.storage.files import write_text
+
+    found = read_reported(runs)
+    console = Console()
+    console.print(terminal_table(found))
+    if len(found) == 1:
+        [only] = found
+        page = render_report(only.compression, only.evaluation, only.facts)
+    else:
+        page = comparison(found, output)
+    write_text(output, page)
+    console.print(Text(str(output)))

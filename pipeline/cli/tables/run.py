@@ -1,0 +1,76 @@
+"""A finished run and a verification on a terminal."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.report.wording import plain_size
+from schemas.printable import printable
+from schemas.result.manifest import Check, OutputResult, RunResult
+
+_MARKS = {
+    True: Text("ok", "green"),
+    False: Text("FAILED", "bold red"),
+    None: Text("not judged", "yellow"),
+}
+
+
+def run_table(result: RunResult) -> RenderableType:
+    """A column per ratio, then where the checkpoints are, seconds by stage and memory."""
+    table = Table("", title="Compressed")
+    for output in result.outputs:
+        table.add_column(f"ratio {output.ratio:g}", justify="right")
+    for row in zip(*(_output_column(output) for output in result.outputs), strict=True):
+        table.add_row(row[0][0], *(value for _, value in row))
+    seconds = ", ".join(f"{stage} {value:.1f}" for stage, value in result.seconds.items())
+    busy = "; ".join(
+        f"{stage} {', '.join(f'{share:.0%}' for share in shares)}"
+        for stage, shares in result.busy.items()
+    )
+    workers = ", ".join(plain_size(peak) for peak in result.worker_peak_bytes)
+    return Group(
+        table,
+        *(Text(printable(str(output.path))) for output in result.outputs),
+        Text(f"seconds: {seconds}"),
+        *([Text(f"workers busy: {busy}")] if busy else []),
+        Text(f"peak memory: driver {plain_size(result.driver_peak_bytes)}, workers {workers}"),
+    )
+
+
+def check_table(checks: Sequence[Check]) -> RenderableType:
+    """A row per check."""
+    table = Table("check", "", "", title="Verification")
+    for check in checks:
+        mark = _MARKS[check.passed]
+        table.add_row(Text(check.name), mark, Text(printable(check.detail)))
+    return table
+
+
+def _output_column(output: OutputResult) -> list[tuple[str, str]]:
+    done = output.compression
+    encodings = Counter(matrix.encoding for matrix in done.matrices)
+    fallbacks = len(done.fallbacks) + sum(len(matrix.fallbacks) for matrix in done.matrices)
+    base, result = output.evaluation.models if output.evaluation else (None, None)
+    return [
+        ("removed of targeted", f"{done.removed:.2%}"),
+        ("targeted before", f"{done.targeted_before:,}"),
+        ("targeted after", f"{done.targeted_after:,}"),
+        ("parameters before", f"{done.parameters_before:,}"),
+        ("parameters after", f"{done.parameters_after:,}"),
+        ("weights before", plain_size(done.bytes_before)),
+        ("weights after", plain_size(done.bytes_after)),
+        ("matrices", ", ".join(f"{count} {kind}" for kind, count in sorted(encodings.items()))),
+        ("predicted loss", _nats(done.nats)),
+        ("measured loss", _nats(output.evaluation.nats if output.evaluation else None)),
+        ("perplexity before", f"{base.perplexity:.2f}" if base else "-"),
+        ("perplexity after", f"{result.perplexity:.2f}" if result else "-"),
+        ("fallbacks", str(fallbacks)),
+        ("could not be cut", str(len(done.given_up)) if done.given_up else "-"),
+    ]
+
+
+def _nats(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.3f} nats"

@@ -1,0 +1,109 @@
+"""The actors of a run: started, agreed, and in chains."""
+
+import time
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline.cluster.calls import Actor, result, start_timeout
+from pipeline.cluster.capacity import cluster_resources, on_gpus
+from pipeline.progress import Progress
+from schemas.errors import WorkerDiedError, WorkerError
+from schemas.model.spec import ModelSpec
+from schemas.request.config import ClusterConfig, RunConfig
+from schemas.run.plan import Plan, WorkerFacts
+from workers.actors.allocator import Allocator
+from workers.actors.layer_shard import LayerShard
+
+_LOOK_EVERY_S = 5.0
+T = TypeVar("T")
+
+
+def start_workers(config: RunConfig, spec: ModelSpec, count: int, plan: Plan) -> list[Actor]:
+    """`count` layer-shard actors of a compression."""
+    threads = config.numerics.threads
+    actor = with_resources(LayerShard, config.cluster, threads, plan.host_memory)
+    return [actor.remote(config, spec) for _ in range(count)]
+
+
+def with_resources(actor: Any, cluster: ClusterConfig, threads: int, memory: int) -> Any:
+    """An actor class, each of its actors on a GPU of its own where the cluster has any.
+
+    Ray reserves the host memory of each, in bytes, where it schedules it. It keeps no history of
+    their calls: that of the micro-batches of many runs would fill the memory of its head.
+    """
+    gpus = on_gpus(cluster)
+    return actor.options(
+        num_gpus=int(gpus),
+        num_cpus=0 if gpus else threads,
+        memory=memory,
+        scheduling_strategy="SPREAD",
+        max_restarts=0,
+        enable_task_events=False,
+    )
+
+
+def agree(cluster: ClusterConfig, workers: list[Actor], progress: Progress) -> list[WorkerFacts]:
+    """What each started worker runs on. Raises WorkerError where its numbers would differ."""
+    facts = _started(cluster, workers)
+    kinds = {(fact.device, fact.device_name, fact.dtype) for fact in facts}
+    if len(kinds) > 1:
+        raise WorkerError(
+            f"the workers differ in device or dtype ({sorted(kinds)}), so their numbers would; "
+            "use nodes of one kind, or --device cpu"
+        )
+    if facts[0].gpu_reserved and facts[0].device == "cpu":
+        progress.warn("Ray gave each worker a GPU, but torch sees none there: computing on the CPU")
+    return facts
+
+
+def chains(workers: Sequence[T], facts: Sequence[WorkerFacts], length: int) -> list[list[T]]:
+    """Workers in chains of `length`, their number a multiple of it, that seldom leave a node.
+
+    Each node has as many chains of its own as it has room for; those that are left have the rest
+    node by node.
+    """
+    nodes: dict[str, list[T]] = {}
+    for worker, fact in zip(workers, facts, strict=True):
+        nodes.setdefault(fact.node, []).append(worker)
+    whole, rest = list[T](), list[T]()
+    for mine in nodes.values():
+        fits = len(mine) // length * length
+        whole += mine[:fits]
+        rest += mine[fits:]
+    ordered = whole + rest
+    return [ordered[at : at + length] for at in range(0, len(ordered), length)]
+
+
+def _started(cluster: ClusterConfig, workers: list[Actor]) -> list[WorkerFacts]:
+    """What each worker says once it is there.
+
+    Raises WorkerDiedError where the cluster shrinks below what they need while they are awaited,
+    WorkerError where they do not come.
+    """
+    calls = [worker.prepare.remote() for worker in workers]
+    end, waiting = time.monotonic() + start_timeout(cluster), calls
+    kind = "GPU" if on_gpus(cluster) else "CPU"
+    before = cluster_resources().get(kind, 0)
+    while waiting:
+        _, waiting = ray.wait(
+            waiting, num_returns=len(waiting), timeout=_LOOK_EVERY_S, fetch_local=False
+        )
+        if waiting and cluster_resources().get(kind, 0) < before:
+            raise WorkerDiedError("start of a worker: the cluster lost a node meanwhile")
+        if waiting and time.monotonic() > end:
+            raise WorkerError(
+                f"{len(waiting)} of {len(workers)} workers did not start within "
+                f"{start_timeout(cluster):g} s: the cluster has no room for them now (`ray status` "
+                "says what takes it); start again, or ask for fewer with --workers"
+            )
+    return [result(call, "start of a worker", start_timeout(cluster)) for call in calls]
+
+
+def start_allocator(config: RunConfig, node: str) -> Actor:
+    """The one allocator actor, beside a worker: the head of a cluster may be for no work."""
+    beside = NodeAffinitySchedulingStrategy(node, soft=False)
+    options = {"scheduling_strategy": beside, "enable_task_events": False}
+    return Allocator.options(**options).remote(config)  # type: ignore[attr-defined]

@@ -1,0 +1,79 @@
+"""What the cluster has room for."""
+
+import sys
+
+import ray
+
+from pipeline.cluster.calls import start_timeout, wait_for
+from pipeline.plan.machines import MAX_CPU_WORKERS, on_cpu
+from schemas.errors import ClusterError
+from schemas.request.config import ClusterConfig, NumericsConfig
+from schemas.run.plan import ClusterSpec, WorkerFacts
+from workers.actors.probe import probe
+
+
+def worker_count(cluster: ClusterConfig, threads: int) -> int:
+    """Workers of a run: those asked for, or as many as the cluster has room for now.
+
+    Raises ClusterError where it has no room for those asked for.
+    """
+    wanted, there = cluster.workers, workers_there(cluster, threads)
+    if cluster.device == "cuda" and not on_gpus(cluster):
+        raise ClusterError(
+            "cluster.device is cuda, but the Ray cluster has no GPU; use --device cpu"
+        )
+    if wanted and wanted > there:
+        each = "" if on_gpus(cluster) else f", each with numerics.threads CPUs ({threads})"
+        what = f"{there} GPUs" if on_gpus(cluster) else f"room for {there}"
+        raise ClusterError(
+            f"cluster.workers is {wanted}{each}; the Ray cluster has {what}; ask for fewer"
+        )
+    return there
+
+
+def workers_there(cluster: ClusterConfig, threads: int) -> int:
+    """As many of the workers of a run as the cluster has room for now."""
+    most = cluster.workers or (None if on_gpus(cluster) else MAX_CPU_WORKERS)
+    return min(room(cluster, threads), most or sys.maxsize)
+
+
+def room(cluster: ClusterConfig, threads: int) -> int:
+    """Workers that the cluster could hold: one a GPU, or one for every `threads` CPUs."""
+    if on_gpus(cluster):
+        return int(cluster_resources()["GPU"])
+    return max(1, int(cluster_resources().get("CPU", 1)) // threads)
+
+
+def on_gpus(cluster: ClusterConfig) -> bool:
+    """Whether each worker gets a GPU."""
+    return cluster.device != "cpu" and cluster_resources().get("GPU", 0) >= 1
+
+
+def find_cluster(cluster: ClusterConfig, numerics: NumericsConfig, stored: str) -> ClusterSpec:
+    """What the cluster has for a run, as a planner sees it; `stored` is the dtype of its weights.
+
+    A GPU is looked at by a task that has one; the memory of the hosts is what Ray counts.
+    """
+    count, resources = worker_count(cluster, numerics.threads), cluster_resources()
+    memory = int(resources.get("memory", 0))
+    if not on_gpus(cluster):
+        return on_cpu(numerics.dtype, count, memory)
+    call = probe.options(num_gpus=1, num_cpus=0).remote(cluster.device, numerics.dtype, stored)
+    facts: WorkerFacts = wait_for({call: "look at a GPU"}, start_timeout(cluster))[0]
+    if facts.device == "cpu":
+        return on_cpu(numerics.dtype, count, memory)
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]  # type: ignore[no-untyped-call]
+    return ClusterSpec(
+        workers=count,
+        device=facts.device,
+        device_name=facts.device_name,
+        device_memory=facts.device_memory,
+        host_memory=memory // int(resources["GPU"]),
+        dtype=facts.dtype,
+        nodes=max(1, min(count, len(nodes))),
+    )
+
+
+def cluster_resources() -> dict[str, float]:
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources

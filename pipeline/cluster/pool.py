@@ -1,0 +1,258 @@
+"""Independent items on all workers: the largest first, each near its data while its home is free.
+
+Every worker has one item at a time, with a deadline of its own. The item of a worker that dies, or
+is killed because it hangs, goes to another one; so does one that failed, after a while. What fails
+ATTEMPTS times is given up, and the others go on. Lost workers are replaced where there is room.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import ray
+
+from pipeline.cluster.calls import Actor, result, stop
+from pipeline.cluster.quarantine import Failed, Quarantine
+from schemas.errors import (
+    CompressorError,
+    ConfigError,
+    StorageError,
+    StorageFullError,
+    WorkerDiedError,
+    WorkerError,
+    WorkerHungError,
+)
+from schemas.metrics import Metric
+from workers.actors.metrics import count
+from workers.process.logs import about_matrices
+
+ATTEMPTS = 3
+BACK_OFF_S = 1.0  # before an item that failed is tried again; four times as long after that
+_AT_ONCE = (ConfigError, StorageFullError)  # no other item would fare better
+_PASSING = (WorkerError, StorageError)  # all else is the item's own fault, and stays so
+
+
+@dataclass
+class Task:
+    """One item: a method of a worker with its arguments; `then` sees its result and may add tasks.
+
+    `home` is the worker that holds what it needs; a task that is `pinned` runs there or nowhere.
+    `matrices` are those it is for, where it can be given up for them alone; `split` gives smaller
+    tasks for the same, to tell which of them fails.
+    """
+
+    what: str
+    method: str
+    arguments: tuple[Any, ...]
+    then: Callable[[Any], Iterable["Task"] | None]
+    cost: int = 0
+    home: Actor | None = None
+    pinned: bool = False
+    matrices: tuple[str, ...] = ()
+    split: Callable[[], list["Task"]] = list
+    attempts: int = 0
+    failed_on: Actor | None = None
+    not_before: float = 0.0
+
+
+class _Call(NamedTuple):
+    """An item under way."""
+
+    worker: Actor
+    task: Task
+    start: float
+    end: float
+
+
+class _Invitation(NamedTuple):
+    """A worker that is to join."""
+
+    worker: Actor
+    end: float
+
+
+class Pool:
+    """The workers of a run that are alive. `seconds` counts what each was busy with items.
+
+    `replace` is called after a loss; it may `invite` others. `peaks` are the bytes of memory that
+    those which were dismissed took at most.
+    """
+
+    def __init__(
+        self,
+        workers: list[Actor],
+        timeout_s: float,
+        warn: Callable[[str], None],
+        quarantine: Quarantine | None = None,
+    ) -> None:
+        self.workers = list(workers)
+        self.quarantine = quarantine or Quarantine(warn)
+        self.replace: Callable[[], None] = lambda: None
+        self.seconds: dict[Actor, float] = {}
+        self.peaks: list[int] = []
+        self._timeout_s = timeout_s
+        self._warn = warn
+        self._joining: dict[Any, _Invitation] = {}
+        self._losses = 0
+
+    def invite(self, worker: Actor, ready: Any, timeout_s: float) -> None:
+        """Let a worker take items as soon as `ready` is there."""
+        self._joining[ready] = _Invitation(worker, time.monotonic() + timeout_s)
+
+    @property
+    def members(self) -> list[Actor]:
+        """The workers that are there, and those that are to join."""
+        return [*self.workers, *(invited.worker for invited in self._joining.values())]
+
+    def run(self, tasks: Iterable[Task]) -> None:
+        """Run every task, and those that follow from them; what is given up is in `quarantine`.
+
+        Raises WorkerDiedError where no worker is left, or one with which a pinned task was; and
+        what a worker says that holds for every item (ConfigError, StorageFullError).
+        """
+        waiting = self._order(tasks)
+        running: dict[Any, _Call] = {}
+        self.seconds = dict.fromkeys(self.workers, 0.0)
+        self._losses, most = 0, ATTEMPTS * len(self.members)
+        while waiting or running:
+            lost = self._losses
+            self._assign(waiting, running)
+            for reference in self._ready(waiting, running):
+                if reference in self._joining:
+                    self._join(reference)
+                else:
+                    waiting += self._finish(reference, running.pop(reference))
+            for reference in _overdue(running):
+                waiting += self._kill(running.pop(reference))
+            for reference in _overdue(self._joining):
+                stop([self._joining.pop(reference).worker])
+            if lost < self._losses <= most:
+                self.replace()
+            waiting = self._order(waiting)
+
+    def each(self, method: str) -> list[Any]:
+        """The result of a method of every worker; one that does not give it is left out from now
+        on."""
+        calls = {getattr(worker, method).remote(): worker for worker in self.workers}
+        found = []
+        for reference, worker in calls.items():
+            try:
+                found.append(result(reference, method.replace("_", " "), self._timeout_s))
+            except WorkerDiedError as error:
+                self._lose(worker, error)
+        return found
+
+    def dismiss(self) -> None:
+        """End every worker, so that others find room; `peaks` has the memory of each."""
+        self.peaks += self.each("peak_memory")
+        stop(self.members)
+        self.workers.clear()
+        self._joining.clear()
+
+    def _order(self, tasks: Iterable[Task]) -> list[Task]:
+        given_up = self.quarantine.items
+        return sorted((t for t in tasks if t.what not in given_up), key=lambda task: -task.cost)
+
+    def _assign(self, waiting: list[Task], running: dict[Any, _Call]) -> None:
+        busy, now = {call.worker for call in running.values()}, time.monotonic()
+        for worker in [worker for worker in self.workers if worker not in busy]:
+            if task := self._next(waiting, worker, now):
+                waiting.remove(task)
+                call = getattr(worker, task.method).remote(*task.arguments)
+                running[call] = _Call(worker, task, now, now + self._timeout_s)
+        for task in waiting:
+            if task.pinned and task.home not in self.workers:
+                raise WorkerDiedError(f"{task.what}: the worker that held what it needs died")
+        if not self.members:
+            raise WorkerDiedError(f"{waiting[0].what}: no worker is left")
+
+    def _next(self, waiting: list[Task], worker: Actor, now: float) -> Task | None:
+        """The largest task whose home this is, else the largest that may run anywhere.
+
+        One that failed here waits for another worker, if there is one.
+        """
+        alone = len(self.workers) == 1
+        able = [
+            task
+            for task in waiting
+            if task.not_before <= now and (alone or task.failed_on != worker)
+        ]
+        mine = (task for task in able if task.home == worker)
+        anyones = (task for task in able if not task.pinned)
+        return next(mine, None) or next(anyones, None)
+
+    def _ready(self, waiting: list[Task], running: dict[Any, _Call]) -> list[Any]:
+        """What is ready, as soon as anything is, or nothing as soon as there is something to do."""
+        now, calls = time.monotonic(), [*running, *self._joining]
+        events = [call.end for call in running.values()]
+        events += [invited.end for invited in self._joining.values()]
+        events += [task.not_before for task in waiting if task.not_before > now]
+        left = max(min(events, default=now) - now, 0)
+        if not calls:
+            time.sleep(left)
+            return []
+        ready, _ = ray.wait(calls, num_returns=1, timeout=left, fetch_local=False)
+        return list(ready)
+
+    def _finish(self, reference: Any, call: _Call) -> list[Task]:
+        """The tasks that follow from a call that ended."""
+        task = call.task
+        self.seconds[call.worker] += time.monotonic() - call.start
+        try:
+            found = result(reference, task.what, self._timeout_s)
+        except CompressorError as error:
+            return self._failed(call.worker, task, error)
+        return list(task.then(found) or ())
+
+    def _kill(self, call: _Call) -> list[Task]:
+        task = call.task
+        error = WorkerHungError(
+            f"{task.what}: not finished within {self._timeout_s:g} s, so its worker was killed; "
+            "raise cluster.item_timeout_s if that is too short"
+        )
+        return self._failed(call.worker, task, error)
+
+    def _failed(self, worker: Actor, task: Task, error: CompressorError) -> list[Task]:
+        """The tasks that are to be done instead: the same once more, or its parts, or none."""
+        task.attempts += 1
+        task.failed_on = worker
+        if isinstance(error, WorkerDiedError):
+            self._lose(worker, error)
+        if task.pinned or isinstance(error, _AT_ONCE):
+            raise error
+        if task.attempts < ATTEMPTS and isinstance(error, _PASSING):
+            if not isinstance(error, WorkerDiedError):
+                delay = BACK_OFF_S * 4 ** (task.attempts - 1)
+                task.not_before = time.monotonic() + delay
+                with about_matrices(task.matrices):
+                    self._warn(f"{error}; trying again in {delay:g} s")
+            count(Metric.RETRIES, kind="item")
+            return [task]
+        if parts := task.split():
+            return parts
+        self.quarantine.add(Failed(task.what, task.matrices, task.attempts, str(error)))
+        count(Metric.QUARANTINED)
+        return []
+
+    def _lose(self, worker: Actor, error: WorkerDiedError) -> None:
+        stop([worker])
+        self.workers.remove(worker)
+        self._losses += 1
+        count(Metric.LOST_WORKERS)
+        self._warn(f"{error}; going on with {len(self.workers)}")
+
+    def _join(self, reference: Any) -> None:
+        worker = self._joining.pop(reference).worker
+        try:
+            result(reference, "start of a worker", self._timeout_s)
+        except WorkerDiedError:
+            return  # a node that came and went
+        self.workers.append(worker)
+        self.seconds[worker] = 0.0
+
+
+def _overdue(calls: Mapping[Any, _Call | _Invitation]) -> list[Any]:
+    """Calls whose deadline has passed."""
+    now = time.monotonic()
+    return [reference for reference, call in calls.items() if call.end <= now]

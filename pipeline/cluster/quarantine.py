@@ -1,0 +1,59 @@
+"""Items that failed again and again: kept apart, so that all others go on to their end."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from schemas.errors import QuarantineError
+from schemas.request.config import OnFailure
+from workers.process.logs import about_matrices
+
+
+class Failed(NamedTuple):
+    """An item that was given up: what it was, the matrices it was for, and its last error."""
+
+    what: str
+    matrices: tuple[str, ...]
+    attempts: int
+    error: str
+
+    def __str__(self) -> str:
+        times = "" if self.attempts == 1 else f"{self.attempts} times, the last: "
+        return f"{self.what}: {times}{self.error}"
+
+
+class Quarantine:
+    """The items that one run gave up, by what they were."""
+
+    def __init__(self, warn: Callable[[str], None], on_failure: OnFailure = "fail") -> None:
+        self._warn = warn
+        self._keep_dense = on_failure == "keep_dense"
+        self.items: dict[str, Failed] = {}
+
+    def add(self, failed: Failed) -> None:
+        """Give an item up."""
+        self.items[failed.what] = failed
+        with about_matrices(failed.matrices):
+            self._warn(f"given up: {failed}")
+
+    @property
+    def matrices(self) -> dict[str, str]:
+        """Matrices that were given up, each with its error."""
+        return {name: item.error for item in self.items.values() for name in item.matrices}
+
+    def require(self) -> None:
+        """Raises QuarantineError where the run cannot go on to its end without what was given up.
+
+        Where failed matrices may stay dense, it can without those.
+        """
+        missed = [i for i in self.items.values() if not (self._keep_dense and i.matrices)]
+        if not missed:
+            return
+        listed = "; ".join(map(str, missed))
+        dense = ""
+        if any(item.matrices for item in missed):
+            dense = ", or --on-failure keep_dense to leave those matrices as they are"
+        count = f"{len(missed)} item{'s' * (len(missed) > 1)}"
+        raise QuarantineError(
+            f"{count} failed, all others are finished: {listed}. Start the same command again to "
+            f"try them again{dense}"
+        )

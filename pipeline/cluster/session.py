@@ -1,0 +1,109 @@
+"""Ray: embedded or joined, what it has, and its actors."""
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+from ray.exceptions import RayError
+from ray.job_config import JobConfig
+
+from pipeline.cluster.joining import require_answer
+from pipeline.cluster.object_store import within_memory
+from pipeline.search_path import for_workers
+from schemas.errors import ClusterError
+from schemas.request.config import ClusterConfig
+from workers.process.logs import as_json
+
+
+@contextlib.contextmanager
+def ray_session(cluster: ClusterConfig, threads: int, store_bytes: int = 0) -> Iterator[None]:
+    """Join the cluster that was named, or that this Ray job runs on; else start an embedded Ray.
+
+    An embedded one has room for the workers asked for, of `threads` CPUs each, and for
+    `store_bytes` of hidden states where memory allows. A Ray that the caller had already
+    initialised is used and left as it is.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        _connect(cluster, threads, store_bytes)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # ray.init replaces it by one of its own
+    except SystemExit:  # ray.init's own handler of SIGTERM, while it starts
+        if callable(on_sigterm):
+            on_sigterm(signal.SIGTERM, None)
+        raise
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(cluster: ClusterConfig, threads: int, store_bytes: int) -> None:
+    setting = "cluster.address" if cluster.address else "RAY_ADDRESS"
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        _start_embedded(cluster, threads, store_bytes)
+        return
+    job: dict[str, Any] = {} if "://" in address else {"job_config": _Job()}  # a client adds none
+    try:
+        require_answer(address, setting)
+        ray.init(
+            address=address,
+            logging_level=logging.ERROR,
+            # What workers say stays in Ray's own log files where ours is JSON: Ray would prefix it.
+            log_to_driver=not as_json(),
+            **job,
+        )
+    except (ConnectionError, ValueError, RayError) as error:
+        why = " ".join(str(error).split())
+        raise ClusterError(f"{setting} {address!r}: no Ray cluster there ({why})") from None
+    except RuntimeError as error:  # ray compares its own version and Python's
+        if "ersion mismatch" not in str(error):
+            raise
+        raise ClusterError(
+            f"{setting} {address!r}: driver and cluster differ ({error}); start the driver "
+            "with the Ray and the Python of the cluster, or install the same ones there"
+        ) from None
+
+
+def _start_embedded(cluster: ClusterConfig, threads: int, store_bytes: int) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "RAY_AUTH_MODE" not in os.environ:  # a secret of this process, not a file in the home folder
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # Ray's own switch for a node that is no cluster's: it listens on loopback alone.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    cores = len(os.sched_getaffinity(0))
+    wanted = (cluster.workers or 0) * threads
+    ray.init(
+        address="local",
+        num_cpus=max(cores, wanted),
+        object_store_memory=within_memory(store_bytes),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        job_config=_Job(),
+    )
+
+
+class _Job(JobConfig):
+    """A job whose workers import what is installed, wherever the driver was started.
+
+    Ray puts the folder of the script and the working directory first on their path, where a folder
+    called workers or datasets hides ours or a library; it does not where a job brings its own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(_py_driver_sys_path=for_workers())
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True

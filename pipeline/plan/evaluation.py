@@ -1,0 +1,94 @@
+"""From shapes alone: which layers of each model a worker of a streamed evaluation holds at once."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from pipeline.plan.footprint import PROCESS_BYTES
+from schemas.errors import ConfigError
+from schemas.model.spec import ITEM_BYTES
+from schemas.run.plan import ClusterSpec, LayerRange
+from workers.actors.evaluation_shard import Source
+
+Part = tuple[LayerRange, ...]  # a shard: layers of each model
+
+_WEIGHT_SHARE = 0.8  # of a worker's memory; the rest is for activations and logits
+
+
+class EvaluationPlan(NamedTuple):
+    """The shards in waves, those of one wave running at once; bytes are of the largest worker."""
+
+    waves: list[list[Part]]
+    weight_bytes: int
+    host_bytes: int
+
+    @property
+    def shards(self) -> int:
+        return sum(map(len, self.waves))
+
+
+def plan_evaluation(
+    sources: Sequence[Source], cluster: ClusterSpec, shard_layers: int | None
+) -> EvaluationPlan:
+    """As few shards as fit, but one a worker at least. Raises ConfigError where none do."""
+    on_cpu = cluster.device == "cpu"
+    room = int((cluster.device_memory - on_cpu * PROCESS_BYTES) * _WEIGHT_SHARE)
+    most = min(source.spec.layers for source in sources)
+    deepest = max(source.spec.layers for source in sources)
+    fewest = max(cluster.workers, math.ceil(deepest / (shard_layers or deepest)))
+    for count in range(min(fewest, most), most + 1):
+        parts = _cut(sources, count)
+        needed = max(_weight_bytes(sources, part) for part in parts)
+        if needed <= room:
+            break
+    else:
+        raise ConfigError(
+            f"one layer of each model takes {needed:,} bytes of weights with the embedding or the "
+            f"head, but a worker has room for {max(room, 0):,}; use --dtype bfloat16, or fewer "
+            "--workers on each host"
+        )
+    largest = max(tensor.nbytes for source in sources for tensor in source.spec.tensors)
+    return EvaluationPlan(
+        waves=[parts[i : i + cluster.workers] for i in range(0, count, cluster.workers)],
+        weight_bytes=needed,
+        host_bytes=PROCESS_BYTES + largest + on_cpu * needed,
+    )
+
+
+def boundary_bytes(sources: Sequence[Source], tokens: int) -> int:
+    """Disk that `tokens` tokens take between two waves, with those of the wave before."""
+    hidden = sum(source.spec.hidden_size * ITEM_BYTES[source.dtype] for source in sources)
+    return 2 * tokens * (hidden + ITEM_BYTES["I64"])
+
+
+def _cut(sources: Sequence[Source], count: int) -> list[Part]:
+    """Contiguous parts of every model, the layers of each as equal in number as can be."""
+    bounds = [
+        tuple(source.spec.layers * shard // count for source in sources)
+        for shard in range(count + 1)
+    ]
+    return [
+        tuple(LayerRange(start=a, stop=b) for a, b in zip(starts, stops, strict=True))
+        for starts, stops in pairwise(bounds)
+    ]
+
+
+def _weight_bytes(sources: Sequence[Source], part: Part) -> int:
+    """Weights of a shard, in the compute dtypes."""
+    models = zip(sources, part, strict=True)
+    return sum(_parameters(source, layers) * ITEM_BYTES[source.dtype] for source, layers in models)
+
+
+def _parameters(source: Source, layers: LayerRange) -> int:
+    spec = source.spec
+    prefixes = [spec.architecture.layer.format(index) for index in layers.range]
+    if layers.start == 0:
+        prefixes.append(spec.architecture.embedding)
+    if layers.stop == spec.layers:
+        head = spec.architecture.embedding if spec.tied else spec.architecture.head
+        prefixes += [spec.architecture.norm, head]
+    sizes = {tensor.name: math.prod(tensor.shape) for tensor in spec.tensors}
+    return sum(
+        size for prefix in prefixes for name, size in sizes.items() if name.startswith(prefix)
+    )

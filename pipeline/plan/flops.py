@@ -1,0 +1,57 @@
+"""Operations of a matrix, as the code does them.
+
+A product (a, b) (b, c) is 2 a b c, a symmetric eigenproblem with vectors 9 n^3, Cholesky n^3 / 3, a
+thin SVD (m, n) 6 m n^2 + 20 n^3 (Golub and Van Loan, 8.6), n the smaller side.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from schemas.model.spec import MatrixSpec
+
+
+def rank_at(matrix: MatrixSpec, keep: float, pivoted: bool) -> int:
+    """The rank at which k (m + n), or k (m + n - k) when pivoted, is `keep` of m n."""
+    sides, target = matrix.out_features + matrix.in_features, keep * matrix.size
+    if not pivoted:
+        return max(1, int(target / sides))
+    return max(1, int((sides - (sides**2 - 4 * target) ** 0.5) / 2))
+
+
+class BasisFlops(NamedTuple):
+    """Operations of bases by the rate at which they are done; products are all but the solvers'."""
+
+    eigen: float
+    svd: float
+    products: float
+
+
+def summed(found: Sequence[BasisFlops]) -> BasisFlops:
+    return BasisFlops(*(sum(one[kind] for one in found) for kind in range(3)))
+
+
+def basis_flops(truncation: str, matrix: MatrixSpec, rooted: bool) -> BasisFlops:
+    """One basis; `rooted`: the root of its input's moment is known from another matrix that reads
+    the same.
+    """
+    m, n, small = matrix.out_features, matrix.in_features, matrix.small
+    svd = 6 * max(m, n) * small**2 + 20 * small**3
+    if truncation == "svd-llm":
+        return BasisFlops(0, svd, n**3 / 3 + 2 * m * n**2 + small * n**2)
+    if truncation == "svd-llm-v2":
+        return BasisFlops(9 * n**3, svd, 2 * m * n**2 + 2 * small * n**2)
+    products = 8 * small**3  # F^T inner F, F V and inner (F V)
+    if matrix.side == "output":
+        return BasisFlops(9 * small**3, 0, products + small**3 / 3)
+    return BasisFlops((9 if rooted else 18) * small**3, 0, products + 2 * m * n**2)
+
+
+def factor_flops(matrix: MatrixSpec, rank: int) -> float:
+    """One factor is a product with W; LU and a triangular solve give the pivoted form; the product
+    of the factors is taken as computed and as stored; the achieved loss is three squares.
+    """
+    m, n, small = matrix.out_features, matrix.in_features, matrix.small
+    metric = 2 * m * n**2 if matrix.side == "input" else 0
+    pivoting = rank**2 * (m - rank / 3) + (m - rank) * rank**2 + 2 * rank**2 * n
+    written = 2 * (2 * m * rank * n)
+    return 2 * m * n * rank + pivoting + written + metric + 2 * small**2 * rank + 4 * small**3

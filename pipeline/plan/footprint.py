@@ -1,0 +1,215 @@
+"""Bytes: what a worker holds while it calibrates and factorises, and what a run leaves on disk.
+
+Everything follows from shapes, in the terms of workers/shard.py, workers/moments.py and
+workers/compression.py. Sizes of one layer are in its `LayerCost`, so a shard's are sums.
+"""
+
+import math
+from typing import NamedTuple
+
+from schemas.model.spec import MatrixSpec, ModelSpec
+from schemas.request.config import RunConfig
+from schemas.request.gradients import with_gradients
+from schemas.run.moments import Pass, Tap, backward_tap, forward_tap, taps
+from schemas.run.plan import DiskUse, LayerRange, WorkerMemory
+
+COMPUTE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+PROCESS_BYTES = 600 * 1024**2  # python, torch and ray themselves
+SUM_BYTES = 12  # a float64 and a float32 for each element of a moment
+_LOGIT_CHUNK, _LOGIT_BYTES = 256, 24  # tokens at a time; logits, probabilities, their sums, labels
+
+
+class LayerCost(NamedTuple):
+    """One decoder layer, or the sum of several.
+
+    `parameters` of all its tensors; elements of the moments of each stream; `reached` are the
+    parameters that a token meets, `forward_flops` and `backward_flops` what its moments take.
+    """
+
+    parameters: int
+    forward: int
+    backward: int
+    reached: float
+    forward_flops: float
+    backward_flops: float
+
+
+class Costs:
+    """Costs of one model under one configuration, computed in one dtype."""
+
+    def __init__(self, config: RunConfig, spec: ModelSpec, dtype: str) -> None:
+        self.config = with_gradients(config, spec)
+        self.spec = spec
+        self.item = COMPUTE_BYTES[dtype]
+        self.taps = [
+            tap
+            for tap in taps(spec.matrices, config.truncation, config.needs_gradients)
+            if tap.moment
+        ]
+        self.parameters = sum(math.prod(tensor.shape) for tensor in spec.tensors)
+        self.base_bytes = sum(tensor.nbytes for tensor in spec.tensors)
+        self.ends = spec.vocab_size * spec.hidden_size  # the embedding, or the head
+        self.layers = self._layers()
+        self._outputs = self._outputs_of_a_token()
+        self._widest = max(tap.size for tap in self.taps)
+        self._largest_basis = 4 * max(self.basis_size(matrix) for matrix in spec.matrices)
+        self._workspace = max(self._factorise(matrix) for matrix in spec.matrices)
+
+    def memory(self, shards: tuple[LayerRange, ...], chain: int) -> WorkerMemory:
+        """What the worker with the largest shard holds, on its device and on its host."""
+        held = [self._held(shard, chain) for shard in shards]
+        host = max(held, key=lambda memory: memory.sums + memory.transit)
+        largest = max(held, key=lambda memory: memory.device)
+        return largest.model_copy(update={"sums": host.sums, "transit": host.transit})
+
+    def disk(self, waves: list[tuple[LayerRange, ...]], replicas: int) -> DiskUse:
+        """Bytes on disk at their peaks, with the shards of each wave."""
+        count = len(waves)
+        partial = max(
+            max(mine.forward, mine.backward)
+            for mine in (self.of(range(wave[0].start, wave[-1].stop)) for wave in waves)
+        )
+        return DiskUse(
+            moments=self.moment_bytes,
+            bases=self.kept_bases,
+            boundaries=max(
+                min(2, count - 1) * self.boundary("forward"),
+                (count if count > 1 else 0) * self.boundary("backward"),
+            ),
+            partial_sums=SUM_BYTES * partial * replicas if replicas > 1 else 0,
+            outputs=sum(self.output(ratio) for ratio in self.config.ratio),
+        )
+
+    def of(self, layers: range) -> LayerCost:
+        """The sum of some layers."""
+        return LayerCost(
+            *(sum(column) for column in zip(*(self.layers[i] for i in layers), strict=True))
+        )
+
+    @property
+    def moment_bytes(self) -> int:
+        """Bytes of all moments, in float32."""
+        return sum(4 * tap.size**2 for tap in self.taps)
+
+    @property
+    def kept_bases(self) -> int:
+        """Bytes of the bases that are kept: all, in float32, or none."""
+        if not self.config.cluster.keep_bases:
+            return 0
+        return sum(4 * self.basis_size(matrix) for matrix in self.spec.matrices)
+
+    def output(self, ratio: float) -> int:
+        """Bytes of the checkpoint at one ratio."""
+        parameters = self.base_bytes * self.spec.targeted / self.parameters
+        return int(self.base_bytes - ratio * parameters)
+
+    def boundary(self, direction: Pass) -> int:
+        """Bytes of the hidden states of all windows of a stream, between two layers."""
+        return self.tokens(direction) * self.spec.hidden_size * self.item
+
+    def windows(self, direction: Pass) -> tuple[int, int]:
+        """Windows of a stream, and tokens in each."""
+        text = self.config.calibration
+        if direction == "forward":
+            return text.samples, text.sequence_length
+        windows = text.gradient_samples if self.config.needs_gradients else 0
+        return windows or 0, text.gradient_length
+
+    def tokens(self, direction: Pass) -> int:
+        return math.prod(self.windows(direction))
+
+    def basis_size(self, matrix: MatrixSpec) -> int:
+        """Elements of the basis of a matrix: two squares, or for the papers' methods U and V."""
+        if self._papers:
+            return matrix.small * (matrix.out_features + matrix.in_features)
+        return 2 * matrix.small**2
+
+    def taps_of(self, matrix: MatrixSpec) -> list[Tap]:
+        """The moments that factorising and truncating a matrix read."""
+        config = self.config
+        found = [forward_tap(matrix, config.truncation)]
+        if config.needs_gradients:
+            found.append(backward_tap(matrix, config.truncation))
+        return [tap for tap in found if tap.moment]
+
+    @property
+    def _papers(self) -> bool:
+        return self.config.truncation in ("svd-llm", "svd-llm-v2")
+
+    def _held(self, shard: LayerRange, chain: int) -> WorkerMemory:
+        spec = self.spec
+        mine = self.of(shard.range)
+        first, last = shard.start == 0, shard.stop == spec.layers
+        # A layer on its way in; or a basis and the moments it comes from, as bytes and as tensors,
+        # which is more than a moment on its way out (its sums in one piece, and the mean).
+        read = 4 * max(self.ends, *(layer.parameters for layer in self.layers))
+        transit = max(read, self._largest_basis + 4 * 4 * self._widest**2)
+        return WorkerMemory(
+            weights=(mine.parameters + (first + last) * self.ends) * self.item,
+            forward_moments=4 * mine.forward,
+            backward_moments=4 * mine.backward,
+            activations=self._activations(len(shard.range), chain, last),
+            factorise=self._workspace,
+            sums=SUM_BYTES * max(mine.forward, mine.backward),
+            bases=self._largest_basis,
+            transit=transit,
+            process=PROCESS_BYTES,
+        )
+
+    def _activations(self, layers: int, chain: int, last: bool) -> int:
+        """The larger of the streams': forward, one layer's outputs and its rows in float32;
+        backward, those twice (values and gradients), the inputs of every layer for each of
+        2 x `chain` micro-batches, and the logits of 256 tokens.
+        """
+        hidden, micro_batch = self.spec.hidden_size, self.config.calibration.micro_batch
+        per_token = (2 * hidden + self._outputs) * self.item + 4 * self._widest
+        forward = micro_batch * self.config.calibration.sequence_length * per_token
+        if not self.tokens("backward"):
+            return int(forward)
+        length = micro_batch * self.config.calibration.gradient_length
+        kept = layers * 2 * chain * length * hidden * self.item
+        logits = min(length, _LOGIT_CHUNK) * self.spec.vocab_size * _LOGIT_BYTES if last else 0
+        return int(max(forward, kept + 2 * length * per_token + logits))
+
+    def _factorise(self, matrix: MatrixSpec) -> int:
+        """Float64: W twice, and about six square matrices of the side that is factorised."""
+        side = matrix.in_features if self._papers else matrix.small
+        return 8 * (2 * matrix.size + 6 * side**2)
+
+    def _layers(self) -> list[LayerCost]:
+        spec = self.spec
+        parameters, reached = [0] * spec.layers, [0.0] * spec.layers
+        head = spec.architecture.layer.partition("{}")[0]
+        for tensor in spec.tensors:
+            if tensor.name.startswith(head):
+                layer = int(tensor.name.removeprefix(head).partition(".")[0])
+                parameters[layer] += math.prod(tensor.shape)
+        share = {matrix.name: matrix.share for matrix in spec.matrices}
+        for matrix in spec.matrices:
+            reached[matrix.layer] += matrix.size * matrix.share
+        elements = {d: [0] * spec.layers for d in ("forward", "backward")}
+        flops = {d: [0.0] * spec.layers for d in ("forward", "backward")}
+        for tap in self.taps:
+            elements[tap.direction][tap.layer] += tap.size**2
+            flops[tap.direction][tap.layer] += _moment_flops(tap, share[tap.module])
+        columns = (
+            parameters,
+            elements["forward"],
+            elements["backward"],
+            reached,
+            flops["forward"],
+            flops["backward"],
+        )
+        return [LayerCost(*values) for values in zip(*columns, strict=True)]
+
+    def _outputs_of_a_token(self) -> float:
+        """Elements that all matrices of a layer give for one token."""
+        outputs = [0.0] * self.spec.layers
+        for matrix in self.spec.matrices:
+            outputs[matrix.layer] += matrix.out_features * matrix.share
+        return max(outputs)
+
+
+def _moment_flops(tap: Tap, share: float) -> float:
+    """x^T x of one token, the full square: 2 q^2."""
+    return 2 * tap.size**2 * share

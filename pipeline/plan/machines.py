@@ -1,0 +1,98 @@
+"""The machines of a plan: as flags describe them, or those of this host."""
+
+import os
+from typing import NamedTuple
+
+from pipeline.plan.devices import row
+from schemas.errors import ConfigError
+from schemas.model.spec import ModelSpec
+from schemas.request.config import DType, RunConfig
+from schemas.request.sizes import parse_size
+from schemas.run.plan import ClusterSpec
+from workers.process.memory import available_bytes
+
+MAX_CPU_WORKERS = 8
+_GPUS_PER_NODE = 8
+_HOST_BYTES = 128 * 10**9  # for each GPU; p4d.24xlarge has 144, a2-ultragpu-8g 170, p5.48xlarge 256
+# As `workers.process.devices.compute_dtype` computes them on a GPU.
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "bfloat16", "BF16": "bfloat16"}
+
+
+class Machines(NamedTuple):
+    """GPUs as flags describe them; memory is "80GB", that of the host of a whole node.
+
+    A host whose memory is not given is assumed to have 128 GB for each GPU.
+    """
+
+    gpus: int | None = None
+    gpus_per_node: int | None = None
+    gpu_memory: str | None = None
+    host_memory: str | None = None
+    gpu_type: str | None = None
+
+
+def find(config: RunConfig, spec: ModelSpec, machines: Machines) -> ClusterSpec:
+    """The described GPUs, or this host's CPU where none are. Raises ConfigError."""
+    if machines.gpus is None:
+        if machines != Machines():
+            raise ConfigError("a description of GPUs needs their number; add --gpus N")
+        return this_host(config)
+    return _described(config, spec, machines.gpus, machines)
+
+
+def this_host(config: RunConfig) -> ClusterSpec:
+    """Workers on this host's CPU: those asked for, or one a core up to 8."""
+    cores = len(os.sched_getaffinity(0)) // config.numerics.threads
+    workers = config.cluster.workers or max(1, min(cores, MAX_CPU_WORKERS))
+    return on_cpu(config.numerics.dtype, workers, available_bytes())
+
+
+def on_cpu(dtype: DType, workers: int, memory: int) -> ClusterSpec:
+    """`workers` that share `memory` bytes of their hosts."""
+    return ClusterSpec(
+        workers=workers,
+        device="cpu",
+        device_name="cpu",
+        device_memory=memory // workers,
+        host_memory=memory // workers,
+        dtype="float32" if dtype == "auto" else dtype,
+    )
+
+
+def _described(config: RunConfig, spec: ModelSpec, gpus: int, machines: Machines) -> ClusterSpec:
+    peaks = row(machines.gpu_type or "")
+    if machines.gpu_memory is None and machines.gpu_type is None:
+        raise ConfigError(
+            "a description of GPUs needs their memory; add --gpu-memory, as 80GB, or --gpu-type"
+        )
+    if machines.gpu_memory is None and peaks is None:
+        raise ConfigError(
+            f"the memory of GPU type {machines.gpu_type!r} is not known; add --gpu-memory, as 80GB"
+        )
+    per_node = min(machines.gpus_per_node or _GPUS_PER_NODE, gpus)
+    memory = peaks.memory if peaks else 0
+    if machines.gpu_memory is not None:
+        memory = _size(machines.gpu_memory, "--gpu-memory")
+    host_memory = _HOST_BYTES
+    if stated := machines.host_memory is not None:
+        host_memory = _size(machines.host_memory, "--host-memory") // per_node
+    auto = config.numerics.dtype == "auto"
+    return ClusterSpec(
+        workers=min(gpus, config.cluster.workers or gpus),
+        device="cuda",
+        device_name=machines.gpu_type or "GPU",
+        device_memory=memory,
+        host_memory=host_memory,
+        dtype=_DTYPES[spec.dtype] if auto else config.numerics.dtype,
+        nodes=-(-gpus // per_node),
+        assumed=()
+        if stated
+        else (f"{host_memory // 10**9} GB of host memory a GPU (--host-memory)",),
+    )
+
+
+def _size(text: str, flag: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise ConfigError(f"{flag} {error}") from error

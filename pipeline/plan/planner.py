@@ -1,0 +1,119 @@
+"""From shapes alone: the layer shards, waves and replicas of a run on given machines."""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+from pipeline.plan.devices import DEFAULT, assumptions, rates
+from pipeline.plan.footprint import Costs
+from pipeline.plan.layouts import Layout, layouts
+from pipeline.plan.machines import Machines, find
+from pipeline.plan.refusal import refusal
+from pipeline.plan.work import evaluation, stages
+from schemas.errors import ConfigError
+from schemas.model.spec import ModelSpec, whole
+from schemas.request.config import RunConfig
+from schemas.run.plan import ClusterSpec, DiskUse, MatrixKind, Plan, RatioPlan, StageCost
+from schemas.run.ranks import require_ranks
+from workers.checkpoint.config_file import read_spec
+
+
+def plan_checkpoint(config: RunConfig, machines: Machines) -> Plan:
+    """The plan of a run from config.json alone, before anything is started."""
+    spec = read_spec(config.model, config.revision)
+    require_ranks(config, spec)
+    return make_plan(config, spec, find(config, spec, machines))
+
+
+def make_plan(config: RunConfig, spec: ModelSpec, cluster: ClusterSpec) -> Plan:
+    """The fastest plan that fits; at a tie the one of fewer replicas, then of fewer waves.
+
+    A chain has as few waves as fit its memory. Where the throughput of the device is not known, the
+    plan is the one that would be fastest on a device that is, and its seconds are None. Raises
+    ConfigError where nothing fits, saying what would.
+    """
+    costs = Costs(config, spec, cluster.dtype)
+    speed = rates(cluster, config)
+    supposed = speed or rates(cluster.model_copy(update={"device_name": DEFAULT}), config)
+
+    def preference(layout: Layout) -> tuple[float, int, int]:
+        seconds = sum(stage.total or 0.0 for stage in stages(costs, layout, supposed))
+        return seconds, layout.replicas, len(layout.waves)
+
+    best = min(layouts(costs, cluster), key=preference, default=None)
+    if best is None:
+        raise refusal(config, spec, cluster)
+    return _describe(
+        costs,
+        cluster,
+        best,
+        (*stages(costs, best, speed), *evaluation(costs, cluster, speed)),
+    )
+
+
+def require_disk(disk: DiskUse, config: RunConfig, committed: int) -> None:
+    """Raises ConfigError where run directory and checkpoints do not fit on their disk.
+
+    Factors are kept beside the checkpoints they go into; `committed` bytes are there already.
+    """
+    needs = [
+        (config.run_folder, disk.run_directory - committed),
+        (config.output, disk.outputs),
+    ]
+    for folder, size in needs:
+        if not isinstance(folder, Path):
+            continue
+        full = folder.expanduser().absolute()
+        there = next(place for place in (full, *full.parents) if place.exists())
+        free = shutil.disk_usage(there).free
+        if size > free:
+            raise ConfigError(
+                f"{folder}: the run needs about {size:,} bytes there, {free:,} are free; "
+                f"free {size - free:,}, or name another --run-dir or --output"
+                f"{_without_bases(disk, size - free) if folder == config.run_folder else ''}"
+            )
+
+
+def _without_bases(disk: DiskUse, lacking: int) -> str:
+    """What bases that are not kept would save, where that is enough."""
+    if disk.bases < lacking:
+        return ""
+    return f", or --set cluster.keep_bases=false ({disk.bases:,} bytes less, and slower)"
+
+
+def _describe(
+    costs: Costs, cluster: ClusterSpec, layout: Layout, table: tuple[StageCost, ...]
+) -> Plan:
+    spec = costs.spec
+    slowest = max(table, key=lambda stage: stage.total or 0.0)
+    return Plan(
+        cluster=cluster,
+        shards=layout.shards,
+        chain=layout.chain,
+        replicas=layout.replicas,
+        total_parameters=costs.parameters,
+        targeted_parameters=spec.targeted,
+        kinds=_kinds(spec),
+        ratios=tuple(_ratio_plan(spec, costs.parameters, ratio) for ratio in costs.config.ratio),
+        memory=layout.memory,
+        disk=costs.disk(layout.waves, layout.replicas),
+        stages=table,
+        seconds=None if slowest.total is None else sum(stage.total or 0.0 for stage in table),
+        bottleneck=None if slowest.limit is None else f"{slowest.name}: {slowest.limit}",
+        assumed=(*cluster.assumed, *(() if slowest.total is None else assumptions(costs.config))),
+    )
+
+
+def _kinds(spec: ModelSpec) -> tuple[MatrixKind, ...]:
+    counts = Counter((m.path, m.out_features, m.in_features) for m in spec.matrices)
+    return tuple(
+        MatrixKind(path=path, out_features=rows, in_features=columns, count=count)
+        for (path, rows, columns), count in counts.items()
+    )
+
+
+def _ratio_plan(spec: ModelSpec, total: int, ratio: float) -> RatioPlan:
+    stays = whole((1 - ratio) * spec.targeted)
+    return RatioPlan(
+        ratio=ratio, targeted_parameters=stays, total_parameters=total - spec.targeted + stays
+    )

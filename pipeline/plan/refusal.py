@@ -1,0 +1,125 @@
+"""What is said where nothing fits: the figure, and every single change that would do.
+
+A change is tried before it is named, so it works when it is followed. More GPUs are not among them:
+waves already let one layer at a time do, and fewer than one no GPU holds.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pipeline.plan.footprint import COMPUTE_BYTES, Costs
+from pipeline.plan.layouts import USABLE, cut, fits, usable
+from schemas.errors import ConfigError
+from schemas.model.spec import ModelSpec
+from schemas.request.config import Allocation, RunConfig, Truncation
+from schemas.run.plan import ClusterSpec, WorkerMemory
+
+_GB = 10**9
+
+
+class _Change(NamedTuple):
+    """Flags, and the request and the machines with them."""
+
+    flags: str
+    config: RunConfig
+    cluster: ClusterSpec
+
+
+def refusal(config: RunConfig, spec: ModelSpec, cluster: ClusterSpec) -> ConfigError:
+    """The error of a run that does not fit even with one layer a worker at a time."""
+    memory = _least(config, spec, cluster)
+    tried = (
+        next((change.flags for change in changes if _feasible(change, spec)), None)
+        for changes in _changes(config, cluster)
+    )
+    remedies = [flags for flags in tried if flags]
+    remedies.append(_more_memory(memory, cluster))
+    return ConfigError(f"{_figure(memory, cluster)}. What would do: {', or '.join(remedies)}")
+
+
+def _least(config: RunConfig, spec: ModelSpec, cluster: ClusterSpec) -> WorkerMemory:
+    """The least that a worker can hold: shards of one layer, one of them at a time."""
+    return Costs(config, spec, cluster.dtype).memory(cut(spec.layers, spec.layers), chain=1)
+
+
+def _feasible(change: _Change, spec: ModelSpec) -> bool:
+    return fits(_least(change.config, spec, change.cluster), change.cluster)
+
+
+def _changes(config: RunConfig, cluster: ClusterSpec) -> Iterator[Iterator[_Change]]:
+    """Groups of changes, each from the least to the greatest; of a group the first that does."""
+    yield _shorter(config, cluster, "gradient_length", "--gradient-length ")
+    yield _shorter(config, cluster, "sequence_length", "--sequence-length ")
+    yield _shorter(config, cluster, "micro_batch", "--set calibration.micro_batch=")
+    if COMPUTE_BYTES[cluster.dtype] > COMPUTE_BYTES["bfloat16"]:
+        narrow = cluster.model_copy(update={"dtype": "bfloat16"})
+        yield iter([_Change("--dtype bfloat16", config, narrow)])
+    if config.truncation in ("svd-llm", "svd-llm-v2"):
+        ours = _by(config, "fisher", "loss-aware")
+        yield iter([_Change("--method two-sided", ours, cluster)])
+    if config.needs_gradients:
+        light = _by(config, "input-only", "uniform")
+        flags = "--truncation input-only --allocation uniform"
+        yield iter([_Change(flags, light, cluster)])
+    yield _fewer_on_a_host(config, cluster)
+
+
+def _by(config: RunConfig, truncation: Truncation, allocation: Allocation) -> RunConfig:
+    """The same run by another method."""
+    method = config.allocation.model_copy(update={"method": allocation})
+    return config.model_copy(update={"truncation": truncation, "allocation": method})
+
+
+def _shorter(config: RunConfig, cluster: ClusterSpec, field: str, flag: str) -> Iterator[_Change]:
+    """A setting of the calibration, halved again and again."""
+    value = getattr(config.calibration, field) // 2
+    while value >= (1 if field == "micro_batch" else 2):
+        text = config.calibration.model_copy(update={field: value})
+        yield _Change(f"{flag}{value}", config.model_copy(update={"calibration": text}), cluster)
+        value //= 2
+
+
+def _fewer_on_a_host(config: RunConfig, cluster: ClusterSpec) -> Iterator[_Change]:
+    """Fewer workers that share the memory of a host."""
+    there = -(-cluster.workers // cluster.nodes)
+    if cluster.assumed:  # memory for each GPU: fewer of them on a host have no more
+        return
+    for count in range(there - 1, 0, -1):
+        memory = cluster.host_memory * there // count
+        update = {"host_memory": memory, "workers": count * cluster.nodes}
+        if not cluster.on_gpu:
+            update["device_memory"] = memory
+        flags = f"--gpus-per-node {count}" if cluster.on_gpu else f"--workers {count}"
+        yield _Change(flags, config, cluster.model_copy(update=update))
+
+
+def _more_memory(memory: WorkerMemory, cluster: ClusterSpec) -> str:
+    """The memory with which it fits as it is."""
+    workers = -(-cluster.workers // cluster.nodes)
+    if not cluster.on_gpu:
+        return f"{_gigabytes((memory.device + memory.host) * workers)} of memory on the host"
+    flags = []
+    if memory.device > usable(cluster):
+        flags.append(f"--gpu-memory {_gigabytes(memory.device / USABLE)}")
+    if memory.host > cluster.host_memory:
+        flags.append(f"--host-memory {_gigabytes(memory.host * workers)}")
+    return " ".join(flags)
+
+
+def _gigabytes(size: float) -> str:
+    return f"{int(size // _GB) + 1}GB"
+
+
+def _figure(memory: WorkerMemory, cluster: ClusterSpec) -> str:
+    takes = "even with one layer at a time a worker takes"
+    if not cluster.on_gpu:
+        total = memory.device + memory.host
+        return f"{takes} {total:,} bytes of host memory, and has {cluster.host_memory:,}"
+    if memory.device <= usable(cluster):
+        return f"{takes} {memory.host:,} bytes of host memory, and has {cluster.host_memory:,}"
+    moments = max(memory.forward_moments, memory.backward_moments)
+    return (
+        f"{takes} {memory.device:,} bytes of GPU memory (weights {memory.weights:,}, moments "
+        f"{moments:,}, activations {memory.activations:,}; or {memory.factorise:,} to factorise "
+        f"the largest matrix), and {usable(cluster):,} of {cluster.device_memory:,} can be used"
+    )

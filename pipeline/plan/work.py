@@ -1,0 +1,261 @@
+"""Operations, bytes and seconds of every stage of a run.
+
+Operations are those of the code: a product (a, b) (b, c) is 2 a b c, a symmetric eigenproblem with
+vectors 9 n^3, Cholesky n^3 / 3, a thin SVD (m, n) 6 m n^2 + 20 n^3 (Golub and Van Loan, 8.6),
+n the smaller side. Attention's own products are left out: at 2,048 tokens, 2 % of a 70B's.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pipeline.plan.devices import Rates
+from pipeline.plan.flops import basis_flops, factor_flops, rank_at, summed
+from pipeline.plan.footprint import SUM_BYTES, Costs, LayerCost
+from pipeline.plan.layouts import Layout
+from schemas.run.moments import Pass
+from schemas.run.plan import ClusterSpec, Resource, StageCost
+from workers.checkpoint.stored import UNASKED
+from workers.checkpoint.verify import FULL_LOAD_BYTES
+from workers.text.documents import evaluation_source
+
+_BISECTIONS = 100  # of the multiplier, each looking at every rank of every matrix
+_HASH_THREADS = 8  # over the files of a checkpoint
+
+
+class Work(NamedTuple):
+    """What a stage takes of each resource, of all workers together.
+
+    `compute` operations in the compute dtype; `host` bytes hashed or averaged by worker threads;
+    `link` bytes between devices and their hosts; `hidden` bytes of hidden states between workers.
+    `busy` workers share the operations, `threads` the bytes of host and link; what is read and
+    written comes through the networks of `nodes`.
+    """
+
+    name: str
+    busy: float
+    threads: float
+    nodes: int
+    compute: float = 0
+    float64: float = 0
+    eigen: float = 0
+    svd: float = 0
+    host: float = 0
+    link: float = 0
+    read: float = 0
+    written: float = 0
+    hidden: float = 0
+
+    def cost(self, rates: Rates | None) -> StageCost:
+        return StageCost(
+            name=self.name,
+            flops=int(self.compute + self.float64 + self.eigen + self.svd),
+            read_bytes=int(self.read),
+            written_bytes=int(self.written),
+            network_bytes=int(self.hidden + self.read + self.written),
+            seconds=None if rates is None else self._seconds(rates),
+        )
+
+    def _seconds(self, rates: Rates) -> dict[Resource, float]:
+        """By resource. What storage gives is `disk`, also where the network is what limits it."""
+        most = self.nodes * rates.wire
+        found: dict[Resource, float] = {
+            "compute": self.compute / self.busy / rates.compute,
+            "float64": self.float64 / self.busy / rates.float64,
+            "eigensolver": self.eigen / self.busy / rates.solver,
+            "SVD": self.svd / self.busy / rates.solver,
+            "host thread": self.host / self.threads / rates.host,
+            "host link": self.link / self.threads / rates.link,
+            "disk": self.read / min(rates.read, most) + self.written / min(rates.write, most),
+            "network": self.hidden / self.nodes / rates.network,
+        }
+        return {resource: seconds for resource, seconds in found.items() if seconds}
+
+
+def stages(costs: Costs, layout: Layout, rates: Rates | None) -> tuple[StageCost, ...]:
+    """Every stage in order; those of an output count all ratios."""
+    waves = [[costs.of(shard.range) for shard in wave] for wave in layout.waves]
+    work = [_inspect(costs), _load(costs, layout), _calibrate(costs, layout, waves, "forward")]
+    if costs.tokens("backward"):
+        work.append(_calibrate(costs, layout, waves, "backward"))
+    work += [_factorise(costs, layout), _allocate(costs), _truncate(costs, layout)]
+    work += [_assemble(costs, layout), _verify(costs)]
+    return tuple(one.cost(rates) for one in work)
+
+
+def evaluation(costs: Costs, cluster: ClusterSpec, rates: Rates | None) -> tuple[StageCost, ...]:
+    """Base and result on a text, if there is one: both are read once more, by all workers of a
+    cluster whatever the layout, with 2 operations a parameter and token through each.
+    """
+    ratios, asked = costs.config.ratio, costs.config.evaluation
+    if evaluation_source(asked.text, costs.config.calibration.text) is None:
+        return ()
+    tokens = asked.windows * asked.sequence_length
+    stored = sum(costs.base_bytes + costs.output(ratio) for ratio in ratios)
+    rows = tokens * costs.spec.hidden_size * costs.item
+    work = Work(
+        "evaluate",
+        cluster.workers,
+        cluster.workers,
+        cluster.nodes,
+        compute=2 * tokens * costs.parameters * stored / costs.base_bytes,
+        read=stored,
+        hidden=2 * len(ratios) * (cluster.workers - 1) * rows,
+    )
+    return (work.cost(rates),)
+
+
+def _inspect(costs: Costs) -> Work:
+    """The driver hashes the files of the base."""
+    size = costs.base_bytes
+    return Work("inspect", 1, _HASH_THREADS, 1, host=size, read=size)
+
+
+def _load(costs: Costs, layout: Layout) -> Work:
+    """Every replica reads every wave; for the backward sweep every wave but the last once more."""
+    waves = len(layout.waves)
+    again = (waves - 1) / waves if costs.tokens("backward") else 0
+    read = costs.base_bytes * layout.replicas * (1 + again)
+    return Work("load", 1, 1, layout.nodes, read=read)
+
+
+def _calibrate(costs: Costs, layout: Layout, waves: list[list[LayerCost]], direction: Pass) -> Work:
+    """One stream. Forward: 2 operations a parameter and token, and the moments.
+
+    Backward: forward, each layer again, and the gradient of its input alone (weights are frozen),
+    2 each; where there are waves, one forward more for all but the last. Moments are products in
+    the compute dtype (sums in float32). After every segment the exact sums go from the host to the
+    device and back; every moment is averaged, and hashed as it is committed.
+    """
+    backward = direction == "backward"
+    total, tokens = costs.of(range(costs.spec.layers)), costs.tokens(direction)
+    elements = total.backward if backward else total.forward
+    before_last = sum(layer.reached for wave in waves[:-1] for layer in wave)
+    passes = 3 * total.reached + before_last if backward else total.reached
+    head = 2 * costs.ends if backward else 0
+    boundary = costs.boundary(direction)
+    parts = min(costs.config.calibration.segments, _micro_batches(costs, direction))
+    summed = 2 * 4 + (SUM_BYTES * layout.replicas if layout.replicas > 1 else 0)
+    between = (len(waves) - 1) * boundary * (2 if backward else 1)
+    return Work(
+        f"calibrate {direction}",
+        _busy(costs, layout, waves, direction),
+        _balance(waves, lambda layer: layer.backward if backward else layer.forward)
+        * layout.replicas,
+        layout.nodes,
+        compute=2 * tokens * (passes + head)
+        + tokens * (total.backward_flops if backward else total.forward_flops),
+        host=summed * elements,
+        link=2 * SUM_BYTES * parts * elements,
+        read=between,
+        written=4 * elements + between,
+        hidden=sum(len(wave) - 1 for wave in waves) * boundary * (2 if backward else 1),
+    )
+
+
+def _factorise(costs: Costs, layout: Layout) -> Work:
+    """The basis of every matrix from its moments, all workers at once, the weights still loaded."""
+    found, rooted = [], set[str]()
+    for matrix in costs.spec.matrices:
+        shared = f"{matrix.layer}.{matrix.reads}"
+        found.append(basis_flops(costs.config.truncation, matrix, shared in rooted))
+        rooted.add(shared)
+    eigen, svd, products = summed(found)
+    moments, bases = _read_of_matrices(costs), costs.kept_bases
+    return Work(
+        "factorise",
+        layout.workers,
+        layout.workers,
+        layout.nodes,
+        eigen=eigen,
+        svd=svd,
+        float64=products,
+        host=moments + bases,
+        read=moments,
+        written=bases,
+    )
+
+
+def _allocate(costs: Costs) -> Work:
+    """One actor searches the ranks of all matrices, float64 eigenvalues in memory."""
+    spectra = 8 * sum(matrix.small for matrix in costs.spec.matrices)
+    searched = spectra * _BISECTIONS * len(costs.config.ratio)
+    return Work("allocate", 1, 1, 1, host=spectra + searched, read=spectra)
+
+
+def _truncate(costs: Costs, layout: Layout) -> Work:
+    """The factors of every matrix at its rank (here: the uniform one), and their achieved loss.
+
+    Bases that were not kept are computed once more, each with a root of its own.
+    """
+    config, ratios = costs.config, costs.config.ratio
+    flops = sum(
+        factor_flops(matrix, rank_at(matrix, 1 - ratio, config.factors == "pivoted"))
+        for ratio in ratios
+        for matrix in costs.spec.matrices
+    )
+    again = [] if config.cluster.keep_bases else costs.spec.matrices
+    eigen, svd, products = summed(
+        [basis_flops(config.truncation, matrix, rooted=False) for matrix in again]
+    )
+    read = (_read_of_matrices(costs) + costs.kept_bases) * len(ratios)
+    factors = sum(costs.output(ratio) for ratio in ratios)
+    return Work(
+        "truncate",
+        layout.workers,
+        layout.workers,
+        layout.nodes,
+        eigen=len(ratios) * eigen,
+        svd=len(ratios) * svd,
+        float64=flops + len(ratios) * products,
+        host=read + factors,
+        read=read + _weights(costs) * len(ratios),
+        written=factors,
+    )
+
+
+def _assemble(costs: Costs, layout: Layout) -> Work:
+    """Factors and untouched tensors into the files of the checkpoints, hashed on both ways."""
+    size = sum(costs.output(ratio) for ratio in costs.config.ratio)
+    return Work("assemble", 1, layout.workers, layout.nodes, host=2 * size, read=size, written=size)
+
+
+def _verify(costs: Costs) -> Work:
+    """One worker hashes every file, and loads a small model, or two layers and the embeddings of
+    another, in a clean process; a very small one is saved once more.
+    """
+    sizes = [costs.output(ratio) for ratio in costs.config.ratio]
+    part = 2 * (costs.ends + max(layer.parameters for layer in costs.layers))
+    bound = part * costs.base_bytes / costs.parameters
+    loaded = sum(size if size <= FULL_LOAD_BYTES else bound for size in sizes)
+    saved = sum(size for size in sizes if size <= UNASKED)
+    size = sum(sizes)
+    return Work("verify", 1, _HASH_THREADS, 1, host=size, read=size + loaded, written=saved)
+
+
+def _busy(costs: Costs, layout: Layout, waves: list[list[LayerCost]], direction: Pass) -> float:
+    """Workers that are busy on average: the chain fills and drains (the bubble of 1F1B), and waits
+    for its largest shard; a replica does its part of the micro-batches.
+    """
+    count = _micro_batches(costs, direction)
+    steps = -(-count // layout.replicas) + layout.chain - 1
+    return _balance(waves, lambda layer: layer.reached) * count / steps
+
+
+def _balance(waves: list[list[LayerCost]], cost: Callable[[LayerCost], float]) -> float:
+    """All of a cost over that of the largest shards: workers of a chain that share it."""
+    total = sum(cost(shard) for wave in waves for shard in wave)
+    return total / sum(max(map(cost, wave)) for wave in waves) if total else 1.0
+
+
+def _micro_batches(costs: Costs, direction: Pass) -> int:
+    return -(-costs.windows(direction)[0] // costs.config.calibration.micro_batch)
+
+
+def _read_of_matrices(costs: Costs) -> int:
+    """Bytes of moments read to see every matrix once; a shared one is read by each."""
+    return sum(4 * tap.size**2 for m in costs.spec.matrices for tap in costs.taps_of(m))
+
+
+def _weights(costs: Costs) -> int:
+    """Bytes of the targeted matrices as stored."""
+    return int(costs.base_bytes * costs.spec.targeted / costs.parameters)

@@ -1,0 +1,81 @@
+"""The model card of a compressed checkpoint, from its own figures."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipeline.report.wording import optimism
+from schemas.printable import printable
+from schemas.request.config import RunConfig
+from schemas.result.evaluation import EvaluationReport
+from schemas.result.manifest import Compression
+from workers.storage.files import write_text
+
+_KEPT: tuple[str, ...] = ("license", "license_name", "license_link", "language")
+_LARGEST = 10**6
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_card(
+    folder: Path,
+    base: Path,
+    config: RunConfig,
+    compression: Compression,
+    evaluation: EvaluationReport | None = None,
+) -> None:
+    """README.md with front matter: base_model, licence and library."""
+    encodings = [matrix.encoding for matrix in compression.matrices]
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    text = environment.get_template("card.md.j2").render(
+        front=yaml.safe_dump(front_matter(base, config), sort_keys=False).strip(),
+        name=_markdown(Path(config.model).name),
+        c=compression,
+        e=evaluation,
+        optimism=optimism,
+        calibration=_markdown(Path(compression.calibration.text).name),
+        text=None if evaluation is None else _markdown(Path(evaluation.text).name),
+        counts={kind: encodings.count(kind) for kind in ("pivoted", "plain", "dense")},
+        notes=[(m.name, note) for m in compression.matrices for note in m.fallbacks],
+        remarks=[(m.name, note) for m in compression.matrices for note in m.remarks],
+    )
+    write_text(folder / "README.md", text)
+
+
+def front_matter(base: Path, config: RunConfig) -> dict[str, Any]:
+    """Licence and languages of the base's own card, where it has one."""
+    card = _read_front(base / "README.md")
+    kept = {key: found for key in _KEPT if (found := _plain(card.get(key))) is not None}
+    is_hub_id = "://" not in config.model and not Path(config.model).exists()
+    base_model = printable(config.model if is_hub_id else Path(config.model).name)
+    return {"base_model": base_model, "library_name": "transformers", **kept, "tags": ["svd-llm"]}
+
+
+def _read_front(path: Path) -> dict[str, Any]:
+    """What is between the dashes at the top of a card; nothing where that is no mapping."""
+    if not path.is_file() or path.stat().st_size > _LARGEST:
+        return {}
+    parts = path.read_text(encoding="utf-8", errors="replace").split("---", 2)
+    if len(parts) < 3 or parts[0].strip():
+        return {}
+    try:
+        found = yaml.safe_load(parts[1])
+    except (yaml.YAMLError, ValueError, RecursionError):  # the base's card is not ours to refuse
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _plain(value: object) -> str | list[str] | None:
+    """A text or texts of a stranger's card on one line each; None for what is neither."""
+    if isinstance(value, list):
+        return [printable(part) for part in value if isinstance(part, str)] or None
+    return printable(value) if isinstance(value, str) else None
+
+
+def _markdown(text: str) -> str:
+    """A name as it is, wherever it stands in a line of Markdown."""
+    return re.sub(r"([\\`*_\[\]<>#|&])", r"\\\1", printable(text))

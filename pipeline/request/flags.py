@@ -1,0 +1,142 @@
+"""One configuration from YAML, flags and --set, in rising order of precedence."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from schemas.errors import ConfigError
+from schemas.printable import printable
+from schemas.request.config import METHODS, RunConfig
+
+T = TypeVar("T", bound=BaseModel)
+
+# Where a flag's value goes, when not to a field of its own name.
+_PATHS: dict[str, str] = {
+    "allocation": "allocation.method",
+    "calibration": "calibration.text",
+    "calibration_samples": "calibration.samples",
+    "sequence_length": "calibration.sequence_length",
+    "gradient_samples": "calibration.gradient_samples",
+    "gradient_length": "calibration.gradient_length",
+    "evaluate": "evaluation.text",
+    "gate": "gate.perplexity",
+    "gate_kl": "gate.kl",
+    "watch": "watch",
+    "workers": "cluster.workers",
+    "storage_read": "cluster.storage_read",
+    "storage_write": "cluster.storage_write",
+    "device": "cluster.device",
+    "dtype": "numerics.dtype",
+}
+_GROUPS = {"allocation", "calibration", "gate"}  # of settings: the flag of the name is one of them
+
+_RATIO = "; a ratio is the fraction that is removed, from 0 to below 1, as 0.2 or 0.2,0.4"
+FLAGS = {path: f"--{flag.replace('_', '-')}" for flag, path in _PATHS.items()}
+
+
+def build(schema: type[T], flags: Mapping[str, Any]) -> T:
+    """A configuration of `schema`; flags that were not given are None.
+
+    `config` names a YAML file, `settings` is a list of "a.b=value". Raises ConfigError, or
+    pydantic's ValidationError, which `explain` words.
+    """
+    values = _read_yaml(flags.get("config"))
+    for flag, value in flags.items():
+        if value is not None and flag not in ("config", "settings"):
+            path = flag if flag in schema.model_fields.keys() - _GROUPS else _PATHS[flag]
+            _assign(values, path, value)
+    for setting in flags.get("settings") or ():
+        path, found, text = setting.partition("=")
+        if not found:
+            raise ConfigError(f"--set {setting!r} is not of the form a.b=value")
+        _assign(values, path.strip(), _parsed(text, f"--set {setting!r}"))
+    return schema.model_validate(values)
+
+
+def explain(error: ValidationError) -> list[str]:
+    """Every complaint on one line: field, value, what is wrong."""
+    return [printable(_line(detail)) for detail in error.errors()]
+
+
+def _line(detail: Any) -> str:
+    field = ".".join(str(part) for part in detail["loc"])
+    message = detail["msg"].removeprefix("Value error, ")
+    if not field:
+        return str(message)
+    if detail["type"] == "missing":
+        return f"{field}: not given; use --{field.replace('_', '-')} or the key {field} of --config"
+    if detail["type"] == "extra_forbidden":
+        return f"{field}: no such setting; docs/configuration.md lists them"
+    remedy = _RATIO if detail["loc"][0] == "ratio" else ""
+    return f"{field} = {detail['input']!r}: {message}{remedy}"
+
+
+def _read_yaml(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}; check the path") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--config {path}: not UTF-8 ({error}); convert the file") from error
+    values = _parsed(text, f"--config {path}")
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"--config {path}: not a mapping of settings; write lines like seed: 1")
+    return values
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no such date
+        raise ConfigError(f"{where}: not YAML ({error}); correct it") from error
+
+
+def _assign(values: dict[str, Any], path: str, value: Any) -> None:
+    *parents, leaf = path.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: {parent} is not a group of settings")
+    values[leaf] = value
+
+
+def command_of(config: RunConfig) -> tuple[str, ...]:
+    """`svdllm compress` with every setting that is not its default, argument by argument.
+
+    A run directory in its default place is left out.
+    """
+    words = ["svdllm", "compress"]
+    presets = METHODS[config.method]
+    presets = presets | {"allocation.method": presets["allocation"]}
+    for path, value in _chosen(config, presets):
+        flag = FLAGS.get(path, "" if "." in path else f"--{path.replace('_', '-')}")
+        if path == "run_dir" and value == Path(f"{config.output}.run"):
+            continue
+        words += [flag, _plain(value)] if flag else ["--set", f"{path}={_yaml(value)}"]
+    return tuple(words)
+
+
+def _chosen(
+    settings: BaseModel, presets: dict[str, str], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Path and value of every setting, at any depth, that has not its default."""
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            yield from _chosen(value, presets, f"{prefix}{name}.")
+        elif value != presets.get(f"{prefix}{name}", field.default):
+            yield f"{prefix}{name}", value
+
+
+def _plain(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _yaml(value: object) -> str:
+    text: str = yaml.safe_dump(value, allow_unicode=True, width=float("inf"))
+    return text.removesuffix("...\n").rstrip("\n")

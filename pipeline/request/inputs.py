@@ -1,0 +1,84 @@
+"""What a run starts from: the base checkpoint, and the windows of text."""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.request.preflight import find_base
+from schemas.errors import ConfigError
+from schemas.model.spec import ModelSpec
+from schemas.request.config import RunConfig
+from schemas.request.gradients import with_gradients
+from workers.checkpoint.contents import base_files
+from workers.model.layers import require_buildable
+from workers.model.loading import load_tokenizer
+from workers.text.documents import evaluation_source, is_local, iter_documents, separator_of
+from workers.text.windows import calibration_windows, evaluation_windows, shared_tokens, tokenize
+
+
+class EvaluationText(NamedTuple):
+    """A text by its name, and its windows (w, length) of tokens."""
+
+    name: str
+    windows: Tensor
+
+
+class Inputs(NamedTuple):
+    """A base checkpoint, known from its headers, and tokens (windows, length) for each stream."""
+
+    folder: Path
+    spec: ModelSpec
+    base_files: dict[str, str]
+    forward: Tensor
+    backward: Tensor | None
+    evaluation: EvaluationText | None = None
+
+
+def tokens_sha256(windows: Tensor) -> str:
+    """Identity of windows (count, tokens) of text, as the model sees them."""
+    content = repr(tuple(windows.shape)).encode() + windows.numpy().tobytes()
+    return hashlib.sha256(content).hexdigest()
+
+
+def gather(config: RunConfig) -> Inputs:
+    """Read headers and text. Raises CheckpointError, TextError or ConfigError before any work."""
+    folder, spec = find_base(config)
+    require_buildable(folder, spec)
+    text = with_gradients(config, spec).calibration
+    gradient_samples = text.gradient_samples or 0
+    needed = max(text.samples * text.sequence_length, gradient_samples * text.gradient_length)
+    tokenizer = load_tokenizer(folder, trust_remote_code=False)
+    tokens = tokenize(
+        iter_documents(text.text, "calibration"),
+        tokenizer,
+        separator_of(text.text),
+        at_least=None if is_local(text.text) else needed,
+    )
+    if tokens.numel() and int(tokens.max()) >= spec.vocab_size:
+        raise ConfigError(
+            f"model {config.model!r}: its tokenizer gives token {int(tokens.max())}, but the "
+            f"embedding has {spec.vocab_size} rows; the tokenizer is not this model's"
+        )
+    backward = None
+    if config.needs_gradients:
+        backward = calibration_windows(tokens, text.gradient_length, gradient_samples, config.seed)
+    return Inputs(
+        folder=folder,
+        spec=spec,
+        base_files=base_files(folder, spec),
+        forward=calibration_windows(tokens, text.sequence_length, text.samples, config.seed),
+        backward=backward,
+        evaluation=_evaluation(config, tokenizer),
+    )
+
+
+def _evaluation(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> EvaluationText | None:
+    """What base and result are compared on, if anything. Raises TextError where it is too short."""
+    asked = config.evaluation
+    if (name := evaluation_source(asked.text, config.calibration.text)) is None:
+        return None
+    tokens = shared_tokens(name, {config.model: tokenizer}, asked.windows * asked.sequence_length)
+    return EvaluationText(name, evaluation_windows(tokens, asked.sequence_length, asked.windows))

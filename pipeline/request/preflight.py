@@ -1,0 +1,149 @@
+"""What is refused before torch and Ray are loaded: a base, a text, a place to write to."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.plan.footprint import Costs
+from pipeline.plan.layouts import cut
+from pipeline.plan.planner import require_disk
+from schemas.errors import ConfigError
+from schemas.location import Url, is_within, locate
+from schemas.model.spec import ModelSpec
+from schemas.request.config import RunConfig
+from schemas.run.ranks import require_ranks
+from workers.checkpoint.config_file import read_spec
+from workers.checkpoint.contents import inspect
+from workers.checkpoint.fetching import resolve
+from workers.checkpoint.published import SUCCESS, require_free
+from workers.checkpoint.tokenizer_files import require_tokenizer
+from workers.storage.keys import OWNER, RUN_RECORD
+from workers.storage.places import exists, files_below, url_of
+from workers.text.documents import Split, evaluation_source, is_on_hub, iter_documents
+
+
+class Base(NamedTuple):
+    """The base checkpoint, known from its headers."""
+
+    folder: Path
+    spec: ModelSpec
+
+
+def check(config: RunConfig) -> Base:
+    """The base of a run whose request, files, places and text are as they must be.
+
+    Raises CheckpointError, TextError or ConfigError, each naming what is wrong and the remedy.
+    """
+    texts: dict[str | None, Split] = {
+        config.calibration.text: "calibration",
+        evaluation_source(config.evaluation.text, config.calibration.text): "evaluation",
+    }
+    with _worded(config):
+        for text, split in texts.items():
+            if text is not None and not is_on_hub(text):
+                for _ in iter_documents(text, split):
+                    pass
+    return find_base(config)
+
+
+def find_base(config: RunConfig) -> Base:
+    """The same for whoever reads the text next."""
+    with _worded(config):
+        for place in (config.run_folder, *map(config.output_folder, config.ratio)):
+            if isinstance(place, Path):
+                _require_writable(place.expanduser().absolute())
+        _require_run_dir(config)
+        weights = url_of(config.model)
+        if not weights and not Path(locate(config.model)).expanduser().exists():
+            require_ranks(config, read_spec(config.model, config.revision))  # before it is fetched
+        folder = resolve(config.model, config.revision, config.fetched)
+        _check_outputs(config, weights or folder)
+        spec = inspect(folder, weights)
+        require_ranks(config, spec)
+        require_tokenizer(folder)
+        _require_disk(config, spec)
+        return Base(folder, spec)
+
+
+@contextlib.contextmanager
+def _worded(config: RunConfig) -> Iterator[None]:
+    """What the system does not give, as an error that says what to look at."""
+    try:
+        yield
+    except OSError as error:
+        place = error.filename or config.model
+        raise ConfigError(
+            f"{place}: cannot be used ({error.strerror or error}); check path and permissions"
+        ) from error
+
+
+def _require_run_dir(config: RunConfig) -> None:
+    """Raises ConfigError where something else than a run is there: a run clears what it left."""
+    root = _expanded(config.run_folder)
+    if exists(root / RUN_RECORD):
+        return
+    found = {name.partition("/")[0] for name in files_below(root)} - {OWNER, config.fetched.name}
+    if found:
+        raise ConfigError(
+            f"run_dir {root}: holds {min(found)}, but no {RUN_RECORD} of a run; name a folder of "
+            "its own with --run-dir"
+        )
+
+
+def _require_disk(config: RunConfig, spec: ModelSpec) -> None:
+    """Raises ConfigError where not even the least fits that the checkpoints still to be made take:
+    one wave of one chain, with whatever is in the run directory already.
+    """
+    ratios = [r for r in config.ratio if not exists(_expanded(config.output_folder(r)) / SUCCESS)]
+    if not ratios or not isinstance(config.run_folder, Path):
+        return
+    left = config.model_copy(update={"ratio": tuple(ratios)})
+    least = Costs(left, spec, "float32").disk([cut(spec.layers, 1)], replicas=1)
+    require_disk(least, config, sum(files_below(_expanded(config.run_folder)).values()))
+
+
+def _expanded(place: Path | Url) -> Path | Url:
+    return place.expanduser() if isinstance(place, Path) else place
+
+
+def _require_writable(folder: Path) -> None:
+    """Raises ConfigError where a folder cannot be made, renamed or written to."""
+    if "\0" in str(folder):
+        raise ConfigError(f"{folder}: a path holds no NUL character; correct it")
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise _no_permission(folder, folder)
+    place = next(parent for parent in folder.parents if parent.exists())
+    if not place.is_dir():
+        raise ConfigError(f"{folder}: {place} is a file, not a folder; name another place")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise _no_permission(folder, place)
+
+
+def _no_permission(folder: Path, place: Path) -> ConfigError:
+    return ConfigError(
+        f"{folder}: no permission to write in {place} (read-only, or of another user); change it, "
+        "or name another --output or --run-dir"
+    )
+
+
+def _check_outputs(config: RunConfig, base: Path | Url) -> None:
+    for output in map(config.output_folder, config.ratio):
+        if _is_within(output, base):
+            raise ConfigError(f"output {output} is inside the model {base}; name another folder")
+        require_free(_expanded(output))
+    if _is_within(config.run_folder, base):
+        raise ConfigError(
+            f"run_dir {config.run_folder} is inside the model {base}; name another --run-dir"
+        )
+    if len(config.ratio) > 1 and exists(config.output / SUCCESS):
+        raise ConfigError(
+            f"output {config.output} is a checkpoint itself, so several ratios cannot go below it; "
+            "name another folder"
+        )
+
+
+def _is_within(place: Path | Url, base: Path | Url) -> bool:
+    resolved = Path(os.path.realpath(place.expanduser())) if isinstance(place, Path) else place
+    return is_within(resolved, base)

@@ -1,0 +1,80 @@
+"""What ran in a run directory before: whether a run may go on with it, or must start over."""
+
+from itertools import count
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pipeline.progress import Progress
+from pipeline.run_directory.ownership import take
+from schemas.errors import ConfigError
+from schemas.location import Url
+from schemas.run.record import RunRecord
+from workers.storage.keys import OWNER, RUN_RECORD
+from workers.storage.places import files_below, read_bytes
+
+
+def require_same(root: Path | Url, now: RunRecord) -> None:
+    """Raises ConfigError where the moments of the last run here are others than those of `now`.
+
+    Truncation, ratio, allocation, encoding and what runs where may differ: what is there serves.
+    """
+    try:
+        before = RunRecord.model_validate_json(read_bytes(root / RUN_RECORD))
+    except (FileNotFoundError, ValidationError):
+        return
+    same_gradients = None in (before.ids.backward, now.ids.backward) or (
+        before.ids.backward == now.ids.backward
+    )
+    if before.ids.forward == now.ids.forward and same_gradients:
+        return
+    raise ConfigError(
+        f"run_dir {root} holds a run of another identity: {'; '.join(changes(before, now))}. "
+        "Ask for what was asked then, name another --run-dir, or start over beside it with --fresh"
+    )
+
+
+def changes(before: RunRecord, now: RunRecord) -> list[str]:
+    """What its numbers stand on that differs, each as "name: before -> now"."""
+    one, other = _asked(before), _asked(now)
+    lines = [f"{name}: {one[name]} -> {other[name]}" for name in one if one[name] != other[name]]
+    found, given = _found(before), _found(now)
+    lines += [
+        f"{name}: {found.get(name, 'none')} -> {given.get(name, 'none')}"
+        for name in {**found, **given}
+        if found.get(name) != given.get(name)
+    ]
+    tokens = before.ground.forward_tokens, before.ground.backward_tokens
+    if tokens != (now.ground.forward_tokens, now.ground.backward_tokens) and not lines:
+        lines.append(f"the content of {now.config.calibration.text}, or the tokenizer")
+    return lines
+
+
+def set_aside(root: Path | Url, progress: Progress) -> None:
+    """Give a run directory that is there the next free name beside it.
+
+    Raises OwnershipError where a driver works in it, ConfigError where it cannot be renamed.
+    """
+    if isinstance(root, Url):
+        if files_below(root):
+            raise ConfigError(f"run_dir {root}: --fresh renames folders only; name another one")
+        return
+    if not root.exists():
+        return
+    take(root / OWNER, progress.note)
+    names = (root.with_name(f"{root.name}.{number}") for number in count(1))
+    aside = next(path for path in names if not path.exists())
+    root.rename(aside)
+    progress.note(f"{root}: kept as {aside}; starting over")
+
+
+def _asked(record: RunRecord) -> dict[str, object]:
+    config = record.config
+    text = {f"calibration.{key}": value for key, value in config.calibration.model_dump().items()}
+    return text | {"seed": config.seed, "numerics.threads": config.numerics.threads}
+
+
+def _found(record: RunRecord) -> dict[str, str]:
+    ground = record.ground
+    files = {f"file {name} of the base": found[:12] for name, found in ground.base_files.items()}
+    return {"dtype": ground.dtype, "device": ground.device, **ground.versions, **files}

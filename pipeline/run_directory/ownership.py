@@ -1,0 +1,197 @@
+"""One driver at a time works in a run directory.
+
+Whoever takes a place creates the next numbered file below it, by one exclusive write; the highest
+number owns it, and keeps changing a file of its own, its beat. A driver that finds a place taken
+looks whether the owner's process has gone, on this machine, or whether its beat stands still for
+LEASE_S by the clock of the one who looks: no two clocks are compared. Then it takes the next
+number. So an owner that slept for too long finds a higher number than its own, and may not go on.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from schemas.errors import CompressorError, InputError, OwnershipError
+from schemas.location import Url
+from schemas.run.record import Owner
+from workers.storage.places import create, files_below, read_bytes, write
+
+BEAT_S = 5.0
+LEASE_S = 30.0
+_RELEASED = b"released"
+
+
+class Ownership:
+    """That of one driver over one place."""
+
+    def __init__(self, place: Path | Url, number: int) -> None:
+        self._place, self._number = place, number
+
+    def require(self) -> None:
+        """Raises OwnershipError where another driver has taken the place since."""
+        if (latest := _latest(self._place)) != self._number:
+            who = _name(_read(self._place, latest))
+            raise OwnershipError(
+                f"{self._place}: {who} has taken it, because nothing was heard of this driver for "
+                f"{LEASE_S:g} s; this one stops, and publishes nothing"
+            )
+
+    def beat(self, content: bytes) -> None:
+        """Show that this driver is there."""
+        write(_beat_place(self._place, self._number), content)
+
+    def release(self) -> None:
+        """Leave the place to others; where nothing else came to be beside it, leave nothing.
+
+        A place that this driver has lost is left as it is.
+        """
+        place = self._place
+        if _latest(place) != self._number:
+            return
+        if isinstance(place, Path) and list(place.parent.iterdir()) == [place]:
+            shutil.rmtree(place)
+            place.parent.rmdir()
+        else:
+            self.beat(_RELEASED)
+
+
+@contextlib.contextmanager
+def owned(place: Path | Url, note: Callable[[str], None]) -> Iterator[Ownership]:
+    """Own a place for as long as this lasts; `note` hears why it takes time.
+
+    Raises OwnershipError where another driver works there; also in the place of another error where
+    one has taken it since, because what was missed may be what that one has removed.
+    """
+    ownership = take(place, note)
+    ended = threading.Event()
+
+    def beat() -> None:
+        count = 0
+        while not ended.wait(BEAT_S):
+            count += 1
+            with contextlib.suppress(CompressorError, OSError):  # the next one may get through
+                ownership.beat(str(count).encode())
+
+    thread = threading.Thread(target=beat, name="beat", daemon=True)
+    thread.start()
+    try:
+        yield ownership
+    except CompressorError:
+        with contextlib.suppress(InputError, OSError):  # then what went wrong is what is known
+            ownership.require()
+        raise
+    finally:
+        ended.set()
+        thread.join()
+        with contextlib.suppress(CompressorError, OSError):  # then others wait for LEASE_S
+            ownership.release()
+
+
+def describe(place: Path | Url) -> str:
+    """Who took a place last, and whether that driver has left it."""
+    if not (latest := _latest(place)):
+        return "nobody"
+    left = ", which has ended" if _beat(place, latest) == _RELEASED else ""
+    return f"{_name(_read(place, latest)).removeprefix('another ')}{left}"
+
+
+def take(place: Path | Url, note: Callable[[str], None]) -> Ownership:
+    """Own a place, with no beat yet. Raises OwnershipError where another driver works there."""
+    while True:
+        latest = _latest(place)
+        if latest:
+            _require_abandoned(place, latest, note)
+        number = latest + 1
+        if create(place / f"{number}.json", _myself().model_dump_json().encode()):
+            return Ownership(place, number)
+
+
+def _require_abandoned(place: Path | Url, number: int, note: Callable[[str], None]) -> None:
+    """Return once it is sure that the owner has gone. Raises OwnershipError where it has not."""
+    before = _beat(place, number)
+    if before == _RELEASED:
+        return
+    owner = _read(place, number)
+    if owner is not None and owner.machine == _machine():
+        if _started(owner.pid) == owner.started:
+            raise _taken(place, owner)
+        return
+    note(f"{place}: taken by {_name(owner)}; looking for {LEASE_S:g} s whether it is still there")
+    end = time.monotonic() + LEASE_S
+    while time.monotonic() < end:
+        time.sleep(min(1.0, LEASE_S / 10))
+        if (now := _beat(place, number)) != before:
+            if now == _RELEASED:
+                return
+            raise _taken(place, owner)
+
+
+def _taken(place: Path | Url, owner: Owner | None) -> OwnershipError:
+    return OwnershipError(
+        f"{place}: {_name(owner)} is at work in this run directory; wait for its end, stop it, or "
+        "name another --run-dir"
+    )
+
+
+def _latest(place: Path | Url) -> int:
+    """The highest number taken; 0 where none is."""
+    names = (name.removesuffix(".json") for name in files_below(place) if name.endswith(".json"))
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def _read(place: Path | Url, number: int) -> Owner | None:
+    try:
+        return Owner.model_validate_json(read_bytes(place / f"{number}.json"))
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def _beat(place: Path | Url, number: int) -> bytes | None:
+    try:
+        return read_bytes(_beat_place(place, number))
+    except FileNotFoundError:
+        return None
+
+
+def _beat_place(place: Path | Url, number: int) -> Path | Url:
+    return place / f"{number}.beat"
+
+
+def _name(owner: Owner | None) -> str:
+    if owner is None:
+        return "another driver"
+    return f"another driver (process {owner.pid} on {owner.host}, since {owner.since})"
+
+
+def _myself() -> Owner:
+    pid = os.getpid()
+    return Owner(
+        machine=_machine(),
+        host=socket.gethostname(),
+        pid=pid,
+        started=_started(pid) or 0,
+        since=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _machine() -> str:
+    """What tells one boot of one machine, and the process numbers in one container, from others."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+
+
+def _started(pid: int) -> int | None:
+    """When a process started, in clock ticks since the boot; None where there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] == "Z" else int(fields[19])

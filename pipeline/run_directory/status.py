@@ -1,0 +1,54 @@
+"""`svdllm status`: the committed items of a run directory, counted against what is asked of it."""
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pipeline.run_directory.journal import NAME
+from pipeline.run_directory.ownership import describe
+from schemas.errors import ConfigError
+from schemas.location import Url, locate
+from schemas.run.record import Activity, RunRecord, RunStatus, StageStatus
+from workers.checkpoint.published import SUCCESS
+from workers.storage.keys import OWNER, RUN_RECORD
+from workers.storage.places import exists, read_bytes
+from workers.storage.store import Store
+
+
+def read_status(run_dir: Path | Url) -> RunStatus:
+    """Count items by stage. Raises ConfigError where the folder is no run directory."""
+    path = run_dir / RUN_RECORD
+    try:
+        record = RunRecord.model_validate_json(read_bytes(path))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {error.strerror}; not a run directory (OUTPUT.run, or what --run-dir named)"
+        ) from error
+    except ValidationError:
+        raise ConfigError(f"{path}: written by another version of this program") from None
+    store = Store(run_dir)
+
+    def stage(name: str, prefix: str, total: int | None) -> StageStatus:
+        items = list(store.records(prefix))
+        size = sum(item.bytes for item in items)
+        return StageStatus(name=name, done=len(items), total=total, bytes=size)
+
+    ids, taps = record.ids, record.taps
+    return RunStatus(
+        model=record.config.model,
+        owner=describe(run_dir / OWNER),
+        activity=_activity(run_dir),
+        stages=(
+            *(stage(name, f"moments/{ids.moments(name)}", count) for name, count in taps.items()),
+            stage("factorise", f"bases/{ids.bases}", record.matrices),
+            stage("truncate", f"factors/{ids.factors}", None),
+        ),
+        outputs={folder: exists(locate(folder) / SUCCESS) for folder in record.outputs},
+    )
+
+
+def _activity(run_dir: Path | Url) -> Activity | None:
+    try:
+        return Activity.model_validate_json(read_bytes(run_dir / NAME))
+    except (FileNotFoundError, ValidationError):
+        return None

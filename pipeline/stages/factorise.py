@@ -1,0 +1,158 @@
+"""From the sums on the workers to the bases of their matrices, in one pool of items."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+
+from pipeline.cluster.calls import Actor
+from pipeline.cluster.pool import Task
+from pipeline.progress import Stage
+from pipeline.run import Run
+from schemas.model.spec import MatrixSpec
+from schemas.request.config import Truncation
+from schemas.run.identity import Record
+from schemas.run.moments import Pass, Tap, forward_tap
+from workers.storage.keys import basis_key, spectrum_key
+
+
+def factorise(run: Run, matrices: Iterable[MatrixSpec]) -> None:
+    """Commit the bases of `matrices` that are not there yet: all workers, the largest first."""
+    pending = Pending(run, matrices)
+    if not pending.matrices:
+        return
+    run.grow()
+    with pending.stage() as stage:
+        run.pool.run(pending.ready(stage))
+        stage.busy = list(run.pool.seconds.values())
+
+
+def commit(run: Run, direction: Pass, taps: list[Tap], holders: list[list[Actor]]) -> None:
+    """Commit the moments of one stream, and factorise every matrix that has all of its own then.
+
+    `holders` are the workers that hold the sums: of each replica, its shards in order.
+    """
+    if direction == "forward" and run.config.needs_gradients:
+        with run.progress.stage("commit forward", len(taps), "moments") as stage:
+            run.pool.run(_commits(run, direction, taps, holders, None, stage))
+        return
+    layers = {tap.layer for tap in taps}
+    pending = Pending(run, [m for m in run.spec.matrices if m.layer in layers])
+    run.grow()
+    with pending.stage() as stage:
+        run.pool.run(_commits(run, direction, taps, holders, pending, stage))
+        stage.busy = list(run.pool.seconds.values())
+
+
+class Pending:
+    """Matrices without a basis, each handed out once, as soon as its moments are there.
+
+    Those that were given up are left out. What is there is looked up once, then counted.
+    """
+
+    def __init__(self, run: Run, matrices: Iterable[MatrixSpec]) -> None:
+        self._run = run
+        bases = run.there("bases", "spectra")
+        self.matrices = [
+            matrix
+            for matrix in matrices
+            if not _basis(run, matrix) <= bases.keys() and matrix.name not in run.given_up
+        ]
+        self._left = list(self.matrices)
+        self._moments = set(run.there("moments"))
+
+    def stage(self) -> AbstractContextManager[Stage]:
+        """The stage that makes their bases."""
+        count = len(self.matrices)
+        return self._run.progress.stage("factorise", count, "matrices", self.matrices)
+
+    def ready(self, stage: Stage, committed: Iterable[Record] = ()) -> list[Task]:
+        """The tasks of those that are complete with what was committed now."""
+        self._moments |= {record.key for record in committed}
+        complete = [m for m in self._left if self._run.moments_of(m) <= self._moments]
+        self._left = [matrix for matrix in self._left if matrix not in complete]
+        groups = root_groups(self._run.config.truncation, complete)
+        return [_factorisation(self._run, group, stage) for group in groups]
+
+
+def _factorisation(run: Run, group: list[MatrixSpec], stage: Stage) -> Task:
+    """One item for a group; where it fails, one for each matrix shows which of them does."""
+    names = tuple(matrix.name for matrix in group)
+    return Task(
+        f"factorise {', '.join(names)}",
+        "factorise",
+        (group,),
+        lambda records: stage.advance(len(records), matrices=group),
+        cost=sum(matrix.small**3 for matrix in group),
+        home=run.home(group[0].layer),
+        matrices=names,
+        split=lambda: (
+            [_factorisation(run, [matrix], stage) for matrix in group] if len(group) > 1 else []
+        ),
+    )
+
+
+def _commits(
+    run: Run,
+    direction: Pass,
+    taps: list[Tap],
+    holders: list[list[Actor]],
+    pending: Pending | None,
+    stage: Stage,
+) -> Iterable[Task]:
+    """Commits of all holders; where they are parts of replicas, a merge of each shard follows."""
+    replicas = len(holders)
+    parts: Counter[int] = Counter()
+
+    def follow(records: list[Record]) -> list[Task]:
+        if pending is not None:
+            return pending.ready(stage, records)
+        stage.advance(len(records))
+        return []
+
+    def merge(shard: int) -> list[Task]:
+        parts[shard] += 1
+        if parts[shard] < replicas:
+            return []
+        mine = [tap for tap in taps if run.home(tap.layer) == holders[0][shard]]
+        return [
+            Task(
+                f"merge moments of layer {layer}",
+                "merge_moments",
+                ([tap for tap in mine if tap.layer == layer], replicas),
+                follow,
+            )
+            for layer in sorted({tap.layer for tap in mine})
+        ]
+
+    return [
+        Task(
+            f"commit {direction}",
+            "commit_moments",
+            (direction, replica, replicas),
+            follow if replicas == 1 else lambda _, shard=shard: merge(shard),  # type: ignore[misc]
+            cost=2**62,  # before any matrix
+            home=worker,
+            pinned=True,
+        )
+        for replica, chain in enumerate(holders)
+        for shard, worker in enumerate(chain)
+    ]
+
+
+def _basis(run: Run, matrix: MatrixSpec) -> set[str]:
+    """Keys of what a factorised matrix has."""
+    keys = {spectrum_key(run.ids.bases, matrix.name)}
+    return keys | {basis_key(run.ids.bases, matrix.name)} if run.config.cluster.keep_bases else keys
+
+
+def root_groups(truncation: Truncation, matrices: Sequence[MatrixSpec]) -> list[list[MatrixSpec]]:
+    """Matrices that start from the root of one input moment, together; every other one alone."""
+
+    def shared(matrix: MatrixSpec) -> str:
+        alone = matrix.side == "output" or truncation in ("svd-llm", "svd-llm-v2")
+        return matrix.name if alone else forward_tap(matrix, truncation).name
+
+    found: dict[str, list[MatrixSpec]] = {}
+    for matrix in matrices:
+        found.setdefault(shared(matrix), []).append(matrix)
+    return list(found.values())

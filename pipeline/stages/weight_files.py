@@ -1,0 +1,96 @@
+"""The weight files of a checkpoint, planned from shapes."""
+
+from typing import Any, NamedTuple
+
+from runtime.configuration_lowrank import BIASES, tensor_shapes
+from schemas.model.spec import ITEM_BYTES, MatrixSpec, ModelSpec, TensorSpec
+from schemas.result.output import FactorSource, MatrixResult, OutputFile, OutputTensor
+
+_FILE_BYTES = 5 * 10**9
+
+
+class Part(NamedTuple):
+    """One weight file of the checkpoint: the base tensors it stands for, and their matrices."""
+
+    name: str
+    tensors: tuple[TensorSpec, ...]
+    matrices: frozenset[str]
+
+
+def plan_parts(spec: ModelSpec, parameters: dict[str, int]) -> list[Part]:
+    """The base's tensors cut, in order, into weight files of about 5 GB at most.
+
+    `parameters` is how many of each matrix are to stay.
+    """
+    dropped = f"{spec.architecture.head}weight" if spec.tied else None
+    owners = _owners(spec)
+    groups: list[list[TensorSpec]] = [[]]
+    room = _FILE_BYTES
+    for tensor in spec.tensors:
+        if tensor.name == dropped:
+            continue
+        owner, _, leaf = tensor.name.rpartition(".")
+        size = tensor.nbytes
+        if leaf == "weight" and owner in owners:
+            size = parameters[owners[owner].name] * ITEM_BYTES[tensor.dtype]
+        if groups[-1] and size > room:
+            groups.append([])
+            room = _FILE_BYTES
+        groups[-1].append(tensor)
+        room -= size
+    names = [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
+    if len(groups) == 1:
+        names = ["model.safetensors"]
+    return [
+        Part(
+            name,
+            tuple(group),
+            frozenset(
+                owners[owner].name
+                for tensor in group
+                if (owner := tensor.name.rpartition(".")[0]) in owners
+            ),
+        )
+        for name, group in zip(names, groups, strict=True)
+    ]
+
+
+def plan_file(
+    spec: ModelSpec, part: Part, results: dict[str, MatrixResult], keys: dict[str, str]
+) -> OutputFile:
+    """The tensors of one weight file, in the base's order; `keys` names each matrix's factors."""
+    owners = _owners(spec)
+    planned = []
+    for tensor in part.tensors:
+        owner, _, leaf = tensor.name.rpartition(".")
+        matrix = owners.get(owner)
+        if matrix is None:
+            planned.append(OutputTensor(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape))
+        elif leaf == "weight":
+            planned += _matrix_tensors(owner, matrix, results[matrix.name], tensor.dtype, keys)
+    return OutputFile(name=part.name, tensors=tuple(planned))
+
+
+def _owners(spec: ModelSpec) -> dict[str, MatrixSpec]:
+    """The targeted matrices by the name of their module in the checkpoint."""
+    return {f"{spec.architecture.base}{matrix.name}": matrix for matrix in spec.matrices}
+
+
+def _matrix_tensors(
+    owner: str, matrix: MatrixSpec, result: MatrixResult, dtype: str, keys: dict[str, str]
+) -> list[OutputTensor]:
+    shapes = tensor_shapes(
+        result.encoding, result.rank, matrix.out_features, matrix.in_features, matrix.bias
+    )
+    planned = []
+    for tail, shape in shapes.items():
+        name = f"{owner}.{tail}"
+        kind = "I64" if tail == "order" else dtype
+        if tail in BIASES:
+            source: dict[str, Any] = {"base": f"{owner}.bias"}
+        elif result.encoding == "dense":
+            source = {"base": f"{owner}.weight"}
+        else:
+            source = {"factors": FactorSource(key=keys[matrix.name], tensor=tail)}
+        planned.append(OutputTensor(name=name, dtype=kind, shape=shape, **source))
+    return planned

@@ -1,0 +1,1 @@
+"""Micro-batches through a chain of layer shards, wave by wave."""

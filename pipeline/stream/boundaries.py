@@ -1,0 +1,42 @@
+"""What goes from one wave of shards to the next through the run directory."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.cluster.calls import Actor
+from pipeline.stream.schedule import Batch, Sink, Source
+from workers.storage.keys import Carried, boundary_prefix
+from workers.storage.store import Store
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Hidden states before decoder layer `layer`, or gradients: one item per micro-batch."""
+
+    store: Store
+    identity: str
+    layer: int
+    carried: Carried = "hidden"
+
+    @property
+    def prefix(self) -> str:
+        return boundary_prefix(self.identity, self.layer, self.carried)
+
+    def key(self, batch: Batch) -> str:
+        return f"{self.prefix}/{batch.step.first_sequence}.safetensors"
+
+    def holds(self, batches: list[Batch]) -> bool:
+        """Whether every micro-batch is there."""
+        return all(self.store.record(self.key(batch)) for batch in batches)
+
+    def source(self, shard: Actor) -> Source:
+        """Read by the shard that it enters."""
+        return lambda batch: shard.read.remote(self.key(batch))
+
+    def sink(self, shard: Actor) -> Sink:
+        """Written by the shard that it leaves."""
+
+        def write(batch: Batch, rows: Any) -> Any:
+            return shard.write.remote(self.key(batch), rows)
+
+        return write

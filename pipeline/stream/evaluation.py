@@ -1,0 +1,260 @@
+"""Perplexity and KL of models that fit nowhere, streamed through layer shards of all at once."""
+
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.cluster.actors import agree, chains, with_resources
+from pipeline.cluster.calls import Actor, stop, wait_for
+from pipeline.cluster.capacity import find_cluster
+from pipeline.cluster.object_store import stream_bytes
+from pipeline.cluster.session import ray_session
+from pipeline.plan.evaluation import EvaluationPlan, boundary_bytes, plan_evaluation
+from pipeline.progress import Progress
+from pipeline.stream.boundaries import Boundary
+from pipeline.stream.schedule import Batch, as_it_is, drive, micro_batches, stream_forward
+from schemas.errors import CompressorError, ConfigError
+from schemas.location import Url
+from schemas.model.spec import ITEM_BYTES
+from schemas.request.config import ClusterConfig, NumericsConfig
+from schemas.result.evaluation import EvaluateConfig, ModelEvaluation
+from workers.actors.evaluation_shard import EvaluationShard, Source
+from workers.checkpoint.contents import inspect_decoder
+from workers.checkpoint.own_code import may_run_code
+from workers.evaluation.perplexity import TokenLoss, require_finite, require_vocabulary
+from workers.evaluation.scoring import Rows, Score, total
+from workers.storage.places import size_of, url_of
+from workers.storage.store import Store
+from workers.storage.tensorfile import NAMES
+
+_NUMERICS = NumericsConfig()  # a worker has as many threads as one of a compression
+
+
+class Model(NamedTuple):
+    """A checkpoint by the name that is shown of it, and its local folder."""
+
+    name: str
+    folder: Path
+    source: Source
+
+
+def evaluate_streamed(
+    names: Sequence[str], folders: Sequence[Path], windows: Tensor, config: EvaluateConfig
+) -> tuple[ModelEvaluation, ...]:
+    """Score one model, or a baseline and a checkpoint, on windows (w, length) of tokens.
+
+    Raises what `evaluate` does.
+    """
+    if config.work_dir is not None and not config.work_dir.is_dir():
+        raise ConfigError(f"work_dir {config.work_dir}: no such folder; create it or name another")
+    models = [
+        Model(name, folder, _source(name, folder, config))
+        for name, folder in zip(names, folders, strict=True)
+    ]
+    return score_models(models, windows, config, config.cluster, Progress())
+
+
+def score_models(
+    models: Sequence[Model],
+    windows: Tensor,
+    config: EvaluateConfig,
+    where: ClusterConfig,
+    progress: Progress,
+    store: Store | None = None,
+    identity: str = "evaluation",
+) -> tuple[ModelEvaluation, ...]:
+    """The same, of models whose tensors are known, on the cluster that `where` says.
+
+    Every worker holds the same part of all models, so the last has both distributions of each
+    token. More shards than workers run in waves; what waits between them is in `store`, or in a
+    temporary folder. `identity` tells it from what waits of others.
+    """
+    start = time.perf_counter()
+    sources = [model.source for model in models]
+    for model in models:
+        require_vocabulary(model.folder, windows, model.source.spec.vocab_size)
+    width = sum(source.spec.hidden_size * ITEM_BYTES[source.dtype] for source in sources)
+    with ray_session(where, _NUMERICS.threads, stream_bytes(where, windows.shape[1] * width)):
+        cluster = find_cluster(where, _NUMERICS, sources[-1].dtype)
+        plan = plan_evaluation(sources, cluster, where.shard_layers)
+        names = [model.name for model in models]
+        evaluation = _Evaluation(names, sources, config, where, plan, progress, identity)
+        score = total(evaluation.run(windows, store))
+    seconds = time.perf_counter() - start
+    return tuple(
+        _summary(model, score, number, windows, evaluation.seconds[number], seconds)
+        for number, model in enumerate(models)
+    )
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """A planned evaluation on a started Ray; `seconds` are those of the layers of each model."""
+
+    names: Sequence[str]
+    sources: Sequence[Source]
+    config: EvaluateConfig
+    where: ClusterConfig
+    plan: EvaluationPlan
+    progress: Progress
+    identity: str
+    seconds: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def timeout(self) -> float:
+        return self.where.item_timeout_s
+
+    def run(self, windows: Tensor, store: Store | None) -> list[Score]:
+        """The score of every window, in order. The workers have gone after it."""
+        workers = self._start()
+        try:
+            with _temporary(self.config.work_dir) if store is None else nullcontext(store) as room:
+                return self._waves(workers, windows, room)
+        finally:
+            stop(workers)
+
+    def _waves(self, workers: list[Actor], windows: Tensor, store: Store) -> list[Score]:
+        batches, last = micro_batches(windows, size=1, segments=1), len(self.plan.waves) - 1
+        if last:
+            _require_disk(store.root, boundary_bytes(self.sources, windows.numel()))
+            joins = {worker.join.remote(store.root): "work_dir" for worker in workers}
+            wait_for(joins, self.timeout)
+        for wave in range(last):
+            self._wave(wave, workers, batches, store)
+        return self._wave(last, workers, batches, store)
+
+    def _start(self) -> list[Actor]:
+        where, plan, threads = self.where, self.plan, _NUMERICS.threads
+        with self.progress.stage("start", 1, "cluster") as stage:
+            actor = with_resources(EvaluationShard, where, threads, plan.host_bytes)
+            workers = [actor.remote(self.sources, where.device, threads) for _ in plan.waves[0]]
+            try:
+                facts = agree(where, workers, self.progress)
+                [workers] = chains(workers, facts, len(workers))
+            except CompressorError:
+                stop(workers)
+                raise
+            stage.advance()
+        waves = f" in {len(plan.waves)} waves" if len(plan.waves) > 1 else ""
+        self.progress.note(
+            f"plan: {plan.shards} shards of {' and '.join(self.names)}{waves}, each of up to "
+            f"{plan.weight_bytes / 1e6:,.1f} MB of weights, on {facts[0].device} "
+            f"({facts[0].device_name}) in {self.config.dtype}"
+        )
+        return workers
+
+    def _wave(
+        self, wave: int, workers: list[Actor], batches: list[Batch], store: Store
+    ) -> list[Any]:
+        """All micro-batches through the shards of one wave: their scores, where it is the last."""
+        waves = self.plan.waves
+        chain = workers[: len(waves[wave])]
+        self._load(wave, chain)
+        boundaries = [Boundary(store, self.identity, parts[0][0].start) for parts in waves]
+        source = boundaries[wave].source(chain[0]) if wave else _tokens
+        sink = boundaries[wave + 1].sink(chain[-1]) if wave + 1 < len(waves) else as_it_is
+        found: list[Any] = []
+        with self.progress.stage("evaluate", len(batches), "windows") as stage:
+
+            def through(tokens: int, score: Score | None) -> None:
+                if score is not None:
+                    self._check(score, f"window {len(found)} of {len(batches)}")
+                found.append(score)
+                stage.advance(1, tokens)
+
+            drive([stream_forward(chain, batches, source, sink)], "evaluate", self.timeout, through)
+        for spent in wait_for({w.seconds.remote(): "seconds" for w in chain}, self.timeout):
+            self.seconds.update(dict(enumerate(spent)))
+        store.discard(boundaries[wave].prefix)
+        return found
+
+    def _load(self, wave: int, chain: list[Actor]) -> None:
+        parts = self.plan.waves[wave]
+        loads = {
+            worker.load.remote(part): "load" for worker, part in zip(chain, parts, strict=True)
+        }
+        with self.progress.stage("load", len(loads), "shards") as stage:
+            wait_for(loads, self.timeout, lambda _: stage.advance())
+
+    def _check(self, score: Score, window: str) -> None:
+        sums = [*zip(self.names, score.nll, strict=True), ("KL", score.kl or 0.0)]
+        for what, value in sums:
+            require_finite(value / score.tokens, f"{what}, {window}", self.config.dtype)
+
+
+def _source(name: str, folder: Path, config: EvaluateConfig) -> Source:
+    """One checkpoint, in words for every node. Raises CheckpointError where it cannot be used."""
+    spec = inspect_decoder(folder)
+    may_run_code(folder, trust_remote_code=False)  # the classes of `runtime/` stand for its code
+    if config.dtype == "auto":
+        [dtype] = [
+            t.dtype for t in spec.tensors if t.name == f"{spec.architecture.embedding}weight"
+        ]
+    else:
+        dtype = NAMES[getattr(torch, config.dtype)]
+    if url_of(name) or Path(name).expanduser().is_dir():  # a URL has been copied to `folder`
+        return Source(str(folder), None, spec, dtype)
+    return Source(name, folder.name, spec, dtype)  # the commit that a hub id stands for now
+
+
+def _summary(
+    model: Model, score: Score, number: int, windows: Tensor, computed: float, seconds: float
+) -> ModelEvaluation:
+    loss = TokenLoss(score.nll[number], score.tokens)
+    size, dtype = _stored(model)
+    return ModelEvaluation(
+        name=model.name,
+        perplexity=loss.perplexity,
+        mean_nll=loss.mean,
+        windows=len(windows),
+        predicted_tokens=loss.tokens,
+        parameters=model.source.spec.parameters,
+        bytes_on_disk=size,
+        stored_dtype=dtype,
+        kl=None if not number or score.kl is None else score.kl / score.tokens,
+        tokens_per_second=windows.numel() / computed,
+        sample=None,
+        seconds=seconds,
+    )
+
+
+def _stored(model: Model) -> tuple[int, str]:
+    """As `workers.evaluation.perplexity.stored`, of weights wherever they are."""
+    spec = model.source.spec
+    place = spec.weights or model.folder
+    size = sum(size_of(place / file) for file in {tensor.file for tensor in spec.tensors})
+    return size, "+".join(
+        sorted({t.dtype for t in spec.tensors if t.dtype.startswith(("F", "BF"))})
+    )
+
+
+@contextmanager
+def _temporary(work_dir: Path | None) -> Iterator[Store]:
+    with tempfile.TemporaryDirectory(
+        prefix="svdllm-evaluate-", dir=work_dir, ignore_cleanup_errors=True
+    ) as folder:
+        yield Store(Path(folder).absolute())
+
+
+def _require_disk(folder: Path | Url, needed: int) -> None:
+    if isinstance(folder, Url):
+        return
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ConfigError(
+            f"{folder}: hidden states take up to {needed:,} bytes between two "
+            f"waves, {free:,} are free; free some, name another folder, or fewer windows"
+        )
+
+
+def _tokens(batch: Batch) -> Rows:
+    return Rows(batch.tokens, ())

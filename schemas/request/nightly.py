@@ -1,0 +1,161 @@
+"""What `svdllm nightly` is asked for, and what its catalogue and its pointer say."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidatorFunctionWrapHandler, field_validator, model_validator
+
+from schemas.location import Location
+from schemas.request.config import RunConfig, Schema
+
+Order = Literal["newest", "oldest"]
+Event = Literal[
+    "started", "published", "rejected", "failed", "stopped", "quarantined", "retry", "duplicate",
+    "removed",
+]  # fmt: skip
+
+
+class Gate(Schema):
+    """What an output must keep to before `latest` may name it."""
+
+    perplexity: float | None = Field(
+        None, ge=0.0, description="Largest increase of perplexity over the base, as 5% or 0.05"
+    )
+    kl: float | None = Field(
+        None, ge=0.0, description="Largest KL(base || compressed), in nats a token"
+    )
+    generation: bool = Field(
+        True, description="Whether a degenerate continuation of a text is a reason, too"
+    )
+
+    @field_validator("perplexity", mode="wrap")
+    @classmethod
+    def _from_percent(cls, value: Any, checked: ValidatorFunctionWrapHandler) -> Any:
+        if isinstance(value, str) and value.strip().endswith("%"):
+            return checked(float(value.strip().removesuffix("%")) / 100)
+        share = checked(value)
+        if share is not None and share > 1:  # 5 for 5%
+            raise ValueError("that allows more than twice the base's; write it in %, as 5% or 150%")
+        return share
+
+
+class NightlyConfig(RunConfig):
+    """One night over the checkpoints of a training run; what is not named here is of `RunConfig`.
+
+    `NightlyConfig(watch=..., output=PREFIX, ratio=(0.2, 0.4), max=2)`: the settings of a
+    compression hold for every checkpoint, and so they cannot name one as `model`.
+    """
+
+    model: str = Field(
+        alias="watch",
+        description="A folder or URL that holds checkpoints, or a hub id with revisions",
+    )
+    revision: str | None = Field(
+        None,
+        description="Of a hub id: the branch whose commits are watched (default: main), or * for "
+        "every branch and tag",
+    )
+    output: Location = Field(description="Folder or URL of checkpoints, catalogue and pointer")
+    run_dir: Location | None = Field(
+        None, description="Folder or URL of the runs; default PREFIX/runs, none for a URL"
+    )
+    max: int = Field(1, ge=1, description="Most checkpoints that are tried in a night")
+    order: Order = Field("newest", description="Which checkpoints come first: newest or oldest")
+    gate: Gate | None = Field(
+        None, description="What an output must keep to before it is published; default: nothing"
+    )
+    attempts: int = Field(
+        3, ge=1, description="Attempts at a checkpoint without success that put it in quarantine"
+    )
+    keep: int | None = Field(
+        None, ge=1, description="Newest accepted outputs that stay, at each ratio; default: all"
+    )
+    retry: tuple[str, ...] = Field(
+        (), description="Checkpoints to try again that are in quarantine or were rejected"
+    )
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        if str(self.output) == self.model:
+            raise ValueError(
+                f"output {self.output} is what is watched; name another folder with --output"
+            )
+        return self
+
+    @property
+    def watch(self) -> str:
+        """The folder, URL or hub id that holds the checkpoints."""
+        return self.model
+
+    @property
+    def runs(self) -> Location:
+        """Folder or prefix of the run directories."""
+        return self.run_dir or self.output / "runs"
+
+    def request(
+        self, model: str, revision: str | None, folder: str, ratios: tuple[float, ...]
+    ) -> RunConfig:
+        """The compression of one checkpoint at some of the ratios, in a `folder` of its own."""
+        output = self.output / "checkpoints" / folder
+        if len(ratios) == 1:
+            output = output / f"ratio-{ratios[0]:.2f}"
+        common = {name: getattr(self, name) for name in RunConfig.model_fields}
+        places = {"output": output, "run_dir": self.runs / folder}
+        mine = {"model": model, "revision": revision, "ratio": ratios}
+        return RunConfig.model_validate(common | places | mine)
+
+    @property
+    def method_settings(self) -> dict[str, object]:
+        """What changes a result, beside the checkpoint and the ratio."""
+        own = {"truncation", "allocation", "factors", "seed", "on_failure"}
+        return self.model_dump(mode="json", include=own | {"calibration", "evaluation", "numerics"})
+
+
+class CatalogRow(Schema):
+    """One event of the catalogue. Their order is that of `number`; `at` is for people only.
+
+    `key` stands for content and method, `order` sorts the names of one source from the oldest on.
+    What is of one ratio has a `ratio`; `path` is relative to the prefix.
+    """
+
+    number: int = 0
+    at: str = ""
+    event: Event
+    name: str
+    order: str
+    key: str
+    folder: str
+    ratio: float | None = None
+    path: str | None = None
+    output: str | None = Field(None, description="Identity of the output, as in its manifest")
+    detail: str = ""
+    base_perplexity: float | None = None
+    perplexity: float | None = None
+    kl: float | None = None
+    parameters: int | None = None
+    bytes: int | None = None
+    seconds: float | None = None
+
+    @property
+    def increase(self) -> float | None:
+        """Relative increase of the perplexity."""
+        if self.perplexity is None or self.base_perplexity is None:
+            return None
+        return self.perplexity / self.base_perplexity - 1
+
+
+class Pointed(Schema):
+    """The newest accepted output at one ratio; `path` is relative to the prefix."""
+
+    path: str
+    name: str
+    order: str
+    key: str
+    base_perplexity: float | None
+    perplexity: float | None
+    kl: float | None
+
+
+class Latest(Schema):
+    """latest.json: the newest accepted output at each ratio, by the ratio as 0.20."""
+
+    ratios: dict[str, Pointed]

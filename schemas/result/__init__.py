@@ -1,0 +1,1 @@
+"""What a run leaves behind: manifests, matrices, reports and evaluations."""

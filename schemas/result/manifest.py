@@ -1,0 +1,101 @@
+"""What a compressed checkpoint says of itself, and what a run returns."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from schemas.location import Location
+from schemas.request.config import CalibrationConfig, NumericsConfig, Schema
+from schemas.result.evaluation import EvaluationReport
+from schemas.result.output import MatrixResult
+from schemas.run.identity import Identities
+
+FORMAT: Literal["svdllm"] = "svdllm"
+
+
+class FileEntry(Schema):
+    """One file of the checkpoint."""
+
+    sha256: str
+    bytes: int
+
+
+class Manifest(Schema):
+    """manifest.json: every file but itself and _SUCCESS, and what they depend on.
+
+    `base_files` has the SHA-256 of the base's config.json and weight files; of a weight file in an
+    object store the store's own identity, such as "etag:...", which it gives without a read.
+    """
+
+    format: Literal["svdllm"] = FORMAT
+    output: str
+    identities: Identities
+    base_files: dict[str, str]
+    versions: dict[str, str]
+    files: dict[str, FileEntry]
+
+
+class Compression(Schema):
+    """compression.json: what was done, to which matrix, and what it cost.
+
+    `ratio` is the fraction of the targeted parameters asked to be removed, `keep` = 1 - ratio, and
+    `removed` the fraction that was. `nats` is the predicted increase of the mean token loss.
+    `given_up` are matrices that had to stay dense, each with the error that it met.
+    """
+
+    model: str
+    model_type: str
+    ratio: float
+    keep: float
+    removed: float
+    method: dict[str, str]
+    targeted_before: int
+    targeted_after: int
+    parameters_before: int
+    parameters_after: int
+    bytes_before: int
+    bytes_after: int
+    nats: float | None
+    calibration: CalibrationConfig
+    numerics: NumericsConfig
+    seed: int
+    device: str
+    dtype: str
+    fallbacks: tuple[str, ...]
+    given_up: dict[str, str] = Field(default_factory=dict)
+    matrices: tuple[MatrixResult, ...]
+
+
+class Check(Schema):
+    """One thing that was verified of a checkpoint; `passed` is None where it was not judged.
+
+    `files` are those that are wrong, where the check tells.
+    """
+
+    name: str
+    passed: bool | None
+    detail: str = ""
+    files: tuple[str, ...] = ()
+
+
+class OutputResult(Schema):
+    """One finished checkpoint; `evaluation` is of base and result, None where no text was named."""
+
+    ratio: float
+    path: Location
+    compression: Compression
+    checks: tuple[Check, ...]
+    evaluation: EvaluationReport | None = None
+
+
+class RunResult(Schema):
+    """What `compress` returns: a checkpoint per ratio, seconds by stage, and bytes of memory.
+
+    `busy` is the share of a stage's time that each worker spent on its items.
+    """
+
+    outputs: tuple[OutputResult, ...]
+    seconds: dict[str, float]
+    busy: dict[str, tuple[float, ...]]
+    driver_peak_bytes: int
+    worker_peak_bytes: tuple[int, ...]

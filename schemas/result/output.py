@@ -1,0 +1,84 @@
+"""The compressed checkpoint as a plan: which tensor goes into which file, and from where."""
+
+import math
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from schemas.model.spec import ITEM_BYTES, Encoding, MatrixSpec, factor_parameters
+from schemas.request.config import Factors, Schema
+
+
+class FactorSource(Schema):
+    """A tensor of a committed item of factors."""
+
+    key: str
+    tensor: str
+
+
+class OutputTensor(Schema):
+    """One tensor of the checkpoint, from the base under `base`, or from the run's factors."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    base: str | None = None
+    factors: FactorSource | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its content."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+class OutputFile(Schema):
+    """One safetensors shard of the checkpoint."""
+
+    name: str
+    tensors: tuple[OutputTensor, ...]
+
+
+class SpectrumFacts(Schema):
+    """How the spectrum and the basis of a matrix came about; the fields are as in `Basis`."""
+
+    through: Literal["left", "right", "none"]
+    nats: float | None
+    tokens: int
+    shrinkage: float | None
+    fallbacks: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+class MatrixResult(Schema):
+    """What became of one matrix: a row of compression.json.
+
+    Losses are those that the truncation minimises, per token: predicted is the sum of the dropped
+    eigenvalues, achieved is measured on the factors in float64. `rounding` is the relative
+    Frobenius error that storing the factors in the checkpoint's dtype adds to W'. `nats` is the
+    predicted increase of the mean token loss, where gradients were taken; `energy` the loss of
+    cutting it away, None where that is not known. `shrinkage` is that of its gradient moment, given
+    or chosen.
+    """
+
+    name: str
+    shape: tuple[PositiveInt, PositiveInt]
+    encoding: Encoding
+    rank: int | None
+    parameters: int
+    predicted_loss: float
+    achieved_loss: float
+    energy: float | None
+    nats: float | None = None
+    rounding: float = 0.0
+    interpolation_max: float | None = None
+    shrinkage: float | None = None
+    fallbacks: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+def stored_parameters(matrix: MatrixSpec, encoding: Encoding, rank: int | None) -> int:
+    """Parameters of a matrix as stored, its bias and its row order not counted."""
+    if encoding == "dense" or rank is None:
+        return matrix.size
+    factors: Factors = encoding
+    return factor_parameters(factors, rank, matrix.out_features, matrix.in_features)

@@ -1,0 +1,1 @@
+"""What a run is made of: identities, plan, moments, ranks and records."""

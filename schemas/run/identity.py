@@ -1,0 +1,116 @@
+"""Names that say what an artefact depends on.
+
+A calibration depends on (base files, tokens, numeric settings); bases on a calibration and a
+truncation; factors on bases and an encoding; an output on all of it, the ratio and the allocation.
+What does not change numbers (workers, addresses, folders) is in none of them.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection
+from typing import Self
+
+from pydantic import Field, JsonValue
+
+from schemas.request.config import RunConfig, Schema
+from schemas.run.moments import Pass
+
+_ARTEFACTS = 3  # raised whenever an item of the run directory changes its content or its meaning
+
+
+class Record(Schema):
+    """The commit record of one finished item: it exists only if the item is complete.
+
+    `attempt` tells its file from those of other attempts at the same item. `sha256` is that of the
+    file; `seal` is that of this record, so that a damaged one is told from a true one.
+    """
+
+    key: str
+    attempt: str
+    sha256: str
+    bytes: int
+    facts: dict[str, JsonValue] = Field(default_factory=dict)
+    seal: str = ""
+
+    @staticmethod
+    def file_of(key: str, attempt: str) -> str:
+        """The file of one attempt at an item, from the root of the run directory."""
+        stem, _, suffix = key.rpartition(".")
+        return f"{stem}.{attempt}.{suffix}"
+
+    @property
+    def file(self) -> str:
+        """The item's file, from the root of the run directory."""
+        return self.file_of(self.key, self.attempt)
+
+    def sealed(self) -> Self:
+        """This record with its seal."""
+        text = self.model_dump_json(exclude={"seal"})
+        return self.model_copy(update={"seal": hashlib.sha256(text.encode()).hexdigest()})
+
+
+class Identities(Schema):
+    """The identities of one run, each a SHA-256 prefix; `backward` is None without gradients."""
+
+    forward: str
+    backward: str | None
+    bases: str
+    factors: str
+
+    def moments(self, direction: Pass) -> str:
+        """Identity of the moments of one stream. Raises ValueError where there is none."""
+        found = self.forward if direction == "forward" else self.backward
+        if found is None:
+            raise ValueError("this run takes no gradients")
+        return found
+
+    def output(self, config: RunConfig, ratio: float, given_up: Collection[str] = ()) -> str:
+        """Identity of the checkpoint at one ratio; matrices `given_up` had to stay dense in it."""
+        asked = config.allocation
+        bound = [asked.max_ratio] if asked.method == "svd-llm-v2" else []
+        kept = [sorted(given_up)] if given_up else []
+        return fingerprint([self.factors, asked.method, ratio, *bound, *kept])
+
+
+class Ground(Schema):
+    """What all numbers of a run stand on, beside its configuration.
+
+    Identity of every base file (as in `Manifest`), SHA-256 of the tokens of each stream; compute
+    dtype and device as the workers found them; versions of the libraries that compute.
+    """
+
+    base_files: dict[str, str]
+    forward_tokens: str
+    backward_tokens: str | None
+    dtype: str
+    device: str
+    versions: dict[str, str]
+
+
+def identities(config: RunConfig, ground: Ground) -> Identities:
+    """The identities of a run: each names all that its numbers depend on, and nothing else."""
+    common = {
+        "artefacts": _ARTEFACTS,
+        "base": ground.base_files,
+        "dtype": ground.dtype,
+        "device": ground.device,
+        "versions": ground.versions,
+        "threads": config.numerics.threads,
+        "micro_batch": config.calibration.micro_batch,
+        "segments": config.calibration.segments,
+    }
+    forward = fingerprint([common, ground.forward_tokens])
+    backward = None
+    if ground.backward_tokens is not None:
+        backward = fingerprint([common, ground.backward_tokens, config.seed])
+    shrinkage = config.numerics.shrinkage if config.truncation == "fisher" else None
+    bases = fingerprint([forward, backward, config.truncation, shrinkage])
+    pivot_bound = config.numerics.pivot_bound if config.factors == "pivoted" else None
+    factors = fingerprint([bases, config.factors, pivot_bound])
+    return Identities(forward=forward, backward=backward, bases=bases, factors=factors)
+
+
+def fingerprint(value: object) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a JSON value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,73 @@
+"""Which statistics a truncation needs, and where in the model they are taken.
+
+A forward moment is E[x x^T] of a layer's inputs, or E[y y^T] of its outputs without the bias. A
+backward moment is E[g g^T] of the gradient at the layer's output, or E[(W^T g)(W^T g)^T] of its own
+contribution to the input gradient. Only the smaller side of W is ever needed, except by the papers'
+methods, which are defined on the full X^T X.
+"""
+
+from typing import Literal
+
+from schemas.model.architectures import Side
+from schemas.model.spec import MatrixSpec
+from schemas.request.config import Schema, Truncation
+
+Pass = Literal["forward", "backward"]
+
+
+class Tap(Schema):
+    """A place where one second moment is accumulated, shared by the matrices that read it.
+
+    `module` is a matrix whose input or output is observed. A backward tap always gives tr G as
+    well; with `moment` false it gives nothing else.
+    """
+
+    name: str
+    layer: int
+    module: str
+    direction: Pass
+    side: Side
+    size: int
+    moment: bool = True
+
+
+def forward_tap(matrix: MatrixSpec, truncation: Truncation) -> Tap:
+    """The forward moment of `matrix`: X^T X is shared by all matrices that read the same X."""
+    on_input = truncation in ("svd-llm", "svd-llm-v2") or matrix.side == "input"
+    if on_input:
+        shared = f"layers.{matrix.layer}.{matrix.reads}.input"
+        return _tap(shared, matrix, "forward", "input", matrix.in_features)
+    return _tap(f"{matrix.name}.output", matrix, "forward", "output", matrix.out_features)
+
+
+def backward_tap(matrix: MatrixSpec, truncation: Truncation) -> Tap:
+    """The gradient moment of `matrix` (fisher), or only the trace of it (any other truncation)."""
+    fisher = truncation == "fisher"
+    name = f"{matrix.name}.{matrix.side}-gradient" if fisher else f"{matrix.name}.gradient-trace"
+    return _tap(name, matrix, "backward", matrix.side, matrix.small, moment=fisher)
+
+
+def taps(matrices: tuple[MatrixSpec, ...], truncation: Truncation, gradients: bool) -> list[Tap]:
+    """Every tap of a run, each once, in the order of the matrices."""
+    found: dict[str, Tap] = {}
+    for matrix in matrices:
+        tap = forward_tap(matrix, truncation)
+        found.setdefault(tap.name, tap)
+        if gradients:
+            tap = backward_tap(matrix, truncation)
+            found[tap.name] = tap
+    return list(found.values())
+
+
+def _tap(
+    name: str, matrix: MatrixSpec, direction: Pass, side: Side, size: int, moment: bool = True
+) -> Tap:
+    return Tap(
+        name=name,
+        layer=matrix.layer,
+        module=matrix.name,
+        direction=direction,
+        side=side,
+        size=size,
+        moment=moment,
+    )

@@ -1,0 +1,191 @@
+"""What will be done, by how many workers, and what it takes."""
+
+from typing import Literal
+
+from schemas.request.config import Schema
+
+
+class WorkerFacts(Schema):
+    """What a worker runs on."""
+
+    host: str
+    node: str
+    device: str
+    device_name: str
+    device_memory: int
+    dtype: str
+    gpu_reserved: bool
+
+
+class ClusterSpec(Schema):
+    """The machines of a run, found in Ray or described by flags. Memory is in bytes, per worker.
+
+    On the CPU a worker's device is the host, so `device_memory` and `host_memory` are the same.
+    The workers are spread evenly over `nodes`; `dtype` is what they compute in; `assumed` says what
+    of it nobody stated.
+    """
+
+    workers: int
+    device: str
+    device_name: str
+    device_memory: int
+    host_memory: int
+    dtype: str
+    nodes: int = 1
+    assumed: tuple[str, ...] = ()
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device == "cuda"
+
+
+class LayerRange(Schema):
+    """Decoder layers start, ..., stop - 1."""
+
+    start: int
+    stop: int
+
+    @property
+    def range(self) -> range:
+        return range(self.start, self.stop)
+
+
+class RatioPlan(Schema):
+    """Parameters that may stay at one ratio."""
+
+    ratio: float
+    targeted_parameters: int
+    total_parameters: int
+
+
+class MatrixKind(Schema):
+    """Matrices of one type and shape."""
+
+    path: str
+    out_features: int
+    in_features: int
+    count: int
+
+
+class WorkerMemory(Schema):
+    """What the largest worker holds, in bytes, item by item.
+
+    On the device: `weights` in the compute dtype; float32 sums of the moments of one stream at a
+    time; `activations` of the micro-batches in flight; later, the weights released, the float64
+    workspace to factorise the largest matrix. On the host: float64 and float32 `sums` of the
+    moments of one stream, what is read or committed at a time (`transit`; the largest basis is in
+    it), and the `process` itself. On the CPU, the host holds all of it.
+    """
+
+    weights: int
+    forward_moments: int
+    backward_moments: int
+    activations: int
+    factorise: int
+    sums: int
+    bases: int
+    transit: int
+    process: int
+
+    @property
+    def device(self) -> int:
+        """Peak of device memory: while it calibrates, or while it factorises."""
+        moments = max(self.forward_moments, self.backward_moments)
+        return max(self.weights + moments + self.activations, self.factorise)
+
+    @property
+    def host(self) -> int:
+        """Peak of host memory beside that of the device."""
+        return self.process + self.sums + self.transit
+
+
+class DiskUse(Schema):
+    """Bytes of a run on disk: the first four and twice `outputs` (factors, and checkpoints before
+    they are published) in the run directory, then `outputs`, the checkpoints of all ratios.
+
+    `boundaries` are hidden states and gradients between waves, `partial_sums` what replicas add up.
+    """
+
+    moments: int
+    bases: int
+    boundaries: int
+    partial_sums: int
+    outputs: int
+
+    @property
+    def run_directory(self) -> int:
+        return self.moments + self.bases + self.boundaries + self.partial_sums + 2 * self.outputs
+
+
+Resource = Literal[
+    "compute", "float64", "eigensolver", "SVD", "host thread", "host link", "disk", "network"
+]
+
+
+class StageCost(Schema):
+    """One stage: floating-point operations and bytes of all workers together.
+
+    `network_bytes` are what crosses between workers, and to and from shared storage. `seconds`
+    are by resource; nothing is assumed to overlap, so they add up. None: throughputs not known.
+    """
+
+    name: str
+    flops: int
+    read_bytes: int
+    written_bytes: int
+    network_bytes: int
+    seconds: dict[Resource, float] | None
+
+    @property
+    def total(self) -> float | None:
+        """Seconds of the stage."""
+        return None if self.seconds is None else sum(self.seconds.values())
+
+    @property
+    def limit(self) -> Resource | None:
+        """The resource that takes most of the stage."""
+        by_seconds = sorted((value, resource) for resource, value in (self.seconds or {}).items())
+        return by_seconds[-1][1] if by_seconds else None
+
+
+class Plan(Schema):
+    """What a run does, on which machines, and what it takes.
+
+    The shards are in the order of the layers. `chain` of them run at once, one a worker, on
+    `replicas` copies of the chain; the next `chain` shards are the next wave. `seconds` is the
+    whole run; `bottleneck` names the longest stage and the resource that limits it; `assumed` what
+    these figures rest on and nobody stated or measured.
+    """
+
+    cluster: ClusterSpec
+    shards: tuple[LayerRange, ...]
+    chain: int
+    replicas: int
+    total_parameters: int
+    targeted_parameters: int
+    kinds: tuple[MatrixKind, ...]
+    ratios: tuple[RatioPlan, ...]
+    memory: WorkerMemory
+    disk: DiskUse
+    stages: tuple[StageCost, ...]
+    seconds: float | None
+    bottleneck: str | None
+    assumed: tuple[str, ...] = ()
+
+    @property
+    def workers(self) -> int:
+        """Workers that are started."""
+        return self.chain * self.replicas
+
+    @property
+    def host_memory(self) -> int:
+        """Host memory of the largest worker, in bytes; on the CPU its device is the host."""
+        return self.memory.host + (0 if self.cluster.on_gpu else self.memory.device)
+
+    @property
+    def waves(self) -> list[tuple[LayerRange, ...]]:
+        """The shards that run at once, wave after wave."""
+        return [
+            self.shards[start : start + self.chain]
+            for start in range(0, len(self.shards), self.chain)
+        ]

@@ -1,0 +1,61 @@
+"""Whether a ratio leaves every matrix a rank, from shapes alone."""
+
+from schemas.errors import ConfigError
+from schemas.model.spec import MatrixSpec, ModelSpec, factor_parameters, whole
+from schemas.request.config import RunConfig, Schema
+
+
+def require_ranks(config: RunConfig, spec: ModelSpec) -> None:
+    """Raises ConfigError where a ratio is so high that the rank of some matrix would be zero.
+
+    With loss-aware allocation all matrices share one budget; with the others each has its own.
+    """
+    for ratio in config.ratio:
+        keep = 1 - ratio
+        if config.allocation.method == "loss-aware":
+            least = sum(_least(config, matrix) for matrix in spec.matrices)
+            if least > (budget := whole(keep * spec.targeted)):
+                raise _refusal(
+                    ratio,
+                    f"rank 1 in all {len(spec.matrices)} matrices takes {least:,} parameters, more "
+                    f"than the {budget:,} that may stay",
+                    1 - least / spec.targeted,
+                )
+            continue
+        for matrix in spec.matrices:
+            if (least := _least(config, matrix)) > (budget := whole(keep * matrix.size)):
+                highest = min(1 - _least(config, m) / m.size for m in spec.matrices)
+                raise _refusal(
+                    ratio,
+                    f"{matrix.name} ({matrix.out_features} x {matrix.in_features}) may keep "
+                    f"{budget:,} parameters, but rank 1 takes {least:,}",
+                    highest,
+                )
+
+
+def _least(config: RunConfig, matrix: MatrixSpec) -> int:
+    """Parameters of a matrix at rank 1, or dense where that is all it can be."""
+    if matrix.small == 1:
+        return matrix.size
+    rank_one = factor_parameters(config.factors, 1, matrix.out_features, matrix.in_features)
+    return min(matrix.size, rank_one)
+
+
+def _refusal(ratio: float, why: str, highest: float) -> ConfigError:
+    most = int(max(0.0, highest) * 10_000) / 10_000
+    return ConfigError(f"ratio {ratio:g}: {why}; lower the ratio, {most:g} is the most here")
+
+
+class AllocationResult(Schema):
+    """Ranks by matrix (None: stays dense), and the parameters they take of the budget.
+
+    `nats` is the predicted increase of the mean token loss, where gradients were taken.
+    """
+
+    ratio: float
+    ranks: dict[str, int | None]
+    budget: int
+    parameters: int
+    dense_parameters: int
+    nats: float | None
+    fallbacks: tuple[str, ...]

@@ -1,0 +1,111 @@
+"""The allocator reads committed spectra and answers with ranks, parameters and nats."""
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from schemas.errors import RunError
+from schemas.model.spec import MatrixSpec
+from schemas.request.config import Method, RunConfig
+from schemas.result.output import SpectrumFacts
+from workers.allocator import RankAllocator
+from workers.storage.keys import spectrum_key
+from workers.storage.store import Store
+from workers.storage.tensorfile import entries
+
+IDENTITY = "0123"
+
+
+def matrix(index: int, size: int) -> MatrixSpec:
+    return MatrixSpec(
+        name=f"layers.{index}.mlp.up_proj",
+        layer=index,
+        path="mlp.up_proj",
+        reads="mlp",
+        out_features=size,
+        in_features=size,
+        bias=False,
+    )
+
+
+def allocator(
+    folder: Path, method: Method, spectra: list[Tensor], nats: float | None
+) -> RankAllocator:
+    """An allocator that has read these spectra of square matrices."""
+    config = RunConfig(model="m", output=folder / "out", ratio=(0.2,), method=method)
+    store = Store(config.run_folder)
+    matrices = [matrix(index, len(spectrum)) for index, spectrum in enumerate(spectra)]
+    facts = SpectrumFacts(
+        through="none", nats=nats, tokens=100, shrinkage=None, fallbacks=(), remarks=()
+    )
+    for one, spectrum in zip(matrices, spectra, strict=True):
+        content = entries({"eigenvalues": spectrum})
+        store.commit(spectrum_key(IDENTITY, one.name), content, facts.model_dump(mode="json"))
+    made = RankAllocator(config)
+    assert made.gather(matrices, IDENTITY) == len(matrices)
+    return made
+
+
+def spectrum(size: int) -> Tensor:
+    return torch.arange(size, 0, -1, dtype=torch.float64)
+
+
+def test_it_counts_parameters_and_nats(tmp_path: Path) -> None:
+    found = allocator(tmp_path, "svd-llm", [spectrum(10), spectrum(20)], 0.5).allocate(0.2)
+    assert found.ranks == {"layers.0.mlp.up_proj": 4, "layers.1.mlp.up_proj": 8}
+    assert found.parameters == 4 * 20 + 8 * 40
+    assert (found.budget, found.dense_parameters) == (400, 500)
+    assert found.nats == 0.5 * (sum(range(1, 7)) + sum(range(1, 13)))
+    assert found.fallbacks == ()
+
+
+def test_without_gradients_no_nats_are_predicted(tmp_path: Path) -> None:
+    assert allocator(tmp_path, "svd-llm", [spectrum(10)], None).allocate(0.2).nats is None
+
+
+def test_what_is_dense_loses_nothing(tmp_path: Path) -> None:
+    found = allocator(tmp_path, "two-sided", [spectrum(10)], 0.5).allocate(0.0)
+    assert found.ranks == {"layers.0.mlp.up_proj": None}
+    assert (found.parameters, found.nats) == (100, 0.0)
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9])
+def test_the_budget_is_that_of_the_written_ratio(tmp_path: Path, ratio: float) -> None:
+    made = allocator(tmp_path, "svd-llm", [spectrum(40)] * 3, 0.5)
+    assert made.allocate(ratio).budget == round((1 - ratio) * 4800)
+
+
+def test_fallbacks_of_the_method_are_kept(tmp_path: Path) -> None:
+    [note] = allocator(tmp_path, "svd-llm-v2", [spectrum(10) * 0], 0.5).allocate(0.5).fallbacks
+    assert "uniform ratio used" in note
+
+
+def test_rank_1_over_the_budget_is_recorded(tmp_path: Path) -> None:
+    found = allocator(tmp_path, "svd-llm", [spectrum(10)] * 2, 0.5).allocate(0.9)
+    assert set(found.ranks.values()) == {1}
+    assert found.fallbacks == ("the ranks take 20 parameters more than the budget",)
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_what_must_stay_dense_counts_in_the_budget(tmp_path: Path, method: Method) -> None:
+    """So the others are cut more; and what must stay dense needs no spectrum."""
+    made = allocator(tmp_path, method, [spectrum(40) * 100] * 3, 0.5)
+    matrices = [matrix(index, 40) for index in range(4)]
+    alone = made.allocate(0.3)
+    assert made.gather(matrices, IDENTITY, {"layers.3.mlp.up_proj"}) == 3
+    found = made.allocate(0.3)
+    assert found.ranks.keys() == {one.name for one in matrices}
+    assert found.ranks["layers.3.mlp.up_proj"] is None
+    assert (found.budget, found.dense_parameters) == (round(0.7 * 6400), 6400)
+    assert found.parameters <= found.budget
+    assert found.parameters - 1600 < alone.parameters
+
+
+def test_a_budget_that_what_must_stay_dense_takes_alone_is_refused(tmp_path: Path) -> None:
+    made = allocator(tmp_path, "two-sided", [spectrum(10)] * 2, 0.5)
+    made.gather([matrix(0, 10), matrix(1, 10)], IDENTITY, {"layers.1.mlp.up_proj"})
+    with pytest.raises(RunError, match=r"ratio 0\.6: what could not.*100 parameters, and 80 may"):
+        made.allocate(0.6)

@@ -1,0 +1,299 @@
+"""Which load a checkpoint gets by its size, and what ends a load: only a fault fails a check."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+from uuid import uuid4
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.stages.output import _forget
+from schemas.errors import ConfigError, VerificationError
+from schemas.location import Url
+from schemas.result.manifest import Check, FileEntry, Manifest
+from schemas.run.identity import Identities
+from tests.low_rank import make_checkpoint
+from tests.models import tiny_tokenizer
+from tests.prose import VOCABULARY
+from workers.checkpoint import load_check, stored, verify
+from workers.checkpoint.stored import at_hand
+from workers.checkpoint.verify import require, verify_checkpoint
+from workers.process.cores import available_cores
+from workers.storage import places
+from workers.storage.files import file_sha256
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+WEIGHTS = "model.safetensors"
+PART = "first and last layer load with plain transformers"
+ENDS = """
+import json, os, signal, time
+say = lambda row: print(json.dumps(row), flush=True)
+say({"name": "threads", "passed": True, "detail": os.environ["OMP_NUM_THREADS"]})
+print('{"name": "cut sh', end="", flush=True)
+"""
+
+
+def seal(folder: Path) -> Path:
+    """A manifest for what is in a folder now."""
+    (folder / "manifest.json").unlink(missing_ok=True)
+    manifest = Manifest(
+        output="output",
+        identities=Identities(forward="f", backward=None, bases="b", factors="f"),
+        base_files={},
+        versions={},
+        files={
+            path.name: FileEntry(sha256=file_sha256(path), bytes=path.stat().st_size)
+            for path in folder.iterdir()
+        },
+    )
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    return folder
+
+
+def make(folder: Path, family: str = "llama") -> Path:
+    """Five layers of a family, each of another form than the next."""
+    encodings = ("plain", "pivoted", "dense", "pivoted", "plain")
+    sizes: dict[str, Any] = {"num_hidden_layers": 5, "vocab_size": VOCABULARY}
+    if family.startswith("qwen"):
+        sizes |= {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}
+    make_checkpoint(folder, family, encodings, **sizes)
+    tiny_tokenizer().save_pretrained(folder)
+    return seal(folder)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return make(tmp_path / "checkpoint")
+
+
+def of_name(checks: list[Check]) -> dict[str, Check]:
+    return {check.name: check for check in checks}
+
+
+def change(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Path:
+    tensors = load_file(folder / WEIGHTS)
+    tensors[name] = change(tensors[name])
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    return seal(folder)
+
+
+# --- how much is loaded -----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_of_a_large_model_two_layers_are_loaded(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "FULL_LOAD_BYTES", 0)
+    monkeypatch.setattr(verify, "UNASKED", 0)
+    checks = verify_checkpoint(checkpoint, published=False)
+    assert [check for check in checks if not check.passed] == []
+    names = of_name(checks)
+    assert names[PART].detail.startswith("layers 0 and 4, ")
+    assert names["finite loss"].detail.endswith(" nats")
+    assert "loads with plain transformers" not in names
+    assert "save_pretrained round trip" not in names
+
+
+@pytest.mark.slow
+def test_a_small_model_is_loaded_whole(checkpoint: Path) -> None:
+    checks = of_name(verify_checkpoint(checkpoint, published=False))
+    assert all(check.passed for check in checks.values())
+    assert {"loads with plain transformers", "save_pretrained round trip"} < checks.keys()
+
+
+@pytest.mark.parametrize(
+    ("free", "limit", "unasked", "depth", "saved"),
+    [
+        (10**9, 10**9, 10**9, "whole", True),
+        (10**9, 10**9, 0, "whole", False),
+        (10**9, 0, 0, "part", False),
+        (1000, 10**9, 0, "part", False),
+    ],
+)
+def test_size_and_memory_choose_the_load(
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    free: int,
+    limit: int,
+    unasked: int,
+    depth: str,
+    saved: bool,
+) -> None:
+    clean = mock.Mock(return_value=[])
+    monkeypatch.setattr(verify, "_clean_process", clean)
+    monkeypatch.setattr(verify, "available_bytes", lambda: free)
+    monkeypatch.setattr(verify, "FULL_LOAD_BYTES", limit)
+    monkeypatch.setattr(verify, "UNASKED", unasked)
+    verify_checkpoint(checkpoint, published=False)
+    assert clean.call_args.args[0][1:] == [depth, str(free), *(["--save"] if saved else [])]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_of_a_part_are_those_of_the_model(tmp_path: Path, family: str) -> None:
+    folder, found = make(tmp_path / "part", family), dict[str, Any]()
+    assert load_check._load_part(folder, 10**9, found).startswith("layers 0 and 4, ")
+    stored, kept = load_file(folder / WEIGHTS), found["model"].state_dict()
+    for name, tensor in kept.items():
+        before = name.replace("layers.1.", "layers.4.")
+        assert torch.equal(tensor, stored.get(before, stored["model.embed_tokens.weight"])), name
+    assert load_check._finite(found["model"], exact=False).endswith(" nats")
+
+
+# --- what is wrong ----------------------------------------------------------------------------
+
+
+def test_a_value_that_is_not_finite_fails_in_the_last_layer(checkpoint: Path) -> None:
+    name, found = "model.layers.4.input_layernorm.weight", dict[str, Any]()
+    load_check._load_part(change(checkpoint, name, lambda t: t * torch.nan), 10**9, found)
+    row = load_check._run("loss", lambda: load_check._finite(found["model"], exact=False))
+    assert row["passed"] is False
+    with pytest.raises(VerificationError, match="loss is nan"):
+        require([Check.model_validate(row)], checkpoint)
+
+
+def test_a_wrong_shape_or_kind_fails_in_any_layer(checkpoint: Path) -> None:
+    orders = sorted(name for name in load_file(checkpoint / WEIGHTS) if name.endswith(".order"))
+    norm = "model.layers.2.input_layernorm.weight"
+    assert load_check._shapes(checkpoint)
+    with pytest.raises(ValueError, match=f"1 tensors differ, the first {orders[-1]}"):
+        load_check._shapes(change(checkpoint, orders[-1], torch.Tensor.float))
+    with pytest.raises(ValueError, match="2 tensors differ"):
+        load_check._shapes(change(checkpoint, norm, lambda t: t[:-1]))
+
+
+# --- what says nothing of the checkpoint ------------------------------------------------------
+
+
+def test_a_load_without_time_is_not_judged(checkpoint: Path) -> None:
+    checks = verify_checkpoint(checkpoint, published=False, limit_s=0.001)
+    assert checks[-1].passed is None
+    assert checks[-1].detail == "not finished in 0.001 s"
+    require(checks, checkpoint)
+
+
+def _refused() -> str:
+    raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+
+def _full() -> str:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def _wrong() -> str:
+    raise OSError("no file named model.safetensors")  # as transformers says it
+
+
+def test_only_a_fault_of_the_checkpoint_fails(checkpoint: Path) -> None:
+    part = load_check._run("part", lambda: load_check._load_part(checkpoint, 1000, {}))
+    assert part["passed"] is None
+    assert "1,000 are free" in part["detail"]
+    passed = [load_check._run("", check)["passed"] for check in (_refused, _full, _wrong)]
+    assert passed == [None, None, False]
+
+
+@pytest.mark.parametrize(
+    ("end", "why"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "ended early, exit status -9: no output"),
+        ("raise SystemExit('no torch here')", "ended early, exit status 1: no torch here"),
+        ("time.sleep(60)", "not finished in 5 s"),
+    ],
+)
+def test_what_was_found_before_an_early_end_is_kept(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str, why: str
+) -> None:
+    """The process has all cores, whatever its parent was given."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    script = tmp_path / "script.py"
+    script.write_text(ENDS + end)
+    monkeypatch.setattr(verify, "_LOAD_CHECK", script)
+    *_, threads, last = verify_checkpoint(checkpoint, published=False, limit_s=5.0)
+    assert threads.name == "threads"
+    assert threads.detail == str(available_cores()) == str(len(os.sched_getaffinity(0)))
+    assert last.passed is None
+    assert last.detail == why
+
+
+# --- in a store -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def url(checkpoint: Path) -> Url:
+    place = Url(f"memory://{uuid4().hex}/checkpoint")
+    for path in checkpoint.iterdir():
+        places.upload(path, place / path.name)
+    return place
+
+
+@pytest.mark.slow
+def test_large_weights_stay_in_a_store(
+    url: Url, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "UNASKED", 100_000)
+    assert (checkpoint / WEIGHTS).stat().st_size > 100_000
+    with at_hand(url) as (folder, there):
+        assert there == {WEIGHTS: url / WEIGHTS}
+        outline = (folder / WEIGHTS).stat()
+        assert outline.st_size == (checkpoint / WEIGHTS).stat().st_size
+        assert outline.st_blocks * 512 < 50_000
+        checks = verify_checkpoint(folder, published=False, stored=there)
+    assert [check.passed for check in checks] == [True, True, True, True, True, None]
+    assert "--work-dir" in checks[-1].detail
+
+
+def test_a_changed_byte_in_a_store_is_found(
+    url: Url, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "UNASKED", 0)
+    monkeypatch.setattr(stored, "_PART", 1000)
+    content = bytearray((checkpoint / WEIGHTS).read_bytes())
+    content[-1] ^= 1
+    places.write(url / WEIGHTS, bytes(content))
+    with at_hand(url) as (folder, there):
+        first, *_ = verify_checkpoint(folder, published=False, stored=there)
+    assert first.passed is False
+    assert first.files == (WEIGHTS,)
+
+
+def test_weights_are_fetched_into_a_folder_that_is_named(
+    url: Url, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "UNASKED", 0)
+    with at_hand(url, work_dir=tmp_path) as (folder, there):
+        assert folder.parent == tmp_path
+        assert not there
+        assert file_sha256(folder / WEIGHTS) == file_sha256(checkpoint / WEIGHTS)
+    assert not folder.exists()
+    with pytest.raises(ConfigError, match="no such folder"), at_hand(url, None, tmp_path / "no"):
+        pass
+
+
+# --- what is written anew ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("checks", "forgotten", "discarded"),
+    [
+        ([Check(name="files", passed=False, files=("a", "config.json"))], ["outputs/1/a"], []),
+        ([Check(name="loss", passed=False)], [], ["outputs/1"]),
+        (
+            [Check(name="files", passed=False, files=("a",)), Check(name="loss", passed=False)],
+            [],
+            ["outputs/1"],
+        ),
+    ],
+)
+def test_only_what_is_wrong_is_written_anew(
+    checks: list[Check], forgotten: list[str], discarded: list[str]
+) -> None:
+    run: Any = SimpleNamespace(discard=mock.Mock(), store=mock.Mock(), ownership=mock.Mock())
+    _forget(run, "1", checks, {name: f"outputs/1/{name}" for name in "abc"})
+    assert [call.args[0] for call in run.store.forget.call_args_list] == forgotten
+    assert [call.args[0] for call in run.discard.call_args_list] == discarded

@@ -1,0 +1,215 @@
+"""Exit codes and messages of the command line, without starting Ray."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from pipeline.cli.app import app
+from tests.models import tiny_model
+from tests.prose import prose
+from workers.process.logs import log
+
+ROOT = Path(__file__).parents[3]
+TOO_MANY = "1000000"
+
+
+@pytest.fixture(autouse=True)
+def propagate(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Let caplog see what the command logs."""
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level(logging.INFO, logger=log.name)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "prose.txt"
+    path.write_text(prose(4_000))
+    return path
+
+
+def run(*arguments: object) -> int:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments]).exit_code
+
+
+def test_missing_settings_are_named_with_their_flags(caplog: pytest.LogCaptureFixture) -> None:
+    assert run("compress", "--seed", 1) == 2
+    for flag in ("--model", "--ratio", "--output"):
+        assert flag in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--ratio", "1.5"), "ratio.0 = '1.5': Input should be less than 1"),
+        (("--ratio", "nan"), "finite number"),
+        (("--ratio", "0.2,x"), "ratio.1 = 'x'"),
+        (("--ratio", "0.2", "--set", "foo.bar=1"), "foo: no such setting"),
+        (("--ratio", "0.2", "--set", "nonsense"), "not of the form a.b=value"),
+        (("--ratio", "0.2", "--calibration-samples", "0"), "calibration.samples = 0"),
+        (("--ratio", "0.2", "--config", "absent.yaml"), "--config absent.yaml"),
+        (("--ratio", "0.2", "--gradient-samples", "0"), "needs gradients"),
+        (
+            ("--ratio", "0.2", "--truncation", "fisher", "--allocation", "svd-llm-v2"),
+            "measures nats",
+        ),
+        (("--ratio", "0.2", "--run-dir", "out/run"), "neither may be inside"),
+    ],
+)
+def test_a_wrong_request_is_refused(
+    arguments: tuple[str, ...], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run("compress", "--model", "m", "--output", "out", *arguments) == 2
+    assert message in caplog.text
+
+
+def test_too_little_text_is_refused_before_ray_starts(
+    model: Path, text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = ("--calibration", text, "--calibration-samples", TOO_MANY, "--gradient-samples", 1)
+    output = tmp_path / "out"
+    assert run("compress", "--model", model, "--ratio", 0.2, "--output", output, *asked) == 2
+    assert f"{TOO_MANY} are asked for" in caplog.text
+    assert not output.exists()
+
+
+def test_an_output_that_is_not_ours_is_refused(
+    model: Path, text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    asked = ("--calibration", text, "--ratio", 0.2)
+    assert run("compress", "--model", model, "--output", tmp_path, *asked) == 2
+    assert "no finished checkpoint of this program" in caplog.text
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_output_inside_the_model_is_refused(
+    model: Path, text: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = ("--calibration", text, "--ratio", 0.2)
+    assert run("compress", "--model", model, "--output", model / "small", *asked) == 2
+    assert "is inside the model" in caplog.text
+
+
+def test_plan_counts_parameters(model: Path) -> None:
+    result = CliRunner().invoke(
+        app, ["plan", "--model", str(model), "--ratio", "0.25,0.5", "--workers", "2", "--json"]
+    )
+    assert result.exit_code == 0
+    plan = json.loads(result.stdout)
+    assert [shard["start"] for shard in plan["shards"]] == [0, 1]
+    assert [ratio["targeted_parameters"] for ratio in plan["ratios"]] == [
+        plan["targeted_parameters"] * 3 // 4,
+        plan["targeted_parameters"] // 2,
+    ]
+    kinds = plan["kinds"]
+    assert plan["targeted_parameters"] == sum(
+        kind["count"] * kind["out_features"] * kind["in_features"] for kind in kinds
+    )
+
+
+@pytest.mark.parametrize("command", ["verify", "status"])
+def test_a_folder_of_another_kind_is_refused(
+    command: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run(command, tmp_path) == 2
+    assert str(tmp_path) in caplog.text
+
+
+def test_flags_override_the_file_and_set_overrides_flags(
+    tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("ratio: 0.1\nmethod: svd-llm\nseed: 7\n")
+    asked = ("--model", model, "--config", path, "--ratio", "0.5", "--set", "ratio=0.25", "--json")
+    result = CliRunner().invoke(app, ["plan", *map(str, asked)])
+    assert result.exit_code == 0, caplog.text
+    assert [ratio["ratio"] for ratio in json.loads(result.stdout)["ratios"]] == [0.25]
+
+
+def test_nightly_takes_every_flag_of_compress() -> None:
+    names = {}
+    for command in get_command(app).commands.values():  # type: ignore[attr-defined]
+        names[command.name] = {flag for one in command.params for flag in one.opts}
+    assert names["compress"] - names["nightly"] == {"--model"}
+    assert {"--watch", "--max", "--gate", "--keep", "--retry"} <= names["nightly"]
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("compress", {"OUTPUT.run", "two-sided", "wikitext2", "256", "2048", "every GPU"}),
+        ("nightly", {"PREFIX/runs", "two-sided", "no gate", "newest", "3"}),
+        ("plan", {"this host's CPU", "8, or all"}),
+        ("evaluate", {"wikitext2", "float32", "what fits"}),
+    ],
+)
+def test_help_tells_the_defaults(command: str, told: set[str]) -> None:
+    said = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
+    assert {one for one in told if f"[default: ({one}" in said} == told
+
+
+def test_an_idle_night_loads_neither_torch_nor_ray(model: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from pipeline.cli.app import app\n"
+        f"asked = ['--watch', {str(tmp_path / 'source')!r}, '--ratio', '0.2,0.4', '--max', '2']\n"
+        f"asked += ['--output', {str(tmp_path / 'out')!r}, '--calibration', {str(text)!r}]\n"
+        "done = CliRunner().invoke(app, ['nightly', *asked])\n"
+        "assert 'nothing to do' in done.output, done.output\n"
+        "print(done.exit_code, {'torch', 'ray'} & sys.modules.keys())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "0 set()\n", done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "watch: not given; use --watch"),
+        (("--watch", "m", "--gate", "much"), "gate.perplexity = 'much'"),
+        (("--watch", "m", "--gate", "5"), "gate.perplexity = '5': that allows more than twice"),
+        (("--watch", "m", "--set", "gate.perplexity=2"), "write it in %, as 5% or 150%"),
+        (("--watch", "m", "--gate", "5%", "--calibration", "a.txt"), "no text to evaluate on"),
+        (("--watch", "m", "--max", "0"), "max = 0"),
+        (("--watch", "out"), "is what is watched"),
+        (("--watch", "absent"), "'absent': no such folder"),
+        (("--watch", "m", "--set", "model=x"), "model: no such setting"),
+    ],
+)
+def test_a_wrong_night_is_refused(
+    arguments: tuple[str, ...], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run("nightly", "--output", "out", "--ratio", "0.2", *arguments) == 2
+    assert message in caplog.text
+
+
+def test_a_catalogue_that_is_not_there_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run("catalog", tmp_path) == 2
+    assert "no catalogue there" in caplog.text
+
+
+def test_the_folder_of_several_ratios_is_not_evaluated(
+    tmp_path: Path, text: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "out" / "ratio-0.20").mkdir(parents=True)
+    asked = ["evaluate", str(tmp_path / "out"), "--text", str(text)]
+    assert CliRunner().invoke(app, asked).exit_code == 2
+    assert "no config.json, so no checkpoint" in caplog.text

@@ -1,0 +1,82 @@
+"""Joining a cluster: what Ray says of it, in words for a user; and workers in chains."""
+
+from typing import Any
+
+import pytest
+import ray
+
+from pipeline.cluster import session
+from pipeline.cluster.actors import chains
+from pipeline.cluster.session import ray_session
+from schemas.errors import ConfigError
+from schemas.request.config import ClusterConfig
+from schemas.run.plan import WorkerFacts
+
+# As ray._private.utils.check_version_info words it.
+MISMATCH = (
+    "Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n    Python: 3.11.7\n"
+    "This process was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n"
+)
+
+
+def test_another_ray_on_the_cluster_is_named_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def init(**_: Any) -> None:
+        raise RuntimeError(MISMATCH)
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(session, "require_answer", lambda address, setting: None)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    cluster = ClusterConfig(address="ray://head:10001")
+    with pytest.raises(ConfigError) as caught, ray_session(cluster, threads=1):
+        pass
+    message = str(caught.value)
+    assert "'ray://head:10001': driver and cluster differ (Version mismatch:" in message
+    assert "Ray: 2.59.0" in message
+    assert "install the same ones there" in message
+
+
+def test_another_failure_of_ray_is_not_taken_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: Any) -> None:
+        raise RuntimeError("out of files")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(session, "require_answer", lambda address, setting: None)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    cluster = ClusterConfig(address="ray://head:10001")
+    with pytest.raises(RuntimeError, match="out of files"), ray_session(cluster, threads=1):
+        pass
+
+
+def on_node(name: str) -> WorkerFacts:
+    return WorkerFacts(
+        host=name,
+        node=name,
+        device="cuda",
+        device_name="a GPU",
+        device_memory=1,
+        dtype="bfloat16",
+        gpu_reserved=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "length", "expected"),
+    [
+        ("ABABABAB", 8, ["AAAABBBB"]),  # as Ray spreads them over two nodes
+        ("ABABABAB", 4, ["AAAA", "BBBB"]),
+        ("ABCABCABC", 9, ["AAABBBCCC"]),
+        ("ABABABABAB", 2, ["AA", "AA", "BB", "BB", "AB"]),
+        ("ABCBCBAB", 4, ["BBBB", "AACC"]),  # in the order of the nodes both would cross
+        ("AAAA", 2, ["AA", "AA"]),
+        ("AB", 1, ["A", "B"]),
+    ],
+)
+def test_a_chain_stays_on_a_node_where_it_fits(
+    nodes: str, length: int, expected: list[str]
+) -> None:
+    workers = list(enumerate(nodes))
+    found = chains(workers, [on_node(name) for name in nodes], length)
+    assert ["".join(name for _, name in chain) for chain in found] == expected
+    assert sorted(worker for chain in found for worker in chain) == workers

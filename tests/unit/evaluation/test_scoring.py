@@ -1,0 +1,71 @@
+"""Scores of the last hidden states against logits in float64."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from workers.evaluation import scoring
+from workers.evaluation.scoring import Score, score, total
+from workers.model.layers import Head
+
+SEQUENCES, LENGTH, VOCABULARY = 2, 11, 50
+
+
+def random_head(seed: int, hidden: int, vocabulary: int = VOCABULARY) -> tuple[Tensor, Head]:
+    """Hidden states (sequences, length, hidden) of a model, and its head."""
+    generator = torch.Generator().manual_seed(seed)
+    norm = nn.LayerNorm(hidden)
+    embedding = torch.randn(vocabulary, hidden, generator=generator) / hidden**0.5
+    return torch.randn(SEQUENCES, LENGTH, hidden, generator=generator), Head(norm, embedding)
+
+
+@pytest.fixture
+def tokens() -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(VOCABULARY, (SEQUENCES, LENGTH), generator=generator)
+
+
+@torch.no_grad()
+def exact(hidden: Tensor, head: Head) -> Tensor:
+    """Log-probabilities of the predicted tokens in float64."""
+    normed = functional.layer_norm(hidden[:, :-1].double(), hidden.shape[-1:])
+    return (normed @ head.embedding.double().T).log_softmax(-1)
+
+
+@pytest.mark.parametrize("positions", [1, 3, 10, 128])
+def test_sums_are_those_of_float64(
+    tokens: Tensor, positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "_POSITIONS", positions)
+    pairs = [random_head(1, 16), random_head(2, 24)]  # widths may differ
+    found = score(tokens, *map(list, zip(*pairs, strict=True)))
+    logs = [exact(*pair) for pair in pairs]
+    for nll, log in zip(found.nll, logs, strict=True):
+        oracle = functional.nll_loss(log.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
+        assert nll == pytest.approx(float(oracle), rel=1e-6)
+    oracle = functional.kl_div(logs[1], logs[0], reduction="sum", log_target=True)
+    assert found.kl == pytest.approx(float(oracle), rel=1e-5)
+    assert found.tokens == SEQUENCES * (LENGTH - 1)
+
+
+def test_a_model_does_not_differ_from_itself(tokens: Tensor) -> None:
+    hidden, head = random_head(1, 16)
+    found = score(tokens, [hidden, hidden], [head, head])
+    assert found.kl == 0
+    assert found.nll[0] == found.nll[1]
+
+
+def test_there_is_no_divergence_of_one_model_or_of_two_vocabularies(tokens: Tensor) -> None:
+    hidden, head = random_head(1, 16)
+    alone = score(tokens, [hidden], [head])
+    assert alone.kl is None
+    other, larger = random_head(2, 16, vocabulary=VOCABULARY + 1)
+    both = score(tokens, [hidden, other], [head, larger])
+    assert both.kl is None
+    assert both.nll[0] == alone.nll[0]
+
+
+def test_scores_add_up() -> None:
+    assert total([Score((1.0, 2.0), 0.5, 3), Score((4.0, 8.0), 0.25, 5)]) == ((5.0, 10.0), 0.75, 8)
+    assert total([Score((1.0,), None, 3), Score((4.0,), None, 5)]) == ((5.0,), None, 8)

@@ -1,0 +1,90 @@
+"""Starts of workers that fail: by chance, or alike every time. No Ray runs."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import supervise as module
+from pipeline.progress import Progress
+from pipeline.supervise import supervise
+from schemas.errors import WorkerDiedError, WorkerError, WorkerStartError
+from schemas.request.config import RunConfig
+
+MISSING = "start of a worker: ModuleNotFoundError: No module named 'workers.actors'"
+
+
+class Warned(Progress):
+    """Keeps what the user is warned of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warnings: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+class Started:
+    """A run whose workers are there."""
+
+    ids = "the same"
+
+    def committed(self) -> frozenset[str]:
+        return frozenset()
+
+    def close(self) -> None:
+        pass
+
+
+def run(config: RunConfig, starts: Iterable[WorkerDiedError | None], fails: int = 0) -> Warned:
+    """A run whose starts fail as `starts` says, and whose stages are lost `fails` times."""
+    progress, failures, losses = Warned(), iter(starts), iter(range(fails))
+
+    def start(*_: object) -> Any:
+        if error := next(failures):
+            raise error
+        return Started()
+
+    def stages(_: object) -> str:
+        if next(losses, None) is not None:
+            raise WorkerDiedError("calibrate: a worker died")
+        return "done"
+
+    assert supervise(config, progress, start, stages) == "done"
+    return progress
+
+
+@pytest.fixture
+def config(monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """A request; nothing waits, and the cluster has room for one worker."""
+    monkeypatch.setattr(module, "_SETTLE_S", 0.0)
+    monkeypatch.setattr(module, "on_gpus", lambda cluster: False)
+    monkeypatch.setattr(module, "workers_there", lambda cluster, threads: 1)
+    monkeypatch.setattr(module, "count", lambda *_, **__: None)
+    return RunConfig(model="m", output=Path("out"), ratio=(0.3,))
+
+
+def test_workers_that_fail_alike_end_the_run_with_their_own_message(config: RunConfig) -> None:
+    with pytest.raises(WorkerError, match="3 starts of the workers failed like that") as caught:
+        run(config, [WorkerStartError(MISSING)] * 3)
+    assert caught.value.exit_code == 3
+    assert str(caught.value).startswith(MISSING)
+    assert "give all nodes the Python, the libraries" in str(caught.value)
+
+
+def test_as_many_failures_as_are_allowed_are_warnings(config: RunConfig) -> None:
+    progress = run(config, [WorkerStartError(MISSING)] * 2 + [None])
+    assert progress.warnings == [f"{MISSING}; starting again on what the cluster has then"] * 2
+
+
+def test_losses_of_nodes_and_other_failures_are_no_same_failure(config: RunConfig) -> None:
+    chance = [WorkerDiedError("start of a worker: the cluster lost a node meanwhile")] * 5
+    other = [WorkerStartError(MISSING), WorkerStartError("MemoryError")] * 2
+    assert len(run(config, [*chance, *other, None]).warnings) == 9
+
+
+def test_a_start_that_comes_through_begins_the_count_anew(config: RunConfig) -> None:
+    starts = [WorkerStartError(MISSING)] * 2
+    assert len(run(config, [*starts, None, *starts, None], fails=1).warnings) == 5

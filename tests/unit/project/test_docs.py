@@ -1,0 +1,81 @@
+"""What the documentation names is there: pages, commands with their options, messages."""
+
+import ast
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from pipeline.cli.app import app
+from schemas.model.architectures import ARCHITECTURES
+from tests.documents import PAGES, ROOT, commands, own_arguments
+
+IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
+COMMANDS = {name: commands(page) for name, page in zip(IDS, PAGES, strict=True)}
+WORDS = [
+    pytest.param(words, id=f"{name}: {' '.join(words)[:60]}")
+    for name, found in COMMANDS.items()
+    for words in found
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_links_lead_to_files(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    missing = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_commands_are_understood(words: list[str]) -> None:
+    if (arguments := own_arguments(words)) is not None:
+        group: Any = typer.main.get_command(app)
+        with group.make_context("svdllm", list(arguments)) as context:
+            name, command, rest = group.resolve_command(
+                context, [*context._protected_args, *context.args]
+            )
+            command.make_context(name, rest, parent=context).close()
+    elif words[0] == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        target = next(word for word in words[1:] if "=" not in word)
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_benchmarks_that_are_named_exist(page: Path) -> None:
+    names = set(re.findall(r"python -m (benchmarks\.\w+)", page.read_text(encoding="utf-8")))
+    assert not [name for name in names if find_spec(name) is None]
+
+
+def test_every_family_is_on_the_page_of_architectures() -> None:
+    text = (ROOT / "docs/architectures.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (yes|planned only) \|", text, re.MULTILINE))
+    said = {name: "planned only" if a.planned else "yes" for name, a in ARCHITECTURES.items()}
+    assert rows == said
+
+
+def test_messages_of_the_troubleshooting_page_are_in_the_program() -> None:
+    text = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
+    quoted = [quote for cell in cells for quote in re.findall(r"`([^`]+)`", cell)]
+    assert len(quoted) > 20
+    pieces = [piece.strip() for quote in quoted for piece in re.split(r"\.\.\.|\bN\b|[()]", quote)]
+    said = list(_texts())
+    missing = [p for p in pieces if len(p) > 8 and not any(p in text for text in said)]
+    assert not missing
+
+
+def _texts() -> Iterator[str]:
+    """Every string of the program, with … for what is filled in."""
+    for package in ("schemas", "workers", "pipeline", "runtime"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    parts = (v.value if isinstance(v, ast.Constant) else "…" for v in node.values)
+                    yield "".join(map(str, parts))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value

@@ -1,0 +1,48 @@
+"""The model card: what it takes over from the base and from the request is text, and no more."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.report.card import front_matter, write_card
+from schemas.request.config import RunConfig
+from tests import reports
+
+
+@pytest.mark.parametrize(
+    "card", [b"2024-99-99", b"[" * 1500, b"license: [{a: b}, 3]", b"a: \xff", b"- 1", b"license: 3"]
+)
+def test_a_strange_card_of_the_base_is_left_out(card: bytes, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_bytes(b"---\n" + card + b"\n---\n")
+    config = RunConfig(model="org/name", output=tmp_path / "out", ratio=0.2)
+    found = front_matter(tmp_path, config)
+    assert found.keys() == {"base_model", "library_name", "tags"}
+    assert found["base_model"] == "org/name"
+
+
+def test_what_a_card_keeps_of_the_base_cannot_end_its_front_matter(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text('---\nlicense: "mit\\n# \\x1b[2J"\n---\n')
+    config = RunConfig(model="org/na\nme", output=tmp_path / "out", ratio=0.2)
+    found = front_matter(tmp_path, config)
+    assert found["license"] == r"mit # \x1b[2J"
+    assert found["base_model"] == "org/na me"
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_card_has_the_perplexity_that_was_measured_and_a_link(
+    measured: bool, tmp_path: Path
+) -> None:
+    config = RunConfig(model="org/name", output=tmp_path / "out", ratio=0.2)
+    done = reports.compression(reports.matrices(1))
+    evaluation = reports.evaluation() if measured else None
+    write_card(tmp_path, tmp_path, config, done, evaluation)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert ("| perplexity | 22.59 | 25.90 |\n" in text) == measured
+    assert (
+        "\nPerplexity on test.txt, 16 windows of 1024 tokens, in float32; KL(base ‖ compressed) "
+        "0.1200 nats a token.\n" in text
+    ) == measured
+    assert "| bytes of weights | 3,000,000 | 2,600,000 |\n" in text
+    assert "\nAsked: ratio 0.2" in text
+    assert f"Calibrated on {Path(done.calibration.text).name},\n" in text
+    assert "[report.html](report.html)" in text

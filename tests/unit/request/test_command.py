@@ -1,0 +1,99 @@
+"""A configuration as a command line, and back."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import pipeline.compress
+import pipeline.request.preflight
+from pipeline.cli.app import app
+from pipeline.request.flags import command_of
+from schemas.errors import ConfigError
+from schemas.request.config import RunConfig
+
+ASKED: dict[str, dict[str, Any]] = {
+    "nothing else": {},
+    "ratios": {"ratio": (0.2, 0.45, 1 / 3), "seed": 7, "revision": "main"},
+    "a method": {"method": "svd-llm"},
+    "a method but for one part": {"method": "svd-llm", "factors": "pivoted"},
+    "parts": {"truncation": "input-only", "allocation": {"method": "uniform"}, "factors": "plain"},
+    "a bound": {"method": "svd-llm-v2", "allocation": {"max_ratio": 0.75}},
+    "a text": {
+        "calibration": {
+            "text": "my text's $HOME.txt",
+            "samples": 3,
+            "sequence_length": 64,
+            "gradient_samples": 4,
+            "gradient_length": 65,
+            "micro_batch": 2,
+            "segments": 1,
+        },
+        "evaluation": {"text": "none", "sequence_length": 512, "windows": 5},
+    },
+    "numbers": {
+        "numerics": {"dtype": "bfloat16", "threads": 2, "shrinkage": 1e-05, "pivot_bound": 1e20}
+    },
+    "a cluster": {
+        "cluster": {
+            "workers": 3,
+            "shard_layers": 2,
+            "replicas": 2,
+            "keep_bases": False,
+            "device": "cpu",
+            "address": "ray://head:10001",
+            "storage_read": 12 * 10**9,
+            "storage_write": 1,
+            "item_timeout_s": 0.5,
+            "attempts": 1,
+        },
+        "on_failure": "keep_dense",
+    },
+    "places": {"run_dir": "/runs/of mine", "output": "s3://bucket/out", "model": "s3://b/base"},
+}
+
+
+@pytest.mark.parametrize("fields", ASKED.values(), ids=ASKED)
+def test_the_command_line_asks_for_the_same(
+    fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = RunConfig.model_validate({"model": "org/m", "output": "out", "ratio": 0.2} | fields)
+    found: list[RunConfig] = []
+
+    def stop(config: RunConfig) -> None:
+        found.append(config)
+        raise ConfigError("that is all that was asked")
+
+    monkeypatch.setattr(pipeline.request.preflight, "check", stop)
+    program, *words = command_of(asked)
+    assert CliRunner().invoke(app, words).exit_code == ConfigError.exit_code
+    assert program == "svdllm"
+    assert found == [asked]
+
+
+def test_every_setting_is_tried() -> None:
+    """So that a setting that is added has to come back from its command line, too."""
+
+    def settings(schema: Any, given: dict[str, Any], prefix: str = "") -> set[str]:
+        missing = set()
+        for name, field in schema.model_fields.items():
+            inner = getattr(field.annotation, "model_fields", None)
+            if inner is not None:
+                parts = [fields.get(name, {}) for fields in given.values()]
+                merged = {str(at): part for at, part in enumerate(parts)}
+                missing |= settings(field.annotation, merged, f"{prefix}{name}.")
+            elif not any(name in fields for fields in given.values()):
+                missing.add(f"{prefix}{name}")
+        return missing
+
+    assert settings(RunConfig, ASKED) == set()
+
+
+def test_what_is_default_is_left_out() -> None:
+    asked = RunConfig(
+        model="org/m", output=Path("/out"), ratio=(0.2,), run_dir=Path("/out.run"), seed=0
+    )
+    assert command_of(asked) == (
+        *("svdllm", "compress", "--model", "org/m", "--output", "/out", "--ratio", "0.2"),
+    )

@@ -1,0 +1,317 @@
+"""What is refused before torch and Ray are loaded, and every message of it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa  # type: ignore[import-untyped]
+import pytest
+from pyarrow import parquet
+
+from pipeline.request.flags import build, explain
+from pipeline.request.preflight import check
+from schemas.errors import CheckpointError, ConfigError, InputError, TextError
+from schemas.request.config import RunConfig
+from schemas.run.ranks import require_ranks
+from tests.models import tiny_model
+from tests.prose import prose
+from tests.unit.project.test_layout import ROOT
+from workers.checkpoint.contents import inspect
+from workers.model.loading import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model") / "base")
+
+
+@pytest.fixture
+def folder(model: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in model.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    return copy
+
+
+@pytest.fixture
+def request_for(model: Path, tmp_path: Path) -> Any:
+    """A request that `check` accepts, but for the fields given."""
+    text = tmp_path / "prose.txt"
+    text.write_text(prose(4_000))
+
+    def made(**fields: Any) -> RunConfig:
+        calibration = {"text": str(fields.pop("text", text))}
+        defaults = {"model": str(model), "output": tmp_path / "out", "ratio": 0.3}
+        return RunConfig.model_validate(defaults | {"calibration": calibration} | fields)
+
+    return made
+
+
+def refusal(config: RunConfig, kind: type[InputError]) -> str:
+    with pytest.raises(kind) as caught:
+        check(config)
+    message = str(caught.value)
+    assert message.isprintable()
+    return message
+
+
+def test_what_is_as_it_must_be_is_accepted(request_for: Any, model: Path) -> None:
+    base = check(request_for())
+    assert base.folder == model.resolve()
+    assert base.spec == inspect(model)
+
+
+def test_neither_torch_nor_ray_is_needed_to_refuse(model: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from pipeline.request.preflight import check\n"
+        "from schemas.request.config import RunConfig\n"
+        f"check(RunConfig(model={str(model)!r}, ratio=0.3, output={str(tmp_path / 'out')!r}))\n"
+        "print({'torch', 'ray'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    assert (done.stdout, done.stderr) == (b"set()\n", b"")
+
+
+# --- places -----------------------------------------------------------------------------------
+
+
+def test_a_place_without_permission_is_refused(
+    request_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system is asked, not the mode: a superuser may write, but not where nothing is written
+    to; here its answer is given for one folder.
+    """
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    asked = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != closed and asked(path, mode))
+    for fields in (
+        {"output": closed / "out"},
+        {"output": closed / "new" / "out"},
+        {"run_dir": closed},
+        {"run_dir": closed / "run"},
+    ):
+        message = refusal(request_for(**fields), ConfigError)
+        assert f"no permission to write in {closed} (read-only, or of another user)" in message
+        assert "name another --output or --run-dir" in message
+
+
+def test_a_run_directory_is_a_folder_of_its_own(request_for: Any, tmp_path: Path) -> None:
+    """What a run finds there and does not know it may remove."""
+    run_dir = tmp_path / "run"
+    (run_dir / "outputs").mkdir(parents=True)
+    (run_dir / "outputs" / "model.safetensors").write_bytes(b"of another program")
+    message = refusal(request_for(run_dir=run_dir), ConfigError)
+    assert f"run_dir {run_dir}: holds outputs, but no run.json of a run" in message
+    (run_dir / "run.json").write_text("{}")
+    check(request_for(run_dir=run_dir))
+    (tmp_path / "new" / "owner").mkdir(parents=True)
+    (tmp_path / "new" / "owner" / "1.json").write_text("{}")  # of one that ended at once
+    check(request_for(run_dir=tmp_path / "new"))
+
+
+@pytest.mark.parametrize("field", ["output", "run_dir"])
+def test_a_place_below_a_file_is_refused(field: str, request_for: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    message = refusal(request_for(**{field: tmp_path / "file" / "out"}), ConfigError)
+    assert f"{tmp_path / 'file'} is a file, not a folder; name another place" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("x" * 300, "File name too long"), ("a\0b", "holds no NUL character")]
+)
+def test_a_name_that_the_system_does_not_take_is_refused(
+    name: str, why: str, request_for: Any, tmp_path: Path
+) -> None:
+    assert why in refusal(request_for(output=tmp_path / name / "out"), ConfigError)
+
+
+def test_a_link_does_not_hide_that_an_output_is_inside_the_model(
+    request_for: Any, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    for output in (tmp_path / "link" / "out", folder / "x" / ".." / "out"):
+        message = refusal(request_for(model=str(folder), output=output), ConfigError)
+        assert f"is inside the model {folder}; name another folder" in message
+    config = request_for(model=str(folder), run_dir=tmp_path / "link" / "run")
+    assert f"is inside the model {folder}; name another --run-dir" in refusal(config, ConfigError)
+
+
+# --- disks ------------------------------------------------------------------------------------
+
+
+def test_a_disk_that_is_too_small_is_refused(
+    request_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what is missing there: what a stopped run has left is not needed once more."""
+    free = 10**5
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    run_dir = tmp_path / "out.run"
+    message = refusal(request_for(), ConfigError)
+    found = re.match(rf"{run_dir}: the run needs about ([\d,]+) bytes there, 100,000 are", message)
+    assert found is not None
+    free = int(found[1].replace(",", "")) - 100
+    run_dir.mkdir()
+    (run_dir / "run.json").write_bytes(bytes(99))
+    assert f"free {1}, or name another" in refusal(request_for(), ConfigError)
+    (run_dir / "run.json").write_bytes(bytes(100))
+    check(request_for())
+
+
+def test_a_run_that_is_done_needs_no_disk(
+    request_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    refusal(request_for(), ConfigError)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "_SUCCESS").write_text("")
+    check(request_for())
+
+
+# --- ratios -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "ratio", ["abc", "nan", "1", "-0.1", "0.2,,0.4", "inf", "", ",", "1e400", "0.2;0.4", None]
+)
+def test_a_ratio_that_is_none_is_refused_with_what_one_is(ratio: object) -> None:
+    flags = {"model": "m", "output": "o", "settings": [f"ratio={json.dumps(ratio)}"]}
+    with pytest.raises(Exception) as caught:  # noqa: PT011 (of pydantic; its words are checked)
+        build(RunConfig, flags)
+    line = explain(caught.value)[0]  # type: ignore[arg-type]
+    if ratio is None:
+        assert line.startswith("ratio: not given; use --ratio")
+    else:
+        assert line.startswith("ratio")
+        assert "the fraction that is removed, from 0 to below 1, as 0.2 or 0.2,0.4" in line
+
+
+@pytest.mark.parametrize("method", ["two-sided", "svd-llm-v2", "svd-llm"])
+def test_the_highest_ratio_that_is_named_is_the_highest(
+    method: str, request_for: Any, model: Path
+) -> None:
+    spec = inspect(model)
+    config = request_for(method=method, ratio=0.999)
+    message = refusal(config, ConfigError)
+    assert message.startswith("ratio 0.999: ")
+    assert "rank 1" in message
+    highest = float(message.removesuffix(" is the most here").rpartition(" ")[2])
+    assert 0.8 < highest < 0.999
+    require_ranks(request_for(method=method, ratio=highest), spec)
+    with pytest.raises(ConfigError):
+        require_ranks(request_for(method=method, ratio=highest + 1e-3), spec)
+
+
+def test_a_matrix_that_would_lose_its_rank_is_named(request_for: Any, model: Path) -> None:
+    config = request_for(method="svd-llm", ratio=(0.2, 0.92))
+    expected = "layers.0.self_attn.k_proj (16 x 32) may keep 40 parameters, but rank 1 takes 48"
+    assert expected in refusal(config, ConfigError)
+
+
+# --- text -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", "empty; name a source that holds text"),
+        ("a.txt", b" \n ", "empty; name a source that holds text"),
+        ("a.txt", "größe".encode("latin-1"), "a.txt, line 1: not UTF-8"),
+        ("a.txt", "one\ntwo".encode("utf-16-le"), "a.txt, line 1: a NUL byte"),
+        ("a.txt", b"one\ntwo\0", "a.txt, line 2: a NUL byte"),
+        ("a.jsonl", b"", "empty; name a source that holds text"),
+        ("a.jsonl", b'{"text": "one"}\n{"text": ', "a.jsonl, line 2: not JSON in UTF-8"),
+        ("a.jsonl", b'{"text": "one"}\n' + b"[" * 10**5, "a.jsonl, line 2: not JSON in UTF-8"),
+        ("a.jsonl", b'{"body": "one"}', "a.jsonl, line 1: no string under 'text'"),
+        ("a.parquet", b"PAR1 is all that it has", "a.parquet: cannot be read"),
+        ("a.parquet", b"", "a.parquet: cannot be read"),
+        ("a.doc", b"one", "not a file of a known kind (.txt, .jsonl, .parquet)"),
+    ],
+)
+def test_a_text_that_is_none_is_refused_with_file_and_line(
+    name: str, content: bytes, message: str, request_for: Any, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert message in refusal(request_for(text=tmp_path / name), TextError)
+
+
+@pytest.mark.parametrize("column", ["body", "text"])
+def test_a_parquet_file_needs_texts(column: str, request_for: Any, tmp_path: Path) -> None:
+    parquet.write_table(pa.table({column: [1, 2]}), tmp_path / "a.parquet")
+    message = refusal(request_for(text=tmp_path / "a.parquet"), TextError)
+    expected = "no column 'text' (found body); rename" if column == "body" else "row 1: no string"
+    assert expected in message
+
+
+def test_what_is_no_file_is_no_text(request_for: Any, tmp_path: Path) -> None:
+    (tmp_path / "folder.txt").mkdir()
+    os.mkfifo(tmp_path / "pipe.txt")
+    for name in ("folder.txt", "pipe.txt"):
+        message = refusal(request_for(text=tmp_path / name), TextError)
+        assert f"{tmp_path / name}: not a plain file; name a file" in message
+    assert "not found; check" in refusal(request_for(text=tmp_path / "absent.txt"), TextError)
+
+
+# --- tokenizers -------------------------------------------------------------------------------
+
+
+def test_a_model_without_tokenizer_is_refused(request_for: Any, folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    message = refusal(request_for(model=str(folder)), CheckpointError)
+    assert f"{folder}: no tokenizer (tokenizer.json or " in message
+    assert "copy the tokenizer files of the base model there" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b"[" * 10**5, b'{"model": {"type": 3}}'])
+def test_a_damaged_tokenizer_is_refused(content: bytes, request_for: Any, folder: Path) -> None:
+    (folder / "tokenizer.json").write_bytes(content)
+    message = refusal(request_for(model=str(folder)), CheckpointError)
+    assert message.startswith(f"{folder / 'tokenizer.json'}: not a tokenizer (")
+    with pytest.raises(CheckpointError, match="no tokenizer that transformers can load"):
+        load_tokenizer(folder, trust_remote_code=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"), [("{", "not JSON"), ("[]", "not the settings"), ("null", "not the sett")]
+)
+def test_damaged_settings_of_a_tokenizer_are_refused(
+    content: str, why: str, request_for: Any, folder: Path
+) -> None:
+    (folder / "tokenizer_config.json").write_text(content)
+    message = refusal(request_for(model=str(folder)), CheckpointError)
+    assert f"{folder / 'tokenizer_config.json'}: {why}" in message
+
+
+def test_a_tokenizer_that_is_code_is_refused_and_not_run(
+    request_for: Any, folder: Path, tmp_path: Path
+) -> None:
+    marker = tmp_path / "ran"
+    (folder / "tokenization_own.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+    (folder / "tokenizer.json").rename(folder / "vocab.json")
+    settings = {"auto_map": {"AutoTokenizer": ["tokenization_own.Own", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    message = refusal(request_for(model=str(folder)), CheckpointError)
+    assert "no code of a base is run; save it as tokenizer.json" in message
+    with pytest.raises(CheckpointError):
+        load_tokenizer(folder, trust_remote_code=False)
+    assert not marker.exists()
+
+
+# --- settings ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["seed=[", "seed=2024-99-99", "seed=" + "[" * 1500])
+def test_a_setting_that_is_no_yaml_is_refused(setting: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--set .*: not YAML .*; correct it"):
+        build(RunConfig, {"settings": [setting]})
+    (tmp_path / "c.yaml").write_text(setting.replace("=", ": "))
+    with pytest.raises(ConfigError, match=r"c\.yaml: not YAML .*; correct it"):
+        build(RunConfig, {"config": tmp_path / "c.yaml"})

@@ -1,0 +1,146 @@
+"""Identities change with what changes numbers, and with nothing else."""
+
+from typing import Any
+
+import pytest
+
+from schemas.request.config import RunConfig
+from schemas.run.identity import Ground, Identities, fingerprint, identities
+
+BASE = {"config.json": "aa", "model.safetensors": "bb"}
+
+
+def config(**fields: Any) -> RunConfig:
+    return RunConfig.model_validate({"model": "m", "output": "out", "ratio": 0.2} | fields)
+
+
+def of(
+    base: dict[str, str] = BASE,
+    tokens: str = "cc",
+    labels: str | None = "ee",
+    dtype: str = "float32",
+    device: str = "x86_64",
+    torch: str = "2",
+    **fields: Any,
+) -> Identities:
+    ground = Ground(
+        base_files=base,
+        forward_tokens=tokens,
+        backward_tokens=labels,
+        dtype=dtype,
+        device=device,
+        versions={"torch": torch},
+    )
+    return identities(config(**fields), ground)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"base": BASE | {"model.safetensors": "dd"}},
+        {"base": BASE | {"model-2.safetensors": "dd"}},
+        {"torch": "3"},
+        {"dtype": "bfloat16"},
+        {"device": "NVIDIA H100"},
+        {"numerics": {"threads": 2}},
+        {"calibration": {"micro_batch": 2}},
+        {"calibration": {"segments": 4}},
+    ],
+)
+def test_what_changes_moments_changes_everything(change: dict[str, Any]) -> None:
+    before, after = of(), of(**change)
+    assert before.forward != after.forward
+    assert before.backward != after.backward
+    assert before.bases != after.bases
+    assert before.factors != after.factors
+    assert before.output(config(), 0.2) != after.output(config(), 0.2)
+
+
+def test_an_output_depends_on_what_had_to_stay_dense_in_it() -> None:
+    ids, asked = of(), config(on_failure="keep_dense")
+    assert ids == of(on_failure="keep_dense")
+    assert ids.output(asked, 0.2, ()) == ids.output(config(), 0.2)
+    assert ids.output(asked, 0.2, ["a", "b"]) == ids.output(asked, 0.2, {"b": "", "a": ""})
+    found = {ids.output(asked, 0.2, names) for names in ([], ["a"], ["b"], ["a", "b"])}
+    assert len(found) == 4
+
+
+def test_each_stream_depends_on_its_own_tokens() -> None:
+    assert of(tokens="dd").forward != of().forward
+    assert of(tokens="dd").backward == of().backward
+    for change in ({"labels": "dd"}, {"seed": 1}):
+        assert of(**change).forward == of().forward
+        assert of(**change).backward != of().backward
+        assert of(**change).bases != of().bases
+
+
+def test_without_gradients_there_is_no_backward_stream() -> None:
+    ids = of(labels=None)
+    assert ids.moments("forward") == ids.forward
+    with pytest.raises(ValueError, match="no gradients"):
+        ids.moments("backward")
+
+
+@pytest.mark.parametrize("change", [{"truncation": "input-only"}, {"numerics": {"shrinkage": 0.2}}])
+def test_what_changes_the_cut_leaves_the_moments(change: dict[str, Any]) -> None:
+    before, after = of(), of(**change)
+    assert (before.forward, before.backward) == (after.forward, after.backward)
+    assert before.bases != after.bases
+    assert before.factors != after.factors
+
+
+@pytest.mark.parametrize("change", [{"factors": "plain"}, {"numerics": {"pivot_bound": 10.0}}])
+def test_what_changes_the_encoding_leaves_the_bases(change: dict[str, Any]) -> None:
+    before, after = of(), of(**change)
+    assert before.bases == after.bases
+    assert before.factors != after.factors
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "elsewhere/m"},
+        {"revision": "main"},
+        {"output": "elsewhere"},
+        {"run_dir": "elsewhere"},
+        {"ratio": [0.4, 0.6]},
+        {"allocation": {"method": "uniform"}},
+        {"cluster": {"workers": 3, "item_timeout_s": 5.0, "address": "auto"}},
+        {"calibration": {"text": "other.txt"}},
+    ],
+)
+def test_what_changes_no_number_changes_nothing(change: dict[str, Any]) -> None:
+    """Text counts by its tokens, and a model by its files, wherever they are."""
+    assert of(**change) == of()
+
+
+def test_a_setting_that_is_not_used_changes_nothing() -> None:
+    unused = {"shrinkage": 0.5, "pivot_bound": 2.0}
+    assert of(method="svd-llm", numerics=unused) == of(method="svd-llm")
+
+
+def test_the_order_of_the_base_files_does_not_matter() -> None:
+    assert of(base=dict(reversed(BASE.items()))) == of()
+
+
+@pytest.mark.parametrize(
+    ("fields", "ratio"), [({"allocation": {"method": "uniform"}}, 0.2), ({}, 0.3), ({}, 0.0)]
+)
+def test_an_output_depends_on_ratio_and_allocation(fields: dict[str, Any], ratio: float) -> None:
+    assert of().output(config(), 0.2) != of().output(config(**fields), ratio)
+
+
+def test_an_output_does_not_depend_on_the_other_ratios() -> None:
+    assert of().output(config(ratio=[0.2, 0.4]), 0.2) == of().output(config(), 0.2)
+
+
+def test_a_fingerprint_is_16_hexadecimal_digits_of_the_content() -> None:
+    assert fingerprint({"b": 1, "a": [None, 2.5]}) == fingerprint({"a": [None, 2.5], "b": 1})
+    assert fingerprint([1, 2]) != fingerprint([2, 1])
+    assert len(fingerprint(0)) == 16
+    assert int(fingerprint(0), 16) >= 0
+
+
+def test_a_fingerprint_is_the_same_in_every_process() -> None:
+    """Python's own hash of a string is not."""
+    assert fingerprint({"a": "b"}) == "db4a7ecb114bc66c"

@@ -1,0 +1,89 @@
+"""What a run asks of the evaluation before it publishes, with nothing evaluated."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from pipeline.progress import Progress
+from pipeline.request.inputs import EvaluationText
+from pipeline.stages import compare as stage
+from pipeline.stream import evaluation as streamed
+from schemas.errors import WorkerDiedError
+from schemas.request.config import ClusterConfig, RunConfig
+from schemas.result.evaluation import EvaluateConfig, EvaluationReport
+from tests.nights import report
+
+
+class Scored:
+    """Stands for `score_models`: keeps where it was to run, and says the same each time."""
+
+    def __init__(self) -> None:
+        self.where: list[ClusterConfig] = []
+
+    def __call__(self, *given: Any) -> Any:
+        self.where += [one for one in given if isinstance(one, ClusterConfig)]
+        return report(0.1).models
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> Scored:
+    found = Scored()
+    monkeypatch.setattr(stage, "score_models", found)
+    monkeypatch.setattr(stage, "inspect_decoder", mock.Mock())
+    monkeypatch.setattr(stage, "workers_there", lambda *_: 2)  # of 3: one was lost
+    return found
+
+
+def compare(folder: Path, windows: list[list[int]]) -> EvaluationReport | None:
+    cluster = ClusterConfig(workers=3, shard_layers=5, item_timeout_s=9000, device="cpu")
+    run: Any = SimpleNamespace(
+        config=RunConfig(model="m", output=folder / "o", ratio=(0.2,), cluster=cluster),
+        inputs=SimpleNamespace(
+            folder=folder, evaluation=EvaluationText("text.txt", torch.tensor(windows))
+        ),
+        store=SimpleNamespace(root=folder),
+        facts=SimpleNamespace(dtype="float32"),
+        spec=None,
+        pool=mock.Mock(),
+        progress=Progress(),
+        discard=mock.Mock(),
+    )
+    return stage.compare(run, "identity", folder, {}, folder / "o", (None, None))
+
+
+def test_it_runs_as_the_run_does_on_the_workers_that_are_there(
+    scored: Scored, tmp_path: Path
+) -> None:
+    compare(tmp_path, [[1, 2]])
+    (where,) = scored.where
+    assert (where.workers, where.shard_layers, where.item_timeout_s) == (2, 5, 9000)
+
+
+def test_what_was_kept_of_another_text_of_the_same_name_is_not_used(
+    scored: Scored, tmp_path: Path
+) -> None:
+    first = compare(tmp_path, [[1, 2]])
+    assert compare(tmp_path, [[1, 2]]) == first
+    assert len(scored.where) == 1
+    compare(tmp_path, [[1, 3]])
+    assert len(scored.where) == 2
+
+
+def test_workers_that_do_not_start_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(*_: object) -> None:
+        raise WorkerDiedError("start of a worker: the cluster lost a node meanwhile")
+
+    actor, ended = mock.Mock(), list[Any]()
+    monkeypatch.setattr(streamed, "with_resources", lambda *_: actor)
+    monkeypatch.setattr(streamed, "agree", lose)
+    monkeypatch.setattr(streamed, "stop", ended.extend)
+    plan: Any = SimpleNamespace(waves=[[(), ()]], host_bytes=1)
+    config = EvaluateConfig(checkpoint="c")
+    evaluation = streamed._Evaluation([], [], config, config.cluster, plan, Progress(), "e")
+    with pytest.raises(WorkerDiedError):
+        evaluation.run(torch.zeros(1, 2), None)
+    assert ended == [actor.remote.return_value] * 2

@@ -1,0 +1,262 @@
+"""Checkpoints and files in a store (one in memory), and every way in which a store can fail."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from uuid import uuid4
+
+import fsspec  # type: ignore[import-untyped]
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.stages.publish import publish_to_store
+from schemas.errors import CheckpointError, ConfigError
+from schemas.location import Url
+from schemas.result.manifest import FileEntry, Manifest
+from schemas.run.identity import Identities
+from tests.models import tiny_model
+from workers.checkpoint.contents import base_files, inspect
+from workers.checkpoint.fetching import resolve
+from workers.checkpoint.headers import read_header
+from workers.checkpoint.published import finished, read_manifest, require_free
+from workers.checkpoint.tensors import TensorReader
+from workers.storage import places
+from workers.storage.files import file_sha256
+
+
+@pytest.fixture
+def url() -> Url:
+    """A prefix of its own in the store that lives in this process."""
+    return Url(f"memory://{uuid4().hex}/prefix")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("base"))
+
+
+def put(folder: Path, url: Url) -> Url:
+    for path in folder.iterdir():
+        places.upload(path, url / path.name)
+    return url
+
+
+# --- a base checkpoint ------------------------------------------------------------------------
+
+
+def test_small_files_are_fetched_once_and_no_weights(base: Path, url: Url, tmp_path: Path) -> None:
+    folder = resolve(put(base, url), None, tmp_path / "fetched")
+    expected = {path.name for path in base.iterdir()} - {"model.safetensors"}
+    assert {path.name for path in folder.iterdir()} == expected
+    before = (folder / "config.json").stat().st_mtime_ns
+    assert resolve(url, None, tmp_path / "fetched") == folder
+    assert (folder / "config.json").stat().st_mtime_ns == before
+    assert list((tmp_path / "fetched").iterdir()) == [folder]
+
+
+def test_a_changed_base_is_another_folder(base: Path, url: Url, tmp_path: Path) -> None:
+    folder = resolve(put(base, url), None, tmp_path)
+    places.upload(base / "model.safetensors", url / "model.safetensors")
+    assert resolve(url, None, tmp_path) != folder
+
+
+def test_tensors_are_those_of_the_files(base: Path, url: Url, tmp_path: Path) -> None:
+    folder = resolve(put(base, url), None, tmp_path)
+    spec = inspect(folder, url)
+    local = inspect(base)
+    assert spec.model_copy(update={"weights": None}) == local
+    reader = TensorReader(folder, spec)
+    for name, tensor in load_file(base / "model.safetensors").items():
+        assert torch.equal(reader.read(name), tensor)
+
+
+def test_weights_are_identified_without_a_read(base: Path, url: Url, tmp_path: Path) -> None:
+    folder = resolve(put(base, url), None, tmp_path)
+    found = base_files(folder, inspect(folder, url))
+    assert found["config.json"] == file_sha256(base / "config.json")
+    assert re.fullmatch(r"ukey:\w+ \d+", found["model.safetensors"])
+
+
+@pytest.mark.parametrize(
+    ("info", "identity"),
+    [
+        ({"ETag": '"abc-2"', "size": 7}, "etag:abc-2 7"),
+        ({"etag": "x", "generation": "12", "size": 7}, "generation:12 7"),
+    ],
+)
+def test_a_store_has_its_own_identity_of_a_file(
+    info: dict[str, object], identity: str, url: Url, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "info", lambda *_: info)
+    assert places.identity_of(url) == identity
+
+
+# --- what is refused --------------------------------------------------------------------------
+
+
+def test_nothing_there_is_refused(url: Url, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no file there; check the URL"):
+        resolve(url, None, tmp_path)
+
+
+def test_an_unknown_protocol_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="use s3:// or gs://"):
+        resolve("carrier-pigeon://bucket/base", None, tmp_path)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def missing(_: str) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec, "url_to_fs", missing)
+    with pytest.raises(CheckpointError, match=r"Install s3fs.*pip install 'svdllm\[s3\]'"):
+        resolve("s3://bucket/base", None, tmp_path)
+
+
+@pytest.mark.parametrize("error", [PermissionError("Forbidden"), TimeoutError("30 s")])
+def test_a_failing_store_is_one_sentence(
+    error: OSError, url: Url, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "ls", fail)
+    with pytest.raises(CheckpointError, match=rf"{url}.*{error}.*check bucket, credentials"):
+        resolve(url, None, tmp_path)
+
+
+def test_a_file_that_shrank_is_refused(base: Path, url: Url, tmp_path: Path) -> None:
+    folder = resolve(put(base, url), None, tmp_path)
+    spec = inspect(folder, url)
+    short = tmp_path / "short"
+    short.write_bytes((base / "model.safetensors").read_bytes()[:-100])
+    places.upload(short, url / "model.safetensors")
+    last = max(spec.tensors, key=lambda tensor: tensor.offset or 0)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: ends after"):
+        TensorReader(folder, spec).read(last.name)
+
+
+def test_a_huge_header_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:
+        file.write((2 * 10**8).to_bytes(8, "little"))
+        file.truncate(3 * 10**8)  # a sparse file
+    with pytest.raises(CheckpointError, match="a header of 200000000 bytes, 100000000 are"):
+        read_header(path)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [-2], "data_offsets": [8, 0]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": ["a"], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [2]},
+        ["F32"],
+    ],
+)
+def test_a_header_that_contradicts_itself_is_refused(entry: object, tmp_path: Path) -> None:
+    header = json.dumps({"a": entry}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
+        read_header(path)
+
+
+# --- an output --------------------------------------------------------------------------------
+
+
+class Copy:
+    """Publishes a staged folder; `sent` are the weights that it was asked to send."""
+
+    def __init__(self, staging: Path, url: Url) -> None:
+        self.staging, self.url = staging, url
+        self.sent: set[str] = set()
+
+    def __call__(self, identity: str = "mine", before: Callable[[], None] = lambda: None) -> None:
+        def send(names: set[str]) -> None:
+            before()
+            for name in names:
+                places.upload(self.staging / name, self.url / name)
+            self.sent |= names
+
+        publish_to_store(self.staging, self.url, identity, {"model.safetensors"}, send)
+
+
+@pytest.fixture
+def copy(url: Url, tmp_path: Path) -> Copy:
+    staging = tmp_path / "staging"
+    staging.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (staging / name).write_text(name)
+    ids = Identities(forward="f", backward=None, bases="b", factors="f")
+    files = {path.name: FileEntry(sha256="of this driver's", bytes=1) for path in staging.iterdir()}
+    manifest = Manifest(output="mine", identities=ids, base_files={}, versions={}, files=files)
+    (staging / "manifest.json").write_text(manifest.model_dump_json())
+    return Copy(staging, url)
+
+
+def test_everything_is_published_and_the_claim_goes(copy: Copy) -> None:
+    copy()
+    names = {"config.json", "manifest.json", "model.safetensors", "_SUCCESS"}
+    assert set(places.names_in(copy.url)) == names
+    assert places.read_bytes(copy.url / "config.json") == b"config.json"
+    require_free(copy.url)
+
+
+def test_a_stopped_publication_counts_for_nothing_and_continues(copy: Copy) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        copy(before=stop)
+    assert finished(copy.url, "mine") is None
+    require_free(copy.url)
+    with pytest.raises(ConfigError, match=r"another run .mine. is publishing there"):
+        copy("other")
+    copy()
+    assert "_PUBLISHING" not in places.names_in(copy.url)
+
+
+def test_what_another_driver_of_the_run_has_published_stays(copy: Copy) -> None:
+    """However late: each file is the first that came, and the manifest is of what is there."""
+
+    def faster() -> None:
+        places.write(copy.url / "config.json", b"of the other driver")
+
+    copy(before=faster)
+    assert places.read_bytes(copy.url / "config.json") == b"of the other driver"
+    manifest = read_manifest(copy.url)
+    assert manifest.files["config.json"].bytes == len(b"of the other driver")
+    assert manifest.files["model.safetensors"].sha256 == "of this driver's"
+    published = {name: places.read_bytes(copy.url / name) for name in places.names_in(copy.url)}
+    (copy.staging / "config.json").write_text("changed")
+    places.remove(copy.url / "_SUCCESS")  # as the slower one sees it: it looked before
+    copy()
+    assert {name: places.read_bytes(copy.url / name) for name in published} == published
+    assert set(places.names_in(copy.url)) == published.keys()
+
+
+def test_files_of_others_are_not_touched(copy: Copy) -> None:
+    places.create(copy.url / "thesis.tex", b"years of work")
+    with pytest.raises(ConfigError, match="is no finished checkpoint of this program"):
+        require_free(copy.url)
+
+
+def test_what_is_there_is_not_created_again(url: Url) -> None:
+    assert places.create(url, b"one")
+    assert not places.create(url, b"two")
+    assert places.read_bytes(url) == b"one"
+
+
+def test_a_local_copy_lasts_as_long_as_it_is_needed(copy: Copy) -> None:
+    copy()
+    with places.local_copy(copy.url) as folder:
+        assert (folder / "config.json").read_text() == "config.json"
+    assert not folder.exists()
+    with places.local_copy(copy.staging) as folder:
+        assert folder == copy.staging

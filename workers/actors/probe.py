@@ -1,0 +1,32 @@
+"""What a worker runs on."""
+
+import platform
+import socket
+
+import ray
+import torch
+
+from schemas.request.config import Device, DType
+from schemas.run.plan import WorkerFacts
+from workers.process.devices import compute_dtype, find_device
+
+
+@ray.remote(max_retries=0)
+def probe(device: Device, dtype: DType, stored: str) -> WorkerFacts:
+    """What a worker would run on where this task runs."""
+    found = find_device(device)
+    return worker_facts(found, compute_dtype(dtype, stored, found))
+
+
+def worker_facts(device: torch.device, dtype: torch.dtype) -> WorkerFacts:
+    """What this worker runs on."""
+    cuda = device.type == "cuda"
+    return WorkerFacts(
+        host=socket.gethostname(),
+        node=ray.get_runtime_context().get_node_id(),
+        device=device.type,
+        device_name=torch.cuda.get_device_name() if cuda else platform.machine(),
+        device_memory=torch.cuda.mem_get_info()[1] if cuda else 0,
+        dtype=str(dtype).removeprefix("torch."),
+        gpu_reserved=bool(ray.get_gpu_ids()),
+    )

@@ -1,0 +1,1 @@
+"""Statistics of the calibration text: moments and sampled labels."""

@@ -1,0 +1,239 @@
+"""Second moments of a stream of rows, summed in float32 blocks and exactly across segments."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from schemas.errors import NumericsError
+from workers.process.failures import short_of_memory
+
+_BLOCK = 2**22  # elements that are worked on at a time
+_CACHED = 2**16  # the same on a CPU, element by element: what is in between stays in its cache
+_COLUMNS = 256  # of x^T x that one product gives on a CPU
+_HALVES = (torch.bfloat16, torch.float16)
+PAGEABLE = (
+    "sums of moments in pageable host memory, for the system would not lock more: slower, the same "
+    "bits"
+)
+
+
+class Moment(NamedTuple):
+    """E[x x^T] (q, q) float32, or None where only the trace was asked for; tr E[x x^T]; rows.
+
+    `fourth` is E[|x|^4] of gradient rows, from which the noise of `matrix` follows; 0 of others.
+    """
+
+    matrix: Tensor | None
+    trace: float
+    tokens: int
+    fourth: float = 0.0
+
+
+class MomentSums(NamedTuple):
+    """Sums over all rows of some segments: of x^T x, and of squared norms.
+
+    The sum of x^T x is `high` (q, q) float64 plus its rounding error `low` (q, q) float32, on the
+    host; None where only the trace was asked for. About 77 bits of it are right, so a mean in
+    float32 does not depend on the order or the grouping in which segments were added. `energies`
+    are squared norms of gradient rows, a float64 sum per segment; empty where the trace is that of
+    the matrix. `fourths` are the sums of |x|^4 beside them.
+    """
+
+    high: Tensor | None
+    low: Tensor | None
+    energies: tuple[float, ...]
+    tokens: int
+    fourths: tuple[float, ...] = ()
+
+    def mean(self, name: str) -> Moment:
+        """The mean over all rows. Raises NumericsError where a row was not finite."""
+        matrix = trace = None
+        if self.high is not None and self.low is not None:
+            matrix = torch.empty_like(self.high, dtype=torch.float32)
+            diagonal = torch.zeros(len(matrix), dtype=torch.float64)
+            for rows in row_blocks(len(matrix), len(matrix), _CACHED):
+                mean = (self.high[rows] + self.low[rows]) / max(self.tokens, 1)
+                matrix[rows] = mean.float()
+                diagonal[rows] = mean.diagonal(rows.start)
+            trace = float(diagonal.sum())
+        if self.energies:
+            trace = math.fsum(self.energies) / self.tokens
+        trace = trace or 0.0
+        if not math.isfinite(trace) or (matrix is not None and not torch.isfinite(matrix).all()):
+            raise NumericsError(
+                f"{name}: NaN or Inf in the activations or gradients (of {self.tokens} "
+                "tokens); check the checkpoint with `svdllm evaluate`, or use --dtype float32"
+            )
+        return Moment(matrix, trace, self.tokens, math.fsum(self.fourths) / max(self.tokens, 1))
+
+
+def combine(parts: Sequence[MomentSums]) -> MomentSums:
+    """Sums over the segments of all parts, which are disjoint; the first part is added to."""
+    high, low = parts[0].high, parts[0].low
+    for part in parts[1:]:
+        if high is None or low is None or part.high is None or part.low is None:
+            continue
+        add_exactly(high, low, part.high)
+        low += part.low
+    return MomentSums(
+        high,
+        low,
+        energies=tuple(energy for part in parts for energy in part.energies),
+        tokens=sum(part.tokens for part in parts),
+        fourths=tuple(fourth for part in parts for fourth in part.fourths),
+    )
+
+
+def add_exactly(high: Tensor, low: Tensor, value: Tensor) -> None:
+    """high + low += value, all (p, q), without a rounding error in `high` that `low` does not hold.
+
+    Knuth's two-sum, in blocks of rows on the device of `value`; a block for which that device has
+    no memory, on the host, which gives the same bits.
+    """
+    elements = _BLOCK if value.is_cuda else _CACHED
+    for rows in row_blocks(len(value), value.shape[1], elements):
+        try:
+            after, error = _two_sum(high[rows], low[rows], value[rows])
+        except torch.OutOfMemoryError:
+            after, error = _two_sum(high[rows], low[rows], value[rows].cpu())
+        low[rows] = error
+        high[rows] = after
+
+
+def _two_sum(high: Tensor, low: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """high + value, and low plus the rounding error of that, on the device of `value`."""
+    added = value.double()
+    before = high.to(added.device)
+    after = before + added
+    shadow = after - before
+    error = (before - (after - shadow)) + (added - shadow)
+    return after, low.to(added.device) + error.float()
+
+
+class MomentAccumulator:
+    """Sums x^T x over rows x; or, without a size, only the squared norm of other rows beside them.
+
+    Rows of one segment are summed in order in float32 on their own device (rows of half precision
+    on a GPU by its tensor cores: their products are exact in float32); finished segments are
+    combined exactly on the host. Those of a GPU wait there in pinned memory, in blocks of rows that
+    just fit a power of two: torch rounds what it pins up to one, and keeps it for the next sums.
+    `adapted` is told of blocks that the system would not pin.
+    """
+
+    def __init__(self, size: int | None, adapted: Callable[[str], None] = lambda _: None) -> None:
+        self._size = size
+        self._adapted = adapted
+        self._segment = 0
+        self._partial: Tensor | None = None
+        self._sums: list[tuple[Tensor, Tensor]] = []  # of blocks of rows
+        self._energies: dict[int, Tensor] = {}
+        self._fourths: dict[int, Tensor] = {}
+        self._tokens = 0
+
+    def add(self, rows: Tensor, segment: int, trace_of: Tensor | None = None) -> None:
+        """Add rows (..., q); where `trace_of` (..., p) is given, the trace is that of its rows.
+
+        Where memory runs out in it, nothing was added.
+        """
+        if segment != self._segment:
+            self._close_segment()
+            self._segment = segment
+        rows = rows.detach().flatten(0, -2)
+        scalars: list[tuple[dict[int, Tensor], Tensor]] = []
+        if trace_of is not None:
+            scalars.append((self._energies, _norms(trace_of.detach()).square().sum()))
+            if self._size is not None:
+                scalars.append((self._fourths, _norms(rows).pow(4).sum()))
+        if self._size is not None:
+            self._partial = _add_products(self._partial, rows)
+        for sums, value in scalars:
+            sums[segment] = sums[segment] + value if segment in sums else value
+        self._tokens += rows.shape[0]
+
+    def sums(self) -> MomentSums:
+        """The sums over all rows so far; nothing may be added after."""
+        self._close_segment()
+        energies, fourths = (
+            tuple(float(value) for value in sums.values())
+            for sums in (self._energies, self._fourths)
+        )
+        high = low = None
+        if self._size is not None:
+            blocks = self._sums or [_zeros((self._size, self._size))]
+            self._sums = []
+            high, low = map(_joined, zip(*blocks, strict=True))
+        return MomentSums(high, low, energies, self._tokens, fourths)
+
+    def _close_segment(self) -> None:
+        if self._partial is None:
+            return
+        if not self._partial.is_cuda:
+            _mirror(self._partial)
+        size = len(self._partial)
+        elements = _BLOCK if self._partial.is_cuda else size**2
+        parts = [self._partial[rows] for rows in row_blocks(size, size, elements)]
+        self._sums = self._sums or [self._started(part) for part in parts]
+        for (high, low), part in zip(self._sums, parts, strict=True):
+            add_exactly(high, low, part)
+        self._partial = None
+
+    def _started(self, part: Tensor) -> tuple[Tensor, Tensor]:
+        """What some rows are added to; in pageable memory where the system locks no more of it."""
+        try:
+            return _zeros(part.shape, pinned=part.is_cuda)
+        except RuntimeError as error:
+            if not part.is_cuda or not short_of_memory(error):
+                raise
+        self._adapted(PAGEABLE)
+        return _zeros(part.shape)
+
+
+def _zeros(shape: Sequence[int], pinned: bool = False) -> tuple[Tensor, Tensor]:
+    """Sums on the host that nothing was added to, and their rounding errors."""
+    return (
+        torch.zeros(*shape, dtype=torch.float64, pin_memory=pinned),
+        torch.zeros(*shape, dtype=torch.float32, pin_memory=pinned),
+    )
+
+
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """The norm of each of rows (..., q), in float64."""
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
+    return norms
+
+
+def _add_products(partial: Tensor | None, rows: Tensor) -> Tensor:
+    """partial + rows^T rows; on a CPU only its upper triangle, in blocks of columns."""
+    if rows.is_cuda and rows.dtype in _HALVES:
+        if partial is None:
+            return torch.mm(rows.T, rows, out_dtype=torch.float32)
+        return torch.addmm(partial, rows.T, rows, out_dtype=torch.float32, out=partial)
+    rows = rows.float()
+    if rows.is_cuda:
+        return rows.T @ rows if partial is None else partial.addmm_(rows.T, rows)
+    size = rows.shape[1]
+    partial = rows.new_zeros(size, size) if partial is None else partial
+    for start in range(0, size, _COLUMNS):
+        columns = slice(start, start + _COLUMNS)
+        partial[columns, start:].addmm_(rows[:, columns].T, rows[:, start:])
+    return partial
+
+
+def _mirror(upper: Tensor) -> None:
+    """Fill what `_add_products` leaves out below the diagonal."""
+    for start in range(0, len(upper), _COLUMNS):
+        columns, after = slice(start, start + _COLUMNS), slice(start + _COLUMNS, None)
+        upper[after, columns] = upper[columns, after].T
+
+
+def row_blocks(rows: int, columns: int, elements: int = _BLOCK) -> Iterator[slice]:
+    """Slices of the rows of a matrix that bound what is worked on at a time."""
+    step = max(1, elements // max(columns, 1))
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))

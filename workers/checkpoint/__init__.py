@@ -1,0 +1,1 @@
+"""Checkpoints of Hugging Face models: what they hold, and whether they are whole."""

@@ -1,0 +1,83 @@
+"""config.json of a checkpoint: a folder's, the file itself, a URL's or the hub's; no weight."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from schemas.errors import CheckpointError
+from schemas.location import Url, locate
+from schemas.model.shapes import model_spec, require_base
+from schemas.model.spec import ModelSpec
+from workers.checkpoint.folder import read_small
+from workers.checkpoint.strict_json import parse
+from workers.storage.places import url_of
+
+NAME = "config.json"
+HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a checkpoint folder."""
+    return _read(folder / NAME)
+
+
+def read_spec(model: str, revision: str | None) -> ModelSpec:
+    """The shapes of a folder, a config.json, a hub id or a URL; nothing else of it is fetched."""
+    if url := url_of(model):
+        return _base_spec(url / NAME)
+    path = Path(locate(model)).expanduser()
+    if path.is_dir():
+        path = path / NAME
+    elif not path.is_file():
+        path = _fetch(model, revision)
+    return _base_spec(path)
+
+
+def require_hub_id(model: str) -> None:
+    """Raises CheckpointError where `model`, which is no folder, cannot be a hub id either."""
+    if (there := Path(model).expanduser()).is_file():
+        raise CheckpointError(
+            f"model {model!r}: a file, where a folder with config.json and .safetensors files is "
+            "meant; name that folder (.bin, .pt and .gguf files are not read: convert them with "
+            "transformers and save_pretrained)"
+        )
+    if there.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise CheckpointError(
+            f"model {model!r}: no such folder, and not a hub id like org/name; check the path"
+        )
+
+
+def not_given(model: str, error: Exception) -> CheckpointError:
+    """The hub was asked for `model` in vain."""
+    return CheckpointError(
+        f"model {model!r}: no such folder, and the hub did not give it ({error}); "
+        "name a local folder, or check the id, the network and HF_TOKEN"
+    )
+
+
+def _fetch(model: str, revision: str | None) -> Path:
+    require_hub_id(model)
+    try:
+        return Path(hf_hub_download(model, NAME, revision=revision))
+    except HUB_ERRORS as error:
+        raise not_given(model, error) from error
+
+
+def _base_spec(path: Path | Url) -> ModelSpec:
+    config = _read(path)
+    require_base(config, str(path))
+    return model_spec(config, str(path))
+
+
+def _read(path: Path | Url) -> dict[str, Any]:
+    try:
+        config = parse(read_small(path))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: not found; is this a Hugging Face checkpoint?") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON ({error}); fetch the file again") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: not a JSON object; fetch the file again")
+    return config

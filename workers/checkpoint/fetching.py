@@ -1,0 +1,72 @@
+"""The local folder of a checkpoint: its own, the hub's snapshot, or one for its small files."""
+
+import shutil
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from schemas.errors import CheckpointError
+from schemas.location import Url, locate
+from schemas.run.identity import fingerprint
+from workers.checkpoint.config_file import HUB_ERRORS, not_given, require_hub_id
+from workers.checkpoint.folder import WANTED, is_wanted
+from workers.storage.files import publish
+from workers.storage.places import IN_FLIGHT, download, identity_of, names_in, url_of
+
+_UNWANTED = "consolidated*"  # the same weights once more, in another form
+
+
+def resolve(model: str, revision: str | None, fetched: Path | None = None) -> Path:
+    """The local folder of a checkpoint: `model` itself, or the hub's snapshot of it.
+
+    Of a URL it is a folder below `fetched`, with all files but the weights.
+    """
+    if place := url_of(model):
+        if fetched is None:
+            raise CheckpointError(f"model {model!r}: only a folder or a hub id is read here")
+        return _fetch_small(place, fetched)
+    folder = Path(locate(model)).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    require_hub_id(model)
+    try:
+        return Path(
+            snapshot_download(
+                model, revision=revision, allow_patterns=list(WANTED), ignore_patterns=_UNWANTED
+            )
+        )
+    except HUB_ERRORS as error:
+        raise not_given(model, error) from error
+
+
+def _fetch_small(place: Url, fetched: Path) -> Path:
+    """A folder with the small files of a checkpoint, named by the identity of all its files.
+
+    It appears complete or not at all; where another process was faster, its folder is kept.
+    """
+    wanted = [name for name in names_in(place) if _is_wanted(name)]
+    if not wanted:
+        raise CheckpointError(f"model {place}: no file there; check the URL and the credentials")
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        versions = list(pool.map(lambda name: identity_of(place / name), wanted))
+    folder = fetched / fingerprint([place, *zip(wanted, versions, strict=True)])
+    if folder.is_dir():
+        return folder
+    small = [name for name in wanted if not name.endswith(".safetensors")]
+    temporary = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
+    temporary.mkdir(parents=True)
+    download(place, small, temporary)
+    try:
+        publish(temporary, folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(temporary)
+    return folder
+
+
+def _is_wanted(name: str) -> bool:
+    return is_wanted(name) and not fnmatch(name, _UNWANTED)

@@ -1,0 +1,53 @@
+"""Whose code a checkpoint carries: this program's own, byte for byte, or a stranger's."""
+
+import json
+from pathlib import Path
+
+from schemas.errors import CheckpointError
+from schemas.result.manifest import FORMAT
+from workers.checkpoint.config_file import read_config
+
+RUNTIME = Path(__file__).resolve().parents[2] / "runtime"
+SHIPPED = ("configuration_lowrank.py", "modeling_lowrank.py")
+
+
+def may_run_code(folder: Path, trust_remote_code: bool) -> bool:
+    """Whether to run the Python files of a checkpoint: where asked to, and where they are ours.
+
+    Ours means: the folder is a low-rank checkpoint of this program, its files equal those of
+    `runtime/` byte for byte, and its configuration names no other code. Raises CheckpointError
+    where it claims to be such a checkpoint and that does not hold.
+    """
+    if trust_remote_code or not _claims_to_be_ours(folder):
+        return trust_remote_code
+    foreign = [name for name in SHIPPED if not _equal(folder / name, RUNTIME / name)]
+    named = read_config(folder).get("auto_map", {})
+    foreign += [f"auto_map {value}" for value in named.values() if not _is_shipped(value)]
+    # transformers runs this one, too, for a checkpoint whose code may run.
+    foreign += [path.name for path in [folder / "custom_generate"] if path.exists()]
+    if foreign:
+        raise CheckpointError(
+            f"{folder}: {', '.join(foreign)} is not the code that this version of the program "
+            "ships; read it, then allow trust_remote_code, or compress anew"
+        )
+    return True
+
+
+def _claims_to_be_ours(folder: Path) -> bool:
+    path = folder / "manifest.json"
+    if not path.is_file() or "low_rank" not in read_config(folder):
+        return False
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON ({error}); restore the file") from error
+    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
+
+
+def _is_shipped(reference: object) -> bool:
+    """Whether a "module.Class" names one of the shipped files; a path or a hub id does not."""
+    return f"{str(reference).rpartition('.')[0]}.py" in SHIPPED
+
+
+def _equal(path: Path, ours: Path) -> bool:
+    return path.is_file() and path.read_bytes() == ours.read_bytes()

@@ -1,0 +1,56 @@
+"""A published checkpoint: what marks it, and what it says it is."""
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from schemas.errors import CheckpointError, ConfigError
+from schemas.location import Url
+from schemas.result.manifest import Compression, Manifest
+from workers.storage.places import exists, names_in, read_bytes
+
+SUCCESS = "_SUCCESS"
+CLAIM = "_PUBLISHING"  # holds the identity of the output that is on its way
+
+
+def finished(place: Path | Url, identity: str) -> Compression | None:
+    """The description of a published checkpoint of this identity; None where nothing is there.
+
+    Raises ConfigError where the place holds a checkpoint of another identity.
+    """
+    if not exists(place / SUCCESS):
+        return None
+    manifest = read_manifest(place)
+    if manifest.output != identity:
+        raise ConfigError(
+            f"output {place} holds a checkpoint of another model, text, method or ratio; name "
+            "another folder, or remove it"
+        )
+    return Compression.model_validate_json(read_bytes(place / "compression.json"))
+
+
+def require_free(place: Path | Url) -> None:
+    """Raises ConfigError where something else than a checkpoint of this program is there."""
+    if exists(place / SUCCESS):
+        return
+    if isinstance(place, Path):
+        taken = place.exists() and (not place.is_dir() or any(place.iterdir()))
+    else:
+        names = names_in(place)
+        taken = bool(names) and CLAIM not in names
+    if taken:
+        raise ConfigError(
+            f"output {place} exists and is no finished checkpoint of this program; name another "
+            "folder, or empty it"
+        )
+
+
+def read_manifest(folder: Path | Url) -> Manifest:
+    """The manifest of a compressed checkpoint. Raises CheckpointError where there is none."""
+    path = folder / "manifest.json"
+    try:
+        return Manifest.model_validate_json(read_bytes(path))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: not found; not a checkpoint of this program") from None
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: not a manifest of this program ({error})") from None

@@ -1,0 +1,76 @@
+"""A checkpoint in an object store, looked at from here: no weight is put on a disk unasked."""
+
+import contextlib
+import hashlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from schemas.errors import CheckpointError, ConfigError
+from schemas.location import Url
+from workers.checkpoint.headers import read_header
+from workers.storage.places import IN_FLIGHT, download, names_in, read_into, size_of
+
+UNASKED = 10**9  # bytes: what a check may write to the temporary folder (TMPDIR) by itself
+_PART = 2**25  # bytes of a request
+
+
+@contextlib.contextmanager
+def at_hand(
+    place: Path | Url, weights: Mapping[str, Url] | None = None, work_dir: Path | None = None
+) -> Iterator[tuple[Path, Mapping[str, Url]]]:
+    """A folder for a checkpoint, and what of its weights stays in the store; `weights` are those
+    that are elsewhere than at `place`.
+
+    A folder is itself. Of a URL there is a temporary folder below `work_dir`, with every file. In
+    TMPDIR, where no `work_dir` is named, weights above UNASKED stay where they are: their headers
+    are there, in sparse files of the right size. Raises CheckpointError where there is no file,
+    ConfigError where there is no `work_dir`.
+    """
+    if isinstance(place, Path):
+        yield place, {}
+        return
+    if work_dir is not None and not work_dir.is_dir():
+        raise ConfigError(f"work_dir {work_dir}: no such folder; create it or name another")
+    files = {name: place / name for name in names_in(place)} | dict(weights or {})
+    if not files:
+        raise CheckpointError(f"{place}: no file there; check the URL and the credentials")
+    stay = {name: file for name, file in files.items() if name.endswith(".safetensors")}
+    if work_dir is not None or sum(map(size_of, stay.values())) <= UNASKED:
+        stay = {}
+    with tempfile.TemporaryDirectory(prefix="svdllm-", dir=work_dir) as temporary:
+        folder = Path(temporary)
+        for name, file in files.items():
+            if name in stay:
+                _outline(file, folder / name)
+            else:
+                download(file.parent, [file.name], folder)
+                (folder / file.name).rename(folder / name)
+        yield folder, stay
+
+
+def stored_sha256(places: Mapping[str, Url]) -> dict[str, str]:
+    """SHA-256 of stored files by name, several at a time, none of them ever whole in memory."""
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        return dict(zip(places, pool.map(_sha256, places.values()), strict=True))
+
+
+def _sha256(place: Url) -> str:
+    digest, size, buffer = hashlib.sha256(), size_of(place), memoryview(bytearray(_PART))
+    for start in range(0, size, _PART):
+        part = buffer[: size - start]
+        read_into(place, start, part)
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _outline(place: Url, path: Path) -> None:
+    """A local file with the header of a stored one, and no content that takes room."""
+    starts = [spec.offset for spec in read_header(place) if spec.offset is not None]
+    size = size_of(place)
+    header = bytearray(min(starts, default=size))
+    read_into(place, 0, memoryview(header))
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(size)

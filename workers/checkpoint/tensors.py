@@ -1,0 +1,63 @@
+"""The content of a checkpoint: its tensors, one at a time."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from schemas.errors import CheckpointError
+from schemas.location import Url
+from schemas.model.spec import DecoderSpec, ModelSpec
+from workers.storage.places import read_into
+from workers.storage.tensorfile import DTYPES
+from workers.storage.traffic import moved
+
+
+class TensorReader:
+    """Tensors of a checkpoint by name, each read when asked for: its own bytes, and no others."""
+
+    def __init__(self, folder: Path, spec: DecoderSpec) -> None:
+        self._weights = spec.weights or folder
+        self._tensors = {tensor.name: tensor for tensor in spec.tensors}
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, on the host, in its stored dtype."""
+        spec = self._tensors[name]
+        place = self.file(name)
+        if spec.offset is None:
+            raise ValueError(f"{name}: known from config.json alone, not from a file")
+        try:
+            content = _bytes_of(place, spec.offset, spec.nbytes)
+        except FileNotFoundError:
+            raise CheckpointError(f"{place}: gone since its header was read") from None
+        moved("read", "weights", spec.nbytes)
+        return content.view(DTYPES[spec.dtype]).view(spec.shape)
+
+    def file(self, name: str) -> Path | Url:
+        """The file that holds a tensor."""
+        return self._weights / self._tensors[name].file
+
+    def below(self, prefix: str) -> dict[str, Tensor]:
+        """Every tensor whose name starts with `prefix`, by the rest of its name."""
+        names = [name for name in self._tensors if name.startswith(prefix)]
+        return {name.removeprefix(prefix): self.read(name) for name in names}
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite, without a copy of them."""
+    return not tensor.numel() or all(bool(end.isfinite()) for end in tensor.aminmax())
+
+
+def torch_dtype(spec: ModelSpec) -> torch.dtype:
+    """The dtype in which the base stores its targeted matrices."""
+    return DTYPES[spec.dtype]
+
+
+def _bytes_of(place: Path | Url, start: int, size: int) -> Tensor:
+    """Part of a file (size,) uint8: of a local one its own pages, copied only if written to."""
+    if isinstance(place, Path) and 0 < size <= place.stat().st_size - start:
+        return torch.from_numpy(np.memmap(place, np.uint8, "c", start, (size,)))
+    content = torch.empty(size, dtype=torch.uint8)
+    read_into(place, start, content.numpy().data)
+    return content

@@ -1,0 +1,147 @@
+"""Is a compressed checkpoint what it says it is, and does plain transformers load it?"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from schemas.errors import CheckpointError, VerificationError
+from schemas.location import Url
+from schemas.result.manifest import Check, Manifest
+from workers.checkpoint.own_code import may_run_code
+from workers.checkpoint.published import read_manifest
+from workers.checkpoint.stored import UNASKED, stored_sha256
+from workers.process.cores import available_cores
+from workers.process.memory import available_bytes
+from workers.storage.files import sha256_of
+
+_LOAD_CHECK = Path(__file__).with_name("load_check.py")  # not imported: it imports torch
+_SAMPLES = ("the base continues a text", "continues a text")  # as load_check.py names them
+_CLEAN = "load in a clean process"
+LIMIT_S = 1800.0
+FULL_LOAD_BYTES = 10**10  # weights of more are loaded in part: two layers and what is around them
+_COPIES = 3.5  # in float32 and saved again, a bf16 checkpoint takes about this many times its size
+
+
+def verify_checkpoint(
+    folder: Path,
+    published: bool,
+    base: Path | None = None,
+    stored: Mapping[str, Url] | None = None,
+    limit_s: float = LIMIT_S,
+) -> list[Check]:
+    """Checksums of every file, then a load in a clean process; `published` expects _SUCCESS.
+
+    A `base` writes a text beside the result's, where it is small enough; it is not judged. Of
+    `stored` weights the folder has only the headers: they are hashed where they are.
+
+    Loading runs the code in the folder, so it is not done where a checksum is wrong or the code is
+    not this program's own. Above FULL_LOAD_BYTES, or where the whole does not fit the memory, the
+    first and the last layer are loaded. What this host could not do, or not within `limit_s`
+    seconds, is not judged. Raises CheckpointError where the folder is no compressed checkpoint.
+    """
+    folder = folder.absolute()  # the clean process has another working directory
+    manifest = read_manifest(folder)
+    checks = [_files(folder, manifest, stored or {})]
+    if published:
+        there = (folder / "_SUCCESS").is_file()
+        checks.append(Check(name="success marker", passed=there, detail="" if there else "absent"))
+    if not checks[0].passed:
+        return [*checks, Check(name=_CLEAN, passed=None, detail="the files are not as written")]
+    checks.append(_own_code(folder))
+    if not checks[-1].passed:
+        return [*checks, Check(name=_CLEAN, passed=None, detail="it would run a stranger's code")]
+    if stored:
+        why = f"weights in a store stay there above {UNASKED:,} bytes; name a folder: --work-dir"
+        unloaded = Check(name=_CLEAN, passed=None, detail=why)
+        return [*checks, *_clean_process([str(folder), "shapes", "0"], limit_s), unloaded]
+    arguments = [str(folder), "whole" if _is_loaded(folder) else "part", str(available_bytes())]
+    arguments += ["--save"] if _weight_bytes(folder) <= UNASKED else []
+    arguments += ["--base", str(base)] if base and _is_loaded(base) else []
+    return checks + _clean_process(arguments, limit_s)
+
+
+def samples_of(checks: list[Check]) -> tuple[str | None, str | None]:
+    """What base and result wrote when they were loaded; None of one that was not."""
+    said = {check.name: check.detail for check in checks if check.passed}
+    base, result = (said.get(name) for name in _SAMPLES)
+    return base, result
+
+
+def require(checks: list[Check], folder: Path | str) -> None:
+    """Raises VerificationError naming every check that failed."""
+    failed = [f"{check.name} ({check.detail})" for check in checks if check.passed is False]
+    if failed:
+        raise VerificationError(f"{folder}: {'; '.join(failed)}")
+
+
+def _files(folder: Path, manifest: Manifest, stored: Mapping[str, Url]) -> Check:
+    there = {path.name for path in folder.iterdir() if path.is_file()}
+    local = there & manifest.files.keys() - stored.keys()
+    found = sha256_of(folder, sorted(local)) | stored_sha256(stored)
+    wrong = {
+        name: "absent" if name not in there else "changed"
+        for name, entry in manifest.files.items()
+        if found.get(name) != entry.sha256
+    }
+    wrong |= {
+        name: "not in the manifest"
+        for name in sorted(there - manifest.files.keys())
+        if name.endswith((".safetensors", ".py", ".bin", ".pt"))
+    }
+    detail = "; ".join(f"{name}: {why}" for name, why in wrong.items())
+    return Check(
+        name="files and SHA-256",
+        passed=not wrong,
+        detail=detail or f"{len(manifest.files)} files",
+        files=tuple(wrong),
+    )
+
+
+def _own_code(folder: Path) -> Check:
+    try:
+        passed, detail = may_run_code(folder, trust_remote_code=False), ""
+    except CheckpointError as error:
+        passed, detail = False, str(error)
+    return Check(name="code is this program's own", passed=passed, detail=detail)
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _is_loaded(folder: Path) -> bool:
+    """Whether a model is small enough to be loaded whole, on this host."""
+    weights = _weight_bytes(folder)
+    return weights <= FULL_LOAD_BYTES and weights * _COPIES < available_bytes()
+
+
+def _clean_process(arguments: list[str], limit_s: float) -> list[Check]:
+    """What it found until its end, and what ended it early, which is no fault of the checkpoint."""
+    command = [sys.executable, "-I", str(_LOAD_CHECK), *arguments]
+    threads = {"OMP_NUM_THREADS": str(available_cores())}  # Ray sets 1 in a worker
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            timeout=limit_s,
+            cwd="/",
+            check=False,
+            env=os.environ | threads,
+        )
+        output, why = done.stdout, ""
+        if done.returncode:
+            said = done.stderr.decode(errors="replace")[-2000:].strip()
+            why = f"ended early, exit status {done.returncode}: {said or 'no output'}"
+    except subprocess.TimeoutExpired as error:
+        output, why = error.stdout or b"", f"not finished in {limit_s:g} s"
+    lines = output[: output.rfind(b"\n") + 1].splitlines()
+    rows = [_without_base(Check.model_validate_json(line)) for line in lines]
+    return [*rows, Check(name=_CLEAN, passed=None, detail=why)] if why else rows
+
+
+def _without_base(check: Check) -> Check:
+    """The check; of a base it judges nothing."""
+    judged = check.name != _SAMPLES[0] or check.passed
+    return check if judged else check.model_copy(update={"passed": None})

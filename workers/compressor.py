@@ -1,0 +1,234 @@
+"""From the moments of a matrix to its basis, and from its basis to stored factors.
+
+Every step reads committed items and commits one, so it can run anywhere, in any order, once.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+
+from schemas.errors import NumericsError
+from schemas.model.spec import MatrixSpec, ModelSpec
+from schemas.request.config import RunConfig
+from schemas.result.output import MatrixResult, SpectrumFacts, stored_parameters
+from schemas.run.identity import Identities, Record
+from schemas.run.moments import Tap, backward_tap, forward_tap
+from workers.allocation.budget import MatrixLoss
+from workers.calibration.moments import Moment
+from workers.checkpoint.tensors import TensorReader, torch_dtype
+from workers.process.devices import free_cached
+from workers.process.failures import failure
+from workers.process.logs import about_matrices, log
+from workers.storage.keys import basis_key, factors_key, spectrum_key
+from workers.storage.moments import read_moment
+from workers.storage.spectra import read_spectrum
+from workers.storage.store import Store
+from workers.storage.tensorfile import entries
+from workers.truncation.basis import Basis
+from workers.truncation.encoding import encode
+from workers.truncation.problem import Problem
+from workers.truncation.two_sided import Root
+
+Notes = tuple[str, ...]
+R = TypeVar("R")
+
+_HOST = torch.device("cpu")
+# A basis is stored in float32: its rounding adds no more than this for each of its directions to a
+# loss, as a part of the whole energy.
+_BASIS_EPS = torch.finfo(torch.float32).eps
+
+
+class Compressor:
+    """The per-matrix work of one run, on one device.
+
+    `loaded` gives a weight that is on the device already, in its exact values, or None.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        spec: ModelSpec,
+        folder: Path,
+        ids: Identities,
+        device: torch.device,
+        loaded: Callable[[MatrixSpec], Tensor | None] = lambda _: None,
+    ) -> None:
+        self._config = config
+        self._ids = ids
+        self._device = device
+        self._store = Store(config.run_folder)
+        self._reader = TensorReader(folder, spec)
+        self._loaded = loaded
+        self._base = spec.architecture.base
+        self._dtype = torch_dtype(spec)
+
+    def factorise(self, group: Sequence[MatrixSpec]) -> list[Record]:
+        """Commit basis and spectrum of matrices that share a root, if any. Raises NumericsError."""
+        records, root = [], None
+        for matrix in group:
+            record, root = self._fitting(partial(self._factorise, matrix, root), matrix)
+            records.append(record)
+        return records
+
+    def _factorise(
+        self, matrix: MatrixSpec, root: Root | None, device: torch.device, notes: Notes
+    ) -> tuple[Record, Root | None]:
+        problem = self._problem(matrix, device)
+        if root is None or root.factor.device.type != device.type:
+            root = problem.root()
+        basis = problem.basis(root)
+        basis = basis._replace(fallbacks=(*notes, *basis.fallbacks))
+        return self._commit_basis(matrix, problem, basis), root
+
+    def _fitting(self, compute: Callable[[torch.device, Notes], R], matrix: MatrixSpec) -> R:
+        """`compute` on this device; on the host, recorded, where the device has too little memory,
+        or a solver fails there or returns what is wrong. Raises NumericsError where the host's do.
+        """
+        notes: Notes = ()
+        try:
+            if self._device != _HOST:
+                try:
+                    return compute(self._device, notes)
+                except RuntimeError as error:
+                    notes = (_why_not(self._device, error),)
+                free_cached()  # here, where the traceback holds no tensor of the attempt
+                with about_matrices([matrix.name]):
+                    log.warning("%s: %s", matrix.name, *notes)
+            return compute(_HOST, notes)
+        except (NumericsError, LinAlgError) as error:
+            raise NumericsError(f"{matrix.name}: {error}") from error
+
+    def _commit_basis(self, matrix: MatrixSpec, problem: Problem, basis: Basis) -> Record:
+        if self._config.cluster.keep_bases:
+            self._store.commit(
+                basis_key(self._ids.bases, matrix.name),
+                entries({"left": basis.left.float(), "right": basis.right.float()}),
+            )
+        facts = SpectrumFacts(
+            through=basis.through,
+            nats=problem.nats,
+            tokens=problem.forward.tokens,
+            shrinkage=basis.shrinkage,
+            fallbacks=basis.fallbacks,
+            remarks=problem.remarks(),
+        )
+        key = spectrum_key(self._ids.bases, matrix.name)
+        eigenvalues = entries({"eigenvalues": basis.eigenvalues})
+        return self._store.commit(key, eigenvalues, facts.model_dump(mode="json"))
+
+    def truncate(self, matrix: MatrixSpec, rank: int) -> Record:
+        """Commit the factors of a matrix at a rank; the record's facts are a `MatrixResult`."""
+        return self._fitting(partial(self._truncate, matrix, rank), matrix)
+
+    def _truncate(
+        self, matrix: MatrixSpec, rank: int, device: torch.device, notes: Notes
+    ) -> Record:
+        loss, facts = read_spectrum(self._store, self._ids.bases, matrix)
+        problem = self._problem(matrix, device)
+        basis = self._basis(matrix, problem, loss, facts)
+        stored = encode(self._config, basis, problem.weight, loss, rank, self._dtype)
+        predicted, energy = float(loss.tail()[stored.rank]), float(loss.tail()[0])
+        achieved = problem.loss(basis, stored.rank)
+        if not abs(achieved - predicted) <= matrix.small * _BASIS_EPS * energy:
+            wrong = f"the loss is {achieved:.3g}, where the spectrum says {predicted:.3g}"
+            if device != _HOST:
+                raise LinAlgError(wrong)
+            notes = (*notes, wrong)
+        result = MatrixResult(
+            name=matrix.name,
+            shape=(matrix.out_features, matrix.in_features),
+            encoding=stored.encoding,
+            rank=stored.rank,
+            parameters=stored_parameters(matrix, stored.encoding, stored.rank),
+            predicted_loss=predicted,
+            achieved_loss=achieved,
+            energy=energy,
+            nats=None if loss.nats is None else loss.nats * predicted,
+            rounding=stored.rounding,
+            interpolation_max=stored.interpolation_max,
+            shrinkage=facts.shrinkage,
+            fallbacks=tuple(dict.fromkeys((*notes, *facts.fallbacks, *stored.fallbacks))),
+            remarks=facts.remarks,
+        )
+        key = factors_key(self._ids.factors, matrix.name, rank)
+        return self._store.commit(key, entries(stored.tensors), result.model_dump(mode="json"))
+
+    def _basis(
+        self, matrix: MatrixSpec, problem: Problem, loss: MatrixLoss, facts: SpectrumFacts
+    ) -> Basis:
+        """The committed basis; where none is kept the same one again, as if it had been stored."""
+        key = basis_key(self._ids.bases, matrix.name)
+        if self._config.cluster.keep_bases or self._store.record(key):
+            tensors = self._store.load(key).tensors
+            left, right = tensors.pop("left"), tensors.pop("right")
+        else:
+            again = problem.basis(problem.root())
+            left, right = again.left.float().contiguous(), again.right.float().contiguous()
+        device = problem.weight.device
+        return Basis(
+            eigenvalues=loss.eigenvalues.to(device),
+            left=left.to(device).double(),
+            right=right.to(device).double(),
+            through=facts.through,
+        )
+
+    def _problem(self, matrix: MatrixSpec, device: torch.device) -> Problem:
+        truncation = self._config.truncation
+        weight = self._loaded(matrix)
+        if weight is None:
+            weight = self._reader.read(f"{self._base}{matrix.name}.weight")
+        return Problem(
+            truncation=truncation,
+            weight=weight.to(device),
+            forward=self._moment(forward_tap(matrix, truncation), device),
+            backward=self._moment(backward_tap(matrix, truncation), device)
+            if self._config.needs_gradients
+            else None,
+            shrinkage=self._config.numerics.shrinkage,
+        )
+
+    def _moment(self, tap: Tap, device: torch.device) -> Moment:
+        return read_moment(self._store, self._ids, tap, device)
+
+
+def _why_not(device: torch.device, error: RuntimeError) -> str:
+    """Why something is computed on the host instead. Raises `error` where that would not help."""
+    if failure(error) == "device memory":
+        return f"too large for the memory of the {device.type} device: computed on the host"
+    if isinstance(error, LinAlgError):
+        return f"failed on the {device.type} device ({error}): computed on the host"
+    raise error
+
+
+def kept_dense(store: Store, identity: str, matrix: MatrixSpec) -> MatrixResult:
+    """The row of a matrix that stays as it is, whatever its spectrum rests on."""
+    loss, _ = read_spectrum(store, identity, matrix)
+    energy, nats = float(loss.tail()[0]), None if loss.nats is None else 0.0
+    return _dense(matrix, energy=energy, nats=nats)
+
+
+def left_dense(matrix: MatrixSpec, why: str, gradients: bool) -> MatrixResult:
+    """The row of a matrix that stays as it is because it could not be cut.
+
+    `gradients` is whether the run weighs losses by gradients.
+    """
+    note = f"kept dense, for it could not be cut: {why}"
+    return _dense(matrix, energy=None, nats=0.0 if gradients else None, fallbacks=(note,))
+
+
+def _dense(matrix: MatrixSpec, **fields: Any) -> MatrixResult:
+    return MatrixResult(
+        name=matrix.name,
+        shape=(matrix.out_features, matrix.in_features),
+        encoding="dense",
+        rank=None,
+        parameters=matrix.size,
+        predicted_loss=0.0,
+        achieved_loss=0.0,
+        **fields,
+    )

@@ -1,0 +1,1 @@
+"""Perplexity and divergence, of whole models and through layer shards."""

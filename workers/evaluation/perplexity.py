@@ -1,0 +1,166 @@
+"""Perplexity by the field's protocol, and what else an evaluation says of one model."""
+
+import gc
+import math
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from schemas.errors import CheckpointError, NumericsError
+from schemas.result.evaluation import EvaluateConfig, ModelEvaluation
+from workers.model.loading import load_model
+
+_POSITIONS = 256  # positions whose float32 logits and log-probabilities exist at once
+_LARGEST_MEAN = 700.0  # nats a token; exp overflows float64 from 709.8 on
+
+
+class TokenLoss(NamedTuple):
+    """Summed negative log likelihood in nats (a float64), and the tokens that were predicted."""
+
+    nll: float
+    tokens: int
+
+    @property
+    def mean(self) -> float:
+        """Nats a token."""
+        return self.nll / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.mean)
+
+
+@torch.inference_mode()
+def perplexity(model: PreTrainedModel, windows: Tensor) -> TokenLoss:
+    """Loss of a model on windows (w, length) of tokens, int64, on any device.
+
+    The protocol of GPTQ and SVD-LLM: windows do not overlap and do not see one another, and each
+    predicts its tokens 2..length; the mean is over all predicted tokens. Logits of one window, in
+    the model's dtype, are the only large tensor.
+    Raises NumericsError at a window whose loss is not finite; none is ever left out.
+    """
+    predicted = windows.shape[1] - 1
+    total = 0.0
+    for index, window in enumerate(windows):
+        loss = _window_loss(model, window.to(model.device))
+        require_finite(loss / predicted, f"window {index} of {len(windows)}", str(model.dtype))
+        total += loss
+    return TokenLoss(total, len(windows) * predicted)
+
+
+def require_finite(mean: float, what: str, dtype: str) -> None:
+    """Raises NumericsError where a mean in nats a token is not finite, or its exp would not be."""
+    if not mean <= _LARGEST_MEAN:  # false for NaN too
+        raise NumericsError(
+            f"{what}: mean loss {mean} nats a token, not "
+            f"a finite number up to {_LARGEST_MEAN:.0f}; the model's weights are damaged or "
+            f"overflow {dtype}: evaluate with dtype float32, or compress anew"
+        )
+
+
+def require_vocabulary(folder: Path, windows: Tensor, vocabulary: int) -> None:
+    """Raises CheckpointError where windows of tokens hold one that a model does not embed."""
+    if int(windows.max()) >= vocabulary:
+        raise CheckpointError(
+            f"{folder}: its tokenizer gives token {int(windows.max())}, but the model embeds only "
+            f"{vocabulary}; restore the tokenizer files that belong to the model"
+        )
+
+
+def _window_loss(model: PreTrainedModel, window: Tensor) -> float:
+    """Sum of -log p(token | tokens before it), the first left out; terms float32, sum float64."""
+    logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]
+    chunks = zip(torch.split(logits, _POSITIONS), torch.split(window[1:], _POSITIONS), strict=True)
+    losses = [
+        functional.cross_entropy(scores.float(), targets, reduction="none").double().sum()
+        for scores, targets in chunks
+    ]
+    return float(torch.stack(losses).sum())
+
+
+@torch.inference_mode()
+def generate_sample(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, tokens: int
+) -> str:
+    """The prompt and up to `tokens` tokens of its greedy continuation.
+
+    The sampling settings and penalties that the checkpoint ships are set aside.
+    """
+    encoded = tokenizer(prompt, return_tensors="pt").to(model.device)
+    output = model.generate(  # type: ignore[operator]  # a mixin's method, seen as a Tensor
+        input_ids=encoded["input_ids"],
+        attention_mask=encoded["attention_mask"],
+        max_new_tokens=tokens,
+        pad_token_id=tokenizer.pad_token_id or 0,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+    )
+    return str(tokenizer.decode(output[0], skip_special_tokens=True))
+
+
+def evaluate_checkpoint(
+    name: str,
+    folder: Path,
+    windows: Tensor,
+    tokenizer: PreTrainedTokenizerBase,
+    config: EvaluateConfig,
+) -> ModelEvaluation:
+    """Load one checkpoint, score it on windows (w, length), let it write a sample, and free it."""
+    try:
+        return _measure(name, folder, windows, tokenizer, config)
+    finally:
+        gc.collect()  # parts of a model may refer to one another
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _measure(
+    name: str,
+    folder: Path,
+    windows: Tensor,
+    tokenizer: PreTrainedTokenizerBase,
+    config: EvaluateConfig,
+) -> ModelEvaluation:
+    start = time.perf_counter()
+    model = load_model(folder, config.dtype, config.device, config.trust_remote_code)
+    vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
+    require_vocabulary(folder, windows, vocabulary)
+    scoring = time.perf_counter()
+    loss = perplexity(model, windows)
+    rate = windows.numel() / (time.perf_counter() - scoring)
+    sample = generate_sample(model, tokenizer, config.sample_prompt, config.sample_tokens)
+    size, dtype = stored(folder)
+    return ModelEvaluation(
+        name=name,
+        perplexity=loss.perplexity,
+        mean_nll=loss.mean,
+        windows=len(windows),
+        predicted_tokens=loss.tokens,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        bytes_on_disk=size,
+        stored_dtype=dtype,
+        tokens_per_second=rate,
+        sample=sample,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def stored(folder: Path) -> tuple[int, str]:
+    """Bytes of a checkpoint's safetensors files, and the float dtypes in them, like "BF16+F32"."""
+    files = sorted(folder.glob("*.safetensors"))
+    found: set[str] = set()
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            found |= {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+    floats = sorted(name for name in found if name.startswith(("F", "BF")))
+    return sum(path.stat().st_size for path in files), "+".join(floats)

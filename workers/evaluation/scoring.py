@@ -1,0 +1,112 @@
+"""One decoder, or a dense and a compressed one side by side, scored shard by shard.
+
+The last shard has the heads, so what leaves it is a few sums; no process holds a whole model.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from workers.model.layers import Head
+from workers.model.shard import Shard, Step
+
+_POSITIONS = 128  # positions whose float32 log-probabilities exist at once, for every model
+
+
+class Rows(NamedTuple):
+    """One micro-batch between two shards.
+
+    tokens (sequences, length), int64, and for every model its hidden states (sequences, length,
+    hidden) in the compute dtype; none before the first shard.
+    """
+
+    tokens: Tensor
+    hidden: tuple[Tensor, ...]
+
+
+class Score(NamedTuple):
+    """Sums over the predicted tokens of one micro-batch, float64.
+
+    `nll` is the negative log likelihood of each model in nats. `kl` is KL(first || second) in nats,
+    None where there is no second model or its vocabulary is of another size.
+    """
+
+    nll: tuple[float, ...]
+    kl: float | None
+    tokens: int
+
+
+class ScoringShard:
+    """Shards of one or two decoders on one device: the same part of each.
+
+    `seconds` are those that the layers of each have taken so far.
+    """
+
+    def __init__(self, shards: Sequence[Shard], device: torch.device) -> None:
+        self._shards = shards
+        self._device = device
+        self.seconds = [0.0] * len(shards)
+
+    def forward(self, rows: Rows, step: Step) -> Rows | Score:
+        """One micro-batch through these layers of every model, scored after the last of them."""
+        entering = rows.hidden or (rows.tokens,) * len(self._shards)
+        leaving = tuple(
+            self._timed(model, hidden.to(self._device), step)
+            for model, hidden in enumerate(entering)
+        )
+        if not all(shard.is_last for shard in self._shards):
+            return Rows(rows.tokens, tuple(hidden.cpu() for hidden in leaving))
+        return score(rows.tokens, leaving, [shard.head for shard in self._shards])
+
+    def _timed(self, model: int, hidden: Tensor, step: Step) -> Tensor:
+        start = time.perf_counter()
+        leaving = self._shards[model].forward(hidden, step, "output")
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self.seconds[model] += time.perf_counter() - start
+        return leaving
+
+
+@torch.inference_mode()
+def score(tokens: Tensor, hidden: Sequence[Tensor], heads: Sequence[Head]) -> Score:
+    """Score of tokens (sequences, length) by the last hidden states (sequences, length, hidden).
+
+    Each sequence predicts its tokens 2..length. Logits are of the compute dtype and their
+    log-probabilities float32, as in `workers.evaluation.perplexity`; sums over tokens are float64.
+    """
+    nll, kl = [0.0] * len(heads), 0.0
+    comparable = len(heads) == 2 and heads[0].embedding.shape[0] == heads[1].embedding.shape[0]
+    targets = torch.split(tokens[:, 1:].to(hidden[0].device), _POSITIONS, dim=1)
+    parts = [torch.split(states[:, :-1], _POSITIONS, dim=1) for states in hidden]
+    for target, *states in zip(targets, *parts, strict=True):
+        logs = [_log_probabilities(part, head) for part, head in zip(states, heads, strict=True)]
+        for model, log in enumerate(logs):
+            nll[model] -= float(log.gather(-1, target[..., None]).sum(dtype=torch.float64))
+        if comparable:
+            kl += _divergence(*logs)
+    return Score(tuple(nll), kl if comparable else None, tokens[:, 1:].numel())
+
+
+def total(scores: Sequence[Score]) -> Score:
+    """The sums of all micro-batches, added in their order."""
+    divergences = [score.kl for score in scores if score.kl is not None]
+    return Score(
+        nll=tuple(map(sum, zip(*(score.nll for score in scores), strict=True))),
+        kl=sum(divergences) if len(divergences) == len(scores) else None,
+        tokens=sum(score.tokens for score in scores),
+    )
+
+
+def _log_probabilities(hidden: Tensor, head: Head) -> Tensor:
+    """Log-probabilities (sequences, positions, vocabulary), float32."""
+    logits: Tensor = head.norm(hidden) @ head.embedding.T
+    return logits.float().log_softmax(-1)
+
+
+def _divergence(log_p: Tensor, log_q: Tensor) -> float:
+    """Sum of KL(p || q) = sum p (log p - log q) over all positions; overwrites `log_q`."""
+    terms = torch.sub(log_p, log_q, out=log_q).mul_(log_p.exp())
+    return float(terms.sum(dtype=torch.float64))

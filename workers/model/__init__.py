@@ -1,0 +1,1 @@
+"""Decoder layers, in memory and in shards."""

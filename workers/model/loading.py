@@ -1,0 +1,78 @@
+"""Loading a whole checkpoint with plain transformers, and refusing less than an exact match."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from schemas.errors import CheckpointError, ConfigError, VerificationError
+from schemas.request.config import Device, DType
+from workers.checkpoint.own_code import may_run_code
+
+_UNEXPECTED = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+
+
+def load_model(
+    folder: Path, dtype: DType, device: Device, trust_remote_code: bool
+) -> PreTrainedModel:
+    """The model of a checkpoint folder, in evaluation mode; device auto is cuda where there is one.
+
+    Raises CheckpointError where it cannot be read, VerificationError where a tensor of the files
+    has no place in the model or the reverse: transformers would fill it with random numbers.
+    """
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            trust_remote_code=may_run_code(folder, trust_remote_code),
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, by name
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder}: transformers cannot load it ({error}); complete the folder, or allow "
+            "trust_remote_code if its model type comes as code that you trust"
+        ) from error
+    model, info = loaded
+    if wrong := {kind: sorted(map(str, info[kind])) for kind in _UNEXPECTED if info[kind]}:
+        raise VerificationError(
+            f"{folder}: config.json and the weights do not match: "
+            + "; ".join(f"{len(keys)} {kind}, first {keys[0]}" for kind, keys in wrong.items())
+            + "; write the checkpoint anew, its values would be random there"
+        )
+    placed: PreTrainedModel = model.to(_place(device)).eval()
+    return placed
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint folder; this program never ships code for one.
+
+    Raises CheckpointError where transformers cannot load it.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except Exception as error:  # a damaged file makes it raise whatever its parts raise
+        raise CheckpointError(
+            f"{folder}: no tokenizer that transformers can load ({error}); copy the tokenizer "
+            "files of the base model there"
+        ) from error
+    return tokenizer
+
+
+def _place(device: Device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device 'cuda': none is available here; use 'cpu' or 'auto'")
+    return torch.device(device)

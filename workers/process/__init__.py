@@ -1,0 +1,1 @@
+"""The process and its host: devices, memory, cores, logs and failures."""

@@ -1,0 +1,172 @@
+"""What an exception in a worker means, and what is done about it: one table.
+
+Nothing here knows Ray. `guarded` stands around the methods of the actors; whatever it does not know
+passes through unchanged.
+"""
+
+import errno
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any, Concatenate, Literal, NoReturn, ParamSpec, TypeVar
+
+import torch
+
+from schemas.errors import CompressorError, StorageError, StorageFullError, WorkerError
+from schemas.location import Location
+from workers.process.logs import log
+
+Failure = Literal["device memory", "host memory", "device", "storage full", "storage", "other"]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DELAYS = (1.0, 4.0, 16.0)  # seconds before storage that answered with an error is tried again
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EREMOTEIO}
+# How torch words what has no class of its own; the first row that is found in the text counts.
+_TEXTS: tuple[tuple[str, Failure], ...] = (
+    ("DefaultCPUAllocator", "host memory"),
+    ("CUDA out of memory", "device memory"),
+    ("CUDA error: out of memory", "device memory"),
+    ("CUBLAS_STATUS_ALLOC_FAILED", "device memory"),
+    ("CUSOLVER_STATUS_ALLOC_FAILED", "device memory"),
+    ("CUDA error", "device"),
+)
+
+
+def failure(error: BaseException) -> Failure:
+    """What an exception means. A device after a "device" failure computes nothing any more."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "device memory"
+    if isinstance(error, MemoryError):
+        return "host memory"
+    if isinstance(error, OSError):
+        if error.errno in _FULL:
+            return "storage full"
+        passing = error.errno in _PASSING or isinstance(error, TimeoutError)
+        return "storage" if passing else "other"
+    if isinstance(error, RuntimeError):
+        text = str(error)
+        otherwise: Failure = "device" if isinstance(error, torch.AcceleratorError) else "other"
+        return next((found for part, found in _TEXTS if part in text), otherwise)
+    return "other"
+
+
+def short_of_memory(error: BaseException) -> bool:
+    """Whether the same work may go through in smaller parts, or in other memory."""
+    return failure(error) in ("device memory", "host memory")
+
+
+def explained(error: BaseException, what: str, place: Location) -> CompressorError | None:
+    """An exception in words that say what to do, where it is one of those known here.
+
+    `what` was being done; `place` is where the work is kept, for an error that names no file.
+    """
+    found, name = failure(error), getattr(error, "filename", None) or place
+    if found == "storage full":
+        return StorageFullError(
+            f"{name}: {getattr(error, 'strerror', error)}, in {what}{_free(place)}; "
+            "make room there, then start the same command again"
+        )
+    if found == "storage":
+        return StorageError(
+            f"{name}: {getattr(error, 'strerror', error)}, in {what}; the storage does not answer; "
+            "start the same command again when it does"
+        )
+    if found == "device memory":
+        return WorkerError(
+            f"{what}: out of device memory ({_first_line(error)}); plan with fewer layers a worker "
+            "(--set cluster.shard_layers=N), or stop what else is on that device"
+        )
+    if found == "host memory":
+        return WorkerError(
+            f"{what}: out of host memory ({_first_line(error)}); use fewer workers a node, or "
+            "fewer layers a worker (--set cluster.shard_layers=N)"
+        )
+    return None
+
+
+def _free(place: Location) -> str:
+    """What is free on the disk that holds a folder, which need not exist yet."""
+    if not isinstance(place, Path):
+        return ""
+    path = place.absolute()
+    there = next(part for part in (path, *path.parents) if part.exists())
+    return f"; {shutil.disk_usage(there).free:,} bytes are free at {place}"
+
+
+@contextmanager
+def storage_explained(what: str, place: Location) -> Iterator[None]:
+    """Raise StorageError, with its remedy, for what storage answers; all else passes."""
+    try:
+        yield
+    except OSError as error:
+        if (found := explained(error, what, place)) is None:
+            raise
+        raise found from error
+
+
+def patiently(work: Callable[[], R], delays: Sequence[float] = DELAYS) -> R:
+    """`work`, which may be done twice, again after each of `delays` where storage failed it."""
+    for delay in delays:
+        try:
+            return work()
+        except OSError as error:
+            if failure(error) != "storage":
+                raise
+            log.warning("storage: %s; trying again in %g s", error, delay)
+        time.sleep(delay)
+    return work()
+
+
+def guarded(
+    repeatable: bool = False,
+) -> Callable[[Callable[Concatenate[Any, P], R]], Callable[Concatenate[Any, P], R]]:
+    """For a method of a worker, whose `place` is where it keeps its work: known failures are
+    explained.
+
+    One that is `repeatable` is done again where storage failed it. A failing device ends the
+    process: no later call on it would be any better, and a new process gets a new context.
+    """
+
+    def around(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
+        @wraps(method)
+        def run(worker: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            delays = DELAYS if repeatable else ()
+            try:
+                return patiently(lambda: method(worker, *args, **kwargs), delays)
+            except (RuntimeError, MemoryError, OSError) as error:
+                what = _called(method.__name__, args)
+                if failure(error) == "device":
+                    _end_process(f"{what}: {_first_line(error)}")
+                if (found := explained(error, what, worker.place)) is None:
+                    raise
+                raise found from error
+
+        return run
+
+    return around
+
+
+def _end_process(why: str) -> NoReturn:
+    log.error("the device fails, so this worker ends: %s", why)
+    os._exit(1)
+
+
+def _called(method: str, args: tuple[object, ...]) -> str:
+    """A method and the first thing that it was asked about, in words."""
+    return " ".join([method.replace("_", " "), *map(_name, args[:1])])
+
+
+def _name(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_name, value))
+    return str(getattr(value, "name", value)) if not isinstance(value, torch.Tensor) else "rows"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

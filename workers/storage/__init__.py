@@ -1,0 +1,1 @@
+"""Items of a run, one commit rule for all, in folders and object stores."""

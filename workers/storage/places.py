@@ -1,0 +1,307 @@
+"""Files by place: below a folder, or in an object store, through fsspec.
+
+Nothing is cached: a range is one request. The file systems repeat what fails for a moment (s3fs and
+gcsfs five times and more, waiting longer each time), so what is raised here has failed for good.
+Credentials and endpoints come from the environment, as each store's own client reads them.
+"""
+
+import contextlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import fsspec  # type: ignore[import-untyped]
+
+from schemas.errors import CheckpointError, RunError
+from schemas.location import Url, locate
+from workers.storage.files import create_bytes, write_bytes
+
+IN_FLIGHT = 8  # requests at a time, of one process
+# What clients raise that is no OSError, by module; one that is not loaded has raised nothing.
+_FAILURES = {
+    "aiohttp": ("ClientError",),
+    "botocore.exceptions": ("BotoCoreError", "ClientError"),
+    "gcsfs.retry": ("HttpError",),
+    "google.auth.exceptions": ("GoogleAuthError",),
+}
+_IDENTITIES = ("generation", "ETag", "etag")
+
+
+class _Opened(NamedTuple):
+    """A file system, and a path in it."""
+
+    system: Any
+    path: str
+
+
+def url_of(model: str) -> Url | None:
+    """Where a checkpoint is, if that is an object store; None for a path or a hub id."""
+    try:
+        place = locate(model)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    return place if isinstance(place, Url) else None
+
+
+def exists(place: Path | Url) -> bool:
+    """Whether there is a file."""
+    if isinstance(place, Path):
+        return place.is_file()
+    with _explained(place):
+        opened = _open(place)
+        return bool(opened.system.isfile(opened.path))
+
+
+def size_of(place: Path | Url) -> int:
+    """Bytes of a file. Raises FileNotFoundError where there is none."""
+    return place.stat().st_size if isinstance(place, Path) else int(_info(place)["size"])
+
+
+def read_bytes(place: Path | Url) -> bytes:
+    """A small file. Raises FileNotFoundError where there is none."""
+    if isinstance(place, Path):
+        return place.read_bytes()
+    with _explained(place):
+        opened = _open(place)
+        return bytes(opened.system.cat_file(opened.path))
+
+
+def read_into(place: Path | Url, start: int, buffer: memoryview) -> None:
+    """Fill `buffer` with the bytes of a file from `start` on.
+
+    Raises FileNotFoundError where it is absent, CheckpointError where it is too short.
+    """
+    size = buffer.nbytes
+    if not size:
+        return
+    if isinstance(place, Path):
+        with place.open("rb") as file:
+            file.seek(start)
+            found = file.readinto(buffer)
+    else:
+        with _explained(place):
+            opened = _open(place)
+            content = opened.system.cat_file(opened.path, start=start, end=start + size)
+        found = len(content)
+        buffer[:found] = content
+    if found < size:
+        raise CheckpointError(
+            f"{place}: ends after {found} of the {size} bytes from {start} on; it is not complete "
+            "or was replaced: put the whole file there, then start again"
+        )
+
+
+def names_in(place: Path | Url) -> list[str]:
+    """Names of the files directly in a folder or below a prefix; none where it does not exist."""
+    if isinstance(place, Path):
+        return sorted(path.name for path in place.iterdir() if path.is_file())
+    with _explained(place):
+        opened = _open(place)
+        try:
+            found = opened.system.ls(opened.path, detail=True)
+        except FileNotFoundError:
+            return []
+    files = [Url(entry["name"]).name for entry in found if entry["type"] == "file"]
+    return sorted(name for name in files if name)  # some tools leave an object named "prefix/"
+
+
+def folders_in(place: Path | Url) -> list[str]:
+    """Names of the folders directly in a folder or below a prefix; none where it does not exist."""
+    if isinstance(place, Path):
+        there = place.iterdir() if place.is_dir() else ()
+        return sorted(path.name for path in there if path.is_dir())
+    with _explained(place):
+        opened = _open(place)
+        try:
+            found = opened.system.ls(opened.path, detail=True)
+        except FileNotFoundError:
+            return []
+    folders = [Url(entry["name"].rstrip("/")) for entry in found if entry["type"] == "directory"]
+    return sorted(folder.name for folder in folders)
+
+
+def identity_of(place: Url) -> str:
+    """What changes whenever the content of a stored file does: generation, or ETag, and size.
+
+    No byte of it is read. A store that has neither gives what its file system tells versions by.
+    """
+    info = _info(place)
+    for name in _IDENTITIES:
+        if value := str(info.get(name) or "").strip('"'):
+            return f"{name.lower()}:{value} {info['size']}"
+    opened = _open(place)
+    return f"ukey:{opened.system.ukey(opened.path)} {info['size']}"
+
+
+def download(place: Url, names: list[str], folder: Path) -> None:
+    """Files below a prefix, into a folder that exists."""
+
+    def one(name: str) -> None:
+        opened = _open(place / name)
+        with _explained(place / name):
+            opened.system.get_file(opened.path, str(folder / name))
+
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        list(pool.map(one, names))
+
+
+def upload(path: Path, place: Url, mode: Literal["overwrite", "create"] = "overwrite") -> None:
+    """A local file, in parts where it is large; it is seen when it is complete, never before.
+
+    With mode "create" one that is there stays. Raises RunError where its size is another one.
+    """
+    with _explained(place), contextlib.suppress(FileExistsError):
+        opened = _open(place)
+        opened.system.put_file(str(path), opened.path, mode=mode)
+    if (there := size_of(place)) != (size := path.stat().st_size):
+        raise RunError(f"{place}: {there} bytes arrived of {size}; start the same command again")
+
+
+def transfer(source: Path | Url, place: Url) -> None:
+    """A file that is not there yet into an object store; one that is there stays.
+
+    From another place in one it goes by way of a temporary file.
+    """
+    if exists(place):
+        return
+    if isinstance(source, Path):
+        upload(source, place, mode="create")
+        return
+    with tempfile.TemporaryDirectory(prefix="svdllm-") as name:
+        download(source.parent, [source.name], Path(name))
+        upload(Path(name) / source.name, place, mode="create")
+
+
+def write(place: Path | Url, content: bytes) -> None:
+    """A small file, in the place of one that may be there."""
+    if isinstance(place, Path):
+        write_bytes(place, content)
+        return
+    with _explained(place):
+        opened = _open(place)
+        opened.system.pipe_file(opened.path, content)
+
+
+def create(place: Path | Url, content: bytes) -> bool:
+    """Write a small file that is not there yet; False where it is.
+
+    A hard link on a file system, one conditional request (If-None-Match: *) with s3fs; with file
+    systems that have neither a check, then a write.
+    """
+    if isinstance(place, Path):
+        return create_bytes(place, content)
+    with _explained(place):
+        opened = _open(place)
+        try:
+            opened.system.pipe_file(opened.path, content, mode="create")
+        except FileExistsError:
+            return False
+    return True
+
+
+def remove(place: Path | Url) -> None:
+    """Remove a file; nothing where there is none."""
+    if isinstance(place, Path):
+        place.unlink(missing_ok=True)
+        return
+    with _explained(place), contextlib.suppress(FileNotFoundError):
+        opened = _open(place)
+        opened.system.rm_file(opened.path)
+
+
+def files_below(place: Path | Url) -> dict[str, int]:
+    """Bytes of every file below a folder or prefix, however deep, by its name from there."""
+    if isinstance(place, Path):
+        return dict(sorted(_walk(place)))
+    with _explained(place):
+        opened = _open(place)
+        try:
+            found = opened.system.find(opened.path, detail=True)
+        except FileNotFoundError:
+            return {}
+    start = len(opened.path.rstrip("/")) + 1
+    return {path[start:]: int(entry["size"]) for path, entry in sorted(found.items())}
+
+
+def remove_below(place: Path | Url) -> None:
+    """Remove every file below a folder or prefix."""
+    if isinstance(place, Path):
+        shutil.rmtree(place, ignore_errors=True)
+        return
+    if not files_below(place):
+        return
+    with _explained(place), contextlib.suppress(FileNotFoundError):
+        opened = _open(place)
+        opened.system.rm(opened.path, recursive=True)
+
+
+@contextlib.contextmanager
+def local_copy(place: Path | Url) -> Iterator[Path]:
+    """The folder itself, or a temporary one (TMPDIR) with every file that is below the URL."""
+    if isinstance(place, Path):
+        yield place
+        return
+    if not (names := names_in(place)):
+        raise CheckpointError(f"{place}: no file there; check the URL and the credentials")
+    with tempfile.TemporaryDirectory(prefix="svdllm-") as name:
+        download(place, names, Path(name))
+        yield Path(name)
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, int]]:
+    """Names and sizes; what is removed meanwhile is left out."""
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file():
+                yield path.relative_to(folder).as_posix(), path.stat().st_size
+
+
+def _open(place: Url) -> _Opened:
+    """A file system with what it knew of files forgotten: others write there, too."""
+    try:
+        system, path = fsspec.url_to_fs(str(place))
+    except ImportError as error:
+        extra = "gs" if place.startswith(("gs:", "gcs:")) else "s3"
+        raise CheckpointError(
+            f"{place}: {error}; pip install 'svdllm[{extra}]', on every node"
+        ) from None
+    except ValueError as error:
+        raise CheckpointError(f"{place}: {error}; use s3:// or gs://") from None
+    system.invalidate_cache()
+    return _Opened(system, path)
+
+
+def _info(place: Url) -> dict[str, Any]:
+    with _explained(place):
+        opened = _open(place)
+        found: dict[str, Any] = opened.system.info(opened.path)
+    return found
+
+
+@contextlib.contextmanager
+def _explained(place: Url) -> Iterator[None]:
+    """Raises CheckpointError for a refusal or a failure of the store; absence stays what it is."""
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except _failures() as error:
+        why = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise CheckpointError(
+            f"{place}: the store did not do it ({why[0]}); check bucket, credentials, endpoint and "
+            "network (the environment must reach every node), then start again"
+        ) from error
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    found = [
+        getattr(sys.modules[module], name)
+        for module, names in _FAILURES.items()
+        if module in sys.modules
+        for name in names
+    ]
+    return (OSError, *found)

@@ -1,0 +1,196 @@
+"""The run directory, a folder or a prefix in an object store: immutable items, committed once.
+
+Content is written under a name that is private to the attempt. Then its record is created, by one
+exclusive write: it names that file and has its checksum, and what it names counts, nothing else. So
+of two that make the same item one wins, nobody changes what is committed, and a killed run leaves
+files that no record names, which the next run removes.
+"""
+
+import contextlib
+import hashlib
+import re
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import JsonValue, ValidationError
+from safetensors.torch import load as deserialize
+from torch import Tensor
+
+from schemas.errors import RunError
+from schemas.location import Url
+from schemas.run.identity import Record
+from workers.storage.files import link, sync
+from workers.storage.places import (
+    IN_FLIGHT,
+    create,
+    download,
+    files_below,
+    read_bytes,
+    remove,
+    remove_below,
+    size_of,
+    upload,
+)
+from workers.storage.tensorfile import Entry, write_tensors
+from workers.storage.traffic import moved
+
+Facts = dict[str, JsonValue]
+_ATTEMPT = re.compile(r"\.[0-9a-f]{12}\.\w+$")
+
+
+class Item(NamedTuple):
+    """The content of a committed item."""
+
+    tensors: dict[str, Tensor]
+    facts: Facts
+
+
+class Store:
+    """Items below `root`, by key; the record of one is `<root>/records/<key>.json`."""
+
+    def __init__(self, root: Path | Url) -> None:
+        self.root = root
+
+    def record(self, key: str) -> Record | None:
+        """The record of a committed item; None where it, or a file of its size, is not there.
+
+        A damaged record is none: its item is made anew.
+        """
+        if (record := self._read(key)) is None:
+            return None
+        try:
+            size = size_of(self.root / record.file)
+        except FileNotFoundError:
+            return None
+        return record if record.bytes == size else None
+
+    def place(self, key: str) -> Path | Url:
+        """Where the content of a committed item is. Raises RunError where it is absent."""
+        return self.root / self._committed(key).file
+
+    def place_files(self, keys: Mapping[str, str], folder: Path) -> None:
+        """Items as files of a local folder (file name -> key), where they are not there yet.
+
+        Links, where the items are files themselves.
+        """
+        for name, key in keys.items():
+            if (folder / name).exists():
+                continue
+            place = self.place(key)
+            if isinstance(place, Path):
+                link(place, folder / name)
+            else:
+                download(place.parent, [place.name], folder)
+                (folder / place.name).rename(folder / name)
+                sync(folder / name)
+
+    def commit(self, key: str, content: Iterable[Entry], facts: Facts | None = None) -> Record:
+        """Write the item; where it is there already, or another was faster, that one stays."""
+        if (there := self.record(key)) is not None:
+            return there
+        attempt = uuid.uuid4().hex[:12]
+        place = self.root / Record.file_of(key, attempt)
+        with _new(place) as path:
+            written = write_tensors(path, content, {"format": "pt"})
+        record = Record(
+            key=key,
+            attempt=attempt,
+            sha256=written.sha256,
+            bytes=written.bytes,
+            facts=facts or {},
+        ).sealed()
+        while not create(self._record_place(key), record.model_dump_json().encode()):
+            if (there := self.record(key)) is not None:
+                remove(place)
+                return there
+            self.forget(key)  # a damaged one
+        moved("written", _kind(key), record.bytes)
+        return record
+
+    def load(self, key: str) -> Item:
+        """An item, read once and checked. Raises RunError where it is absent or damaged."""
+        record = self._committed(key)
+        content = read_bytes(self.root / record.file)
+        moved("read", _kind(key), len(content))
+        if hashlib.sha256(content).hexdigest() != record.sha256:
+            self.forget(key)
+            raise RunError(
+                f"{self.root / key}: its content is not what was written (SHA-256 differs); "
+                "start the same command again and it will be computed anew"
+            )
+        return Item(deserialize(content), record.facts)
+
+    def forget(self, key: str) -> None:
+        """Let an item be made anew."""
+        remove(self._record_place(key))
+
+    def discard(self, prefix: str) -> None:
+        """Forget every item below a key prefix, so that it is made anew."""
+        remove_below(self.root / f"records/{prefix}")
+        remove_below(self.root / prefix)
+
+    def records(self, prefix: str) -> Iterator[Record]:
+        """Records of the committed items below a key prefix, by key.
+
+        The sizes of their files come from one listing, which is after all records that it is for.
+        """
+        below = f"{prefix}/" if prefix else ""
+        names = files_below(self.root / f"records/{prefix}".rstrip("/"))
+        keys = sorted(f"{below}{n.removesuffix('.json')}" for n in names if n.endswith(".json"))
+        with ThreadPoolExecutor(IN_FLIGHT) as pool:
+            found = [record for record in pool.map(self._read, keys) if record is not None]
+        sizes = files_below(self.root / prefix if prefix else self.root) if found else {}
+        for record in found:
+            if sizes.get(record.file.removeprefix(below)) == record.bytes:
+                yield record
+
+    def sweep(self, prefix: str) -> None:
+        """Remove the files of attempts below a key prefix that no record names: they ended."""
+        named = {record.file for record in self.records(prefix)}
+        for name in files_below(self.root / prefix):
+            if _ATTEMPT.search(name) and f"{prefix}/{name}" not in named:
+                remove(self.root / f"{prefix}/{name}")
+
+    def _read(self, key: str) -> Record | None:
+        """The record of an item, whatever became of its file; None where it is damaged."""
+        try:
+            record = Record.model_validate_json(read_bytes(self._record_place(key)))
+        except (FileNotFoundError, ValidationError):
+            return None
+        return record if record.key == key and record == record.sealed() else None
+
+    def _committed(self, key: str) -> Record:
+        record = self.record(key)
+        if record is None:
+            raise RunError(
+                f"{self.root / key}: not there or cut short; start the same command again"
+            )
+        return record
+
+    def _record_place(self, key: str) -> Path | Url:
+        return self.root / f"records/{key}.json"
+
+
+def _kind(key: str) -> str:
+    return key.partition("/")[0]
+
+
+@contextlib.contextmanager
+def _new(place: Path | Url) -> Iterator[Path]:
+    """A local file to write, which then is at `place`; nothing is where writing fails."""
+    if isinstance(place, Path):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield place
+        except BaseException:
+            place.unlink(missing_ok=True)
+            raise
+        sync(place.parent)
+        return
+    with tempfile.TemporaryDirectory(prefix="svdllm-") as name:
+        yield Path(name) / "item"
+        upload(Path(name) / "item", place)

@@ -1,0 +1,1 @@
+"""Text from files and data sets, and its windows of tokens."""

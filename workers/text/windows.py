@@ -1,0 +1,116 @@
+"""The tokens of a text, and the windows that they are cut into."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from schemas.errors import CheckpointError, TextError
+from workers.text.documents import iter_documents, separator_of
+
+_CHARACTERS_PER_TOKEN = 5  # a first guess for how much of a stream to read; English is near it
+_SPARE_TOKENS = 32  # read beyond those asked for: where a text is cut, its last tokens can differ
+
+
+def tokenize(
+    documents: Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    separator: str,
+    at_least: int | None = None,
+) -> Tensor:
+    """Tokens (t,), int64, of the documents joined into ONE text, as the tokenizer sees one text.
+
+    With `at_least`, a stream is read only until its text gives that many tokens; fewer come back
+    where the stream ends first.
+    """
+    stream, read = iter(documents), list[str]()
+    needed = None if at_least is None else at_least + _SPARE_TOKENS
+    missing = needed
+    while True:
+        more = list(_up_to(stream, missing))
+        read += more
+        ids = _ids(tokenizer, separator.join(read))
+        if needed is None or len(ids) >= needed or not more:
+            return torch.tensor(ids, dtype=torch.long)
+        missing = needed - len(ids)
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """In a thread that ends: tokenizers keep what they saw for as long as the thread lives.
+
+    Not verbose: a text longer than the model's context is meant, it is cut into windows.
+    """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        ids: list[int] = thread.submit(tokenizer, text, verbose=False).result()["input_ids"]
+    return ids
+
+
+def shared_tokens(
+    source: str, tokenizers: Mapping[str, PreTrainedTokenizerBase], at_least: int | None = None
+) -> Tensor:
+    """Tokens (t,), int64, of the evaluation text, which every named tokenizer must agree on.
+
+    Raises CheckpointError at the first token that differs, TextError as `iter_documents`.
+    """
+    streams = itertools.tee(iter_documents(source, "evaluation"), len(tokenizers))
+    rows = [
+        (name, tokenize(stream, tokenizer, separator_of(source), at_least))
+        for stream, (name, tokenizer) in zip(streams, tokenizers.items(), strict=True)
+    ]
+    (first, tokens), *others = rows
+    for name, other in others:
+        if not torch.equal(tokens, other):
+            length = min(len(tokens), len(other))
+            same = int((tokens[:length] == other[:length]).long().cumprod(0).sum())
+            raise CheckpointError(
+                f"{first} and {name} tokenise {source!r} differently from token {same} on "
+                f"({len(tokens)} and {len(other)} tokens), so their perplexities do not compare; "
+                "name as baseline the model that the checkpoint was made from"
+            )
+    return tokens
+
+
+def calibration_windows(tokens: Tensor, length: int, count: int, seed: int) -> Tensor:
+    """`count` of the non-overlapping windows of tokens (t,), in seeded order: (count, length).
+
+    Raises TextError where the text has fewer windows.
+    """
+    windows = _cut(tokens, length)
+    if len(windows) < count:
+        raise TextError(
+            f"calibration text: {len(tokens)} tokens are {len(windows)} windows of {length}, but "
+            f"{count} are asked for; name a longer text, or lower the samples or their length"
+        )
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
+    return windows[order[:count]]
+
+
+def evaluation_windows(tokens: Tensor, length: int, max_windows: int | None = None) -> Tensor:
+    """The first non-overlapping windows of tokens (t,): (w, length). The remainder is dropped.
+
+    Raises TextError where the text is shorter than one window.
+    """
+    windows = _cut(tokens, length)[:max_windows]
+    if not len(windows):
+        raise TextError(
+            f"evaluation text: {len(tokens)} tokens are less than one window of {length}; "
+            "name a longer text, or lower the sequence length"
+        )
+    return windows
+
+
+def _cut(tokens: Tensor, length: int) -> Tensor:
+    return tokens[: len(tokens) // length * length].view(-1, length)
+
+
+def _up_to(stream: Iterator[str], tokens: int | None) -> Iterator[str]:
+    """Documents until they hold about that many tokens, or all."""
+    size = 0
+    for document in stream:
+        yield document
+        size += len(document)
+        if tokens is not None and size >= tokens * _CHARACTERS_PER_TOKEN:
+            return

@@ -1,0 +1,135 @@
+"""A matrix, its moments and the way it is cut."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from schemas.errors import NumericsError
+from schemas.request.config import Truncation
+from schemas.request.gradients import GRADIENT_TOKENS
+from workers.calibration.moments import Moment
+from workers.truncation.basis import Basis, Through
+from workers.truncation.svd_llm import svd_llm
+from workers.truncation.svd_llm_v2 import svd_llm_v2
+from workers.truncation.two_sided import (
+    Root,
+    Weighing,
+    achieved_loss,
+    eigen_root,
+    two_sided,
+    weigh,
+)
+
+
+class Problem(NamedTuple):
+    """One matrix to cut: W (m, n), its moments, and what is to be minimised.
+
+    `shrinkage` is the s of the gradient moment; None has it chosen from the data.
+    """
+
+    truncation: Truncation
+    weight: Tensor
+    forward: Moment
+    backward: Moment | None
+    shrinkage: float | None = None
+
+    def root(self) -> Root | None:
+        """The root of the forward moment, which matrices that read the same input share.
+
+        None where the truncation does not start from it. Raises as `basis` does.
+        """
+        self._require_finite()
+        papers = self.truncation in ("svd-llm", "svd-llm-v2")
+        if papers or self.weight.shape[0] <= self.weight.shape[1]:
+            return None
+        return eigen_root(self._moment().double())
+
+    def basis(self, root: Root | None = None) -> Basis:
+        """The optimal basis, in float64; `root` is that of an equal forward moment, if known.
+
+        Raises NumericsError where W or a moment is not finite.
+        """
+        self._require_finite()
+        basis = self._decompose(root)
+        if not basis.eigenvalues.numel():
+            return self._nothing()
+        return basis
+
+    def loss(self, basis: Basis, rank: int) -> float:
+        """The achieved loss at a rank: the objective itself, evaluated on the factors."""
+        if self.truncation in ("svd-llm", "svd-llm-v2"):
+            a, b = basis.factors(self.weight.double(), rank)
+            error = self.weight.double() - a @ b
+            return float(((error @ self._moment().double()) * error).sum())
+        return achieved_loss(self._weighing(), basis, rank)
+
+    @property
+    def nats(self) -> float | None:
+        """Increase of the mean token loss, in nats, per unit of this problem's loss.
+
+        Half the Fisher-weighted loss is the second-order estimate of that increase. A loss in units
+        of layer outputs is weighed by the mean gradient energy tr G / m; None without gradients.
+        """
+        if self.truncation == "fisher" and not self._without_gradient:
+            return 0.5
+        return None if self.backward is None else 0.5 * self.backward.trace / self.weight.shape[0]
+
+    def remarks(self) -> tuple[str, ...]:
+        """What the numbers rest on, where that is thin."""
+        found = []
+        size = self._moment().shape[0]
+        if self.forward.tokens < size:
+            found.append(f"forward moment of size {size} from {self.forward.tokens} tokens")
+        small, backward = min(self.weight.shape), self.backward
+        if self.truncation == "fisher" and backward and backward.tokens < GRADIENT_TOKENS * small:
+            found.append(
+                f"gradient moment of size {small} from {backward.tokens} tokens, "
+                f"{backward.tokens / small:.3g} a dimension; {GRADIENT_TOKENS} are advised"
+            )
+        return tuple(found)
+
+    def _require_finite(self) -> None:
+        if not bool(torch.isfinite(self.weight).all()):
+            raise NumericsError("the weight holds NaN or Inf; repair the checkpoint")
+        for moment in (self.forward, self.backward):
+            if moment and moment.matrix is not None and not moment.matrix.isfinite().all():
+                raise NumericsError("a moment holds NaN or Inf; calibrate with --dtype float32")
+
+    @property
+    def _without_gradient(self) -> bool:
+        return self.backward is None or self.backward.trace == 0.0
+
+    def _moment(self) -> Tensor:
+        if self.forward.matrix is None:
+            raise NumericsError("the forward moment was not accumulated")
+        return self.forward.matrix
+
+    def _weighing(self) -> Weighing:
+        weighs = self.truncation == "fisher" and not self._without_gradient
+        backward = self.backward if weighs else None
+        return weigh(self.weight, self._moment(), backward, self.shrinkage)
+
+    def _decompose(self, root: Root | None) -> Basis:
+        if not bool(self._moment().any()):
+            return self._nothing()
+        if self.truncation == "svd-llm":
+            return svd_llm(self.weight, self._moment())
+        if self.truncation == "svd-llm-v2":
+            return svd_llm_v2(self.weight, self._moment())
+        basis = two_sided(self._weighing(), root)
+        if self.truncation == "fisher" and self._without_gradient:
+            note = "no gradient reaches this matrix: cut as input-only"
+            return basis._replace(fallbacks=(*basis.fallbacks, note))
+        return basis
+
+    def _nothing(self) -> Basis:
+        out_features, in_features = self.weight.shape
+        through: Through = "left" if out_features > in_features else "right"
+        if self.truncation in ("svd-llm", "svd-llm-v2"):
+            through = "none"
+        zeros = self.weight.new_zeros(1, max(out_features, in_features), dtype=torch.float64)
+        left = zeros[:, : in_features if through == "left" else out_features].T
+        right = zeros[:, : out_features if through == "right" else in_features]
+        note = "no output on the calibration text: stored as zero"
+        return Basis(zeros[:, 0], left, right, through, (note,))
