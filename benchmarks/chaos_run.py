@@ -23,6 +23,7 @@ STAGES = (
     "factorise",
     "allocate",
     "truncate",
+    "write",
     "assemble",
     "verify",
     "publish",

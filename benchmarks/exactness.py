@@ -43,7 +43,7 @@ KILLS = (
     Kill("calibrate backward", _logged("calibrate backward: ")),
     Kill("factorise", _items("bases", 30)),
     Kill("truncate", _items("factors", 30)),
-    Kill("assemble", _logged("truncate: ")),
+    Kill("write", _logged("truncate: ")),
     Kill("verify", _logged("assemble: ")),
 )
 

@@ -11,9 +11,18 @@ from pipeline.run import Run, announce, start
 from pipeline.run_directory.earlier import set_aside
 from pipeline.run_directory.journal import journal
 from pipeline.run_directory.ownership import owned
+from pipeline.stages.allocate import allocate
+from pipeline.stages.assemble import assemble
 from pipeline.stages.calibrate import calibrate
+from pipeline.stages.evaluate import evaluate
 from pipeline.stages.factorise import factorise
-from pipeline.stages.output import find_output, make_output
+from pipeline.stages.output import Output, OutputStage
+from pipeline.stages.present import present
+from pipeline.stages.publish import find_published, publish
+from pipeline.stages.staging import staged
+from pipeline.stages.truncate import truncate
+from pipeline.stages.verify import verify
+from pipeline.stages.write import WeightFiles
 from pipeline.supervise import supervise
 from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
@@ -22,6 +31,9 @@ from workers.process.failures import storage_explained
 from workers.process.logs import now_about
 from workers.process.memory import give_back, peak_anonymous_bytes, share_arena
 from workers.storage.keys import OWNER
+
+_AROUND: tuple[OutputStage, ...] = (assemble, verify, evaluate, present, publish)
+"""What is done to a checkpoint whose weight files are written, in this order."""
 
 
 def compress(config: RunConfig, progress: Progress | None = None, fresh: bool = False) -> RunResult:
@@ -63,7 +75,7 @@ def compress(config: RunConfig, progress: Progress | None = None, fresh: bool = 
 
 def _stages(run: Run) -> tuple[tuple[OutputResult, ...], tuple[int, ...]]:
     """The checkpoint at every ratio, and the peak memory of the workers that are left."""
-    found = {ratio: find_output(run, ratio) for ratio in run.config.ratio}
+    found = {ratio: find_published(run, ratio) for ratio in run.config.ratio}
     if None in found.values():
         require_disk(run.plan.disk, run.config, run.committed_bytes())
         announce(run)
@@ -74,3 +86,29 @@ def _stages(run: Run) -> tuple[tuple[OutputResult, ...], tuple[int, ...]]:
             run.pool.quarantine.require()
         outputs = tuple(there or make_output(run, ratio) for ratio, there in found.items())
     return outputs, (*run.pool.peaks, *run.pool.each("peak_memory"))
+
+
+def make_output(run: Run, ratio: float) -> OutputResult:
+    """Allocate, truncate, write, assemble, verify, evaluate, present and publish one checkpoint.
+
+    Raises QuarantineError if an item failed again and again, unless its matrix may stay dense.
+    """
+    output = _written(run, ratio)
+    with staged(output):
+        for stage in _AROUND:
+            stage(output)
+    return output.result()
+
+
+def _written(run: Run, ratio: float) -> Output:
+    """An output with its weight files; ranks are shared out once more if a matrix was given up."""
+    while True:
+        output = Output(run, ratio)
+        allocate(output)
+        files = WeightFiles(output)
+        truncate(output, files.ready)
+        files.write()
+        run.pool.quarantine.require()
+        if run.given_up == output.given_up:
+            return output
+        output.discard()

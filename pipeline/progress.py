@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from schemas.model.spec import MatrixSpec
+from schemas.run.stages import StageName
 from workers.process.logs import as_json, log, now_about
 
 _LOG_EVERY_S = 10.0
@@ -30,15 +31,15 @@ class Progress:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
         self.started = datetime.now(UTC)
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[StageName, float] = {}
         self.warnings: list[str] = []
         self.current: Stage | None = None
         self.watchers: list[Callable[[Stage], None]] = []
-        self._busy: dict[str, list[float]] = {}
+        self._busy: dict[StageName, list[float]] = {}
 
     @contextlib.contextmanager
     def stage(
-        self, name: str, total: int, unit: str, matrices: Iterable[MatrixSpec] = ()
+        self, name: StageName, total: int, unit: str, matrices: Iterable[MatrixSpec] = ()
     ) -> Iterator["Stage"]:
         """A stage of `total` items, with the `matrices` that it is to finish; its duration is
         recorded under `name`.
@@ -59,7 +60,7 @@ class Progress:
         log.info("%s; workers busy %s" if shares else "%s%s", line, shares)
 
     @property
-    def busy(self) -> dict[str, tuple[float, ...]]:
+    def busy(self) -> dict[StageName, tuple[float, ...]]:
         """The share of a stage's time that each worker was busy, where that was measured."""
         return {
             name: tuple(part / self.seconds[name] for part in parts)
@@ -103,7 +104,7 @@ class Stage:
 
     def __init__(
         self,
-        name: str,
+        name: StageName,
         total: int,
         unit: str,
         bars: Bars | None,

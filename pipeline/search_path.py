@@ -7,7 +7,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-_OWN = {"schemas", "workers", "pipeline", "runtime", "benchmarks", "tests"}
+_OWN = {"svdllm", "schemas", "workers", "pipeline", "runtime", "benchmarks", "tests"}
 
 
 def first() -> Path:

@@ -39,7 +39,8 @@ class Task:
 
     `home` is the worker that holds what it needs; a task that is `pinned` runs there or nowhere.
     `matrices` are those it is for, where it can be given up for them alone; `split` gives smaller
-    tasks for the same, to tell which of them fails.
+    tasks for the same, to tell which of them fails. `later` tasks may go on after the `run` that
+    they follow from, until the pool is to `finish`.
     """
 
     what: str
@@ -51,6 +52,7 @@ class Task:
     pinned: bool = False
     matrices: tuple[str, ...] = ()
     split: Callable[[], list["Task"]] = list
+    later: bool = False
     attempts: int = 0
     failed_on: Actor | None = None
     not_before: float = 0.0
@@ -93,6 +95,8 @@ class Pool:
         self.peaks: list[int] = []
         self._timeout_s = timeout_s
         self._warn = warn
+        self._waiting: list[Task] = []
+        self._running: dict[Any, _Call] = {}
         self._joining: dict[Any, _Invitation] = {}
         self._losses = 0
 
@@ -106,30 +110,43 @@ class Pool:
         return [*self.workers, *(invited.worker for invited in self._joining.values())]
 
     def run(self, tasks: Iterable[Task]) -> None:
-        """Run every task, and those that follow from them; what is given up is in `quarantine`.
+        """Run every task, and those that follow from them, but for what may go on `later`; what is
+        given up is in `quarantine`.
 
         Raises WorkerDiedError where no worker is left, or one with which a pinned task was; and
         what a worker says that holds for every item (ConfigError, StorageFullError).
         """
-        waiting = self._order(tasks)
-        running: dict[Any, _Call] = {}
+        self._waiting += tasks
+        self._run(lambda task: not task.later)
+
+    def finish(self) -> None:
+        """Run what earlier runs have left. Raises as `run` does."""
+        self._run(lambda task: True)
+
+    def _run(self, awaited: Callable[[Task], bool]) -> None:
+        self._waiting = self._order(self._waiting)
         self.seconds = dict.fromkeys(self.workers, 0.0)
         self._losses, most = 0, ATTEMPTS * len(self.members)
-        while waiting or running:
+        while any(map(awaited, self._tasks)):
             lost = self._losses
-            self._assign(waiting, running)
-            for reference in self._ready(waiting, running):
+            self._assign()
+            for reference in self._ready():
                 if reference in self._joining:
                     self._join(reference)
                 else:
-                    waiting += self._finish(reference, running.pop(reference))
-            for reference in _overdue(running):
-                waiting += self._kill(running.pop(reference))
+                    self._waiting += self._finish(reference, self._running.pop(reference))
+            for reference in _overdue(self._running):
+                self._waiting += self._kill(self._running.pop(reference))
             for reference in _overdue(self._joining):
                 stop([self._joining.pop(reference).worker])
             if lost < self._losses <= most:
                 self.replace()
-            waiting = self._order(waiting)
+            self._waiting = self._order(self._waiting)
+
+    @property
+    def _tasks(self) -> list[Task]:
+        """What waits and what is under way."""
+        return [*self._waiting, *(call.task for call in self._running.values())]
 
     def each(self, method: str) -> list[Any]:
         """The result of a method of every worker; one that does not give it is left out from now
@@ -154,13 +171,14 @@ class Pool:
         given_up = self.quarantine.items
         return sorted((t for t in tasks if t.what not in given_up), key=lambda task: -task.cost)
 
-    def _assign(self, waiting: list[Task], running: dict[Any, _Call]) -> None:
-        busy, now = {call.worker for call in running.values()}, time.monotonic()
+    def _assign(self) -> None:
+        waiting, now = self._waiting, time.monotonic()
+        busy = {call.worker for call in self._running.values()}
         for worker in [worker for worker in self.workers if worker not in busy]:
             if task := self._next(waiting, worker, now):
                 waiting.remove(task)
                 call = getattr(worker, task.method).remote(*task.arguments)
-                running[call] = _Call(worker, task, now, now + self._timeout_s)
+                self._running[call] = _Call(worker, task, now, now + self._timeout_s)
         for task in waiting:
             if task.pinned and task.home not in self.workers:
                 raise WorkerDiedError(f"{task.what}: the worker that held what it needs died")
@@ -182,12 +200,12 @@ class Pool:
         anyones = (task for task in able if not task.pinned)
         return next(mine, None) or next(anyones, None)
 
-    def _ready(self, waiting: list[Task], running: dict[Any, _Call]) -> list[Any]:
+    def _ready(self) -> list[Any]:
         """What is ready, as soon as anything is, or nothing as soon as there is something to do."""
-        now, calls = time.monotonic(), [*running, *self._joining]
-        events = [call.end for call in running.values()]
+        now, calls = time.monotonic(), [*self._running, *self._joining]
+        events = [call.end for call in self._running.values()]
         events += [invited.end for invited in self._joining.values()]
-        events += [task.not_before for task in waiting if task.not_before > now]
+        events += [task.not_before for task in self._waiting if task.not_before > now]
         left = max(min(events, default=now) - now, 0)
         if not calls:
             time.sleep(left)

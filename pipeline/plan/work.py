@@ -14,6 +14,7 @@ from pipeline.plan.footprint import SUM_BYTES, Costs, LayerCost
 from pipeline.plan.layouts import Layout
 from schemas.run.moments import Pass
 from schemas.run.plan import ClusterSpec, Resource, StageCost
+from schemas.run.stages import StageName
 from workers.checkpoint.stored import UNASKED
 from workers.checkpoint.verify import FULL_LOAD_BYTES
 from workers.text.documents import evaluation_source
@@ -31,7 +32,7 @@ class Work(NamedTuple):
     written comes through the networks of `nodes`.
     """
 
-    name: str
+    name: StageName
     busy: float
     threads: float
     nodes: int
@@ -78,7 +79,7 @@ def stages(costs: Costs, layout: Layout, rates: Rates | None) -> tuple[StageCost
     if costs.tokens("backward"):
         work.append(_calibrate(costs, layout, waves, "backward"))
     work += [_factorise(costs, layout), _allocate(costs), _truncate(costs, layout)]
-    work += [_assemble(costs, layout), _verify(costs)]
+    work += [_write(costs, layout), _verify(costs)]
     return tuple(one.cost(rates) for one in work)
 
 
@@ -137,7 +138,7 @@ def _calibrate(costs: Costs, layout: Layout, waves: list[list[LayerCost]], direc
     summed = 2 * 4 + (SUM_BYTES * layout.replicas if layout.replicas > 1 else 0)
     between = (len(waves) - 1) * boundary * (2 if backward else 1)
     return Work(
-        f"calibrate {direction}",
+        "calibrate backward" if backward else "calibrate forward",
         _busy(costs, layout, waves, direction),
         _balance(waves, lambda layer: layer.backward if backward else layer.forward)
         * layout.replicas,
@@ -213,10 +214,10 @@ def _truncate(costs: Costs, layout: Layout) -> Work:
     )
 
 
-def _assemble(costs: Costs, layout: Layout) -> Work:
+def _write(costs: Costs, layout: Layout) -> Work:
     """Factors and untouched tensors into the files of the checkpoints, hashed on both ways."""
     size = sum(costs.output(ratio) for ratio in costs.config.ratio)
-    return Work("assemble", 1, layout.workers, layout.nodes, host=2 * size, read=size, written=size)
+    return Work("write", 1, layout.workers, layout.nodes, host=2 * size, read=size, written=size)
 
 
 def _verify(costs: Costs) -> Work:

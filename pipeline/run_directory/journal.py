@@ -11,6 +11,7 @@ from schemas.errors import CompressorError
 from schemas.location import Url
 from schemas.run.plan import Plan
 from schemas.run.record import Activity
+from schemas.run.stages import StageName
 from workers.storage.places import write
 
 NAME = "progress.json"
@@ -68,7 +69,7 @@ class _Journal:
 
 
 def seconds_left(
-    planned: Mapping[str, float], spent: Mapping[str, float], stage: Stage
+    planned: Mapping[StageName, float], spent: Mapping[StageName, float], stage: Stage
 ) -> float | None:
     """The rest of this stage at its own rate, and later ones as planned, at the pace so far.
 

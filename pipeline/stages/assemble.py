@@ -1,19 +1,27 @@
-"""The compressed checkpoint: its tensors planned from shapes, and the files around them."""
+"""Assemble: everything around the weights that a load needs, and what is said of them."""
 
 import json
 import math
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pipeline.run import Run
+from pipeline.stages.output import Output
 from runtime.configuration_lowrank import FORMAT, identity
+from schemas.errors import RunError
+from schemas.metrics import Metric
 from schemas.model.spec import ModelSpec
-from schemas.request.config import RunConfig
-from schemas.result.manifest import Compression, FileEntry
+from schemas.result.manifest import Compression, FileEntry, Manifest
 from schemas.result.output import MatrixResult, OutputFile
+from schemas.run.identity import Record
+from workers.actors.metrics import count
 from workers.checkpoint.config_file import read_config
 from workers.checkpoint.own_code import RUNTIME, SHIPPED
+from workers.process.logs import about_matrices
 from workers.storage.files import copy, file_sha256, write_text
+from workers.storage.moments import fallbacks_of
 
 _COPIED: tuple[str, ...] = (
     "tokenizer*",
@@ -24,6 +32,20 @@ _COPIED: tuple[str, ...] = (
 )
 _COPIED += ("added_tokens.json", "chat_template*", "generation_config.json", "LICENSE*", "NOTICE*")
 _PACKAGES = ("svdllm", "ray", "torch", "transformers", "safetensors")
+
+
+def assemble(output: Output) -> None:
+    """Set `compression`, and write what is beside the weights into the staged folder."""
+    run, staging = output.run, output.staging
+    with run.progress.stage("assemble", 1, "checkpoint") as stage:
+        files = list(output.files.values())
+        write_around(staging, run.inputs.folder, run.spec, output.matrices, files)
+        output.compression = describe(output)
+        text = output.compression.model_dump_json(indent=2) + "\n"
+        write_text(staging / "compression.json", text)
+        write_manifest(output)
+        stage.advance()
+    _warn(run, output.compression)
 
 
 def write_around(
@@ -56,24 +78,19 @@ def write_around(
         _write_json(folder / "model.safetensors.index.json", index)
 
 
-def describe(
-    config: RunConfig,
-    spec: ModelSpec,
-    ratio: float,
-    results: dict[str, MatrixResult],
-    files: list[OutputFile],
-    facts: dict[str, Any],
-) -> Compression:
+def describe(output: Output) -> Compression:
     """compression.json, from what is planned to be on disk."""
-    after = sum(result.parameters for result in results.values())
+    run, config, spec = output.run, output.run.config, output.run.spec
+    results = tuple(output.matrices.values())
+    after = sum(result.parameters for result in results)
     before = sum(math.prod(tensor.shape) for tensor in spec.tensors)
-    written = [tensor for file in files for tensor in file.tensors]
-    nats = [result.nats for result in results.values()]
+    written = [tensor for file in output.files.values() for tensor in file.tensors]
+    nats = [result.nats for result in results]
     return Compression(
         model=config.model,
         model_type=spec.model_type,
-        ratio=ratio,
-        keep=1 - ratio,
+        ratio=output.ratio,
+        keep=1 - output.ratio,
         removed=1 - after / spec.targeted,
         method={
             "preset": config.method,
@@ -88,14 +105,34 @@ def describe(
             math.prod(tensor.shape) for tensor in written if not tensor.name.endswith(".order")
         ),
         bytes_before=sum(tensor.nbytes for tensor in spec.tensors),
-        bytes_after=sum(tensor.nbytes for file in files for tensor in file.tensors),
+        bytes_after=sum(tensor.nbytes for tensor in written),
         nats=None if None in nats else sum(value or 0.0 for value in nats),
         calibration=config.calibration,
         numerics=config.numerics,
         seed=config.seed,
-        matrices=tuple(results.values()),
-        **facts,
+        device=run.facts.device_name,
+        dtype=run.facts.dtype,
+        fallbacks=(*_calibration_fallbacks(run), *output.allocation.fallbacks),
+        given_up=output.given_up,
+        matrices=results,
     )
+
+
+def write_manifest(output: Output) -> None:
+    """manifest.json of all that is staged now, and of the weight files."""
+    weights = {}
+    for name, key in output.weights.items():
+        record = _committed(output.run, key)
+        weights[name] = FileEntry(sha256=record.sha256, bytes=record.bytes)
+    manifest = Manifest(
+        output=output.identity,
+        identities=output.run.ids,
+        base_files=output.run.inputs.base_files,
+        versions=versions(),
+        files=checksums(output.staging, weights),
+    )
+    text = manifest.model_dump_json(indent=2) + "\n"
+    write_text(output.staging / "manifest.json", text)
 
 
 def checksums(folder: Path, known: dict[str, FileEntry]) -> dict[str, FileEntry]:
@@ -123,3 +160,36 @@ def versions() -> dict[str, str]:
 
 def _write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _calibration_fallbacks(run: Run) -> list[str]:
+    """What workers did otherwise than planned while they computed the moments, each once."""
+    records = run.there("moments").values()
+    return sorted({note for record in records for note in fallbacks_of(record.facts)})
+
+
+def _committed(run: Run, key: str) -> Record:
+    record = run.store.record(key)
+    if record is None:
+        raise RunError(f"{run.store.root / key}: gone since it was committed; start again")
+    return record
+
+
+def _warn(run: Run, compression: Compression) -> None:
+    """Every fallback and every thin statistic, each kind once with its count."""
+    for note in compression.fallbacks:
+        run.progress.warn(f"fallback: {note}")
+    matrices = compression.matrices
+    fallbacks = [(matrix.name, note) for matrix in matrices for note in matrix.fallbacks]
+    _warn_of_matrices(run, "fallback", fallbacks)
+    count(Metric.FALLBACKS, len(compression.fallbacks), kind="run")
+    count(Metric.FALLBACKS, len(fallbacks), kind="matrix")
+    remarks = [(matrix.name, note) for matrix in matrices for note in matrix.remarks]
+    _warn_of_matrices(run, "thin statistics", remarks)
+
+
+def _warn_of_matrices(run: Run, what: str, notes: list[tuple[str, str]]) -> None:
+    """`notes` are pairs of a matrix and what is to be said of it."""
+    for kind, times in Counter(note for _, note in notes).items():
+        with about_matrices([name for name, note in notes if note == kind]):
+            run.progress.warn(f"{what} in {times} matrices: {kind}")

@@ -19,6 +19,7 @@ from pipeline.stream.schedule import (
 )
 from pipeline.stream.waves import Waves
 from schemas.run.moments import Pass, Tap
+from schemas.run.stages import StageName
 from workers.model.shard import Purpose
 from workers.storage.keys import moment_key
 
@@ -95,7 +96,7 @@ class Calibration:
             )
             for chain, batches in self._replicas(wave, direction)
         ]
-        name = "calibrate forward" if purpose == "moments" else "carry"
+        name: StageName = "calibrate forward" if purpose == "moments" else "carry"
         self._drive(name, wave, direction, streams)
 
     def _backward(self, wave: int) -> None:
@@ -113,7 +114,7 @@ class Calibration:
         self._drive("calibrate backward", wave, "backward", streams)
         self._commit(wave, "backward")
 
-    def _drive(self, name: str, wave: int, direction: Pass, streams: list[Stream]) -> None:
+    def _drive(self, name: StageName, wave: int, direction: Pass, streams: list[Stream]) -> None:
         run = self._run
         batches = self._batches[direction]
         workers = [worker for chain, _ in self._replicas(wave, direction) for worker in chain]

@@ -1,16 +1,18 @@
-"""report.json and report.html of a run: what it knows that its checkpoint does not say yet."""
+"""Present: what is said of a checkpoint to its readers, and the manifest of it all."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from pathlib import Path
 
+from pipeline.metrics import show_perplexity
+from pipeline.report.card import write_card
 from pipeline.report.page import FACTS, PAGE, render_report
+from pipeline.report.wording import optimism
 from pipeline.request.flags import command_of
 from pipeline.run import Run, shape
-from pipeline.stages.assemble import versions
-from schemas.result.evaluation import EvaluationReport
-from schemas.result.manifest import Compression
+from pipeline.stages.assemble import versions, write_manifest
+from pipeline.stages.evaluate import EVALUATION
+from pipeline.stages.output import Output
 from schemas.result.output import MatrixResult
 from schemas.result.report import ReportFacts, SpectrumSample, StageTime
 from workers.storage.files import write_text
@@ -21,24 +23,33 @@ _HEAD, _BODY = 24, 36  # points of a spectrum, by logarithm and evenly
 _DIGITS = 4
 
 
-def write_report(
-    folder: Path, run: Run, compression: Compression, evaluation: EvaluationReport | None
-) -> None:
-    """report.json and report.html of the checkpoint that is put together in `folder`."""
-    output = run.ids.output(run.config, compression.ratio, compression.given_up)
-    facts = gather_facts(run, compression, output)
-    write_text(folder / FACTS, facts.model_dump_json() + "\n")
-    write_text(folder / PAGE, render_report(compression, evaluation, facts))
+def present(output: Output) -> None:
+    """Write report and model card into the staged folder, and say what the evaluation found."""
+    run, staging = output.run, output.staging
+    compression, evaluation = output.compression, output.evaluation
+    if evaluation is not None:
+        show_perplexity(evaluation, output.ratio)
+        if said := optimism(compression.nats, evaluation.nats):
+            run.progress.warn(
+                f"ratio {output.ratio}: +{compression.nats:.4f} nats a token were predicted, "
+                f"and {evaluation.nats:+.4f} measured{said}"
+            )
+        write_text(staging / EVALUATION, evaluation.model_dump_json(indent=2) + "\n")
+    facts = gather_facts(output)
+    write_text(staging / FACTS, facts.model_dump_json() + "\n")
+    write_text(staging / PAGE, render_report(compression, evaluation, facts))
+    write_card(staging, run.inputs.folder, run.config, compression, evaluation)
+    write_manifest(output)
 
 
-def gather_facts(run: Run, compression: Compression, output: str) -> ReportFacts:
-    """Facts of a run about its checkpoint of identity `output`."""
-    progress = run.progress
-    cut = [matrix for matrix in compression.matrices if matrix.name not in compression.given_up]
+def gather_facts(output: Output) -> ReportFacts:
+    """What a run knows of its checkpoint that the checkpoint does not say yet."""
+    run, progress = output.run, output.run.progress
+    cut = [row for name, row in output.matrices.items() if name not in output.given_up]
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         spectra = tuple(pool.map(lambda matrix: _spectrum(run, matrix), cut))
     return ReportFacts(
-        output=output,
+        output=output.identity,
         command=command_of(run.config),
         versions=versions(),
         started=progress.started.isoformat(timespec="seconds"),

@@ -1,4 +1,4 @@
-"""The last step: a verified folder becomes the checkpoint.
+"""Publish: a verified folder becomes the checkpoint.
 
 On a file system in one rename, onto nothing or an empty folder. In an object store file by file,
 below a claim that runs of other identities respect. There every file is created where it is not
@@ -9,19 +9,90 @@ nothing counts.
 
 import errno
 import hashlib
+import json
 import shutil
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from pipeline.cluster.pool import Task
+from pipeline.progress import Stage
+from pipeline.run import Run
+from pipeline.stages.evaluate import EVALUATION, read_evaluation
+from pipeline.stages.output import Output
 from schemas.errors import ConfigError, RunError
-from schemas.location import Url
-from schemas.result.manifest import FileEntry, Manifest
+from schemas.location import Location, Url
+from schemas.result.manifest import FileEntry, Manifest, OutputResult
 from workers.checkpoint.published import CLAIM, SUCCESS, finished, require_free
-from workers.storage.files import copy_folder, publish, write_text
-from workers.storage.places import create, read_bytes, remove, transfer
+from workers.storage import files
+from workers.storage.places import create, exists, read_bytes, remove, transfer
 
 _MANIFEST = "manifest.json"
+_FASTER = "already there, from another driver that was faster with the same"
+
+
+def find_published(run: Run, ratio: float) -> OutputResult | None:
+    """The checkpoint at one ratio if it is published already.
+
+    Raises ConfigError if its folder holds a checkpoint of another identity.
+    """
+    folder = run.config.output_folder(ratio)
+    given_up = _given_up(folder) if exists(folder / SUCCESS) else {}
+    if given_up and run.config.on_failure == "fail":
+        raise ConfigError(
+            f"output {folder}: {', '.join(given_up)} could not be cut and are dense there; "
+            "ask for --on-failure keep_dense to leave it so, or remove it to try again"
+        )
+    found = finished(folder, run.ids.output(run.config, ratio, given_up))
+    if found is None:
+        return None
+    run.progress.note(f"{folder}: already there, nothing to do")
+    evaluation = read_evaluation(folder / EVALUATION)
+    return OutputResult(
+        ratio=ratio, path=folder, compression=found, checks=(), evaluation=evaluation
+    )
+
+
+def _given_up(folder: Location) -> dict[str, str]:
+    """What had to stay dense in a published checkpoint, as its compression.json says."""
+    found: dict[str, str] = json.loads(read_bytes(folder / "compression.json")).get("given_up", {})
+    return found
+
+
+def publish(output: Output) -> None:
+    """Put the staged checkpoint in its place; its weight files are sent to a store by all workers.
+
+    Raises OwnershipError if the run has another owner by now.
+    """
+    run, place = output.run, output.place
+    run.ownership.require()
+    written = True
+    if isinstance(place, Path):
+        run.store.place_files(output.weights, output.staging)
+        written = publish_output(output.staging, place, output.identity)
+    else:
+        weights = set(output.weights)
+        with run.progress.stage("upload", len(weights), "files") as stage:
+            send = partial(_send, output, place, stage)
+            publish_to_store(output.staging, place, output.identity, weights, send)
+    output.discard()
+    run.progress.note(f"{place}: {'written and verified' if written else _FASTER}")
+
+
+def _send(output: Output, place: Url, stage: Stage, names: set[str]) -> None:
+    run = output.run
+    run.grow()
+    run.pool.run(
+        Task(
+            f"upload {name}",
+            "upload",
+            (output.weights[name], place / name),
+            lambda _: stage.advance(),
+        )
+        for name in sorted(names)
+    )
+    run.pool.quarantine.require()
 
 
 def publish_output(staging: Path, folder: Path, identity: str) -> bool:
@@ -30,7 +101,7 @@ def publish_output(staging: Path, folder: Path, identity: str) -> bool:
     Where another driver was faster, its checkpoint stays, and this is False. Raises ConfigError if
     that is of another identity, or where something else is there by now.
     """
-    write_text(staging / SUCCESS, "")
+    files.write_text(staging / SUCCESS, "")
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         _rename(staging, folder)
@@ -47,14 +118,14 @@ def publish_output(staging: Path, folder: Path, identity: str) -> bool:
 def _rename(staging: Path, folder: Path) -> None:
     """In one step, also from another file system. Raises RunError where that takes no more."""
     try:
-        publish(staging, folder)
+        files.publish(staging, folder)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
         beside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
         try:
-            copy_folder(staging, beside)
-            publish(beside, folder)
+            files.copy_folder(staging, beside)
+            files.publish(beside, folder)
         except OSError as failed:
             if failed.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise
@@ -88,8 +159,8 @@ def publish_to_store(
         for name in sorted(small):
             transfer(staging / name, url / name)
         manifest = Manifest.model_validate_json((staging / _MANIFEST).read_bytes())
-        files = manifest.files | {name: _entry(url / name) for name in small}
-        text = manifest.model_copy(update={"files": files}).model_dump_json(indent=2) + "\n"
+        entries = manifest.files | {name: _entry(url / name) for name in small}
+        text = manifest.model_copy(update={"files": entries}).model_dump_json(indent=2) + "\n"
         create(url / _MANIFEST, text.encode())
         if not create(url / SUCCESS, b""):
             finished(url, identity)  # by another driver of this very run, or it raises

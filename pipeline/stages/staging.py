@@ -1,37 +1,63 @@
 """A checkpoint before it is published: a folder that is private to one attempt.
 
-Where the run directory is a folder, so is this one, below it, with the weights as hard links to
-their items. Where it is a prefix in an object store, the small files are in a temporary folder of
-the driver, and the weights stay where they are until somebody needs them.
+If the run directory is a folder, so is this one, below it, with the weights as hard links to their
+items. If it is a prefix in an object store, the small files are in a temporary folder of the
+driver, and the weights stay where they are until somebody needs them.
 """
 
 import contextlib
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.cluster.pool import Task
+from pipeline.stages.output import Output
 from schemas.location import Url
 from workers.storage.keys import STAGING
-from workers.storage.store import Store
+from workers.storage.places import remove_below, upload
 
 
 @contextlib.contextmanager
-def staged(store: Store, identity: str, weights: Mapping[str, str]) -> Iterator[Path]:
-    """A folder for everything around `weights` (file name -> key of its item), removed at the end
-    unless it was renamed.
-    """
+def staged(output: Output) -> Iterator[None]:
+    """Set `staging` to a folder, which is removed at the end unless it was renamed."""
+    store = output.run.store
     if isinstance(store.root, Url):
         with tempfile.TemporaryDirectory(prefix="svdllm-", ignore_cleanup_errors=True) as name:
-            folder = Path(name) / "checkpoint"
-            folder.mkdir()
-            yield folder
+            output.staging = Path(name) / "checkpoint"
+            output.staging.mkdir()
+            yield
         return
-    folder = store.root / STAGING / f"{identity}.{uuid.uuid4().hex[:12]}"
-    folder.mkdir(parents=True)
+    output.staging = store.root / STAGING / f"{output.identity}.{uuid.uuid4().hex[:12]}"
+    output.staging.mkdir(parents=True)
     try:
-        store.place_files(weights, folder)
-        yield folder
+        store.place_files(output.weights, output.staging)
+        yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(output.staging, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def everywhere(output: Output, weights: bool) -> Iterator[Path | Url]:
+    """The staged checkpoint as every node sees it; in an object store by way of a copy there.
+
+    `weights` says whether the copy needs the weight files, too.
+    """
+    root, run = output.run.store.root, output.run
+    if isinstance(root, Path):
+        yield output.staging
+        return
+    prefix = root / STAGING / uuid.uuid4().hex[:12]
+    try:
+        for path in output.staging.iterdir():
+            upload(path, prefix / path.name)
+        if weights:
+            run.pool.run(
+                Task(f"stage {name}", "upload", (key, prefix / name), lambda _: None)
+                for name, key in output.weights.items()
+            )
+            run.pool.quarantine.require()
+        yield prefix
+    finally:
+        remove_below(prefix)

@@ -1,103 +1,58 @@
-"""The weight files of a checkpoint: each matrix cut at its rank, each file when it is complete."""
+"""Truncate: every matrix cut at its rank, on all workers."""
 
+from collections.abc import Callable
 from functools import partial
 
 from pipeline.cluster.pool import Task
 from pipeline.run import Run
-from pipeline.stages.weight_files import plan_file, plan_parts
+from pipeline.stages.output import Output
 from schemas.model.spec import MatrixSpec
-from schemas.result.output import MatrixResult, OutputFile
+from schemas.result.output import MatrixResult
 from schemas.run.identity import Record
-from schemas.run.ranks import AllocationResult
-from workers.allocation.budget import cost
 from workers.compressor import kept_dense, left_dense
 from workers.storage.keys import factors_key
 
 
-def write_weights(
-    run: Run, identity: str, allocation: AllocationResult
-) -> tuple[dict[str, MatrixResult], list[OutputFile]]:
-    """Cut every matrix, and write each weight file as soon as its factors are there.
+def truncate(output: Output, follow: Callable[[], list[Task]] = list) -> None:
+    """Set the row of every matrix; what is cut already is not cut again.
 
-    Returns the row of every matrix, in the order of the model, and the files.
+    `follow` gives the tasks that the rows so far allow, which the next stage waits for.
     """
-    spec, ranks, keys = run.spec, allocation.ranks, _keys(run, allocation)
-    results = {
-        matrix.name: _dense(run, matrix) for matrix in spec.matrices if ranks[matrix.name] is None
-    }
+    run, ranks = output.run, output.allocation.ranks
     there = run.there("factors")
-    for name, key in keys.items():
-        if record := there.get(key):
-            results[name] = MatrixResult.model_validate(record.facts)
-    parts = plan_parts(
-        spec, {m.name: cost(m, run.config.factors, ranks[m.name]) for m in spec.matrices}
-    )
-    files: dict[str, OutputFile] = {}
-
-    def write(finished: set[str]) -> list[Task]:
-        """The files that became complete with the matrices of `finished`."""
-        tasks = []
-        for part in parts:
-            if part.name in files or not part.matrices <= finished:
-                continue
-            file = files[part.name] = plan_file(spec, part, results, keys)
-            key = f"{output_prefix(identity)}/{part.name}"
-            if not run.store.record(key):
-                tasks.append(
-                    Task(
-                        f"write {part.name}",
-                        "write_output",
-                        (key, file),
-                        lambda _: stage.advance(),
-                    )
-                )
-        return tasks
+    for matrix in run.spec.matrices:
+        rank = ranks[matrix.name]
+        if rank is None:
+            output.rows[matrix.name] = _dense(output, matrix)
+        elif record := there.get(factors_key(run.ids.factors, matrix.name, rank)):
+            output.rows[matrix.name] = MatrixResult.model_validate(record.facts)
+    pending = [matrix for matrix in run.spec.matrices if matrix.name not in output.rows]
+    run.grow()
 
     def cut(matrix: MatrixSpec, record: Record) -> list[Task]:
-        results[matrix.name] = MatrixResult.model_validate(record.facts)
+        output.rows[matrix.name] = MatrixResult.model_validate(record.facts)
         stage.advance(matrices=[matrix])
-        return write(set(results))
+        return follow()
 
-    pending = [matrix for matrix in spec.matrices if matrix.name not in results]
-    run.grow()
-    count = len(pending) + len(parts)
-    with run.progress.stage("truncate", count, "matrices and files", pending) as stage:
-        run.pool.run(
-            [
-                *(
-                    Task(
-                        f"cut {matrix.name}",
-                        "truncate",
-                        (matrix, ranks[matrix.name]),
-                        partial(cut, matrix),
-                        cost=matrix.size,
-                        matrices=(matrix.name,),
-                    )
-                    for matrix in pending
-                ),
-                *write(set(results)),
-            ]
-        )
+    with run.progress.stage("truncate", len(pending), "matrices", pending) as stage:
+        tasks = [
+            Task(
+                f"cut {matrix.name}",
+                "truncate",
+                (matrix, ranks[matrix.name]),
+                partial(cut, matrix),
+                cost=matrix.size,
+                matrices=(matrix.name,),
+            )
+            for matrix in pending
+        ]
+        run.pool.run([*tasks, *follow()])
         stage.busy = list(run.pool.seconds.values())
-    rows = {matrix.name: results[matrix.name] for matrix in spec.matrices if matrix.name in results}
-    return rows, [files[part.name] for part in parts if part.name in files]
 
 
-def _dense(run: Run, matrix: MatrixSpec) -> MatrixResult:
+def _dense(output: Output, matrix: MatrixSpec) -> MatrixResult:
     """The row of a matrix that stays dense, by choice or because it was given up."""
-    if why := run.given_up.get(matrix.name):
+    run: Run = output.run
+    if why := output.given_up.get(matrix.name):
         return left_dense(matrix, why, run.config.needs_gradients)
     return kept_dense(run.store, run.ids.bases, matrix)
-
-
-def output_prefix(identity: str) -> str:
-    """Keys of the weight files of an output start so."""
-    return f"outputs/{identity}"
-
-
-def _keys(run: Run, allocation: AllocationResult) -> dict[str, str]:
-    return {
-        name: factors_key(run.ids.factors, name, rank)
-        for name, rank in allocation.ranks.items()
-        if rank is not None
-    }

@@ -1,32 +1,54 @@
 """Verify: a checkpoint before it is published, looked at by a worker."""
 
-import uuid
-from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.cluster.pool import Task
-from pipeline.run import Run
-from schemas.result.manifest import Check
-from workers.storage.keys import STAGING
-from workers.storage.places import remove_below, upload
+from pipeline.stages.output import Output
+from pipeline.stages.staging import everywhere
+from schemas.errors import VerificationError
+from workers.checkpoint.verify import require
 
 
-def check(run: Run, folder: Path, weights: Mapping[str, str]) -> list[Check]:
-    """What a worker finds in the checkpoint. Raises QuarantineError where none can look at it."""
-    root, found = run.store.root, list[Check]()
-
-    def look(method: str, *arguments: object) -> None:
-        run.pool.run([Task("verify", method, arguments, found.extend)])
-        run.pool.quarantine.require()
-
-    if isinstance(root, Path):
-        look("verify", str(folder))
-        return found
-    prefix = root / STAGING / uuid.uuid4().hex[:12]
+def verify(output: Output) -> None:
+    """Set `checks`. Raises VerificationError if one failed, after what was wrong is forgotten."""
+    run = output.run
+    with run.progress.stage("verify", 1, "checkpoint") as stage:
+        _look(output)
+        stage.advance()
+    for check in output.checks:
+        if check.passed is None:
+            run.progress.warn(
+                f"verify: {check.name}: not judged ({check.detail}); it is published all the same, "
+                "and `svdllm verify` of the checkpoint tries it again"
+            )
     try:
-        for path in folder.iterdir():
-            upload(path, prefix / path.name)
-        look("verify_stored", prefix, dict(weights))
-    finally:
-        remove_below(prefix)
-    return found
+        require(output.checks, output.staging)
+    except VerificationError:
+        forget(output)
+        raise
+
+
+def _look(output: Output) -> None:
+    """What a worker finds. Raises QuarantineError if none can look at it."""
+    pool = output.run.pool
+    with everywhere(output, weights=False) as place:
+        if isinstance(place, Path):
+            task = Task("verify", "verify", (str(place),), output.checks.extend)
+        else:
+            arguments = (place, output.weights)
+            task = Task("verify", "verify_stored", arguments, output.checks.extend)
+        pool.run([task])
+        pool.quarantine.require()
+
+
+def forget(output: Output) -> None:
+    """Forget what was wrong, so that it is written anew: the files that the checks name, or all of
+    them if one names none.
+    """
+    wrong = [check.files for check in output.checks if check.passed is False]
+    if not all(wrong):
+        output.discard()
+        return
+    output.run.ownership.require()
+    for name in {name for files in wrong for name in files} & output.weights.keys():
+        output.run.store.forget(output.weights[name])

@@ -9,6 +9,7 @@ from schemas.request.config import CalibrationConfig, NumericsConfig, Schema
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.output import MatrixResult
 from schemas.run.identity import Identities
+from schemas.run.stages import StageName
 
 FORMAT: Literal["svdllm"] = "svdllm"
 
@@ -95,7 +96,7 @@ class RunResult(Schema):
     """
 
     outputs: tuple[OutputResult, ...]
-    seconds: dict[str, float]
-    busy: dict[str, tuple[float, ...]]
+    seconds: dict[StageName, float]
+    busy: dict[StageName, tuple[float, ...]]
     driver_peak_bytes: int
     worker_peak_bytes: tuple[int, ...]

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from schemas.request.config import Schema
+from schemas.run.stages import StageName
 
 
 class WorkerFacts(Schema):
@@ -129,7 +130,7 @@ class StageCost(Schema):
     are by resource; nothing is assumed to overlap, so they add up. None: throughputs not known.
     """
 
-    name: str
+    name: StageName
     flops: int
     read_bytes: int
     written_bytes: int

@@ -4,6 +4,7 @@ from schemas.request.config import RunConfig, Schema
 from schemas.run.identity import Ground, Identities
 from schemas.run.moments import Pass
 from schemas.run.plan import Plan
+from schemas.run.stages import StageName
 
 
 class Owner(Schema):
@@ -52,12 +53,12 @@ class Activity(Schema):
     where nothing is known to tell it by. `error` is what the run failed with.
     """
 
-    stage: str
+    stage: StageName
     done: int
     total: int
     unit: str
     tokens_per_second: float | None
-    spent: dict[str, float]
+    spent: dict[StageName, float]
     left: float | None
     warnings: tuple[str, ...]
     error: str | None

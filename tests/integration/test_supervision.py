@@ -19,6 +19,7 @@ from schemas.model.spec import MatrixSpec
 from schemas.request.config import RunConfig
 from schemas.result.manifest import Manifest
 from schemas.run.moments import backward_tap
+from schemas.run.stages import StageName
 from tests.integration.conftest import Reference
 from tests.integration.processes import Process, descendants, until
 from tests.integration.support import KINDS, item_attempts, item_sums, weight_sums
@@ -47,7 +48,7 @@ class Watched(Progress):
 
     @contextlib.contextmanager
     def stage(
-        self, name: str, total: int, unit: str, matrices: Iterable[MatrixSpec] = ()
+        self, name: StageName, total: int, unit: str, matrices: Iterable[MatrixSpec] = ()
     ) -> Iterator[Stage]:
         if name == self._last:
             raise Enough

@@ -4,7 +4,6 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 from uuid import uuid4
@@ -13,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.stages.output import _forget
+from pipeline.stages.output import Output
+from pipeline.stages.verify import forget
 from schemas.errors import ConfigError, VerificationError
 from schemas.location import Url
 from schemas.result.manifest import Check, FileEntry, Manifest
@@ -293,7 +293,8 @@ def test_weights_are_fetched_into_a_folder_that_is_named(
 def test_only_what_is_wrong_is_written_anew(
     checks: list[Check], forgotten: list[str], discarded: list[str]
 ) -> None:
-    run: Any = SimpleNamespace(discard=mock.Mock(), store=mock.Mock(), ownership=mock.Mock())
-    _forget(run, "1", checks, {name: f"outputs/1/{name}" for name in "abc"})
+    run: Any = mock.Mock(given_up={}, ids=mock.Mock(output=lambda *_: "1"))
+    output = Output(run, 0.2, files=dict.fromkeys("abc", mock.Mock()), checks=checks)
+    forget(output)
     assert [call.args[0] for call in run.store.forget.call_args_list] == forgotten
     assert [call.args[0] for call in run.discard.call_args_list] == discarded

@@ -73,7 +73,7 @@ def test_a_stage_is_counted_once(recorded: Recorded) -> None:
         with progress.stage("calibrate forward", 8, "windows") as stage:
             stage.advance(3, tokens=300)
             stage.advance(5, tokens=500)
-    with progress.stage("after", 1, "items") as stage:
+    with progress.stage("verify", 1, "items") as stage:
         stage.advance()
     sums: Counter[tuple[Metric, str]] = Counter()
     for metric, value, labels in recorded:

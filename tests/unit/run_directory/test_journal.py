@@ -11,14 +11,15 @@ from pipeline.run_directory import journal as journals
 from pipeline.run_directory.journal import journal, seconds_left
 from schemas.errors import RunError
 from schemas.run.record import Activity
+from schemas.run.stages import StageName
 
 PLAN: Any = SimpleNamespace(
     stages=[
         SimpleNamespace(name=name, total=total)
-        for name, total in {"load": 10.0, "calibrate": 100.0, "verify": 20.0, "start": None}.items()
+        for name, total in {"load": 10.0, "factorise": 100.0, "verify": 20.0, "start": None}.items()
     ]
 )
-PLANNED = {"load": 10.0, "calibrate": 100.0, "verify": 20.0}
+PLANNED: dict[StageName, float] = {"load": 10.0, "factorise": 100.0, "verify": 20.0}
 
 
 def read(root: Path) -> Activity:
@@ -33,15 +34,15 @@ def stage(name: str, done: int, elapsed: float) -> Any:
     ("spent", "now", "left"),
     [
         ({}, stage("load", 50, 4.0), 4.0 + 120.0),
-        ({"load": 20.0}, stage("calibrate", 25, 50.0), 150.0 + 40.0),  # twice as slow as planned
-        ({"load": 20.0}, stage("calibrate", 0, 50.0), 150.0 + 40.0),
-        ({"load": 20.0}, stage("calibrate", 0, 500.0), 40.0),
-        ({"load": 10.0, "calibrate": 100.0}, stage("verify", 100, 7.0), 0.0),
+        ({"load": 20.0}, stage("factorise", 25, 50.0), 150.0 + 40.0),  # twice as slow as planned
+        ({"load": 20.0}, stage("factorise", 0, 50.0), 150.0 + 40.0),
+        ({"load": 20.0}, stage("factorise", 0, 500.0), 40.0),
+        ({"load": 10.0, "factorise": 100.0}, stage("verify", 100, 7.0), 0.0),
         ({}, stage("verify", 50, 7.0), 7.0),  # what is finished already is skipped
     ],
 )
 def test_what_is_left_is_told_by_the_plan_and_the_pace_so_far(
-    spent: dict[str, float], now: Any, left: float
+    spent: dict[StageName, float], now: Any, left: float
 ) -> None:
     assert seconds_left(PLANNED, spent, now) == pytest.approx(left)
 
@@ -59,11 +60,11 @@ def test_each_stage_is_written_when_it_begins(tmp_path: Path) -> None:
             load.advance()
             assert read(tmp_path).done == 0  # not at every item
         progress.warn("a worker died; going on with 1")
-        with progress.stage("calibrate", 8, "windows"):
+        with progress.stage("factorise", 8, "windows"):
             found = read(tmp_path)
-    assert (found.stage, found.total, found.unit) == ("calibrate", 8, "windows")
+    assert (found.stage, found.total, found.unit) == ("factorise", 8, "windows")
     assert found.warnings == ("a worker died; going on with 1",)
-    assert found.spent.keys() == {"load", "calibrate"}
+    assert found.spent.keys() == {"load", "factorise"}
     assert found.left is not None
     assert found.error is None
 
@@ -73,7 +74,7 @@ def test_a_stage_is_written_again_as_it_goes_on(
 ) -> None:
     monkeypatch.setattr(journals, "EVERY_S", 0.0)
     progress = Progress()
-    with journal(tmp_path, PLAN, progress), progress.stage("calibrate", 8, "windows") as stage:
+    with journal(tmp_path, PLAN, progress), progress.stage("factorise", 8, "windows") as stage:
         stage.advance(2, tokens=100)
         assert (read(tmp_path).done, read(tmp_path).tokens_per_second is None) == (2, False)
 
@@ -88,9 +89,13 @@ def test_the_end_is_written(tmp_path: Path) -> None:
 
 def test_a_failure_stays(tmp_path: Path) -> None:
     progress = Progress()
-    with pytest.raises(RunError), journal(tmp_path, PLAN, progress), progress.stage("x", 8, "y"):
+    with (
+        pytest.raises(RunError),
+        journal(tmp_path, PLAN, progress),
+        progress.stage("verify", 8, "y"),
+    ):
         raise RunError("a worker died")
-    assert (read(tmp_path).stage, read(tmp_path).error) == ("x", "a worker died")
+    assert (read(tmp_path).stage, read(tmp_path).error) == ("verify", "a worker died")
 
 
 def test_a_run_goes_on_where_it_cannot_be_written(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import torch
 
 from pipeline.progress import Progress
 from pipeline.request.inputs import EvaluationText
-from pipeline.stages import compare as stage
+from pipeline.stages import evaluate as stage
+from pipeline.stages.output import Output
 from pipeline.stream import evaluation as streamed
 from schemas.errors import WorkerDiedError
 from schemas.request.config import ClusterConfig, RunConfig
@@ -51,8 +52,13 @@ def compare(folder: Path, windows: list[list[int]]) -> EvaluationReport | None:
         pool=mock.Mock(),
         progress=Progress(),
         discard=mock.Mock(),
+        given_up={},
+        ids=mock.Mock(output=lambda *_: "identity"),
     )
-    return stage.compare(run, "identity", folder, {}, folder / "o", (None, None))
+    output = Output(run, 0.2)
+    output.staging = folder
+    stage.evaluate(output)
+    return output.evaluation
 
 
 def test_it_runs_as_the_run_does_on_the_workers_that_are_there(

@@ -1,6 +1,6 @@
 """The Python interface: what the commands do, as functions. docs/python.md has examples.
 
-from pipeline.api import RunConfig, compress, evaluate, load
+from svdllm import RunConfig, compress, evaluate, load
 """
 
 from pathlib import Path

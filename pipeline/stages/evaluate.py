@@ -1,0 +1,106 @@
+"""Evaluate: base and result on the same text, shard by shard, before a result is published."""
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pipeline.cluster.capacity import workers_there
+from pipeline.request.inputs import EvaluationText, tokens_sha256
+from pipeline.run import Run
+from pipeline.stages.output import Output
+from pipeline.stages.staging import everywhere
+from pipeline.stream.evaluation import Model, score_models
+from schemas.location import Location
+from schemas.result.evaluation import EvaluateConfig, EvaluationReport, ModelEvaluation
+from schemas.run.identity import fingerprint
+from workers.actors.evaluation_shard import Source
+from workers.checkpoint.contents import inspect_decoder
+from workers.checkpoint.verify import samples_of
+from workers.storage.places import read_bytes, write
+
+EVALUATION = "evaluation.json"
+_STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # safetensors' names
+
+
+def evaluate(output: Output) -> None:
+    """Set `evaluation`: perplexity of the base and of the result, and the KL between them.
+
+    It stays None if the run has no text for it. It is kept in the run directory; if it is not there
+    yet, the workers of the pool make room for those of the evaluation.
+    """
+    run, text = output.run, output.run.inputs.evaluation
+    if text is None:
+        return
+    asked = run.config.evaluation.model_copy(update={"text": text.name})
+    asked_for = fingerprint([asked.model_dump(), tokens_sha256(text.windows)])
+    kept = run.store.root / f"evaluations/{output.identity}-{asked_for}.json"
+    output.evaluation = read_evaluation(kept)
+    if output.evaluation is not None:
+        return
+    scores = _score(output, text)
+    output.evaluation = EvaluationReport(
+        text=text.name,
+        sequence_length=asked.sequence_length,
+        dtype=run.facts.dtype,
+        models=tuple(
+            score.model_copy(update={"sample": sample})
+            for score, sample in zip(scores, samples_of(output.checks), strict=True)
+        ),
+    )
+    write(kept, output.evaluation.model_dump_json(indent=2).encode())
+    run.progress.note(f"{output.place}: {_summary(*scores)}")
+
+
+def read_evaluation(place: Location) -> EvaluationReport | None:
+    """The evaluation in a file, if there is one that this version has written."""
+    try:
+        return EvaluationReport.model_validate_json(read_bytes(place))
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def _score(output: Output, text: EvaluationText) -> tuple[ModelEvaluation, ...]:
+    run, place = output.run, str(output.place)
+    config = EvaluateConfig(
+        checkpoint=place,
+        baseline=run.config.model,
+        text=text.name,
+        sequence_length=run.config.evaluation.sequence_length,
+        max_windows=run.config.evaluation.windows,
+        dtype=run.facts.dtype,
+        device=run.config.cluster.device,
+        streamed=True,
+    )
+    there = workers_there(run.config.cluster, run.config.numerics.threads)  # some may be lost
+    where = run.config.cluster.model_copy(update={"workers": there})
+    run.discard(f"boundaries/{output.identity}")
+    with everywhere(output, weights=True) as at:
+        run.pool.dismiss()
+        models = [
+            Model(run.config.model, run.inputs.folder, _base(run)),
+            Model(place, output.staging, _result(output, at)),
+        ]
+        progress, store = run.progress, run.store
+        return score_models(models, text.windows, config, where, progress, store, output.identity)
+
+
+def _summary(base: ModelEvaluation, result: ModelEvaluation) -> str:
+    divergence = "" if result.kl is None else f", KL {result.kl:.4f} nats a token"
+    return (
+        f"perplexity {base.perplexity:.2f} -> {result.perplexity:.2f} "
+        f"({result.perplexity / base.perplexity - 1:+.1%}){divergence}"
+    )
+
+
+def _base(run: Run) -> Source:
+    config, dtype = run.config, _STORED[run.facts.dtype]
+    return Source(config.model, config.revision, run.spec, dtype, config.fetched)
+
+
+def _result(output: Output, at: Location) -> Source:
+    """The staged checkpoint, which every node reads from `at`."""
+    dtype = _STORED[output.run.facts.dtype]
+    if isinstance(at, Path):
+        return Source(str(at), None, inspect_decoder(at), dtype)
+    spec = inspect_decoder(output.staging, at)
+    return Source(str(at), None, spec, dtype, output.run.config.fetched)

@@ -1,0 +1,63 @@
+"""Write: the weight files, each as soon as the factors of its matrices are there."""
+
+from pipeline.cluster.pool import Task
+from pipeline.progress import Stage
+from pipeline.stages.output import Output
+from pipeline.stages.weight_files import plan_file, plan_parts
+from workers.allocation.budget import cost
+from workers.storage.keys import factors_key
+
+
+class WeightFiles:
+    """The weight files of an output, planned from its ranks.
+
+    Their tasks may start while matrices are still cut: the pool works on them as it has room.
+    """
+
+    def __init__(self, output: Output) -> None:
+        run, ranks = output.run, output.allocation.ranks
+        self._output = output
+        self._keys = {
+            name: factors_key(run.ids.factors, name, rank)
+            for name, rank in ranks.items()
+            if rank is not None
+        }
+        self._parts = plan_parts(
+            run.spec,
+            {m.name: cost(m, run.config.factors, ranks[m.name]) for m in run.spec.matrices},
+        )
+        self._written = 0
+        self._stage: Stage | None = None
+
+    def ready(self) -> list[Task]:
+        """The tasks of the files that became complete with the rows that are there now."""
+        output, tasks = self._output, list[Task]()
+        for part in self._parts:
+            if part.name in output.files or not part.matrices <= output.rows.keys():
+                continue
+            file = plan_file(output.run.spec, part, output.rows, self._keys)
+            output.files[part.name] = file
+            key = output.weights[part.name]
+            if output.run.store.record(key):
+                self._count()
+                continue
+            what = f"write {part.name}"
+            tasks.append(
+                Task(what, "write_output", (key, file), lambda _: self._count(), later=True)
+            )
+        return tasks
+
+    def write(self) -> None:
+        """Wait for every file that can be written; a file of a matrix that was given up cannot."""
+        progress, pool = self._output.run.progress, self._output.run.pool
+        with progress.stage("write", len(self._parts), "files") as stage:
+            self._stage = stage
+            stage.advance(self._written)
+            pool.finish()
+            stage.busy = list(pool.seconds.values())
+        self._output.files = dict(sorted(self._output.files.items()))
+
+    def _count(self) -> None:
+        self._written += 1
+        if self._stage is not None:
+            self._stage.advance()

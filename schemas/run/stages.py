@@ -1,0 +1,22 @@
+"""The names of the stages, which plan, progress, status, report and metrics share."""
+
+from typing import Literal
+
+StageName = Literal[
+    "start",
+    "inspect",
+    "load",
+    "calibrate forward",
+    "carry",
+    "calibrate backward",
+    "commit forward",
+    "factorise",
+    "allocate",
+    "truncate",
+    "write",
+    "assemble",
+    "verify",
+    "evaluate",
+    "upload",
+]
+"""In the order of a run; `carry` brings hidden states to a later wave, without moments."""
