@@ -90,7 +90,7 @@ class WorkerHungError(WorkerDiedError):
 
 class WorkerStartError(WorkerDiedError):
     """The code of a worker fails while it starts: a library that is missing, a module of another
-    version.
+    version, a runtime environment that cannot be set up.
     """
 
 

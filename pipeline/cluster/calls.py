@@ -17,6 +17,7 @@ from ray.exceptions import (
     RayError,
     RaySystemError,
     RayTaskError,
+    RuntimeEnvSetupError,
     WorkerCrashedError,
 )
 
@@ -94,6 +95,9 @@ def worded(error: RayError, what: str, timeout_s: float) -> CompressorError:
         )
     if isinstance(cause, RayActorError) and cause.actor_init_failed:
         return WorkerStartError(f"{what}: {_raised(cause)}, while a worker started")
+    if isinstance(cause, RuntimeEnvSetupError):
+        reason = " ".join((cause.error_message or "for no reason that Ray gives").split())[-500:]
+        return WorkerStartError(f"{what}: its runtime environment could not be set up: {reason}")
     why = f"{type(cause).__name__}: {_first_line(cause)}"
     if isinstance(cause, _GONE):
         return WorkerDiedError(f"{what}: a worker died ({why})")

@@ -15,6 +15,7 @@ from ray.exceptions import (
     RayError,
     RaySystemError,
     RayTaskError,
+    RuntimeEnvSetupError,
 )
 
 from pipeline.cluster.calls import worded
@@ -79,6 +80,12 @@ def test_an_unknown_error_says_where_it_was() -> None:
     found = worded(in_task(KeyError("x")), "factorise", 60)
     assert type(found) is WorkerError
     assert str(found).startswith("factorise: KeyError: 'x', in a worker; start the same command")
+
+
+def test_an_environment_that_cannot_be_set_up_says_why() -> None:
+    found = worded(RuntimeEnvSetupError("the agent\n  did not answer"), "start of a worker", 60)
+    assert isinstance(found, WorkerStartError)
+    assert str(found).endswith("environment could not be set up: the agent did not answer")
 
 
 @pytest.mark.parametrize(
