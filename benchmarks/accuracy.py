@@ -23,14 +23,8 @@ from rich.table import Table
 
 from pipeline.compress import compress
 from pipeline.evaluate import evaluate
-from schemas.request.config import (
-    METHODS,
-    TITLES,
-    CalibrationConfig,
-    ClusterConfig,
-    Method,
-    RunConfig,
-)
+from schemas.request.config import CalibrationConfig, ClusterConfig, RunConfig
+from schemas.request.methods import METHODS, TITLES, Method
 from schemas.result.evaluation import EvaluateConfig, ModelEvaluation
 from workers.process.logs import set_up_logging
 

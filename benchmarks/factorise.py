@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.timing import interleave
-from schemas.request.config import Truncation
+from schemas.request.methods import Truncation
 from workers.calibration.moments import Moment
 from workers.truncation.problem import Problem
 

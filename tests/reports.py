@@ -3,7 +3,8 @@
 from typing import Any
 
 from schemas.model.architectures import ARCHITECTURES
-from schemas.request.config import METHODS, CalibrationConfig, NumericsConfig
+from schemas.request.config import CalibrationConfig, NumericsConfig
+from schemas.request.methods import METHODS
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 from schemas.result.manifest import Compression
 from schemas.result.output import MatrixResult

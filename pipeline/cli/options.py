@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from schemas.request.config import Allocation, Device, DType, Factors, Method, OnFailure, Truncation
+from schemas.request.config import Device, DType, OnFailure
+from schemas.request.methods import Allocation, Factors, Method, Truncation
 
 Model = Annotated[str | None, typer.Option(help="A checkpoint folder, a hub id or a URL.")]
 Ratio = Annotated[

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from schemas.model.spec import MatrixSpec
+from schemas.request.methods import TRUNCATIONS, Truncation
 
 
 def rank_at(matrix: MatrixSpec, keep: float, pivoted: bool) -> int:
@@ -30,15 +31,16 @@ def summed(found: Sequence[BasisFlops]) -> BasisFlops:
     return BasisFlops(*(sum(one[kind] for one in found) for kind in range(3)))
 
 
-def basis_flops(truncation: str, matrix: MatrixSpec, rooted: bool) -> BasisFlops:
+def basis_flops(truncation: Truncation, matrix: MatrixSpec, rooted: bool) -> BasisFlops:
     """One basis; `rooted`: the root of its input's moment is known from another matrix that reads
     the same.
     """
     m, n, small = matrix.out_features, matrix.in_features, matrix.small
     svd = 6 * max(m, n) * small**2 + 20 * small**3
-    if truncation == "svd-llm":
+    row = TRUNCATIONS[truncation]
+    if row.full_gram and row.root == "cholesky":
         return BasisFlops(0, svd, n**3 / 3 + 2 * m * n**2 + small * n**2)
-    if truncation == "svd-llm-v2":
+    if row.full_gram:
         return BasisFlops(9 * n**3, svd, 2 * m * n**2 + 2 * small * n**2)
     products = 8 * small**3  # F^T inner F, F V and inner (F V)
     if matrix.side == "output":

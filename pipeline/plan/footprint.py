@@ -10,6 +10,7 @@ from typing import NamedTuple
 from schemas.model.spec import MatrixSpec, ModelSpec
 from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
+from schemas.request.methods import TRUNCATIONS
 from schemas.run.moments import Pass, Tap, backward_tap, forward_tap, taps
 from schemas.run.plan import DiskUse, LayerRange, WorkerMemory
 
@@ -119,8 +120,8 @@ class Costs:
         return math.prod(self.windows(direction))
 
     def basis_size(self, matrix: MatrixSpec) -> int:
-        """Elements of the basis of a matrix: two squares, or for the papers' methods U and V."""
-        if self._papers:
+        """Elements of the basis of a matrix: two squares, or on the full Gram U and V."""
+        if TRUNCATIONS[self.config.truncation].full_gram:
             return matrix.small * (matrix.out_features + matrix.in_features)
         return 2 * matrix.small**2
 
@@ -131,10 +132,6 @@ class Costs:
         if config.needs_gradients:
             found.append(backward_tap(matrix, config.truncation))
         return [tap for tap in found if tap.moment]
-
-    @property
-    def _papers(self) -> bool:
-        return self.config.truncation in ("svd-llm", "svd-llm-v2")
 
     def _held(self, shard: LayerRange, chain: int) -> WorkerMemory:
         spec = self.spec
@@ -173,7 +170,7 @@ class Costs:
 
     def _factorise(self, matrix: MatrixSpec) -> int:
         """Float64: W twice, and about six square matrices of the side that is factorised."""
-        side = matrix.in_features if self._papers else matrix.small
+        side = matrix.in_features if TRUNCATIONS[self.config.truncation].full_gram else matrix.small
         return 8 * (2 * matrix.size + 6 * side**2)
 
     def _layers(self) -> list[LayerCost]:

@@ -11,7 +11,8 @@ from pipeline.plan.footprint import COMPUTE_BYTES, Costs
 from pipeline.plan.layouts import USABLE, cut, fits, usable
 from schemas.errors import ConfigError
 from schemas.model.spec import ModelSpec
-from schemas.request.config import Allocation, RunConfig, Truncation
+from schemas.request.config import RunConfig
+from schemas.request.methods import TRUNCATIONS, Allocation, Truncation
 from schemas.run.plan import ClusterSpec, WorkerMemory
 
 _GB = 10**9
@@ -54,7 +55,7 @@ def _changes(config: RunConfig, cluster: ClusterSpec) -> Iterator[Iterator[_Chan
     if COMPUTE_BYTES[cluster.dtype] > COMPUTE_BYTES["bfloat16"]:
         narrow = cluster.model_copy(update={"dtype": "bfloat16"})
         yield iter([_Change("--dtype bfloat16", config, narrow)])
-    if config.truncation in ("svd-llm", "svd-llm-v2"):
+    if TRUNCATIONS[config.truncation].full_gram:
         ours = _by(config, "fisher", "loss-aware")
         yield iter([_Change("--method two-sided", ours, cluster)])
     if config.needs_gradients:

@@ -16,7 +16,7 @@ from pipeline.report.page import PAGE, model_name, render_page
 from pipeline.report.read import Reported
 from schemas.location import Location
 from schemas.printable import printable
-from schemas.request.config import METHODS, TITLES
+from schemas.request.methods import METHODS, TITLES
 
 _HEAD = ("checkpoint", "base", "method", "ratio", "removed", "parameters", "weights")
 _EVALUATED = ("perplexity", "increase", "KL, nats", "tokens/s")

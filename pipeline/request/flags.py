@@ -9,7 +9,8 @@ from pydantic import BaseModel, ValidationError
 
 from schemas.errors import ConfigError
 from schemas.printable import printable
-from schemas.request.config import METHODS, RunConfig
+from schemas.request.config import RunConfig
+from schemas.request.methods import METHODS
 
 T = TypeVar("T", bound=BaseModel)
 

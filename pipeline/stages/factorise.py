@@ -9,7 +9,7 @@ from pipeline.cluster.pool import Task
 from pipeline.progress import Stage
 from pipeline.run import Run
 from schemas.model.spec import MatrixSpec
-from schemas.request.config import Truncation
+from schemas.request.methods import TRUNCATIONS, Truncation
 from schemas.run.identity import Record
 from schemas.run.moments import Pass, Tap, forward_tap
 from workers.storage.keys import basis_key, spectrum_key
@@ -149,7 +149,7 @@ def root_groups(truncation: Truncation, matrices: Sequence[MatrixSpec]) -> list[
     """Matrices that start from the root of one input moment, together; every other one alone."""
 
     def shared(matrix: MatrixSpec) -> str:
-        alone = matrix.side == "output" or truncation in ("svd-llm", "svd-llm-v2")
+        alone = matrix.side == "output" or TRUNCATIONS[truncation].full_gram
         return matrix.name if alone else forward_tap(matrix, truncation).name
 
     found: dict[str, list[MatrixSpec]] = {}

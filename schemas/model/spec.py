@@ -5,7 +5,8 @@ from typing import Literal
 
 from schemas.location import Location
 from schemas.model.architectures import ARCHITECTURES, Architecture, Side
-from schemas.request.config import Factors, Schema
+from schemas.request.config import Schema
+from schemas.request.methods import Factors
 
 Encoding = Literal["pivoted", "plain", "dense"]
 

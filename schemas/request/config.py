@@ -7,28 +7,20 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from schemas.location import Location, Url, is_within
 from schemas.printable import has_credentials
+from schemas.request.methods import (
+    ALLOCATIONS,
+    METHODS,
+    TRUNCATIONS,
+    Allocation,
+    Factors,
+    Method,
+    Truncation,
+)
 from schemas.request.sizes import Size
 
-Method = Literal["two-sided", "svd-llm-v2", "svd-llm"]
-Truncation = Literal["fisher", "input-only", "svd-llm-v2", "svd-llm"]
-Allocation = Literal["loss-aware", "svd-llm-v2", "uniform"]
-Factors = Literal["pivoted", "plain"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 OnFailure = Literal["fail", "keep_dense"]
-
-METHODS: dict[Method, dict[str, str]] = {
-    "two-sided": {"truncation": "fisher", "allocation": "loss-aware", "factors": "pivoted"},
-    "svd-llm-v2": {"truncation": "svd-llm-v2", "allocation": "svd-llm-v2", "factors": "plain"},
-    "svd-llm": {"truncation": "svd-llm", "allocation": "uniform", "factors": "plain"},
-}
-# As tables name them. SVD-LLM is a truncation by whitening, "(W)" in its paper, and an update of
-# the factors after it, which this program does not have yet.
-TITLES: dict[Method, str] = {
-    "two-sided": "two-sided",
-    "svd-llm-v2": "SVD-LLM V2",
-    "svd-llm": "SVD-LLM (W)",
-}
 
 
 class Schema(BaseModel):
@@ -245,17 +237,19 @@ class RunConfig(Schema):
                 "numerics.dtype is float16, whose range gradients leave: they would be zero; use "
                 "--dtype bfloat16 or float32"
             )
-        if self.allocation.method == "svd-llm-v2" and self.truncation == "fisher":
+        weighed = TRUNCATIONS[self.truncation].weighed
+        if weighed and ALLOCATIONS[self.allocation.method].layer_outputs:
             raise ValueError(
-                "allocation svd-llm-v2 needs losses in units of layer outputs, but truncation "
-                "fisher measures nats; use --allocation loss-aware, or another --truncation"
+                f"allocation {self.allocation.method} needs losses in units of layer outputs, but "
+                f"truncation {self.truncation} measures nats; use --allocation loss-aware, or "
+                "another --truncation"
             )
         return self
 
     @property
     def needs_gradients(self) -> bool:
         """Whether calibration includes a backward stream."""
-        return self.truncation == "fisher" or self.allocation.method == "loss-aware"
+        return TRUNCATIONS[self.truncation].weighed or ALLOCATIONS[self.allocation.method].nats
 
     @property
     def fetched(self) -> Path:

@@ -6,7 +6,8 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from schemas.model.spec import ITEM_BYTES, Encoding, MatrixSpec, factor_parameters
-from schemas.request.config import Factors, Schema
+from schemas.request.config import Schema
+from schemas.request.methods import Factors
 
 
 class FactorSource(Schema):

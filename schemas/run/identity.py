@@ -13,6 +13,7 @@ from typing import Self
 from pydantic import Field, JsonValue
 
 from schemas.request.config import RunConfig, Schema
+from schemas.request.methods import ALLOCATIONS, TRUNCATIONS
 from schemas.run.moments import Pass
 
 _ARTEFACTS = 3  # raised whenever an item of the run directory changes its content or its meaning
@@ -67,7 +68,7 @@ class Identities(Schema):
     def output(self, config: RunConfig, ratio: float, given_up: Collection[str] = ()) -> str:
         """Identity of the checkpoint at one ratio; matrices `given_up` had to stay dense in it."""
         asked = config.allocation
-        bound = [asked.max_ratio] if asked.method == "svd-llm-v2" else []
+        bound = [asked.max_ratio] if ALLOCATIONS[asked.method].bounded else []
         kept = [sorted(given_up)] if given_up else []
         return fingerprint([self.factors, asked.method, ratio, *bound, *kept])
 
@@ -103,7 +104,8 @@ def identities(config: RunConfig, ground: Ground) -> Identities:
     backward = None
     if ground.backward_tokens is not None:
         backward = fingerprint([common, ground.backward_tokens, config.seed])
-    shrinkage = config.numerics.shrinkage if config.truncation == "fisher" else None
+    weighed = TRUNCATIONS[config.truncation].weighed
+    shrinkage = config.numerics.shrinkage if weighed else None
     bases = fingerprint([forward, backward, config.truncation, shrinkage])
     pivot_bound = config.numerics.pivot_bound if config.factors == "pivoted" else None
     factors = fingerprint([bases, config.factors, pivot_bound])

@@ -2,15 +2,16 @@
 
 A forward moment is E[x x^T] of a layer's inputs, or E[y y^T] of its outputs without the bias. A
 backward moment is E[g g^T] of the gradient at the layer's output, or E[(W^T g)(W^T g)^T] of its own
-contribution to the input gradient. Only the smaller side of W is ever needed, except by the papers'
-methods, which are defined on the full X^T X.
+contribution to the input gradient. Only the smaller side of W is ever needed, except by truncations
+that are defined on the full X^T X, as the papers' are.
 """
 
 from typing import Literal
 
 from schemas.model.architectures import Side
 from schemas.model.spec import MatrixSpec
-from schemas.request.config import Schema, Truncation
+from schemas.request.config import Schema
+from schemas.request.methods import TRUNCATIONS, Truncation
 
 Pass = Literal["forward", "backward"]
 
@@ -33,7 +34,7 @@ class Tap(Schema):
 
 def forward_tap(matrix: MatrixSpec, truncation: Truncation) -> Tap:
     """The forward moment of `matrix`: X^T X is shared by all matrices that read the same X."""
-    on_input = truncation in ("svd-llm", "svd-llm-v2") or matrix.side == "input"
+    on_input = TRUNCATIONS[truncation].full_gram or matrix.side == "input"
     if on_input:
         shared = f"layers.{matrix.layer}.{matrix.reads}.input"
         return _tap(shared, matrix, "forward", "input", matrix.in_features)
@@ -41,10 +42,10 @@ def forward_tap(matrix: MatrixSpec, truncation: Truncation) -> Tap:
 
 
 def backward_tap(matrix: MatrixSpec, truncation: Truncation) -> Tap:
-    """The gradient moment of `matrix` (fisher), or only the trace of it (any other truncation)."""
-    fisher = truncation == "fisher"
-    name = f"{matrix.name}.{matrix.side}-gradient" if fisher else f"{matrix.name}.gradient-trace"
-    return _tap(name, matrix, "backward", matrix.side, matrix.small, moment=fisher)
+    """The gradient moment of `matrix`, or only its trace if the truncation is not weighed by it."""
+    weighed = TRUNCATIONS[truncation].weighed
+    name = f"{matrix.name}.{matrix.side}-gradient" if weighed else f"{matrix.name}.gradient-trace"
+    return _tap(name, matrix, "backward", matrix.side, matrix.small, moment=weighed)
 
 
 def taps(matrices: tuple[MatrixSpec, ...], truncation: Truncation, gradients: bool) -> list[Tap]:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from pipeline.compress import compress
 from pipeline.report.page import render_report
 from pipeline.report.read import read_reported
-from schemas.request.config import METHODS, Method
+from schemas.request.methods import METHODS, Method
 from schemas.result.manifest import Compression, Manifest, OutputResult
 from schemas.result.report import ReportFacts
 from tests.integration.conftest import Reference

@@ -1,6 +1,9 @@
 """How ranks are shared out among matrices: one file per method, `Ranks` from all of them."""
 
-from schemas.request.config import AllocationConfig, Factors
+from collections.abc import Callable
+
+from schemas.request.config import AllocationConfig
+from schemas.request.methods import ALLOCATIONS, Allocation, Factors
 from workers.allocation.budget import MatrixLoss, Ranks
 from workers.allocation.loss_aware import loss_aware
 from workers.allocation.svd_llm_v2 import svd_llm_v2
@@ -8,11 +11,16 @@ from workers.allocation.uniform import uniform
 
 __all__ = ["MatrixLoss", "Ranks", "allocate"]
 
+_METHODS: dict[Allocation, Callable[..., Ranks]] = {
+    "loss-aware": loss_aware,
+    "svd-llm-v2": svd_llm_v2,
+    "uniform": uniform,
+}
+
 
 def allocate(
     asked: AllocationConfig, losses: list[MatrixLoss], ratio: float, factors: Factors
 ) -> Ranks:
     """The ranks of all matrices by the method that was asked for. Raises as that method does."""
-    if asked.method == "svd-llm-v2":
-        return svd_llm_v2(losses, ratio, factors, asked.max_ratio)
-    return {"loss-aware": loss_aware, "uniform": uniform}[asked.method](losses, ratio, factors)
+    bound = (asked.max_ratio,) if ALLOCATIONS[asked.method].bounded else ()
+    return _METHODS[asked.method](losses, ratio, factors, *bound)

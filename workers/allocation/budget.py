@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from schemas.model.spec import MatrixSpec, factor_parameters, whole
-from schemas.request.config import Factors
+from schemas.request.methods import Factors
 
 
 class MatrixLoss(NamedTuple):

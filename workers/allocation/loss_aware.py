@@ -5,7 +5,7 @@ from torch import Tensor
 
 from schemas.errors import ConfigError
 from schemas.model.spec import whole
-from schemas.request.config import Factors
+from schemas.request.methods import Factors
 from workers.allocation.budget import MatrixLoss, Ranks, cost
 
 _BISECTIONS = 200

@@ -1,13 +1,14 @@
 """A matrix, its moments and the way it is cut."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from schemas.errors import NumericsError
-from schemas.request.config import Truncation
 from schemas.request.gradients import GRADIENT_TOKENS
+from schemas.request.methods import TRUNCATIONS, Truncation, TruncationRow
 from workers.calibration.moments import Moment
 from workers.truncation.basis import Basis, Through
 from workers.truncation.svd_llm import svd_llm
@@ -20,6 +21,12 @@ from workers.truncation.two_sided import (
     two_sided,
     weigh,
 )
+
+_BASES: dict[Truncation, Callable[[Tensor, Tensor], Basis]] = {
+    "svd-llm": svd_llm,
+    "svd-llm-v2": svd_llm_v2,
+}
+"""Truncations on the full Gram: W (m, n) and X^T X (n, n) to a basis. All others are two-sided."""
 
 
 class Problem(NamedTuple):
@@ -37,11 +44,10 @@ class Problem(NamedTuple):
     def root(self) -> Root | None:
         """The root of the forward moment, which matrices that read the same input share.
 
-        None where the truncation does not start from it. Raises as `basis` does.
+        None if the truncation does not start from it. Raises as `basis` does.
         """
         self._require_finite()
-        papers = self.truncation in ("svd-llm", "svd-llm-v2")
-        if papers or self.weight.shape[0] <= self.weight.shape[1]:
+        if self._row.full_gram or self.weight.shape[0] <= self.weight.shape[1]:
             return None
         return eigen_root(self._moment().double())
 
@@ -58,7 +64,7 @@ class Problem(NamedTuple):
 
     def loss(self, basis: Basis, rank: int) -> float:
         """The achieved loss at a rank: the objective itself, evaluated on the factors."""
-        if self.truncation in ("svd-llm", "svd-llm-v2"):
+        if self._row.full_gram:
             a, b = basis.factors(self.weight.double(), rank)
             error = self.weight.double() - a @ b
             return float(((error @ self._moment().double()) * error).sum())
@@ -71,7 +77,7 @@ class Problem(NamedTuple):
         Half the Fisher-weighted loss is the second-order estimate of that increase. A loss in units
         of layer outputs is weighed by the mean gradient energy tr G / m; None without gradients.
         """
-        if self.truncation == "fisher" and not self._without_gradient:
+        if self._row.weighed and not self._without_gradient:
             return 0.5
         return None if self.backward is None else 0.5 * self.backward.trace / self.weight.shape[0]
 
@@ -82,7 +88,7 @@ class Problem(NamedTuple):
         if self.forward.tokens < size:
             found.append(f"forward moment of size {size} from {self.forward.tokens} tokens")
         small, backward = min(self.weight.shape), self.backward
-        if self.truncation == "fisher" and backward and backward.tokens < GRADIENT_TOKENS * small:
+        if self._row.weighed and backward and backward.tokens < GRADIENT_TOKENS * small:
             found.append(
                 f"gradient moment of size {small} from {backward.tokens} tokens, "
                 f"{backward.tokens / small:.3g} a dimension; {GRADIENT_TOKENS} are advised"
@@ -97,6 +103,10 @@ class Problem(NamedTuple):
                 raise NumericsError("a moment holds NaN or Inf; calibrate with --dtype float32")
 
     @property
+    def _row(self) -> TruncationRow:
+        return TRUNCATIONS[self.truncation]
+
+    @property
     def _without_gradient(self) -> bool:
         return self.backward is None or self.backward.trace == 0.0
 
@@ -106,19 +116,17 @@ class Problem(NamedTuple):
         return self.forward.matrix
 
     def _weighing(self) -> Weighing:
-        weighs = self.truncation == "fisher" and not self._without_gradient
+        weighs = self._row.weighed and not self._without_gradient
         backward = self.backward if weighs else None
         return weigh(self.weight, self._moment(), backward, self.shrinkage)
 
     def _decompose(self, root: Root | None) -> Basis:
         if not bool(self._moment().any()):
             return self._nothing()
-        if self.truncation == "svd-llm":
-            return svd_llm(self.weight, self._moment())
-        if self.truncation == "svd-llm-v2":
-            return svd_llm_v2(self.weight, self._moment())
+        if self._row.full_gram:
+            return _BASES[self.truncation](self.weight, self._moment())
         basis = two_sided(self._weighing(), root)
-        if self.truncation == "fisher" and self._without_gradient:
+        if self._row.weighed and self._without_gradient:
             note = "no gradient reaches this matrix: cut as input-only"
             return basis._replace(fallbacks=(*basis.fallbacks, note))
         return basis
@@ -126,7 +134,7 @@ class Problem(NamedTuple):
     def _nothing(self) -> Basis:
         out_features, in_features = self.weight.shape
         through: Through = "left" if out_features > in_features else "right"
-        if self.truncation in ("svd-llm", "svd-llm-v2"):
+        if self._row.full_gram:
             through = "none"
         zeros = self.weight.new_zeros(1, max(out_features, in_features), dtype=torch.float64)
         left = zeros[:, : in_features if through == "left" else out_features].T

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from schemas.errors import RunError
 from schemas.model.spec import MatrixSpec
-from schemas.request.config import Method, RunConfig
+from schemas.request.config import RunConfig
+from schemas.request.methods import Method
 from schemas.result.output import SpectrumFacts
 from workers.allocator import RankAllocator
 from workers.storage.keys import spectrum_key

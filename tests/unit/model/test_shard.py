@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from schemas.errors import WorkerError
 from schemas.model.spec import ModelSpec
-from schemas.request.config import Truncation
+from schemas.request.methods import Truncation
 from schemas.run.moments import Pass, Tap, taps
 from tests.models import tiny_model
 from tests.prose import VOCABULARY

@@ -15,7 +15,7 @@ from pipeline.report.page import render_report
 from pipeline.report.read import Reported, read_reported
 from schemas.errors import ConfigError
 from schemas.location import Url
-from schemas.request.config import METHODS
+from schemas.request.methods import METHODS
 from schemas.result.evaluation import EvaluationReport
 from tests import reports
 from tests.unit.report.test_report import Document, drawings

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from schemas.errors import NumericsError
-from schemas.request.config import Truncation
+from schemas.request.methods import Truncation
 from workers.calibration.moments import Moment
 from workers.truncation.basis import Basis
 from workers.truncation.problem import Problem

@@ -1,0 +1,60 @@
+"""The methods: a row for each preset, for each truncation and for each allocation."""
+
+from typing import Literal, NamedTuple
+
+Method = Literal["two-sided", "svd-llm-v2", "svd-llm"]
+Truncation = Literal["fisher", "input-only", "svd-llm-v2", "svd-llm"]
+Allocation = Literal["loss-aware", "svd-llm-v2", "uniform"]
+Factors = Literal["pivoted", "plain"]
+
+METHODS: dict[Method, dict[str, str]] = {
+    "two-sided": {"truncation": "fisher", "allocation": "loss-aware", "factors": "pivoted"},
+    "svd-llm-v2": {"truncation": "svd-llm-v2", "allocation": "svd-llm-v2", "factors": "plain"},
+    "svd-llm": {"truncation": "svd-llm", "allocation": "uniform", "factors": "plain"},
+}
+# As tables name them. SVD-LLM is a truncation by whitening, "(W)" in its paper, and an update of
+# the factors after it, which this program does not have yet.
+TITLES: dict[Method, str] = {
+    "two-sided": "two-sided",
+    "svd-llm-v2": "SVD-LLM V2",
+    "svd-llm": "SVD-LLM (W)",
+}
+
+
+class TruncationRow(NamedTuple):
+    """What a truncation stands on; its mathematics is a file of `workers/truncation`.
+
+    `full_gram` is whether it is defined on the full X^T X of its input. The others take the moment
+    of the smaller side of W alone, and matrices that read the same input share its root.
+    `weighed` is whether gradients weigh the error, so that half its loss is in nats; that of the
+    others is in units of layer outputs. `root` is how the moment of the input is factorised.
+    """
+
+    full_gram: bool
+    weighed: bool
+    root: Literal["cholesky", "eigen"]
+
+
+class AllocationRow(NamedTuple):
+    """What an allocation compares; its mathematics is a file of `workers/allocation`.
+
+    `nats` is whether it needs the loss of every matrix in nats, `layer_outputs` whether in units of
+    layer outputs. `bounded` is whether `allocation.max_ratio` bounds what it removes of a matrix.
+    """
+
+    nats: bool = False
+    layer_outputs: bool = False
+    bounded: bool = False
+
+
+TRUNCATIONS: dict[Truncation, TruncationRow] = {
+    "fisher": TruncationRow(full_gram=False, weighed=True, root="eigen"),
+    "input-only": TruncationRow(full_gram=False, weighed=False, root="eigen"),
+    "svd-llm-v2": TruncationRow(full_gram=True, weighed=False, root="eigen"),
+    "svd-llm": TruncationRow(full_gram=True, weighed=False, root="cholesky"),
+}
+ALLOCATIONS: dict[Allocation, AllocationRow] = {
+    "loss-aware": AllocationRow(nats=True),
+    "svd-llm-v2": AllocationRow(layer_outputs=True, bounded=True),
+    "uniform": AllocationRow(),
+}
