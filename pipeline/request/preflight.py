@@ -9,7 +9,7 @@ from typing import NamedTuple
 from pipeline.plan.footprint import Costs
 from pipeline.plan.layouts import cut
 from pipeline.plan.planner import require_disk
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, StorageError
 from schemas.location import Url, is_within, locate
 from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
@@ -34,18 +34,22 @@ class Base(NamedTuple):
 def check(config: RunConfig) -> Base:
     """The base of a run whose request, files, places and text are as they must be.
 
-    Raises CheckpointError, TextError or ConfigError, each naming what is wrong and the remedy.
+    Raises CheckpointError, TextError or ConfigError, each naming what is wrong and the remedy; also
+    if a store refuses, for nothing was computed yet.
     """
     texts: dict[str | None, Split] = {
         config.calibration.text: "calibration",
         evaluation_source(config.evaluation.text, config.calibration.text): "evaluation",
     }
-    with _worded(config):
-        for text, split in texts.items():
-            if text is not None and not is_on_hub(text):
-                for _ in iter_documents(text, split):
-                    pass
-    return find_base(config)
+    try:
+        with _worded(config):
+            for text, split in texts.items():
+                if text is not None and not is_on_hub(text):
+                    for _ in iter_documents(text, split):
+                        pass
+        return find_base(config)
+    except StorageError as error:
+        raise ConfigError(str(error)) from error
 
 
 def find_base(config: RunConfig) -> Base:

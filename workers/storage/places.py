@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import fsspec  # type: ignore[import-untyped]
 
-from schemas.errors import CheckpointError, RunError
+from schemas.errors import CheckpointError, RunError, StorageError
 from schemas.location import Url, locate
 from workers.storage.files import create_bytes, write_bytes
 
@@ -284,14 +284,14 @@ def _info(place: Url) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _explained(place: Url) -> Iterator[None]:
-    """Raises CheckpointError for a refusal or a failure of the store; absence stays what it is."""
+    """Raises StorageError for a refusal or a failure of the store; absence stays what it is."""
     try:
         yield
     except (FileNotFoundError, FileExistsError):
         raise
     except _failures() as error:
         why = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise CheckpointError(
+        raise StorageError(
             f"{place}: the store did not do it ({why[0]}); check bucket, credentials, endpoint and "
             "network (the environment must reach every node), then start again"
         ) from error

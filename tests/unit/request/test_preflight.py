@@ -10,13 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fsspec  # type: ignore[import-untyped]
 import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
 from pyarrow import parquet
 
 from pipeline.request.flags import build, explain
-from pipeline.request.preflight import check
-from schemas.errors import CheckpointError, ConfigError, InputError, TextError
+from pipeline.request.preflight import check, find_base
+from schemas.errors import CheckpointError, ConfigError, InputError, StorageError, TextError
 from schemas.request.config import RunConfig
 from schemas.run.ranks import require_ranks
 from tests.models import tiny_model
@@ -66,6 +67,19 @@ def test_what_is_as_it_must_be_is_accepted(request_for: Any, model: Path) -> Non
     base = check(request_for())
     assert base.folder == model.resolve()
     assert base.spec == inspect(model)
+
+
+def test_a_store_that_refuses_is_a_wrong_request_before_a_run(
+    request_for: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError("Forbidden")
+
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "ls", fail)
+    config = request_for(model="memory://bucket/base")
+    assert "the store did not do it (Forbidden)" in refusal(config, ConfigError)
+    with pytest.raises(StorageError):
+        find_base(config)
 
 
 def test_neither_torch_nor_ray_is_needed_to_refuse(model: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.stages.publish import publish_to_store
-from schemas.errors import CheckpointError, ConfigError
+from schemas.errors import CheckpointError, ConfigError, StorageError
 from schemas.location import Url
 from schemas.result.manifest import FileEntry, Manifest
 from schemas.run.identity import Identities
@@ -123,7 +123,7 @@ def test_a_failing_store_is_one_sentence(
         raise error
 
     monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "ls", fail)
-    with pytest.raises(CheckpointError, match=rf"{url}.*{error}.*check bucket, credentials"):
+    with pytest.raises(StorageError, match=rf"{url}.*{error}.*check bucket, credentials"):
         resolve(url, None, tmp_path)
 
 
