@@ -24,8 +24,9 @@ from rich.console import Console
 from pipeline.cli.tables.run import check_table
 from pipeline.plan.flops import rank_at
 from runtime.configuration_lowrank import FORMAT, identity, tensor_shapes
+from schemas.model.dtypes import ITEM_BYTES
 from schemas.model.shapes import model_spec
-from schemas.model.spec import ITEM_BYTES, ModelSpec
+from schemas.model.spec import ModelSpec
 from schemas.result.manifest import FileEntry, Manifest
 from schemas.run.identity import Identities
 from workers.checkpoint.own_code import RUNTIME, SHIPPED

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pipeline.plan.footprint import PROCESS_BYTES
 from schemas.errors import ConfigError
-from schemas.model.spec import ITEM_BYTES
+from schemas.model.dtypes import ITEM_BYTES
 from schemas.run.plan import ClusterSpec, LayerRange
 from workers.actors.evaluation_shard import Source
 

@@ -7,6 +7,7 @@ workers/compression.py. Sizes of one layer are in its `LayerCost`, so a shard's 
 import math
 from typing import NamedTuple
 
+from schemas.model.dtypes import ITEM_BYTES, STORED
 from schemas.model.spec import MatrixSpec, ModelSpec
 from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
@@ -14,7 +15,7 @@ from schemas.request.methods import TRUNCATIONS
 from schemas.run.moments import Pass, Tap, backward_tap, forward_tap, taps
 from schemas.run.plan import DiskUse, LayerRange, WorkerMemory
 
-COMPUTE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+COMPUTE_BYTES = {dtype: ITEM_BYTES[name] for dtype, name in STORED.items()}
 PROCESS_BYTES = 600 * 1024**2  # python, torch and ray themselves
 SUM_BYTES = 12  # a float64 and a float32 for each element of a moment
 _LOGIT_CHUNK, _LOGIT_BYTES = 256, 24  # tokens at a time; logits, probabilities, their sums, labels

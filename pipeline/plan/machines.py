@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from pipeline.plan.devices import row
 from schemas.errors import ConfigError
+from schemas.model.dtypes import computed_in
 from schemas.model.spec import ModelSpec
 from schemas.request.config import DType, RunConfig
 from schemas.request.sizes import parse_size
@@ -14,8 +15,6 @@ from workers.process.memory import available_bytes
 MAX_CPU_WORKERS = 8
 _GPUS_PER_NODE = 8
 _HOST_BYTES = 128 * 10**9  # for each GPU; p4d.24xlarge has 144, a2-ultragpu-8g 170, p5.48xlarge 256
-# As `workers.process.devices.compute_dtype` computes them on a GPU.
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "bfloat16", "BF16": "bfloat16"}
 
 
 class Machines(NamedTuple):
@@ -83,7 +82,7 @@ def _described(config: RunConfig, spec: ModelSpec, gpus: int, machines: Machines
         device_name=machines.gpu_type or "GPU",
         device_memory=memory,
         host_memory=host_memory,
-        dtype=_DTYPES[spec.dtype] if auto else config.numerics.dtype,
+        dtype=computed_in(spec.dtype) if auto else config.numerics.dtype,
         nodes=-(-gpus // per_node),
         assumed=()
         if stated

@@ -79,20 +79,11 @@ def _minus(text: str) -> str:
     return text.replace("-", _MINUS)
 
 
+def plain_size(value: float) -> str:
+    """Bytes as a terminal takes them."""
+    return size(value).replace(_SPACE, " ")
+
+
 def plain_duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "?"
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.{1 if seconds < 600 else 0}f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
-def plain_size(value: int) -> str:
-    amount, unit = float(value), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if amount < 1000 or unit == "TB":
-            break
-        amount /= 1000
-    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+    """Seconds, minutes or hours as a terminal takes them."""
+    return "?" if seconds is None else duration(seconds).replace(_SPACE, " ")

@@ -11,6 +11,7 @@ from pipeline.stages.output import Output
 from pipeline.stages.staging import everywhere
 from pipeline.stream.evaluation import Model, score_models
 from schemas.location import Location
+from schemas.model.dtypes import STORED
 from schemas.result.evaluation import EvaluateConfig, EvaluationReport, ModelEvaluation
 from schemas.run.identity import fingerprint
 from workers.actors.evaluation_shard import Source
@@ -19,7 +20,6 @@ from workers.checkpoint.verify import samples_of
 from workers.storage.places import read_bytes, write
 
 EVALUATION = "evaluation.json"
-_STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # safetensors' names
 
 
 def evaluate(output: Output) -> None:
@@ -93,13 +93,13 @@ def _summary(base: ModelEvaluation, result: ModelEvaluation) -> str:
 
 
 def _base(run: Run) -> Source:
-    config, dtype = run.config, _STORED[run.facts.dtype]
+    config, dtype = run.config, STORED[run.facts.dtype]
     return Source(config.model, config.revision, run.spec, dtype, config.fetched)
 
 
 def _result(output: Output, at: Location) -> Source:
     """The staged checkpoint, which every node reads from `at`."""
-    dtype = _STORED[output.run.facts.dtype]
+    dtype = STORED[output.run.facts.dtype]
     if isinstance(at, Path):
         return Source(str(at), None, inspect_decoder(at), dtype)
     spec = inspect_decoder(output.staging, at)

@@ -3,7 +3,8 @@
 from typing import Any, NamedTuple
 
 from runtime.configuration_lowrank import BIASES, tensor_shapes
-from schemas.model.spec import ITEM_BYTES, MatrixSpec, ModelSpec, TensorSpec
+from schemas.model.dtypes import ITEM_BYTES
+from schemas.model.spec import MatrixSpec, ModelSpec, TensorSpec
 from schemas.result.output import FactorSource, MatrixResult, OutputFile, OutputTensor
 
 _FILE_BYTES = 5 * 10**9

@@ -24,7 +24,7 @@ from pipeline.stream.boundaries import Boundary
 from pipeline.stream.schedule import Batch, as_it_is, drive, micro_batches, stream_forward
 from schemas.errors import CompressorError, ConfigError
 from schemas.location import Url
-from schemas.model.spec import ITEM_BYTES
+from schemas.model.dtypes import ITEM_BYTES
 from schemas.request.config import ClusterConfig, NumericsConfig
 from schemas.result.evaluation import EvaluateConfig, ModelEvaluation
 from workers.actors.evaluation_shard import EvaluationShard, Source

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 from schemas.errors import CheckpointError
 from schemas.model.architectures import ARCHITECTURES, Architecture, Dimension, Target
+from schemas.model.dtypes import STORED
 from schemas.model.spec import MatrixSpec, ModelSpec, TensorSpec
 
 _FILE = "model.safetensors"  # a name by convention: config.json does not know the files
 _MOST = {"num_hidden_layers": 10_000, "num_local_experts": 1_000}
 _MOST_ELEMENTS = 2**31 - 1  # in one dimension
-_STORED = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 LOW_RANK = "low_rank"  # the entry that only a compressed checkpoint has
 
@@ -79,9 +79,9 @@ def model_spec(config: Config, where: str) -> ModelSpec:
     """What `workers.checkpoint.contents.inspect` reads from the files, as config.json says it."""
     architecture = family(config, where)
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
-    if not isinstance(dtype, str) or dtype not in _STORED:
+    if not isinstance(dtype, str) or dtype not in STORED:
         raise CheckpointError(
-            f"{where}: dtype {dtype!r} is none of {', '.join(_STORED)}; convert the checkpoint to "
+            f"{where}: dtype {dtype!r} is none of {', '.join(STORED)}; convert the checkpoint to "
             "one of these"
         )
     sizes = _sizes(config, where)
@@ -116,11 +116,11 @@ def model_spec(config: Config, where: str) -> ModelSpec:
         layers=layers,
         hidden_size=sizes["hidden"],
         vocab_size=sizes["vocabulary"],
-        dtype=_STORED[dtype],
+        dtype=STORED[dtype],
         tied=tied,
         matrices=tuple(matrices),
         tensors=tuple(
-            TensorSpec(name=name, file=_FILE, dtype=_STORED[dtype], shape=shape)
+            TensorSpec(name=name, file=_FILE, dtype=STORED[dtype], shape=shape)
             for name, shape in shapes.items()
         ),
     )

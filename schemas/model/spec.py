@@ -5,14 +5,13 @@ from typing import Literal
 
 from schemas.location import Location
 from schemas.model.architectures import ARCHITECTURES, Architecture, Side
+from schemas.model.dtypes import ITEM_BYTES
 from schemas.request.config import Schema
 from schemas.request.methods import Factors
 
 Encoding = Literal["pivoted", "plain", "dense"]
 
 # safetensors' names of dtypes, and their bytes.
-ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-ITEM_BYTES |= {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
 class TensorSpec(Schema):

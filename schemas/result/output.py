@@ -5,7 +5,8 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from schemas.model.spec import ITEM_BYTES, Encoding, MatrixSpec, factor_parameters
+from schemas.model.dtypes import ITEM_BYTES
+from schemas.model.spec import Encoding, MatrixSpec, factor_parameters
 from schemas.request.config import Schema
 from schemas.request.methods import Factors
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from schemas.errors import CheckpointError
 from schemas.location import Url
-from schemas.model.spec import ITEM_BYTES, TensorSpec
+from schemas.model.dtypes import ITEM_BYTES
+from schemas.model.spec import TensorSpec
 from workers.checkpoint.folder import require_plain, unreadable
 from workers.checkpoint.strict_json import parse
 from workers.storage.places import read_into, size_of

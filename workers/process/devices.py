@@ -7,8 +7,8 @@ import socket
 import torch
 
 from schemas.errors import ConfigError
+from schemas.model.dtypes import computed_in
 from schemas.request.config import Device, DType
-from workers.storage.tensorfile import DTYPES
 
 
 def set_threads(threads: int) -> None:
@@ -30,16 +30,14 @@ def find_device(asked: Device) -> torch.device:
 
 
 def compute_dtype(asked: DType, stored: str, device: torch.device) -> torch.dtype:
-    """The dtype in which a checkpoint of dtype `stored` is computed.
-
-    One that is stored in float16 is computed in bfloat16: gradients leave the range of float16.
-    """
+    """The dtype in which a checkpoint of dtype `stored` is computed."""
     if asked != "auto":
         found: torch.dtype = getattr(torch, asked)
         return found
     if device.type != "cuda":
         return torch.float32
-    return torch.bfloat16 if stored == "F16" else DTYPES[stored]
+    computed: torch.dtype = getattr(torch, computed_in(stored))
+    return computed
 
 
 def free_cached() -> None:

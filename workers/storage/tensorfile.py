@@ -10,18 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+from schemas.model.dtypes import FORMATS
+
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, row.torch) for name, row in FORMATS.items()}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 

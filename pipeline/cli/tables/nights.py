@@ -12,6 +12,7 @@ from rich.text import Text
 from pipeline.nightly import catalog
 from pipeline.nightly.ledger import Ledger, label, latest_of, ledger_of
 from pipeline.nightly.night import Night
+from pipeline.report.wording import plain_size
 from schemas.errors import ConfigError
 from schemas.location import Url
 from schemas.printable import printable
@@ -179,7 +180,7 @@ def _number(value: float | None) -> str:
 
 
 def _size(value: int | None) -> str:
-    return "" if value is None else f"{value / 1e6:,.1f} MB"
+    return "" if value is None else plain_size(value)
 
 
 def _line(text: str) -> Text:

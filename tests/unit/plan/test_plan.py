@@ -267,7 +267,7 @@ def test_stages_add_up_and_the_bottleneck_is_one_of_them() -> None:
 
 
 def test_flops_of_a_70b_are_those_of_the_design() -> None:
-    """DESIGN.md, section 3: forward 7.2e16, moments 2.3e16 at 524,288 tokens, 86 GB of them."""
+    """By hand: forward 7.2e16, moments 2.3e16 at 524,288 tokens, 86 GB of them."""
     plan = planned("llama-3-70b")
     flops = {stage.name: stage.flops for stage in plan.stages}
     assert flops["calibrate forward"] == pytest.approx(7.2e16 + 2.3e16, rel=0.01)

@@ -1,0 +1,36 @@
+"""Number formats: safetensors' name of each, torch's name, and its bytes."""
+
+from typing import NamedTuple
+
+
+class Format(NamedTuple):
+    """`torch` is its name as an attribute of torch, `bytes` what one number takes."""
+
+    torch: str
+    bytes: int
+
+
+FORMATS = {
+    "F64": Format("float64", 8),
+    "F32": Format("float32", 4),
+    "F16": Format("float16", 2),
+    "BF16": Format("bfloat16", 2),
+    "I64": Format("int64", 8),
+    "I32": Format("int32", 4),
+    "I16": Format("int16", 2),
+    "I8": Format("int8", 1),
+    "U8": Format("uint8", 1),
+    "BOOL": Format("bool", 1),
+}
+ITEM_BYTES = {name: row.bytes for name, row in FORMATS.items()}
+"""Bytes of a number by safetensors' name."""
+STORED = {row.torch: name for name, row in FORMATS.items() if "F" in name}
+"""Safetensors' name of a floating-point format by torch's."""
+
+
+def computed_in(stored: str) -> str:
+    """Torch's name of the format in which a GPU computes weights of a stored one.
+
+    What is stored in float16 is computed in bfloat16: gradients leave the range of float16.
+    """
+    return FORMATS["BF16" if stored == "F16" else stored].torch
