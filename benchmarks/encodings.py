@@ -21,7 +21,8 @@ from schemas.errors import ConfigError
 from schemas.result.manifest import Compression
 from workers.checkpoint.contents import inspect
 from workers.checkpoint.fetching import resolve
-from workers.checkpoint.published import SUCCESS, read_manifest
+from workers.checkpoint.names import SUCCESS
+from workers.checkpoint.published import read_manifest
 from workers.evaluation.perplexity import perplexity
 from workers.model.loading import load_model, load_tokenizer
 from workers.storage.keys import basis_key

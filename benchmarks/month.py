@@ -25,7 +25,7 @@ from benchmarks.month_run import ARRIVALS, ATTEMPTS, NIGHTS, RATIO, STAGES, Happ
 from benchmarks.nodes import Nodes
 from pipeline.nightly import catalog
 from tests.nights import pointed
-from workers.checkpoint.published import SUCCESS
+from workers.checkpoint.names import SUCCESS
 
 os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", HF_HUB_OFFLINE="1")
 

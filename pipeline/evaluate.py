@@ -6,6 +6,7 @@ from pathlib import Path
 from schemas.errors import CheckpointError
 from schemas.result.evaluation import EvaluateConfig, EvaluationReport
 from workers.checkpoint.fetching import resolve
+from workers.checkpoint.names import CONFIG
 from workers.evaluation.perplexity import evaluate_checkpoint
 from workers.model.loading import load_tokenizer
 from workers.storage.places import local_copy, url_of
@@ -28,7 +29,7 @@ def _folder(name: str, copies: contextlib.ExitStack) -> Path:
     if url := url_of(name):
         return copies.enter_context(local_copy(url))
     folder = resolve(name, None)
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG).is_file():
         raise CheckpointError(
             f"{name}: no config.json, so no checkpoint; of a run with several ratios name one, as "
             "OUTPUT/ratio-0.20"

@@ -15,7 +15,7 @@ from schemas.request.nightly import CatalogRow
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 from schemas.result.manifest import Compression, Manifest, OutputResult, RunResult
 from schemas.run.identity import Identities, fingerprint
-from workers.checkpoint.published import SUCCESS
+from workers.checkpoint.names import SUCCESS
 from workers.storage.keys import RUN_RECORD
 from workers.storage.places import create, exists, read_bytes, write
 

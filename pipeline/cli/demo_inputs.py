@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from pipeline.search_path import ROOT
 from schemas.errors import CheckpointError, ConfigError, RunError
+from workers.checkpoint.names import CONFIG
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ def _topics() -> list[str]:
 
 
 def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
+    return (folder / CONFIG).is_file()
 
 
 def _require_readers() -> None:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from schemas.errors import CheckpointError
 from schemas.location import Url
-from workers.checkpoint.published import SUCCESS, read_manifest
+from workers.checkpoint.names import MANIFEST, SUCCESS
+from workers.checkpoint.published import read_manifest
 from workers.storage.keys import RUN_RECORD
 from workers.storage.places import files_below, read_bytes, remove, remove_below
-
-_MANIFEST = "manifest.json"
 
 
 def remove_output(place: Path | Url, identity: str | None) -> bool:
@@ -23,7 +22,7 @@ def remove_output(place: Path | Url, identity: str | None) -> bool:
     if names and not _is_output(place, identity):
         return False
     remove(place / SUCCESS)
-    for name in sorted(names, key=lambda name: (name == _MANIFEST, name)):
+    for name in sorted(names, key=lambda name: (name == MANIFEST, name)):
         remove(place / name)
     remove_below(place)
     if isinstance(place, Path):

@@ -17,10 +17,11 @@ from schemas.errors import CheckpointError, ConfigError
 from schemas.location import Url, locate
 from schemas.printable import is_unicode
 from schemas.run.identity import fingerprint
-from workers.checkpoint.config_file import HUB_ERRORS, NAME, not_given, require_hub_id
-from workers.checkpoint.contents import INDEX, SINGLE, inspect, weight_map
+from workers.checkpoint.config_file import HUB_ERRORS, not_given, require_hub_id
+from workers.checkpoint.contents import inspect, weight_map
 from workers.checkpoint.fetching import resolve
 from workers.checkpoint.folder import is_wanted
+from workers.checkpoint.names import CONFIG, INDEX, WEIGHTS
 from workers.checkpoint.tokenizer_files import require_tokenizer
 from workers.storage.files import sha256_of
 from workers.storage.places import IN_FLIGHT, exists, folders_in, identity_of, names_in, url_of
@@ -81,7 +82,7 @@ class _Below(Source):
         self._place = place
 
     def found(self) -> list[Checkpoint]:
-        if exists(self._place / NAME):
+        if exists(self._place / CONFIG):
             raise ConfigError(
                 f"watch {self._place}: is a checkpoint itself; name the folder above it, or "
                 "compress it with `svdllm compress`"
@@ -103,7 +104,7 @@ class _Below(Source):
             there = names_in(self._place / name)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        if not any(file == NAME or file.endswith((".safetensors", INDEX)) for file in there):
+        if not any(file == CONFIG or file.endswith((".safetensors", INDEX)) for file in there):
             return []
         return [file for file in there if is_wanted(file) and file not in _IDLE]
 
@@ -196,10 +197,10 @@ class _Hub(Source):
 
     def _require_complete(self, checkpoint: Checkpoint, there: set[str]) -> None:
         """Files of the hub are whole or not there; a commit may lack some of them."""
-        needed = {NAME, SINGLE}
+        needed = {CONFIG, WEIGHTS}
         if INDEX in there:
             index = hf_hub_download(self._repo, INDEX, revision=checkpoint.revision)
-            needed = {NAME, *weight_map(Path(index)).values()}
+            needed = {CONFIG, *weight_map(Path(index)).values()}
         if missing := sorted(needed - there):
             raise CheckpointError(
                 f"{self._repo} at {checkpoint.name}: no {', '.join(missing[:3])} in this revision"

@@ -12,6 +12,7 @@ from schemas.printable import printable
 from schemas.request.config import RunConfig
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import Compression
+from workers.checkpoint.names import CARD
 from workers.storage.files import write_text
 
 _KEPT: tuple[str, ...] = ("license", "license_name", "license_link", "language")
@@ -43,12 +44,12 @@ def write_card(
         notes=[(m.name, note) for m in compression.matrices for note in m.fallbacks],
         remarks=[(m.name, note) for m in compression.matrices for note in m.remarks],
     )
-    write_text(folder / "README.md", text)
+    write_text(folder / CARD, text)
 
 
 def front_matter(base: Path, config: RunConfig) -> dict[str, Any]:
     """Licence and languages of the base's own card, where it has one."""
-    card = _read_front(base / "README.md")
+    card = _read_front(base / CARD)
     kept = {key: found for key in _KEPT if (found := _plain(card.get(key))) is not None}
     is_hub_id = "://" not in config.model and not Path(config.model).exists()
     base_model = printable(config.model if is_hub_id else Path(config.model).name)

@@ -12,11 +12,12 @@ from rich.text import Text
 
 from pipeline.report import plots, wording
 from pipeline.report.figures import Figure, Table, base_and_made
-from pipeline.report.page import PAGE, model_name, render_page
+from pipeline.report.page import model_name, render_page
 from pipeline.report.read import Reported
 from schemas.location import Location
 from schemas.printable import printable
 from schemas.request.methods import METHODS, TITLES
+from workers.checkpoint.names import REPORT_PAGE
 
 _HEAD = ("checkpoint", "base", "method", "ratio", "removed", "parameters", "weights")
 _EVALUATED = ("perplexity", "increase", "KL, nats", "tokens/s")
@@ -139,4 +140,4 @@ def _link(place: Location, page: Path) -> str:
     """A relative link to the report of a checkpoint in a folder; none to an object store."""
     if not isinstance(place, Path):
         return ""
-    return quote(os.path.relpath(place / PAGE, page.parent))
+    return quote(os.path.relpath(place / REPORT_PAGE, page.parent))

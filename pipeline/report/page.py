@@ -28,8 +28,6 @@ from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 from schemas.result.manifest import Compression
 from schemas.result.report import ReportFacts
 
-PAGE = "report.html"
-FACTS = "report.json"
 _TEMPLATES = Path(__file__).parent / "templates"
 
 

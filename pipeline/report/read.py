@@ -6,14 +6,13 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
-from pipeline.report.page import FACTS
 from schemas.errors import ConfigError
 from schemas.location import Location, locate
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import Compression
 from schemas.result.report import ReportFacts
 from schemas.run.record import RunRecord
-from workers.checkpoint.published import SUCCESS
+from workers.checkpoint.names import COMPRESSION, EVALUATION, REPORT, SUCCESS
 from workers.checkpoint.strict_json import parse
 from workers.storage.keys import RUN_RECORD
 from workers.storage.places import exists, read_bytes, url_of
@@ -54,12 +53,12 @@ def _checkpoints(name: str) -> list[Location]:
 
 
 def _read(place: Location) -> Reported:
-    evaluation = place / "evaluation.json"
+    evaluation = place / EVALUATION
     return Reported(
         place,
-        _parse(place / "compression.json", Compression),
+        _parse(place / COMPRESSION, Compression),
         _parse(evaluation, EvaluationReport) if exists(evaluation) else None,
-        _parse(place / FACTS, ReportFacts),
+        _parse(place / REPORT, ReportFacts),
     )
 
 

@@ -17,7 +17,8 @@ from schemas.run.ranks import require_ranks
 from workers.checkpoint.config_file import read_spec
 from workers.checkpoint.contents import inspect
 from workers.checkpoint.fetching import resolve
-from workers.checkpoint.published import SUCCESS, require_free
+from workers.checkpoint.names import SUCCESS
+from workers.checkpoint.published import require_free
 from workers.checkpoint.tokenizer_files import require_tokenizer
 from workers.storage.keys import OWNER, RUN_RECORD
 from workers.storage.places import exists, files_below, url_of

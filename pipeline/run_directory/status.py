@@ -9,7 +9,7 @@ from pipeline.run_directory.ownership import describe
 from schemas.errors import ConfigError
 from schemas.location import Url, locate
 from schemas.run.record import Activity, RunRecord, RunStatus, StageStatus
-from workers.checkpoint.published import SUCCESS
+from workers.checkpoint.names import SUCCESS
 from workers.storage.keys import OWNER, RUN_RECORD
 from workers.storage.places import exists, read_bytes
 from workers.storage.store import Store

@@ -18,6 +18,7 @@ from schemas.result.output import MatrixResult, OutputFile
 from schemas.run.identity import Record
 from workers.actors.metrics import count
 from workers.checkpoint.config_file import read_config
+from workers.checkpoint.names import COMPRESSION, CONFIG, INDEX, MANIFEST
 from workers.checkpoint.own_code import RUNTIME, SHIPPED
 from workers.process.logs import about_matrices
 from workers.storage.files import copy, file_sha256, write_text
@@ -42,7 +43,7 @@ def assemble(output: Output) -> None:
         write_around(staging, run.inputs.folder, run.spec, output.matrices, files)
         output.compression = describe(output)
         text = output.compression.model_dump_json(indent=2) + "\n"
-        write_text(staging / "compression.json", text)
+        write_text(staging / COMPRESSION, text)
         write_manifest(output)
         stage.advance()
     _warn(run, output.compression)
@@ -70,12 +71,12 @@ def write_around(
             for name, result in results.items()
         },
     }
-    _write_json(folder / "config.json", config)
+    _write_json(folder / CONFIG, config)
     if len(files) > 1:
         weight_map = {tensor.name: file.name for file in files for tensor in file.tensors}
         size = sum(tensor.nbytes for file in files for tensor in file.tensors)
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        _write_json(folder / "model.safetensors.index.json", index)
+        _write_json(folder / INDEX, index)
 
 
 def describe(output: Output) -> Compression:
@@ -132,7 +133,7 @@ def write_manifest(output: Output) -> None:
         files=checksums(output.staging, weights),
     )
     text = manifest.model_dump_json(indent=2) + "\n"
-    write_text(output.staging / "manifest.json", text)
+    write_text(output.staging / MANIFEST, text)
 
 
 def checksums(folder: Path, known: dict[str, FileEntry]) -> dict[str, FileEntry]:
@@ -142,7 +143,7 @@ def checksums(folder: Path, known: dict[str, FileEntry]) -> dict[str, FileEntry]
     found = {
         path.name: FileEntry(sha256=file_sha256(path), bytes=path.stat().st_size)
         for path in folder.iterdir()
-        if path.is_file() and path.name not in (*known, "manifest.json")
+        if path.is_file() and path.name not in (*known, MANIFEST)
     }
     return dict(sorted((found | known).items()))
 

@@ -19,8 +19,6 @@ from workers.checkpoint.contents import inspect_decoder
 from workers.checkpoint.verify import samples_of
 from workers.storage.places import read_bytes, write
 
-EVALUATION = "evaluation.json"
-
 
 def evaluate(output: Output) -> None:
     """Set `evaluation`: perplexity of the base and of the result, and the KL between them.

@@ -6,15 +6,15 @@ from datetime import UTC, datetime
 
 from pipeline.metrics import show_perplexity
 from pipeline.report.card import write_card
-from pipeline.report.page import FACTS, PAGE, render_report
+from pipeline.report.page import render_report
 from pipeline.report.wording import optimism
 from pipeline.request.flags import command_of
 from pipeline.run import Run, shape
 from pipeline.stages.assemble import versions, write_manifest
-from pipeline.stages.evaluate import EVALUATION
 from pipeline.stages.output import Output
 from schemas.result.output import MatrixResult
 from schemas.result.report import ReportFacts, SpectrumSample, StageTime
+from workers.checkpoint.names import EVALUATION, REPORT, REPORT_PAGE
 from workers.storage.files import write_text
 from workers.storage.keys import spectrum_key
 from workers.storage.places import IN_FLIGHT
@@ -36,8 +36,8 @@ def present(output: Output) -> None:
             )
         write_text(staging / EVALUATION, evaluation.model_dump_json(indent=2) + "\n")
     facts = gather_facts(output)
-    write_text(staging / FACTS, facts.model_dump_json() + "\n")
-    write_text(staging / PAGE, render_report(compression, evaluation, facts))
+    write_text(staging / REPORT, facts.model_dump_json() + "\n")
+    write_text(staging / REPORT_PAGE, render_report(compression, evaluation, facts))
     write_card(staging, run.inputs.folder, run.config, compression, evaluation)
     write_manifest(output)
 

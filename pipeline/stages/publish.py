@@ -19,16 +19,16 @@ from pathlib import Path
 from pipeline.cluster.pool import Task
 from pipeline.progress import Stage
 from pipeline.run import Run
-from pipeline.stages.evaluate import EVALUATION, read_evaluation
+from pipeline.stages.evaluate import read_evaluation
 from pipeline.stages.output import Output
 from schemas.errors import ConfigError, RunError
 from schemas.location import Location, Url
 from schemas.result.manifest import FileEntry, Manifest, OutputResult
-from workers.checkpoint.published import CLAIM, SUCCESS, finished, require_free
+from workers.checkpoint.names import CLAIM, COMPRESSION, EVALUATION, MANIFEST, SUCCESS
+from workers.checkpoint.published import finished, require_free
 from workers.storage import files
 from workers.storage.places import create, exists, read_bytes, remove, transfer
 
-_MANIFEST = "manifest.json"
 _FASTER = "already there, from another driver that was faster with the same"
 
 
@@ -56,7 +56,7 @@ def find_published(run: Run, ratio: float) -> OutputResult | None:
 
 def _given_up(folder: Location) -> dict[str, str]:
     """What had to stay dense in a published checkpoint, as its compression.json says."""
-    found: dict[str, str] = json.loads(read_bytes(folder / "compression.json")).get("given_up", {})
+    found: dict[str, str] = json.loads(read_bytes(folder / COMPRESSION)).get("given_up", {})
     return found
 
 
@@ -155,13 +155,13 @@ def publish_to_store(
             )
     if finished(url, identity) is None:
         send(weights)
-        small = {path.name: path for path in staging.iterdir()}.keys() - weights - {_MANIFEST}
+        small = {path.name: path for path in staging.iterdir()}.keys() - weights - {MANIFEST}
         for name in sorted(small):
             transfer(staging / name, url / name)
-        manifest = Manifest.model_validate_json((staging / _MANIFEST).read_bytes())
+        manifest = Manifest.model_validate_json((staging / MANIFEST).read_bytes())
         entries = manifest.files | {name: _entry(url / name) for name in small}
         text = manifest.model_copy(update={"files": entries}).model_dump_json(indent=2) + "\n"
-        create(url / _MANIFEST, text.encode())
+        create(url / MANIFEST, text.encode())
         if not create(url / SUCCESS, b""):
             finished(url, identity)  # by another driver of this very run, or it raises
     remove(url / CLAIM)

@@ -6,6 +6,7 @@ from runtime.configuration_lowrank import BIASES, tensor_shapes
 from schemas.model.dtypes import ITEM_BYTES
 from schemas.model.spec import MatrixSpec, ModelSpec, TensorSpec
 from schemas.result.output import FactorSource, MatrixResult, OutputFile, OutputTensor
+from workers.checkpoint.names import WEIGHTS
 
 _FILE_BYTES = 5 * 10**9
 
@@ -41,7 +42,7 @@ def plan_parts(spec: ModelSpec, parameters: dict[str, int]) -> list[Part]:
         room -= size
     names = [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
     if len(groups) == 1:
-        names = ["model.safetensors"]
+        names = [WEIGHTS]
     return [
         Part(
             name,

@@ -11,25 +11,25 @@ from schemas.location import Url, locate
 from schemas.model.shapes import model_spec, require_base
 from schemas.model.spec import ModelSpec
 from workers.checkpoint.folder import read_small
+from workers.checkpoint.names import CONFIG
 from workers.checkpoint.strict_json import parse
 from workers.storage.places import url_of
 
-NAME = "config.json"
 HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a checkpoint folder."""
-    return _read(folder / NAME)
+    return _read(folder / CONFIG)
 
 
 def read_spec(model: str, revision: str | None) -> ModelSpec:
     """The shapes of a folder, a config.json, a hub id or a URL; nothing else of it is fetched."""
     if url := url_of(model):
-        return _base_spec(url / NAME)
+        return _base_spec(url / CONFIG)
     path = Path(locate(model)).expanduser()
     if path.is_dir():
-        path = path / NAME
+        path = path / CONFIG
     elif not path.is_file():
         path = _fetch(model, revision)
     return _base_spec(path)
@@ -60,7 +60,7 @@ def not_given(model: str, error: Exception) -> CheckpointError:
 def _fetch(model: str, revision: str | None) -> Path:
     require_hub_id(model)
     try:
-        return Path(hf_hub_download(model, NAME, revision=revision))
+        return Path(hf_hub_download(model, CONFIG, revision=revision))
     except HUB_ERRORS as error:
         raise not_given(model, error) from error
 

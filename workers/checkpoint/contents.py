@@ -8,15 +8,14 @@ from schemas.errors import CheckpointError
 from schemas.location import Url
 from schemas.model.shapes import LOW_RANK, family, model_spec, require_base
 from schemas.model.spec import DecoderSpec, ModelSpec, TensorSpec
-from workers.checkpoint.config_file import NAME, read_config
+from workers.checkpoint.config_file import read_config
 from workers.checkpoint.folder import read_small, require_contained, require_file_name
 from workers.checkpoint.headers import read_header
+from workers.checkpoint.names import CONFIG, INDEX, WEIGHTS
 from workers.checkpoint.strict_json import parse
 from workers.storage.files import sha256_of
 from workers.storage.places import IN_FLIGHT, exists, identity_of, names_in
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 # Files of weights that are refused: all but the last can run code when they are opened.
 _FOREIGN = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5", ".gguf")
 # What GPTQ, AWQ, bitsandbytes, FP8 and compressed-tensors store beside or instead of a weight.
@@ -37,7 +36,7 @@ def inspect(folder: Path, weights: Url | None = None) -> ModelSpec:
     that is no base's, and where there is one that is no part of it.
     """
     decoder, told = _decoder(folder, weights)
-    require_base(read_config(folder), str(folder / NAME))
+    require_base(read_config(folder), str(folder / CONFIG))
     found = {tensor.name: tensor for tensor in decoder.tensors}
     owners = [f"{decoder.architecture.base}{matrix.name}" for matrix in told.matrices]
     names = [f"{owner}.{leaf}" for owner in owners for leaf in ("weight", "bias")]
@@ -64,16 +63,16 @@ def base_files(folder: Path, spec: ModelSpec) -> dict[str, str]:
     """
     files = sorted({tensor.file for tensor in spec.tensors})
     if not isinstance(url := spec.weights, Url):
-        return sha256_of(folder, [NAME, *files])
+        return sha256_of(folder, [CONFIG, *files])
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         versions = list(pool.map(lambda file: identity_of(url / file), files))
-    return sha256_of(folder, [NAME]) | dict(zip(files, versions, strict=True))
+    return sha256_of(folder, [CONFIG]) | dict(zip(files, versions, strict=True))
 
 
 def _decoder(folder: Path, weights: Url | None) -> tuple[DecoderSpec, ModelSpec]:
     """What the files hold, and what config.json says of the base; they agree where they must."""
     require_contained(folder)
-    config, where = read_config(folder), str(folder / NAME)
+    config, where = read_config(folder), str(folder / CONFIG)
     if family(config, where).planned:
         raise CheckpointError(
             f"{where}: model_type {config['model_type']!r} is planned, not yet compressed; "
@@ -139,12 +138,12 @@ def _tensors(folder: Path, weights: Path | Url) -> dict[str, TensorSpec]:
     listed = weight_map(folder / INDEX)
     if listed:
         files = sorted(set(listed.values()))
-        if SINGLE not in files and exists(weights / SINGLE):
+        if WEIGHTS not in files and exists(weights / WEIGHTS):
             raise CheckpointError(
-                f"{weights}: {SINGLE} is there, and an index of other files; remove one of them"
+                f"{weights}: {WEIGHTS} is there, and an index of other files; remove one of them"
             )
-    elif exists(weights / SINGLE):
-        files = [SINGLE]
+    elif exists(weights / WEIGHTS):
+        files = [WEIGHTS]
     else:
         raise _no_weights(weights)
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
@@ -178,7 +177,7 @@ def _no_weights(weights: Path | Url) -> CheckpointError:
     foreign = [name for name in names_in(weights) if name.endswith(_FOREIGN)]
     found = ", ".join(foreign) or "no weights"
     return CheckpointError(
-        f"{weights}: no {SINGLE} and no index of shards (found {found}); only safetensors is "
+        f"{weights}: no {WEIGHTS} and no index of shards (found {found}); only safetensors is "
         "read, as pickled files can run code: convert a checkpoint that you trust, with "
         "AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER)"
     )

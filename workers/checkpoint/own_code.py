@@ -6,6 +6,7 @@ from pathlib import Path
 from schemas.errors import CheckpointError
 from schemas.result.manifest import FORMAT
 from workers.checkpoint.config_file import read_config
+from workers.checkpoint.names import MANIFEST
 
 RUNTIME = Path(__file__).resolve().parents[2] / "runtime"
 SHIPPED = ("configuration_lowrank.py", "modeling_lowrank.py")
@@ -34,7 +35,7 @@ def may_run_code(folder: Path, trust_remote_code: bool) -> bool:
 
 
 def _claims_to_be_ours(folder: Path) -> bool:
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     if not path.is_file() or "low_rank" not in read_config(folder):
         return False
     try:

@@ -7,10 +7,8 @@ from pydantic import ValidationError
 from schemas.errors import CheckpointError, ConfigError
 from schemas.location import Url
 from schemas.result.manifest import Compression, Manifest
+from workers.checkpoint.names import CLAIM, COMPRESSION, MANIFEST, SUCCESS
 from workers.storage.places import exists, names_in, read_bytes
-
-SUCCESS = "_SUCCESS"
-CLAIM = "_PUBLISHING"  # holds the identity of the output that is on its way
 
 
 def finished(place: Path | Url, identity: str) -> Compression | None:
@@ -26,7 +24,7 @@ def finished(place: Path | Url, identity: str) -> Compression | None:
             f"output {place} holds a checkpoint of another model, text, method or ratio; name "
             "another folder, or remove it"
         )
-    return Compression.model_validate_json(read_bytes(place / "compression.json"))
+    return Compression.model_validate_json(read_bytes(place / COMPRESSION))
 
 
 def require_free(place: Path | Url) -> None:
@@ -47,7 +45,7 @@ def require_free(place: Path | Url) -> None:
 
 def read_manifest(folder: Path | Url) -> Manifest:
     """The manifest of a compressed checkpoint. Raises CheckpointError where there is none."""
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     try:
         return Manifest.model_validate_json(read_bytes(path))
     except FileNotFoundError:

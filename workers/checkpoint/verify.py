@@ -9,6 +9,7 @@ from pathlib import Path
 from schemas.errors import CheckpointError, VerificationError
 from schemas.location import Url
 from schemas.result.manifest import Check, Manifest
+from workers.checkpoint.names import SUCCESS
 from workers.checkpoint.own_code import may_run_code
 from workers.checkpoint.published import read_manifest
 from workers.checkpoint.stored import UNASKED, stored_sha256
@@ -45,7 +46,7 @@ def verify_checkpoint(
     manifest = read_manifest(folder)
     checks = [_files(folder, manifest, stored or {})]
     if published:
-        there = (folder / "_SUCCESS").is_file()
+        there = (folder / SUCCESS).is_file()
         checks.append(Check(name="success marker", passed=there, detail="" if there else "absent"))
     if not checks[0].passed:
         return [*checks, Check(name=_CLEAN, passed=None, detail="the files are not as written")]

@@ -15,7 +15,7 @@ from runtime import modeling_lowrank
 from runtime.configuration_lowrank import ARCHITECTURES as LOW_RANK_CLASSES
 from schemas.errors import CheckpointError
 from schemas.model.spec import DecoderSpec
-from workers.checkpoint.config_file import NAME
+from workers.checkpoint.names import CONFIG
 from workers.checkpoint.tensors import TensorReader, is_finite
 
 _NO_CODE = {"trust_remote_code": False, "local_files_only": True}
@@ -148,7 +148,7 @@ def require_buildable(folder: Path, spec: DecoderSpec) -> None:
             pieces.skeleton(index)(inputs_embeds=hidden, attention_mask=mask, use_cache=False)
     except Exception as error:  # whatever transformers raises on a value that it does not expect
         raise CheckpointError(
-            f"{folder / NAME}: transformers cannot compute a layer of it "
+            f"{folder / CONFIG}: transformers cannot compute a layer of it "
             f"({type(error).__name__}: {error}); correct the file, or fetch it again"
         ) from error
 
