@@ -85,7 +85,7 @@ def _stages(run: Run) -> tuple[tuple[OutputResult, ...], tuple[int, ...]]:
             factorise(run, run.spec.matrices)
             run.pool.quarantine.require()
         outputs = tuple(there or make_output(run, ratio) for ratio, there in found.items())
-    return outputs, (*run.pool.peaks, *run.pool.each("peak_memory"))
+    return outputs, tuple(run.pool.each("peak_memory"))
 
 
 def make_output(run: Run, ratio: float) -> OutputResult:

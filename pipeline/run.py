@@ -102,10 +102,11 @@ class Run:
         """Let workers take items of the pool on what the cluster has and the pool has not."""
         cluster = self.config.cluster
         idle = self.plan.cluster.workers - self.plan.workers  # for which the plan has no use
-        there = workers_there(cluster, self.config.numerics.threads)
+        threads = self.config.numerics.threads
+        there = workers_there(cluster, threads)
         for _ in range(there - idle - len(self.pool.members)):
-            [worker] = start_workers(self.config, self.spec, 1, self.plan)
-            worker.prepare.remote()
+            [worker] = start_workers(cluster, threads, self.plan.host_memory, 1)
+            worker.prepare.remote(self.config, self.spec)
             self.pool.invite(worker, worker.identify.remote(self.ids), start_timeout(cluster))
 
     def committed(self) -> frozenset[str]:
@@ -127,9 +128,11 @@ def start(
     """Plan, start the actors, and agree on what is computed. What has failed before is given up."""
     spec = inputs.spec
     plan = make_plan(config, spec, find_cluster(config.cluster, config.numerics, spec.dtype))
-    workers = start_workers(config, spec, plan.workers, plan)
+    threads = config.numerics.threads
+    workers = start_workers(config.cluster, threads, plan.host_memory, plan.workers)
     try:
-        found = agree(config.cluster, workers, progress)
+        calls = [worker.prepare.remote(config, spec) for worker in workers]
+        found = agree(config.cluster, calls, progress)
     except CompressorError:
         stop(workers)
         raise

@@ -11,9 +11,8 @@ from pipeline.cluster.calls import Actor, result, start_timeout
 from pipeline.cluster.capacity import cluster_resources, on_gpus
 from pipeline.progress import Progress
 from schemas.errors import WorkerDiedError, WorkerError
-from schemas.model.spec import ModelSpec
 from schemas.request.config import ClusterConfig, RunConfig
-from schemas.run.plan import Plan, WorkerFacts
+from schemas.run.plan import WorkerFacts
 from workers.actors.allocator import Allocator
 from workers.actors.layer_shard import LayerShard
 
@@ -21,21 +20,15 @@ _LOOK_EVERY_S = 5.0
 T = TypeVar("T")
 
 
-def start_workers(config: RunConfig, spec: ModelSpec, count: int, plan: Plan) -> list[Actor]:
-    """`count` layer-shard actors of a compression."""
-    threads = config.numerics.threads
-    actor = with_resources(LayerShard, config.cluster, threads, plan.host_memory)
-    return [actor.remote(config, spec) for _ in range(count)]
-
-
-def with_resources(actor: Any, cluster: ClusterConfig, threads: int, memory: int) -> Any:
-    """An actor class, each of its actors on a GPU of its own where the cluster has any.
+def start_workers(cluster: ClusterConfig, threads: int, memory: int, count: int) -> list[Actor]:
+    """`count` workers, each on a GPU of its own if the cluster has any.
 
     Ray reserves the host memory of each, in bytes, where it schedules it. It keeps no history of
     their calls: that of the micro-batches of many runs would fill the memory of its head.
     """
     gpus = on_gpus(cluster)
-    return actor.options(
+    worker: Any = LayerShard
+    options = worker.options(
         num_gpus=int(gpus),
         num_cpus=0 if gpus else threads,
         memory=memory,
@@ -43,11 +36,15 @@ def with_resources(actor: Any, cluster: ClusterConfig, threads: int, memory: int
         max_restarts=0,
         enable_task_events=False,
     )
+    return [options.remote(threads) for _ in range(count)]
 
 
-def agree(cluster: ClusterConfig, workers: list[Actor], progress: Progress) -> list[WorkerFacts]:
-    """What each started worker runs on. Raises WorkerError where its numbers would differ."""
-    facts = _started(cluster, workers)
+def agree(cluster: ClusterConfig, calls: list[Any], progress: Progress) -> list[WorkerFacts]:
+    """What each worker says that it runs on, by a call that prepares it.
+
+    Raises WorkerError if their numbers would differ.
+    """
+    facts = _started(cluster, calls)
     kinds = {(fact.device, fact.device_name, fact.dtype) for fact in facts}
     if len(kinds) > 1:
         raise WorkerError(
@@ -77,13 +74,12 @@ def chains(workers: Sequence[T], facts: Sequence[WorkerFacts], length: int) -> l
     return [ordered[at : at + length] for at in range(0, len(ordered), length)]
 
 
-def _started(cluster: ClusterConfig, workers: list[Actor]) -> list[WorkerFacts]:
+def _started(cluster: ClusterConfig, calls: list[Any]) -> list[WorkerFacts]:
     """What each worker says once it is there.
 
     Raises WorkerDiedError where the cluster shrinks below what they need while they are awaited,
     WorkerError where they do not come.
     """
-    calls = [worker.prepare.remote() for worker in workers]
     end, waiting = time.monotonic() + start_timeout(cluster), calls
     kind = "GPU" if on_gpus(cluster) else "CPU"
     before = cluster_resources().get(kind, 0)
@@ -95,7 +91,7 @@ def _started(cluster: ClusterConfig, workers: list[Actor]) -> list[WorkerFacts]:
             raise WorkerDiedError("start of a worker: the cluster lost a node meanwhile")
         if waiting and time.monotonic() > end:
             raise WorkerError(
-                f"{len(waiting)} of {len(workers)} workers did not start within "
+                f"{len(waiting)} of {len(calls)} workers did not start within "
                 f"{start_timeout(cluster):g} s: the cluster has no room for them now (`ray status` "
                 "says what takes it); start again, or ask for fewer with --workers"
             )

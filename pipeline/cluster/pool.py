@@ -77,8 +77,7 @@ class _Invitation(NamedTuple):
 class Pool:
     """The workers of a run that are alive. `seconds` counts what each was busy with items.
 
-    `replace` is called after a loss; it may `invite` others. `peaks` are the bytes of memory that
-    those which were dismissed took at most.
+    `replace` is called after a loss; it may `invite` others.
     """
 
     def __init__(
@@ -92,7 +91,6 @@ class Pool:
         self.quarantine = quarantine or Quarantine(warn)
         self.replace: Callable[[], None] = lambda: None
         self.seconds: dict[Actor, float] = {}
-        self.peaks: list[int] = []
         self._timeout_s = timeout_s
         self._warn = warn
         self._waiting: list[Task] = []
@@ -159,13 +157,6 @@ class Pool:
             except WorkerDiedError as error:
                 self._lose(worker, error)
         return found
-
-    def dismiss(self) -> None:
-        """End every worker, so that others find room; `peaks` has the memory of each."""
-        self.peaks += self.each("peak_memory")
-        stop(self.members)
-        self.workers.clear()
-        self._joining.clear()
 
     def _order(self, tasks: Iterable[Task]) -> list[Task]:
         given_up = self.quarantine.items

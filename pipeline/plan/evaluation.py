@@ -9,7 +9,7 @@ from pipeline.plan.footprint import PROCESS_BYTES
 from schemas.errors import ConfigError
 from schemas.model.dtypes import ITEM_BYTES
 from schemas.run.plan import ClusterSpec, LayerRange
-from workers.actors.evaluation_shard import Source
+from workers.checkpoint.source import Source
 
 Part = tuple[LayerRange, ...]  # a shard: layers of each model
 

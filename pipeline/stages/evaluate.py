@@ -4,18 +4,17 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipeline.cluster.capacity import workers_there
 from pipeline.request.inputs import EvaluationText, tokens_sha256
 from pipeline.run import Run
 from pipeline.stages.output import Output
 from pipeline.stages.staging import everywhere
-from pipeline.stream.evaluation import Model, score_models
+from pipeline.stream.evaluation import Crew, Model, score_models
 from schemas.location import Location
 from schemas.model.dtypes import STORED
 from schemas.result.evaluation import EvaluateConfig, EvaluationReport, ModelEvaluation
 from schemas.run.identity import fingerprint
-from workers.actors.evaluation_shard import Source
 from workers.checkpoint.contents import inspect_decoder
+from workers.checkpoint.source import Source
 from workers.checkpoint.verify import samples_of
 from workers.storage.places import read_bytes, write
 
@@ -24,7 +23,7 @@ def evaluate(output: Output) -> None:
     """Set `evaluation`: perplexity of the base and of the result, and the KL between them.
 
     It stays None if the run has no text for it. It is kept in the run directory; if it is not there
-    yet, the workers of the pool make room for those of the evaluation.
+    yet, the workers of the pool compute it.
     """
     run, text = output.run, output.run.inputs.evaluation
     if text is None:
@@ -69,17 +68,16 @@ def _score(output: Output, text: EvaluationText) -> tuple[ModelEvaluation, ...]:
         device=run.config.cluster.device,
         streamed=True,
     )
-    there = workers_there(run.config.cluster, run.config.numerics.threads)  # some may be lost
-    where = run.config.cluster.model_copy(update={"workers": there})
+    workers = run.pool.workers  # some may have been lost
+    where = run.config.cluster.model_copy(update={"workers": len(workers)})
     run.discard(f"boundaries/{output.identity}")
     with everywhere(output, weights=True) as at:
-        run.pool.dismiss()
         models = [
             Model(run.config.model, run.inputs.folder, _base(run)),
             Model(place, output.staging, _result(output, at)),
         ]
-        progress, store = run.progress, run.store
-        return score_models(models, text.windows, config, where, progress, store, output.identity)
+        crew = Crew(workers, run.store, output.identity)
+        return score_models(models, text.windows, config, where, run.progress, crew)
 
 
 def _summary(base: ModelEvaluation, result: ModelEvaluation) -> str:

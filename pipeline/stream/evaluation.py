@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.cluster.actors import agree, chains, with_resources
+from pipeline.cluster.actors import agree, chains, start_workers
 from pipeline.cluster.calls import Actor, stop, wait_for
 from pipeline.cluster.capacity import find_cluster
 from pipeline.cluster.object_store import stream_bytes
@@ -27,9 +27,9 @@ from schemas.location import Url
 from schemas.model.dtypes import ITEM_BYTES
 from schemas.request.config import ClusterConfig, NumericsConfig
 from schemas.result.evaluation import EvaluateConfig, ModelEvaluation
-from workers.actors.evaluation_shard import EvaluationShard, Source
 from workers.checkpoint.contents import inspect_decoder
 from workers.checkpoint.own_code import may_run_code
+from workers.checkpoint.source import Source
 from workers.evaluation.perplexity import TokenLoss, require_finite, require_vocabulary
 from workers.evaluation.scoring import Rows, Score, total
 from workers.storage.places import size_of, url_of
@@ -45,6 +45,17 @@ class Model(NamedTuple):
     name: str
     folder: Path
     source: Source
+
+
+class Crew(NamedTuple):
+    """Workers that are there already, and where their rows wait between waves.
+
+    `identity` tells those rows from what waits of others.
+    """
+
+    workers: list[Actor]
+    store: Store
+    identity: str
 
 
 def evaluate_streamed(
@@ -69,14 +80,13 @@ def score_models(
     config: EvaluateConfig,
     where: ClusterConfig,
     progress: Progress,
-    store: Store | None = None,
-    identity: str = "evaluation",
+    crew: Crew | None = None,
 ) -> tuple[ModelEvaluation, ...]:
     """The same, of models whose tensors are known, on the cluster that `where` says.
 
     Every worker holds the same part of all models, so the last has both distributions of each
-    token. More shards than workers run in waves; what waits between them is in `store`, or in a
-    temporary folder. `identity` tells it from what waits of others.
+    token. More shards than workers run in waves. Without a `crew` workers are started, and what
+    waits between waves is in a temporary folder.
     """
     start = time.perf_counter()
     sources = [model.source for model in models]
@@ -87,8 +97,8 @@ def score_models(
         cluster = find_cluster(where, _NUMERICS, sources[-1].dtype)
         plan = plan_evaluation(sources, cluster, where.shard_layers)
         names = [model.name for model in models]
-        evaluation = _Evaluation(names, sources, config, where, plan, progress, identity)
-        score = total(evaluation.run(windows, store))
+        evaluation = _Evaluation(names, sources, config, where, plan, progress)
+        score = total(evaluation.by(crew, windows) if crew else evaluation.run(windows))
     seconds = time.perf_counter() - start
     return tuple(
         _summary(model, score, number, windows, evaluation.seconds[number], seconds)
@@ -106,60 +116,68 @@ class _Evaluation:
     where: ClusterConfig
     plan: EvaluationPlan
     progress: Progress
-    identity: str
     seconds: Counter[int] = field(default_factory=Counter)
 
     @property
     def timeout(self) -> float:
         return self.where.item_timeout_s
 
-    def run(self, windows: Tensor, store: Store | None) -> list[Score]:
-        """The score of every window, in order. The workers have gone after it."""
-        workers = self._start()
+    def run(self, windows: Tensor) -> list[Score]:
+        """The score of every window, in order, by workers that are started and ended."""
+        where, plan = self.where, self.plan
+        with self.progress.stage("start", 1, "cluster") as stage:
+            shards = len(plan.waves[0])
+            workers = start_workers(where, _NUMERICS.threads, plan.host_bytes, shards)
+            try:
+                chain = self._prepare(workers)
+            except CompressorError:
+                stop(workers)
+                raise
+            stage.advance()
         try:
-            with _temporary(self.config.work_dir) if store is None else nullcontext(store) as room:
-                return self._waves(workers, windows, room)
+            with _temporary(self.config.work_dir) as store:
+                return self._waves(Crew(chain, store, "evaluation"), windows)
         finally:
             stop(workers)
 
-    def _waves(self, workers: list[Actor], windows: Tensor, store: Store) -> list[Score]:
+    def by(self, crew: Crew, windows: Tensor) -> list[Score]:
+        """The same by workers that stay; they have let go what they held before."""
+        chain = self._prepare(crew.workers[: len(self.plan.waves[0])])
+        scores = self._waves(crew._replace(workers=chain), windows)
+        wait_for({worker.release.remote(): "release" for worker in chain}, self.timeout)
+        return scores
+
+    def _waves(self, crew: Crew, windows: Tensor) -> list[Score]:
+        workers, store = crew.workers, crew.store
         batches, last = micro_batches(windows, size=1, segments=1), len(self.plan.waves) - 1
         if last:
             _require_disk(store.root, boundary_bytes(self.sources, windows.numel()))
             joins = {worker.join.remote(store.root): "work_dir" for worker in workers}
             wait_for(joins, self.timeout)
         for wave in range(last):
-            self._wave(wave, workers, batches, store)
-        return self._wave(last, workers, batches, store)
+            self._wave(wave, crew, batches)
+        return self._wave(last, crew, batches)
 
-    def _start(self) -> list[Actor]:
-        where, plan, threads = self.where, self.plan, _NUMERICS.threads
-        with self.progress.stage("start", 1, "cluster") as stage:
-            actor = with_resources(EvaluationShard, where, threads, plan.host_bytes)
-            workers = [actor.remote(self.sources, where.device, threads) for _ in plan.waves[0]]
-            try:
-                facts = agree(where, workers, self.progress)
-                [workers] = chains(workers, facts, len(workers))
-            except CompressorError:
-                stop(workers)
-                raise
-            stage.advance()
+    def _prepare(self, workers: list[Actor]) -> list[Actor]:
+        """The workers as a chain, each of which knows the models."""
+        plan, where = self.plan, self.where
+        calls = [worker.prepare_scoring.remote(self.sources, where.device) for worker in workers]
+        facts = agree(where, calls, self.progress)
+        [chain] = chains(workers, facts, len(workers))
         waves = f" in {len(plan.waves)} waves" if len(plan.waves) > 1 else ""
         self.progress.note(
             f"plan: {plan.shards} shards of {' and '.join(self.names)}{waves}, each of up to "
             f"{plan.weight_bytes / 1e6:,.1f} MB of weights, on {facts[0].device} "
             f"({facts[0].device_name}) in {self.config.dtype}"
         )
-        return workers
+        return chain
 
-    def _wave(
-        self, wave: int, workers: list[Actor], batches: list[Batch], store: Store
-    ) -> list[Any]:
+    def _wave(self, wave: int, crew: Crew, batches: list[Batch]) -> list[Any]:
         """All micro-batches through the shards of one wave: their scores, where it is the last."""
         waves = self.plan.waves
-        chain = workers[: len(waves[wave])]
+        chain = crew.workers[: len(waves[wave])]
         self._load(wave, chain)
-        boundaries = [Boundary(store, self.identity, parts[0][0].start) for parts in waves]
+        boundaries = [Boundary(crew.store, crew.identity, parts[0][0].start) for parts in waves]
         source = boundaries[wave].source(chain[0]) if wave else _tokens
         sink = boundaries[wave + 1].sink(chain[-1]) if wave + 1 < len(waves) else as_it_is
         found: list[Any] = []
@@ -174,13 +192,14 @@ class _Evaluation:
             drive([stream_forward(chain, batches, source, sink)], "evaluate", self.timeout, through)
         for spent in wait_for({w.seconds.remote(): "seconds" for w in chain}, self.timeout):
             self.seconds.update(dict(enumerate(spent)))
-        store.discard(boundaries[wave].prefix)
+        crew.store.discard(boundaries[wave].prefix)
         return found
 
     def _load(self, wave: int, chain: list[Actor]) -> None:
         parts = self.plan.waves[wave]
         loads = {
-            worker.load.remote(part): "load" for worker, part in zip(chain, parts, strict=True)
+            worker.load_models.remote(part): "load"
+            for worker, part in zip(chain, parts, strict=True)
         }
         with self.progress.stage("load", len(loads), "shards") as stage:
             wait_for(loads, self.timeout, lambda _: stage.advance())

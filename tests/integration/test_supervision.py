@@ -145,7 +145,7 @@ def test_a_worker_that_cannot_start_ends_the_run_with_what_it_raised(
         def __init__(self, *_: object) -> None:
             raise ModuleNotFoundError("No module named 'safetensors'")
 
-        def prepare(self) -> None:
+        def prepare(self, *_: object) -> None:
             """What is asked of it first."""
 
     monkeypatch.setattr("pipeline.cluster.actors.LayerShard", ray.remote(Unfit))

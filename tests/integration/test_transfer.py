@@ -12,9 +12,8 @@ from schemas.request.config import RunConfig
 from schemas.run.identity import Identities
 from tests.integration.support import ask
 from tests.models import tiny_model
-from workers.actors.evaluation_shard import EvaluationShard, Source
 from workers.actors.layer_shard import LayerShard
-from workers.checkpoint.contents import inspect, inspect_decoder
+from workers.checkpoint.contents import inspect
 from workers.evaluation.scoring import Rows
 from workers.storage.keys import RUN_RECORD
 from workers.storage.places import write
@@ -30,10 +29,11 @@ def config(local_ray: None, tmp_path: Path) -> RunConfig:
 
 def test_hidden_states_of_a_compression(config: RunConfig) -> None:
     shard: Any = LayerShard
-    worker = shard.remote(config, inspect(Path(config.model)))
+    worker = shard.remote(1)
+    spec = inspect(Path(config.model))
     write(config.run_folder / RUN_RECORD, b"{}")
     ids = Identities(forward="f", backward="b", bases="c", factors="d")
-    ray.get([worker.prepare.remote(), worker.identify.remote(ids)])
+    ray.get([worker.prepare.remote(config, spec), worker.identify.remote(ids)])
     ray.get(worker.write.remote(KEY, ray.put(ROWS)))
     found = ray.get(worker.read.remote(KEY))
     assert torch.equal(found, ROWS)
@@ -41,10 +41,9 @@ def test_hidden_states_of_a_compression(config: RunConfig) -> None:
     ray.kill(worker)
 
 
-def test_rows_of_an_evaluation(config: RunConfig, tmp_path: Path) -> None:
-    shard: Any = EvaluationShard
-    source = Source(config.model, None, inspect_decoder(Path(config.model)), "F32")
-    worker = shard.remote([source], "cpu", 1)
+def test_rows_of_an_evaluation(local_ray: None, tmp_path: Path) -> None:
+    shard: Any = LayerShard
+    worker = shard.remote(1)
     ray.get(worker.join.remote(tmp_path))
     tokens = torch.arange(512)[None]
     ray.get(worker.write.remote(KEY, Rows(tokens, (ROWS,))))

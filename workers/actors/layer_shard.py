@@ -1,7 +1,7 @@
-"""The Ray actors: thin shells around `Shard`, `Compressor` and `RankAllocator`.
+"""The Ray actor of every worker: a thin shell around `Shard`, `Compressor` and `ScoringShard`.
 
-They return records and small rows. The hidden states of one micro-batch, on their way from one
-shard to the next, are the only tensors that travel between actors; the driver sees none of them.
+It returns records and small rows. The hidden states of one micro-batch, on their way from one shard
+to the next, are the only tensors that travel between actors; the driver sees none of them.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from torch import Tensor
 from schemas.errors import ConfigError
 from schemas.location import Location, Url
 from schemas.model.spec import MatrixSpec, ModelSpec
-from schemas.request.config import RunConfig
+from schemas.request.config import Device, RunConfig
 from schemas.result.manifest import Check
 from schemas.result.output import OutputFile
 from schemas.run.identity import Identities, Record
@@ -29,10 +29,12 @@ from workers.actors.probe import worker_facts
 from workers.actors.tensors import share_tensors
 from workers.calibration.moments import MomentSums
 from workers.checkpoint.fetching import resolve
+from workers.checkpoint.source import Source
 from workers.checkpoint.stored import at_hand
 from workers.checkpoint.tensors import torch_dtype
 from workers.checkpoint.verify import LIMIT_S, verify_checkpoint
 from workers.compressor import Compressor
+from workers.evaluation.scoring import Rows, Score, ScoringShard
 from workers.model.layers import Decoder
 from workers.model.shard import Purpose, Shard, Step
 from workers.output import write_file
@@ -44,36 +46,36 @@ from workers.storage.keys import RUN_RECORD
 from workers.storage.moments import commit_moment, commit_part, merge_parts
 from workers.storage.places import exists, transfer
 from workers.storage.store import Store
-from workers.storage.tensorfile import entries
+from workers.storage.tensorfile import DTYPES, entries
 from workers.text.documents import evaluation_source
 
 
 @ray.remote
 class LayerShard:
-    """Owns a contiguous range of decoder layers on one device."""
+    """Owns a contiguous range of decoder layers on one device, of one model or, to score them, of
+    one or two.
+    """
 
-    def __init__(self, config: RunConfig, spec: ModelSpec) -> None:
+    place: Location = Path()
+    """Where what this worker writes is kept."""
+
+    def __init__(self, threads: int) -> None:
         set_up_logging()
         count_traffic()
         share_tensors()
-        set_threads(config.numerics.threads)
-        self._config = config
-        self._spec = spec
+        set_threads(threads)
         self._shard: Shard | None = None
+        self._scoring: ScoringShard | None = None
         self._busy = 0.0
         self._adaptations: dict[str, None] = {}  # each once, in order
 
-    @property
-    def place(self) -> Location:
-        """Where what this worker writes is kept."""
-        return self._config.run_folder
-
     @guarded(repeatable=True)
-    def prepare(self) -> WorkerFacts:
-        """Find checkpoint and device (here, so that an error keeps its words): what they are.
+    def prepare(self, config: RunConfig, spec: ModelSpec) -> WorkerFacts:
+        """Find the checkpoint and the device of a compression; return what they are.
 
-        Raises ConfigError where the checkpoint is a folder that this node does not see.
+        Raises ConfigError if the checkpoint is a folder that this node does not see.
         """
+        self._config, self._spec, self.place = config, spec, config.run_folder
         model = Path(self._config.model)
         if model.is_absolute() and not model.is_dir():
             raise _not_seen("model", model)
@@ -95,6 +97,31 @@ class LayerShard:
         )
 
     @guarded(repeatable=True)
+    def prepare_scoring(self, sources: Sequence[Source], device: Device) -> WorkerFacts:
+        """Find the checkpoints and the device of an evaluation; return what they are."""
+        found = find_device(device)
+        self._scoring = ScoringShard(sources, found)
+        show_memory(found)
+        return worker_facts(found, DTYPES[sources[-1].dtype])
+
+    @guarded(repeatable=True)
+    def join(self, place: Location) -> None:
+        """Say where rows wait between waves. Raises ConfigError if that is not seen here."""
+        if isinstance(place, Path) and not place.is_dir():
+            raise _not_seen("work_dir", place.parent)
+        self.place, self._store = place, Store(place)
+
+    @guarded(repeatable=True)
+    def load_models(self, layers: Sequence[LayerRange]) -> None:
+        """Let go what is loaded, and read a range of layers of each model that is scored."""
+        self._shard = None
+        self._scored.load(layers)
+
+    def seconds(self) -> list[float]:
+        """Those that the layers loaded now have taken of each model that is scored."""
+        return self._scored.seconds
+
+    @guarded(repeatable=True)
     def load(self, layers: LayerRange, taps: Sequence[Tap]) -> None:
         """Read the weights of `layers`, and observe them at `taps`."""
         decoder = Decoder(self._folder, self._spec, self._dtype, self._device)
@@ -104,19 +131,25 @@ class LayerShard:
         )
 
     @guarded(repeatable=True)
-    def read(self, key: str) -> Tensor:
+    def read(self, key: str) -> Tensor | Rows:
         """Hidden states or gradients (sequences, tokens, hidden) that an earlier wave left."""
-        return self._store.load(key).tensors["rows"]
+        tensors = self._store.load(key).tensors
+        return Rows.of(tensors) if "tokens" in tensors else tensors["rows"]
 
     @guarded(repeatable=True)
-    def write(self, key: str, rows: Tensor) -> None:
+    def write(self, key: str, rows: Tensor | Rows) -> None:
         """Leave hidden states or gradients for another wave."""
-        self._store.commit(key, entries({"rows": rows}))
+        named = rows.named() if isinstance(rows, Rows) else entries({"rows": rows})
+        self._store.commit(key, named)
 
     @guarded()
-    def forward(self, hidden: Tensor, step: Step, purpose: Purpose) -> Tensor | None:
+    def forward(
+        self, hidden: Tensor | Rows, step: Step, purpose: Purpose = "output"
+    ) -> Tensor | Rows | Score | None:
         """One micro-batch through these layers, after the last of the model: None, or (for a
-        gradient) the gradient of its loss."""
+        gradient) the gradient of its loss; of models that are scored, their score."""
+        if isinstance(hidden, Rows):
+            return self._scored.forward(hidden, step)
         with self._working():
             output = self._loaded.forward(hidden.to(self._device), step, purpose)
             if not self._loaded.is_last:
@@ -163,7 +196,7 @@ class LayerShard:
     @guarded()
     def release(self) -> None:
         """Let the weights go, before matrices are factorised on the same device."""
-        self._shard = None
+        self._shard = self._scoring = None
         free_cached()  # hooks refer to the shard that holds their modules
 
     @guarded(repeatable=True)
@@ -224,6 +257,12 @@ class LayerShard:
         """The weight as it is on the device, where its compute dtype holds every stored value."""
         exact = torch.promote_types(torch_dtype(self._spec), self._dtype) == self._dtype
         return self._shard.weight(matrix) if self._shard is not None and exact else None
+
+    @property
+    def _scored(self) -> ScoringShard:
+        if self._scoring is None:
+            raise RuntimeError("no models to score")
+        return self._scoring
 
     @property
     def _loaded(self) -> Shard:

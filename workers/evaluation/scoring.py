@@ -10,8 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workers.model.layers import Head
+from schemas.run.plan import LayerRange
+from workers.checkpoint.fetching import resolve
+from workers.checkpoint.source import Source
+from workers.model.layers import Decoder, Head
 from workers.model.shard import Shard, Step
+from workers.process.devices import free_cached
+from workers.storage.tensorfile import DTYPES, Entry, entries
 
 _POSITIONS = 128  # positions whose float32 log-probabilities exist at once, for every model
 
@@ -25,6 +30,17 @@ class Rows(NamedTuple):
 
     tokens: Tensor
     hidden: tuple[Tensor, ...]
+
+    def named(self) -> list[Entry]:
+        """The tensors of an item that holds these rows."""
+        hidden = {str(model): states for model, states in enumerate(self.hidden)}
+        return entries({"tokens": self.tokens} | hidden)
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor]) -> "Rows":
+        """The rows of such an item."""
+        hidden = (tensors[str(model)] for model in range(len(tensors) - 1))
+        return cls(tensors["tokens"], tuple(hidden))
 
 
 class Score(NamedTuple):
@@ -42,13 +58,25 @@ class Score(NamedTuple):
 class ScoringShard:
     """Shards of one or two decoders on one device: the same part of each.
 
-    `seconds` are those that the layers of each have taken so far.
+    `seconds` are those that the layers of each which are loaded now have taken so far.
     """
 
-    def __init__(self, shards: Sequence[Shard], device: torch.device) -> None:
-        self._shards = shards
+    def __init__(self, sources: Sequence[Source], device: torch.device) -> None:
+        self._sources = sources
+        self._folders = [resolve(s.model, s.revision, s.fetched) for s in sources]
         self._device = device
-        self.seconds = [0.0] * len(shards)
+        self._shards: list[Shard] = []
+        self.seconds: list[float] = []
+
+    def load(self, layers: Sequence[LayerRange]) -> None:
+        """Let go what is loaded, and read the weights of a range of layers of each model."""
+        self._shards = []
+        free_cached()
+        for source, folder, part in zip(self._sources, self._folders, layers, strict=True):
+            decoder = Decoder(folder, source.spec, DTYPES[source.dtype], self._device)
+            last = part.stop == source.spec.layers
+            self._shards.append(Shard(decoder, part.range, part.start == 0, last, taps=()))
+        self.seconds = [0.0] * len(self._shards)
 
     def forward(self, rows: Rows, step: Step) -> Rows | Score:
         """One micro-batch through these layers of every model, scored after the last of them."""

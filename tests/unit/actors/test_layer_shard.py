@@ -14,8 +14,12 @@ from workers.actors.layer_shard import LayerShard
 def worker(**fields: Any) -> Any:
     """A worker of a run, without a process of its own."""
     shard: Any = object.__new__(LayerShard.__ray_metadata__.modified_class)  # type: ignore[attr-defined]
-    shard._config = RunConfig.model_validate({"ratio": 0.2} | fields)
+    shard._config = asked(**fields)
     return shard
+
+
+def asked(**fields: Any) -> RunConfig:
+    return RunConfig.model_validate({"ratio": 0.2} | fields)
 
 
 def refusal(call: Any, *args: object) -> str:
@@ -26,7 +30,8 @@ def refusal(call: Any, *args: object) -> str:
 
 def test_a_model_that_a_node_does_not_see_is_named(tmp_path: Path) -> None:
     absent = tmp_path / "base"
-    message = refusal(worker(model=str(absent), output=tmp_path / "out").prepare)
+    fields = {"model": str(absent), "output": tmp_path / "out"}
+    message = refusal(worker(**fields).prepare, asked(**fields), None)
     assert message.startswith(
         f"model {absent} is not seen on {socket.gethostname()}; name a folder"
     )

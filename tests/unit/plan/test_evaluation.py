@@ -12,8 +12,8 @@ from schemas.errors import ConfigError
 from schemas.run.plan import ClusterSpec
 from tests.low_rank import make_checkpoint
 from tests.models import tiny_model
-from workers.actors.evaluation_shard import Source
 from workers.checkpoint.contents import inspect_decoder
+from workers.checkpoint.source import Source
 
 MUCH = 2**40
 

@@ -35,7 +35,6 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> Scored:
     found = Scored()
     monkeypatch.setattr(stage, "score_models", found)
     monkeypatch.setattr(stage, "inspect_decoder", mock.Mock())
-    monkeypatch.setattr(stage, "workers_there", lambda *_: 2)  # of 3: one was lost
     return found
 
 
@@ -49,7 +48,7 @@ def compare(folder: Path, windows: list[list[int]]) -> EvaluationReport | None:
         store=SimpleNamespace(root=folder),
         facts=SimpleNamespace(dtype="float32"),
         spec=None,
-        pool=mock.Mock(),
+        pool=mock.Mock(workers=[mock.Mock()] * 2),  # of 3: one was lost
         progress=Progress(),
         discard=mock.Mock(),
         given_up={},
@@ -83,13 +82,13 @@ def test_workers_that_do_not_start_are_ended(monkeypatch: pytest.MonkeyPatch) ->
     def lose(*_: object) -> None:
         raise WorkerDiedError("start of a worker: the cluster lost a node meanwhile")
 
-    actor, ended = mock.Mock(), list[Any]()
-    monkeypatch.setattr(streamed, "with_resources", lambda *_: actor)
+    workers, ended = [mock.Mock(), mock.Mock()], list[Any]()
+    monkeypatch.setattr(streamed, "start_workers", lambda *_: workers)
     monkeypatch.setattr(streamed, "agree", lose)
     monkeypatch.setattr(streamed, "stop", ended.extend)
     plan: Any = SimpleNamespace(waves=[[(), ()]], host_bytes=1)
     config = EvaluateConfig(checkpoint="c")
-    evaluation = streamed._Evaluation([], [], config, config.cluster, plan, Progress(), "e")
+    evaluation = streamed._Evaluation([], [], config, config.cluster, plan, Progress())
     with pytest.raises(WorkerDiedError):
-        evaluation.run(torch.zeros(1, 2), None)
-    assert ended == [actor.remote.return_value] * 2
+        evaluation.run(torch.zeros(1, 2))
+    assert ended == workers

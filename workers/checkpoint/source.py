@@ -1,0 +1,20 @@
+"""A checkpoint in words that mean the same on every node."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from schemas.model.spec import DecoderSpec
+
+
+class Source(NamedTuple):
+    """A folder, a hub id with its commit, or a URL, and what it holds.
+
+    `dtype` is safetensors' name of the format that it is computed in. `fetched` is the folder for
+    the small files of a checkpoint in an object store.
+    """
+
+    model: str
+    revision: str | None
+    spec: DecoderSpec
+    dtype: str
+    fetched: Path | None = None
