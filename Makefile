@@ -15,7 +15,7 @@ PYTEST_PROCESSES ?= 2
 CRDS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check check-manifests format lock reference fuzz audit serve-check report-check chaos month clean
+.PHONY: help install demo quick test check check-manifests format lock reference fuzz audit serve-check report-check chaos month clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ $(BIN)/pip:
 
 demo: install  ## compress a real small model end to end and print what it cost
 	$(BIN)/svdllm demo --work-dir $(DEMO_DIR)
+
+quick: check  ## lint, types and the unit tests that take no more than seconds
+	$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) -m "not slow" tests/unit $(PYTEST_ARGS)
 
 test: check  ## lint, types, then every test
 	$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist loadfile \

@@ -63,15 +63,24 @@ def boundary_bytes(sources: Sequence[Source], tokens: int) -> int:
 
 
 def _cut(sources: Sequence[Source], count: int) -> list[Part]:
-    """Contiguous parts of every model, the layers of each as equal in number as can be."""
-    bounds = [
-        tuple(source.spec.layers * shard // count for source in sources)
-        for shard in range(count + 1)
-    ]
+    """Contiguous parts of every model, as equal in work as can be."""
+    bounds = zip(*(_bounds(source, count) for source in sources), strict=True)
     return [
         tuple(LayerRange(start=a, stop=b) for a, b in zip(starts, stops, strict=True))
         for starts, stops in pairwise(bounds)
     ]
+
+
+def _bounds(source: Source, count: int) -> list[int]:
+    """Where each of `count` parts begins, and the end; the head counts as layers of its weights."""
+    spec = source.spec
+    every = LayerRange(start=0, stop=spec.layers - 1), LayerRange(start=0, stop=spec.layers)
+    without_last, whole = (_parameters(source, layers) for layers in every)
+    embedding = spec.hidden_size * spec.vocab_size
+    layer = max(1, without_last - embedding) / max(1, spec.layers - 1)
+    total = (whole - embedding) / layer
+    found = [min(round(total * part / count), spec.layers - count + part) for part in range(count)]
+    return [*found, spec.layers]
 
 
 def _weight_bytes(sources: Sequence[Source], part: Part) -> int:

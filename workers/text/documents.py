@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import datasets  # type: ignore[import-untyped]
 import pyarrow  # type: ignore[import-untyped]
 from pyarrow import parquet
 
@@ -17,8 +16,6 @@ Split = Literal["calibration", "evaluation"]
 
 _SEPARATOR = "\n\n"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# What datasets raises for an unreachable hub, an unknown name, split or file, and a loading script.
-_HUB_ERRORS = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
 
 
 class Part(NamedTuple):
@@ -111,6 +108,10 @@ def iter_documents(source: str, split: Split) -> Iterator[str]:
 
 
 def _hub_documents(text: HubText, split: Split) -> Iterator[str]:
+    import datasets  # type: ignore[import-untyped]  # as slow as torch, and seldom needed
+
+    # For an unreachable hub, an unknown name, split or file, and a loading script.
+    failures = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
     part = text.parts[split]
     files = None if part.file is None else {part.split: part.file}
     where = f"hub dataset {text.repo} ({text.config or 'default'}, {part.split})"
@@ -125,7 +126,7 @@ def _hub_documents(text: HubText, split: Split) -> Iterator[str]:
         )
         for number, row in enumerate(itertools.islice(rows, part.documents), start=1):
             yield _text_of(row, f"{where}, row {number}")
-    except _HUB_ERRORS as error:
+    except failures as error:
         raise TextError(
             f"{where}: not read ({type(error).__name__}: {error}); check the name, the network and "
             "HF_TOKEN, or name a local .txt, .jsonl or .parquet file"

@@ -1,6 +1,7 @@
 """Which layers a worker of a streamed evaluation holds, from shapes and memory alone."""
 
 import itertools
+import math
 from pathlib import Path
 
 import pytest
@@ -54,9 +55,30 @@ def test_every_layer_of_each_model_is_in_one_shard(
     for model, source in enumerate(sources):
         layers = [layer for part in parts for layer in part[model].range]
         assert layers == list(range(source.spec.layers))
-        sizes = [len(part[model].range) for part in parts]
-        assert max(sizes) - min(sizes) <= 1
-        assert min(sizes) >= 1
+        assert min(len(part[model].range) for part in parts) >= 1
+
+
+@pytest.mark.parametrize("workers", [2, 3, 4])
+def test_no_shard_has_more_work_than_of_layers_equal_in_number(
+    sources: list[Source], workers: int
+) -> None:
+    """The last shard has the head, which each token passes as it does the layers."""
+    (parts,) = planned(sources, workers).waves
+    for model, source in enumerate(sources):
+        spec = source.spec
+        layer = sum(
+            math.prod(tensor.shape)
+            for tensor in spec.tensors
+            if tensor.name.startswith(spec.architecture.layer.format(1))
+        )
+        head = spec.hidden_size * spec.vocab_size / layer
+        work: list[float] = [len(part[model].range) for part in parts[:-1]]
+        work.append(len(parts[-1][model].range) + head)
+        equal = [
+            spec.layers * (part + 1) // workers - spec.layers * part // workers
+            for part in range(workers)
+        ]
+        assert max(work) <= max(*equal[:-1], equal[-1] + head)
 
 
 def test_weights_are_those_of_the_files(sources: list[Source]) -> None:
