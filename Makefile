@@ -74,7 +74,7 @@ reference: install  ## write docs/configuration.md from the schemas
 	mv docs/configuration.md.new docs/configuration.md
 
 fuzz: install  ## mutated checkpoints, configurations and texts, each to end cleanly (minutes)
-	$(BIN)/python -m benchmarks.fuzz
+	$(BIN)/python -m tests.campaigns.fuzz
 
 # In an environment of its own: what it needs is no dependency of the project.
 audit: install  ## look up the packages of requirements.lock in databases of vulnerabilities
@@ -83,16 +83,16 @@ audit: install  ## look up the packages of requirements.lock in databases of vul
 	build/audit/bin/pip-audit --no-deps --disable-pip --requirement requirements.lock
 
 serve-check: install  ## serve CHECKPOINT=folder with an unmodified engine, compare with transformers
-	bash benchmarks/serve_check.sh
+	bash tests/campaigns/serve_check.sh
 
 report-check: install  ## open REPORT=report.html in headless Chromium, take screenshots of it
-	$(BIN)/python -m benchmarks.report_check $(REPORT) --output build/report-check
+	$(BIN)/python -m tests.campaigns.report_check $(REPORT) --output build/report-check
 
 chaos: install  ## kill workers, nodes and the driver of 22 seeded runs, compare their bytes (long)
-	$(BIN)/python -m benchmarks.chaos
+	$(BIN)/python -m tests.campaigns.chaos
 
 month: install  ## thirty nights over a training run, with kills and overlaps (long)
-	$(BIN)/python -m benchmarks.month
+	$(BIN)/python -m tests.campaigns.month
 
 clean:  ## remove .venv, build results and caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

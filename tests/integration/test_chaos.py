@@ -1,4 +1,4 @@
-"""A short form of `benchmarks.chaos`: a node, a worker and the driver of one run are killed."""
+"""A short form of the chaos campaign: a node, a worker and the driver of one run are killed."""
 
 import re
 import subprocess
@@ -22,7 +22,7 @@ def test_a_run_whose_worker_node_and_driver_die_ends_with_the_same_bytes(
     asked = ["--runs", "1", "--model", str(model), "--calibration", str(text)]
     asked += ["--work-dir", str(tmp_path), *(word for kill in KILLS for word in ("--kill", kill))]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.chaos", *asked],
+        [sys.executable, "-m", "tests.campaigns.chaos", *asked],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from benchmarks.fuzz import cases, command
-from benchmarks.fuzz_cases import KINDS, write_base
 from pipeline.compress import compress
 from schemas.errors import CheckpointError
+from tests.campaigns.fuzz import cases, command
+from tests.campaigns.fuzz_cases import KINDS, write_base
 from tests.integration.support import ask, item_sums
 from tests.models import tiny_model
 
@@ -20,7 +20,7 @@ def test_a_command_refuses_what_is_wrong(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_base(tmp_path / "base")
-    monkeypatch.setattr("benchmarks.fuzz.KINDS", {kind: KINDS[kind]})
+    monkeypatch.setattr("tests.campaigns.fuzz.KINDS", {kind: KINDS[kind]})
     [(_, outcome)] = [(k, command(case)) for k, case in cases(tmp_path / "base", tmp_path, 1, 0)]
     assert outcome.word == "refused", outcome.said
     assert outcome.said.count("error: ") == 1

@@ -34,7 +34,7 @@ def test_of_two_drivers_one_writes_and_the_other_ends_cleanly(
     asked += ["--kind", "one run directory", "--kind", "one output"]
     asked += ["--address", ray.get_runtime_context().gcs_address, "--work-dir", str(tmp_path)]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.two_drivers", *asked],
+        [sys.executable, "-m", "tests.campaigns.two_drivers", *asked],
         cwd=ROOT,
         capture_output=True,
         text=True,

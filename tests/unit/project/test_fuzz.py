@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fuzz import Outcome, cases, clean, validate
-from benchmarks.fuzz_cases import KINDS, write_base
+from tests.campaigns.fuzz import Outcome, cases, clean, validate
+from tests.campaigns.fuzz_cases import KINDS, write_base
 
 ROUNDS = 3
 # Kinds that leave nothing to accept, whatever the seed.
@@ -49,7 +49,7 @@ def test_what_is_not_clean_is_seen(
         (tmp_path / "case-1" / "stray").write_text("")
 
     for number, (check, word) in enumerate(((fail, "traceback"), (write, "file outside"))):
-        monkeypatch.setattr("benchmarks.fuzz.check", check)
+        monkeypatch.setattr("tests.campaigns.fuzz.check", check)
         monkeypatch.setitem(KINDS, list(KINDS)[number], lambda case: None)
         outcomes = [validate(case) for _, case in cases(base, tmp_path, 2, seed=0)]
         assert outcomes[number].word == word

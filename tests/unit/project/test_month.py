@@ -1,14 +1,14 @@
-"""The month of benchmarks.month with a fake compression: thirty nights in seconds."""
+"""The month of tests.campaigns.month with a fake compression: thirty nights in seconds."""
 
 from pathlib import Path
 
 import pytest
 
-from benchmarks.month import wrong
-from benchmarks.month_run import NIGHTS, RATIO, Month, draw
 from pipeline.nightly.night import nightly
 from schemas.errors import NumericsError, OwnershipError
 from schemas.request.nightly import NightlyConfig
+from tests.campaigns.month import wrong
+from tests.campaigns.month_run import NIGHTS, RATIO, Month, draw
 from tests.nights import FakeCompress, kill
 
 

@@ -1,6 +1,6 @@
 """Does unmodified vLLM, loading a compressed checkpoint, write what transformers writes?
 
-    python benchmarks/serve_check.py CHECKPOINT --engine build/serve-venv/bin/python
+    python tests/campaigns/serve_check.py CHECKPOINT --engine build/serve-venv/bin/python
 
 Both continue the same prompts greedily in float32, each in its own process and environment; the
 exit status is 1 where any token differs. serve_check.sh installs the engine first.

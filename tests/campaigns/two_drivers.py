@@ -1,6 +1,6 @@
 """Two drivers at once: in one run directory, and with run directories of their own for one output.
 
-    python -m benchmarks.two_drivers --repetitions 10
+    python -m tests.campaigns.two_drivers --repetitions 10
 
 The second starts at a random moment of the first. In one run directory one of them ends with 0 and
 the other is refused with code 3, or finds the checkpoint there. With directories of their own there
@@ -24,9 +24,9 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.nodes import Nodes
 from benchmarks.small_model import inputs, request
 from schemas.request.config import RunConfig
+from tests.campaigns.nodes import Nodes
 from tests.integration.processes import Command
 from tests.integration.support import ROOT, flags, weight_sums
 

@@ -1,6 +1,6 @@
 """Many runs in one driver process on one Ray: what stays in memory after each.
 
-    python -m benchmarks.many_runs --runs 50 [--metrics]
+    python -m tests.campaigns.many_runs --runs 50 [--metrics]
 
 Every run has an output and a run directory of its own. When its actors have gone, the anonymous
 resident memory is read of the driver, of Ray's own processes (GCS, raylet, agents, monitors) and of

@@ -1,6 +1,6 @@
 """One worker, two workers, and a run killed once in every stage: the SHA-256 of every weight file.
 
-    python -m benchmarks.exactness --model DIR --calibration TEXT --work-dir DIR
+    python -m tests.campaigns.exactness --model DIR --calibration TEXT --work-dir DIR
 
 The driver is a process of its own, killed by SIGKILL; the same command then continues its run.
 Exits with 1 where a weight file differs, or where an item finished before a kill was made again.

@@ -3,7 +3,7 @@
 # usage: serve_check.sh CHECKPOINT, or CHECKPOINT in the environment
 set -euo pipefail
 checkpoint=$(realpath "${1:-${CHECKPOINT:?give the folder of a compressed checkpoint}}")
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 engine=build/serve-venv
 if [ ! -f "$engine/.installed" ]; then
@@ -14,4 +14,4 @@ if [ ! -f "$engine/.installed" ]; then
     "$engine/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
     touch "$engine/.installed"
 fi
-exec .venv/bin/python benchmarks/serve_check.py "$checkpoint" --engine "$engine/bin/python"
+exec .venv/bin/python tests/campaigns/serve_check.py "$checkpoint" --engine "$engine/bin/python"

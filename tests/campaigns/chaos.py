@@ -1,6 +1,6 @@
 """Runs under kills of workers, nodes and the driver: the same bytes, and no item made twice.
 
-    python -m benchmarks.chaos --runs 22 --seed 0
+    python -m tests.campaigns.chaos --runs 22 --seed 0
 
 On a Ray of three nodes (`ray.cluster_utils.Cluster`: a head, where the driver connects, and two of
 one CPU), SmolLM2 cut to its first layers is compressed once undisturbed, then once for every seed.
@@ -22,7 +22,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.chaos_run import (
+from benchmarks.small_model import inputs, request
+from schemas.request.config import RunConfig
+from tests.campaigns.chaos_run import (
     DISTURBANCES,
     PUBLISHED,
     STAGES,
@@ -32,9 +34,7 @@ from benchmarks.chaos_run import (
     Outcome,
     drawn,
 )
-from benchmarks.nodes import Nodes
-from benchmarks.small_model import inputs, request
-from schemas.request.config import RunConfig
+from tests.campaigns.nodes import Nodes
 
 os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", HF_HUB_OFFLINE="1")
 

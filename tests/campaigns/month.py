@@ -1,6 +1,6 @@
 """A month of nights over a training run: half-written, corrupt, equal and bad checkpoints, kills.
 
-    python -m benchmarks.month --seed 0
+    python -m tests.campaigns.month --seed 0
 
 Thirty nights on a Ray of two nodes of one CPU, each night `svdllm nightly` in a process of its own,
 over tiny models. The seed draws in which night a checkpoint appears and of which kind it is: good,
@@ -21,9 +21,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.month_run import ARRIVALS, ATTEMPTS, NIGHTS, RATIO, STAGES, Happened, Month, draw
-from benchmarks.nodes import Nodes
 from pipeline.nightly import catalog
+from tests.campaigns.month_run import (
+    ARRIVALS,
+    ATTEMPTS,
+    NIGHTS,
+    RATIO,
+    STAGES,
+    Happened,
+    Month,
+    draw,
+)
+from tests.campaigns.nodes import Nodes
 from tests.nights import pointed
 from workers.checkpoint.names import SUCCESS
 

@@ -1,6 +1,6 @@
 """Open a report in headless Chromium: nothing may complain, every plot must be there.
 
-    python -m benchmarks.report_check build/demo/SmolLM2-135M-Instruct-20/report.html
+    python -m tests.campaigns.report_check build/demo/SmolLM2-135M-Instruct-20/report.html
 
 Writes screenshots in light and dark, at the width of a desk and of a phone, to --output.
 """
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.browser import Page, browser
+from tests.campaigns.browser import Page, browser
 
 _WIDTHS = {"desk": 1200, "phone": 390}
 _MOST_BYTES = 3_000_000

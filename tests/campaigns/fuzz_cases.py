@@ -1,4 +1,4 @@
-"""What `benchmarks.fuzz` changes: a tiny checkpoint, its text and the request, one kind at a time.
+"""What the fuzz campaign changes: a tiny checkpoint, its text and the request, one kind at a time.
 
 Everything here is made without torch, so that what needs none is seen to need none.
 """

@@ -6,9 +6,9 @@ import signal
 import time
 from typing import NamedTuple
 
-from benchmarks.nodes import Nodes
 from schemas.request.config import RunConfig
 from schemas.run.record import RunRecord
+from tests.campaigns.nodes import Nodes
 from tests.integration.processes import Command
 from tests.integration.support import KINDS, ROOT, flags, item_attempts, weight_sums
 from tests.items import local

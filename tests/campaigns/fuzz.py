@@ -1,6 +1,6 @@
 """Mutated checkpoints, configurations, texts and requests: each ends in a result or a refusal.
 
-    python -m benchmarks.fuzz [--cases 560] [--commands 30] [--seed 0]
+    python -m tests.campaigns.fuzz [--cases 560] [--commands 30] [--seed 0]
 
 Most are checked in this process, as `svdllm compress` does before torch and Ray are loaded; some go
 through the whole command. Prints kinds of mutation by outcome. Exits with 1 where one was not
@@ -27,15 +27,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.fuzz_cases import KINDS, Case, write_base
 from pipeline.request.flags import build, explain
 from pipeline.request.preflight import check
 from schemas.errors import InputError
 from schemas.printable import printable
 from schemas.request.config import RunConfig
+from tests.campaigns.fuzz_cases import KINDS, Case, write_base
 
 LIMIT_S = 60
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 _CLEAN = ("result", "accepted", "refused", "failed run")
 _SETTINGS = (
     *("calibration.samples=4", "calibration.sequence_length=32", "calibration.gradient_samples=4"),
