@@ -59,7 +59,7 @@ def load(checkpoint: str | Path, dtype: DType = "auto", device: Device = "auto")
 
     `dtype` auto is that of the weights, `device` auto is cuda where there is one. The code in a
     compressed checkpoint runs only where it is this program's own, byte for byte.
-    Raises CheckpointError where it cannot be read, VerificationError where a tensor of the files
+    Raises CheckpointError if it cannot be read, VerificationError if a tensor of the files
     has no place in the model or the reverse.
     """
     folder = resolve(str(checkpoint), None)

@@ -143,7 +143,7 @@ class Stage:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """So far; None where it streams no tokens."""
+        """So far; None if it streams no tokens."""
         return self.tokens / max(self.elapsed, 1e-9) if self.tokens else None
 
     def rate(self) -> str:

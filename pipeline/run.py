@@ -81,7 +81,7 @@ class Run:
     def discard(self, prefix: str) -> None:
         """Forget the items below a key prefix, which are this driver's to forget.
 
-        Raises OwnershipError where the run directory has another owner by now.
+        Raises OwnershipError if the run directory has another owner by now.
         """
         self.ownership.require()
         self.store.discard(prefix)
@@ -160,7 +160,7 @@ def start(
 def announce(run: Run) -> None:
     """Write run.json, and tell the workers which items are theirs to make.
 
-    Raises ConfigError where a run of another identity is there.
+    Raises ConfigError if a run of another identity is there.
     """
     record = _record(run)
     require_same(run.store.root, record)

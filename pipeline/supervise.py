@@ -99,7 +99,7 @@ class _Supervisor:
         time.sleep(_SETTLE_S)
 
     def started(self, run: Run) -> None:
-        """Workers are there. Raises WorkerError where they would compute other numbers."""
+        """Workers are there. Raises WorkerError if they would compute other numbers."""
         self._starting = None
         self._failures.clear()
         if self._ids not in (None, run.ids):

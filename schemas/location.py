@@ -39,7 +39,7 @@ def is_within(place: Path | Url, other: Path | Url) -> bool:
 def locate(value: object) -> Path | Url:
     """A path, or the URL that a text with :// is; file:// is a path.
 
-    Raises ValueError where a URL names no bucket, or carries credentials: places are written to
+    Raises ValueError if a URL names no bucket, or carries credentials: places are written to
     records, cards and logs.
     """
     text = str(value)

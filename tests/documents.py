@@ -22,7 +22,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def own_arguments(words: list[str]) -> list[str] | None:
-    """What a shell command gives to this program; None where it does not start it."""
+    """What a shell command gives to this program; None if it does not start it."""
     if Path(words[0]).name == "svdllm":
         return words[1:]
     starts = (at for at in range(len(words)) if words[at : at + 3] == ["python", "-m", "pipeline"])

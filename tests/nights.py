@@ -179,7 +179,7 @@ def model(
 
 
 def pointed(prefix: Path | Url) -> dict[str, str]:
-    """The name that `latest` has at each ratio; none where it is not there."""
+    """The name that `latest` has at each ratio; none if it is not there."""
     if not exists(prefix / "latest.json"):
         return {}
     found = json.loads(read_bytes(prefix / "latest.json"))

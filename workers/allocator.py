@@ -35,7 +35,7 @@ class RankAllocator:
     def allocate(self, ratio: float) -> AllocationResult:
         """Ranks at one ratio of all matrices; where some stay dense, the others are cut more.
 
-        Raises ConfigError where the ratio leaves nothing, RunError where what must stay dense does.
+        Raises ConfigError if the ratio leaves nothing, RunError if what must stay dense does.
         """
         dense = sum(matrix.size for matrix in self._dense)
         rest = sum(loss.matrix.size for loss in self._losses)

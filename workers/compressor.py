@@ -87,7 +87,7 @@ class Compressor:
 
     def _fitting(self, compute: Callable[[torch.device, Notes], R], matrix: MatrixSpec) -> R:
         """`compute` on this device; on the host, recorded, where the device has too little memory,
-        or a solver fails there or returns what is wrong. Raises NumericsError where the host's do.
+        or a solver fails there or returns what is wrong. Raises NumericsError if the host's do.
         """
         notes: Notes = ()
         try:

@@ -77,8 +77,8 @@ def chains(workers: Sequence[T], facts: Sequence[WorkerFacts], length: int) -> l
 def _started(cluster: ClusterConfig, calls: list[Any]) -> list[WorkerFacts]:
     """What each worker says once it is there.
 
-    Raises WorkerDiedError where the cluster shrinks below what they need while they are awaited,
-    WorkerError where they do not come.
+    Raises WorkerDiedError if the cluster shrinks below what they need while they are awaited,
+    WorkerError if they do not come.
     """
     end, waiting = time.monotonic() + start_timeout(cluster), calls
     kind = "GPU" if on_gpus(cluster) else "CPU"

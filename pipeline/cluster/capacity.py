@@ -15,7 +15,7 @@ from workers.actors.probe import probe
 def worker_count(cluster: ClusterConfig, threads: int) -> int:
     """Workers of a run: those asked for, or as many as the cluster has room for now.
 
-    Raises ClusterError where it has no room for those asked for.
+    Raises ClusterError if it has no room for those asked for.
     """
     wanted, there = cluster.workers, workers_there(cluster, threads)
     if cluster.device == "cuda" and not on_gpus(cluster):

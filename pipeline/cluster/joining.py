@@ -15,7 +15,7 @@ _SILENT = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE}
 def require_answer(address: str, setting: str) -> None:
     """Ask what listens at `address`, which `setting` names, in any form that ray.init takes.
 
-    Raises ClusterError where nothing answers within 10 seconds, or what answers is no cluster.
+    Raises ClusterError if nothing answers within 10 seconds, or what answers is no cluster.
     Ray raises ConnectionError or ValueError for an address that it cannot read.
     """
     if address.startswith(_CLIENT):

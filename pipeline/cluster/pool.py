@@ -111,7 +111,7 @@ class Pool:
         """Run every task, and those that follow from them, but for what may go on `later`; what is
         given up is in `quarantine`.
 
-        Raises WorkerDiedError where no worker is left, or one with which a pinned task was; and
+        Raises WorkerDiedError if no worker is left, or one with which a pinned task was; and
         what a worker says that holds for every item (ConfigError, StorageFullError).
         """
         self._waiting += tasks

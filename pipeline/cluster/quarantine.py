@@ -41,7 +41,7 @@ class Quarantine:
         return {name: item.error for item in self.items.values() for name in item.matrices}
 
     def require(self) -> None:
-        """Raises QuarantineError where the run cannot go on to its end without what was given up.
+        """Raises QuarantineError if the run cannot go on to its end without what was given up.
 
         Where failed matrices may stay dense, it can without those.
         """

@@ -29,7 +29,7 @@ _TYPES = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
 
 
 def read(prefix: Path | Url) -> list[CatalogRow]:
-    """All rows, in their order; none where there is no catalogue."""
+    """All rows, in their order; none if there is no catalogue."""
     place = prefix / FOLDER
     names = [f"{number:06}.parquet" for number in _numbers(place)]
     with ThreadPoolExecutor(IN_FLIGHT) as pool:

@@ -15,7 +15,7 @@ _VARIETY = 0.2  # smallest share of distinct words in a long text
 
 
 def reasons(gate: Gate, report: EvaluationReport | None) -> tuple[str, ...]:
-    """Why an output is rejected; none where it passes. What was not measured does not pass.
+    """Why an output is rejected; none if it passes. What was not measured does not pass.
 
     A greedy continuation is not held against a result whose base is known to write no better. Where
     there is none, because no host could load the result, nothing is.
@@ -46,7 +46,7 @@ def _wrong_with(model: ModelEvaluation) -> str | None:
 
 
 def degenerate(text: str) -> str | None:
-    """What is wrong with a generated text; None where nothing is.
+    """What is wrong with a generated text; None if nothing is.
 
     It is empty, it repeats one short cycle until its end, or a long text has hardly any distinct
     words. Meant to miss rather than to accuse: a list, a refrain or a table passes.
@@ -66,7 +66,7 @@ def degenerate(text: str) -> str | None:
 
 
 def _cycle(units: Sequence[str]) -> int | None:
-    """Length of the shortest cycle to the end that covers most of a text; None where none does."""
+    """Length of the shortest cycle to the end that covers most of a text; None if none does."""
     size = len(units)
     for period in range(1, size // _REPEATS + 1):
         covered = period

@@ -69,7 +69,7 @@ def nightly(
     """One night. `compress` is that of `pipeline.compress`, which an idle night need not load;
     `tell` hears what became of each output.
 
-    Raises InputError before any work, OwnershipError where another night is at work, and what ends
+    Raises InputError before any work, OwnershipError if another night is at work, and what ends
     a compression though its checkpoint is not to blame.
     """
     progress = progress or Progress()
@@ -111,7 +111,7 @@ class _Work:
         self.night = Night()
 
     def retry(self) -> None:
-        """Take what was asked for out of quarantine. Raises ConfigError where there is no such."""
+        """Take what was asked for out of quarantine. Raises ConfigError if there is no such."""
         for name in self._config.retry:
             found = {key: entry for key, entry in self._ledger.items() if name in entry.names}
             if not found:
@@ -225,7 +225,7 @@ class _Work:
             self._quarantine(checkpoint, key)
 
     def _require_unchanged(self, checkpoint: Checkpoint, content: str, result: RunResult) -> None:
-        """Raises CheckpointError, and removes what was made, where its files are others by now."""
+        """Raises CheckpointError, and removes what was made, if its files are others by now."""
         if not self._seen.changed(checkpoint, content):
             return
         self._ownership.require()
@@ -266,7 +266,7 @@ class _Work:
         self._write(_row("quarantined", checkpoint, key, entry.folder, why))
 
     def _place_of(self, row: CatalogRow) -> Location:
-        """Where an output is. Raises ConfigError where a row leads out of the prefix."""
+        """Where an output is. Raises ConfigError if a row leads out of the prefix."""
         root = self._config.output / "checkpoints"
         place = self._config.output / (row.path or "")
         if ".." in str(row.path) or not is_within(place.parent.parent, root):

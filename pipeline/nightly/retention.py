@@ -13,7 +13,7 @@ from workers.storage.places import files_below, read_bytes, remove, remove_below
 
 
 def remove_output(place: Path | Url, identity: str | None) -> bool:
-    """Remove an output of this identity; False where something else is there, which stays.
+    """Remove an output of this identity; False if something else is there, which stays.
 
     The mark of success goes first and the manifest last: a removal that is killed is no checkpoint
     any more, and can be gone on with.
@@ -32,7 +32,7 @@ def remove_output(place: Path | Url, identity: str | None) -> bool:
 
 
 def remove_run(place: Path | Url, output: Path | Url) -> bool:
-    """Remove the run directory of an output below `output`; False where it is none, and stays."""
+    """Remove the run directory of an output below `output`; False if it is none, and stays."""
     try:
         outputs = list(json.loads(read_bytes(place / RUN_RECORD))["outputs"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):

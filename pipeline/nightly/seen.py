@@ -30,7 +30,7 @@ class Seen:
         return content if stamp and self._source.stamp(checkpoint) == stamp else None
 
     def content(self, checkpoint: Checkpoint) -> str:
-        """Its content. Raises CheckpointError where it is not complete, or being written."""
+        """Its content. Raises CheckpointError if it is not complete, or being written."""
         if found := self.known(checkpoint):
             return found
         stamp = self._source.stamp(checkpoint)

@@ -49,11 +49,11 @@ class Source(ABC):
 
     @abstractmethod
     def stamp(self, checkpoint: Checkpoint) -> str | None:
-        """What changes whenever its files do, found without reading them; None where it is gone."""
+        """What changes whenever its files do, found without reading them; None if it is gone."""
 
     @abstractmethod
     def content(self, checkpoint: Checkpoint) -> str:
-        """The identity of what is in its files. Raises CheckpointError where it is not complete."""
+        """The identity of what is in its files. Raises CheckpointError if it is not complete."""
 
 
 def source_of(watch: str, revision: str | None) -> Source:
@@ -99,7 +99,7 @@ class _Below(Source):
             return True
 
     def _files(self, name: str) -> list[str]:
-        """Its files on which a result depends; none where it is no checkpoint, or has gone."""
+        """Its files on which a result depends; none if it is no checkpoint, or has gone."""
         try:
             there = names_in(self._place / name)
         except (FileNotFoundError, NotADirectoryError):
@@ -211,7 +211,7 @@ class _Hub(Source):
 
 
 def _require_complete(folder: Path, weights: Url | None) -> None:
-    """Raises CheckpointError where a file is missing or shorter than its header says."""
+    """Raises CheckpointError if a file is missing or shorter than its header says."""
     try:
         inspect(folder, weights)
         require_tokenizer(folder)

@@ -79,7 +79,7 @@ def row(device_name: str) -> Device | None:
 
 
 def rates(cluster: ClusterSpec, config: RunConfig) -> Rates | None:
-    """Rates of a cluster and its workers; None where those of its devices are not known."""
+    """Rates of a cluster and its workers; None if those of its devices are not known."""
     peaks = row(cluster.device_name) if cluster.on_gpu else DEVICES["cpu"]
     if peaks is None:
         return None

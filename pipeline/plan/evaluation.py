@@ -31,7 +31,7 @@ class EvaluationPlan(NamedTuple):
 def plan_evaluation(
     sources: Sequence[Source], cluster: ClusterSpec, shard_layers: int | None
 ) -> EvaluationPlan:
-    """As few shards as fit, but one a worker at least. Raises ConfigError where none do."""
+    """As few shards as fit, but one a worker at least. Raises ConfigError if none do."""
     on_cpu = cluster.device == "cpu"
     room = int((cluster.device_memory - on_cpu * PROCESS_BYTES) * _WEIGHT_SHARE)
     most = min(source.spec.layers for source in sources)

@@ -52,7 +52,7 @@ def make_plan(config: RunConfig, spec: ModelSpec, cluster: ClusterSpec) -> Plan:
 
 
 def require_disk(disk: DiskUse, config: RunConfig, committed: int) -> None:
-    """Raises ConfigError where run directory and checkpoints do not fit on their disk.
+    """Raises ConfigError if run directory and checkpoints do not fit on their disk.
 
     Factors are kept beside the checkpoints they go into; `committed` bytes are there already.
     """

@@ -57,7 +57,7 @@ def front_matter(base: Path, config: RunConfig) -> dict[str, Any]:
 
 
 def _read_front(path: Path) -> dict[str, Any]:
-    """What is between the dashes at the top of a card; nothing where that is no mapping."""
+    """What is between the dashes at the top of a card; nothing if that is no mapping."""
     if not path.is_file() or path.stat().st_size > _LARGEST:
         return {}
     parts = path.read_text(encoding="utf-8", errors="replace").split("---", 2)

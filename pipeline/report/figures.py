@@ -78,7 +78,7 @@ class Matrices:
 def base_and_made(
     evaluation: EvaluationReport | None,
 ) -> tuple[ModelEvaluation, ModelEvaluation] | None:
-    """The two models of an evaluation; None where it was not made, or of one model."""
+    """The two models of an evaluation; None if it was not made, or of one model."""
     if evaluation is None or len(evaluation.models) < 2:
         return None
     return evaluation.models[0], evaluation.models[1]

@@ -32,7 +32,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 class Tile(NamedTuple):
-    """A quantity before and after; `after` is empty where it was not measured."""
+    """A quantity before and after; `after` is empty if it was not measured."""
 
     name: str
     before: str

@@ -32,7 +32,7 @@ class Reported(NamedTuple):
 def read_reported(names: list[str]) -> list[Reported]:
     """Each a checkpoint, or a run directory for all it has published; folders or URLs.
 
-    Raises ConfigError where there is neither, or one without what a report is made of.
+    Raises ConfigError if there is neither, or one without what a report is made of.
     """
     return [_read(place) for name in names for place in _checkpoints(name)]
 

@@ -27,7 +27,7 @@ class Scale(NamedTuple):
         return self.start + min(max(0.0, part), 1.0) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """A few round values between `low` and `high`; none where there is no end."""
+        """A few round values between `low` and `high`; none if there is no end."""
         if not math.isfinite(self.high):
             return []
         if self.logarithmic:

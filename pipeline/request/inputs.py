@@ -76,7 +76,7 @@ def gather(config: RunConfig) -> Inputs:
 
 
 def _evaluation(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> EvaluationText | None:
-    """What base and result are compared on, if anything. Raises TextError where it is too short."""
+    """What base and result are compared on, if anything. Raises TextError if it is too short."""
     asked = config.evaluation
     if (name := evaluation_source(asked.text, config.calibration.text)) is None:
         return None

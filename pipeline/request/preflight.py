@@ -85,7 +85,7 @@ def _worded(config: RunConfig) -> Iterator[None]:
 
 
 def _require_run_dir(config: RunConfig) -> None:
-    """Raises ConfigError where something else than a run is there: a run clears what it left."""
+    """Raises ConfigError if something else than a run is there: a run clears what it left."""
     root = _expanded(config.run_folder)
     if exists(root / RUN_RECORD):
         return
@@ -98,7 +98,7 @@ def _require_run_dir(config: RunConfig) -> None:
 
 
 def _require_disk(config: RunConfig, spec: ModelSpec) -> None:
-    """Raises ConfigError where not even the least fits that the checkpoints still to be made take:
+    """Raises ConfigError if not even the least fits that the checkpoints still to be made take:
     one wave of one chain, with whatever is in the run directory already.
     """
     ratios = [r for r in config.ratio if not exists(_expanded(config.output_folder(r)) / SUCCESS)]
@@ -114,7 +114,7 @@ def _expanded(place: Path | Url) -> Path | Url:
 
 
 def _require_writable(folder: Path) -> None:
-    """Raises ConfigError where a folder cannot be made, renamed or written to."""
+    """Raises ConfigError if a folder cannot be made, renamed or written to."""
     if "\0" in str(folder):
         raise ConfigError(f"{folder}: a path holds no NUL character; correct it")
     if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):

@@ -15,7 +15,7 @@ from workers.storage.places import files_below, read_bytes
 
 
 def require_same(root: Path | Url, now: RunRecord) -> None:
-    """Raises ConfigError where the moments of the last run here are others than those of `now`.
+    """Raises ConfigError if the moments of the last run here are others than those of `now`.
 
     Truncation, ratio, allocation, encoding and what runs where may differ: what is there serves.
     """
@@ -53,7 +53,7 @@ def changes(before: RunRecord, now: RunRecord) -> list[str]:
 def set_aside(root: Path | Url, progress: Progress) -> None:
     """Give a run directory that is there the next free name beside it.
 
-    Raises OwnershipError where a driver works in it, ConfigError where it cannot be renamed.
+    Raises OwnershipError if a driver works in it, ConfigError if it cannot be renamed.
     """
     if isinstance(root, Url):
         if files_below(root):

@@ -73,7 +73,7 @@ def seconds_left(
 ) -> float | None:
     """The rest of this stage at its own rate, and later ones as planned, at the pace so far.
 
-    None where nothing was planned and nothing of this stage is done.
+    None if nothing was planned and nothing of this stage is done.
     """
     names = list(planned)
     ended = [name for name in names if name in spent and name != stage.name]

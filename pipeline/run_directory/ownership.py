@@ -36,7 +36,7 @@ class Ownership:
         self._place, self._number = place, number
 
     def require(self) -> None:
-        """Raises OwnershipError where another driver has taken the place since."""
+        """Raises OwnershipError if another driver has taken the place since."""
         if (latest := _latest(self._place)) != self._number:
             who = _name(_read(self._place, latest))
             raise OwnershipError(
@@ -67,7 +67,7 @@ class Ownership:
 def owned(place: Path | Url, note: Callable[[str], None]) -> Iterator[Ownership]:
     """Own a place for as long as this lasts; `note` hears why it takes time.
 
-    Raises OwnershipError where another driver works there; also in the place of another error where
+    Raises OwnershipError if another driver works there; also in the place of another error if
     one has taken it since, because what was missed may be what that one has removed.
     """
     ownership = take(place, note)
@@ -104,7 +104,7 @@ def describe(place: Path | Url) -> str:
 
 
 def take(place: Path | Url, note: Callable[[str], None]) -> Ownership:
-    """Own a place, with no beat yet. Raises OwnershipError where another driver works there."""
+    """Own a place, with no beat yet. Raises OwnershipError if another driver works there."""
     while True:
         latest = _latest(place)
         if latest:
@@ -115,7 +115,7 @@ def take(place: Path | Url, note: Callable[[str], None]) -> Ownership:
 
 
 def _require_abandoned(place: Path | Url, number: int, note: Callable[[str], None]) -> None:
-    """Return once it is sure that the owner has gone. Raises OwnershipError where it has not."""
+    """Return once it is sure that the owner has gone. Raises OwnershipError if it has not."""
     before = _beat(place, number)
     if before == _RELEASED:
         return
@@ -189,7 +189,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> int | None:
-    """When a process started, in clock ticks since the boot; None where there is none."""
+    """When a process started, in clock ticks since the boot; None if there is none."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

@@ -99,7 +99,7 @@ def publish_output(staging: Path, folder: Path, identity: str) -> bool:
     """Mark `staging` as a success and rename it to `folder`, where that is empty or absent.
 
     Where another driver was faster, its checkpoint stays, and this is False. Raises ConfigError if
-    that is of another identity, or where something else is there by now.
+    that is of another identity, or if something else is there by now.
     """
     files.write_text(staging / SUCCESS, "")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def publish_output(staging: Path, folder: Path, identity: str) -> bool:
 
 
 def _rename(staging: Path, folder: Path) -> None:
-    """In one step, also from another file system. Raises RunError where that takes no more."""
+    """In one step, also from another file system. Raises RunError if that takes no more."""
     try:
         files.publish(staging, folder)
     except OSError as error:

@@ -211,7 +211,7 @@ class _Evaluation:
 
 
 def _source(name: str, folder: Path, config: EvaluateConfig) -> Source:
-    """One checkpoint, in words for every node. Raises CheckpointError where it cannot be used."""
+    """One checkpoint, in words for every node. Raises CheckpointError if it cannot be used."""
     spec = inspect_decoder(folder)
     may_run_code(folder, trust_remote_code=False)  # the classes of `runtime/` stand for its code
     if config.dtype == "auto":

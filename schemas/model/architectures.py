@@ -27,7 +27,7 @@ class Architecture(NamedTuple):
     """What the compressor must know of a model family; a family is a row of `ARCHITECTURES`.
 
     `end` is the target whose output is added to the residual at the end of a layer, and is read by
-    nothing else; empty where no one target is. `others` are the weights of a layer beside its
+    nothing else; empty if no one target is. `others` are the weights of a layer beside its
     targets. A family that is only `planned` has a plan, but is not compressed yet.
     """
 

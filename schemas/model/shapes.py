@@ -47,7 +47,7 @@ def family(config: Config, where: str) -> Architecture:
 def positive(config: Config, key: str, where: str, default: int | None = None) -> int:
     """A size of a config.json, `default` where it has none.
 
-    Raises CheckpointError where it is no whole number above 0, or one that no model has.
+    Raises CheckpointError if it is no whole number above 0, or one that no model has.
     """
     value = config.get(key)
     if value is None and default is not None:
@@ -64,7 +64,7 @@ def positive(config: Config, key: str, where: str, default: int | None = None) -
 
 
 def switch(config: Config, key: str, where: str, default: bool = False) -> bool:
-    """A yes or no of a config.json. Raises CheckpointError where it is neither."""
+    """A yes or no of a config.json. Raises CheckpointError if it is neither."""
     value = config.get(key)
     if value is None:
         return default

@@ -17,7 +17,7 @@ Encoding = Literal["pivoted", "plain", "dense"]
 class TensorSpec(Schema):
     """A tensor of a checkpoint, known from a file header; `dtype` is safetensors' name of it.
 
-    Its content begins at byte `offset` of the file; None where config.json alone is known.
+    Its content begins at byte `offset` of the file; None if config.json alone is known.
     """
 
     name: str
@@ -78,7 +78,7 @@ class DecoderSpec(Schema):
     """What headers say of any checkpoint whose layers can be built: a base, or one made from it.
 
     `low_rank` is whether it is compressed already; `model_type` is that of the base in any case.
-    `weights` is the URL of its weight files; None where they are beside config.json.
+    `weights` is the URL of its weight files; None if they are beside config.json.
     """
 
     model_type: str

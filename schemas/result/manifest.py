@@ -68,7 +68,7 @@ class Compression(Schema):
 
 
 class Check(Schema):
-    """One thing that was verified of a checkpoint; `passed` is None where it was not judged.
+    """One thing that was verified of a checkpoint; `passed` is None if it was not judged.
 
     `files` are those that are wrong, where the check tells.
     """
@@ -80,7 +80,7 @@ class Check(Schema):
 
 
 class OutputResult(Schema):
-    """One finished checkpoint; `evaluation` is of base and result, None where no text was named."""
+    """One finished checkpoint; `evaluation` is of base and result, None if no text was named."""
 
     ratio: float
     path: Location

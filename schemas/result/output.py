@@ -58,7 +58,7 @@ class MatrixResult(Schema):
     eigenvalues, achieved is measured on the factors in float64. `rounding` is the relative
     Frobenius error that storing the factors in the checkpoint's dtype adds to W'. `nats` is the
     predicted increase of the mean token loss, where gradients were taken; `energy` the loss of
-    cutting it away, None where that is not known. `shrinkage` is that of its gradient moment, given
+    cutting it away, None if that is not known. `shrinkage` is that of its gradient moment, given
     or chosen.
     """
 

@@ -59,7 +59,7 @@ class Identities(Schema):
     factors: str
 
     def moments(self, direction: Pass) -> str:
-        """Identity of the moments of one stream. Raises ValueError where there is none."""
+        """Identity of the moments of one stream. Raises ValueError if there is none."""
         found = self.forward if direction == "forward" else self.backward
         if found is None:
             raise ValueError("this run takes no gradients")

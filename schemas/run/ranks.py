@@ -6,7 +6,7 @@ from schemas.request.config import RunConfig, Schema
 
 
 def require_ranks(config: RunConfig, spec: ModelSpec) -> None:
-    """Raises ConfigError where a ratio is so high that the rank of some matrix would be zero.
+    """Raises ConfigError if a ratio is so high that the rank of some matrix would be zero.
 
     With loss-aware allocation all matrices share one budget; with the others each has its own.
     """
@@ -34,7 +34,7 @@ def require_ranks(config: RunConfig, spec: ModelSpec) -> None:
 
 
 def _least(config: RunConfig, matrix: MatrixSpec) -> int:
-    """Parameters of a matrix at rank 1, or dense where that is all it can be."""
+    """Parameters of a matrix at rank 1, or dense if that is all it can be."""
     if matrix.small == 1:
         return matrix.size
     rank_one = factor_parameters(config.factors, 1, matrix.out_features, matrix.in_features)

@@ -38,7 +38,7 @@ class RunRecord(Schema):
 
 
 class StageStatus(Schema):
-    """Items of one stage; `total` is None where it depends on a result still to come."""
+    """Items of one stage; `total` is None if it depends on a result still to come."""
 
     name: str
     done: int

@@ -31,7 +31,7 @@ class Page:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: object) -> dict[str, Any]:
-        """One command and its result. Raises RuntimeError where the browser refuses it."""
+        """One command and its result. Raises RuntimeError if the browser refuses it."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         if self._session:
@@ -88,7 +88,7 @@ class Page:
 
 @contextlib.contextmanager
 def browser() -> Iterator[Page]:
-    """A page of a browser of its own. Raises FileNotFoundError where none is installed."""
+    """A page of a browser of its own. Raises FileNotFoundError if none is installed."""
     program = next(filter(None, map(shutil.which, _NAMES)), None)
     if program is None:
         raise FileNotFoundError(f"no {', '.join(_NAMES)}; on Debian: apt-get install chromium")

@@ -96,7 +96,7 @@ class ChaosRun:
         self._lost = self._looked = 0.0
 
     def run(self) -> Outcome:
-        """Start the command until it ends with 0. Raises FailedRunError where it cannot."""
+        """Start the command until it ends with 0. Raises FailedRunError if it cannot."""
         starts, code = 0, None
         seconds: dict[str, float] = {}
         while code != 0:

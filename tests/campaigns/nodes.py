@@ -60,7 +60,7 @@ class Nodes:
         self._families = {raylet: descendants(raylet) for raylet in raylets}
 
     def kill_worker(self, draw: random.Random) -> bool:
-        """SIGKILL to one worker process that was seen; False where there is none.
+        """SIGKILL to one worker process that was seen; False if there is none.
 
         It is that of an actor; where there are none yet, of a process that may become one.
         """

@@ -7,7 +7,7 @@ from pathlib import Path
 class SmallDisk:
     """A tmpfs in a mount namespace of its own, seen through the process that holds it.
 
-    Raises OSError where this user may not mount, even as root of a user namespace.
+    Raises OSError if this user may not mount, even as root of a user namespace.
     """
 
     def __init__(self, folder: Path, kilobytes: int) -> None:
@@ -48,7 +48,7 @@ class SmallDisk:
         self._shell.stdout.close()
 
     def _do(self, command: str) -> None:
-        """One command in the namespace. Raises OSError with what it said where it failed."""
+        """One command in the namespace. Raises OSError with what it said if it failed."""
         assert self._shell.stdin is not None
         assert self._shell.stdout is not None
         said: list[str] = []

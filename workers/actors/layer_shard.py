@@ -87,7 +87,7 @@ class LayerShard:
 
     @guarded(repeatable=True)
     def identify(self, ids: Identities) -> None:
-        """Say which items this run reads and writes. Raises ConfigError where it sees none."""
+        """Say which items this run reads and writes. Raises ConfigError if it sees none."""
         if not exists(self._config.run_folder / RUN_RECORD):
             raise _not_seen("run_dir", self._config.run_folder)
         self._ids = ids

@@ -33,7 +33,7 @@ class MatrixLoss(NamedTuple):
 
 
 class Ranks(NamedTuple):
-    """The rank of every matrix, None where it stays dense, and what the method fell back on."""
+    """The rank of every matrix, None if it stays dense, and what the method fell back on."""
 
     ranks: dict[str, int | None]
     fallbacks: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ def cost(matrix: MatrixSpec, factors: Factors, rank: int | None) -> int:
 
 
 def rank_within(loss: MatrixLoss, factors: Factors, budget: float) -> int | None:
-    """The largest rank with at most `budget` parameters; None where all of W fits.
+    """The largest rank with at most `budget` parameters; None if all of W fits.
 
     Never below 1, nor above the number of eigenvalues.
     """

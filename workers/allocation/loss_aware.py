@@ -16,7 +16,7 @@ def loss_aware(losses: list[MatrixLoss], ratio: float, factors: Factors) -> Rank
 
     For a multiplier, each matrix takes its best choice among every rank and dense (the pivoted cost
     is concave in k, so marginal gains mislead); the multiplier is bisected; what is left is spent
-    on the best steps that fit. Never over the budget. Raises ConfigError where rank 1 everywhere is
+    on the best steps that fit. Never over the budget. Raises ConfigError if rank 1 everywhere is
     over it.
     """
     menus = [_Menu(loss, factors) for loss in losses]

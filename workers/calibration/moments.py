@@ -21,7 +21,7 @@ PAGEABLE = (
 
 
 class Moment(NamedTuple):
-    """E[x x^T] (q, q) float32, or None where only the trace was asked for; tr E[x x^T]; rows.
+    """E[x x^T] (q, q) float32, or None if only the trace was asked for; tr E[x x^T]; rows.
 
     `fourth` is E[|x|^4] of gradient rows, from which the noise of `matrix` follows; 0 of others.
     """
@@ -36,9 +36,9 @@ class MomentSums(NamedTuple):
     """Sums over all rows of some segments: of x^T x, and of squared norms.
 
     The sum of x^T x is `high` (q, q) float64 plus its rounding error `low` (q, q) float32, on the
-    host; None where only the trace was asked for. About 77 bits of it are right, so a mean in
+    host; None if only the trace was asked for. About 77 bits of it are right, so a mean in
     float32 does not depend on the order or the grouping in which segments were added. `energies`
-    are squared norms of gradient rows, a float64 sum per segment; empty where the trace is that of
+    are squared norms of gradient rows, a float64 sum per segment; empty if the trace is that of
     the matrix. `fourths` are the sums of |x|^4 beside them.
     """
 
@@ -49,7 +49,7 @@ class MomentSums(NamedTuple):
     fourths: tuple[float, ...] = ()
 
     def mean(self, name: str) -> Moment:
-        """The mean over all rows. Raises NumericsError where a row was not finite."""
+        """The mean over all rows. Raises NumericsError if a row was not finite."""
         matrix = trace = None
         if self.high is not None and self.low is not None:
             matrix = torch.empty_like(self.high, dtype=torch.float32)

@@ -36,7 +36,7 @@ def read_spec(model: str, revision: str | None) -> ModelSpec:
 
 
 def require_hub_id(model: str) -> None:
-    """Raises CheckpointError where `model`, which is no folder, cannot be a hub id either."""
+    """Raises CheckpointError if `model`, which is no folder, cannot be a hub id either."""
     if (there := Path(model).expanduser()).is_file():
         raise CheckpointError(
             f"model {model!r}: a file, where a folder with config.json and .safetensors files is "

@@ -184,7 +184,7 @@ def _no_weights(weights: Path | Url) -> CheckpointError:
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """The file of every tensor; empty where there is no index."""
+    """The file of every tensor; empty if there is no index."""
     try:
         content: Any = parse(read_small(index))
         found: Any = content["weight_map"]

@@ -31,7 +31,7 @@ def is_wanted(name: str) -> bool:
 
 
 def require_contained(folder: Path) -> None:
-    """Raises CheckpointError where a file of a checkpoint leads out of its folder, or is no file.
+    """Raises CheckpointError if a file of a checkpoint leads out of its folder, or is no file.
 
     A snapshot of the hub is a folder of links to the blobs beside it, which belong to it.
     """
@@ -51,7 +51,7 @@ def require_contained(folder: Path) -> None:
 
 
 def require_plain(path: Path) -> None:
-    """Raises CheckpointError where something is there that is neither a file nor a folder."""
+    """Raises CheckpointError if something is there that is neither a file nor a folder."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -67,8 +67,8 @@ def require_plain(path: Path) -> None:
 
 
 def read_small(place: Path | Url) -> bytes:
-    """A file that is read whole. Raises FileNotFoundError where there is none, CheckpointError
-    where it is no plain file, cannot be read or is far too large.
+    """A file that is read whole. Raises FileNotFoundError if there is none, CheckpointError
+    if it is no plain file, cannot be read or is far too large.
     """
     if isinstance(place, Path):
         require_plain(place)

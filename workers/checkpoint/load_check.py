@@ -142,7 +142,7 @@ def _load(folder: Path, found: dict[str, Any]) -> str:
 def _load_part(folder: Path, memory: int, found: dict[str, Any]) -> str:
     """A model of the first and the last layer, by the class that the checkpoint ships.
 
-    Raises MemoryError where it does not fit `memory`.
+    Raises MemoryError if it does not fit `memory`.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     layers = sorted({0, config.num_hidden_layers - 1})

@@ -17,7 +17,7 @@ def may_run_code(folder: Path, trust_remote_code: bool) -> bool:
 
     Ours means: the folder is a low-rank checkpoint of this program, its files equal those of
     `runtime/` byte for byte, and its configuration names no other code. Raises CheckpointError
-    where it claims to be such a checkpoint and that does not hold.
+    if it claims to be such a checkpoint and that does not hold.
     """
     if trust_remote_code or not _claims_to_be_ours(folder):
         return trust_remote_code

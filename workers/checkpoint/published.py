@@ -12,9 +12,9 @@ from workers.storage.places import exists, names_in, read_bytes
 
 
 def finished(place: Path | Url, identity: str) -> Compression | None:
-    """The description of a published checkpoint of this identity; None where nothing is there.
+    """The description of a published checkpoint of this identity; None if nothing is there.
 
-    Raises ConfigError where the place holds a checkpoint of another identity.
+    Raises ConfigError if the place holds a checkpoint of another identity.
     """
     if not exists(place / SUCCESS):
         return None
@@ -28,7 +28,7 @@ def finished(place: Path | Url, identity: str) -> Compression | None:
 
 
 def require_free(place: Path | Url) -> None:
-    """Raises ConfigError where something else than a checkpoint of this program is there."""
+    """Raises ConfigError if something else than a checkpoint of this program is there."""
     if exists(place / SUCCESS):
         return
     if isinstance(place, Path):
@@ -44,7 +44,7 @@ def require_free(place: Path | Url) -> None:
 
 
 def read_manifest(folder: Path | Url) -> Manifest:
-    """The manifest of a compressed checkpoint. Raises CheckpointError where there is none."""
+    """The manifest of a compressed checkpoint. Raises CheckpointError if there is none."""
     path = folder / MANIFEST
     try:
         return Manifest.model_validate_json(read_bytes(path))

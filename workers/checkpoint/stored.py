@@ -25,8 +25,8 @@ def at_hand(
 
     A folder is itself. Of a URL there is a temporary folder below `work_dir`, with every file. In
     TMPDIR, where no `work_dir` is named, weights above UNASKED stay where they are: their headers
-    are there, in sparse files of the right size. Raises CheckpointError where there is no file,
-    ConfigError where there is no `work_dir`.
+    are there, in sparse files of the right size. Raises CheckpointError if there is no file,
+    ConfigError if there is no `work_dir`.
     """
     if isinstance(place, Path):
         yield place, {}

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 def parse(content: bytes) -> Any:
     """A JSON value in UTF-8.
 
-    Raises ValueError where it is none, nests too deeply, names a key twice, or has NaN or Infinity.
+    Raises ValueError if it is none, nests too deeply, names a key twice, or has NaN or Infinity.
     """
     try:
         return json.loads(

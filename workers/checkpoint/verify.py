@@ -40,7 +40,7 @@ def verify_checkpoint(
     Loading runs the code in the folder, so it is not done where a checksum is wrong or the code is
     not this program's own. Above FULL_LOAD_BYTES, or where the whole does not fit the memory, the
     first and the last layer are loaded. What this host could not do, or not within `limit_s`
-    seconds, is not judged. Raises CheckpointError where the folder is no compressed checkpoint.
+    seconds, is not judged. Raises CheckpointError if the folder is no compressed checkpoint.
     """
     folder = folder.absolute()  # the clean process has another working directory
     manifest = read_manifest(folder)

@@ -55,7 +55,7 @@ def perplexity(model: PreTrainedModel, windows: Tensor) -> TokenLoss:
 
 
 def require_finite(mean: float, what: str, dtype: str) -> None:
-    """Raises NumericsError where a mean in nats a token is not finite, or its exp would not be."""
+    """Raises NumericsError if a mean in nats a token is not finite, or its exp would not be."""
     if not mean <= _LARGEST_MEAN:  # false for NaN too
         raise NumericsError(
             f"{what}: mean loss {mean} nats a token, not "
@@ -65,7 +65,7 @@ def require_finite(mean: float, what: str, dtype: str) -> None:
 
 
 def require_vocabulary(folder: Path, windows: Tensor, vocabulary: int) -> None:
-    """Raises CheckpointError where windows of tokens hold one that a model does not embed."""
+    """Raises CheckpointError if windows of tokens hold one that a model does not embed."""
     if int(windows.max()) >= vocabulary:
         raise CheckpointError(
             f"{folder}: its tokenizer gives token {int(windows.max())}, but the model embeds only "

@@ -47,7 +47,7 @@ class Score(NamedTuple):
     """Sums over the predicted tokens of one micro-batch, float64.
 
     `nll` is the negative log likelihood of each model in nats. `kl` is KL(first || second) in nats,
-    None where there is no second model or its vocabulary is of another size.
+    None if there is no second model or its vocabulary is of another size.
     """
 
     nll: tuple[float, ...]

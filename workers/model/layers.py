@@ -115,7 +115,7 @@ class Decoder:
     def _placed(self, name: str, stored: Tensor) -> Tensor:
         """A tensor on the device, in the compute dtype; an order of rows keeps its own.
 
-        Raises CheckpointError where a value is not finite.
+        Raises CheckpointError if a value is not finite.
         """
         if not stored.is_floating_point():
             return stored.to(self._device)

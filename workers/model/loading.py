@@ -24,7 +24,7 @@ def load_model(
 ) -> PreTrainedModel:
     """The model of a checkpoint folder, in evaluation mode; device auto is cuda where there is one.
 
-    Raises CheckpointError where it cannot be read, VerificationError where a tensor of the files
+    Raises CheckpointError if it cannot be read, VerificationError if a tensor of the files
     has no place in the model or the reverse: transformers would fill it with random numbers.
     """
     try:
@@ -56,7 +56,7 @@ def load_model(
 def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint folder; this program never ships code for one.
 
-    Raises CheckpointError where transformers cannot load it.
+    Raises CheckpointError if transformers cannot load it.
     """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(

@@ -75,7 +75,7 @@ class Shard:
 
     @property
     def head(self) -> Head:
-        """The head. Raises ValueError where it belongs to another shard."""
+        """The head. Raises ValueError if it belongs to another shard."""
         if self._head is None:
             raise ValueError("this shard does not hold the head")
         return self._head
@@ -193,7 +193,7 @@ class Shard:
             yield tap, self._sums.pop(tap).sums()
 
     def weight(self, matrix: MatrixSpec) -> Tensor | None:
-        """W (m, n) of a matrix in the compute dtype, on the device; None where it is elsewhere."""
+        """W (m, n) of a matrix in the compute dtype, on the device; None if it is elsewhere."""
         layer = self._layers.get(matrix.layer)
         return None if layer is None else _linear(layer, matrix.name).weight
 

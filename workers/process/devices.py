@@ -19,7 +19,7 @@ def set_threads(threads: int) -> None:
 
 
 def find_device(asked: Device) -> torch.device:
-    """The device of this worker. Raises ConfigError where it has none of the kind asked for."""
+    """The device of this worker. Raises ConfigError if it has none of the kind asked for."""
     available = torch.cuda.is_available()
     if asked == "cuda" and not available:
         raise ConfigError(

@@ -51,7 +51,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def create_bytes(path: Path, content: bytes) -> bool:
-    """Write a small file that is not there yet, whole and durably; False where it is.
+    """Write a small file that is not there yet, whole and durably; False if it is.
 
     A hard link is what a file system makes exclusively with content in it. One that has no links
     gets a check, then a rename.

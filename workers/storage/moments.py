@@ -17,7 +17,7 @@ _NOTES = TypeAdapter(tuple[str, ...])
 def commit_moment(
     store: Store, ids: Identities, tap: Tap, sums: MomentSums, fallbacks: tuple[str, ...] = ()
 ) -> Record:
-    """Commit the mean over all rows. Raises NumericsError where one was not finite.
+    """Commit the mean over all rows. Raises NumericsError if one was not finite.
 
     `fallbacks` are what was done otherwise than planned while the rows were computed.
     """

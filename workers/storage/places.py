@@ -57,12 +57,12 @@ def exists(place: Path | Url) -> bool:
 
 
 def size_of(place: Path | Url) -> int:
-    """Bytes of a file. Raises FileNotFoundError where there is none."""
+    """Bytes of a file. Raises FileNotFoundError if there is none."""
     return place.stat().st_size if isinstance(place, Path) else int(_info(place)["size"])
 
 
 def read_bytes(place: Path | Url) -> bytes:
-    """A small file. Raises FileNotFoundError where there is none."""
+    """A small file. Raises FileNotFoundError if there is none."""
     if isinstance(place, Path):
         return place.read_bytes()
     with _explained(place):
@@ -73,7 +73,7 @@ def read_bytes(place: Path | Url) -> bytes:
 def read_into(place: Path | Url, start: int, buffer: memoryview) -> None:
     """Fill `buffer` with the bytes of a file from `start` on.
 
-    Raises FileNotFoundError where it is absent, CheckpointError where it is too short.
+    Raises FileNotFoundError if it is absent, CheckpointError if it is too short.
     """
     size = buffer.nbytes
     if not size:
@@ -96,7 +96,7 @@ def read_into(place: Path | Url, start: int, buffer: memoryview) -> None:
 
 
 def names_in(place: Path | Url) -> list[str]:
-    """Names of the files directly in a folder or below a prefix; none where it does not exist."""
+    """Names of the files directly in a folder or below a prefix; none if it does not exist."""
     if isinstance(place, Path):
         return sorted(path.name for path in place.iterdir() if path.is_file())
     with _explained(place):
@@ -110,7 +110,7 @@ def names_in(place: Path | Url) -> list[str]:
 
 
 def folders_in(place: Path | Url) -> list[str]:
-    """Names of the folders directly in a folder or below a prefix; none where it does not exist."""
+    """Names of the folders directly in a folder or below a prefix; none if it does not exist."""
     if isinstance(place, Path):
         there = place.iterdir() if place.is_dir() else ()
         return sorted(path.name for path in there if path.is_dir())
@@ -152,7 +152,7 @@ def download(place: Url, names: list[str], folder: Path) -> None:
 def upload(path: Path, place: Url, mode: Literal["overwrite", "create"] = "overwrite") -> None:
     """A local file, in parts where it is large; it is seen when it is complete, never before.
 
-    With mode "create" one that is there stays. Raises RunError where its size is another one.
+    With mode "create" one that is there stays. Raises RunError if its size is another one.
     """
     with _explained(place), contextlib.suppress(FileExistsError):
         opened = _open(place)
@@ -187,7 +187,7 @@ def write(place: Path | Url, content: bytes) -> None:
 
 
 def create(place: Path | Url, content: bytes) -> bool:
-    """Write a small file that is not there yet; False where it is.
+    """Write a small file that is not there yet; False if it is.
 
     A hard link on a file system, one conditional request (If-None-Match: *) with s3fs; with file
     systems that have neither a check, then a write.
@@ -204,7 +204,7 @@ def create(place: Path | Url, content: bytes) -> bool:
 
 
 def remove(place: Path | Url) -> None:
-    """Remove a file; nothing where there is none."""
+    """Remove a file; nothing if there is none."""
     if isinstance(place, Path):
         place.unlink(missing_ok=True)
         return

@@ -56,7 +56,7 @@ class Store:
         self.root = root
 
     def record(self, key: str) -> Record | None:
-        """The record of a committed item; None where it, or a file of its size, is not there.
+        """The record of a committed item; None if it, or a file of its size, is not there.
 
         A damaged record is none: its item is made anew.
         """
@@ -69,7 +69,7 @@ class Store:
         return record if record.bytes == size else None
 
     def place(self, key: str) -> Path | Url:
-        """Where the content of a committed item is. Raises RunError where it is absent."""
+        """Where the content of a committed item is. Raises RunError if it is absent."""
         return self.root / self._committed(key).file
 
     def place_files(self, keys: Mapping[str, str], folder: Path) -> None:
@@ -112,7 +112,7 @@ class Store:
         return record
 
     def load(self, key: str) -> Item:
-        """An item, read once and checked. Raises RunError where it is absent or damaged."""
+        """An item, read once and checked. Raises RunError if it is absent or damaged."""
         record = self._committed(key)
         content = read_bytes(self.root / record.file)
         moved("read", _kind(key), len(content))
@@ -156,7 +156,7 @@ class Store:
                 remove(self.root / f"{prefix}/{name}")
 
     def _read(self, key: str) -> Record | None:
-        """The record of an item, whatever became of its file; None where it is damaged."""
+        """The record of an item, whatever became of its file; None if it is damaged."""
         try:
             record = Record.model_validate_json(read_bytes(self._record_place(key)))
         except (FileNotFoundError, ValidationError):

@@ -47,7 +47,7 @@ def entries(tensors: Mapping[str, Tensor]) -> list[Entry]:
 def write_tensors(path: Path, content: Iterable[Entry], metadata: dict[str, str]) -> Written:
     """Write `content` to `path` and fsync it. Wider dtypes come first, so that all are aligned.
 
-    Raises ValueError where a loaded tensor is not of the promised dtype and shape.
+    Raises ValueError if a loaded tensor is not of the promised dtype and shape.
     """
     ordered = sorted(content, key=lambda entry: -entry.dtype.itemsize)
     header = _header(ordered, metadata)

@@ -76,7 +76,7 @@ def is_on_hub(source: str) -> bool:
 
 def evaluation_source(asked: str | None, calibration: str) -> str | None:
     """The text that a run compares base and result on: the one asked for; where none is named, the
-    evaluation split of a known data set that it calibrates on; None where it is to be "none".
+    evaluation split of a known data set that it calibrates on; None if it is to be "none".
     """
     if asked is None:
         return calibration if calibration in KNOWN else None
@@ -87,7 +87,7 @@ def iter_documents(source: str, split: Split) -> Iterator[str]:
     """The documents of a .txt, .jsonl or .parquet file, of a known dataset, or of a hub id.
 
     A local file has no splits. Nothing is read before the first document is asked for.
-    Raises TextError where the source cannot be read or holds no text.
+    Raises TextError if the source cannot be read or holds no text.
     """
     if is_local(source):
         documents = _local_documents(Path(source).expanduser())

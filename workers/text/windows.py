@@ -76,7 +76,7 @@ def shared_tokens(
 def calibration_windows(tokens: Tensor, length: int, count: int, seed: int) -> Tensor:
     """`count` of the non-overlapping windows of tokens (t,), in seeded order: (count, length).
 
-    Raises TextError where the text has fewer windows.
+    Raises TextError if the text has fewer windows.
     """
     windows = _cut(tokens, length)
     if len(windows) < count:
@@ -91,7 +91,7 @@ def calibration_windows(tokens: Tensor, length: int, count: int, seed: int) -> T
 def evaluation_windows(tokens: Tensor, length: int, max_windows: int | None = None) -> Tensor:
     """The first non-overlapping windows of tokens (t,): (w, length). The remainder is dropped.
 
-    Raises TextError where the text is shorter than one window.
+    Raises TextError if the text is shorter than one window.
     """
     windows = _cut(tokens, length)[:max_windows]
     if not len(windows):

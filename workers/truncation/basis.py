@@ -18,7 +18,7 @@ class Basis(NamedTuple):
     "left":  A = W left[:, :k], B = right[:k] (k, n); left is (n, q).
     "none":  A = left[:, :k], B = right[:k].
     Truncating at k loses sum(eigenvalues[k:]) of the squared norm that the truncation minimises.
-    `shrinkage` is the s of the gradient moment; None where no gradient weighs.
+    `shrinkage` is the s of the gradient moment; None if no gradient weighs.
     """
 
     eigenvalues: Tensor
@@ -45,7 +45,7 @@ def positive_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
     The one cutoff of this program: an eigenvalue at or below n * eps * (largest) is rounding noise
     of `eigh` itself and counts as zero; so do negative ones, which a PSD matrix has by rounding
-    only. Raises LinAlgError where the solver fails, or returns what is no decomposition.
+    only. Raises LinAlgError if the solver fails, or returns what is no decomposition.
     """
     matrix = (matrix + matrix.T) / 2
     values, vectors = torch.linalg.eigh(matrix)
@@ -60,7 +60,7 @@ def thin_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """U (m, q), S (q,) and V^T (q, n) of a matrix (m, n), q = min(m, n).
 
     On CUDA by QR iteration: the default there is Jacobi's method, which may not converge on
-    ill-conditioned input. Raises LinAlgError where the solver fails, or returns NaN.
+    ill-conditioned input. Raises LinAlgError if the solver fails, or returns NaN.
     """
     driver = "gesvd" if matrix.is_cuda else None
     u, s, vt = torch.linalg.svd(matrix, full_matrices=False, driver=driver)
@@ -70,7 +70,7 @@ def thin_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _require_decomposition(matrix: Tensor, values: Tensor, vectors: Tensor) -> None:
-    """Raises LinAlgError where A V = V L or V^T V = I fails by more than rounding.
+    """Raises LinAlgError if A V = V L or V^T V = I fails by more than rounding.
 
     The ratios and their bound are those by which LAPACK accepts its own solvers (dchkst):
     |A V - V L| / (|A| n eps) and |V^T V - I| / (n eps), here together below 50. A correct solver

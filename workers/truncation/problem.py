@@ -54,7 +54,7 @@ class Problem(NamedTuple):
     def basis(self, root: Root | None = None) -> Basis:
         """The optimal basis, in float64; `root` is that of an equal forward moment, if known.
 
-        Raises NumericsError where W or a moment is not finite.
+        Raises NumericsError if W or a moment is not finite.
         """
         self._require_finite()
         basis = self._decompose(root)

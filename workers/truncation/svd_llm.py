@@ -14,7 +14,7 @@ def svd_llm(weight: Tensor, gram: Tensor) -> Basis:
 
     `weight` (m, n), `gram` (n, n) = C. The square root of the singular values goes to either
     factor, as in the paper. Where C is not positive definite, C + r mean(diag C) I with the least r
-    of 1e-10, 1e-9, ..., 0.1 that is; the r is recorded. Raises NumericsError where none is.
+    of 1e-10, 1e-9, ..., 0.1 that is; the r is recorded. Raises NumericsError if none is.
     """
     weight, gram = weight.double(), gram.double()
     root, fallbacks = _cholesky(gram)

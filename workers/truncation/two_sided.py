@@ -27,7 +27,7 @@ class Weighing(NamedTuple):
 
     output side (m <= n): metric = G_s, content = W C W^T, both (m, m); W' = projection @ W.
     input side (m > n): metric = W^T G_s W, content = C, both (n, n); W' = W @ projection.
-    `shrinkage` is the s of G_s; None where no gradient weighs.
+    `shrinkage` is the s of G_s; None if no gradient weighs.
     """
 
     metric: Tensor

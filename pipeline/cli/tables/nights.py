@@ -40,7 +40,7 @@ def night_table(night: Night) -> RenderableType:
 def catalog_table(prefix: Path | Url) -> RenderableType:
     """The pointer, every event, the trend of each ratio, and what is in quarantine.
 
-    Raises ConfigError where there is no catalogue.
+    Raises ConfigError if there is no catalogue.
     """
     rows, ledger = _read(prefix)
     quarantined = [
