@@ -3,10 +3,10 @@
 import math
 from typing import Literal
 
+from schemas.base import Schema
 from schemas.location import Location
 from schemas.model.architectures import ARCHITECTURES, Architecture, Side
 from schemas.model.dtypes import ITEM_BYTES
-from schemas.request.config import Schema
 from schemas.request.methods import Factors
 
 Encoding = Literal["pivoted", "plain", "dense"]

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from schemas.base import Schema
 from schemas.location import Location, Url, is_within
 from schemas.printable import has_credentials
 from schemas.request.methods import (
@@ -21,12 +22,6 @@ from schemas.request.sizes import Size
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 OnFailure = Literal["fail", "keep_dense"]
-
-
-class Schema(BaseModel):
-    """Immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class CalibrationConfig(Schema):

@@ -4,8 +4,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidatorFunctionWrapHandler, field_validator, model_validator
 
+from schemas.base import Schema
 from schemas.location import Location
-from schemas.request.config import RunConfig, Schema
+from schemas.request.config import RunConfig
 
 Order = Literal["newest", "oldest"]
 Event = Literal[

@@ -5,7 +5,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from schemas.request.config import ClusterConfig, Device, DType, Schema
+from schemas.base import Schema
+from schemas.request.config import ClusterConfig, Device, DType
 
 
 class EvaluateConfig(Schema):

@@ -5,9 +5,9 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
+from schemas.base import Schema
 from schemas.model.dtypes import ITEM_BYTES
 from schemas.model.spec import Encoding, MatrixSpec, factor_parameters
-from schemas.request.config import Schema
 from schemas.request.methods import Factors
 
 

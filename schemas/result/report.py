@@ -2,7 +2,7 @@
 
 from pydantic import Field, FiniteFloat
 
-from schemas.request.config import Schema
+from schemas.base import Schema
 
 
 class StageTime(Schema):

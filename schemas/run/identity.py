@@ -12,7 +12,8 @@ from typing import Self
 
 from pydantic import Field, JsonValue
 
-from schemas.request.config import RunConfig, Schema
+from schemas.base import Schema
+from schemas.request.config import RunConfig
 from schemas.request.methods import ALLOCATIONS, TRUNCATIONS
 from schemas.run.moments import Pass
 

@@ -8,9 +8,9 @@ that are defined on the full X^T X, as the papers' are.
 
 from typing import Literal
 
+from schemas.base import Schema
 from schemas.model.architectures import Side
 from schemas.model.spec import MatrixSpec
-from schemas.request.config import Schema
 from schemas.request.methods import TRUNCATIONS, Truncation
 
 Pass = Literal["forward", "backward"]

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from schemas.request.config import Schema
+from schemas.base import Schema
 from schemas.run.stages import StageName
 
 

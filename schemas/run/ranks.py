@@ -1,8 +1,9 @@
 """Whether a ratio leaves every matrix a rank, from shapes alone."""
 
+from schemas.base import Schema
 from schemas.errors import ConfigError
 from schemas.model.spec import MatrixSpec, ModelSpec, factor_parameters, whole
-from schemas.request.config import RunConfig, Schema
+from schemas.request.config import RunConfig
 
 
 def require_ranks(config: RunConfig, spec: ModelSpec) -> None:

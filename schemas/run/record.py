@@ -1,6 +1,7 @@
 """What a run directory says of itself: run.json."""
 
-from schemas.request.config import RunConfig, Schema
+from schemas.base import Schema
+from schemas.request.config import RunConfig
 from schemas.run.identity import Ground, Identities
 from schemas.run.moments import Pass
 from schemas.run.plan import Plan
