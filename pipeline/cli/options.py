@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from schemas.model.spec import Factors
 from schemas.request.config import Device, DType, OnFailure
-from schemas.request.methods import Allocation, Factors, Method, Truncation
+from schemas.request.methods import Allocation, Method, Truncation
 
 Model = Annotated[str | None, typer.Option(help="A checkpoint folder, a hub id or a URL.")]
 Ratio = Annotated[

@@ -7,9 +7,9 @@ from schemas.base import Schema
 from schemas.location import Location
 from schemas.model.architectures import ARCHITECTURES, Architecture, Side
 from schemas.model.dtypes import ITEM_BYTES
-from schemas.request.methods import Factors
 
 Encoding = Literal["pivoted", "plain", "dense"]
+Factors = Literal["pivoted", "plain"]
 
 # safetensors' names of dtypes, and their bytes.
 

@@ -7,13 +7,13 @@ from pydantic import Field, field_validator, model_validator
 
 from schemas.base import Schema
 from schemas.location import Location, Url, is_within
+from schemas.model.spec import Factors
 from schemas.printable import has_credentials
 from schemas.request.methods import (
     ALLOCATIONS,
     METHODS,
     TRUNCATIONS,
     Allocation,
-    Factors,
     Method,
     Truncation,
 )

@@ -5,7 +5,6 @@ from typing import Literal, NamedTuple
 Method = Literal["two-sided", "svd-llm-v2", "svd-llm"]
 Truncation = Literal["fisher", "input-only", "svd-llm-v2", "svd-llm"]
 Allocation = Literal["loss-aware", "svd-llm-v2", "uniform"]
-Factors = Literal["pivoted", "plain"]
 
 METHODS: dict[Method, dict[str, str]] = {
     "two-sided": {"truncation": "fisher", "allocation": "loss-aware", "factors": "pivoted"},

@@ -7,8 +7,7 @@ from pydantic import PositiveInt
 
 from schemas.base import Schema
 from schemas.model.dtypes import ITEM_BYTES
-from schemas.model.spec import Encoding, MatrixSpec, factor_parameters
-from schemas.request.methods import Factors
+from schemas.model.spec import Encoding, Factors, MatrixSpec, factor_parameters
 
 
 class FactorSource(Schema):

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
+from schemas.model.spec import Factors
 from schemas.request.config import AllocationConfig
-from schemas.request.methods import ALLOCATIONS, Allocation, Factors
+from schemas.request.methods import ALLOCATIONS, Allocation
 from workers.allocation.budget import MatrixLoss, Ranks
 from workers.allocation.loss_aware import loss_aware
 from workers.allocation.svd_llm_v2 import svd_llm_v2

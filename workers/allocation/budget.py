@@ -5,8 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from schemas.model.spec import MatrixSpec, factor_parameters, whole
-from schemas.request.methods import Factors
+from schemas.model.spec import Factors, MatrixSpec, factor_parameters, whole
 
 
 class MatrixLoss(NamedTuple):

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from schemas.errors import ConfigError
-from schemas.model.spec import whole
-from schemas.request.methods import Factors
+from schemas.model.spec import Factors, whole
 from workers.allocation.budget import MatrixLoss, Ranks, cost
 
 _BISECTIONS = 200

@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 
-from schemas.request.methods import Factors
+from schemas.model.spec import Factors
 from workers.allocation.budget import MatrixLoss, Ranks, cost, rank_within
 
 

@@ -1,6 +1,6 @@
 """The same ratio for every matrix, as in SVD-LLM (arXiv 2403.07378)."""
 
-from schemas.request.methods import Factors
+from schemas.model.spec import Factors
 from workers.allocation.budget import MatrixLoss, Ranks, rank_within
 
 

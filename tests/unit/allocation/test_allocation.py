@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from schemas.errors import ConfigError
-from schemas.model.spec import MatrixSpec
+from schemas.model.spec import Factors, MatrixSpec
 from schemas.request.config import AllocationConfig
-from schemas.request.methods import Allocation, Factors
+from schemas.request.methods import Allocation
 from workers.allocation import MatrixLoss, Ranks, allocate
 from workers.allocation.loss_aware import loss_aware
 from workers.allocation.svd_llm_v2 import svd_llm_v2

@@ -20,9 +20,8 @@ from pipeline.plan.machines import Machines, on_cpu
 from pipeline.plan.planner import make_plan, plan_checkpoint, require_disk
 from pipeline.request.flags import build
 from schemas.errors import ConfigError
-from schemas.model.spec import ModelSpec, factor_parameters
+from schemas.model.spec import Factors, ModelSpec, factor_parameters
 from schemas.request.config import RunConfig
-from schemas.request.methods import Factors
 from schemas.request.sizes import parse_size
 from schemas.run.moments import taps
 from schemas.run.plan import ClusterSpec, Plan
