@@ -11,3 +11,12 @@ os.environ.update(
     RAY_AUTH_MODE="disabled",
     RAY_USAGE_STATS_ENABLED="0",
 )
+
+from jaxtyping import install_import_hook  # after the environment is set
+
+import tests.shapes  # noqa: F401 (found by its name below)
+
+# Shapes and dtypes that annotations of the mathematics state are checked at every call of a test.
+install_import_hook(
+    ["workers.allocation", "workers.calibration", "workers.truncation"], "tests.shapes.checked"
+)

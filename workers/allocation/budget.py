@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from schemas.model.spec import Factors, MatrixSpec, factor_parameters, whole
@@ -16,11 +17,11 @@ class MatrixLoss(NamedTuple):
     """
 
     matrix: MatrixSpec
-    eigenvalues: Tensor
+    eigenvalues: Float64[Tensor, " q"]
     nats: float | None
     tokens: int
 
-    def tail(self) -> Tensor:
+    def tail(self) -> Float64[Tensor, " ranks"]:
         """Loss at rank 0, 1, ..., q: (q + 1,) float64."""
         sums = self.eigenvalues.flip(0).cumsum(0).flip(0)
         return torch.cat([sums, sums.new_zeros(1)])

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from schemas.errors import NumericsError
@@ -26,7 +27,7 @@ class Moment(NamedTuple):
     `fourth` is E[|x|^4] of gradient rows, from which the noise of `matrix` follows; 0 of others.
     """
 
-    matrix: Tensor | None
+    matrix: Float[Tensor, "q q"] | None
     trace: float
     tokens: int
     fourth: float = 0.0
@@ -42,8 +43,8 @@ class MomentSums(NamedTuple):
     the matrix. `fourths` are the sums of |x|^4 beside them.
     """
 
-    high: Tensor | None
-    low: Tensor | None
+    high: Float64[Tensor, "q q"] | None
+    low: Float32[Tensor, "q q"] | None
     energies: tuple[float, ...]
     tokens: int
     fourths: tuple[float, ...] = ()
@@ -87,7 +88,9 @@ def combine(parts: Sequence[MomentSums]) -> MomentSums:
     )
 
 
-def add_exactly(high: Tensor, low: Tensor, value: Tensor) -> None:
+def add_exactly(
+    high: Float64[Tensor, "p q"], low: Float32[Tensor, "p q"], value: Float[Tensor, "p q"]
+) -> None:
     """high + low += value, all (p, q), without a rounding error in `high` that `low` does not hold.
 
     Knuth's two-sum, in blocks of rows on the device of `value`; a block for which that device has
@@ -103,7 +106,9 @@ def add_exactly(high: Tensor, low: Tensor, value: Tensor) -> None:
         high[rows] = after
 
 
-def _two_sum(high: Tensor, low: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+def _two_sum(
+    high: Float64[Tensor, "p q"], low: Float32[Tensor, "p q"], value: Float[Tensor, "p q"]
+) -> tuple[Float64[Tensor, "p q"], Float32[Tensor, "p q"]]:
     """high + value, and low plus the rounding error of that, on the device of `value`."""
     added = value.double()
     before = high.to(added.device)
@@ -203,13 +208,15 @@ def _joined(parts: tuple[Tensor, ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _norms(rows: Tensor) -> Tensor:
+def _norms(rows: Float[Tensor, "... q"]) -> Float64[Tensor, "..."]:
     """The norm of each of rows (..., q), in float64."""
     norms: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
     return norms
 
 
-def _add_products(partial: Tensor | None, rows: Tensor) -> Tensor:
+def _add_products(
+    partial: Float32[Tensor, "q q"] | None, rows: Float[Tensor, "t q"]
+) -> Float32[Tensor, "q q"]:
     """partial + rows^T rows; on a CPU only its upper triangle, in blocks of columns."""
     if rows.is_cuda and rows.dtype in _HALVES:
         if partial is None:

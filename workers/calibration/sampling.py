@@ -1,19 +1,25 @@
 """Gradients of the token loss at the hidden states, with labels sampled from the model itself."""
 
 import torch
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor, nn
 
 _CHUNK = 256  # tokens
 _ROWS = 8192  # of the head that a CPU holds in float32 at a time
 
 
-def label_noise(seed: int, sequence: int, length: int) -> Tensor:
+def label_noise(seed: int, sequence: int, length: int) -> Float64[Tensor, " length"]:
     """Uniform in [0, 1), (length,) float64, by seed, sequence and position only."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + sequence) % 2**32)
     return torch.rand(length, generator=generator, dtype=torch.float64)
 
 
-def fisher_gradient(hidden: Tensor, norm: nn.Module, head: Tensor, noise: Tensor) -> Tensor:
+def fisher_gradient(
+    hidden: Float[Tensor, "tokens hidden"],
+    norm: nn.Module,
+    head: Float[Tensor, "vocabulary hidden"],
+    noise: Float64[Tensor, " tokens"],
+) -> Float[Tensor, "tokens hidden"]:
     """Gradient (tokens, hidden) of the summed loss -log p(y) at the last hidden states.
 
     y ~ p(. | hidden), drawn by inverting the cumulative distribution at `noise` (tokens,): the
@@ -46,7 +52,9 @@ def _chunk_gradient(hidden: Tensor, norm: nn.Module, head: Tensor, noise: Tensor
     return gradient
 
 
-def _logits(hidden: Tensor, head: Tensor) -> Tensor:
+def _logits(
+    hidden: Float[Tensor, "tokens hidden"], head: Float[Tensor, "vocabulary hidden"]
+) -> Float32[Tensor, "tokens vocabulary"]:
     """Logits (tokens, vocabulary) in float32, also of halves: rounded to them, labels would be
     drawn from another distribution.
     """

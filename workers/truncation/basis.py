@@ -3,6 +3,7 @@
 from typing import Literal, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
@@ -21,14 +22,16 @@ class Basis(NamedTuple):
     `shrinkage` is the s of the gradient moment; None if no gradient weighs.
     """
 
-    eigenvalues: Tensor
-    left: Tensor
-    right: Tensor
+    eigenvalues: Float[Tensor, " q"]
+    left: Float[Tensor, "rows q"]
+    right: Float[Tensor, "q columns"]
     through: Through
     fallbacks: tuple[str, ...] = ()
     shrinkage: float | None = None
 
-    def factors(self, weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    def factors(
+        self, weight: Float[Tensor, "m n"], rank: int
+    ) -> tuple[Float[Tensor, "m k"], Float[Tensor, "k n"]]:
         """A (m, k) and B (k, n) of W (m, n), in the dtype of the basis."""
         left, right = self.left[:, :rank], self.right[:rank]
         weight = weight.to(left)
@@ -39,7 +42,9 @@ class Basis(NamedTuple):
         return left, right
 
 
-def positive_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def positive_eigh(
+    matrix: Float[Tensor, "n n"],
+) -> tuple[Float[Tensor, " q"], Float[Tensor, "n q"]]:
     """Positive eigenvalues (q,), descending, and their eigenvectors (n, q), of a symmetric PSD
     matrix.
 
@@ -56,7 +61,9 @@ def positive_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values[:rank], vectors[:, :rank]
 
 
-def thin_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def thin_svd(
+    matrix: Float[Tensor, "m n"],
+) -> tuple[Float[Tensor, "m q"], Float[Tensor, " q"], Float[Tensor, "q n"]]:
     """U (m, q), S (q,) and V^T (q, n) of a matrix (m, n), q = min(m, n).
 
     On CUDA by QR iteration: the default there is Jacobi's method, which may not converge on

@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 
@@ -14,9 +15,9 @@ class Pivoted(NamedTuple):
     permutation.
     """
 
-    rows: Tensor
-    interpolation: Tensor
-    order: Tensor
+    rows: Float[Tensor, "k n"]
+    interpolation: Float[Tensor, "m-k k"]
+    order: Int64[Tensor, " m"]
 
     @property
     def magnitude(self) -> float:
@@ -27,7 +28,7 @@ class Pivoted(NamedTuple):
         return max(-low, high) if math.isfinite(low + high) else math.inf
 
 
-def pivot(a: Tensor, b: Tensor) -> Pivoted:
+def pivot(a: Float64[Tensor, "m k"], b: Float64[Tensor, "k n"]) -> Pivoted:
     """Re-encode A (m, k) B (k, n), k <= m, by LU with partial pivoting.
 
     P A = [L_top; L_rest] U, so the rows that P puts first determine the others:
@@ -46,7 +47,7 @@ def pivot(a: Tensor, b: Tensor) -> Pivoted:
     return Pivoted(rows, interpolation, order)
 
 
-def _permutation(swaps: Tensor, size: int) -> Tensor:
+def _permutation(swaps: Tensor, size: int) -> Int64[Tensor, " size"]:
     """LAPACK's row swaps (1-based) as a permutation p (size,): row i of P A is row p[i] of A."""
     permutation = list(range(size))
     for row, other in enumerate(swaps.tolist()):

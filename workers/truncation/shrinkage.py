@@ -1,11 +1,12 @@
 """How far a second moment of few rows is moved toward what is known without any."""
 
+from jaxtyping import Float64
 from torch import Tensor
 
 from workers.calibration.moments import Moment
 
 
-def ledoit_wolf(moment: Moment, target: Tensor) -> float:
+def ledoit_wolf(moment: Moment, target: Float64[Tensor, "q q"]) -> float:
     """The share s of `target` in (1 - s) S + s T that is nearest to the true moment, in [0, 1].
 
     S (q, q) = E[x x^T] over t rows, T (q, q) = `target`, both in float64. Of the expected squared

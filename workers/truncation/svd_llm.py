@@ -1,6 +1,7 @@
 """Truncation as SVD-LLM prints it (arXiv 2403.07378, Algorithm 1): whitening by Cholesky."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from schemas.errors import NumericsError
@@ -9,7 +10,7 @@ from workers.truncation.basis import Basis, thin_svd
 _RIDGES = tuple(10.0**power for power in range(-10, 0))
 
 
-def svd_llm(weight: Tensor, gram: Tensor) -> Basis:
+def svd_llm(weight: Float[Tensor, "m n"], gram: Float[Tensor, "n n"]) -> Basis:
     """W' = U_k S_k V_k^T S^-1 with S S^T = C and W S = U S V^T, in float64.
 
     `weight` (m, n), `gram` (n, n) = C. The square root of the singular values goes to either

@@ -1,11 +1,12 @@
 """Truncation as SVD-LLM V2 states it (arXiv 2503.12340, Theorem 3.1): two SVDs, no Cholesky."""
 
+from jaxtyping import Float
 from torch import Tensor
 
 from workers.truncation.basis import Basis, positive_eigh, thin_svd
 
 
-def svd_llm_v2(weight: Tensor, gram: Tensor) -> Basis:
+def svd_llm_v2(weight: Float[Tensor, "m n"], gram: Float[Tensor, "n n"]) -> Basis:
     """W' = U_k S_k V_k^T L^-1/2 Q^T with C = Q L Q^T and W Q L^1/2 = U S V^T, in float64.
 
     `weight` (m, n), `gram` (n, n) = C, whose SVD is its eigendecomposition. Where L ~ 0 the

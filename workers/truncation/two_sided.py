@@ -8,6 +8,7 @@ SVD-LLM's optimum, W' = U_k U_k^T W with U_k the top eigenvectors of W C W^T. No
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from workers.calibration.moments import Moment, row_blocks
@@ -18,7 +19,7 @@ from workers.truncation.shrinkage import ledoit_wolf
 class Root(NamedTuple):
     """A factor F with F F^T = a moment, and what had to be done to get it."""
 
-    factor: Tensor
+    factor: Float64[Tensor, "n q"]
     fallbacks: tuple[str, ...]
 
 
@@ -30,14 +31,17 @@ class Weighing(NamedTuple):
     `shrinkage` is the s of G_s; None if no gradient weighs.
     """
 
-    metric: Tensor
-    content: Tensor
+    metric: Float64[Tensor, "small small"]
+    content: Float64[Tensor, "small small"]
     on_input: bool
     shrinkage: float | None
 
 
 def weigh(
-    weight: Tensor, forward: Tensor, backward: Moment | None, shrinkage: float | None
+    weight: Float[Tensor, "m n"],
+    forward: Float[Tensor, "small small"],
+    backward: Moment | None,
+    shrinkage: float | None,
 ) -> Weighing:
     """The two-sided objective of W (m, n), in float64.
 
@@ -85,7 +89,7 @@ def achieved_loss(problem: Weighing, basis: Basis, rank: int) -> float:
     return float(((metric @ error) * (error @ content)).sum())
 
 
-def eigen_root(moment: Tensor) -> Root:
+def eigen_root(moment: Float64[Tensor, "n n"]) -> Root:
     """F (n, q) with F F^T = moment (n, n), which may be singular."""
     values, vectors = positive_eigh(moment)
     deficient = moment.shape[0] - values.shape[0]
@@ -93,7 +97,7 @@ def eigen_root(moment: Tensor) -> Root:
     return Root(vectors * values.sqrt(), (note,) if deficient else ())
 
 
-def _root(metric: Tensor) -> Root:
+def _root(metric: Float64[Tensor, "n n"]) -> Root:
     """F with F F^T = metric: Cholesky, or the eigen root (recorded) where that is not definite."""
     factor, failed = torch.linalg.cholesky_ex(metric)
     if not int(failed):
@@ -102,7 +106,7 @@ def _root(metric: Tensor) -> Root:
     return Root(factor, (*fallbacks, "gradient moment not positive definite: eigen root used"))
 
 
-def _gram(weight: Tensor) -> Tensor:
+def _gram(weight: Float[Tensor, "m n"]) -> Float64[Tensor, "n n"]:
     """W^T W (n, n) in float64, a block of rows at a time."""
     total = weight.new_zeros(weight.shape[1], weight.shape[1], dtype=torch.float64)
     for rows in row_blocks(*weight.shape):
