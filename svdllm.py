@@ -1,4 +1,4 @@
-"""The Python interface: what the commands do, as functions. docs/python.md has examples.
+"""The Python interface: the commands as functions. docs/python.md has examples.
 
 from svdllm import RunConfig, compress, evaluate, load
 """
@@ -55,10 +55,10 @@ class Loaded(NamedTuple):
 
 
 def load(checkpoint: str | Path, dtype: DType = "auto", device: Device = "auto") -> Loaded:
-    """A base or a compressed checkpoint (a folder or a hub id), in evaluation mode.
+    """Load a base or a compressed checkpoint (a folder or a hub id), in evaluation mode.
 
-    `dtype` auto is that of the weights, `device` auto is cuda where there is one. The code in a
-    compressed checkpoint runs only where it is this program's own, byte for byte.
+    `dtype` auto is the dtype of the weights, `device` auto is cuda if there is one. The code in a
+    compressed checkpoint runs only if it is this program's own, byte for byte.
     Raises CheckpointError if it cannot be read, VerificationError if a tensor of the files
     has no place in the model or the reverse.
     """

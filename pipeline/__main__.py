@@ -7,7 +7,7 @@ from pipeline.search_path import hiding
 
 
 def main() -> None:
-    """Entry point of the command; it can be interrupted before its libraries are imported, too."""
+    """Run the command; an interrupt is handled even while its libraries are being imported."""
     interrupts.install()
     try:
         from pipeline.cli.app import main as command
@@ -20,7 +20,7 @@ def main() -> None:
 
 
 def main_beside_others() -> None:
-    """The same under `python -m`, which puts the working directory before what is installed."""
+    """Run `main` under `python -m`, which puts the working directory before installed modules."""
     if found := hiding():
         print(
             f"error: {found} hides the installed module of that name from this program and its "

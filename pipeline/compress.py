@@ -1,4 +1,4 @@
-"""The whole of a run: inspect, plan, calibrate, factorise, allocate, truncate, assemble, verify."""
+"""A whole run: inspect, plan, calibrate, factorise, allocate, truncate, assemble, verify."""
 
 from pipeline.cluster.object_store import run_bytes
 from pipeline.cluster.session import ray_session
@@ -33,13 +33,13 @@ from workers.process.memory import give_back, peak_anonymous_bytes, share_arena
 from workers.storage.keys import OWNER
 
 _AROUND: tuple[OutputStage, ...] = (assemble, verify, evaluate, present, publish)
-"""What is done to a checkpoint whose weight files are written, in this order."""
+"""What happens to a checkpoint after its weight files are written, in this order."""
 
 
 def compress(config: RunConfig, progress: Progress | None = None, fresh: bool = False) -> RunResult:
-    """Compress a checkpoint at every ratio of `config`; what is finished already is not redone.
+    """Compress a checkpoint at every ratio of `config`; finished work is not redone.
 
-    `fresh` sets aside what ran in the run directory before. Raises InputError before any expensive
+    `fresh` sets aside earlier work in the run directory. Raises InputError before any expensive
     work, or RunError, after which the same call continues.
     """
     share_arena()
@@ -74,7 +74,7 @@ def compress(config: RunConfig, progress: Progress | None = None, fresh: bool = 
 
 
 def _stages(run: Run) -> tuple[tuple[OutputResult, ...], tuple[int, ...]]:
-    """The checkpoint at every ratio, and the peak memory of the workers that are left."""
+    """Return the checkpoint at every ratio, and the peak memory of the remaining workers."""
     found = {ratio: find_published(run, ratio) for ratio in run.config.ratio}
     if None in found.values():
         require_disk(run.plan.disk, run.config, run.committed_bytes())
@@ -91,7 +91,7 @@ def _stages(run: Run) -> tuple[tuple[OutputResult, ...], tuple[int, ...]]:
 def make_output(run: Run, ratio: float) -> OutputResult:
     """Allocate, truncate, write, assemble, verify, evaluate, present and publish one checkpoint.
 
-    Raises QuarantineError if an item failed again and again, unless its matrix may stay dense.
+    Raises QuarantineError if an item failed again and again, unless its matrices may stay dense.
     """
     output = _written(run, ratio)
     with staged(output):
@@ -101,7 +101,7 @@ def make_output(run: Run, ratio: float) -> OutputResult:
 
 
 def _written(run: Run, ratio: float) -> Output:
-    """An output with its weight files; ranks are shared out once more if a matrix was given up."""
+    """Write an output's weight files; ranks are shared out once more if a matrix was given up."""
     while True:
         output = Output(run, ratio)
         allocate(output)

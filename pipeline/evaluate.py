@@ -1,4 +1,4 @@
-"""`svdllm evaluate`: perplexity of a checkpoint beside that of its base, on the same tokens."""
+"""`svdllm evaluate`: perplexity of a checkpoint and of its base, on the same tokens."""
 
 import contextlib
 from pathlib import Path
@@ -16,8 +16,8 @@ from workers.text.windows import evaluation_windows, shared_tokens
 def evaluate(config: EvaluateConfig) -> EvaluationReport:
     """Score the baseline, if there is one, then the checkpoint; one model in memory at a time.
 
-    Streamed, both at once, and no model in any memory. Raises TextError, CheckpointError,
-    VerificationError or NumericsError; streamed, ConfigError or WorkerError, too.
+    A streamed evaluation scores both at once and never holds a whole model. Raises TextError,
+    CheckpointError, VerificationError or NumericsError; streamed, also ConfigError or WorkerError.
     """
     names = [name for name in (config.baseline, config.checkpoint) if name is not None]
     with contextlib.ExitStack() as copies:
@@ -25,7 +25,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
 
 
 def _folder(name: str, copies: contextlib.ExitStack) -> Path:
-    """Of a URL a local copy, for as long as `copies` is open."""
+    """Return a checkpoint's folder; a URL gets a local copy for as long as `copies` is open."""
     if url := url_of(name):
         return copies.enter_context(local_copy(url))
     folder = resolve(name, None)

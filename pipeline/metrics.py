@@ -1,4 +1,4 @@
-"""What a driver tells of its runs through the metrics of Ray."""
+"""What a driver reports of its runs through Ray's metrics."""
 
 import contextlib
 import time
@@ -12,7 +12,7 @@ from workers.actors.metrics import count, keep, show
 
 @contextlib.contextmanager
 def measured(progress: Progress) -> Iterator[None]:
-    """Count what the stages of a run do, and show the one under way, for as long as this lasts."""
+    """Count what the stages of a run do and show the current one, while the context is open."""
     meter = _Meter(progress)
     progress.watchers.append(meter.note)
     end = keep(meter.show)
@@ -24,13 +24,13 @@ def measured(progress: Progress) -> Iterator[None]:
 
 
 def show_perplexity(report: EvaluationReport, ratio: float) -> None:
-    """The perplexity of a base and of what it was compressed to at a ratio."""
+    """Show the perplexity of a base, and of the model compressed at a ratio."""
     for name, model in zip(("base", "compressed"), report.models, strict=True):
         show(Metric.PERPLEXITY, model.perplexity, model=name, ratio=f"{ratio:g}")
 
 
 def count_nightly(outcome: Outcome) -> None:
-    """What became of one checkpoint of a nightly job, and when, if it was published."""
+    """Count the outcome of one checkpoint of a nightly job, and show when one was published."""
     count(Metric.NIGHTLY_CHECKPOINTS, outcome=outcome)
     if outcome == "succeeded":
         show(Metric.NIGHTLY_SUCCESS, time.time())
@@ -58,7 +58,7 @@ class _Meter:
         self._counted = now
 
     def show(self) -> None:
-        """Show which stage is under way, and how far it is."""
+        """Show which stage is under way, and its progress."""
         if stage := self._progress.current:
             done = stage.done / stage.total if stage.total else 1.0
             show(Metric.STAGE_PROGRESS, done, stage=stage.name)

@@ -1,4 +1,4 @@
-"""What a user sees while it runs: a live line on a terminal, plain log lines elsewhere."""
+"""Progress for the user: a live line on a terminal, plain log lines elsewhere."""
 
 import contextlib
 import time
@@ -26,7 +26,7 @@ _LOG_EVERY_S = 10.0
 
 
 class Progress:
-    """Stages of a run, one at a time: what, how many of how many, and how fast."""
+    """The stages of a run, one at a time: how many items of how many, and how fast."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
@@ -41,8 +41,8 @@ class Progress:
     def stage(
         self, name: StageName, total: int, unit: str, matrices: Iterable[MatrixSpec] = ()
     ) -> Iterator["Stage"]:
-        """A stage of `total` items, with the `matrices` that it is to finish; its duration is
-        recorded under `name`.
+        """Open a stage of `total` items that is to finish `matrices`; record its duration under
+        `name`.
         """
         start = time.monotonic()
         now_about(stage=name)
@@ -61,7 +61,7 @@ class Progress:
 
     @property
     def busy(self) -> dict[StageName, tuple[float, ...]]:
-        """The share of a stage's time that each worker was busy, where that was measured."""
+        """The share of a stage's time that each worker was busy, if that was measured."""
         return {
             name: tuple(part / self.seconds[name] for part in parts)
             for name, parts in self._busy.items()
@@ -69,16 +69,16 @@ class Progress:
         }
 
     def note(self, message: str) -> None:
-        """One line that stays."""
+        """Log a line."""
         log.info(message)
 
     def warn(self, message: str) -> None:
-        """One line that the user must see."""
+        """Log a warning and keep it."""
         self.warnings.append(message)
         log.warning(message)
 
     def spent(self, stage: "Stage") -> float:
-        """Seconds of all stages of this name, this one included."""
+        """Return the seconds of all stages with this name, this one included."""
         return self.seconds.get(stage.name, 0.0) + stage.elapsed
 
     def _watch(self, stage: "Stage") -> None:
@@ -116,12 +116,12 @@ class Stage:
         self._bars, self._start, self._logged, self._watch = bars, start, start, watch
         self._left = Counter(matrix.layer for matrix in matrices)
         self.done = self.tokens = self.matrices = self.layers = 0
-        self.busy: list[float] = []  # seconds of each worker, where a stage measures them
+        self.busy: list[float] = []  # seconds of each worker, if a stage measures them
         self._task = bars.add_task(name, total=total, unit=unit, rate="") if bars else None
 
     def advance(self, items: int = 1, tokens: int = 0, matrices: Sequence[MatrixSpec] = ()) -> None:
-        """Count items, tokens where the stage streams them, and what is finished: `matrices`, and
-        the layers of which they were the last ones.
+        """Count items, tokens if the stage streams them, finished `matrices`, and the layers that
+        these complete.
         """
         self.done += items
         self.tokens += tokens
@@ -138,15 +138,15 @@ class Stage:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since it began."""
+        """Seconds since the stage began."""
         return time.monotonic() - self._start
 
     @property
     def tokens_per_second(self) -> float | None:
-        """So far; None if it streams no tokens."""
+        """Tokens a second so far; None if the stage streams none."""
         return self.tokens / max(self.elapsed, 1e-9) if self.tokens else None
 
     def rate(self) -> str:
-        """Tokens a second so far, where there are tokens."""
+        """Format the tokens a second so far; empty if there are no tokens."""
         rate = self.tokens_per_second
         return "" if rate is None else f", {rate:,.0f} tokens/s"

@@ -28,7 +28,7 @@ from workers.storage.store import Store
 
 @dataclass(frozen=True)
 class Run:
-    """One run on a started Ray: `chains` of workers, one a replica, in the order of the shards."""
+    """A run on a started Ray; each of its `chains` is a replica, with workers in shard order."""
 
     config: RunConfig
     inputs: Inputs
@@ -58,7 +58,7 @@ class Run:
 
     @property
     def given_up(self) -> dict[str, str]:
-        """Matrices that could not be cut, each with its error."""
+        """The matrices that could not be cut, each with its error."""
         return self.pool.quarantine.matrices
 
     @property
@@ -67,19 +67,19 @@ class Run:
         return taps(self.spec.matrices, self.config.truncation, self.config.needs_gradients)
 
     def moments_of(self, matrix: MatrixSpec) -> set[str]:
-        """Keys of the moments that a matrix needs."""
+        """Return the keys of the moments that a matrix needs."""
         found = taps((matrix,), self.config.truncation, self.config.needs_gradients)
         return {moment_key(self.ids, tap) for tap in found}
 
     def there(self, *kinds: str) -> dict[str, Record]:
-        """Records of the items of some kinds, such as "moments", that this run finds, by key."""
+        """Return the committed records of some kinds, such as "moments", of this run, by key."""
         ids = self.ids
         of = {"moments": (ids.forward, ids.backward), "factors": (ids.factors,)}
         prefixes = [f"{kind}/{i}" for kind in kinds for i in of.get(kind, (ids.bases,)) if i]
         return {record.key: record for at in prefixes for record in self.store.records(at)}
 
     def discard(self, prefix: str) -> None:
-        """Forget the items below a key prefix, which are this driver's to forget.
+        """Forget the items below a key prefix; only the owner of the run directory may.
 
         Raises OwnershipError if the run directory has another owner by now.
         """
@@ -87,11 +87,11 @@ class Run:
         self.store.discard(prefix)
 
     def committed_bytes(self) -> int:
-        """Bytes of the items of this run that are there already."""
+        """Return the bytes that this run has committed so far."""
         return sum(record.bytes for record in self.there("moments", "bases", "factors").values())
 
     def home(self, layer: int) -> Actor:
-        """The worker that holds a decoder layer in its wave. Raises ValueError without one."""
+        """Return the worker that holds a layer in its wave. Raises ValueError if none does."""
         for wave in self.plan.waves:
             for worker, shard in zip(self.chains[0], wave, strict=False):
                 if layer in shard.range:
@@ -99,9 +99,9 @@ class Run:
         raise ValueError(f"layer {layer} is in no shard of the plan")
 
     def grow(self) -> None:
-        """Let workers take items of the pool on what the cluster has and the pool has not."""
+        """Invite workers to the pool for as much of the cluster as the pool does not use yet."""
         cluster = self.config.cluster
-        idle = self.plan.cluster.workers - self.plan.workers  # for which the plan has no use
+        idle = self.plan.cluster.workers - self.plan.workers  # the plan has no use for these
         threads = self.config.numerics.threads
         there = workers_there(cluster, threads)
         for _ in range(there - idle - len(self.pool.members)):
@@ -110,11 +110,11 @@ class Run:
             self.pool.invite(worker, worker.identify.remote(self.ids), start_timeout(cluster))
 
     def committed(self) -> frozenset[str]:
-        """Keys of all items that are there."""
+        """Return the keys of all committed items."""
         return frozenset(record.key for record in self.store.records(""))
 
     def close(self) -> None:
-        """End every actor, whatever it does."""
+        """End every actor, busy or not."""
         stop({*self.workers, *self.pool.members, self.allocator})
 
 
@@ -125,7 +125,7 @@ def start(
     ownership: Ownership,
     quarantine: Quarantine | None = None,
 ) -> Run:
-    """Plan, start the actors, and agree on what is computed. What has failed before is given up."""
+    """Plan, start the actors, and check that they agree. `quarantine` has what failed before."""
     spec = inputs.spec
     plan = make_plan(config, spec, find_cluster(config.cluster, config.numerics, spec.dtype))
     threads = config.numerics.threads
@@ -158,9 +158,9 @@ def start(
 
 
 def announce(run: Run) -> None:
-    """Write run.json, and tell the workers which items are theirs to make.
+    """Write run.json, and tell the workers which items belong to this run.
 
-    Raises ConfigError if a run of another identity is there.
+    Raises ConfigError if the folder holds a run of another identity.
     """
     record = _record(run)
     require_same(run.store.root, record)
@@ -197,7 +197,7 @@ def _summary(facts: WorkerFacts, plan: Plan) -> str:
 
 
 def shape(plan: Plan) -> str:
-    """Layer shards, and waves and replicas where there are several."""
+    """Describe the layer shards, and waves and replicas if there are several."""
     parts = [f"{len(plan.shards)} layer shards"]
     if len(plan.waves) > 1:
         parts.append(f"{len(plan.waves)} waves of {plan.chain}")

@@ -1,4 +1,4 @@
-"""Where Python looks for modules: nothing that lies in a working directory may hide one of ours."""
+"""Python's module path: nothing in a working directory may hide one of our modules."""
 
 import pkgutil
 import sys
@@ -11,19 +11,19 @@ _OWN = {"svdllm", "schemas", "workers", "pipeline", "runtime", "benchmarks", "te
 
 
 def first() -> Path:
-    """The folder that Python put first: that of the script, or the working directory."""
+    """Return the folder that Python put first: the script's, or the working directory."""
     return Path(sys.path[0]).resolve()
 
 
 def for_workers() -> list[str]:
-    """What workers need on their path that is not installed: our packages in a bare checkout."""
+    """Return paths that workers need beyond what is installed: our packages in a bare checkout."""
     return [str(ROOT)] if first() == ROOT else []
 
 
 def hiding() -> Path | None:
-    """The first module of that folder in whose place an installed one was meant, if there is one.
+    """Return the first module in that folder that hides an installed one; None if there is none.
 
-    Another version of this program may be installed; modules of Python itself are its own affair.
+    Our own packages may also be installed; the standard library is not checked.
     """
     folder, python = first(), Path(sysconfig.get_path("stdlib")).resolve()
     elsewhere = {folder, python, python / "lib-dynload"}

@@ -1,4 +1,4 @@
-"""A run that goes on by itself when workers or nodes are lost: from its run directory."""
+"""Continues a run by itself, from its run directory, when workers or nodes are lost."""
 
 import time
 from collections import Counter
@@ -26,12 +26,12 @@ def supervise(
     start: Callable[[RunConfig, Quarantine], Run],
     stages: Callable[[Run], R],
 ) -> R:
-    """`stages` of a run that `start` starts; after a loss again, on what the cluster has then.
+    """Run `stages` of a run that `start` starts; after a loss, again on the changed cluster.
 
-    The pool replaces what it loses by itself. A stage that needs all its workers raises
-    WorkerDiedError: then what is left of them is killed, and a new plan on the workers there are
-    now continues from what is committed. Raises WorkerError after `cluster.attempts` losses in a
-    row between which nothing was committed, or where the numbers would change.
+    The pool replaces its own losses. A stage that needs all its workers raises WorkerDiedError:
+    then the remaining ones are killed, and a new plan for the workers available now continues from
+    what is committed. Raises WorkerError after `cluster.attempts` losses in a row without a new
+    commit between them, or if the numbers would change.
     """
     quarantine = Quarantine(progress.warn, config.on_failure)
     supervisor = _Supervisor(config, progress)
@@ -53,7 +53,7 @@ def supervise(
 
 
 class _Supervisor:
-    """What holds from one start of the workers to the next."""
+    """State that survives from one start of the workers to the next."""
 
     def __init__(self, config: RunConfig, progress: Progress) -> None:
         self._config = config
@@ -61,12 +61,12 @@ class _Supervisor:
         self._gpus = on_gpus(config.cluster)
         self._ids: object = None
         self._starting: float | None = None  # since when starts have failed
-        self._failures: Counter[str] = Counter()  # of the code of workers, in these starts
+        self._failures: Counter[str] = Counter()  # of workers' own code in these starts
         self._committed: frozenset[str] | None = None
         self._losses = 0
 
     def config_now(self) -> RunConfig:
-        """The configuration with as many workers as there is room for, where fewer are left."""
+        """Return the configuration, with as many workers as there is room for after a loss."""
         cluster = self._config.cluster
         if self._gpus and not on_gpus(cluster):
             raise WorkerError(
@@ -81,10 +81,10 @@ class _Supervisor:
         return self._config.model_copy(update={"cluster": fewer})
 
     def wait_for_nodes(self, error: WorkerDiedError) -> None:
-        """Give Ray time to learn which nodes are gone: it may take half a minute to say so.
+        """Give Ray time to learn which nodes are gone, which may take half a minute.
 
-        Raises WorkerError where workers have been lost while they start for too long, or where
-        their own code has failed alike `cluster.attempts` times.
+        Raises WorkerError if starts have failed for too long, or if the workers' own code has
+        failed alike `cluster.attempts` times.
         """
         if isinstance(error, WorkerStartError):
             self._count_failure(error)
@@ -99,7 +99,7 @@ class _Supervisor:
         time.sleep(_SETTLE_S)
 
     def started(self, run: Run) -> None:
-        """Workers are there. Raises WorkerError if they would compute other numbers."""
+        """Note that workers started. Raises WorkerError if they would compute other numbers."""
         self._starting = None
         self._failures.clear()
         if self._ids not in (None, run.ids):
@@ -111,7 +111,7 @@ class _Supervisor:
         self._ids = run.ids
 
     def count(self, error: WorkerDiedError, committed: frozenset[str]) -> None:
-        """Take note of a loss. Raises WorkerError after too many without progress."""
+        """Record a loss. Raises WorkerError after too many without progress."""
         before, most = self._committed, self._config.cluster.attempts
         if before is not None and committed - before:
             self._losses = 0

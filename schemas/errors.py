@@ -3,20 +3,20 @@
     CompressorError
     ├── InputError            exit 2   the request or its input is wrong; nothing was computed
     │   ├── ConfigError                a field of the configuration
-    │   │   └── ClusterError                the Ray cluster is not there, or has not what is asked
+    │   │   └── ClusterError                the Ray cluster is absent, or lacks what is asked for
     │   ├── CheckpointError            a file or tensor of a checkpoint
     │   └── TextError                  calibration or evaluation text
     └── RunError              exit 3   a run failed part-way; the same command continues it
         ├── NumericsError              a value that must be finite or definite is not
         ├── StorageError               storage does not answer, or answers with errors
-        │   └── StorageFullError            it takes no more: full, over quota or read-only
+        │   └── StorageFullError            it is full, over quota or read-only
         ├── WorkerError                a worker failed
         │   └── WorkerDiedError             its process or its node is gone
         │       ├── WorkerHungError          it does not answer within a deadline
         │       └── WorkerStartError         its own code fails while it starts
         ├── QuarantineError            items that failed again and again, by name
         ├── OwnershipError             another driver works in the run directory
-        └── VerificationError          a written checkpoint is not what was meant
+        └── VerificationError          a written checkpoint is not as intended
 
 A message says what is wrong, where (field, file, layer, matrix), the value, and the remedy.
 """
@@ -27,7 +27,7 @@ from schemas.printable import printable
 class CompressorError(Exception):
     """Base of all errors raised on purpose; `exit_code` is what the command line returns.
 
-    Its message is `printable`, whatever names and texts of others it quotes.
+    Its message is made `printable`, whatever foreign names and texts it quotes.
     """
 
     exit_code = 1
@@ -47,7 +47,7 @@ class ConfigError(InputError):
 
 
 class ClusterError(ConfigError):
-    """The Ray cluster is not there, is of another version, or has not what was asked for."""
+    """The Ray cluster is absent, has another version, or lacks what was asked for."""
 
 
 class CheckpointError(InputError):
@@ -73,7 +73,7 @@ class StorageError(RunError):
 
 
 class StorageFullError(StorageError):
-    """Storage takes no more: it is full, over its quota or read-only. To try again is no use."""
+    """Storage is full, over its quota or read-only. Retrying cannot help."""
 
 
 class WorkerError(RunError):
@@ -81,16 +81,16 @@ class WorkerError(RunError):
 
 
 class WorkerDiedError(WorkerError):
-    """The process of a worker, or its node, is gone, with what it held in memory."""
+    """The process of a worker, or its node, is gone, with all it held in memory."""
 
 
 class WorkerHungError(WorkerDiedError):
-    """A worker does not answer within a deadline: it is taken for gone."""
+    """A worker does not answer within a deadline, and is taken to be dead."""
 
 
 class WorkerStartError(WorkerDiedError):
-    """The code of a worker fails while it starts: a library that is missing, a module of another
-    version, a runtime environment that cannot be set up.
+    """The code of a worker fails while it starts: a missing library, a module of another version,
+    or a runtime environment that cannot be set up.
     """
 
 
@@ -103,4 +103,4 @@ class OwnershipError(RunError):
 
 
 class VerificationError(RunError):
-    """A written checkpoint is not what was meant."""
+    """A written checkpoint is not as intended."""

@@ -11,7 +11,7 @@ _LOCAL = "file://"
 
 
 class Url(str):
-    """A place in an object store, such as s3://bucket/prefix; `/` names what is below it."""
+    """A place in an object store, such as s3://bucket/prefix; `/` names a place below it."""
 
     __slots__ = ()
 
@@ -25,22 +25,22 @@ class Url(str):
 
     @property
     def parent(self) -> "Url":
-        """All but its last part."""
+        """The URL without its last part."""
         return Url(self.rpartition("/")[0])
 
 
 def is_within(place: Path | Url, other: Path | Url) -> bool:
-    """Whether a place is another one or below it; a folder and a URL never are."""
+    """Whether a place is `other` or below it; never if one is a folder and one a URL."""
     if isinstance(place, Url) or isinstance(other, Url):
         return isinstance(place, Url) and f"{place}/".startswith(f"{other}/")
     return other in (place, *place.parents)
 
 
 def locate(value: object) -> Path | Url:
-    """A path, or the URL that a text with :// is; file:// is a path.
+    """Return a URL if the text holds ://, else a path; file:// is a path.
 
-    Raises ValueError if a URL names no bucket, or carries credentials: places are written to
-    records, cards and logs.
+    Raises ValueError if a URL names no bucket or carries credentials, because places are written
+    to records, cards and logs.
     """
     text = str(value)
     if text.startswith(_LOCAL):

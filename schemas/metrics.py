@@ -1,6 +1,6 @@
 """Every metric of the program, in one table: docs, dashboard and alerts are checked against it.
 
-Names follow Prometheus: base units, `_total` for what only grows. Ray puts `ray_` before them.
+Names follow Prometheus: base units, `_total` for counters. Ray adds the prefix `ray_`.
 """
 
 from enum import Enum
@@ -8,7 +8,7 @@ from typing import Literal
 
 MetricKind = Literal["counter", "gauge"]
 Outcome = Literal["succeeded", "rejected", "failed"]
-"""Of a nightly checkpoint: published, kept back by its gate, or not finished."""
+"""The outcome of a nightly checkpoint: published, rejected by its gate, or not finished."""
 
 LABELS = {
     "stage": "a stage of a run, as the log names it: `calibrate forward`, `factorise`, ...",
@@ -22,7 +22,7 @@ LABELS = {
 
 
 class Metric(Enum):
-    """Name, kind, what it tells, and its labels."""
+    """Name, kind, description and labels of each metric."""
 
     STAGE_PROGRESS = (
         "svdllm_stage_progress_ratio",

@@ -1,10 +1,10 @@
-"""Text for people and logs: no credential in it, and nothing that a terminal obeys."""
+"""Text for people and logs, without credentials and without terminal control."""
 
 import re
 
 _HIDDEN = "***"
 _LONGEST = 2000
-# What a credential looks like wherever it stands, and what to leave of it.
+# Patterns of credentials, wherever they stand, and what replaces them.
 _CREDENTIALS = (
     (re.compile(r"(://)[^\s/@]+@"), rf"\1{_HIDDEN}@"),
     (re.compile(r"(://)[^\s@:]*:[^\s@]*@"), rf"\1{_HIDDEN}@"),  # with a slash in the password
@@ -19,15 +19,15 @@ _CREDENTIALS = (
         rf"\1{_HIDDEN}",
     ),
 )
-# Control characters, what turns the direction of writing, line ends of Unicode, lone surrogates.
+# Control characters, marks of writing direction, line ends of Unicode, lone surrogates.
 _OBEYED = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 
 def printable(text: str) -> str:
-    """One line: credentials hidden, what a terminal would obey as its escape, the middle left out
-    where it is very long.
+    """Make one line: credentials hidden, control characters escaped, the middle left out if it is
+    very long.
     """
     line = escaped(_hide(re.sub(r"\s*[\r\n]+\s*", " ", text.strip())))
     if len(line) > _LONGEST:
@@ -36,19 +36,19 @@ def printable(text: str) -> str:
 
 
 def escaped(line: str) -> str:
-    """A line with what a terminal would obey as its escape."""
+    """Escape the characters of a line that a terminal would obey."""
     return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), line)
 
 
 def is_unicode(name: str) -> bool:
-    """Whether a name can be written as UTF-8; one of other bytes has lone surrogates."""
+    """Whether a name can be written as UTF-8; lone surrogates stand for other bytes."""
     return not re.search("[\ud800-\udfff]", name)
 
 
 def has_credentials(url: str) -> bool:
     """Whether a URL carries a user, a password, a token or a signature."""
     _, _, rest = url.partition("://")
-    # A port is a number; what else follows a colon is a password, which may hold a slash.
+    # After a colon, a number is a port; anything else is a password, which may hold a slash.
     return re.match(r"[^/@]*@|[^/@:]*:(?!\d+(/|$))", rest) is not None or _hide(url) != url
 
 

@@ -1,4 +1,4 @@
-"""The allocator's mind: the losses of all matrices, and the ranks that follow from them."""
+"""The allocator's logic: the losses of all matrices, and the ranks that follow from them."""
 
 from collections.abc import Collection, Sequence
 
@@ -22,9 +22,9 @@ class RankAllocator:
     def gather(
         self, matrices: Sequence[MatrixSpec], identity: str, given_up: Collection[str] = ()
     ) -> int:
-        """Read the committed spectra of `matrices`; how many there are.
+        """Read the committed spectra of `matrices`; return their number.
 
-        Those `given_up` have to stay dense, and may have none.
+        Matrices that were `given_up` have to stay dense, and may have no spectrum.
         """
         store = Store(self._config.run_folder)
         self._dense = [matrix for matrix in matrices if matrix.name in given_up]
@@ -33,9 +33,9 @@ class RankAllocator:
         return len(self._losses)
 
     def allocate(self, ratio: float) -> AllocationResult:
-        """Ranks at one ratio of all matrices; where some stay dense, the others are cut more.
+        """Return the ranks of all matrices at a ratio; if some stay dense, others are cut more.
 
-        Raises ConfigError if the ratio leaves nothing, RunError if what must stay dense does.
+        Raises ConfigError if rank 1 everywhere is over the budget, RunError if the dense ones are.
         """
         dense = sum(matrix.size for matrix in self._dense)
         rest = sum(loss.matrix.size for loss in self._losses)
@@ -63,7 +63,7 @@ class RankAllocator:
         )
 
     def _nats(self, ranks: dict[str, int | None]) -> float | None:
-        """Predicted increase of the mean token loss, where gradients were taken."""
+        """Return the predicted increase of the mean token loss, if gradients were taken."""
         total = 0.0
         for loss in self._losses:
             if loss.nats is None:

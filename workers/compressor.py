@@ -38,15 +38,15 @@ Notes = tuple[str, ...]
 R = TypeVar("R")
 
 _HOST = torch.device("cpu")
-# A basis is stored in float32: its rounding adds no more than this for each of its directions to a
-# loss, as a part of the whole energy.
+# A basis is stored in float32: for each of its directions, rounding adds at most this share of the
+# whole energy to a loss.
 _BASIS_EPS = torch.finfo(torch.float32).eps
 
 
 class Compressor:
     """The per-matrix work of one run, on one device.
 
-    `loaded` gives a weight that is on the device already, in its exact values, or None.
+    `loaded` returns a weight that is already on the device, with its exact values, or None.
     """
 
     def __init__(
@@ -86,8 +86,8 @@ class Compressor:
         return self._commit_basis(matrix, problem, basis), root
 
     def _fitting(self, compute: Callable[[torch.device, Notes], R], matrix: MatrixSpec) -> R:
-        """`compute` on this device; on the host, recorded, where the device has too little memory,
-        or a solver fails there or returns what is wrong. Raises NumericsError if the host's do.
+        """Run `compute` on this device; on the host, recorded, if the device lacks memory, or a
+        solver fails there or returns a wrong result. Raises NumericsError if the host fails too.
         """
         notes: Notes = ()
         try:
@@ -161,7 +161,7 @@ class Compressor:
     def _basis(
         self, matrix: MatrixSpec, problem: Problem, loss: MatrixLoss, facts: SpectrumFacts
     ) -> Basis:
-        """The committed basis; where none is kept the same one again, as if it had been stored."""
+        """Return the committed basis; if none is kept, recompute it, rounded as if stored."""
         key = basis_key(self._ids.bases, matrix.name)
         if self._config.cluster.keep_bases or self._store.record(key):
             tensors = self._store.load(key).tensors
@@ -197,7 +197,7 @@ class Compressor:
 
 
 def _why_not(device: torch.device, error: RuntimeError) -> str:
-    """Why something is computed on the host instead. Raises `error` where that would not help."""
+    """Say why the host computes something instead. Raises `error` if that would not help."""
     if failure(error) == "device memory":
         return f"too large for the memory of the {device.type} device: computed on the host"
     if isinstance(error, LinAlgError):
@@ -206,16 +206,16 @@ def _why_not(device: torch.device, error: RuntimeError) -> str:
 
 
 def kept_dense(store: Store, identity: str, matrix: MatrixSpec) -> MatrixResult:
-    """The row of a matrix that stays as it is, whatever its spectrum rests on."""
+    """Return the row of a matrix whose rank allocation keeps dense."""
     loss, _ = read_spectrum(store, identity, matrix)
     energy, nats = float(loss.tail()[0]), None if loss.nats is None else 0.0
     return _dense(matrix, energy=energy, nats=nats)
 
 
 def left_dense(matrix: MatrixSpec, why: str, gradients: bool) -> MatrixResult:
-    """The row of a matrix that stays as it is because it could not be cut.
+    """Return the row of a matrix that stays dense because it could not be cut.
 
-    `gradients` is whether the run weighs losses by gradients.
+    `gradients` tells whether the run weighs losses by gradients.
     """
     note = f"kept dense, for it could not be cut: {why}"
     return _dense(matrix, energy=None, nats=0.0 if gradients else None, fallbacks=(note,))

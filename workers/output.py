@@ -1,4 +1,4 @@
-"""Writing one shard of the compressed checkpoint, a tensor at a time."""
+"""Writing one weight file of the compressed checkpoint, a tensor at a time."""
 
 from functools import lru_cache
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""What a person types and reads."""
+"""The command line: what a person types and reads."""

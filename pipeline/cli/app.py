@@ -1,4 +1,4 @@
-"""`svdllm`, and `python -m pipeline`: flags in, one schema out, one exit code."""
+"""`svdllm`, and `python -m pipeline`: turns flags into one schema and errors into exit codes."""
 
 import os
 from pathlib import Path
@@ -63,7 +63,7 @@ def logs(
         LogFormat, typer.Option(envvar=LOG_FORMAT, help="Of the log: text, or JSON lines.")
     ] = "text",
 ) -> None:
-    if log_format == "json":  # by the environment, which workers see, too
+    if log_format == "json":  # through the environment, so that workers see it too
         os.environ[LOG_FORMAT] = log_format
         set_up_logging()
 
@@ -256,7 +256,7 @@ app.command()(exit_codes()(report))
 
 
 def main() -> None:
-    """The command, once all that it starts with is imported."""
+    """Run the command once everything it needs at the start is imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")  # one progress display is enough: ours
     set_up_logging()

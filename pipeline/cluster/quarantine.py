@@ -1,4 +1,4 @@
-"""Items that failed again and again: kept apart, so that all others go on to their end."""
+"""Items that failed again and again: set apart, so that all others go on to their end."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from workers.process.logs import about_matrices
 
 
 class Failed(NamedTuple):
-    """An item that was given up: what it was, the matrices it was for, and its last error."""
+    """An item that was given up: its description, its matrices and its last error."""
 
     what: str
     matrices: tuple[str, ...]
@@ -22,7 +22,7 @@ class Failed(NamedTuple):
 
 
 class Quarantine:
-    """The items that one run gave up, by what they were."""
+    """The items that one run gave up, by their descriptions."""
 
     def __init__(self, warn: Callable[[str], None], on_failure: OnFailure = "fail") -> None:
         self._warn = warn
@@ -37,13 +37,13 @@ class Quarantine:
 
     @property
     def matrices(self) -> dict[str, str]:
-        """Matrices that were given up, each with its error."""
+        """The matrices that were given up, each with its error."""
         return {name: item.error for item in self.items.values() for name in item.matrices}
 
     def require(self) -> None:
-        """Raises QuarantineError if the run cannot go on to its end without what was given up.
+        """Raises QuarantineError if the run cannot go on without the items that were given up.
 
-        Where failed matrices may stay dense, it can without those.
+        It can go on without matrices if they may stay dense.
         """
         missed = [i for i in self.items.values() if not (self._keep_dense and i.matrices)]
         if not missed:

@@ -1,4 +1,4 @@
-"""Ray: embedded or joined, what it has, and its actors."""
+"""The session with Ray: an embedded one that is started, or a cluster that is joined."""
 
 import contextlib
 import logging
@@ -26,9 +26,9 @@ from workers.process.logs import as_json
 def ray_session(cluster: ClusterConfig, threads: int, store_bytes: int = 0) -> Iterator[None]:
     """Join the cluster that was named, or that this Ray job runs on; else start an embedded Ray.
 
-    An embedded one has room for the workers asked for, of `threads` CPUs each, and for
-    `store_bytes` of hidden states where memory allows. A Ray that the caller had already
-    initialised is used and left as it is.
+    An embedded Ray has room for `cluster.workers` workers of `threads` CPUs each, and for
+    `store_bytes` of hidden states if memory allows. If the caller has already initialised Ray, it
+    is used and left as it is.
     """
     if ray.is_initialized():
         yield
@@ -37,7 +37,7 @@ def ray_session(cluster: ClusterConfig, threads: int, store_bytes: int = 0) -> I
     try:
         _connect(cluster, threads, store_bytes)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)  # ray.init replaces it by one of its own
+            signal.signal(signal.SIGTERM, on_sigterm)  # ray.init installs its own handler
     except SystemExit:  # ray.init's own handler of SIGTERM, while it starts
         if callable(on_sigterm):
             on_sigterm(signal.SIGTERM, None)
@@ -60,7 +60,7 @@ def _connect(cluster: ClusterConfig, threads: int, store_bytes: int) -> None:
         ray.init(
             address=address,
             logging_level=logging.ERROR,
-            # What workers say stays in Ray's own log files where ours is JSON: Ray would prefix it.
+            # When we log JSON, workers log to Ray's own files only: Ray would prefix each line.
             log_to_driver=not as_json(),
             **job,
         )
@@ -80,7 +80,7 @@ def _start_embedded(cluster: ClusterConfig, threads: int, store_bytes: int) -> N
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if "RAY_AUTH_MODE" not in os.environ:  # a secret of this process, not a file in the home folder
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    # Ray's own switch for a node that is no cluster's: it listens on loopback alone.
+    # Ray's own switch for a node outside any cluster: it listens on loopback only.
     ray_constants.ENABLE_RAY_CLUSTER = False
     cores = len(os.sched_getaffinity(0))
     wanted = (cluster.workers or 0) * threads
@@ -96,10 +96,10 @@ def _start_embedded(cluster: ClusterConfig, threads: int, store_bytes: int) -> N
 
 
 class _Job(JobConfig):
-    """A job whose workers import what is installed, wherever the driver was started.
+    """A job whose workers import the installed modules, wherever the driver was started.
 
-    Ray puts the folder of the script and the working directory first on their path, where a folder
-    called workers or datasets hides ours or a library; it does not where a job brings its own.
+    Ray puts the script's folder and the working directory first on the workers' path, where a
+    folder called workers or datasets hides ours or a library. It does not if a job brings its own.
     """
 
     def __init__(self) -> None:

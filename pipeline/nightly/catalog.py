@@ -1,6 +1,6 @@
 """The catalogue: every attempt and its outcome, as small Parquet files that are never changed.
 
-An event is one file, created under the next number by one exclusive write: it is there whole or
+An event is one file, created under the next number by one exclusive write: it appears whole or
 not at all, on any storage, and no two writers share a number. Their numbers are their order;
 the times in them are for people. `pyarrow.parquet.read_table(PREFIX/catalog)` reads them as one.
 """
@@ -23,7 +23,7 @@ from workers.storage.places import IN_FLIGHT, create, names_in, read_bytes, remo
 
 FOLDER = "catalog"
 _NAME = re.compile(r"(\d{6,})\.parquet")
-# What is raised for bytes that are no table: OSError by Thrift and Snappy.
+# Raised for bytes that are not a table; Thrift and Snappy raise OSError.
 _DAMAGES = (pyarrow.ArrowException, OSError, UnicodeDecodeError, ValidationError)
 _TYPES = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
 
@@ -37,7 +37,7 @@ def read(prefix: Path | Url) -> list[CatalogRow]:
 
 
 def append(prefix: Path | Url, rows: list[CatalogRow]) -> list[CatalogRow]:
-    """One event, of one or several rows, under the next number: as they were written."""
+    """Write one event, of one or several rows, under the next number; return the rows written."""
     place = prefix / FOLDER
     now = datetime.now(UTC).isoformat(timespec="seconds")
     while True:
@@ -48,7 +48,7 @@ def append(prefix: Path | Url, rows: list[CatalogRow]) -> list[CatalogRow]:
 
 
 def sweep(prefix: Path | Url) -> None:
-    """Remove what writes that were killed have left, so that other readers find only tables."""
+    """Remove the leftovers of killed writes, so that other readers find only tables."""
     place = prefix / FOLDER
     if isinstance(place, Path) and place.is_dir():
         for name in names_in(place):
@@ -82,7 +82,7 @@ def _rows(place: Path | Url) -> list[CatalogRow]:
 
 
 def _schema() -> pyarrow.Schema:
-    """A column for every field, by its type: text where that is a choice of words."""
+    """Return a column for every field, typed by its annotation; a choice of words is text."""
     columns = []
     for name, field in CatalogRow.model_fields.items():
         kinds = {field.annotation, *get_args(field.annotation)}

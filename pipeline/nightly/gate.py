@@ -7,18 +7,18 @@ from schemas.request.nightly import Gate
 from schemas.result.evaluation import EvaluateConfig, EvaluationReport, ModelEvaluation
 
 _PROMPT: str = EvaluateConfig.model_fields["sample_prompt"].default
-_FEWEST_WORDS = 8  # a text of fewer is judged by its characters: some languages part no words
+_FEWEST_WORDS = 8  # a shorter text is judged by its characters: some languages part no words
 _REPEATS = 4  # of a cycle, before it counts
-_COVERED = 0.5  # of a text, by a cycle that goes on to its end
-_LONG = 24  # words, from which on their variety counts
+_COVERED = 0.5  # share of a text that a cycle must cover, up to the end of the text
+_LONG = 24  # words; from here on a text's variety counts
 _VARIETY = 0.2  # smallest share of distinct words in a long text
 
 
 def reasons(gate: Gate, report: EvaluationReport | None) -> tuple[str, ...]:
-    """Why an output is rejected; none if it passes. What was not measured does not pass.
+    """Return why an output is rejected; empty if it passes. What was not measured does not pass.
 
-    A greedy continuation is not held against a result whose base is known to write no better. Where
-    there is none, because no host could load the result, nothing is.
+    A degenerate sample is not held against a result if its base wrote one too. If there is no
+    sample, because no host could load the result, the text check is skipped.
     """
     if report is None or len(report.models) < 2:
         return ("it was not evaluated",)
@@ -26,7 +26,7 @@ def reasons(gate: Gate, report: EvaluationReport | None) -> tuple[str, ...]:
     found = []
     if gate.perplexity is not None:
         increase = compressed.perplexity / base.perplexity - 1
-        if not increase <= gate.perplexity:  # also where it is not a number
+        if not increase <= gate.perplexity:  # true for NaN as well
             found.append(
                 f"perplexity {base.perplexity:.4g} -> {compressed.perplexity:.4g} "
                 f"({increase:+.2%}, allowed {gate.perplexity:+.2%})"
@@ -41,15 +41,16 @@ def reasons(gate: Gate, report: EvaluationReport | None) -> tuple[str, ...]:
 
 
 def _wrong_with(model: ModelEvaluation) -> str | None:
-    """What is wrong with its continuation of the prompt, if there is one and something is."""
+    """Return what is wrong with the sample's continuation; None if nothing is, or no sample."""
     return None if model.sample is None else degenerate(model.sample.removeprefix(_PROMPT))
 
 
 def degenerate(text: str) -> str | None:
-    """What is wrong with a generated text; None if nothing is.
+    """Return what is wrong with a generated text; None if nothing is.
 
-    It is empty, it repeats one short cycle until its end, or a long text has hardly any distinct
-    words. Meant to miss rather than to accuse: a list, a refrain or a table passes.
+    A text is degenerate if it is empty, if it repeats one short cycle until its end, or if it is
+    long and has hardly any distinct words. Lists, refrains and tables are meant to pass: the test
+    would rather miss than accuse.
     """
     words = text.split()
     if not words:
@@ -66,7 +67,7 @@ def degenerate(text: str) -> str | None:
 
 
 def _cycle(units: Sequence[str]) -> int | None:
-    """Length of the shortest cycle to the end that covers most of a text; None if none does."""
+    """Length of the shortest cycle that covers most of a text up to its end; None if none does."""
     size = len(units)
     for period in range(1, size // _REPEATS + 1):
         covered = period

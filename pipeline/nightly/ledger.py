@@ -7,16 +7,16 @@ from schemas.request.nightly import CatalogRow, Latest, Pointed
 
 
 def label(ratio: float) -> str:
-    """A ratio as folders and pointers name it."""
+    """Format a ratio as in folder names and pointers."""
     return f"{ratio:.2f}"
 
 
 @dataclass
 class Entry:
-    """One content under one method: the names that it had, and what came of it.
+    """One content under one method: the names it had, and its outcomes by ratio.
 
-    `attempts` are those since the last success or retry; one that was killed counts, one that was
-    told to stop does not.
+    `attempts` counts those since the last success or retry; an attempt that was killed counts, one
+    that was told to stop does not.
     """
 
     folder: str
@@ -30,7 +30,7 @@ class Entry:
 
     @property
     def order(self) -> str:
-        """Where its newest name stands in the source."""
+        """The place of its newest name in the order of the source."""
         return max(self.names.values())
 
     @property
@@ -39,11 +39,11 @@ class Entry:
         return max(self.names, key=lambda name: (self.names[name], name))
 
     def left(self, ratios: Iterable[float]) -> tuple[float, ...]:
-        """Ratios at which nothing was published or rejected yet."""
+        """Return the ratios at which nothing was published or rejected yet."""
         return tuple(ratio for ratio in ratios if label(ratio) not in self.outcomes)
 
     def take(self, row: CatalogRow) -> None:
-        """Follow one event."""
+        """Apply one event."""
         self.names[row.name] = row.order
         match row.event:
             case "started":
@@ -74,7 +74,7 @@ Ledger = dict[str, Entry]
 
 
 def ledger_of(rows: Iterable[CatalogRow]) -> Ledger:
-    """Every content that the catalogue knows, by its key."""
+    """Return every content in the catalogue, by its key."""
     ledger: Ledger = {}
     for row in rows:
         follow(ledger, row)
@@ -82,12 +82,12 @@ def ledger_of(rows: Iterable[CatalogRow]) -> Ledger:
 
 
 def follow(ledger: Ledger, row: CatalogRow) -> None:
-    """Take one more row."""
+    """Apply one more row."""
     ledger.setdefault(row.key, Entry(row.folder)).take(row)
 
 
 def accepted(ledger: Ledger) -> dict[str, list[tuple[Entry, CatalogRow]]]:
-    """The published outputs that are there, by ratio, the newest in the source first."""
+    """Return the published outputs that still exist, by ratio, newest in the source first."""
     found: dict[str, list[tuple[Entry, CatalogRow]]] = {}
     for entry in ledger.values():
         for at, row in entry.outcomes.items():
@@ -99,7 +99,7 @@ def accepted(ledger: Ledger) -> dict[str, list[tuple[Entry, CatalogRow]]]:
 
 
 def latest_of(ledger: Ledger) -> Latest:
-    """The pointer that follows from the catalogue: at each ratio the newest that was accepted."""
+    """Derive the pointer from the catalogue: at each ratio the newest accepted output."""
     return Latest(
         ratios={
             at: Pointed(
@@ -117,7 +117,7 @@ def latest_of(ledger: Ledger) -> Latest:
 
 
 def beyond(ledger: Ledger, keep: int | None) -> list[CatalogRow]:
-    """Outputs that a retention of `keep` removes: older accepted ones, and those rejected."""
+    """Return the outputs that a retention of `keep` removes: older accepted and rejected ones."""
     if keep is None:
         return []
     old = [row for outputs in accepted(ledger).values() for _, row in outputs[keep:]]

@@ -42,13 +42,13 @@ _OUTCOMES: dict[Event, Outcome] = {
     "rejected": "rejected",
     "failed": "failed",
 }
-# No fault of the checkpoint: the night ends, and the attempt does not count.
+# Not the checkpoint's fault: the night ends, and the attempt does not count.
 _ENDING = (TextError, StorageError, OwnershipError, ClusterError)
 
 
 @dataclass
 class Night:
-    """What a night did, and what it left: why checkpoints are not complete, how many wait."""
+    """A night's events; the incomplete and the quarantined checkpoints; how many wait."""
 
     rows: list[CatalogRow] = field(default_factory=list)
     incomplete: dict[str, str] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Night:
     waiting: int = 0
 
     def of(self, event: Event) -> list[CatalogRow]:
-        """Its rows of one kind."""
+        """Return the rows of one kind."""
         return [row for row in self.rows if row.event == event]
 
 
@@ -66,11 +66,11 @@ def nightly(
     progress: Progress | None = None,
     tell: Tell = lambda _: None,
 ) -> Night:
-    """One night. `compress` is that of `pipeline.compress`, which an idle night need not load;
-    `tell` hears what became of each output.
+    """Run one night. `compress` is passed in, so that an idle night need not load
+    `pipeline.compress`; `tell` is called with the outcome of each output.
 
-    Raises InputError before any work, OwnershipError if another night is at work, and what ends
-    a compression though its checkpoint is not to blame.
+    Raises InputError before any work, OwnershipError if another night is at work, and any error
+    that ends a compression without being the checkpoint's fault.
     """
     progress = progress or Progress()
     texts = text_sums(config)
@@ -111,7 +111,7 @@ class _Work:
         self.night = Night()
 
     def retry(self) -> None:
-        """Take what was asked for out of quarantine. Raises ConfigError if there is no such."""
+        """Take the requested names out of quarantine. Raises ConfigError if one was never tried."""
         for name in self._config.retry:
             found = {key: entry for key, entry in self._ledger.items() if name in entry.names}
             if not found:
@@ -123,7 +123,7 @@ class _Work:
                 self._write(row)
 
     def point(self) -> None:
-        """Let `latest` name what follows from the catalogue, by one atomic write."""
+        """Update `latest` from the catalogue, by one atomic write."""
         latest = latest_of(self._ledger)
         place = self._config.output / LATEST
         content = (latest.model_dump_json(indent=2) + "\n").encode()
@@ -132,7 +132,7 @@ class _Work:
             write(place, content)
 
     def go_through(self, found: list[Checkpoint]) -> None:
-        """Every checkpoint in the order asked; what failed before comes after all others."""
+        """Try the checkpoints in the requested order; those that failed before come last."""
         ordered = found if self._config.order == "oldest" else found[::-1]
         known = {checkpoint: self._known_key(checkpoint) for checkpoint in ordered}
         for checkpoint in sorted(ordered, key=lambda one: self._failed(known[one])):
@@ -142,7 +142,7 @@ class _Work:
                 self.night.waiting += 1
 
     def tidy_up(self, found: list[Checkpoint]) -> None:
-        """What retention removes, the runs of finished checkpoints, and who is in quarantine."""
+        """Apply retention, remove runs of finished checkpoints, and list the quarantined ones."""
         config = self._config
         for row in beyond(self._ledger, config.keep):
             place = self._place_of(row)
@@ -225,7 +225,7 @@ class _Work:
             self._quarantine(checkpoint, key)
 
     def _require_unchanged(self, checkpoint: Checkpoint, content: str, result: RunResult) -> None:
-        """Raises CheckpointError, and removes what was made, if its files are others by now."""
+        """Raises CheckpointError, and removes the outputs, if the checkpoint's files changed."""
         if not self._seen.changed(checkpoint, content):
             return
         self._ownership.require()
@@ -237,7 +237,7 @@ class _Work:
         )
 
     def _judged(self, row: CatalogRow, output: OutputResult) -> CatalogRow:
-        """The row of an output that has passed the gate, or has not."""
+        """Return the row of an output, published or rejected as the gate decides."""
         why = reasons(self._config.gate, output.evaluation) if self._config.gate else ()
         for reason in why:
             self._progress.warn(f"{row.name} at {output.ratio:g}: rejected: {reason}")
@@ -266,7 +266,7 @@ class _Work:
         self._write(_row("quarantined", checkpoint, key, entry.folder, why))
 
     def _place_of(self, row: CatalogRow) -> Location:
-        """Where an output is. Raises ConfigError if a row leads out of the prefix."""
+        """Return the place of an output. Raises ConfigError if its row leads out of the prefix."""
         root = self._config.output / "checkpoints"
         place = self._config.output / (row.path or "")
         if ".." in str(row.path) or not is_within(place.parent.parent, root):
@@ -274,7 +274,7 @@ class _Work:
         return place
 
     def _write(self, *rows: CatalogRow) -> None:
-        """One event in the catalogue, while this night owns it."""
+        """Write one event to the catalogue; this night must own it."""
         self._ownership.require()
         for row in catalog.append(self._config.output, list(rows)):
             follow(self._ledger, row)
@@ -295,5 +295,5 @@ def _row(
 
 
 def _slug(name: str) -> str:
-    """A name as a folder has it."""
+    """Turn a name into a safe folder name."""
     return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip(".-")[:64] or "checkpoint"

@@ -1,4 +1,4 @@
-"""What a night removes. Only what this program made, and what the catalogue says it made there."""
+"""What a night removes: only what this program made, and the catalogue says it made there."""
 
 import contextlib
 import json
@@ -13,10 +13,10 @@ from workers.storage.places import files_below, read_bytes, remove, remove_below
 
 
 def remove_output(place: Path | Url, identity: str | None) -> bool:
-    """Remove an output of this identity; False if something else is there, which stays.
+    """Remove the output of this identity; False if something else is there, which stays.
 
-    The mark of success goes first and the manifest last: a removal that is killed is no checkpoint
-    any more, and can be gone on with.
+    The mark of success goes first and the manifest last: after a killed removal the output is no
+    longer a checkpoint, and the removal can be resumed.
     """
     names = files_below(place)
     if names and not _is_output(place, identity):
@@ -26,13 +26,13 @@ def remove_output(place: Path | Url, identity: str | None) -> bool:
         remove(place / name)
     remove_below(place)
     if isinstance(place, Path):
-        with contextlib.suppress(OSError):  # where other ratios are beside it
+        with contextlib.suppress(OSError):  # other ratios may be beside it
             place.parent.rmdir()
     return True
 
 
 def remove_run(place: Path | Url, output: Path | Url) -> bool:
-    """Remove the run directory of an output below `output`; False if it is none, and stays."""
+    """Remove the run directory of an output below `output`; if it is not one, keep it: False."""
     try:
         outputs = list(json.loads(read_bytes(place / RUN_RECORD))["outputs"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What is known of checkpoints from the nights before, so that nothing is read twice."""
+"""What is known of checkpoints from earlier nights, so that nothing is read twice."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ _FILE = "seen.json"
 
 
 class Seen:
-    """The contents of a source, by the stamps of their files; it may be lost without harm."""
+    """The contents of a source, by the stamps of their files; losing this file does no harm."""
 
     def __init__(self, prefix: Path | Url, source: Source) -> None:
         self._place, self._source = prefix / _FILE, source
@@ -25,12 +25,12 @@ class Seen:
             self._known = {name: pair for name, pair in found.items() if _is_pair(pair)}
 
     def known(self, checkpoint: Checkpoint) -> str | None:
-        """Its content, if it was identified before and has not been touched since."""
+        """Return its content, if it was identified before and its files have not changed since."""
         stamp, content = self._known.get(checkpoint.name, ("", ""))
         return content if stamp and self._source.stamp(checkpoint) == stamp else None
 
     def content(self, checkpoint: Checkpoint) -> str:
-        """Its content. Raises CheckpointError if it is not complete, or being written."""
+        """Return its content. Raises CheckpointError if it is incomplete or being written."""
         if found := self.known(checkpoint):
             return found
         stamp = self._source.stamp(checkpoint)
@@ -42,7 +42,7 @@ class Seen:
         return content
 
     def changed(self, checkpoint: Checkpoint, content: str) -> bool:
-        """Whether it is another one than it was; one that has gone since is not."""
+        """Return whether its content differs from `content`; False if the checkpoint has gone."""
         try:
             gone = self._source.stamp(checkpoint) is None
             return not gone and self.content(checkpoint) != content
@@ -50,7 +50,7 @@ class Seen:
             return True
 
     def forget(self, there: list[Checkpoint]) -> None:
-        """Keep what is said of checkpoints that are there."""
+        """Drop the entries of checkpoints that are gone."""
         names = {checkpoint.name for checkpoint in there}
         if gone := self._known.keys() - names:
             for name in gone:

@@ -1,7 +1,7 @@
 """Where checkpoints come from: a folder, a prefix in an object store, the revisions of a hub id.
 
-Their order is that of their names (checkpoint-900 before checkpoint-1000), of a branch that of its
-commits. No clock is asked.
+Checkpoints are ordered by name (checkpoint-900 before checkpoint-1000), those of a branch by its
+commits. No clock is used.
 """
 
 import re
@@ -32,7 +32,7 @@ _BRANCH, _EVERY = "main", "*"
 
 
 class Checkpoint(NamedTuple):
-    """One of a source; `order` sorts from the oldest on."""
+    """A checkpoint in a source; sorting by `order` puts the oldest first."""
 
     name: str
     order: str
@@ -45,19 +45,19 @@ class Source(ABC):
 
     @abstractmethod
     def found(self) -> list[Checkpoint]:
-        """Every checkpoint, complete or not, from the oldest on."""
+        """Return every checkpoint, complete or not, the oldest first."""
 
     @abstractmethod
     def stamp(self, checkpoint: Checkpoint) -> str | None:
-        """What changes whenever its files do, found without reading them; None if it is gone."""
+        """Return a value that changes whenever its files do, without reading them; None if gone."""
 
     @abstractmethod
     def content(self, checkpoint: Checkpoint) -> str:
-        """The identity of what is in its files. Raises CheckpointError if it is not complete."""
+        """Return the identity of its contents. Raises CheckpointError if it is incomplete."""
 
 
 def source_of(watch: str, revision: str | None) -> Source:
-    """The source that `--watch` names."""
+    """Return the source that `--watch` names."""
     if url := url_of(watch):
         return _Stored(url)
     folder = Path(locate(watch)).expanduser()
@@ -71,12 +71,12 @@ def source_of(watch: str, revision: str | None) -> Source:
 
 
 def natural(name: str) -> str:
-    """A name that sorts as people count: every number in it has the same width."""
+    """Pad the numbers in a name to one width, so that names sort as people count."""
     return re.sub(r"\d+", lambda digits: digits[0].zfill(20), name)
 
 
 class _Below(Source):
-    """Checkpoints that are folders below a place."""
+    """Checkpoints in the folders below a place."""
 
     def __init__(self, place: Path | Url) -> None:
         self._place = place
@@ -95,11 +95,11 @@ class _Below(Source):
     def _is_candidate(self, name: str) -> bool:
         try:
             return bool(self._files(name))
-        except PermissionError:  # what it is cannot be seen: it is named as not complete
+        except PermissionError:  # its files cannot be seen: it will be reported as incomplete
             return True
 
     def _files(self, name: str) -> list[str]:
-        """Its files on which a result depends; none if it is no checkpoint, or has gone."""
+        """Return its files on which a result depends; none if it is no checkpoint or has gone."""
         try:
             there = names_in(self._place / name)
         except (FileNotFoundError, NotADirectoryError):
@@ -110,7 +110,7 @@ class _Below(Source):
 
 
 class _Folder(_Below):
-    """Identified by SHA-256; looked at again where a size, a time or an inode is another."""
+    """Identified by SHA-256; read again if a size, a time or an inode has changed."""
 
     def __init__(self, place: Path) -> None:
         super().__init__(place)
@@ -122,7 +122,7 @@ class _Folder(_Below):
             for name in self._files(checkpoint.name):
                 stat = (folder / name).stat()
                 facts.append([name, stat.st_size, stat.st_mtime_ns, stat.st_ino])
-        except (FileNotFoundError, PermissionError):  # it changes at this moment, or is not ours
+        except (FileNotFoundError, PermissionError):  # it is changing, or we may not read it
             return ""
         return fingerprint(facts) if facts else None
 
@@ -135,7 +135,7 @@ class _Folder(_Below):
 
 
 class _Stored(_Below):
-    """Identified by what the store says of each file; none is read for it."""
+    """Identified by what the store says of each file, without reading any."""
 
     def __init__(self, place: Url) -> None:
         super().__init__(place)
@@ -147,7 +147,7 @@ class _Stored(_Below):
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
             try:
                 versions = list(pool.map(lambda name: identity_of(url / name), names))
-            except FileNotFoundError:  # it changes at this moment
+            except FileNotFoundError:  # it is changing
                 return ""
         return fingerprint(dict(zip(names, versions, strict=True))) if names else None
 
@@ -158,7 +158,7 @@ class _Stored(_Below):
 
 
 class _Hub(Source):
-    """Revisions of a repository, identified by what git and LFS know of their files."""
+    """Revisions of a repository, identified by the hashes that git and LFS keep of their files."""
 
     def __init__(self, repo: str, branch: str) -> None:
         require_hub_id(repo)
@@ -196,7 +196,7 @@ class _Hub(Source):
         return fingerprint(files)
 
     def _require_complete(self, checkpoint: Checkpoint, there: set[str]) -> None:
-        """Files of the hub are whole or not there; a commit may lack some of them."""
+        """A file of the hub is whole or absent, but a commit may lack some of the files."""
         needed = {CONFIG, WEIGHTS}
         if INDEX in there:
             index = hf_hub_download(self._repo, INDEX, revision=checkpoint.revision)
@@ -215,5 +215,5 @@ def _require_complete(folder: Path, weights: Url | None) -> None:
     try:
         inspect(folder, weights)
         require_tokenizer(folder)
-    except OSError as error:  # it changes at this moment
+    except OSError as error:  # it is changing
         raise CheckpointError(f"{error.filename or folder}: {error.strerror or error}") from error

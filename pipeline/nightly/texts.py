@@ -1,4 +1,4 @@
-"""The texts of a night, looked at before its work begins."""
+"""The texts of a night, checked before its work begins."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from workers.text.documents import evaluation_source, is_local, is_on_hub, iter_
 
 
 def text_sums(config: NightlyConfig) -> dict[str, str]:
-    """SHA-256 of the local texts. Raises TextError or ConfigError if one cannot serve."""
+    """Return SHA-256 of the local texts. Raises TextError or ConfigError if one cannot serve."""
     calibration = config.calibration.text
     evaluation = evaluation_source(config.evaluation.text, calibration)
     if config.gate is not None and evaluation is None:

@@ -1,10 +1,10 @@
 """How fast devices and nodes are: stated peaks, and the part of each that a plan counts on.
 
-Peaks of a device are those of NVIDIA's data sheets (H100 SXM, H200 SXM, A100 80GB SXM, L40S):
-dense bf16, float32 without TF32, float64 on matrix units where there are any, memory bandwidth.
-The CPU's are of one core: 32 float32 operations a cycle (two AVX2 FMAs) at 3 GHz.
+Peaks of a device come from NVIDIA's data sheets (H100 SXM, H200 SXM, A100 80GB SXM, L40S):
+dense bf16, float32 without TF32, float64 on matrix units if it has any, memory bandwidth.
+The CPU's figures are for one core: 32 float32 operations a cycle (two AVX2 FMAs) at 3 GHz.
 
-The parts are assumptions, none was measured on a GPU by this project:
+The parts are assumptions; this project measured none of them on a GPU:
 - 40 % of bf16: one layer at a time, micro-batches of a few thousand tokens, plain transformers.
 - 70 % of float32 and float64: matrix products of a few thousand rows and columns.
 - 0.3 flop a byte of memory traffic for the symmetric eigenproblem (of the 9 n^3 counted here): its
@@ -13,8 +13,8 @@ The parts are assumptions, none was measured on a GPU by this project:
 - the same for the SVD (of its 6 m n^2 + 20 n^3, by `gesvd`), bound by memory twice over: half of
   the flops of a bidiagonalisation are products of a matrix and a vector, 0.25 flop a byte, and the
   QR iteration after it rotates pairs of columns, 0.19.
-- storage is one for the whole cluster: the settings cluster.storage_read and storage_write say what
-  all nodes together get from it, at most what their networks carry.
+- the whole cluster shares one storage: cluster.storage_read and storage_write give the rate for all
+  nodes together, at most what their networks carry.
 - the network of a node carries 25 GB/s, 20 % of it through Ray's objects.
 - one thread hashes (SHA-256) 1.0 GB/s; 0.9 was measured.
 - a device and its host exchange 40 % of the link's peak (PCIe 5 x16: 64 GB/s a way, PCIe 4: 32),
@@ -31,7 +31,7 @@ _GB, _TERA = 1e9, 1e12
 
 class Device(NamedTuple):
     """Peaks: operations a second in bf16, float32 and float64; bytes a second of its memory and of
-    its link to the host; bytes it holds.
+    its link to the host; its memory in bytes.
     """
 
     bf16: float
@@ -50,15 +50,15 @@ DEVICES: dict[str, Device] = {
     "cpu": Device(0.096 * _TERA, 0.096 * _TERA, 0.048 * _TERA, 20 * _GB, 20 * _GB, 0),
 }
 
-DEFAULT = "h100"  # the proportions by which plans for an unknown device are compared
+DEFAULT = "h100"  # an unknown device is assumed to have the same proportions when plans compete
 _HALF_PART, _FULL_PART, _SOLVER_FLOPS_A_BYTE = 0.4, 0.7, 0.3
 _NETWORK, _NETWORK_PART = 25 * _GB, 0.2
 _HOST_THREAD, _LINK_PART = 1.0 * _GB, 0.4
 
 
 class Rates(NamedTuple):
-    """What is counted on a second: operations of a worker (`solver`: of eigenproblems and SVDs),
-    bytes of its thread; bytes that all nodes together read and write; bytes that one node moves at
+    """Rates per second: operations of a worker (`solver`: of eigenproblems and SVDs), bytes of its
+    thread and link; bytes that all nodes together read and write; bytes that one node can move at
     most (`wire`), and moves as Ray's objects (`network`).
     """
 
@@ -74,12 +74,12 @@ class Rates(NamedTuple):
 
 
 def row(device_name: str) -> Device | None:
-    """The row of a device by what torch or a flag calls it ("NVIDIA H100 80GB HBM3", "h100")."""
+    """Find a device by the name that torch or a flag gives ("NVIDIA H100 80GB HBM3", "h100")."""
     return next((peaks for name, peaks in DEVICES.items() if name in device_name.lower()), None)
 
 
 def rates(cluster: ClusterSpec, config: RunConfig) -> Rates | None:
-    """Rates of a cluster and its workers; None if those of its devices are not known."""
+    """Return the rates of a cluster and its workers; None if its device is unknown."""
     peaks = row(cluster.device_name) if cluster.on_gpu else DEVICES["cpu"]
     if peaks is None:
         return None
@@ -99,7 +99,7 @@ def rates(cluster: ClusterSpec, config: RunConfig) -> Rates | None:
 
 
 def assumptions(config: RunConfig) -> tuple[str, ...]:
-    """What the seconds of a plan rest on, in words."""
+    """Return the assumptions behind a plan's seconds, in words."""
     read, write = config.cluster.storage_read / _GB, config.cluster.storage_write / _GB
     return (
         f"storage that gives the whole cluster {read:g} GB/s to read (--storage-read) and "

@@ -17,7 +17,7 @@ _WEIGHT_SHARE = 0.8  # of a worker's memory; the rest is for activations and log
 
 
 class EvaluationPlan(NamedTuple):
-    """The shards in waves, those of one wave running at once; bytes are of the largest worker."""
+    """Shards in waves; those of one wave run at once. Bytes are for the largest worker."""
 
     waves: list[list[Part]]
     weight_bytes: int
@@ -31,7 +31,7 @@ class EvaluationPlan(NamedTuple):
 def plan_evaluation(
     sources: Sequence[Source], cluster: ClusterSpec, shard_layers: int | None
 ) -> EvaluationPlan:
-    """As few shards as fit, but one a worker at least. Raises ConfigError if none do."""
+    """Plan as few shards as fit, at least one per worker. Raises ConfigError if none fit."""
     on_cpu = cluster.device == "cpu"
     room = int((cluster.device_memory - on_cpu * PROCESS_BYTES) * _WEIGHT_SHARE)
     most = min(source.spec.layers for source in sources)
@@ -57,13 +57,13 @@ def plan_evaluation(
 
 
 def boundary_bytes(sources: Sequence[Source], tokens: int) -> int:
-    """Disk that `tokens` tokens take between two waves, with those of the wave before."""
+    """Return the disk bytes of `tokens` tokens between two waves, with those of the wave before."""
     hidden = sum(source.spec.hidden_size * ITEM_BYTES[source.dtype] for source in sources)
     return 2 * tokens * (hidden + ITEM_BYTES["I64"])
 
 
 def _cut(sources: Sequence[Source], count: int) -> list[Part]:
-    """Contiguous parts of every model, as equal in work as can be."""
+    """Cut every model into contiguous parts of work as equal as possible."""
     bounds = zip(*(_bounds(source, count) for source in sources), strict=True)
     return [
         tuple(LayerRange(start=a, stop=b) for a, b in zip(starts, stops, strict=True))
@@ -72,7 +72,7 @@ def _cut(sources: Sequence[Source], count: int) -> list[Part]:
 
 
 def _bounds(source: Source, count: int) -> list[int]:
-    """Where each of `count` parts begins, and the end; the head counts as layers of its weights."""
+    """Return where each of `count` parts begins, and the end; the head is weighed in layers."""
     spec = source.spec
     every = LayerRange(start=0, stop=spec.layers - 1), LayerRange(start=0, stop=spec.layers)
     without_last, whole = (_parameters(source, layers) for layers in every)
@@ -84,7 +84,7 @@ def _bounds(source: Source, count: int) -> list[int]:
 
 
 def _weight_bytes(sources: Sequence[Source], part: Part) -> int:
-    """Weights of a shard, in the compute dtypes."""
+    """Return the bytes of a shard's weights, in the compute dtypes."""
     models = zip(sources, part, strict=True)
     return sum(_parameters(source, layers) * ITEM_BYTES[source.dtype] for source, layers in models)
 

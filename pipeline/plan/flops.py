@@ -1,7 +1,7 @@
-"""Operations of a matrix, as the code does them.
+"""Operations on a matrix, as the code does them.
 
 A product (a, b) (b, c) is 2 a b c, a symmetric eigenproblem with vectors 9 n^3, Cholesky n^3 / 3, a
-thin SVD (m, n) 6 m n^2 + 20 n^3 (Golub and Van Loan, 8.6), n the smaller side.
+thin SVD (m, n) 6 m n^2 + 20 n^3 (Golub and Van Loan, 8.6), with n the smaller side.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from schemas.request.methods import TRUNCATIONS, Truncation
 
 
 def rank_at(matrix: MatrixSpec, keep: float, pivoted: bool) -> int:
-    """The rank at which k (m + n), or k (m + n - k) when pivoted, is `keep` of m n."""
+    """Return the rank at which k (m + n), or k (m + n - k) if pivoted, is `keep` of m n."""
     sides, target = matrix.out_features + matrix.in_features, keep * matrix.size
     if not pivoted:
         return max(1, int(target / sides))
@@ -20,7 +20,7 @@ def rank_at(matrix: MatrixSpec, keep: float, pivoted: bool) -> int:
 
 
 class BasisFlops(NamedTuple):
-    """Operations of bases by the rate at which they are done; products are all but the solvers'."""
+    """Operations of bases, grouped by their rate; `products` are all outside the solvers."""
 
     eigen: float
     svd: float
@@ -32,8 +32,8 @@ def summed(found: Sequence[BasisFlops]) -> BasisFlops:
 
 
 def basis_flops(truncation: Truncation, matrix: MatrixSpec, rooted: bool) -> BasisFlops:
-    """One basis; `rooted`: the root of its input's moment is known from another matrix that reads
-    the same.
+    """Count one basis; `rooted`: the root of its input's moment is known from another matrix that
+    reads the same input.
     """
     m, n, small = matrix.out_features, matrix.in_features, matrix.small
     svd = 6 * max(m, n) * small**2 + 20 * small**3
@@ -50,7 +50,7 @@ def basis_flops(truncation: Truncation, matrix: MatrixSpec, rooted: bool) -> Bas
 
 def factor_flops(matrix: MatrixSpec, rank: int) -> float:
     """One factor is a product with W; LU and a triangular solve give the pivoted form; the product
-    of the factors is taken as computed and as stored; the achieved loss is three squares.
+    of the factors is taken both as computed and as stored; the achieved loss takes three squares.
     """
     m, n, small = matrix.out_features, matrix.in_features, matrix.small
     metric = 2 * m * n**2 if matrix.side == "input" else 0

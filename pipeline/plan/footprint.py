@@ -1,7 +1,8 @@
 """Bytes: what a worker holds while it calibrates and factorises, and what a run leaves on disk.
 
-Everything follows from shapes, in the terms of workers/shard.py, workers/moments.py and
-workers/compression.py. Sizes of one layer are in its `LayerCost`, so a shard's are sums.
+Everything follows from shapes, in the terms of workers/model/shard.py,
+workers/calibration/moments.py and workers/compressor.py. Sizes of one layer are in its `LayerCost`,
+so a shard's sizes are sums.
 """
 
 import math
@@ -24,8 +25,9 @@ _LOGIT_CHUNK, _LOGIT_BYTES = 256, 24  # tokens at a time; logits, probabilities,
 class LayerCost(NamedTuple):
     """One decoder layer, or the sum of several.
 
-    `parameters` of all its tensors; elements of the moments of each stream; `reached` are the
-    parameters that a token meets, `forward_flops` and `backward_flops` what its moments take.
+    `parameters` counts all its tensors; `forward` and `backward` are elements of each stream's
+    moments; `reached` counts the parameters that a token meets; `forward_flops` and
+    `backward_flops` are the flops of its moments.
     """
 
     parameters: int
@@ -58,14 +60,14 @@ class Costs:
         self._workspace = max(self._factorise(matrix) for matrix in spec.matrices)
 
     def memory(self, shards: tuple[LayerRange, ...], chain: int) -> WorkerMemory:
-        """What the worker with the largest shard holds, on its device and on its host."""
+        """Return what the worker with the largest shard holds, on its device and on its host."""
         held = [self._held(shard, chain) for shard in shards]
         host = max(held, key=lambda memory: memory.sums + memory.transit)
         largest = max(held, key=lambda memory: memory.device)
         return largest.model_copy(update={"sums": host.sums, "transit": host.transit})
 
     def disk(self, waves: list[tuple[LayerRange, ...]], replicas: int) -> DiskUse:
-        """Bytes on disk at their peaks, with the shards of each wave."""
+        """Return the peak bytes on disk, given the shards of each wave."""
         count = len(waves)
         partial = max(
             max(mine.forward, mine.backward)
@@ -83,7 +85,7 @@ class Costs:
         )
 
     def of(self, layers: range) -> LayerCost:
-        """The sum of some layers."""
+        """Return the sum over some layers."""
         return LayerCost(
             *(sum(column) for column in zip(*(self.layers[i] for i in layers), strict=True))
         )
@@ -95,7 +97,7 @@ class Costs:
 
     @property
     def kept_bases(self) -> int:
-        """Bytes of the bases that are kept: all, in float32, or none."""
+        """Bytes of the stored bases: all of them in float32, or none."""
         if not self.config.cluster.keep_bases:
             return 0
         return sum(4 * self.basis_size(matrix) for matrix in self.spec.matrices)
@@ -121,13 +123,13 @@ class Costs:
         return math.prod(self.windows(direction))
 
     def basis_size(self, matrix: MatrixSpec) -> int:
-        """Elements of the basis of a matrix: two squares, or on the full Gram U and V."""
+        """Elements of a matrix's basis: two squares, or U and V on the full Gram."""
         if TRUNCATIONS[self.config.truncation].full_gram:
             return matrix.small * (matrix.out_features + matrix.in_features)
         return 2 * matrix.small**2
 
     def taps_of(self, matrix: MatrixSpec) -> list[Tap]:
-        """The moments that factorising and truncating a matrix read."""
+        """Return the moments that are read to factorise and truncate a matrix."""
         config = self.config
         found = [forward_tap(matrix, config.truncation)]
         if config.needs_gradients:
@@ -138,8 +140,8 @@ class Costs:
         spec = self.spec
         mine = self.of(shard.range)
         first, last = shard.start == 0, shard.stop == spec.layers
-        # A layer on its way in; or a basis and the moments it comes from, as bytes and as tensors,
-        # which is more than a moment on its way out (its sums in one piece, and the mean).
+        # A layer being read; or a basis and the moments it comes from, as bytes and as tensors,
+        # which is more than a moment being committed (its sums in one piece, and the mean).
         read = 4 * max(self.ends, *(layer.parameters for layer in self.layers))
         transit = max(read, self._largest_basis + 4 * 4 * self._widest**2)
         return WorkerMemory(
@@ -155,8 +157,8 @@ class Costs:
         )
 
     def _activations(self, layers: int, chain: int, last: bool) -> int:
-        """The larger of the streams': forward, one layer's outputs and its rows in float32;
-        backward, those twice (values and gradients), the inputs of every layer for each of
+        """Return the larger of two streams. Forward: one layer's outputs and its rows in float32.
+        Backward: twice those (values and gradients), the inputs of every layer for each of
         2 x `chain` micro-batches, and the logits of 256 tokens.
         """
         hidden, micro_batch = self.spec.hidden_size, self.config.calibration.micro_batch
@@ -201,7 +203,7 @@ class Costs:
         return [LayerCost(*values) for values in zip(*columns, strict=True)]
 
     def _outputs_of_a_token(self) -> float:
-        """Elements that all matrices of a layer give for one token."""
+        """Return how many elements all matrices of a layer output for one token."""
         outputs = [0.0] * self.spec.layers
         for matrix in self.spec.matrices:
             outputs[matrix.layer] += matrix.out_features * matrix.share

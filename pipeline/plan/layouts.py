@@ -1,4 +1,4 @@
-"""The ways to lay a model's layers over workers that fit their memory."""
+"""The ways to spread a model's layers over workers so that they fit in memory."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -31,7 +31,7 @@ class Layout(NamedTuple):
 
 
 def layouts(costs: Costs, cluster: ClusterSpec) -> Iterator[Layout]:
-    """Every chain that fits, in the fewest waves, on every number of replicas it may have."""
+    """Yield every chain that fits, in its fewest waves, with each allowed number of replicas."""
     config = costs.config
     cap, fixed = config.calibration.segments, config.cluster.replicas
     if fixed is not None and fixed > min(cap, cluster.workers):
@@ -54,7 +54,7 @@ def layouts(costs: Costs, cluster: ClusterSpec) -> Iterator[Layout]:
 
 
 def cut(layers: int, count: int) -> tuple[LayerRange, ...]:
-    """`count` contiguous ranges whose sizes differ by at most one."""
+    """Return `count` contiguous ranges whose sizes differ by at most one."""
     bounds = [layers * i // count for i in range(count + 1)]
     return tuple(LayerRange(start=a, stop=b) for a, b in pairwise(bounds))
 
@@ -65,7 +65,7 @@ def usable(cluster: ClusterSpec) -> int:
 
 
 def fits(memory: WorkerMemory, cluster: ClusterSpec) -> bool:
-    """Whether a worker has room; on the CPU device and host are the same memory."""
+    """Whether a worker has room; on the CPU, device and host share one memory."""
     if cluster.on_gpu:
         return memory.device <= usable(cluster) and memory.host <= cluster.host_memory
     return memory.device + memory.host <= cluster.host_memory

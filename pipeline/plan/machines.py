@@ -1,4 +1,4 @@
-"""The machines of a plan: as flags describe them, or those of this host."""
+"""The machines of a plan: GPUs that flags describe, or the CPU of this host."""
 
 import os
 from typing import NamedTuple
@@ -18,9 +18,9 @@ _HOST_BYTES = 128 * 10**9  # for each GPU; p4d.24xlarge has 144, a2-ultragpu-8g 
 
 
 class Machines(NamedTuple):
-    """GPUs as flags describe them; memory is "80GB", that of the host of a whole node.
+    """GPUs as flags describe them; memory reads like "80GB", host memory is for a whole node.
 
-    A host whose memory is not given is assumed to have 128 GB for each GPU.
+    A host without a given memory is assumed to have 128 GB for each GPU.
     """
 
     gpus: int | None = None
@@ -31,7 +31,7 @@ class Machines(NamedTuple):
 
 
 def find(config: RunConfig, spec: ModelSpec, machines: Machines) -> ClusterSpec:
-    """The described GPUs, or this host's CPU where none are. Raises ConfigError."""
+    """Return the described GPUs, or this host's CPU if none are described. Raises ConfigError."""
     if machines.gpus is None:
         if machines != Machines():
             raise ConfigError("a description of GPUs needs their number; add --gpus N")
@@ -40,14 +40,14 @@ def find(config: RunConfig, spec: ModelSpec, machines: Machines) -> ClusterSpec:
 
 
 def this_host(config: RunConfig) -> ClusterSpec:
-    """Workers on this host's CPU: those asked for, or one a core up to 8."""
+    """Describe workers on this host's CPU: those asked for, or one per core up to 8."""
     cores = len(os.sched_getaffinity(0)) // config.numerics.threads
     workers = config.cluster.workers or max(1, min(cores, MAX_CPU_WORKERS))
     return on_cpu(config.numerics.dtype, workers, available_bytes())
 
 
 def on_cpu(dtype: DType, workers: int, memory: int) -> ClusterSpec:
-    """`workers` that share `memory` bytes of their hosts."""
+    """Describe `workers` that share `memory` bytes of their hosts."""
     return ClusterSpec(
         workers=workers,
         device="cpu",

@@ -19,18 +19,18 @@ from workers.checkpoint.config_file import read_spec
 
 
 def plan_checkpoint(config: RunConfig, machines: Machines) -> Plan:
-    """The plan of a run from config.json alone, before anything is started."""
+    """Plan a run from config.json alone, before anything is started."""
     spec = read_spec(config.model, config.revision)
     require_ranks(config, spec)
     return make_plan(config, spec, find(config, spec, machines))
 
 
 def make_plan(config: RunConfig, spec: ModelSpec, cluster: ClusterSpec) -> Plan:
-    """The fastest plan that fits; at a tie the one of fewer replicas, then of fewer waves.
+    """Return the fastest plan that fits; at a tie, the one with fewer replicas, then fewer waves.
 
-    A chain has as few waves as fit its memory. Where the throughput of the device is not known, the
-    plan is the one that would be fastest on a device that is, and its seconds are None. Raises
-    ConfigError where nothing fits, saying what would.
+    A chain has as few waves as fit its memory. If the device's throughput is unknown, return the
+    plan that would be fastest on a known device, with seconds None. Raises ConfigError if nothing
+    fits, saying what would.
     """
     costs = Costs(config, spec, cluster.dtype)
     speed = rates(cluster, config)
@@ -52,9 +52,9 @@ def make_plan(config: RunConfig, spec: ModelSpec, cluster: ClusterSpec) -> Plan:
 
 
 def require_disk(disk: DiskUse, config: RunConfig, committed: int) -> None:
-    """Raises ConfigError if run directory and checkpoints do not fit on their disk.
+    """Raises ConfigError if run directory and checkpoints do not fit on their disks.
 
-    Factors are kept beside the checkpoints they go into; `committed` bytes are there already.
+    Factors are kept beside the checkpoints they go into; `committed` bytes are already on disk.
     """
     needs = [
         (config.run_folder, disk.run_directory - committed),
@@ -75,7 +75,7 @@ def require_disk(disk: DiskUse, config: RunConfig, committed: int) -> None:
 
 
 def _without_bases(disk: DiskUse, lacking: int) -> str:
-    """What bases that are not kept would save, where that is enough."""
+    """Suggest not keeping the bases, if that saves enough."""
     if disk.bases < lacking:
         return ""
     return f", or --set cluster.keep_bases=false ({disk.bases:,} bytes less, and slower)"

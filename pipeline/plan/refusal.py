@@ -1,7 +1,7 @@
-"""What is said where nothing fits: the figure, and every single change that would do.
+"""The error when nothing fits: the figures, and every single change that would help.
 
-A change is tried before it is named, so it works when it is followed. More GPUs are not among them:
-waves already let one layer at a time do, and fewer than one no GPU holds.
+A change is tried before it is named, so it works if it is followed. More GPUs are never named:
+waves already reduce a worker's load to one layer at a time, and no GPU holds less than that.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ class _Change(NamedTuple):
 
 
 def refusal(config: RunConfig, spec: ModelSpec, cluster: ClusterSpec) -> ConfigError:
-    """The error of a run that does not fit even with one layer a worker at a time."""
+    """Return the error for a run that does not fit even with one layer per worker at a time."""
     memory = _least(config, spec, cluster)
     tried = (
         next((change.flags for change in changes if _feasible(change, spec)), None)
@@ -39,7 +39,7 @@ def refusal(config: RunConfig, spec: ModelSpec, cluster: ClusterSpec) -> ConfigE
 
 
 def _least(config: RunConfig, spec: ModelSpec, cluster: ClusterSpec) -> WorkerMemory:
-    """The least that a worker can hold: shards of one layer, one of them at a time."""
+    """Return the least memory that a worker needs: one-layer shards, one of them at a time."""
     return Costs(config, spec, cluster.dtype).memory(cut(spec.layers, spec.layers), chain=1)
 
 
@@ -48,7 +48,7 @@ def _feasible(change: _Change, spec: ModelSpec) -> bool:
 
 
 def _changes(config: RunConfig, cluster: ClusterSpec) -> Iterator[Iterator[_Change]]:
-    """Groups of changes, each from the least to the greatest; of a group the first that does."""
+    """Yield groups of changes, each from the smallest up; a group's first feasible one is named."""
     yield _shorter(config, cluster, "gradient_length", "--gradient-length ")
     yield _shorter(config, cluster, "sequence_length", "--sequence-length ")
     yield _shorter(config, cluster, "micro_batch", "--set calibration.micro_batch=")
@@ -66,13 +66,13 @@ def _changes(config: RunConfig, cluster: ClusterSpec) -> Iterator[Iterator[_Chan
 
 
 def _by(config: RunConfig, truncation: Truncation, allocation: Allocation) -> RunConfig:
-    """The same run by another method."""
+    """Return the same run with another method."""
     method = config.allocation.model_copy(update={"method": allocation})
     return config.model_copy(update={"truncation": truncation, "allocation": method})
 
 
 def _shorter(config: RunConfig, cluster: ClusterSpec, field: str, flag: str) -> Iterator[_Change]:
-    """A setting of the calibration, halved again and again."""
+    """Yield a calibration setting halved again and again."""
     value = getattr(config.calibration, field) // 2
     while value >= (1 if field == "micro_batch" else 2):
         text = config.calibration.model_copy(update={field: value})
@@ -81,9 +81,9 @@ def _shorter(config: RunConfig, cluster: ClusterSpec, field: str, flag: str) -> 
 
 
 def _fewer_on_a_host(config: RunConfig, cluster: ClusterSpec) -> Iterator[_Change]:
-    """Fewer workers that share the memory of a host."""
+    """Yield ever fewer workers sharing the memory of a host."""
     there = -(-cluster.workers // cluster.nodes)
-    if cluster.assumed:  # memory for each GPU: fewer of them on a host have no more
+    if cluster.assumed:  # memory is per GPU: fewer GPUs on a host would not get more
         return
     for count in range(there - 1, 0, -1):
         memory = cluster.host_memory * there // count
@@ -95,7 +95,7 @@ def _fewer_on_a_host(config: RunConfig, cluster: ClusterSpec) -> Iterator[_Chang
 
 
 def _more_memory(memory: WorkerMemory, cluster: ClusterSpec) -> str:
-    """The memory with which it fits as it is."""
+    """Say how much memory would be enough without any other change."""
     workers = -(-cluster.workers // cluster.nodes)
     if not cluster.on_gpu:
         return f"{_gigabytes((memory.device + memory.host) * workers)} of memory on the host"

@@ -1,8 +1,9 @@
 """Operations, bytes and seconds of every stage of a run.
 
-Operations are those of the code: a product (a, b) (b, c) is 2 a b c, a symmetric eigenproblem with
-vectors 9 n^3, Cholesky n^3 / 3, a thin SVD (m, n) 6 m n^2 + 20 n^3 (Golub and Van Loan, 8.6),
-n the smaller side. Attention's own products are left out: at 2,048 tokens, 2 % of a 70B's.
+Operations are counted as the code does them: a product (a, b) (b, c) is 2 a b c, a symmetric
+eigenproblem with vectors 9 n^3, Cholesky n^3 / 3, a thin SVD (m, n) 6 m n^2 + 20 n^3 (Golub and Van
+Loan, 8.6), n the smaller side. Attention's own products are left out: at 2,048 tokens, 2 % of a
+70B's.
 """
 
 from collections.abc import Callable
@@ -19,17 +20,17 @@ from workers.checkpoint.stored import UNASKED
 from workers.checkpoint.verify import FULL_LOAD_BYTES
 from workers.text.documents import evaluation_source
 
-_BISECTIONS = 100  # of the multiplier, each looking at every rank of every matrix
+_BISECTIONS = 100  # of the multiplier, each over every rank of every matrix
 _HASH_THREADS = 8  # over the files of a checkpoint
 
 
 class Work(NamedTuple):
-    """What a stage takes of each resource, of all workers together.
+    """What a stage takes of each resource, summed over all workers.
 
-    `compute` operations in the compute dtype; `host` bytes hashed or averaged by worker threads;
-    `link` bytes between devices and their hosts; `hidden` bytes of hidden states between workers.
-    `busy` workers share the operations, `threads` the bytes of host and link; what is read and
-    written comes through the networks of `nodes`.
+    `compute` counts operations in the compute dtype; `host` bytes hashed or averaged by worker
+    threads; `link` bytes between devices and hosts; `hidden` bytes of hidden states between
+    workers. `busy` workers share the operations, `threads` the bytes of host and link; reads and
+    writes go through the networks of `nodes`.
     """
 
     name: StageName
@@ -57,7 +58,7 @@ class Work(NamedTuple):
         )
 
     def _seconds(self, rates: Rates) -> dict[Resource, float]:
-        """By resource. What storage gives is `disk`, also where the network is what limits it."""
+        """Seconds by resource. Storage traffic counts as `disk`, even if the network limits it."""
         most = self.nodes * rates.wire
         found: dict[Resource, float] = {
             "compute": self.compute / self.busy / rates.compute,
@@ -73,7 +74,7 @@ class Work(NamedTuple):
 
 
 def stages(costs: Costs, layout: Layout, rates: Rates | None) -> tuple[StageCost, ...]:
-    """Every stage in order; those of an output count all ratios."""
+    """Return the cost of every stage in order; stages of an output count all ratios."""
     waves = [[costs.of(shard.range) for shard in wave] for wave in layout.waves]
     work = [_inspect(costs), _load(costs, layout), _calibrate(costs, layout, waves, "forward")]
     if costs.tokens("backward"):
@@ -84,8 +85,8 @@ def stages(costs: Costs, layout: Layout, rates: Rates | None) -> tuple[StageCost
 
 
 def evaluation(costs: Costs, cluster: ClusterSpec, rates: Rates | None) -> tuple[StageCost, ...]:
-    """Base and result on a text, if there is one: both are read once more, by all workers of a
-    cluster whatever the layout, with 2 operations a parameter and token through each.
+    """Evaluate base and result on a text, if there is one: both are read once more, by all workers
+    of the cluster whatever the layout, with 2 operations per parameter and token through each.
     """
     ratios, asked = costs.config.ratio, costs.config.evaluation
     if evaluation_source(asked.text, costs.config.calibration.text) is None:
@@ -106,13 +107,13 @@ def evaluation(costs: Costs, cluster: ClusterSpec, rates: Rates | None) -> tuple
 
 
 def _inspect(costs: Costs) -> Work:
-    """The driver hashes the files of the base."""
+    """Count the driver's hashing of the base's files."""
     size = costs.base_bytes
     return Work("inspect", 1, _HASH_THREADS, 1, host=size, read=size)
 
 
 def _load(costs: Costs, layout: Layout) -> Work:
-    """Every replica reads every wave; for the backward sweep every wave but the last once more."""
+    """Every replica reads every wave; the backward sweep rereads every wave but the last."""
     waves = len(layout.waves)
     again = (waves - 1) / waves if costs.tokens("backward") else 0
     read = costs.base_bytes * layout.replicas * (1 + again)
@@ -120,10 +121,10 @@ def _load(costs: Costs, layout: Layout) -> Work:
 
 
 def _calibrate(costs: Costs, layout: Layout, waves: list[list[LayerCost]], direction: Pass) -> Work:
-    """One stream. Forward: 2 operations a parameter and token, and the moments.
+    """Count one stream. Forward: 2 operations per parameter and token, and the moments.
 
-    Backward: forward, each layer again, and the gradient of its input alone (weights are frozen),
-    2 each; where there are waves, one forward more for all but the last. Moments are products in
+    Backward: forward, each layer again, and the gradient of its input only (weights are frozen),
+    2 each; with several waves, one more forward for all but the last. Moments are products in
     the compute dtype (sums in float32). After every segment the exact sums go from the host to the
     device and back; every moment is averaged, and hashed as it is committed.
     """
@@ -154,7 +155,7 @@ def _calibrate(costs: Costs, layout: Layout, waves: list[list[LayerCost]], direc
 
 
 def _factorise(costs: Costs, layout: Layout) -> Work:
-    """The basis of every matrix from its moments, all workers at once, the weights still loaded."""
+    """Every matrix gets a basis from its moments, on all workers at once, weights still loaded."""
     found, rooted = [], set[str]()
     for matrix in costs.spec.matrices:
         shared = f"{matrix.layer}.{matrix.reads}"
@@ -177,16 +178,16 @@ def _factorise(costs: Costs, layout: Layout) -> Work:
 
 
 def _allocate(costs: Costs) -> Work:
-    """One actor searches the ranks of all matrices, float64 eigenvalues in memory."""
+    """One actor searches the ranks of all matrices, with float64 eigenvalues in memory."""
     spectra = 8 * sum(matrix.small for matrix in costs.spec.matrices)
     searched = spectra * _BISECTIONS * len(costs.config.ratio)
     return Work("allocate", 1, 1, 1, host=spectra + searched, read=spectra)
 
 
 def _truncate(costs: Costs, layout: Layout) -> Work:
-    """The factors of every matrix at its rank (here: the uniform one), and their achieved loss.
+    """Every matrix gets factors at its rank (the uniform one is assumed) and their achieved loss.
 
-    Bases that were not kept are computed once more, each with a root of its own.
+    Bases that were not kept are computed again, each with its own root.
     """
     config, ratios = costs.config, costs.config.ratio
     flops = sum(
@@ -215,14 +216,14 @@ def _truncate(costs: Costs, layout: Layout) -> Work:
 
 
 def _write(costs: Costs, layout: Layout) -> Work:
-    """Factors and untouched tensors into the files of the checkpoints, hashed on both ways."""
+    """Factors and untouched tensors go into the checkpoint files, hashed when read and written."""
     size = sum(costs.output(ratio) for ratio in costs.config.ratio)
     return Work("write", 1, layout.workers, layout.nodes, host=2 * size, read=size, written=size)
 
 
 def _verify(costs: Costs) -> Work:
-    """One worker hashes every file, and loads a small model, or two layers and the embeddings of
-    another, in a clean process; a very small one is saved once more.
+    """One worker hashes every file. A small model is loaded in a clean process, of a larger one two
+    layers and the embeddings; a very small one is also saved once more.
     """
     sizes = [costs.output(ratio) for ratio in costs.config.ratio]
     part = 2 * (costs.ends + max(layer.parameters for layer in costs.layers))
@@ -234,7 +235,7 @@ def _verify(costs: Costs) -> Work:
 
 
 def _busy(costs: Costs, layout: Layout, waves: list[list[LayerCost]], direction: Pass) -> float:
-    """Workers that are busy on average: the chain fills and drains (the bubble of 1F1B), and waits
+    """Average number of busy workers: the chain fills and drains (the bubble of 1F1B) and waits
     for its largest shard; a replica does its part of the micro-batches.
     """
     count = _micro_batches(costs, direction)
@@ -243,7 +244,7 @@ def _busy(costs: Costs, layout: Layout, waves: list[list[LayerCost]], direction:
 
 
 def _balance(waves: list[list[LayerCost]], cost: Callable[[LayerCost], float]) -> float:
-    """All of a cost over that of the largest shards: workers of a chain that share it."""
+    """Total cost over the sum of each wave's largest shard: workers of a chain that share it."""
     total = sum(cost(shard) for wave in waves for shard in wave)
     return total / sum(max(map(cost, wave)) for wave in waves) if total else 1.0
 
@@ -253,7 +254,7 @@ def _micro_batches(costs: Costs, direction: Pass) -> int:
 
 
 def _read_of_matrices(costs: Costs) -> int:
-    """Bytes of moments read to see every matrix once; a shared one is read by each."""
+    """Bytes of moments read to see every matrix once; each matrix rereads a shared moment."""
     return sum(4 * tap.size**2 for m in costs.spec.matrices for tap in costs.taps_of(m))
 
 

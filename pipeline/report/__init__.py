@@ -1,1 +1,1 @@
-"""The report of a run: facts gathered while it ends, and pages that are functions of them."""
+"""The report of a run: facts gathered as it ends, and pages rendered from them alone."""

@@ -27,7 +27,7 @@ def write_card(
     compression: Compression,
     evaluation: EvaluationReport | None = None,
 ) -> None:
-    """README.md with front matter: base_model, licence and library."""
+    """Write README.md with front matter: base_model, licence and library."""
     encodings = [matrix.encoding for matrix in compression.matrices]
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True
@@ -48,7 +48,7 @@ def write_card(
 
 
 def front_matter(base: Path, config: RunConfig) -> dict[str, Any]:
-    """Licence and languages of the base's own card, where it has one."""
+    """Return the front matter, with licence and languages of the base's own card if it has one."""
     card = _read_front(base / CARD)
     kept = {key: found for key in _KEPT if (found := _plain(card.get(key))) is not None}
     is_hub_id = "://" not in config.model and not Path(config.model).exists()
@@ -57,7 +57,7 @@ def front_matter(base: Path, config: RunConfig) -> dict[str, Any]:
 
 
 def _read_front(path: Path) -> dict[str, Any]:
-    """What is between the dashes at the top of a card; nothing if that is no mapping."""
+    """Parse the front matter between the dashes of a card; empty if it is not a mapping."""
     if not path.is_file() or path.stat().st_size > _LARGEST:
         return {}
     parts = path.read_text(encoding="utf-8", errors="replace").split("---", 2)
@@ -65,18 +65,18 @@ def _read_front(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = yaml.safe_load(parts[1])
-    except (yaml.YAMLError, ValueError, RecursionError):  # the base's card is not ours to refuse
+    except (yaml.YAMLError, ValueError, RecursionError):  # the base's bad card is not our error
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _plain(value: object) -> str | list[str] | None:
-    """A text or texts of a stranger's card on one line each; None for what is neither."""
+    """Put one or several texts of a stranger's card on one line each; None for other values."""
     if isinstance(value, list):
         return [printable(part) for part in value if isinstance(part, str)] or None
     return printable(value) if isinstance(value, str) else None
 
 
 def _markdown(text: str) -> str:
-    """A name as it is, wherever it stands in a line of Markdown."""
+    """Escape a name so that Markdown shows it as it is, wherever it stands in a line."""
     return re.sub(r"([\\`*_\[\]<>#|&])", r"\\\1", printable(text))

@@ -9,7 +9,7 @@ from pipeline.report.svg import Scale, drawing, line, tag, text, tick
 from pipeline.report.wording import figure
 
 SHADES = 8
-_LETTER = 6.4  # pixels of a label's character
+_LETTER = 6.4  # pixels per character of a label
 _WIDEST = 1040
 _ROW = 26
 _HEAD = 34
@@ -17,7 +17,7 @@ _LEGEND = 400  # pixels of the legend of shades
 
 
 class Cell(NamedTuple):
-    """One field of a heat map: `share` of the darkest shade, from 0 to 1; `special` is hatched."""
+    """One field of a heat map: `share` of the darkest shade, 0 to 1; `special` is hatched."""
 
     row: str
     column: int
@@ -43,9 +43,9 @@ def heat_map(
     label: str,
     legend: str = "",
 ) -> Markup:
-    """A field for every cell; with its text where there is room, and its tip in any case.
+    """Draw a field for every cell, with its text if there is room, and always with its tip.
 
-    `legend` says what a share is.
+    `legend` says what a share means.
     """
     left = _room(rows)
     widest_text = max((len(cell.text) for cell in cells), default=1) * _LETTER + 6
@@ -72,7 +72,7 @@ def heat_map(
 
 
 def _shades(x: float, y: float, legend: str, special: bool) -> list[Markup]:
-    """Every shade, and what it means."""
+    """Draw the legend of shades."""
     drawn = [
         tag("rect", x=x + 30 + at * 16, y=y, width=16, height=12, class_=f"f{at}")
         for at in range(SHADES)
@@ -102,7 +102,7 @@ def _field(cell: Cell, x: float, y: float, width: float, wide: bool) -> Markup:
 def columns(
     values: Mapping[int, Mapping[str, float]], groups: Sequence[str], title: str, label: str
 ) -> Markup:
-    """A column a layer, stacked by group; the values are at least 0."""
+    """Draw a column per layer, stacked by group; values must be at least 0."""
     totals = [sum(parts.values()) for parts in values.values()]
     left, bottom, top = 52.0, 210.0, 44.0
     step = min(max(980 / max(len(values), 1), 9.0), 40.0)
@@ -145,7 +145,7 @@ def _legend(groups: Sequence[str], x: float) -> list[Markup]:
 
 
 def bars(rows: Sequence[Bar], title: str, label: str) -> Markup:
-    """A bar a row, each with its text."""
+    """Draw a bar per row, each with its text."""
     left = _room([bar.label for bar in rows])
     x = Scale(0.0, max((bar.value for bar in rows), default=0.0) or 1.0, left, left + 200)
     drawn = [text(left, 12, title, "tick")]
@@ -159,5 +159,5 @@ def bars(rows: Sequence[Bar], title: str, label: str) -> Markup:
 
 
 def _room(labels: Sequence[str]) -> float:
-    """Pixels for labels on the left."""
+    """Pixels needed for labels on the left."""
     return 14 + _LETTER * max(map(len, labels), default=0)

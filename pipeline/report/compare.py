@@ -24,14 +24,14 @@ _EVALUATED = ("perplexity", "increase", "KL, nats", "tokens/s")
 
 
 class Row(NamedTuple):
-    """One checkpoint; `link` leads to its own report, from where the page is."""
+    """One checkpoint; `link` leads from the page to the checkpoint's own report."""
 
     link: str
     fields: tuple[str, ...]
 
 
 def comparison(runs: Sequence[Reported], page: Path) -> str:
-    """The page that is to be written to `page`."""
+    """Render the comparison that will be written to `page`."""
     names = list(dict.fromkeys(model_name(run.compression) for run in runs))
     return render_page(
         "comparison.html.j2",
@@ -45,7 +45,7 @@ def comparison(runs: Sequence[Reported], page: Path) -> str:
 
 
 def terminal_table(runs: Sequence[Reported]) -> TerminalTable:
-    """The same table for a terminal, a run a column."""
+    """Return the same table for a terminal, a column per run."""
     columns = [_fields(run) for run in runs]
     table = TerminalTable(_HEAD[0])
     for fields in columns:
@@ -57,7 +57,7 @@ def terminal_table(runs: Sequence[Reported]) -> TerminalTable:
 
 
 def method_of(run: Reported) -> str:
-    """The title of the preset, or its three parts where one of them is another."""
+    """Return the title of the preset, or its three parts if one of them differs."""
     asked = run.compression.method
     parts = {name: asked.get(name, "") for name in ("truncation", "allocation", "factors")}
     for name, preset in METHODS.items():
@@ -92,7 +92,7 @@ def _fields(run: Reported) -> tuple[str, ...]:
 
 
 def _curve(runs: Sequence[Reported]) -> Figure | None:
-    """Removed against perplexity, a line for each base, method and text."""
+    """Plot perplexity against the share removed, a line for each base, method and text."""
     lines = defaultdict(list)
     for run in runs:
         if models := base_and_made(run.evaluation):
@@ -128,7 +128,7 @@ def _said(points: Sequence[plots.Point]) -> str:
 
 
 def _text(run: Reported) -> str:
-    """What a perplexity was measured on; those of different texts cannot be compared."""
+    """Describe what a perplexity was measured on; those of different texts are not comparable."""
     found = run.evaluation
     if found is None:
         return ""
@@ -137,7 +137,7 @@ def _text(run: Reported) -> str:
 
 
 def _link(place: Location, page: Path) -> str:
-    """A relative link to the report of a checkpoint in a folder; none to an object store."""
+    """Return a relative link to the report of a checkpoint in a folder; none for a URL."""
     if not isinstance(place, Path):
         return ""
     return quote(os.path.relpath(place / REPORT_PAGE, page.parent))

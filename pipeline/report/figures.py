@@ -13,7 +13,7 @@ from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 from schemas.result.output import MatrixResult
 from schemas.result.report import ReportFacts, SpectrumSample, StageTime
 
-_LEAST = 1e-9  # of the largest eigenvalue: what a spectrum shows
+_LEAST = 1e-9  # the least eigenvalue that a spectrum shows, relative to the largest
 
 
 class Table(NamedTuple):
@@ -34,14 +34,14 @@ class Figure(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a matrix is: `layers.3.self_attn.q_proj` is in layer 3, of type `self_attn.q_proj`."""
+    """A matrix's place: `layers.3.self_attn.q_proj` is in layer 3, of type `self_attn.q_proj`."""
 
     layer: int
     kind: str
 
 
 def place_of(name: str) -> Place:
-    """Layer and type of a matrix of any family."""
+    """Return layer and type of a matrix of any family."""
     parts = name.split(".")
     at = next((i for i, part in enumerate(parts) if part.isascii() and part.isdigit()), None)
     if at is None:
@@ -50,7 +50,7 @@ def place_of(name: str) -> Place:
 
 
 def short_kinds(kinds: Sequence[str]) -> dict[str, str]:
-    """Every type by its last part, where no other type ends so, else by all of them."""
+    """Shorten every type to its last part if no other type ends so; otherwise keep it whole."""
     lasts = [kind.rpartition(".")[2] for kind in kinds]
     return {
         kind: last if lasts.count(last) == 1 else kind
@@ -78,7 +78,7 @@ class Matrices:
 def base_and_made(
     evaluation: EvaluationReport | None,
 ) -> tuple[ModelEvaluation, ModelEvaluation] | None:
-    """The two models of an evaluation; None if it was not made, or of one model."""
+    """Return both models of an evaluation; None if there is none, or it has one model only."""
     if evaluation is None or len(evaluation.models) < 2:
         return None
     return evaluation.models[0], evaluation.models[1]
@@ -90,7 +90,7 @@ def kept(matrix: MatrixResult) -> float:
 
 
 def ranks(matrices: Matrices) -> Figure:
-    """A field for every matrix, as dark as much of its rank is kept."""
+    """Draw a field for every matrix; the more of its rank is kept, the darker it is."""
     cells = []
     for place, matrix in matrices.at.items():
         rank = "dense" if matrix.rank is None else f"rank {matrix.rank} of {min(matrix.shape)}"
@@ -126,7 +126,7 @@ def _rank_text(matrix: MatrixResult | None) -> str:
 
 
 def spectra(matrices: Matrices, samples: Sequence[SpectrumSample]) -> Figure:
-    """A panel a type, with a line for every layer."""
+    """Draw a panel per type, with a line for every layer."""
     found = {place_of(sample.name): sample for sample in samples}
     deepest = max(matrices.layers, default=0) or 1
     drawings = []
@@ -154,7 +154,7 @@ def spectra(matrices: Matrices, samples: Sequence[SpectrumSample]) -> Figure:
 
 
 def _floor(lines: Sequence[plots.Spectrum]) -> float:
-    """The least relative eigenvalue that a panel shows."""
+    """Return the least relative eigenvalue that a panel shows."""
     shown = [[v for _, v in line.points] for line in lines if line.points]
     parts = [v / values[0] for values in shown for v in values if values[0] > 0 and v > 0]
     return min(max(min(parts, default=0.1), _LEAST), 0.1)
@@ -185,7 +185,7 @@ def _spectra_table(matrices: Matrices) -> Table:
 
 
 def stages(facts: ReportFacts) -> Figure:
-    """Wall time by stage, and how busy every worker was where that was measured."""
+    """Draw wall time by stage, and how busy each worker was if that was measured."""
     total = sum(stage.seconds for stage in facts.stages)
     longest = max(facts.stages, key=lambda stage: stage.seconds, default=None)
     gist = f"{duration(total)} in all on {facts.workers} workers"

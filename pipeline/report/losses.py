@@ -1,4 +1,4 @@
-"""The figures of loss: predicted against measured, and where in the model it is."""
+"""The figures of loss: predicted against measured, and where in the model it occurs."""
 
 from collections.abc import Sequence
 from statistics import fmean, median
@@ -16,7 +16,7 @@ from schemas.result.output import MatrixResult
 def losses(
     matrices: Matrices, compression: Compression, evaluation: EvaluationReport | None
 ) -> Figure:
-    """Every matrix that was cut: its dropped eigenvalues against the loss of its factors."""
+    """Plot every cut matrix: the sum of its dropped eigenvalues against the loss of its factors."""
     cut = {place: m for place, m in matrices.at.items() if m.rank is not None}
     series = [
         plots.Series(
@@ -71,7 +71,7 @@ def _whole_model(compression: Compression, evaluation: EvaluationReport | None) 
 
 
 def _shrinkage(matrices: Sequence[MatrixResult]) -> str:
-    """How far gradient moments were moved toward the identity, where any was."""
+    """Say how far gradient moments were shrunk toward the identity, if any was."""
     found = sorted(m.shrinkage for m in matrices if m.shrinkage is not None)
     if not found:
         return ""
@@ -82,7 +82,7 @@ def _shrinkage(matrices: Sequence[MatrixResult]) -> str:
 
 
 def _compared(compression: Compression, evaluation: EvaluationReport | None) -> list[Markup]:
-    """The increase of the token loss of the whole model, where both are known."""
+    """Draw the predicted and measured increase of the model's token loss, if both are known."""
     if compression.nats is None or evaluation is None or evaluation.nats is None:
         return []
     both = {"predicted": compression.nats, "measured": evaluation.nats}
@@ -109,7 +109,7 @@ def _percent(value: float | None) -> str:
 
 
 def layers(matrices: Matrices, compression: Compression) -> Figure:
-    """The predicted loss by layer: in nats, stacked, or relative to what there was to lose."""
+    """Draw the predicted loss by layer: in nats, stacked, or relative to each matrix's energy."""
     groups = list(dict.fromkeys(kind.partition(".")[0] for kind in matrices.kinds))
     in_nats = compression.nats is not None
     values = {}

@@ -1,4 +1,4 @@
-"""What did not go as planned: fallbacks, what could not be cut, thin statistics, warnings."""
+"""What did not go as planned: fallbacks, matrices left uncut, thin statistics, warnings."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from schemas.result.report import ReportFacts
 
 
 class Note(NamedTuple):
-    """One thing that happened, and the matrices that it happened to; none: the whole run."""
+    """One event, and the matrices that it happened to; none means the whole run."""
 
     kind: str
     text: str
@@ -17,7 +17,7 @@ class Note(NamedTuple):
 
 
 def notes_of(compression: Compression, facts: ReportFacts) -> list[Note]:
-    """Every fallback, retry and warning, each text once."""
+    """Return every fallback, remark and warning, each text once."""
     rows = compression.matrices
     notes = [Note("could not be cut", why, (name,)) for name, why in compression.given_up.items()]
     notes += [Note("fallback", text) for text in compression.fallbacks]

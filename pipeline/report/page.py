@@ -1,4 +1,4 @@
-"""report.html, from what lies beside it in a checkpoint and from nothing else."""
+"""report.html, made only from the files beside it in a checkpoint."""
 
 import base64
 import hashlib
@@ -41,9 +41,9 @@ class Tile(NamedTuple):
 
 
 def render_page(template: str, **values: object) -> str:
-    """A page of a template: one style sheet, no script, and nothing from elsewhere.
+    """Render a template: one style sheet, no script, and nothing loaded from elsewhere.
 
-    Whatever a template prints is `printable` and escaped, but for markup that is made here.
+    Whatever a template prints is made `printable` and escaped, except markup made here.
     """
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -64,7 +64,7 @@ def render_page(template: str, **values: object) -> str:
 def render_report(
     compression: Compression, evaluation: EvaluationReport | None, facts: ReportFacts
 ) -> str:
-    """The report of one checkpoint."""
+    """Render the report of one checkpoint."""
     matrices = Matrices(compression.matrices)
     figures: dict[str, Figure] = {
         figure.name: figure
@@ -95,12 +95,12 @@ def render_report(
 
 
 def model_name(compression: Compression) -> str:
-    """The last part of the base's folder, hub id or URL."""
+    """Return the last part of the base's folder, hub id or URL."""
     return Path(compression.model).name or compression.model
 
 
 def headline(compression: Compression, evaluation: EvaluationReport | None) -> str:
-    """What became smaller, and what that cost."""
+    """Say what became smaller, and what that cost."""
     sizes = f"{_fromto(compression.bytes_before, compression.bytes_after)} of weights"
     if (models := base_and_made(evaluation)) is None:
         return sizes
@@ -109,7 +109,7 @@ def headline(compression: Compression, evaluation: EvaluationReport | None) -> s
 
 
 def _fromto(before: float, after: float) -> str:
-    """Two sizes, the unit said once where it is the same."""
+    """Format two sizes, with the unit once if both have the same."""
     one, other = wording.size(before), wording.size(after)
     number, space, unit = one.partition("\N{NO-BREAK SPACE}")
     return (
@@ -191,13 +191,13 @@ def _all_matrices(matrices: Matrices) -> Table:
 
 
 def _command(words: Sequence[str]) -> str:
-    """A command for a shell, an option a line."""
+    """Format a command for a shell, one option per line."""
     quoted = [shlex.quote(printable(word)) for word in words]
     return " ".join(f"\\\n  {word}" if word.startswith("--") else word for word in quoted)
 
 
 def _lines(text: str) -> Markup:
-    """Text of several lines, such as what a model wrote."""
+    """Escape a text of several lines, such as a model's sample."""
     return Markup("\n").join(map(escaped, text.split("\n")))
 
 

@@ -9,13 +9,13 @@ from pipeline.report.svg import Scale, around, axes, drawing, line, tag, text
 
 _MARKS = 4  # shapes of points
 _DEPTHS = 5  # shades of lines
-_STEEP = 6  # the largest of some values over the least, from where a logarithm shows them
+_STEEP = 6  # ratio of the largest to the least value above which the axis is logarithmic
 _COLUMNS = 4  # of a legend
 _LEGEND_ROW = 15.0
 
 
 class Point(NamedTuple):
-    """A point, and what it is."""
+    """A point and its tip."""
 
     x: float
     y: float
@@ -23,7 +23,7 @@ class Point(NamedTuple):
 
 
 class Spectrum(NamedTuple):
-    """Ranks and eigenvalues, the last rank that is kept (none: all), and `depth` from 0 to 1."""
+    """Ranks and eigenvalues, the last rank that is kept (None: all), and `depth` from 0 to 1."""
 
     points: Sequence[tuple[int, float]]
     cut: int | None
@@ -32,7 +32,7 @@ class Spectrum(NamedTuple):
 
 
 class Series(NamedTuple):
-    """Points that belong together; with a line where they have an order."""
+    """Points that belong together; `labels` are used by `curves` only."""
 
     name: str
     points: Sequence[Point]
@@ -62,7 +62,7 @@ def spectra(curves: Sequence[Spectrum], floor: float, label: str) -> Markup:
 
 
 def scatter(series: Sequence[Series], x_title: str, y_title: str, label: str) -> Markup:
-    """Points of several kinds on two logarithmic scales, with the line on which they are equal."""
+    """Plot points of several kinds on two logarithmic scales, with the line of equal values."""
     values = [value for one in series for point in one.points for value in (point.x, point.y)]
     top = 32 + _legend_height(series)
     x = around(values, logarithmic=True, start=46, end=352)
@@ -75,7 +75,7 @@ def scatter(series: Sequence[Series], x_title: str, y_title: str, label: str) ->
 
 
 def curves(series: Sequence[Series], x_title: str, y_title: str, label: str) -> Markup:
-    """A line through the points of every series, each with its label."""
+    """Draw a line through the points of every series, each with its label."""
     points = [point for one in series for point in one.points]
     top = 32 + _legend_height(series, columns=1)
     x = around([0.0, *(point.x for point in points)], logarithmic=False, start=44, end=430)
@@ -96,7 +96,7 @@ def curves(series: Sequence[Series], x_title: str, y_title: str, label: str) -> 
 
 
 def _mark(kind: int, x: float, y: float, tip: str) -> Markup:
-    """A point whose shape, not only its colour, tells its kind."""
+    """Draw a point whose shape, and not only its colour, tells its kind."""
     outline = (
         (0.0, -4.0, 4.0, 0.0, 0.0, 4.0, -4.0, 0.0),
         (-3.2, -3.2, 3.2, -3.2, 3.2, 3.2, -3.2, 3.2),

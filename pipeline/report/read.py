@@ -1,4 +1,4 @@
-"""What checkpoints and run directories hold for a report."""
+"""Reading what checkpoints and run directories hold for a report."""
 
 import shlex
 from pathlib import Path
@@ -21,7 +21,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Reported(NamedTuple):
-    """What a checkpoint says of itself, and where it is."""
+    """A checkpoint's own figures, and its place."""
 
     place: Location
     compression: Compression
@@ -30,9 +30,9 @@ class Reported(NamedTuple):
 
 
 def read_reported(names: list[str]) -> list[Reported]:
-    """Each a checkpoint, or a run directory for all it has published; folders or URLs.
+    """Read checkpoints; a run directory stands for all it has published. Folders or URLs.
 
-    Raises ConfigError if there is neither, or one without what a report is made of.
+    Raises ConfigError if a name is neither, or lacks the files that a report is made of.
     """
     return [_read(place) for name in names for place in _checkpoints(name)]
 
@@ -72,5 +72,5 @@ def _parse(place: Location, schema: type[M]) -> M:
             f"{place}: {error.strerror or 'not there'}; a report is made from a checkpoint that "
             "`svdllm compress` wrote, or from its run directory"
         ) from error
-    except ValueError:  # pydantic's, too
+    except ValueError:  # pydantic's ValidationError, too
         raise ConfigError(f"{place}: damaged, or written by another version") from None

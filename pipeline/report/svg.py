@@ -1,4 +1,4 @@
-"""SVG as text: elements, scales and axes. Colours are classes, which the style sheet defines."""
+"""SVG as text: elements, scales and axes. Colours are classes that the style sheet defines."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ _MOST_TICKS = 6
 
 
 class Scale(NamedTuple):
-    """Values from `low` to `high` to pixels from `start` to `end`, evenly or by logarithm."""
+    """Maps values from `low` to `high` onto pixels `start` to `end`, evenly or by logarithm."""
 
     low: float
     high: float
@@ -21,13 +21,13 @@ class Scale(NamedTuple):
     logarithmic: bool = False
 
     def __call__(self, value: float) -> float:
-        """Where a value is; at the nearer end where it is outside, at `start` where it is none."""
+        """Return a value's pixel; the nearer end if it is outside, `start` if it is NaN."""
         low, high = self._of(self.low), self._of(self.high)
         part = (self._of(max(value, self.low)) - low) / (high - low) if high > low else 0.5
         return self.start + min(max(0.0, part), 1.0) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """A few round values between `low` and `high`; none if there is no end."""
+        """Return a few round values between `low` and `high`; none if `high` is not finite."""
         if not math.isfinite(self.high):
             return []
         if self.logarithmic:
@@ -46,7 +46,7 @@ class Scale(NamedTuple):
 
 
 def tag(name: str, *children: str, **attributes: object) -> Markup:
-    """An element; text in it is escaped, `class_` is class, and a_b is a-b."""
+    """Return an element; text in it is escaped, `class_` becomes class, and a_b becomes a-b."""
     words = (
         f' {key.rstrip("_").replace("_", "-")}="{escape(_value(value))}"'
         for key, value in attributes.items()
@@ -57,7 +57,7 @@ def tag(name: str, *children: str, **attributes: object) -> Markup:
 
 
 def drawing(width: float, height: float, label: str, children: Iterable[Markup]) -> Markup:
-    """An image of its own; `label` is what someone who does not see it is told."""
+    """Return an image; `label` describes it to those who cannot see it."""
     return tag(
         "svg",
         *children,
@@ -78,7 +78,7 @@ def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
 
 
 def axes(x: Scale, y: Scale, x_title: str, y_title: str) -> list[Markup]:
-    """Grid lines, ticks and titles of a plot with both scales."""
+    """Draw grid lines, ticks and titles for both scales of a plot."""
     drawn = [line(x.start, y(at), x.end, y(at), "grid") for at in y.ticks()]
     drawn += [line(x(at), y.start, x(at), y.end, "grid") for at in x.ticks()]
     drawn += [text(x.start - 5, y(at) + 4, tick(y, at), "tick", "end") for at in y.ticks()]
@@ -88,7 +88,7 @@ def axes(x: Scale, y: Scale, x_title: str, y_title: str) -> list[Markup]:
 
 
 def around(values: Sequence[float], logarithmic: bool, start: float, end: float) -> Scale:
-    """A scale on which all finite values (positive ones, if logarithmic) have room."""
+    """Return a scale with room for all finite values (only positive ones, if logarithmic)."""
     found = [v for v in values if math.isfinite(v) and (v > 0 or not logarithmic)] or [1.0]
     low, high = min(found), max(found)
     if logarithmic:
@@ -98,13 +98,13 @@ def around(values: Sequence[float], logarithmic: bool, start: float, end: float)
 
 
 def _round_step(rough: float) -> float:
-    """The next of 1, 2, 5, 10, ... at or above a positive number."""
+    """Return the next of 1, 2, 5, 10, ... times a power of ten, at or above a positive number."""
     power: float = 10.0 ** math.floor(math.log10(rough))
     return next(power * digit for digit in (1, 2, 5, 10) if power * digit >= rough * 0.999)
 
 
 def tick(scale: Scale, value: float) -> str:
-    """A round value as its axis has it: as many decimals as its neighbours, or a power of ten."""
+    """Format a tick: with the decimals that its axis needs, or as a power of ten."""
     if not scale.logarithmic:
         step = scale.ticks()[1] - scale.ticks()[0] if len(scale.ticks()) > 1 else 1.0
         return f"{value:,.{max(0, -math.floor(math.log10(step)))}f}"

@@ -11,7 +11,7 @@ _MINUS = "\N{MINUS SIGN}"
 
 
 def figure(value: float | None, digits: int = 3) -> str:
-    """A number to some significant digits, in powers of ten where it is very small or large."""
+    """Format to some significant digits; very small or large numbers use powers of ten."""
     if value is None:
         return "\N{EN DASH}"
     if not math.isfinite(value):
@@ -24,7 +24,7 @@ def figure(value: float | None, digits: int = 3) -> str:
 
 
 def optimism(predicted: float | None, measured: float | None) -> str:
-    """What is to be added where more than half as much again is lost as was predicted, else "".
+    """Return a remark if the measured loss is over 1.5 times the predicted one, else "".
 
     Both are increases of the mean token loss, in nats. The prediction is of second order.
     """
@@ -37,7 +37,7 @@ def optimism(predicted: float | None, measured: float | None) -> str:
 
 
 def short(number: float) -> str:
-    """134,515,008 as 134.5 M."""
+    """Format 134,515,008 as 134.5 M."""
     steps = 0
     while abs(number) >= 1000 and steps < len(_THOUSANDS) - 1:
         number, steps = number / 1000, steps + 1
@@ -45,24 +45,24 @@ def short(number: float) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes in decimal units."""
+    """Format bytes in decimal units."""
     return short(value) + ("B" if value >= 1000 else f"{_SPACE}B")
 
 
 def share(value: float | None, digits: int = 1) -> str:
-    """A fraction in per cent."""
+    """Format a fraction in per cent."""
     return "\N{EN DASH}" if value is None else _minus(f"{100 * value:.{digits}f}") + PER_CENT
 
 
 def change(before: float, after: float) -> str:
-    """By how much something became more or less, in per cent."""
+    """Format a change, in per cent."""
     if not before or not math.isfinite(after / before):
         return ""
     return _minus(f"{100 * (after / before - 1):+.1f}") + PER_CENT
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours."""
+    """Format as seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.1f}{_SPACE}s"
     if seconds < 5400:
@@ -71,7 +71,7 @@ def duration(seconds: float) -> str:
 
 
 def moment(time: str) -> str:
-    """2026-01-31T12:00:00+00:00 as 2026-01-31 12:00:00 UTC."""
+    """Format 2026-01-31T12:00:00+00:00 as 2026-01-31 12:00:00 UTC."""
     return time.replace("T", " ", 1).replace("+00:00", " UTC")
 
 
@@ -80,10 +80,10 @@ def _minus(text: str) -> str:
 
 
 def plain_size(value: float) -> str:
-    """Bytes as a terminal takes them."""
+    """Format bytes for a terminal, without no-break spaces."""
     return size(value).replace(_SPACE, " ")
 
 
 def plain_duration(seconds: float | None) -> str:
-    """Seconds, minutes or hours as a terminal takes them."""
+    """Format seconds, minutes or hours for a terminal, without no-break spaces."""
     return "?" if seconds is None else duration(seconds).replace(_SPACE, " ")

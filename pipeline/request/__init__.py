@@ -1,1 +1,1 @@
-"""What was asked: read from flags and files, checked, and made definite."""
+"""The request: read from flags and files, checked, and made definite."""

@@ -14,7 +14,7 @@ from schemas.request.methods import METHODS
 
 T = TypeVar("T", bound=BaseModel)
 
-# Where a flag's value goes, when not to a field of its own name.
+# The setting that a flag sets, if it is not a field of the same name.
 _PATHS: dict[str, str] = {
     "allocation": "allocation.method",
     "calibration": "calibration.text",
@@ -32,17 +32,17 @@ _PATHS: dict[str, str] = {
     "device": "cluster.device",
     "dtype": "numerics.dtype",
 }
-_GROUPS = {"allocation", "calibration", "gate"}  # of settings: the flag of the name is one of them
+_GROUPS = {"allocation", "calibration", "gate"}  # of settings; the flag so named sets one of them
 
 _RATIO = "; a ratio is the fraction that is removed, from 0 to below 1, as 0.2 or 0.2,0.4"
 FLAGS = {path: f"--{flag.replace('_', '-')}" for flag, path in _PATHS.items()}
 
 
 def build(schema: type[T], flags: Mapping[str, Any]) -> T:
-    """A configuration of `schema`; flags that were not given are None.
+    """Build a configuration of `schema`; flags that were not given are None.
 
     `config` names a YAML file, `settings` is a list of "a.b=value". Raises ConfigError, or
-    pydantic's ValidationError, which `explain` words.
+    pydantic's ValidationError, which `explain` puts into words.
     """
     values = _read_yaml(flags.get("config"))
     for flag, value in flags.items():
@@ -58,7 +58,7 @@ def build(schema: type[T], flags: Mapping[str, Any]) -> T:
 
 
 def explain(error: ValidationError) -> list[str]:
-    """Every complaint on one line: field, value, what is wrong."""
+    """Return every complaint on one line: field, value, what is wrong."""
     return [printable(_line(detail)) for detail in error.errors()]
 
 
@@ -93,7 +93,7 @@ def _read_yaml(path: Path | None) -> dict[str, Any]:
 def _parsed(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no such date
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: impossible date
         raise ConfigError(f"{where}: not YAML ({error}); correct it") from error
 
 
@@ -107,7 +107,7 @@ def _assign(values: dict[str, Any], path: str, value: Any) -> None:
 
 
 def command_of(config: RunConfig) -> tuple[str, ...]:
-    """`svdllm compress` with every setting that is not its default, argument by argument.
+    """Return `svdllm compress` with every setting that is not its default, as a list of arguments.
 
     A run directory in its default place is left out.
     """
@@ -125,7 +125,7 @@ def command_of(config: RunConfig) -> tuple[str, ...]:
 def _chosen(
     settings: BaseModel, presets: dict[str, str], prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
-    """Path and value of every setting, at any depth, that has not its default."""
+    """Yield path and value of every setting, at any depth, that differs from its default."""
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
         if isinstance(value, BaseModel):

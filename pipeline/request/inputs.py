@@ -1,4 +1,4 @@
-"""What a run starts from: the base checkpoint, and the windows of text."""
+"""The inputs of a run: the base checkpoint, and the windows of text."""
 
 import hashlib
 from pathlib import Path
@@ -20,7 +20,7 @@ from workers.text.windows import calibration_windows, evaluation_windows, shared
 
 
 class EvaluationText(NamedTuple):
-    """A text by its name, and its windows (w, length) of tokens."""
+    """The name of a text, and its windows (w, length) of tokens."""
 
     name: str
     windows: Tensor
@@ -38,7 +38,7 @@ class Inputs(NamedTuple):
 
 
 def tokens_sha256(windows: Tensor) -> str:
-    """Identity of windows (count, tokens) of text, as the model sees them."""
+    """Identify windows (count, tokens) of text by the tokens that the model sees."""
     content = repr(tuple(windows.shape)).encode() + windows.numpy().tobytes()
     return hashlib.sha256(content).hexdigest()
 
@@ -76,7 +76,7 @@ def gather(config: RunConfig) -> Inputs:
 
 
 def _evaluation(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> EvaluationText | None:
-    """What base and result are compared on, if anything. Raises TextError if it is too short."""
+    """Return the text to compare models on, if any. Raises TextError if it is too short."""
     asked = config.evaluation
     if (name := evaluation_source(asked.text, config.calibration.text)) is None:
         return None

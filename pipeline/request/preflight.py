@@ -1,4 +1,4 @@
-"""What is refused before torch and Ray are loaded: a base, a text, a place to write to."""
+"""Checks before torch and Ray are loaded: the base, the texts, the places to write to."""
 
 import contextlib
 import os
@@ -33,10 +33,10 @@ class Base(NamedTuple):
 
 
 def check(config: RunConfig) -> Base:
-    """The base of a run whose request, files, places and text are as they must be.
+    """Check request, files, places and texts of a run, and return its base.
 
-    Raises CheckpointError, TextError or ConfigError, each naming what is wrong and the remedy; also
-    if a store refuses, for nothing was computed yet.
+    Raises CheckpointError, TextError or ConfigError, each naming the problem and its remedy; a
+    store's refusal is a ConfigError too, because nothing was computed yet.
     """
     texts: dict[str | None, Split] = {
         config.calibration.text: "calibration",
@@ -54,7 +54,7 @@ def check(config: RunConfig) -> Base:
 
 
 def find_base(config: RunConfig) -> Base:
-    """The same for whoever reads the text next."""
+    """Do the same without the texts, for callers that read those next."""
     with _worded(config):
         for place in (config.run_folder, *map(config.output_folder, config.ratio)):
             if isinstance(place, Path):
@@ -74,7 +74,7 @@ def find_base(config: RunConfig) -> Base:
 
 @contextlib.contextmanager
 def _worded(config: RunConfig) -> Iterator[None]:
-    """What the system does not give, as an error that says what to look at."""
+    """Turn a system error into a ConfigError that says what to look at."""
     try:
         yield
     except OSError as error:
@@ -85,7 +85,7 @@ def _worded(config: RunConfig) -> Iterator[None]:
 
 
 def _require_run_dir(config: RunConfig) -> None:
-    """Raises ConfigError if something else than a run is there: a run clears what it left."""
+    """Raises ConfigError if the folder holds anything but a run: a run clears its own leftovers."""
     root = _expanded(config.run_folder)
     if exists(root / RUN_RECORD):
         return
@@ -98,8 +98,8 @@ def _require_run_dir(config: RunConfig) -> None:
 
 
 def _require_disk(config: RunConfig, spec: ModelSpec) -> None:
-    """Raises ConfigError if not even the least fits that the checkpoints still to be made take:
-    one wave of one chain, with whatever is in the run directory already.
+    """Raises ConfigError if the checkpoints still to be made cannot fit even with the least disk:
+    one wave of one chain, counting what is already in the run directory.
     """
     ratios = [r for r in config.ratio if not exists(_expanded(config.output_folder(r)) / SUCCESS)]
     if not ratios or not isinstance(config.run_folder, Path):
@@ -114,7 +114,7 @@ def _expanded(place: Path | Url) -> Path | Url:
 
 
 def _require_writable(folder: Path) -> None:
-    """Raises ConfigError if a folder cannot be made, renamed or written to."""
+    """Raises ConfigError if a folder cannot be created, renamed or written to."""
     if "\0" in str(folder):
         raise ConfigError(f"{folder}: a path holds no NUL character; correct it")
     if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):

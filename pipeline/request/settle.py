@@ -1,4 +1,4 @@
-"""A request in words that mean the same in every process of the cluster."""
+"""Make a request mean the same in every process of the cluster."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from workers.text.documents import is_local
 
 
 def settle(config: RunConfig) -> RunConfig:
-    """The same run in words that mean the same in every process of the cluster, now and later.
+    """Word a run so that it means the same in every process of the cluster, now and later.
 
     Folders and text files become absolute, a hub id gets the commit that it stands for now, a URL
     stays.
@@ -33,7 +33,7 @@ def settle(config: RunConfig) -> RunConfig:
 
 
 def _absolute(text: str | None) -> str | None:
-    """A text, by its full path if it is a local file."""
+    """Return a text's name, with its full path if it is a local file."""
     if text is None or not is_local(text):
         return text
     return str(Path(text).expanduser().absolute())

@@ -1,1 +1,1 @@
-"""What a run directory holds, whose it is, and how far it is."""
+"""The run directory: its contents, its owner, and its progress."""

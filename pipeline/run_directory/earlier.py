@@ -1,4 +1,4 @@
-"""What ran in a run directory before: whether a run may go on with it, or must start over."""
+"""Earlier work in a run directory: whether a run may continue it, or must start over."""
 
 from itertools import count
 from pathlib import Path
@@ -15,9 +15,9 @@ from workers.storage.places import files_below, read_bytes
 
 
 def require_same(root: Path | Url, now: RunRecord) -> None:
-    """Raises ConfigError if the moments of the last run here are others than those of `now`.
+    """Raises ConfigError if the last run here has other moments than `now`.
 
-    Truncation, ratio, allocation, encoding and what runs where may differ: what is there serves.
+    Truncation, ratio, allocation, encoding and placement may differ: its items can still be used.
     """
     try:
         before = RunRecord.model_validate_json(read_bytes(root / RUN_RECORD))
@@ -35,7 +35,7 @@ def require_same(root: Path | Url, now: RunRecord) -> None:
 
 
 def changes(before: RunRecord, now: RunRecord) -> list[str]:
-    """What its numbers stand on that differs, each as "name: before -> now"."""
+    """Return what differs in the basis of its numbers, each as "name: before -> now"."""
     one, other = _asked(before), _asked(now)
     lines = [f"{name}: {one[name]} -> {other[name]}" for name in one if one[name] != other[name]]
     found, given = _found(before), _found(now)
@@ -51,7 +51,7 @@ def changes(before: RunRecord, now: RunRecord) -> list[str]:
 
 
 def set_aside(root: Path | Url, progress: Progress) -> None:
-    """Give a run directory that is there the next free name beside it.
+    """Rename an existing run directory to the next free name beside it.
 
     Raises OwnershipError if a driver works in it, ConfigError if it cannot be renamed.
     """

@@ -1,4 +1,4 @@
-"""progress.json in the run directory: what `svdllm status` shows of a driver, from any machine."""
+"""progress.json in the run directory: lets `svdllm status` show a driver, from any machine."""
 
 import contextlib
 import time
@@ -20,7 +20,7 @@ EVERY_S = 10.0
 
 @contextlib.contextmanager
 def journal(root: Path | Url, plan: Plan, progress: Progress) -> Iterator[None]:
-    """Write what a run does: at each change of stage, then every few seconds, and how it ends."""
+    """Write the run's activity: at each change of stage, every few seconds, and at its end."""
     kept = _Journal(root, plan, progress)
     progress.watchers.append(kept.note)
     try:
@@ -64,16 +64,16 @@ class _Journal:
             error=error,
             written=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        with contextlib.suppress(CompressorError, OSError):  # whoever needs the place will say it
+        with contextlib.suppress(CompressorError, OSError):  # whoever needs the place reports it
             write(self._place, activity.model_dump_json(indent=2).encode())
 
 
 def seconds_left(
     planned: Mapping[StageName, float], spent: Mapping[StageName, float], stage: Stage
 ) -> float | None:
-    """The rest of this stage at its own rate, and later ones as planned, at the pace so far.
+    """Estimate the rest of this stage from its own rate, and later ones from plan and pace so far.
 
-    None if nothing was planned and nothing of this stage is done.
+    None if nothing was planned and no item of this stage is done.
     """
     names = list(planned)
     ended = [name for name in names if name in spent and name != stage.name]

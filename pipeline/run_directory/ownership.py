@@ -1,10 +1,10 @@
 """One driver at a time works in a run directory.
 
-Whoever takes a place creates the next numbered file below it, by one exclusive write; the highest
-number owns it, and keeps changing a file of its own, its beat. A driver that finds a place taken
-looks whether the owner's process has gone, on this machine, or whether its beat stands still for
-LEASE_S by the clock of the one who looks: no two clocks are compared. Then it takes the next
-number. So an owner that slept for too long finds a higher number than its own, and may not go on.
+A driver takes a place by creating the next numbered file below it, in one exclusive write; the
+highest number owns the place, and keeps changing a file of its own, its beat. A driver that finds a
+place taken checks whether the owner's process has gone, on the same machine, or whether its beat
+stands still for LEASE_S by the checking driver's clock: no two clocks are compared. If so, it takes
+the next number. An owner that slept for too long finds a number higher than its own, and must stop.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _RELEASED = b"released"
 
 
 class Ownership:
-    """That of one driver over one place."""
+    """A driver's ownership of one place."""
 
     def __init__(self, place: Path | Url, number: int) -> None:
         self._place, self._number = place, number
@@ -45,11 +45,11 @@ class Ownership:
             )
 
     def beat(self, content: bytes) -> None:
-        """Show that this driver is there."""
+        """Show that this driver is alive."""
         write(_beat_place(self._place, self._number), content)
 
     def release(self) -> None:
-        """Leave the place to others; where nothing else came to be beside it, leave nothing.
+        """Leave the place to others; if its folder holds nothing else, remove the folder too.
 
         A place that this driver has lost is left as it is.
         """
@@ -65,10 +65,10 @@ class Ownership:
 
 @contextlib.contextmanager
 def owned(place: Path | Url, note: Callable[[str], None]) -> Iterator[Ownership]:
-    """Own a place for as long as this lasts; `note` hears why it takes time.
+    """Own a place while the context is open; `note` gets the reason for a wait.
 
-    Raises OwnershipError if another driver works there; also in the place of another error if
-    one has taken it since, because what was missed may be what that one has removed.
+    Raises OwnershipError if another driver works there. If another driver has taken the place
+    since, OwnershipError replaces any other error, which that driver's removals may have caused.
     """
     ownership = take(place, note)
     ended = threading.Event()
@@ -85,7 +85,7 @@ def owned(place: Path | Url, note: Callable[[str], None]) -> Iterator[Ownership]
     try:
         yield ownership
     except CompressorError:
-        with contextlib.suppress(InputError, OSError):  # then what went wrong is what is known
+        with contextlib.suppress(InputError, OSError):  # then the first error is raised
             ownership.require()
         raise
     finally:
@@ -96,7 +96,7 @@ def owned(place: Path | Url, note: Callable[[str], None]) -> Iterator[Ownership]
 
 
 def describe(place: Path | Url) -> str:
-    """Who took a place last, and whether that driver has left it."""
+    """Say who took a place last, and whether that driver has left it."""
     if not (latest := _latest(place)):
         return "nobody"
     left = ", which has ended" if _beat(place, latest) == _RELEASED else ""
@@ -115,7 +115,7 @@ def take(place: Path | Url, note: Callable[[str], None]) -> Ownership:
 
 
 def _require_abandoned(place: Path | Url, number: int, note: Callable[[str], None]) -> None:
-    """Return once it is sure that the owner has gone. Raises OwnershipError if it has not."""
+    """Return once it is certain that the owner has gone. Raises OwnershipError if it has not."""
     before = _beat(place, number)
     if before == _RELEASED:
         return
@@ -142,7 +142,7 @@ def _taken(place: Path | Url, owner: Owner | None) -> OwnershipError:
 
 
 def _latest(place: Path | Url) -> int:
-    """The highest number taken; 0 where none is."""
+    """Return the highest number taken; 0 if none is."""
     names = (name.removesuffix(".json") for name in files_below(place) if name.endswith(".json"))
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
@@ -183,13 +183,13 @@ def _myself() -> Owner:
 
 
 def _machine() -> str:
-    """What tells one boot of one machine, and the process numbers in one container, from others."""
+    """Return what sets apart one boot of one machine, and one container's process numbers."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
 
 
 def _started(pid: int) -> int | None:
-    """When a process started, in clock ticks since the boot; None if there is none."""
+    """When a process started, in clock ticks since the boot; None if it does not run."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""`svdllm status`: the committed items of a run directory, counted against what is asked of it."""
+"""`svdllm status`: the committed items of a run directory, compared with what its run needs."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from workers.storage.store import Store
 
 
 def read_status(run_dir: Path | Url) -> RunStatus:
-    """Count items by stage. Raises ConfigError if the folder is no run directory."""
+    """Count items by stage. Raises ConfigError if the folder is not a run directory."""
     path = run_dir / RUN_RECORD
     try:
         record = RunRecord.model_validate_json(read_bytes(path))

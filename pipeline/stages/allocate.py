@@ -1,4 +1,4 @@
-"""Allocate: the rank of every matrix, from the spectra of all."""
+"""Allocate: the rank of every matrix, from the spectra of all matrices."""
 
 from pipeline.cluster.calls import result
 from pipeline.stages.output import Output

@@ -1,4 +1,4 @@
-"""Assemble: everything around the weights that a load needs, and what is said of them."""
+"""Assemble: everything beside the weights that a load needs, and their description."""
 
 import json
 import math
@@ -36,7 +36,7 @@ _PACKAGES = ("svdllm", "ray", "torch", "transformers", "safetensors")
 
 
 def assemble(output: Output) -> None:
-    """Set `compression`, and write what is beside the weights into the staged folder."""
+    """Set `compression`, and write the files beside the weights into the staged folder."""
     run, staging = output.run, output.staging
     with run.progress.stage("assemble", 1, "checkpoint") as stage:
         files = list(output.files.values())
@@ -56,7 +56,7 @@ def write_around(
     results: dict[str, MatrixResult],
     files: list[OutputFile],
 ) -> None:
-    """Everything beside the weights: config, index, code, tokenizer files byte for byte."""
+    """Write everything beside the weights: config, index, code, tokenizer files byte for byte."""
     for pattern in _COPIED:
         for source in base.glob(pattern):
             if source.is_file():
@@ -80,7 +80,7 @@ def write_around(
 
 
 def describe(output: Output) -> Compression:
-    """compression.json, from what is planned to be on disk."""
+    """Return compression.json, from what is planned to be on disk."""
     run, config, spec = output.run, output.run.config, output.run.spec
     results = tuple(output.matrices.values())
     after = sum(result.parameters for result in results)
@@ -120,7 +120,7 @@ def describe(output: Output) -> Compression:
 
 
 def write_manifest(output: Output) -> None:
-    """manifest.json of all that is staged now, and of the weight files."""
+    """Write manifest.json of all files staged so far, and of the weight files."""
     weights = {}
     for name, key in output.weights.items():
         record = _committed(output.run, key)
@@ -137,8 +137,8 @@ def write_manifest(output: Output) -> None:
 
 
 def checksums(folder: Path, known: dict[str, FileEntry]) -> dict[str, FileEntry]:
-    """Every file of a checkpoint but the manifest: those of `folder`, and weight files, `known`
-    from their records, which need not be there.
+    """Return every file of a checkpoint except the manifest: those of `folder`, and weight files,
+    `known` from their records, which need not be in `folder`.
     """
     found = {
         path.name: FileEntry(sha256=file_sha256(path), bytes=path.stat().st_size)
@@ -149,7 +149,7 @@ def checksums(folder: Path, known: dict[str, FileEntry]) -> dict[str, FileEntry]
 
 
 def versions() -> dict[str, str]:
-    """Versions of this project and of what it stands on."""
+    """Return the versions of this project and of what it builds on."""
     found = {}
     for package in _PACKAGES:
         try:
@@ -164,7 +164,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _calibration_fallbacks(run: Run) -> list[str]:
-    """What workers did otherwise than planned while they computed the moments, each once."""
+    """Return how workers deviated from the plan while they computed the moments, each once."""
     records = run.there("moments").values()
     return sorted({note for record in records for note in fallbacks_of(record.facts)})
 
@@ -177,7 +177,7 @@ def _committed(run: Run, key: str) -> Record:
 
 
 def _warn(run: Run, compression: Compression) -> None:
-    """Every fallback and every thin statistic, each kind once with its count."""
+    """Warn of every fallback and every thin statistic, each kind once with its count."""
     for note in compression.fallbacks:
         run.progress.warn(f"fallback: {note}")
     matrices = compression.matrices
@@ -190,7 +190,7 @@ def _warn(run: Run, compression: Compression) -> None:
 
 
 def _warn_of_matrices(run: Run, what: str, notes: list[tuple[str, str]]) -> None:
-    """`notes` are pairs of a matrix and what is to be said of it."""
+    """Warn once per kind; `notes` are pairs of a matrix and a remark on it."""
     for kind, times in Counter(note for _, note in notes).items():
         with about_matrices([name for name, note in notes if note == kind]):
             run.progress.warn(f"{what} in {times} matrices: {kind}")

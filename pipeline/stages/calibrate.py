@@ -27,8 +27,8 @@ from workers.storage.keys import moment_key
 def calibrate(run: Run) -> None:
     """Stream the text through the layer shards, wave by wave, and commit every moment.
 
-    A matrix is factorised as soon as its moments are there, with its weight still on its worker.
-    What is there already is not done again.
+    A matrix is factorised as soon as its moments are committed, while its weight is still on its
+    worker. What is already committed is not redone.
     """
     there = run.there("moments")
     pending = [tap for tap in run.taps if moment_key(run.ids, tap) not in there]
@@ -48,7 +48,7 @@ class Calibration:
         self._adaptations: set[str] = set()
 
     def run(self) -> None:
-        """Every wave that is needed, in order."""
+        """Run every wave that is needed, in order."""
         waves = self._waves
         forward, backward, carried = waves.forward(), waves.backward(), waves.carried()
         up = sorted({*forward, *carried})
@@ -126,7 +126,7 @@ class Calibration:
         self._warn_of_adaptations(workers)
 
     def _warn_of_adaptations(self, workers: list[Actor]) -> None:
-        """Say once what workers did otherwise than planned; their moments say it for good."""
+        """Warn once of each deviation from the plan; records of the moments keep it for good."""
         asked = {worker.adaptations.remote(): "adaptations" for worker in workers}
         found = {note for notes in wait_for(asked, self._run.timeout) for note in notes}
         for note in sorted(found - self._adaptations):
@@ -171,5 +171,5 @@ def _batches(run: Run) -> dict[Pass, list[Batch]]:
 
 
 def _instead(source: Source) -> Sink:
-    """The rows of `source`, whatever leaves the chain."""
+    """Return a sink that ignores what leaves the chain and gives the rows of `source`."""
     return lambda batch, rows: source(batch)

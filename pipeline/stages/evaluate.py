@@ -22,8 +22,8 @@ from workers.storage.places import read_bytes, write
 def evaluate(output: Output) -> None:
     """Set `evaluation`: perplexity of the base and of the result, and the KL between them.
 
-    It stays None if the run has no text for it. It is kept in the run directory; if it is not there
-    yet, the workers of the pool compute it.
+    It stays None if the run has no text for it. It is kept in the run directory; if it is missing
+    there, the workers of the pool compute it.
     """
     run, text = output.run, output.run.inputs.evaluation
     if text is None:
@@ -49,7 +49,7 @@ def evaluate(output: Output) -> None:
 
 
 def read_evaluation(place: Location) -> EvaluationReport | None:
-    """The evaluation in a file, if there is one that this version has written."""
+    """Return the evaluation in a file; None if there is none that this version can read."""
     try:
         return EvaluationReport.model_validate_json(read_bytes(place))
     except (FileNotFoundError, ValidationError):
@@ -94,7 +94,7 @@ def _base(run: Run) -> Source:
 
 
 def _result(output: Output, at: Location) -> Source:
-    """The staged checkpoint, which every node reads from `at`."""
+    """Return the staged checkpoint, which every node reads from `at`."""
     dtype = STORED[output.run.facts.dtype]
     if isinstance(at, Path):
         return Source(str(at), None, inspect_decoder(at), dtype)

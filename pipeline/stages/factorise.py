@@ -16,7 +16,7 @@ from workers.storage.keys import basis_key, spectrum_key
 
 
 def factorise(run: Run, matrices: Iterable[MatrixSpec]) -> None:
-    """Commit the bases of `matrices` that are not there yet: all workers, the largest first."""
+    """Commit the missing bases of `matrices`, on all workers, the largest first."""
     pending = Pending(run, matrices)
     if not pending.matrices:
         return
@@ -27,9 +27,9 @@ def factorise(run: Run, matrices: Iterable[MatrixSpec]) -> None:
 
 
 def commit(run: Run, direction: Pass, taps: list[Tap], holders: list[list[Actor]]) -> None:
-    """Commit the moments of one stream, and factorise every matrix that has all of its own then.
+    """Commit the moments of one stream, and factorise every matrix whose moments are then complete.
 
-    `holders` are the workers that hold the sums: of each replica, its shards in order.
+    `holders` are the workers that hold the sums: for each replica, its shards in order.
     """
     if direction == "forward" and run.config.needs_gradients:
         with run.progress.stage("commit forward", len(taps), "moments") as stage:
@@ -44,9 +44,9 @@ def commit(run: Run, direction: Pass, taps: list[Tap], holders: list[list[Actor]
 
 
 class Pending:
-    """Matrices without a basis, each handed out once, as soon as its moments are there.
+    """Matrices without a basis, each handed out once, as soon as its moments are committed.
 
-    Those that were given up are left out. What is there is looked up once, then counted.
+    Matrices that were given up are left out. The store is looked up once; then records are counted.
     """
 
     def __init__(self, run: Run, matrices: Iterable[MatrixSpec]) -> None:
@@ -61,12 +61,12 @@ class Pending:
         self._moments = set(run.there("moments"))
 
     def stage(self) -> AbstractContextManager[Stage]:
-        """The stage that makes their bases."""
+        """Open the stage that makes their bases."""
         count = len(self.matrices)
         return self._run.progress.stage("factorise", count, "matrices", self.matrices)
 
     def ready(self, stage: Stage, committed: Iterable[Record] = ()) -> list[Task]:
-        """The tasks of those that are complete with what was committed now."""
+        """Return the tasks of the matrices whose moments the new records complete."""
         self._moments |= {record.key for record in committed}
         complete = [m for m in self._left if self._run.moments_of(m) <= self._moments]
         self._left = [matrix for matrix in self._left if matrix not in complete]
@@ -75,7 +75,7 @@ class Pending:
 
 
 def _factorisation(run: Run, group: list[MatrixSpec], stage: Stage) -> Task:
-    """One item for a group; where it fails, one for each matrix shows which of them does."""
+    """Make one item of a group; if it fails, one item per matrix shows which of them does."""
     names = tuple(matrix.name for matrix in group)
     return Task(
         f"factorise {', '.join(names)}",
@@ -99,7 +99,7 @@ def _commits(
     pending: Pending | None,
     stage: Stage,
 ) -> Iterable[Task]:
-    """Commits of all holders; where they are parts of replicas, a merge of each shard follows."""
+    """Return the commits of all holders; with several replicas, a merge of each shard follows."""
     replicas = len(holders)
     parts: Counter[int] = Counter()
 
@@ -140,13 +140,13 @@ def _commits(
 
 
 def _basis(run: Run, matrix: MatrixSpec) -> set[str]:
-    """Keys of what a factorised matrix has."""
+    """Return the keys of a factorised matrix's items."""
     keys = {spectrum_key(run.ids.bases, matrix.name)}
     return keys | {basis_key(run.ids.bases, matrix.name)} if run.config.cluster.keep_bases else keys
 
 
 def root_groups(truncation: Truncation, matrices: Sequence[MatrixSpec]) -> list[list[MatrixSpec]]:
-    """Matrices that start from the root of one input moment, together; every other one alone."""
+    """Group the matrices that start from the root of one input moment; any other stays alone."""
 
     def shared(matrix: MatrixSpec) -> str:
         alone = matrix.side == "output" or TRUNCATIONS[truncation].full_gram

@@ -14,9 +14,9 @@ from schemas.run.ranks import AllocationResult
 
 @dataclass
 class Output:
-    """What is known of a checkpoint so far: each stage reads what earlier ones set, and adds to it.
+    """A checkpoint in the making: each stage reads what earlier ones set, and adds to it.
 
-    `given_up` are the matrices that stay dense because they could not be cut when it was begun.
+    `given_up` are matrices that stay dense because they had failed to be cut when it was begun.
     `rows` has the result of every matrix by its name, `files` every weight file by its name.
     `staging` is the folder that becomes the checkpoint, while `staged` has it open.
     """
@@ -42,12 +42,12 @@ class Output:
 
     @property
     def prefix(self) -> str:
-        """The keys of its weight files start so."""
+        """The common prefix of its weight files' keys."""
         return f"outputs/{self.identity}"
 
     @property
     def weights(self) -> dict[str, str]:
-        """The item of every weight file, by the file's name."""
+        """The key of every weight file's item, by the file's name."""
         return {name: f"{self.prefix}/{name}" for name in self.files}
 
     @property
@@ -60,7 +60,7 @@ class Output:
         self.run.discard(self.prefix)
 
     def result(self) -> OutputResult:
-        """What a run returns of it."""
+        """Return what a run returns of this checkpoint."""
         return OutputResult(
             ratio=self.ratio,
             path=self.place,
@@ -71,4 +71,4 @@ class Output:
 
 
 OutputStage = Callable[[Output], None]
-"""The shape of every stage of an output: it takes one that earlier stages have filled."""
+"""A stage of an output: it takes one that earlier stages have filled."""

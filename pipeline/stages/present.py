@@ -1,4 +1,4 @@
-"""Present: what is said of a checkpoint to its readers, and the manifest of it all."""
+"""Present: the report and the model card of a checkpoint, and the manifest of all its files."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ from workers.storage.files import write_text
 from workers.storage.keys import spectrum_key
 from workers.storage.places import IN_FLIGHT
 
-_HEAD, _BODY = 24, 36  # points of a spectrum, by logarithm and evenly
+_HEAD, _BODY = 24, 36  # points of a spectrum: spaced by logarithm, and evenly
 _DIGITS = 4
 
 
@@ -43,7 +43,7 @@ def present(output: Output) -> None:
 
 
 def gather_facts(output: Output) -> ReportFacts:
-    """What a run knows of its checkpoint that the checkpoint does not say yet."""
+    """Gather what a run knows of its checkpoint beyond what the checkpoint's files say."""
     run, progress = output.run, output.run.progress
     cut = [row for name, row in output.matrices.items() if name not in output.given_up]
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
@@ -70,7 +70,7 @@ def gather_facts(output: Output) -> ReportFacts:
 
 
 def sample(name: str, eigenvalues: Sequence[float], rank: int | None) -> SpectrumSample:
-    """A spectrum at ranks dense at its head, then evenly, and on both sides of its cut."""
+    """Sample a spectrum at ranks dense at its head, then even, and on both sides of its cut."""
     size = len(eigenvalues)
     ranks = {round(size ** (step / _HEAD)) for step in range(_HEAD)} if size else set()
     ranks |= {-(-size * step // _BODY) for step in range(1, _BODY + 1)} if size else set()

@@ -1,10 +1,10 @@
 """Publish: a verified folder becomes the checkpoint.
 
-On a file system in one rename, onto nothing or an empty folder. In an object store file by file,
-below a claim that runs of other identities respect. There every file is created where it is not
-yet, none is ever replaced, and the manifest is of what is there: so however many drivers of one
-identity publish at once, or late, the result is one and whole. `_SUCCESS` comes last; before it
-nothing counts.
+On a file system this is one rename, onto nothing or an empty folder. In an object store it goes
+file by file, below a claim that runs of other identities respect. Every file is created only if it
+is missing, none is ever replaced, and the manifest describes the stored files: so however many
+drivers of one identity publish at once, or late, the result is one whole checkpoint. `_SUCCESS`
+comes last; without it nothing counts.
 """
 
 import errno
@@ -33,7 +33,7 @@ _FASTER = "already there, from another driver that was faster with the same"
 
 
 def find_published(run: Run, ratio: float) -> OutputResult | None:
-    """The checkpoint at one ratio if it is published already.
+    """Return the checkpoint at one ratio if it is already published.
 
     Raises ConfigError if its folder holds a checkpoint of another identity.
     """
@@ -55,13 +55,13 @@ def find_published(run: Run, ratio: float) -> OutputResult | None:
 
 
 def _given_up(folder: Location) -> dict[str, str]:
-    """What had to stay dense in a published checkpoint, as its compression.json says."""
+    """Return the matrices that had to stay dense, from a published compression.json."""
     found: dict[str, str] = json.loads(read_bytes(folder / COMPRESSION)).get("given_up", {})
     return found
 
 
 def publish(output: Output) -> None:
-    """Put the staged checkpoint in its place; its weight files are sent to a store by all workers.
+    """Put the staged checkpoint in its place; for a store, all workers upload its weight files.
 
     Raises OwnershipError if the run has another owner by now.
     """
@@ -96,10 +96,10 @@ def _send(output: Output, place: Url, stage: Stage, names: set[str]) -> None:
 
 
 def publish_output(staging: Path, folder: Path, identity: str) -> bool:
-    """Mark `staging` as a success and rename it to `folder`, where that is empty or absent.
+    """Mark `staging` as a success and rename it to `folder`, which must be empty or absent.
 
-    Where another driver was faster, its checkpoint stays, and this is False. Raises ConfigError if
-    that is of another identity, or if something else is there by now.
+    If another driver was faster, its checkpoint stays, and this returns False. Raises ConfigError
+    if that checkpoint is of another identity, or if anything else is in `folder` by now.
     """
     files.write_text(staging / SUCCESS, "")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def publish_output(staging: Path, folder: Path, identity: str) -> bool:
 
 
 def _rename(staging: Path, folder: Path) -> None:
-    """In one step, also from another file system. Raises RunError if that takes no more."""
+    """Rename in one step, even across file systems. Raises RunError if the target is full."""
     try:
         files.publish(staging, folder)
     except OSError as error:
@@ -141,10 +141,10 @@ def _rename(staging: Path, folder: Path) -> None:
 def publish_to_store(
     staging: Path, url: Url, identity: str, weights: set[str], send: Callable[[set[str]], None]
 ) -> None:
-    """Copy `staging` below `url`, where files are not there; `send` does so for `weights`.
+    """Copy the files of `staging` that are missing below `url`; `send` does so for `weights`.
 
-    What a run of the same identity left here, stopped or at work, is gone on with. Raises
-    ConfigError where another run has claimed the place or has published there.
+    Continues what a run of the same identity, stopped or at work, has left here. Raises
+    ConfigError if another run has claimed the place or has published there.
     """
     if not create(url / CLAIM, identity.encode()):
         owner = read_bytes(url / CLAIM).decode()
@@ -163,7 +163,7 @@ def publish_to_store(
         text = manifest.model_copy(update={"files": entries}).model_dump_json(indent=2) + "\n"
         create(url / MANIFEST, text.encode())
         if not create(url / SUCCESS, b""):
-            finished(url, identity)  # by another driver of this very run, or it raises
+            finished(url, identity)  # returns if a driver of this run published, else raises
     remove(url / CLAIM)
 
 

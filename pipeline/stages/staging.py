@@ -1,8 +1,8 @@
 """A checkpoint before it is published: a folder that is private to one attempt.
 
-If the run directory is a folder, so is this one, below it, with the weights as hard links to their
-items. If it is a prefix in an object store, the small files are in a temporary folder of the
-driver, and the weights stay where they are until somebody needs them.
+If the run directory is a folder, the staged folder is below it, with the weights as hard links to
+their items. If it is a prefix in an object store, the small files are in a temporary folder of the
+driver, and the weights stay where they are until they are needed.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ def staged(output: Output) -> Iterator[None]:
 
 @contextlib.contextmanager
 def everywhere(output: Output, weights: bool) -> Iterator[Path | Url]:
-    """The staged checkpoint as every node sees it; in an object store by way of a copy there.
+    """Give every node access to the staged checkpoint; for an object store, through a copy there.
 
     `weights` says whether the copy needs the weight files, too.
     """

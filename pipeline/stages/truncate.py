@@ -14,9 +14,9 @@ from workers.storage.keys import factors_key
 
 
 def truncate(output: Output, follow: Callable[[], list[Task]] = list) -> None:
-    """Set the row of every matrix; what is cut already is not cut again.
+    """Set the row of every matrix; matrices that are already cut are not cut again.
 
-    `follow` gives the tasks that the rows so far allow, which the next stage waits for.
+    `follow` gives the tasks that the rows so far allow; the next stage waits for them.
     """
     run, ranks = output.run, output.allocation.ranks
     there = run.there("factors")
@@ -51,7 +51,7 @@ def truncate(output: Output, follow: Callable[[], list[Task]] = list) -> None:
 
 
 def _dense(output: Output, matrix: MatrixSpec) -> MatrixResult:
-    """The row of a matrix that stays dense, by choice or because it was given up."""
+    """Return the row of a matrix that stays dense, by choice or because it was given up."""
     run: Run = output.run
     if why := output.given_up.get(matrix.name):
         return left_dense(matrix, why, run.config.needs_gradients)

@@ -1,4 +1,4 @@
-"""Verify: a checkpoint before it is published, looked at by a worker."""
+"""Verify: a worker checks a checkpoint before it is published."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from workers.checkpoint.verify import require
 
 
 def verify(output: Output) -> None:
-    """Set `checks`. Raises VerificationError if one failed, after what was wrong is forgotten."""
+    """Set `checks`. If one failed, forgets the faulty items and raises VerificationError."""
     run = output.run
     with run.progress.stage("verify", 1, "checkpoint") as stage:
         _look(output)
@@ -29,7 +29,7 @@ def verify(output: Output) -> None:
 
 
 def _look(output: Output) -> None:
-    """What a worker finds. Raises QuarantineError if none can look at it."""
+    """Let a worker run the checks. Raises QuarantineError if none can."""
     pool = output.run.pool
     with everywhere(output, weights=False) as place:
         if isinstance(place, Path):
@@ -42,8 +42,8 @@ def _look(output: Output) -> None:
 
 
 def forget(output: Output) -> None:
-    """Forget what was wrong, so that it is written anew: the files that the checks name, or all of
-    them if one names none.
+    """Forget faulty items, so that they are rewritten: the files that failed checks name, or all of
+    them if a failed check names none.
     """
     wrong = [check.files for check in output.checks if check.passed is False]
     if not all(wrong):

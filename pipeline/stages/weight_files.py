@@ -12,7 +12,7 @@ _FILE_BYTES = 5 * 10**9
 
 
 class Part(NamedTuple):
-    """One weight file of the checkpoint: the base tensors it stands for, and their matrices."""
+    """One weight file of the checkpoint: the base tensors that it covers, and their matrices."""
 
     name: str
     tensors: tuple[TensorSpec, ...]
@@ -20,9 +20,9 @@ class Part(NamedTuple):
 
 
 def plan_parts(spec: ModelSpec, parameters: dict[str, int]) -> list[Part]:
-    """The base's tensors cut, in order, into weight files of about 5 GB at most.
+    """Split the base's tensors, in order, into weight files of at most about 5 GB.
 
-    `parameters` is how many of each matrix are to stay.
+    `parameters` is how many parameters of each matrix are to stay.
     """
     dropped = f"{spec.architecture.head}weight" if spec.tied else None
     owners = _owners(spec)
@@ -60,7 +60,7 @@ def plan_parts(spec: ModelSpec, parameters: dict[str, int]) -> list[Part]:
 def plan_file(
     spec: ModelSpec, part: Part, results: dict[str, MatrixResult], keys: dict[str, str]
 ) -> OutputFile:
-    """The tensors of one weight file, in the base's order; `keys` names each matrix's factors."""
+    """Plan the tensors of a weight file in the base's order; `keys` names each matrix's factors."""
     owners = _owners(spec)
     planned = []
     for tensor in part.tensors:
@@ -74,7 +74,7 @@ def plan_file(
 
 
 def _owners(spec: ModelSpec) -> dict[str, MatrixSpec]:
-    """The targeted matrices by the name of their module in the checkpoint."""
+    """Return the targeted matrices by the names of their modules in the checkpoint."""
     return {f"{spec.architecture.base}{matrix.name}": matrix for matrix in spec.matrices}
 
 

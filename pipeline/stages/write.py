@@ -1,4 +1,4 @@
-"""Write: the weight files, each as soon as the factors of its matrices are there."""
+"""Write: the weight files, each as soon as the factors of its matrices are committed."""
 
 from pipeline.cluster.pool import Task
 from pipeline.progress import Stage
@@ -30,7 +30,7 @@ class WeightFiles:
         self._stage: Stage | None = None
 
     def ready(self) -> list[Task]:
-        """The tasks of the files that became complete with the rows that are there now."""
+        """Return the tasks of the files that the current rows have completed."""
         output, tasks = self._output, list[Task]()
         for part in self._parts:
             if part.name in output.files or not part.matrices <= output.rows.keys():
@@ -48,7 +48,7 @@ class WeightFiles:
         return tasks
 
     def write(self) -> None:
-        """Wait for every file that can be written; a file of a matrix that was given up cannot."""
+        """Wait for every file that can be written; one with a given-up matrix cannot."""
         progress, pool = self._output.run.progress, self._output.run.pool
         with progress.stage("write", len(self._parts), "files") as stage:
             self._stage = stage

@@ -1,4 +1,4 @@
-"""What goes from one wave of shards to the next through the run directory."""
+"""Rows that pass from one wave of shards to the next through the run directory."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -26,15 +26,15 @@ class Boundary:
         return f"{self.prefix}/{batch.step.first_sequence}.safetensors"
 
     def holds(self, batches: list[Batch]) -> bool:
-        """Whether every micro-batch is there."""
+        """Whether every micro-batch is stored."""
         return all(self.store.record(self.key(batch)) for batch in batches)
 
     def source(self, shard: Actor) -> Source:
-        """Read by the shard that it enters."""
+        """Return a source that `shard`, which the rows enter, reads."""
         return lambda batch: shard.read.remote(self.key(batch))
 
     def sink(self, shard: Actor) -> Sink:
-        """Written by the shard that it leaves."""
+        """Return a sink that `shard`, which the rows leave, writes."""
 
         def write(batch: Batch, rows: Any) -> Any:
             return shard.write.remote(self.key(batch), rows)

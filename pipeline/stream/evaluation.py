@@ -1,4 +1,4 @@
-"""Perplexity and KL of models that fit nowhere, streamed through layer shards of all at once."""
+"""Perplexity and KL of models too large to load, streamed through layer shards of all at once."""
 
 import shutil
 import tempfile
@@ -36,11 +36,11 @@ from workers.storage.places import size_of, url_of
 from workers.storage.store import Store
 from workers.storage.tensorfile import NAMES
 
-_NUMERICS = NumericsConfig()  # a worker has as many threads as one of a compression
+_NUMERICS = NumericsConfig()  # workers have as many threads as in a compression
 
 
 class Model(NamedTuple):
-    """A checkpoint by the name that is shown of it, and its local folder."""
+    """A checkpoint: the name shown to users, its local folder, and its tensors."""
 
     name: str
     folder: Path
@@ -48,9 +48,9 @@ class Model(NamedTuple):
 
 
 class Crew(NamedTuple):
-    """Workers that are there already, and where their rows wait between waves.
+    """Workers that already run, and the store for their rows between waves.
 
-    `identity` tells those rows from what waits of others.
+    `identity` sets those rows apart from other rows in the store.
     """
 
     workers: list[Actor]
@@ -63,7 +63,7 @@ def evaluate_streamed(
 ) -> tuple[ModelEvaluation, ...]:
     """Score one model, or a baseline and a checkpoint, on windows (w, length) of tokens.
 
-    Raises what `evaluate` does.
+    Raises as `evaluate` does.
     """
     if config.work_dir is not None and not config.work_dir.is_dir():
         raise ConfigError(f"work_dir {config.work_dir}: no such folder; create it or name another")
@@ -82,11 +82,11 @@ def score_models(
     progress: Progress,
     crew: Crew | None = None,
 ) -> tuple[ModelEvaluation, ...]:
-    """The same, of models whose tensors are known, on the cluster that `where` says.
+    """Score models whose tensors are known, on the cluster that `where` describes.
 
     Every worker holds the same part of all models, so the last has both distributions of each
-    token. More shards than workers run in waves. Without a `crew` workers are started, and what
-    waits between waves is in a temporary folder.
+    token. More shards than workers run in waves. Without a `crew`, workers are started, and the
+    rows between waves go to a temporary folder.
     """
     start = time.perf_counter()
     sources = [model.source for model in models]
@@ -108,7 +108,7 @@ def score_models(
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """A planned evaluation on a started Ray; `seconds` are those of the layers of each model."""
+    """A planned evaluation on a started Ray; `seconds` counts the time of each model's layers."""
 
     names: Sequence[str]
     sources: Sequence[Source]
@@ -123,7 +123,7 @@ class _Evaluation:
         return self.where.item_timeout_s
 
     def run(self, windows: Tensor) -> list[Score]:
-        """The score of every window, in order, by workers that are started and ended."""
+        """Return the score of every window, in order; workers are started and ended here."""
         where, plan = self.where, self.plan
         with self.progress.stage("start", 1, "cluster") as stage:
             shards = len(plan.waves[0])
@@ -141,7 +141,7 @@ class _Evaluation:
             stop(workers)
 
     def by(self, crew: Crew, windows: Tensor) -> list[Score]:
-        """The same by workers that stay; they have let go what they held before."""
+        """Do the same with workers that stay; they must have released what they held before."""
         chain = self._prepare(crew.workers[: len(self.plan.waves[0])])
         scores = self._waves(crew._replace(workers=chain), windows)
         wait_for({worker.release.remote(): "release" for worker in chain}, self.timeout)
@@ -159,7 +159,7 @@ class _Evaluation:
         return self._wave(last, crew, batches)
 
     def _prepare(self, workers: list[Actor]) -> list[Actor]:
-        """The workers as a chain, each of which knows the models."""
+        """Arrange the workers in a chain, and tell each of them the models."""
         plan, where = self.plan, self.where
         calls = [worker.prepare_scoring.remote(self.sources, where.device) for worker in workers]
         facts = agree(where, calls, self.progress)
@@ -173,7 +173,7 @@ class _Evaluation:
         return chain
 
     def _wave(self, wave: int, crew: Crew, batches: list[Batch]) -> list[Any]:
-        """All micro-batches through the shards of one wave: their scores, where it is the last."""
+        """Run all micro-batches through the shards of a wave; return scores if it is the last."""
         waves = self.plan.waves
         chain = crew.workers[: len(waves[wave])]
         self._load(wave, chain)
@@ -211,9 +211,9 @@ class _Evaluation:
 
 
 def _source(name: str, folder: Path, config: EvaluateConfig) -> Source:
-    """One checkpoint, in words for every node. Raises CheckpointError if it cannot be used."""
+    """Describe a checkpoint for every node. Raises CheckpointError if it cannot be used."""
     spec = inspect_decoder(folder)
-    may_run_code(folder, trust_remote_code=False)  # the classes of `runtime/` stand for its code
+    may_run_code(folder, trust_remote_code=False)  # the classes of `runtime/` replace its code
     if config.dtype == "auto":
         [dtype] = [
             t.dtype for t in spec.tensors if t.name == f"{spec.architecture.embedding}weight"
@@ -247,7 +247,7 @@ def _summary(
 
 
 def _stored(model: Model) -> tuple[int, str]:
-    """As `workers.evaluation.perplexity.stored`, of weights wherever they are."""
+    """Like `workers.evaluation.perplexity.stored`, but for weights in any place."""
     spec = model.source.spec
     place = spec.weights or model.folder
     size = sum(size_of(place / file) for file in {tensor.file for tensor in spec.tensors})

@@ -1,10 +1,10 @@
-"""Micro-batches through a chain of layer shards, all of them busy.
+"""Micro-batches through a chain of layer shards, keeping all of them busy.
 
-An actor runs its calls in the order they were submitted, so the order of submission is the
-schedule. Hidden states go from actor to actor; the driver holds references to them, and tokens.
+An actor runs its calls in the order of their submission, so that order is the schedule. Hidden
+states go from actor to actor; the driver holds only references to them, and the tokens.
 
-A stream is a generator of micro-batches under way: it submits as far ahead as the chain may be
-filled, then yields the next one to wait for. So several chains are driven in turn.
+A stream is a generator of micro-batches under way: it submits calls as far ahead as the chain may
+be filled, then yields the next one to wait for. So one driver can run several chains in turn.
 """
 
 from collections import deque
@@ -19,29 +19,29 @@ from workers.model.shard import Step
 
 
 class Batch(NamedTuple):
-    """One micro-batch: tokens (sequences, length), and where they stand in their stream."""
+    """One micro-batch: tokens (sequences, length), and their place in the stream."""
 
     step: Step
     tokens: Tensor
 
 
 class Flight(NamedTuple):
-    """A micro-batch under way: its last result, and how many tokens it has."""
+    """A micro-batch under way: a reference to its last result, and its number of tokens."""
 
     reference: Any
     tokens: int
 
 
 Stream = Iterator[Flight]
-Source = Callable[[Batch], Any]  # what enters a chain: tokens, or a reference to rows
-Sink = Callable[[Batch, Any], Any]  # what becomes of the rows that leave it: the last reference
+Source = Callable[[Batch], Any]  # returns what enters a chain: tokens, or a reference to rows
+Sink = Callable[[Batch, Any], Any]  # takes the rows that leave a chain; returns the last reference
 
 
 def micro_batches(windows: Tensor, size: int, segments: int) -> list[Batch]:
-    """Micro-batches of `windows` (count, tokens), in order.
+    """Cut `windows` (count, tokens) into micro-batches, in order.
 
-    Segments are of whole micro-batches and as equal as can be. Each part owns its memory: pickling
-    a view would send all windows with it.
+    Segments consist of whole micro-batches and are as equal as possible. Each part owns its memory:
+    pickling a view would send all windows with it.
     """
     parts = [windows[i : i + size].clone() for i in range(0, len(windows), size)]
     return [
@@ -51,7 +51,7 @@ def micro_batches(windows: Tensor, size: int, segments: int) -> list[Batch]:
 
 
 def replica_batches(batches: list[Batch], segments: int, replicas: int) -> list[list[Batch]]:
-    """The micro-batches of each replica: whole segments, as equal in number as can be."""
+    """Return each replica's micro-batches: whole segments, in numbers as equal as possible."""
     return [
         [batch for batch in batches if batch.step.segment * replicas // segments == replica]
         for replica in range(replicas)
@@ -61,7 +61,7 @@ def replica_batches(batches: list[Batch], segments: int, replicas: int) -> list[
 def stream_forward(
     chain: list[Actor], batches: list[Batch], source: Source, sink: Sink, *options: Any
 ) -> Stream:
-    """Every micro-batch once through all shards; `options` are further arguments of `forward`."""
+    """Send every micro-batch once through all shards; `options` are passed on to `forward`."""
     flight: deque[Flight] = deque()
     for batch in batches:
         rows = source(batch)
@@ -76,11 +76,11 @@ def stream_forward(
 def stream_backward(
     chain: list[Actor], batches: list[Batch], source: Source, turn: Sink, sink: Sink
 ) -> Stream:
-    """Every micro-batch forward through all shards, and its loss gradient back through them.
+    """Send every micro-batch forward through all shards, and its loss gradient back.
 
     `turn` gives the gradient that enters the last shard. Each shard alternates backward and forward
     after a head start of two forwards for itself and every shard behind it (the 1F1B schedule with
-    slack); as many inputs wait in it at most.
+    slack); at most that many inputs wait in it.
     """
     last, depth = len(chain) - 1, 2 * len(chain)
     queues = [deque(one_forward_one_backward(len(batches), depth - 2 * s)) for s in range(last + 1)]
@@ -113,7 +113,7 @@ def stream_backward(
 
 
 def one_forward_one_backward(count: int, head_start: int) -> list[tuple[Pass, int]]:
-    """A shard's calls in order: `head_start` forwards, then backward and forward in turn."""
+    """Return a shard's calls in order: `head_start` forwards, then backward and forward in turn."""
     order: list[tuple[Pass, int]] = [("forward", i) for i in range(min(head_start, count))]
     for i in range(count):
         order.append(("backward", i))
@@ -123,15 +123,15 @@ def one_forward_one_backward(count: int, head_start: int) -> list[tuple[Pass, in
 
 
 def as_it_is(batch: Batch, rows: Any) -> Any:
-    """The sink of a chain whose last results stay where they are."""
+    """A sink that leaves the chain's last results where they are."""
     return rows
 
 
 def drive(
     streams: list[Stream], what: str, timeout_s: float, through: Callable[[int, Any], None]
 ) -> None:
-    """Run streams side by side to their ends; `through` gets the tokens of each micro-batch that
-    is through, and its last result, in the order of its stream.
+    """Run streams side by side to their ends; `through` gets the tokens and the last result of each
+    finished micro-batch, in the order of its stream.
 
     Raises as `result` does.
     """

@@ -1,8 +1,8 @@
-"""Which waves of layer shards must run, and from where, for the moments that are not there yet.
+"""Which waves of layer shards must run, and from where, to get the missing moments.
 
 With as many workers as shards there is one wave, and nothing here leaves memory. With more shards
-than workers the rows between two waves lie in the run directory, and a stopped run goes on from
-the last boundary that is complete.
+than workers, the rows between two waves are kept in the run directory, and a stopped run continues
+from the last complete boundary.
 """
 
 from dataclasses import dataclass
@@ -32,21 +32,21 @@ class Waves:
         return range(shards[0].start, shards[-1].stop)
 
     def taps(self, wave: int, direction: Pass) -> list[Tap]:
-        """What one wave still has to observe in one stream."""
+        """Return the taps that one wave still has to observe in one stream."""
         layers = self.layers(wave)
         return [tap for tap in self.pending if tap.direction == direction and tap.layer in layers]
 
     def below(self, wave: int, direction: Pass, carried: Carried = "hidden") -> Boundary:
-        """The boundary before the first layer of a wave."""
+        """Return the boundary before the first layer of a wave."""
         identity = self.run.ids.moments(direction)
         return Boundary(self.run.store, identity, self.layers(wave).start, carried)
 
     def forward(self) -> range:
-        """Waves through which the text for the forward moments goes."""
+        """Return the waves that the text for the forward moments must pass."""
         return self._upward("forward", [w for w in self._all() if self.taps(w, "forward")])
 
     def backward(self) -> range:
-        """Waves through which gradients come back, in the order of the layers."""
+        """Return the waves that gradients must pass, in the order of the layers."""
         wanted = [w for w in self._all() if self.taps(w, "backward")]
         if not wanted:
             return range(0)
@@ -56,7 +56,7 @@ class Waves:
         return range(wanted[0], top + 1)
 
     def carried(self) -> range:
-        """Waves that only take the text for the gradients to where those start."""
+        """Return the waves that only carry the gradients' text to where the gradients start."""
         absent = [w for w in self.backward() if w and not self._holds(w, "backward", "hidden")]
         return self._upward("backward", [w - 1 for w in absent])
 

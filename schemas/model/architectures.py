@@ -6,14 +6,14 @@ Side = Literal["output", "input"]
 
 
 Dimension = Literal["hidden", "query", "key", "head", "mlp", "vocabulary", "experts"]
-"""A size that config.json gives: `schemas/model/shapes.py` says how."""
+"""A size that config.json gives; `schemas/model/shapes.py` says how."""
 
 
 class Target(NamedTuple):
     """One kind of matrix (`rows`, `columns`) of a decoder layer.
 
     Targets with equal `reads` share their input. A `*` in `path` stands for the number of each
-    expert. `bias` is whether it has one, or the field of config.json that says so.
+    expert. `bias` tells whether it has a bias, or names the field of config.json that does.
     """
 
     path: str
@@ -26,9 +26,9 @@ class Target(NamedTuple):
 class Architecture(NamedTuple):
     """What the compressor must know of a model family; a family is a row of `ARCHITECTURES`.
 
-    `end` is the target whose output is added to the residual at the end of a layer, and is read by
-    nothing else; empty if no one target is. `others` are the weights of a layer beside its
-    targets. A family that is only `planned` has a plan, but is not compressed yet.
+    `end` is the target whose output only ends the layer: it is added to the residual and read by
+    nothing else; empty if no single target does that. `others` are the layer's weights besides its
+    targets. A family that is only `planned` can be planned, but not compressed yet.
     """
 
     base: str

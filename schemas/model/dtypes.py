@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Format(NamedTuple):
-    """`torch` is its name as an attribute of torch, `bytes` what one number takes."""
+    """`torch` is its name as an attribute of torch, `bytes` the size of one number."""
 
     torch: str
     bytes: int
@@ -23,14 +23,14 @@ FORMATS = {
     "BOOL": Format("bool", 1),
 }
 ITEM_BYTES = {name: row.bytes for name, row in FORMATS.items()}
-"""Bytes of a number by safetensors' name."""
+"""Bytes of a number, by safetensors' name of its format."""
 STORED = {row.torch: name for name, row in FORMATS.items() if "F" in name}
-"""Safetensors' name of a floating-point format by torch's."""
+"""Safetensors' name of a floating-point format, by torch's name."""
 
 
 def computed_in(stored: str) -> str:
-    """Torch's name of the format in which a GPU computes weights of a stored one.
+    """Return torch's name of the format in which a GPU computes weights stored as `stored`.
 
-    What is stored in float16 is computed in bfloat16: gradients leave the range of float16.
+    Weights stored in float16 are computed in bfloat16: gradients leave the range of float16.
     """
     return FORMATS["BF16" if stored == "F16" else stored].torch

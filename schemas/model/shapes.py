@@ -12,13 +12,13 @@ _FILE = "model.safetensors"  # a name by convention: config.json does not know t
 _MOST = {"num_hidden_layers": 10_000, "num_local_experts": 1_000}
 _MOST_ELEMENTS = 2**31 - 1  # in one dimension
 
-LOW_RANK = "low_rank"  # the entry that only a compressed checkpoint has
+LOW_RANK = "low_rank"  # an entry that only compressed checkpoints have
 
 Config = Mapping[str, Any]
 
 
 def require_base(config: Config, where: str) -> None:
-    """Raises CheckpointError where a config.json, named `where`, is a compressed checkpoint's."""
+    """Raises CheckpointError if a config.json, named `where`, is a compressed checkpoint's."""
     if LOW_RANK in config:
         raise CheckpointError(
             f"{where}: {LOW_RANK} is there, so this is a compressed checkpoint; name the base that "
@@ -27,7 +27,7 @@ def require_base(config: Config, where: str) -> None:
 
 
 def family(config: Config, where: str) -> Architecture:
-    """The row of ARCHITECTURES of a config.json, named `where` in errors."""
+    """Return the row of ARCHITECTURES for a config.json, named `where` in errors."""
     model_type = str(config.get("model_type"))
     if model_type not in ARCHITECTURES:
         raise CheckpointError(
@@ -45,9 +45,9 @@ def family(config: Config, where: str) -> Architecture:
 
 
 def positive(config: Config, key: str, where: str, default: int | None = None) -> int:
-    """A size of a config.json, `default` where it has none.
+    """Return a size in a config.json, or `default` if it has none.
 
-    Raises CheckpointError if it is no whole number above 0, or one that no model has.
+    Raises CheckpointError if it is not a whole number above 0, or too large for any model.
     """
     value = config.get(key)
     if value is None and default is not None:
@@ -64,7 +64,7 @@ def positive(config: Config, key: str, where: str, default: int | None = None) -
 
 
 def switch(config: Config, key: str, where: str, default: bool = False) -> bool:
-    """A yes or no of a config.json. Raises CheckpointError if it is neither."""
+    """Return a yes or no in a config.json. Raises CheckpointError if it is neither."""
     value = config.get(key)
     if value is None:
         return default
@@ -76,7 +76,7 @@ def switch(config: Config, key: str, where: str, default: bool = False) -> bool:
 
 
 def model_spec(config: Config, where: str) -> ModelSpec:
-    """What `workers.checkpoint.contents.inspect` reads from the files, as config.json says it."""
+    """Derive from config.json what `workers.checkpoint.contents.inspect` reads from the files."""
     architecture = family(config, where)
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     if not isinstance(dtype, str) or dtype not in STORED:
@@ -127,7 +127,7 @@ def model_spec(config: Config, where: str) -> ModelSpec:
 
 
 class Place(NamedTuple):
-    """One targeted matrix of one layer, by its name below the base model, its shape not known."""
+    """One targeted matrix of one layer, named as below the base model, without its shape."""
 
     name: str
     layer: int
@@ -149,14 +149,14 @@ class Place(NamedTuple):
 
 
 class Experts(NamedTuple):
-    """Experts of a layer, and how many of them see each token."""
+    """The number of experts in a layer, and how many of them see each token."""
 
     number: int
     chosen: int
 
 
 def places(architecture: Architecture, layer: int, experts: Experts) -> Iterator[Place]:
-    """The targeted matrices of a layer, in order; those of experts once for each expert."""
+    """Yield the targeted matrices of a layer, in order; an expert's once for each expert."""
     prefix = architecture.layer.format(layer).removeprefix(architecture.base)
     for target in architecture.targets:
         count = experts.number if "*" in target.path else 1

@@ -11,13 +11,11 @@ from schemas.model.dtypes import ITEM_BYTES
 Encoding = Literal["pivoted", "plain", "dense"]
 Factors = Literal["pivoted", "plain"]
 
-# safetensors' names of dtypes, and their bytes.
-
 
 class TensorSpec(Schema):
     """A tensor of a checkpoint, known from a file header; `dtype` is safetensors' name of it.
 
-    Its content begins at byte `offset` of the file; None if config.json alone is known.
+    Its content begins at byte `offset` of the file; None if only config.json is known.
     """
 
     name: str
@@ -36,7 +34,7 @@ class MatrixSpec(Schema):
     """A targeted weight W (m, n) = (`out_features`, `in_features`).
 
     `name` is relative to the base model: `layers.3.self_attn.q_proj`. `share` is the fraction of
-    the tokens that reach it: 1, but for an expert.
+    the tokens that reach it: 1, except for an expert.
     """
 
     name: str
@@ -50,7 +48,7 @@ class MatrixSpec(Schema):
 
     @property
     def size(self) -> int:
-        """Parameters of W, the bias not counted."""
+        """Parameters of W, without the bias."""
         return self.out_features * self.in_features
 
     @property
@@ -65,19 +63,19 @@ class MatrixSpec(Schema):
 
 
 def factor_parameters(factors: Factors, rank: int, out_features: int, in_features: int) -> int:
-    """Parameters of W' (m, n) at rank k: k (m + n), or k (m + n - k) when pivoted (PIFA, 2025)."""
+    """Parameters of W' (m, n) at rank k: k (m + n), or k (m + n - k) if pivoted (PIFA, 2025)."""
     return rank * (out_features + in_features - (rank if factors == "pivoted" else 0))
 
 
 def whole(parameters: float) -> int:
-    """A number of parameters without float64's rounding: (1 - 0.8) * 10 is 2, not 1.9999999."""
+    """Truncate a number of parameters despite rounding: (1 - 0.8) * 10 gives 2, not 1.9999999."""
     return int(parameters * (1 + 1e-12))
 
 
 class DecoderSpec(Schema):
-    """What headers say of any checkpoint whose layers can be built: a base, or one made from it.
+    """What headers say of any checkpoint whose layers can be built: a base, or a compressed one.
 
-    `low_rank` is whether it is compressed already; `model_type` is that of the base in any case.
+    `low_rank` tells whether it is compressed; `model_type` is the base's in any case.
     `weights` is the URL of its weight files; None if they are beside config.json.
     """
 
@@ -96,7 +94,7 @@ class DecoderSpec(Schema):
 
     @property
     def parameters(self) -> int:
-        """Parameters of the model, tied ones counted once; an order of rows is none."""
+        """Parameters of the model, tied ones counted once, without row orders."""
         idle = f"{self.architecture.head}weight" if self.tied else None
         mine = [tensor for tensor in self.tensors if tensor.name != idle]
         return sum(math.prod(t.shape) for t in mine if t.dtype.startswith(("F", "BF")))

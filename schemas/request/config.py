@@ -1,4 +1,4 @@
-"""What a user asks for. Flags, YAML and Python all build the same `RunConfig`."""
+"""The configuration of a run; flags, YAML and Python all build the same `RunConfig`."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -47,7 +47,7 @@ class CalibrationConfig(Schema):
 
 
 class NumericsConfig(Schema):
-    """Settings that change numbers, and nothing but numbers."""
+    """Settings that change numbers, and nothing else."""
 
     dtype: DType = Field(
         "auto",
@@ -248,8 +248,8 @@ class RunConfig(Schema):
 
     @property
     def fetched(self) -> Path:
-        """Folder of the small files of a model in an object store: in the run directory, if that is
-        a folder, else in the home of each node, where nobody else writes.
+        """Folder for the small files of a model in an object store: in the run directory if that
+        is a folder, else in the home folder on each node, where nobody else writes.
         """
         if isinstance(self.run_folder, Path):
             return self.run_folder / "base"

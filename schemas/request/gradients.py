@@ -1,17 +1,17 @@
-"""How much text the gradient moments of a model take."""
+"""How much text the gradient moments of a model need."""
 
 from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
 
-GRADIENT_TOKENS = 16  # a dimension of the widest moment; with less, losses are underestimated
+GRADIENT_TOKENS = 16  # per dimension of the widest moment; with fewer, losses are underestimated
 _LEAST_WINDOWS = 32
 
 
 def with_gradients(config: RunConfig, spec: ModelSpec) -> RunConfig:
-    """The same run with the number of gradient windows that its model takes, if none was asked for.
+    """Set the number of gradient windows that the model needs, if none was asked for.
 
-    They give at least 16 tokens to each dimension of the widest gradient moment, which is that of
-    the smaller side of a matrix: 131,072 tokens where that is 8,192.
+    They give at least 16 tokens per dimension of the widest gradient moment, whose size is the
+    smaller side of a matrix: 131,072 tokens if that is 8,192.
     """
     text = config.calibration
     if text.gradient_samples is not None:

@@ -11,8 +11,8 @@ METHODS: dict[Method, dict[str, str]] = {
     "svd-llm-v2": {"truncation": "svd-llm-v2", "allocation": "svd-llm-v2", "factors": "plain"},
     "svd-llm": {"truncation": "svd-llm", "allocation": "uniform", "factors": "plain"},
 }
-# As tables name them. SVD-LLM is a truncation by whitening, "(W)" in its paper, and an update of
-# the factors after it, which this program does not have yet.
+# Names for tables. SVD-LLM is a truncation by whitening, "(W)" in its paper, and a later update of
+# the factors, which this program does not have yet.
 TITLES: dict[Method, str] = {
     "two-sided": "two-sided",
     "svd-llm-v2": "SVD-LLM V2",
@@ -21,12 +21,12 @@ TITLES: dict[Method, str] = {
 
 
 class TruncationRow(NamedTuple):
-    """What a truncation stands on; its mathematics is a file of `workers/truncation`.
+    """The properties of a truncation; its mathematics is a file of `workers/truncation`.
 
-    `full_gram` is whether it is defined on the full X^T X of its input. The others take the moment
-    of the smaller side of W alone, and matrices that read the same input share its root.
-    `weighed` is whether gradients weigh the error, so that half its loss is in nats; that of the
-    others is in units of layer outputs. `root` is how the moment of the input is factorised.
+    `full_gram` tells whether it is defined on the full X^T X of its input. The others take the
+    moment of W's smaller side only, and matrices that read the same input share its root.
+    `weighed` tells whether gradients weigh the error, so that half the loss is in nats; other
+    losses are in units of layer outputs. `root` is how the input's moment is factorised.
     """
 
     full_gram: bool
@@ -37,8 +37,8 @@ class TruncationRow(NamedTuple):
 class AllocationRow(NamedTuple):
     """What an allocation compares; its mathematics is a file of `workers/allocation`.
 
-    `nats` is whether it needs the loss of every matrix in nats, `layer_outputs` whether in units of
-    layer outputs. `bounded` is whether `allocation.max_ratio` bounds what it removes of a matrix.
+    `nats` tells whether it needs the loss of every matrix in nats, `layer_outputs` whether in units
+    of layer outputs, `bounded` whether `allocation.max_ratio` bounds what it removes of a matrix.
     """
 
     nats: bool = False

@@ -1,4 +1,4 @@
-"""What `svdllm nightly` is asked for, and what its catalogue and its pointer say."""
+"""The configuration of `svdllm nightly`, and the contents of its catalogue and its pointer."""
 
 from typing import Any, Literal, Self
 
@@ -16,7 +16,7 @@ Event = Literal[
 
 
 class Gate(Schema):
-    """What an output must keep to before `latest` may name it."""
+    """Conditions that an output must meet before `latest` may name it."""
 
     perplexity: float | None = Field(
         None, ge=0.0, description="Largest increase of perplexity over the base, as 5% or 0.05"
@@ -40,10 +40,10 @@ class Gate(Schema):
 
 
 class NightlyConfig(RunConfig):
-    """One night over the checkpoints of a training run; what is not named here is of `RunConfig`.
+    """One night over the checkpoints of a training run; other settings are as in `RunConfig`.
 
     `NightlyConfig(watch=..., output=PREFIX, ratio=(0.2, 0.4), max=2)`: the settings of a
-    compression hold for every checkpoint, and so they cannot name one as `model`.
+    compression hold for every checkpoint, so they cannot name one as `model`.
     """
 
     model: str = Field(
@@ -95,7 +95,7 @@ class NightlyConfig(RunConfig):
     def request(
         self, model: str, revision: str | None, folder: str, ratios: tuple[float, ...]
     ) -> RunConfig:
-        """The compression of one checkpoint at some of the ratios, in a `folder` of its own."""
+        """The configuration to compress one checkpoint at some ratios, in its own `folder`."""
         output = self.output / "checkpoints" / folder
         if len(ratios) == 1:
             output = output / f"ratio-{ratios[0]:.2f}"
@@ -106,16 +106,16 @@ class NightlyConfig(RunConfig):
 
     @property
     def method_settings(self) -> dict[str, object]:
-        """What changes a result, beside the checkpoint and the ratio."""
+        """Settings that change a result, besides the checkpoint and the ratio."""
         own = {"truncation", "allocation", "factors", "seed", "on_failure"}
         return self.model_dump(mode="json", include=own | {"calibration", "evaluation", "numerics"})
 
 
 class CatalogRow(Schema):
-    """One event of the catalogue. Their order is that of `number`; `at` is for people only.
+    """One event of the catalogue. Events are ordered by `number`; `at` is for people only.
 
-    `key` stands for content and method, `order` sorts the names of one source from the oldest on.
-    What is of one ratio has a `ratio`; `path` is relative to the prefix.
+    `key` stands for content and method; sorting by `order` puts a source's oldest name first.
+    Events of one ratio have a `ratio`; `path` is relative to the prefix.
     """
 
     number: int = 0
@@ -157,6 +157,6 @@ class Pointed(Schema):
 
 
 class Latest(Schema):
-    """latest.json: the newest accepted output at each ratio, by the ratio as 0.20."""
+    """latest.json: the newest accepted output at each ratio, with ratios written like 0.20."""
 
     ratios: dict[str, Pointed]

@@ -1,4 +1,4 @@
-"""Bytes as people write them."""
+"""Parsing sizes as people write them."""
 
 import re
 from typing import Annotated
@@ -10,7 +10,7 @@ _UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 def parse_size(text: object) -> int:
-    """Bytes of "80GB" (10^9), "80GiB" (2^30), "1.5TB" or 1000. Raises ValueError."""
+    """Return the bytes of "80GB" (10^9), "80GiB" (2^30), "1.5TB" or 1000. Raises ValueError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", str(text).strip().lower())
     if match is None:
         raise ValueError(f"{str(text)!r} is not a size like 80GB, 80GiB or 1TB")

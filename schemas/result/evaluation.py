@@ -1,4 +1,4 @@
-"""What an evaluation is asked for, and what it found."""
+"""The configuration and the result of an evaluation."""
 
 from pathlib import Path
 from typing import Self
@@ -107,7 +107,7 @@ class EvaluationReport(Schema):
 
     @property
     def nats(self) -> float | None:
-        """Increase of the mean token loss from the baseline to the other; None of one model."""
+        """Increase of the mean token loss from baseline to result; None for one model."""
         if len(self.models) < 2:
             return None
         return self.models[1].mean_nll - self.models[0].mean_nll

@@ -1,4 +1,4 @@
-"""What a compressed checkpoint says of itself, and what a run returns."""
+"""The descriptions in a compressed checkpoint, and the result of a run."""
 
 from typing import Literal
 
@@ -23,10 +23,10 @@ class FileEntry(Schema):
 
 
 class Manifest(Schema):
-    """manifest.json: every file but itself and _SUCCESS, and what they depend on.
+    """manifest.json: every file except itself and _SUCCESS, and what they depend on.
 
-    `base_files` has the SHA-256 of the base's config.json and weight files; of a weight file in an
-    object store the store's own identity, such as "etag:...", which it gives without a read.
+    `base_files` has the SHA-256 of the base's config.json and weight files; a weight file in an
+    object store has the store's own identity, such as "etag:...", which needs no read.
     """
 
     format: Literal["svdllm"] = FORMAT
@@ -41,8 +41,8 @@ class Compression(Schema):
     """compression.json: what was done, to which matrix, and what it cost.
 
     `ratio` is the fraction of the targeted parameters asked to be removed, `keep` = 1 - ratio, and
-    `removed` the fraction that was. `nats` is the predicted increase of the mean token loss.
-    `given_up` are matrices that had to stay dense, each with the error that it met.
+    `removed` the fraction actually removed. `nats` is the predicted increase of the mean token
+    loss. `given_up` are matrices that had to stay dense, each with its error.
     """
 
     model: str
@@ -69,9 +69,9 @@ class Compression(Schema):
 
 
 class Check(Schema):
-    """One thing that was verified of a checkpoint; `passed` is None if it was not judged.
+    """One check of a checkpoint; `passed` is None if it was not judged.
 
-    `files` are those that are wrong, where the check tells.
+    `files` names the faulty files, if the check can tell.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Check(Schema):
 
 
 class OutputResult(Schema):
-    """One finished checkpoint; `evaluation` is of base and result, None if no text was named."""
+    """One finished checkpoint; `evaluation` compares it with its base, None without a text."""
 
     ratio: float
     path: Location

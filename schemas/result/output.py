@@ -51,14 +51,14 @@ class SpectrumFacts(Schema):
 
 
 class MatrixResult(Schema):
-    """What became of one matrix: a row of compression.json.
+    """The result for one matrix: a row of compression.json.
 
-    Losses are those that the truncation minimises, per token: predicted is the sum of the dropped
+    Losses are what the truncation minimises, per token: predicted is the sum of the dropped
     eigenvalues, achieved is measured on the factors in float64. `rounding` is the relative
     Frobenius error that storing the factors in the checkpoint's dtype adds to W'. `nats` is the
-    predicted increase of the mean token loss, where gradients were taken; `energy` the loss of
-    cutting it away, None if that is not known. `shrinkage` is that of its gradient moment, given
-    or chosen.
+    predicted increase of the mean token loss, if gradients were taken; `energy` the loss of
+    removing the whole matrix, None if not known. `shrinkage` is its gradient moment's, given or
+    chosen.
     """
 
     name: str
@@ -78,7 +78,7 @@ class MatrixResult(Schema):
 
 
 def stored_parameters(matrix: MatrixSpec, encoding: Encoding, rank: int | None) -> int:
-    """Parameters of a matrix as stored, its bias and its row order not counted."""
+    """Parameters of a matrix as stored, without its bias and its row order."""
     if encoding == "dense" or rank is None:
         return matrix.size
     factors: Factors = encoding

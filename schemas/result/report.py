@@ -1,4 +1,4 @@
-"""What a report shows beside compression.json and evaluation.json: report.json."""
+"""report.json: what a report shows besides compression.json and evaluation.json."""
 
 from pydantic import Field, FiniteFloat
 
@@ -14,7 +14,7 @@ class StageTime(Schema):
 
 
 class SpectrumSample(Schema):
-    """Some of the eigenvalues of a matrix, the last kept and the first dropped among them.
+    """Some eigenvalues of a matrix, among them the last one kept and the first one dropped.
 
     `values` are at the ranks `ranks` (the largest has rank 1); there are `size` in all.
     """
@@ -26,10 +26,10 @@ class SpectrumSample(Schema):
 
 
 class ReportFacts(Schema):
-    """report.json: with it, a report can be made again from the checkpoint alone.
+    """report.json: with it, a report can be rendered again from the checkpoint alone.
 
     `command` asks for the same run, argument by argument. `started` and `written` are in ISO 8601;
-    stages and warnings are those since `started`, up to the checkpoint that this is about.
+    stages and warnings cover the time from `started` until this checkpoint.
     """
 
     output: str

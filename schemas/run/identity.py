@@ -2,7 +2,7 @@
 
 A calibration depends on (base files, tokens, numeric settings); bases on a calibration and a
 truncation; factors on bases and an encoding; an output on all of it, the ratio and the allocation.
-What does not change numbers (workers, addresses, folders) is in none of them.
+Settings that do not change numbers (workers, addresses, folders) are in none of them.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ _ARTEFACTS = 3  # raised whenever an item of the run directory changes its conte
 class Record(Schema):
     """The commit record of one finished item: it exists only if the item is complete.
 
-    `attempt` tells its file from those of other attempts at the same item. `sha256` is that of the
-    file; `seal` is that of this record, so that a damaged one is told from a true one.
+    `attempt` sets its file apart from other attempts at the same item. `sha256` is the file's;
+    `seal` is the SHA-256 of this record, which reveals damage.
     """
 
     key: str
@@ -36,17 +36,17 @@ class Record(Schema):
 
     @staticmethod
     def file_of(key: str, attempt: str) -> str:
-        """The file of one attempt at an item, from the root of the run directory."""
+        """Return the file of one attempt at an item, relative to the run directory."""
         stem, _, suffix = key.rpartition(".")
         return f"{stem}.{attempt}.{suffix}"
 
     @property
     def file(self) -> str:
-        """The item's file, from the root of the run directory."""
+        """The item's file, relative to the run directory."""
         return self.file_of(self.key, self.attempt)
 
     def sealed(self) -> Self:
-        """This record with its seal."""
+        """Return this record with its seal."""
         text = self.model_dump_json(exclude={"seal"})
         return self.model_copy(update={"seal": hashlib.sha256(text.encode()).hexdigest()})
 
@@ -60,14 +60,14 @@ class Identities(Schema):
     factors: str
 
     def moments(self, direction: Pass) -> str:
-        """Identity of the moments of one stream. Raises ValueError if there is none."""
+        """Return the identity of one stream's moments. Raises ValueError if there is none."""
         found = self.forward if direction == "forward" else self.backward
         if found is None:
             raise ValueError("this run takes no gradients")
         return found
 
     def output(self, config: RunConfig, ratio: float, given_up: Collection[str] = ()) -> str:
-        """Identity of the checkpoint at one ratio; matrices `given_up` had to stay dense in it."""
+        """Identify the checkpoint at one ratio; `given_up` matrices had to stay dense in it."""
         asked = config.allocation
         bound = [asked.max_ratio] if ALLOCATIONS[asked.method].bounded else []
         kept = [sorted(given_up)] if given_up else []
@@ -75,7 +75,7 @@ class Identities(Schema):
 
 
 class Ground(Schema):
-    """What all numbers of a run stand on, beside its configuration.
+    """What all numbers of a run depend on, besides its configuration.
 
     Identity of every base file (as in `Manifest`), SHA-256 of the tokens of each stream; compute
     dtype and device as the workers found them; versions of the libraries that compute.
@@ -90,7 +90,7 @@ class Ground(Schema):
 
 
 def identities(config: RunConfig, ground: Ground) -> Identities:
-    """The identities of a run: each names all that its numbers depend on, and nothing else."""
+    """Return a run's identities: each covers all that its numbers depend on, and nothing else."""
     common = {
         "artefacts": _ARTEFACTS,
         "base": ground.base_files,
@@ -114,6 +114,6 @@ def identities(config: RunConfig, ground: Ground) -> Identities:
 
 
 def fingerprint(value: object) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of a JSON value."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of a JSON value."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

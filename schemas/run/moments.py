@@ -3,7 +3,7 @@
 A forward moment is E[x x^T] of a layer's inputs, or E[y y^T] of its outputs without the bias. A
 backward moment is E[g g^T] of the gradient at the layer's output, or E[(W^T g)(W^T g)^T] of its own
 contribution to the input gradient. Only the smaller side of W is ever needed, except by truncations
-that are defined on the full X^T X, as the papers' are.
+defined on the full X^T X, as in the papers.
 """
 
 from typing import Literal
@@ -19,8 +19,8 @@ Pass = Literal["forward", "backward"]
 class Tap(Schema):
     """A place where one second moment is accumulated, shared by the matrices that read it.
 
-    `module` is a matrix whose input or output is observed. A backward tap always gives tr G as
-    well; with `moment` false it gives nothing else.
+    `module` is a matrix whose input or output is observed. A backward tap always gives tr G;
+    with `moment` false it gives nothing else.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Tap(Schema):
 
 
 def forward_tap(matrix: MatrixSpec, truncation: Truncation) -> Tap:
-    """The forward moment of `matrix`: X^T X is shared by all matrices that read the same X."""
+    """Return the forward moment of `matrix`: matrices that read the same X share X^T X."""
     on_input = TRUNCATIONS[truncation].full_gram or matrix.side == "input"
     if on_input:
         shared = f"layers.{matrix.layer}.{matrix.reads}.input"
@@ -42,14 +42,14 @@ def forward_tap(matrix: MatrixSpec, truncation: Truncation) -> Tap:
 
 
 def backward_tap(matrix: MatrixSpec, truncation: Truncation) -> Tap:
-    """The gradient moment of `matrix`, or only its trace if the truncation is not weighed by it."""
+    """Return the gradient moment of `matrix`, or its trace if the truncation is not weighed."""
     weighed = TRUNCATIONS[truncation].weighed
     name = f"{matrix.name}.{matrix.side}-gradient" if weighed else f"{matrix.name}.gradient-trace"
     return _tap(name, matrix, "backward", matrix.side, matrix.small, moment=weighed)
 
 
 def taps(matrices: tuple[MatrixSpec, ...], truncation: Truncation, gradients: bool) -> list[Tap]:
-    """Every tap of a run, each once, in the order of the matrices."""
+    """Return every tap of a run, each once, in the order of the matrices."""
     found: dict[str, Tap] = {}
     for matrix in matrices:
         tap = forward_tap(matrix, truncation)

@@ -1,4 +1,4 @@
-"""What will be done, by how many workers, and what it takes."""
+"""The plan of a run: what is done, by how many workers, and what it takes."""
 
 from typing import Literal
 
@@ -7,7 +7,7 @@ from schemas.run.stages import StageName
 
 
 class WorkerFacts(Schema):
-    """What a worker runs on."""
+    """The node, device and dtype of a worker."""
 
     host: str
     node: str
@@ -22,8 +22,8 @@ class ClusterSpec(Schema):
     """The machines of a run, found in Ray or described by flags. Memory is in bytes, per worker.
 
     On the CPU a worker's device is the host, so `device_memory` and `host_memory` are the same.
-    The workers are spread evenly over `nodes`; `dtype` is what they compute in; `assumed` says what
-    of it nobody stated.
+    The workers are spread evenly over `nodes`; `dtype` is the compute dtype; `assumed` lists what
+    nobody stated.
     """
 
     workers: int
@@ -72,10 +72,10 @@ class WorkerMemory(Schema):
     """What the largest worker holds, in bytes, item by item.
 
     On the device: `weights` in the compute dtype; float32 sums of the moments of one stream at a
-    time; `activations` of the micro-batches in flight; later, the weights released, the float64
-    workspace to factorise the largest matrix. On the host: float64 and float32 `sums` of the
-    moments of one stream, what is read or committed at a time (`transit`; the largest basis is in
-    it), and the `process` itself. On the CPU, the host holds all of it.
+    time; `activations` of the micro-batches in flight; later, with the weights released, the
+    float64 workspace to factorise the largest matrix. On the host: float64 and float32 `sums` of
+    one stream's moments, what is read or committed at a time (`transit`, which includes the largest
+    basis), and the `process` itself. On the CPU, the host holds all of it.
     """
 
     weights: int
@@ -90,13 +90,13 @@ class WorkerMemory(Schema):
 
     @property
     def device(self) -> int:
-        """Peak of device memory: while it calibrates, or while it factorises."""
+        """Peak of device memory, during calibration or factorisation."""
         moments = max(self.forward_moments, self.backward_moments)
         return max(self.weights + moments + self.activations, self.factorise)
 
     @property
     def host(self) -> int:
-        """Peak of host memory beside that of the device."""
+        """Peak of host memory, without the device's."""
         return self.process + self.sums + self.transit
 
 
@@ -126,8 +126,8 @@ Resource = Literal[
 class StageCost(Schema):
     """One stage: floating-point operations and bytes of all workers together.
 
-    `network_bytes` are what crosses between workers, and to and from shared storage. `seconds`
-    are by resource; nothing is assumed to overlap, so they add up. None: throughputs not known.
+    `network_bytes` cross between workers, or go to and from shared storage. `seconds` are by
+    resource; no overlap is assumed, so they add up; None if throughputs are not known.
     """
 
     name: StageName
@@ -152,10 +152,10 @@ class StageCost(Schema):
 class Plan(Schema):
     """What a run does, on which machines, and what it takes.
 
-    The shards are in the order of the layers. `chain` of them run at once, one a worker, on
+    The shards are in the order of the layers. `chain` of them run at once, one per worker, on
     `replicas` copies of the chain; the next `chain` shards are the next wave. `seconds` is the
-    whole run; `bottleneck` names the longest stage and the resource that limits it; `assumed` what
-    these figures rest on and nobody stated or measured.
+    whole run; `bottleneck` names the longest stage and the resource that limits it; `assumed`
+    lists assumptions behind these figures that nobody stated or measured.
     """
 
     cluster: ClusterSpec
@@ -175,17 +175,17 @@ class Plan(Schema):
 
     @property
     def workers(self) -> int:
-        """Workers that are started."""
+        """The number of workers started."""
         return self.chain * self.replicas
 
     @property
     def host_memory(self) -> int:
-        """Host memory of the largest worker, in bytes; on the CPU its device is the host."""
+        """Host memory of the largest worker, in bytes; on the CPU it includes the device's."""
         return self.memory.host + (0 if self.cluster.on_gpu else self.memory.device)
 
     @property
     def waves(self) -> list[tuple[LayerRange, ...]]:
-        """The shards that run at once, wave after wave."""
+        """The shards that run at once, wave by wave."""
         return [
             self.shards[start : start + self.chain]
             for start in range(0, len(self.shards), self.chain)

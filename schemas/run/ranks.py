@@ -9,7 +9,7 @@ from schemas.request.config import RunConfig
 def require_ranks(config: RunConfig, spec: ModelSpec) -> None:
     """Raises ConfigError if a ratio is so high that the rank of some matrix would be zero.
 
-    With loss-aware allocation all matrices share one budget; with the others each has its own.
+    With loss-aware allocation all matrices share one budget; with other methods each has its own.
     """
     for ratio in config.ratio:
         keep = 1 - ratio
@@ -35,7 +35,7 @@ def require_ranks(config: RunConfig, spec: ModelSpec) -> None:
 
 
 def _least(config: RunConfig, matrix: MatrixSpec) -> int:
-    """Parameters of a matrix at rank 1, or dense if that is all it can be."""
+    """Parameters of a matrix at rank 1, or dense if that is smaller or the only choice."""
     if matrix.small == 1:
         return matrix.size
     rank_one = factor_parameters(config.factors, 1, matrix.out_features, matrix.in_features)
@@ -50,7 +50,7 @@ def _refusal(ratio: float, why: str, highest: float) -> ConfigError:
 class AllocationResult(Schema):
     """Ranks by matrix (None: stays dense), and the parameters they take of the budget.
 
-    `nats` is the predicted increase of the mean token loss, where gradients were taken.
+    `nats` is the predicted increase of the mean token loss, if gradients were taken.
     """
 
     ratio: float

@@ -1,4 +1,4 @@
-"""What a run directory says of itself: run.json."""
+"""The files in which a run directory describes itself, and its status."""
 
 from schemas.base import Schema
 from schemas.request.config import RunConfig
@@ -11,8 +11,8 @@ from schemas.run.stages import StageName
 class Owner(Schema):
     """A driver that took a run directory: its process, and when that started.
 
-    `machine` tells one boot of one machine, or one container, from others; `started` is in clock
-    ticks since the boot, so that a process is told from a later one of the same number.
+    `machine` identifies one boot of one machine, or one container; `started` is in clock ticks
+    since the boot, to tell a process from a later one with the same number.
     """
 
     machine: str
@@ -23,9 +23,9 @@ class Owner(Schema):
 
 
 class RunRecord(Schema):
-    """The last command that was started here, and the items it has to commit.
+    """run.json: the last command started here, and the items that it has to commit.
 
-    `ground` is what its numbers stand on; `outputs` are the folders of the checkpoints and their
+    `ground` is what its numbers depend on; `outputs` are the folders of the checkpoints and their
     identities.
     """
 
@@ -48,10 +48,10 @@ class StageStatus(Schema):
 
 
 class Activity(Schema):
-    """progress.json: what the driver does, which it writes again every few seconds.
+    """progress.json: what the driver does, rewritten every few seconds.
 
-    `spent` are the seconds of every stage so far, `left` about how many are still to come, None
-    where nothing is known to tell it by. `error` is what the run failed with.
+    `spent` are the seconds of every stage so far, `left` an estimate of the seconds to come, None
+    if there is nothing to estimate from. `error` is why the run failed.
     """
 
     stage: StageName

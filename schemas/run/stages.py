@@ -1,4 +1,4 @@
-"""The names of the stages, which plan, progress, status, report and metrics share."""
+"""The names of the stages, shared by plan, progress, status, report and metrics."""
 
 from typing import Literal
 

@@ -27,10 +27,10 @@ class Allocator:
     def gather(
         self, matrices: Sequence[MatrixSpec], identity: str, given_up: Collection[str]
     ) -> int:
-        """Read the spectra of all matrices but those that have to stay dense."""
+        """Read the spectra of all matrices except those that have to stay dense."""
         return self._allocator.gather(matrices, identity, given_up)
 
     @guarded()
     def allocate(self, ratio: float) -> AllocationResult:
-        """Ranks at one ratio."""
+        """Return the ranks at one ratio."""
         return self._allocator.allocate(ratio)

@@ -52,12 +52,12 @@ from workers.text.documents import evaluation_source
 
 @ray.remote
 class LayerShard:
-    """Owns a contiguous range of decoder layers on one device, of one model or, to score them, of
-    one or two.
+    """Holds a contiguous range of decoder layers on one device: of one model, or of the one or two
+    models that are scored.
     """
 
     place: Location = Path()
-    """Where what this worker writes is kept."""
+    """Where this worker writes its items."""
 
     def __init__(self, threads: int) -> None:
         set_up_logging()
@@ -87,7 +87,7 @@ class LayerShard:
 
     @guarded(repeatable=True)
     def identify(self, ids: Identities) -> None:
-        """Say which items this run reads and writes. Raises ConfigError if it sees none."""
+        """Set the identities of this run's items. Raises ConfigError if run.json is missing."""
         if not exists(self._config.run_folder / RUN_RECORD):
             raise _not_seen("run_dir", self._config.run_folder)
         self._ids = ids
@@ -106,19 +106,19 @@ class LayerShard:
 
     @guarded(repeatable=True)
     def join(self, place: Location) -> None:
-        """Say where rows wait between waves. Raises ConfigError if that is not seen here."""
+        """Set where rows wait between waves. Raises ConfigError if this node does not see it."""
         if isinstance(place, Path) and not place.is_dir():
             raise _not_seen("work_dir", place.parent)
         self.place, self._store = place, Store(place)
 
     @guarded(repeatable=True)
     def load_models(self, layers: Sequence[LayerRange]) -> None:
-        """Let go what is loaded, and read a range of layers of each model that is scored."""
+        """Release what is loaded, and read a range of layers of each model that is scored."""
         self._shard = None
         self._scored.load(layers)
 
     def seconds(self) -> list[float]:
-        """Those that the layers loaded now have taken of each model that is scored."""
+        """Return the seconds that the layers loaded now have taken, per scored model."""
         return self._scored.seconds
 
     @guarded(repeatable=True)
@@ -132,13 +132,13 @@ class LayerShard:
 
     @guarded(repeatable=True)
     def read(self, key: str) -> Tensor | Rows:
-        """Hidden states or gradients (sequences, tokens, hidden) that an earlier wave left."""
+        """Read hidden states or gradients (sequences, tokens, hidden) of an earlier wave."""
         tensors = self._store.load(key).tensors
         return Rows.of(tensors) if "tokens" in tensors else tensors["rows"]
 
     @guarded(repeatable=True)
     def write(self, key: str, rows: Tensor | Rows) -> None:
-        """Leave hidden states or gradients for another wave."""
+        """Write hidden states or gradients for another wave."""
         named = rows.named() if isinstance(rows, Rows) else entries({"rows": rows})
         self._store.commit(key, named)
 
@@ -146,8 +146,8 @@ class LayerShard:
     def forward(
         self, hidden: Tensor | Rows, step: Step, purpose: Purpose = "output"
     ) -> Tensor | Rows | Score | None:
-        """One micro-batch through these layers, after the last of the model: None, or (for a
-        gradient) the gradient of its loss; of models that are scored, their score."""
+        """Run one micro-batch through these layers. After the model's last layer: None, or the
+        gradient of its loss if `purpose` is "gradient"; for scored models, their score."""
         if isinstance(hidden, Rows):
             return self._scored.forward(hidden, step)
         with self._working():
@@ -160,23 +160,23 @@ class LayerShard:
 
     @guarded()
     def backward(self, gradient: Tensor, step: Step) -> Tensor | None:
-        """One gradient back through these layers; None before the first of the model."""
+        """Run one gradient back through these layers; None before the first of the model."""
         with self._working():
             below = self._loaded.backward(gradient.to(self._device), step)
             return None if self._loaded.is_first else below.cpu()
 
     def busy_seconds(self) -> float:
-        """Seconds spent on micro-batches since this was last asked."""
+        """Return the seconds spent on micro-batches since the last call."""
         seconds, self._busy = self._busy, 0.0
         return seconds
 
     def adaptations(self) -> list[str]:
-        """What this worker did otherwise than planned, for want of memory."""
+        """Return how this worker deviated from the plan for lack of memory."""
         return list(self._adaptations)
 
     @guarded()
     def commit_moments(self, direction: Pass, replica: int, replicas: int) -> list[Record]:
-        """Commit the moments of one stream, or this replica's part of them, and let each go."""
+        """Commit one stream's moments, or this replica's part of them, and release each."""
 
         def commit(tap: Tap, sums: MomentSums) -> Record:
             notes = tuple(self._adaptations)
@@ -195,7 +195,7 @@ class LayerShard:
 
     @guarded()
     def release(self) -> None:
-        """Let the weights go, before matrices are factorised on the same device."""
+        """Release the weights, before matrices are factorised on the same device."""
         self._shard = self._scoring = None
         free_cached()  # hooks refer to the shard that holds their modules
 
@@ -226,23 +226,23 @@ class LayerShard:
 
     @guarded()
     def verify_stored(self, place: Url, weights: Mapping[str, str]) -> list[Check]:
-        """The same where its small files are at `place` and its weights are items, by file name."""
+        """Do the same for small files at `place` and weights that are items, by file name."""
         items = {name: Url(str(self._store.place(key))) for name, key in weights.items()}
         with at_hand(place, items) as (folder, stored):
             return self._verify(folder, stored)
 
     def _verify(self, folder: Path, stored: Mapping[str, Url]) -> list[Check]:
-        """The load has half the time of an item, so that it ends before the item does."""
+        """Verify; the load gets half an item's time, so that it ends before the item does."""
         limit_s = min(LIMIT_S, self._config.cluster.item_timeout_s / 2)
         return verify_checkpoint(folder, False, self._base_to_compare, stored, limit_s)
 
     def peak_memory(self) -> int:
-        """Peak of the anonymous memory of this worker, in bytes."""
+        """Return the peak of this worker's anonymous memory, in bytes."""
         return peak_anonymous_bytes()
 
     @property
     def _base_to_compare(self) -> Path | None:
-        """The folder of a base whose weights are there, where the run compares with it."""
+        """The folder of a base with its weights, if the run compares its result with the base."""
         asked = self._config.evaluation.text, self._config.calibration.text
         compares = evaluation_source(*asked) is not None
         return self._folder if compares and self._spec.weights is None else None
@@ -254,7 +254,7 @@ class LayerShard:
         self._busy += time.perf_counter() - start
 
     def _loaded_weight(self, matrix: MatrixSpec) -> Tensor | None:
-        """The weight as it is on the device, where its compute dtype holds every stored value."""
+        """Return the weight on the device, if its compute dtype holds stored values exactly."""
         exact = torch.promote_types(torch_dtype(self._spec), self._dtype) == self._dtype
         return self._shard.weight(matrix) if self._shard is not None and exact else None
 

@@ -20,19 +20,19 @@ REFRESH_S = 5.0
 
 
 def count(metric: Metric, amount: float = 1, **labels: str) -> None:
-    """Add to a counter; where no Ray runs, nothing."""
+    """Add to a counter; does nothing if no Ray runs."""
     if amount and ray.is_initialized():
         _counter(metric).inc(amount, _checked(metric, labels))
 
 
 def show(metric: Metric, value: float, **labels: str) -> None:
-    """Set a gauge, for some seconds; where no Ray runs, nothing."""
+    """Set a gauge, for some seconds; does nothing if no Ray runs."""
     if ray.is_initialized():
         _gauge(metric).set(value, _checked(metric, labels))
 
 
 def keep(record: Callable[[], None]) -> Callable[[], None]:
-    """Call `record` now, and again every REFRESH_S; what is returned ends that."""
+    """Call `record` now and every REFRESH_S; calling the returned function ends that."""
     ended = threading.Event()
 
     def repeat() -> None:
@@ -55,7 +55,7 @@ def count_traffic() -> None:
 
 
 def show_memory(device: torch.device) -> None:
-    """Show what tensors take of a GPU from now on, until this process ends."""
+    """Show the GPU memory that tensors take from now on, until this process ends."""
     if device.type == "cuda":
         keep(lambda: _memory(device))
 

@@ -1,4 +1,4 @@
-"""What a worker runs on."""
+"""The device, dtype and node of a worker."""
 
 import platform
 import socket
@@ -13,13 +13,13 @@ from workers.process.devices import compute_dtype, find_device
 
 @ray.remote(max_retries=0)
 def probe(device: Device, dtype: DType, stored: str) -> WorkerFacts:
-    """What a worker would run on where this task runs."""
+    """Return what a worker would run on, on the node of this task."""
     found = find_device(device)
     return worker_facts(found, compute_dtype(dtype, stored, found))
 
 
 def worker_facts(device: torch.device, dtype: torch.dtype) -> WorkerFacts:
-    """What this worker runs on."""
+    """Return what this worker runs on."""
     cuda = device.type == "cuda"
     return WorkerFacts(
         host=socket.gethostname(),

@@ -1,4 +1,4 @@
-"""Tensors between actors without a copy: bytes in Ray's shared memory, read where they lie.
+"""Tensors between actors without a copy: bytes in Ray's shared memory, read in place.
 
 torch's own pickle copies every tensor into the message and out of it again.
 """
@@ -22,19 +22,19 @@ class Packed(NamedTuple):
 
 
 def share_tensors() -> None:
-    """Send every tensor of the host so from now on, to whatever process.
+    """From now on, send every host tensor this way, to any process.
 
-    Who receives one must not write into it: others may read the same bytes.
+    The receiver must not write into it: others may read the same bytes.
     """
     register_serializer(torch.Tensor, serializer=pack, deserializer=unpack)
 
 
 def pack(tensor: Tensor) -> Packed:
-    """A view of the bytes of a tensor on the host; a copy only where they are not in one piece."""
+    """Return a view of a host tensor's bytes; a copy only if they are not contiguous."""
     data = tensor.contiguous().view(-1).view(torch.uint8).numpy()
     return Packed(data, tensor.dtype, tuple(tensor.shape))
 
 
 def unpack(packed: Packed) -> Tensor:
-    """The tensor, in the memory of the bytes."""
+    """Return the tensor, backed by the memory of the bytes."""
     return from_dlpack(packed.data).view(packed.dtype).view(packed.shape)

@@ -22,6 +22,6 @@ _METHODS: dict[Allocation, Callable[..., Ranks]] = {
 def allocate(
     asked: AllocationConfig, losses: list[MatrixLoss], ratio: float, factors: Factors
 ) -> Ranks:
-    """The ranks of all matrices by the method that was asked for. Raises as that method does."""
+    """Return the ranks of all matrices by the requested method. Raises as that method does."""
     bound = (asked.max_ratio,) if ALLOCATIONS[asked.method].bounded else ()
     return _METHODS[asked.method](losses, ratio, factors, *bound)

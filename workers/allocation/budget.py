@@ -1,4 +1,4 @@
-"""What every allocation is given and returns, and the arithmetic of ranks and parameters."""
+"""Inputs and results of every allocation, and the arithmetic of ranks and parameters."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ class MatrixLoss(NamedTuple):
     """One matrix as an allocation sees it.
 
     `eigenvalues` (q,) float64, descending: truncating at k loses sum(eigenvalues[k:]) a token.
-    `nats` turns that into the increase of the token loss, where gradients were taken.
+    `nats` converts that into the increase of the token loss, if gradients were taken.
     """
 
     matrix: MatrixSpec
@@ -33,13 +33,13 @@ class MatrixLoss(NamedTuple):
 
 
 class Ranks(NamedTuple):
-    """The rank of every matrix, None if it stays dense, and what the method fell back on."""
+    """The rank of every matrix, None if it stays dense, and the method's fallbacks."""
 
     ranks: dict[str, int | None]
     fallbacks: tuple[str, ...] = ()
 
     def parameters(self, losses: list[MatrixLoss], factors: Factors) -> int:
-        """Parameters of all the matrices at these ranks."""
+        """Return the parameters of all matrices at these ranks."""
         return sum(cost(loss.matrix, factors, self.ranks[loss.matrix.name]) for loss in losses)
 
 
@@ -51,7 +51,7 @@ def cost(matrix: MatrixSpec, factors: Factors, rank: int | None) -> int:
 
 
 def rank_within(loss: MatrixLoss, factors: Factors, budget: float) -> int | None:
-    """The largest rank with at most `budget` parameters; None if all of W fits.
+    """Return the largest rank with at most `budget` parameters; None if all of W fits.
 
     Never below 1, nor above the number of eigenvalues.
     """

@@ -14,9 +14,9 @@ def loss_aware(losses: list[MatrixLoss], ratio: float, factors: Factors) -> Rank
     """Minimise sum of nats(k_i) subject to sum of parameters(k_i) <= (1 - ratio) sum of m n.
 
     For a multiplier, each matrix takes its best choice among every rank and dense (the pivoted cost
-    is concave in k, so marginal gains mislead); the multiplier is bisected; what is left is spent
-    on the best steps that fit. Never over the budget. Raises ConfigError if rank 1 everywhere is
-    over it.
+    is concave in k, so marginal gains mislead); the multiplier is bisected; the rest of the budget
+    is spent on the best steps that fit. Never over the budget. Raises ConfigError if rank 1
+    everywhere is over it.
     """
     menus = [_Menu(loss, factors) for loss in losses]
     budget = whole((1 - ratio) * sum(loss.matrix.size for loss in losses))
@@ -53,7 +53,7 @@ class _Menu:
 
 
 def _bisect(menus: list[_Menu], budget: int) -> list[int]:
-    """Picks for the least multiplier (to rounding) whose picks stay within the budget."""
+    """Return the picks of the least multiplier (to rounding) that stay within the budget."""
     scale = sum(float(menu.nats[0]) for menu in menus) + 1.0
     low, high = 0.0, scale
     best = [int(menu.costs.argmin()) for menu in menus]
@@ -72,7 +72,7 @@ def _bisect(menus: list[_Menu], budget: int) -> list[int]:
 def _spend(menus: list[_Menu], picks: list[int], left: int) -> None:
     """Raise picks in place, best nats per parameter first, while a step fits in `left`.
 
-    Where no step gains any more, matrices of less than full rank on the calibration text stay dense
+    When no step gains any more, matrices that lack full rank on the calibration text are made dense
     if they fit, for the sake of other text.
     """
     while True:
@@ -91,7 +91,7 @@ def _spend(menus: list[_Menu], picks: list[int], left: int) -> None:
 
 
 def _best_step(menu: _Menu, pick: int, left: int) -> tuple[float, int]:
-    """The affordable dearer pick with the most nats per parameter, and that quotient (0: none)."""
+    """Return the affordable dearer pick with the most nats per parameter, and those (0: none)."""
     extra: Tensor = menu.costs - menu.costs[pick]
     gain = (menu.nats[pick] - menu.nats) / extra.clamp(min=1)
     gain[(extra <= 0) | (extra > left)] = 0.0

@@ -13,9 +13,9 @@ def svd_llm_v2(
     """r_i = |G| R (1 / log L_i) / sum_j (1 / log L_j) over the matrices G of one type.
 
     L_i is the theoretical minimum loss ||(W - W') X||_F at the uniform ratio R, on the
-    un-normalised Gram. The formula has no bound: a matrix of little loss may be asked to give up
-    more than all it has. Ratios are clipped to `max_ratio` (or R, if that is more; at most what
-    leaves rank 1) and the excess is shared out again, recorded. Where some L_i <= 1 the formula is
+    un-normalised Gram. The formula has no bound: a matrix with little loss may be asked to give up
+    more than it has. Ratios are clipped to `max_ratio` (or R, if that is more; at most what
+    leaves rank 1) and the excess is shared out again, recorded. If some L_i <= 1 the formula is
     undefined: that group gets the uniform ratio, recorded.
     """
     groups: defaultdict[str, list[MatrixLoss]] = defaultdict(list)
@@ -55,7 +55,7 @@ def _theoretical_loss(loss: MatrixLoss, ratio: float, factors: Factors) -> float
 def _share_out(
     group: list[MatrixLoss], weights: list[float], ratio: float, caps: list[float]
 ) -> tuple[list[float], list[str]]:
-    """Ratios in proportion to `weights`, with mean `ratio`, none above its cap; and each clip."""
+    """Return ratios proportional to `weights`, with mean `ratio` and capped; and every clip."""
     ratios, notes = [0.0] * len(weights), []
     free = list(range(len(weights)))
     remaining = ratio * len(weights)

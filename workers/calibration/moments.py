@@ -12,8 +12,8 @@ from schemas.errors import NumericsError
 from workers.process.failures import short_of_memory
 
 _BLOCK = 2**22  # elements that are worked on at a time
-_CACHED = 2**16  # the same on a CPU, element by element: what is in between stays in its cache
-_COLUMNS = 256  # of x^T x that one product gives on a CPU
+_CACHED = 2**16  # the same on a CPU, element by element: intermediate results stay in its cache
+_COLUMNS = 256  # of x^T x per product on a CPU
 _HALVES = (torch.bfloat16, torch.float16)
 PAGEABLE = (
     "sums of moments in pageable host memory, for the system would not lock more: slower, the same "
@@ -22,9 +22,9 @@ PAGEABLE = (
 
 
 class Moment(NamedTuple):
-    """E[x x^T] (q, q) float32, or None if only the trace was asked for; tr E[x x^T]; rows.
+    """E[x x^T] (q, q) float32, or None if only the trace was wanted; tr E[x x^T]; number of rows.
 
-    `fourth` is E[|x|^4] of gradient rows, from which the noise of `matrix` follows; 0 of others.
+    `fourth` is E[|x|^4] of gradient rows, which gives the noise of `matrix`; 0 for other rows.
     """
 
     matrix: Float[Tensor, "q q"] | None
@@ -37,10 +37,10 @@ class MomentSums(NamedTuple):
     """Sums over all rows of some segments: of x^T x, and of squared norms.
 
     The sum of x^T x is `high` (q, q) float64 plus its rounding error `low` (q, q) float32, on the
-    host; None if only the trace was asked for. About 77 bits of it are right, so a mean in
-    float32 does not depend on the order or the grouping in which segments were added. `energies`
-    are squared norms of gradient rows, a float64 sum per segment; empty if the trace is that of
-    the matrix. `fourths` are the sums of |x|^4 beside them.
+    host; None if only the trace was wanted. About 77 bits of it are right, so a mean in float32
+    does not depend on the order or the grouping in which segments were added. `energies` are
+    squared norms of gradient rows, a float64 sum per segment; empty if the trace is the matrix's
+    own. `fourths` are the sums of |x|^4 that go with them.
     """
 
     high: Float64[Tensor, "q q"] | None
@@ -50,7 +50,7 @@ class MomentSums(NamedTuple):
     fourths: tuple[float, ...] = ()
 
     def mean(self, name: str) -> Moment:
-        """The mean over all rows. Raises NumericsError if a row was not finite."""
+        """Return the mean over all rows. Raises NumericsError if a row was not finite."""
         matrix = trace = None
         if self.high is not None and self.low is not None:
             matrix = torch.empty_like(self.high, dtype=torch.float32)
@@ -72,7 +72,7 @@ class MomentSums(NamedTuple):
 
 
 def combine(parts: Sequence[MomentSums]) -> MomentSums:
-    """Sums over the segments of all parts, which are disjoint; the first part is added to."""
+    """Add up parts with disjoint segments; the tensors of the first part are changed in place."""
     high, low = parts[0].high, parts[0].low
     for part in parts[1:]:
         if high is None or low is None or part.high is None or part.low is None:
@@ -91,10 +91,10 @@ def combine(parts: Sequence[MomentSums]) -> MomentSums:
 def add_exactly(
     high: Float64[Tensor, "p q"], low: Float32[Tensor, "p q"], value: Float[Tensor, "p q"]
 ) -> None:
-    """high + low += value, all (p, q), without a rounding error in `high` that `low` does not hold.
+    """high + low += value, all (p, q); `low` takes every rounding error of `high`.
 
-    Knuth's two-sum, in blocks of rows on the device of `value`; a block for which that device has
-    no memory, on the host, which gives the same bits.
+    Knuth's two-sum, in blocks of rows on the device of `value`. If that device has no memory for a
+    block, the host computes it, with the same bits.
     """
     elements = _BLOCK if value.is_cuda else _CACHED
     for rows in row_blocks(len(value), value.shape[1], elements):
@@ -109,7 +109,7 @@ def add_exactly(
 def _two_sum(
     high: Float64[Tensor, "p q"], low: Float32[Tensor, "p q"], value: Float[Tensor, "p q"]
 ) -> tuple[Float64[Tensor, "p q"], Float32[Tensor, "p q"]]:
-    """high + value, and low plus the rounding error of that, on the device of `value`."""
+    """Return high + value, and low plus its rounding error, on the device of `value`."""
     added = value.double()
     before = high.to(added.device)
     after = before + added
@@ -119,13 +119,13 @@ def _two_sum(
 
 
 class MomentAccumulator:
-    """Sums x^T x over rows x; or, without a size, only the squared norm of other rows beside them.
+    """Sums x^T x over rows x; without a size, only the squared norms of rows given with them.
 
     Rows of one segment are summed in order in float32 on their own device (rows of half precision
     on a GPU by its tensor cores: their products are exact in float32); finished segments are
-    combined exactly on the host. Those of a GPU wait there in pinned memory, in blocks of rows that
-    just fit a power of two: torch rounds what it pins up to one, and keeps it for the next sums.
-    `adapted` is told of blocks that the system would not pin.
+    combined exactly on the host. Sums from a GPU are kept there in pinned memory, in blocks of rows
+    that just fit a power of two: torch rounds pinned sizes up to one, and reuses them for the next
+    sums. `adapted` is told when the system would not pin blocks.
     """
 
     def __init__(self, size: int | None, adapted: Callable[[str], None] = lambda _: None) -> None:
@@ -133,15 +133,15 @@ class MomentAccumulator:
         self._adapted = adapted
         self._segment = 0
         self._partial: Tensor | None = None
-        self._sums: list[tuple[Tensor, Tensor]] = []  # of blocks of rows
+        self._sums: list[tuple[Tensor, Tensor]] = []  # per block of rows
         self._energies: dict[int, Tensor] = {}
         self._fourths: dict[int, Tensor] = {}
         self._tokens = 0
 
     def add(self, rows: Tensor, segment: int, trace_of: Tensor | None = None) -> None:
-        """Add rows (..., q); where `trace_of` (..., p) is given, the trace is that of its rows.
+        """Add rows (..., q); if `trace_of` (..., p) is given, the trace is taken from its rows.
 
-        Where memory runs out in it, nothing was added.
+        If this runs out of memory, nothing was added.
         """
         if segment != self._segment:
             self._close_segment()
@@ -159,7 +159,7 @@ class MomentAccumulator:
         self._tokens += rows.shape[0]
 
     def sums(self) -> MomentSums:
-        """The sums over all rows so far; nothing may be added after."""
+        """Return the sums over all rows so far; nothing may be added afterwards."""
         self._close_segment()
         energies, fourths = (
             tuple(float(value) for value in sums.values())
@@ -186,7 +186,7 @@ class MomentAccumulator:
         self._partial = None
 
     def _started(self, part: Tensor) -> tuple[Tensor, Tensor]:
-        """What some rows are added to; in pageable memory where the system locks no more of it."""
+        """Return sums for some rows; in pageable memory if the system pins no more."""
         try:
             return _zeros(part.shape, pinned=part.is_cuda)
         except RuntimeError as error:
@@ -197,7 +197,7 @@ class MomentAccumulator:
 
 
 def _zeros(shape: Sequence[int], pinned: bool = False) -> tuple[Tensor, Tensor]:
-    """Sums on the host that nothing was added to, and their rounding errors."""
+    """Return empty sums on the host, and their rounding errors."""
     return (
         torch.zeros(*shape, dtype=torch.float64, pin_memory=pinned),
         torch.zeros(*shape, dtype=torch.float32, pin_memory=pinned),
@@ -209,7 +209,7 @@ def _joined(parts: tuple[Tensor, ...]) -> Tensor:
 
 
 def _norms(rows: Float[Tensor, "... q"]) -> Float64[Tensor, "..."]:
-    """The norm of each of rows (..., q), in float64."""
+    """Return the norm of each of rows (..., q), in float64."""
     norms: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
     return norms
 
@@ -217,7 +217,7 @@ def _norms(rows: Float[Tensor, "... q"]) -> Float64[Tensor, "..."]:
 def _add_products(
     partial: Float32[Tensor, "q q"] | None, rows: Float[Tensor, "t q"]
 ) -> Float32[Tensor, "q q"]:
-    """partial + rows^T rows; on a CPU only its upper triangle, in blocks of columns."""
+    """Return partial + rows^T rows; on a CPU only its upper triangle, in blocks of columns."""
     if rows.is_cuda and rows.dtype in _HALVES:
         if partial is None:
             return torch.mm(rows.T, rows, out_dtype=torch.float32)
@@ -234,13 +234,13 @@ def _add_products(
 
 
 def _mirror(upper: Tensor) -> None:
-    """Fill what `_add_products` leaves out below the diagonal."""
+    """Fill in the part below the diagonal, which `_add_products` leaves out."""
     for start in range(0, len(upper), _COLUMNS):
         columns, after = slice(start, start + _COLUMNS), slice(start + _COLUMNS, None)
         upper[after, columns] = upper[columns, after].T
 
 
 def row_blocks(rows: int, columns: int, elements: int = _BLOCK) -> Iterator[slice]:
-    """Slices of the rows of a matrix that bound what is worked on at a time."""
+    """Slice the rows of a matrix, to bound how much is worked on at a time."""
     step = max(1, elements // max(columns, 1))
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))

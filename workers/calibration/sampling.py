@@ -9,7 +9,7 @@ _ROWS = 8192  # of the head that a CPU holds in float32 at a time
 
 
 def label_noise(seed: int, sequence: int, length: int) -> Float64[Tensor, " length"]:
-    """Uniform in [0, 1), (length,) float64, by seed, sequence and position only."""
+    """Uniform in [0, 1), (length,) float64; depends only on seed, sequence and position."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + sequence) % 2**32)
     return torch.rand(length, generator=generator, dtype=torch.float64)
 
@@ -24,7 +24,7 @@ def fisher_gradient(
 
     y ~ p(. | hidden), drawn by inverting the cumulative distribution at `noise` (tokens,): the
     second moment of these gradients is the true Fisher. The logits exist for 256 tokens at a time,
-    in float32, and their gradient, softmax - onehot, is written down rather than differentiated.
+    in float32, and their gradient is written as softmax - onehot instead of differentiated.
     """
     parts = [
         _chunk_gradient(part, norm, head, part_noise)
@@ -55,8 +55,8 @@ def _chunk_gradient(hidden: Tensor, norm: nn.Module, head: Tensor, noise: Tensor
 def _logits(
     hidden: Float[Tensor, "tokens hidden"], head: Float[Tensor, "vocabulary hidden"]
 ) -> Float32[Tensor, "tokens vocabulary"]:
-    """Logits (tokens, vocabulary) in float32, also of halves: rounded to them, labels would be
-    drawn from another distribution.
+    """Logits (tokens, vocabulary) in float32, even from half precision: rounded to halves, they
+    would draw labels from another distribution.
     """
     if hidden.dtype == torch.float32:
         return hidden @ head.T

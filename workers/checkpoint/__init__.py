@@ -1,1 +1,1 @@
-"""Checkpoints of Hugging Face models: what they hold, and whether they are whole."""
+"""Checkpoints of Hugging Face models: their contents, and whether they are complete."""

@@ -1,4 +1,4 @@
-"""config.json of a checkpoint: a folder's, the file itself, a URL's or the hub's; no weight."""
+"""config.json of a checkpoint: in a folder, by itself, at a URL or on the hub; no weights."""
 
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSErro
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint folder."""
+    """Return config.json of a checkpoint folder."""
     return _read(folder / CONFIG)
 
 
 def read_spec(model: str, revision: str | None) -> ModelSpec:
-    """The shapes of a folder, a config.json, a hub id or a URL; nothing else of it is fetched."""
+    """Read the shapes of a folder, a config.json, a hub id or a URL; fetches nothing else."""
     if url := url_of(model):
         return _base_spec(url / CONFIG)
     path = Path(locate(model)).expanduser()
@@ -36,7 +36,7 @@ def read_spec(model: str, revision: str | None) -> ModelSpec:
 
 
 def require_hub_id(model: str) -> None:
-    """Raises CheckpointError if `model`, which is no folder, cannot be a hub id either."""
+    """Raises CheckpointError if `model`, which is not a folder, cannot be a hub id either."""
     if (there := Path(model).expanduser()).is_file():
         raise CheckpointError(
             f"model {model!r}: a file, where a folder with config.json and .safetensors files is "
@@ -50,7 +50,7 @@ def require_hub_id(model: str) -> None:
 
 
 def not_given(model: str, error: Exception) -> CheckpointError:
-    """The hub was asked for `model` in vain."""
+    """Return the error for a `model` that the hub did not give."""
     return CheckpointError(
         f"model {model!r}: no such folder, and the hub did not give it ({error}); "
         "name a local folder, or check the id, the network and HF_TOKEN"

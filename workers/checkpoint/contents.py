@@ -1,4 +1,4 @@
-"""What a checkpoint holds, from config.json and headers alone; torch is not needed for it."""
+"""What a checkpoint holds, from config.json and headers alone; does not need torch."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,9 +16,9 @@ from workers.checkpoint.strict_json import parse
 from workers.storage.files import sha256_of
 from workers.storage.places import IN_FLIGHT, exists, identity_of, names_in
 
-# Files of weights that are refused: all but the last can run code when they are opened.
+# Weight files that are refused: all but the last can run code when they are opened.
 _FOREIGN = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5", ".gguf")
-# What GPTQ, AWQ, bitsandbytes, FP8 and compressed-tensors store beside or instead of a weight.
+# Tensors that GPTQ, AWQ, bitsandbytes, FP8 and compressed-tensors store beside or for a weight.
 _QUANTISED = (
     *(".qweight", ".qzeros", ".scales", ".g_idx"),
     *(".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".SCB"),
@@ -29,11 +29,11 @@ _QUANTISED_ADVICE = "a quantised base is not read: compress the original, then q
 
 
 def inspect(folder: Path, weights: Url | None = None) -> ModelSpec:
-    """Everything that config.json and the safetensors headers say; no weight is read.
+    """Return everything that config.json and the safetensors headers say, without reading weights.
 
-    `weights` is where the weight files are, if they are not in `folder`. Raises CheckpointError
-    where a tensor of the model is missing, of another shape than config.json implies or of a dtype
-    that is no base's, and where there is one that is no part of it.
+    `weights` is the place of the weight files, if they are not in `folder`. Raises CheckpointError
+    if a tensor of the model is missing, has another shape than config.json implies or a dtype that
+    no base has, or if the files hold a tensor that is not part of the model.
     """
     decoder, told = _decoder(folder, weights)
     require_base(read_config(folder), str(folder / CONFIG))
@@ -51,14 +51,14 @@ def inspect(folder: Path, weights: Url | None = None) -> ModelSpec:
 
 
 def inspect_decoder(folder: Path, weights: Url | None = None) -> DecoderSpec:
-    """The same of a base or of a compressed checkpoint, but for its matrices."""
+    """Do the same for a base or a compressed checkpoint, without describing its matrices."""
     return _decoder(folder, weights)[0]
 
 
 def base_files(folder: Path, spec: ModelSpec) -> dict[str, str]:
-    """Identity of config.json and of every weight file, in parallel: its SHA-256.
+    """Identify config.json and every weight file by SHA-256, in parallel.
 
-    For a weight file in an object store it is what the store says ("etag:..."): a hash of its
+    A weight file in an object store is identified by what the store says ("etag:..."): hashing its
     content would read it once more.
     """
     files = sorted({tensor.file for tensor in spec.tensors})
@@ -70,7 +70,7 @@ def base_files(folder: Path, spec: ModelSpec) -> dict[str, str]:
 
 
 def _decoder(folder: Path, weights: Url | None) -> tuple[DecoderSpec, ModelSpec]:
-    """What the files hold, and what config.json says of the base; they agree where they must."""
+    """Return what the files hold, and what config.json says of the base, after comparing them."""
     require_contained(folder)
     config, where = read_config(folder), str(folder / CONFIG)
     if family(config, where).planned:
@@ -99,7 +99,7 @@ def _compare(
 ) -> None:
     """Raises CheckpointError at the first tensor that is not what config.json implies.
 
-    The matrices of a compressed checkpoint have parts of their own, which its layers check.
+    The matrices of a compressed checkpoint consist of other tensors, which its layers check.
     """
     architecture = spec.architecture
     expected = {tensor.name: tensor.shape for tensor in told.tensors}
@@ -134,7 +134,7 @@ def _compare(
 
 
 def _tensors(folder: Path, weights: Path | Url) -> dict[str, TensorSpec]:
-    """Every tensor by name, in the order of the files."""
+    """Return every tensor by name, in the order of the files."""
     listed = weight_map(folder / INDEX)
     if listed:
         files = sorted(set(listed.values()))
@@ -169,7 +169,7 @@ def _tensors(folder: Path, weights: Path | Url) -> dict[str, TensorSpec]:
 
 
 def _is_computed(name: str) -> bool:
-    """Old exports carry rotary frequencies, which models compute; transformers drops them too."""
+    """Whether it is a rotary frequency of an old export; transformers drops these, too."""
     return name.endswith("rotary_emb.inv_freq")
 
 
@@ -184,7 +184,7 @@ def _no_weights(weights: Path | Url) -> CheckpointError:
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """The file of every tensor; empty if there is no index."""
+    """Return the file of every tensor; empty if there is no index."""
     try:
         content: Any = parse(read_small(index))
         found: Any = content["weight_map"]

@@ -16,13 +16,13 @@ from workers.checkpoint.folder import WANTED, is_wanted
 from workers.storage.files import publish
 from workers.storage.places import IN_FLIGHT, download, identity_of, names_in, url_of
 
-_UNWANTED = "consolidated*"  # the same weights once more, in another form
+_UNWANTED = "consolidated*"  # a second copy of the weights, in another form
 
 
 def resolve(model: str, revision: str | None, fetched: Path | None = None) -> Path:
-    """The local folder of a checkpoint: `model` itself, or the hub's snapshot of it.
+    """Return the local folder of a checkpoint: `model` itself, or the hub's snapshot of it.
 
-    Of a URL it is a folder below `fetched`, with all files but the weights.
+    For a URL it is a folder below `fetched`, with all files except the weights.
     """
     if place := url_of(model):
         if fetched is None:
@@ -43,9 +43,9 @@ def resolve(model: str, revision: str | None, fetched: Path | None = None) -> Pa
 
 
 def _fetch_small(place: Url, fetched: Path) -> Path:
-    """A folder with the small files of a checkpoint, named by the identity of all its files.
+    """Return a folder with a checkpoint's small files, named by the identity of all its files.
 
-    It appears complete or not at all; where another process was faster, its folder is kept.
+    It appears complete or not at all; if another process was faster, its folder is kept.
     """
     wanted = [name for name in names_in(place) if _is_wanted(name)]
     if not wanted:

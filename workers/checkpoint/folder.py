@@ -1,4 +1,4 @@
-"""Files of a checkpoint folder: plain ones, none outside it, small where they are read whole."""
+"""Files of a checkpoint folder: plain, inside the folder, and small if they are read whole."""
 
 import os
 import stat
@@ -9,7 +9,7 @@ from schemas.errors import CheckpointError
 from schemas.location import Url
 from workers.storage.places import read_bytes, size_of
 
-# What is read of a checkpoint, fetched of one on the hub, or copied to the result.
+# Files that are read from a checkpoint, or fetched from the hub.
 WANTED = (
     "*.json",
     "*.safetensors",
@@ -22,7 +22,7 @@ WANTED = (
     "NOTICE*",
     "README.md",
 )
-_LARGEST = 100 * 10**6  # of a file that is read whole
+_LARGEST = 100 * 10**6  # bytes of a file that is read whole
 
 
 def is_wanted(name: str) -> bool:
@@ -31,7 +31,7 @@ def is_wanted(name: str) -> bool:
 
 
 def require_contained(folder: Path) -> None:
-    """Raises CheckpointError if a file of a checkpoint leads out of its folder, or is no file.
+    """Raises CheckpointError if a file leads out of its checkpoint's folder, or is not a file.
 
     A snapshot of the hub is a folder of links to the blobs beside it, which belong to it.
     """
@@ -51,7 +51,7 @@ def require_contained(folder: Path) -> None:
 
 
 def require_plain(path: Path) -> None:
-    """Raises CheckpointError if something is there that is neither a file nor a folder."""
+    """Raises CheckpointError if the path exists and is neither a file nor a folder."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -67,8 +67,8 @@ def require_plain(path: Path) -> None:
 
 
 def read_small(place: Path | Url) -> bytes:
-    """A file that is read whole. Raises FileNotFoundError if there is none, CheckpointError
-    if it is no plain file, cannot be read or is far too large.
+    """Read a whole file. Raises FileNotFoundError if there is none, CheckpointError if it is not a
+    plain file, cannot be read or is far too large.
     """
     if isinstance(place, Path):
         require_plain(place)
@@ -85,7 +85,7 @@ def read_small(place: Path | Url) -> bytes:
 
 
 def require_file_name(name: object, where: Path) -> str:
-    """The name of a weight file, as an index gives it: below the folder itself, nowhere else."""
+    """Check the name of a weight file that an index gives: it must be in the index's folder."""
     if (
         not isinstance(name, str)
         or not name.endswith(".safetensors")
@@ -102,7 +102,7 @@ def require_file_name(name: object, where: Path) -> str:
 
 
 def unreadable(place: Path | Url, error: OSError) -> CheckpointError:
-    """What is said of a file that the system does not give."""
+    """Return the error for a file that the system cannot read."""
     return CheckpointError(
         f"{place}: cannot be read ({error.strerror or error}); check its path and permissions"
     )

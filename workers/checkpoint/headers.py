@@ -20,7 +20,7 @@ _LARGEST = 100 * 10**6  # safetensors' own bound
 
 
 def read_header(place: Path | Url) -> list[TensorSpec]:
-    """The tensors of a file, in the order of its header, by two small reads.
+    """Return the tensors of a file, in the order of its header, by two small reads.
 
     Raises CheckpointError if the file is absent, cut short, too long or not of this format: its
     tensors must follow each other without a gap or an overlap. Nothing is allocated for a header

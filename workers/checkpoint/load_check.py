@@ -1,10 +1,9 @@
-"""Loads a compressed checkpoint as a stranger would: a script for `python -I`, with no project
-beside it.
+"""Loads a compressed checkpoint as a stranger would: a script for `python -I`, without the project.
 
     python -I load_check.py CHECKPOINT shapes|part|whole MEMORY [--save] [--base FOLDER]
 
-Prints {"name", "passed", "detail"} for every check, a JSON object a line, as soon as it is done;
-`passed` is null where this host could not do it. Imports torch and transformers only.
+Prints {"name", "passed", "detail"} for every check, one JSON object per line, as soon as it is
+done; `passed` is null if this host could not do it. Imports torch and transformers only.
 """
 
 import argparse
@@ -38,11 +37,11 @@ Row = dict[str, Any]
 
 
 def main(folder: Path, depth: str, memory: int, save: bool, base: Path | None) -> Iterator[Row]:
-    """Every check in turn; a failing one stops only those that need what it loads.
+    """Run every check in turn; a failure stops only the checks that need what it loads.
 
-    `depth` is "shapes" for names and shapes, "part" for the first and the last layer too, "whole"
-    for the whole model; `memory` bounds a part, in bytes. With `save` it is written once more and
-    read back, in a temporary folder. A `base` continues a text, too.
+    `depth` is "shapes" for names and shapes, "part" to load the first and the last layer too,
+    "whole" for the whole model; `memory` bounds a part, in bytes. With `save` the model is saved to
+    a temporary folder and read back. A `base` continues a text, too.
     """
     logging: Any = transformers.utils.logging
     logging.set_verbosity_error()
@@ -78,7 +77,7 @@ def _run(name: str, check: Callable[[], str]) -> Row:
 
 
 def _is_of_the_host(error: Exception) -> bool:
-    """Whether memory or storage did not do it, which says nothing of the checkpoint."""
+    """Whether memory or storage failed, which says nothing about the checkpoint."""
     by_system = isinstance(error, OSError) and error.errno is not None
     return by_system or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
 
@@ -108,7 +107,7 @@ def _shapes(folder: Path) -> str:
 
 
 def _kind(tensor: torch.Tensor) -> str:
-    """What a file may hold for a tensor: any floating-point type, or int64."""
+    """Return what a file may hold for a tensor: any floating-point type, or int64."""
     return "float" if tensor.is_floating_point() else "I64"
 
 
@@ -128,7 +127,7 @@ def _refuses(folder: Path) -> str:
 
 
 def _tokenizer(folder: Path) -> str:
-    AutoConfig.from_pretrained(folder, trust_remote_code=False)  # fails where AutoTokenizer asks
+    AutoConfig.from_pretrained(folder, trust_remote_code=False)  # fails if it needs remote code
     return type(transformers.AutoTokenizer.from_pretrained(folder)).__name__
 
 
@@ -140,7 +139,7 @@ def _load(folder: Path, found: dict[str, Any]) -> str:
 
 
 def _load_part(folder: Path, memory: int, found: dict[str, Any]) -> str:
-    """A model of the first and the last layer, by the class that the checkpoint ships.
+    """Load a model of the first and the last layer, with the class that the checkpoint ships.
 
     Raises MemoryError if it does not fit `memory`.
     """
@@ -175,7 +174,7 @@ def _tensors_of(folder: Path, layers: list[int]) -> dict[str, torch.Tensor]:
 
 
 def _of_layers(entries: dict[str, Any], layers: list[int]) -> dict[str, Any]:
-    """The entries of some layers under new numbers, 0 for the first, and those of no layer."""
+    """Renumber the entries of some layers from 0, and keep those that belong to no layer."""
     found: dict[str, Any] = {}
     for name, entry in entries.items():
         part = re.search(r"\blayers\.(\d+)\.", name)
@@ -209,7 +208,7 @@ def _tokens(model: Any) -> torch.Tensor:
 
 @torch.no_grad()
 def _finite(model: Any, exact: bool) -> str:
-    """`exact` checks that follow compare numbers of different computations, in float32.
+    """Compute a loss. If later checks are `exact`, they compare numbers in float32.
 
     Otherwise bfloat16 has the range of float32 in half the memory; float16 does not.
     """
@@ -226,7 +225,7 @@ def _finite(model: Any, exact: bool) -> str:
 
 @torch.no_grad()
 def _greedy(model: Any) -> str:
-    """A batch, whose second row is padded, against one pass over each row, without a cache."""
+    """Compare a batch, with its second row padded, with a pass over each row without a cache."""
     tokens = _tokens(model).repeat(2, 1)
     mask = torch.ones_like(tokens)
     tokens[1, :_PADDED], mask[1, :_PADDED] = 0, 0

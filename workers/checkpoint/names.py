@@ -10,4 +10,4 @@ REPORT = "report.json"
 REPORT_PAGE = "report.html"
 CARD = "README.md"
 SUCCESS = "_SUCCESS"
-CLAIM = "_PUBLISHING"  # holds the identity of the output that is on its way
+CLAIM = "_PUBLISHING"  # holds the identity of the output that is being published

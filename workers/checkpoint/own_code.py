@@ -13,11 +13,11 @@ SHIPPED = ("configuration_lowrank.py", "modeling_lowrank.py")
 
 
 def may_run_code(folder: Path, trust_remote_code: bool) -> bool:
-    """Whether to run the Python files of a checkpoint: where asked to, and where they are ours.
+    """Whether to run the Python files of a checkpoint: if asked to, or if they are ours.
 
-    Ours means: the folder is a low-rank checkpoint of this program, its files equal those of
+    Ours means: the folder is a low-rank checkpoint of this program, its files equal those in
     `runtime/` byte for byte, and its configuration names no other code. Raises CheckpointError
-    if it claims to be such a checkpoint and that does not hold.
+    if it claims to be such a checkpoint but is not.
     """
     if trust_remote_code or not _claims_to_be_ours(folder):
         return trust_remote_code

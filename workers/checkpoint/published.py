@@ -1,4 +1,4 @@
-"""A published checkpoint: what marks it, and what it says it is."""
+"""A published checkpoint: its mark of success, its manifest and its description."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from workers.storage.places import exists, names_in, read_bytes
 
 
 def finished(place: Path | Url, identity: str) -> Compression | None:
-    """The description of a published checkpoint of this identity; None if nothing is there.
+    """Return the description of a published checkpoint of this identity; None if there is none.
 
     Raises ConfigError if the place holds a checkpoint of another identity.
     """
@@ -28,7 +28,7 @@ def finished(place: Path | Url, identity: str) -> Compression | None:
 
 
 def require_free(place: Path | Url) -> None:
-    """Raises ConfigError if something else than a checkpoint of this program is there."""
+    """Raises ConfigError if the place holds anything but a checkpoint of this program."""
     if exists(place / SUCCESS):
         return
     if isinstance(place, Path):
@@ -44,7 +44,7 @@ def require_free(place: Path | Url) -> None:
 
 
 def read_manifest(folder: Path | Url) -> Manifest:
-    """The manifest of a compressed checkpoint. Raises CheckpointError if there is none."""
+    """Return the manifest of a compressed checkpoint. Raises CheckpointError if there is none."""
     path = folder / MANIFEST
     try:
         return Manifest.model_validate_json(read_bytes(path))

@@ -1,4 +1,4 @@
-"""A checkpoint in words that mean the same on every node."""
+"""A checkpoint, described so that every node reads it alike."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,10 +7,10 @@ from schemas.model.spec import DecoderSpec
 
 
 class Source(NamedTuple):
-    """A folder, a hub id with its commit, or a URL, and what it holds.
+    """A folder, a hub id with its commit, or a URL, and its contents.
 
-    `dtype` is safetensors' name of the format that it is computed in. `fetched` is the folder for
-    the small files of a checkpoint in an object store.
+    `dtype` is safetensors' name of the compute dtype. `fetched` is the folder for the small files
+    of a checkpoint in an object store.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""A checkpoint in an object store, looked at from here: no weight is put on a disk unasked."""
+"""A checkpoint in an object store, read from here: no large weight is copied to disk unasked."""
 
 import contextlib
 import hashlib
@@ -12,7 +12,7 @@ from schemas.location import Url
 from workers.checkpoint.headers import read_header
 from workers.storage.places import IN_FLIGHT, download, names_in, read_into, size_of
 
-UNASKED = 10**9  # bytes: what a check may write to the temporary folder (TMPDIR) by itself
+UNASKED = 10**9  # bytes that a check may write to the temporary folder (TMPDIR) unasked
 _PART = 2**25  # bytes of a request
 
 
@@ -20,13 +20,13 @@ _PART = 2**25  # bytes of a request
 def at_hand(
     place: Path | Url, weights: Mapping[str, Url] | None = None, work_dir: Path | None = None
 ) -> Iterator[tuple[Path, Mapping[str, Url]]]:
-    """A folder for a checkpoint, and what of its weights stays in the store; `weights` are those
-    that are elsewhere than at `place`.
+    """Give a folder for a checkpoint, and the weights that stay in the store; `weights` are those
+    stored elsewhere than at `place`.
 
-    A folder is itself. Of a URL there is a temporary folder below `work_dir`, with every file. In
-    TMPDIR, where no `work_dir` is named, weights above UNASKED stay where they are: their headers
-    are there, in sparse files of the right size. Raises CheckpointError if there is no file,
-    ConfigError if there is no `work_dir`.
+    A folder is used as it is. A URL gets a temporary folder below `work_dir`, with every file. If
+    no `work_dir` is named, the folder is in TMPDIR, and weights above UNASKED stay in the store:
+    sparse local files of the right size hold their headers. Raises CheckpointError if the URL has
+    no files, ConfigError if `work_dir` does not exist.
     """
     if isinstance(place, Path):
         yield place, {}
@@ -51,7 +51,7 @@ def at_hand(
 
 
 def stored_sha256(places: Mapping[str, Url]) -> dict[str, str]:
-    """SHA-256 of stored files by name, several at a time, none of them ever whole in memory."""
+    """Return SHA-256 of stored files by name, several at a time, never a whole file in memory."""
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         return dict(zip(places, pool.map(_sha256, places.values()), strict=True))
 
@@ -66,7 +66,7 @@ def _sha256(place: Url) -> str:
 
 
 def _outline(place: Url, path: Path) -> None:
-    """A local file with the header of a stored one, and no content that takes room."""
+    """Write a local file with a stored file's header and size, but sparse instead of content."""
     starts = [spec.offset for spec in read_header(place) if spec.offset is not None]
     size = size_of(place)
     header = bytearray(min(starts, default=size))

@@ -1,13 +1,13 @@
-"""JSON of a checkpoint, as strict as the standard: what readers differ about is refused."""
+"""JSON of a checkpoint, as strict as the standard: what parsers disagree about is refused."""
 
 import json
 from typing import Any, NoReturn
 
 
 def parse(content: bytes) -> Any:
-    """A JSON value in UTF-8.
+    """Parse a JSON value in UTF-8.
 
-    Raises ValueError if it is none, nests too deeply, names a key twice, or has NaN or Infinity.
+    Raises ValueError if it is not JSON, nests too deeply, repeats a key, or has NaN or Infinity.
     """
     try:
         return json.loads(

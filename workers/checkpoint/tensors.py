@@ -15,14 +15,14 @@ from workers.storage.traffic import moved
 
 
 class TensorReader:
-    """Tensors of a checkpoint by name, each read when asked for: its own bytes, and no others."""
+    """Reads tensors of a checkpoint by name, on demand: only the bytes of each."""
 
     def __init__(self, folder: Path, spec: DecoderSpec) -> None:
         self._weights = spec.weights or folder
         self._tensors = {tensor.name: tensor for tensor in spec.tensors}
 
     def read(self, name: str) -> Tensor:
-        """One tensor, on the host, in its stored dtype."""
+        """Return one tensor, on the host, in its stored dtype."""
         spec = self._tensors[name]
         place = self.file(name)
         if spec.offset is None:
@@ -35,27 +35,27 @@ class TensorReader:
         return content.view(DTYPES[spec.dtype]).view(spec.shape)
 
     def file(self, name: str) -> Path | Url:
-        """The file that holds a tensor."""
+        """Return the file that holds a tensor."""
         return self._weights / self._tensors[name].file
 
     def below(self, prefix: str) -> dict[str, Tensor]:
-        """Every tensor whose name starts with `prefix`, by the rest of its name."""
+        """Return every tensor whose name starts with `prefix`, by the rest of its name."""
         names = [name for name in self._tensors if name.startswith(prefix)]
         return {name.removeprefix(prefix): self.read(name) for name in names}
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no value is NaN or infinite, without a copy of them."""
+    """Whether no value is NaN or infinite, computed without a copy."""
     return not tensor.numel() or all(bool(end.isfinite()) for end in tensor.aminmax())
 
 
 def torch_dtype(spec: ModelSpec) -> torch.dtype:
-    """The dtype in which the base stores its targeted matrices."""
+    """Return the dtype in which the base stores its targeted matrices."""
     return DTYPES[spec.dtype]
 
 
 def _bytes_of(place: Path | Url, start: int, size: int) -> Tensor:
-    """Part of a file (size,) uint8: of a local one its own pages, copied only if written to."""
+    """Return part of a file (size,) uint8; a local one is mapped, and copied only on write."""
     if isinstance(place, Path) and 0 < size <= place.stat().st_size - start:
         return torch.from_numpy(np.memmap(place, np.uint8, "c", start, (size,)))
     content = torch.empty(size, dtype=torch.uint8)

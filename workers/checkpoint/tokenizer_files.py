@@ -1,4 +1,4 @@
-"""The tokenizer files of a checkpoint, looked at before transformers and torch are loaded."""
+"""The tokenizer files of a checkpoint, checked before transformers and torch are loaded."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ _ADVICE = "copy the tokenizer files of the base model there"
 
 
 def require_tokenizer(folder: Path) -> None:
-    """Raises CheckpointError if a folder has no tokenizer, or one that is damaged or code."""
+    """Raises CheckpointError if a folder's tokenizer is missing, damaged or code."""
     found = [name for name in (_FAST, *_SLOW) if (folder / name).is_file()]
     if not found:
         raise CheckpointError(f"{folder}: no tokenizer ({_FAST} or {', '.join(_SLOW)}); {_ADVICE}")

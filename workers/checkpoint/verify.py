@@ -1,4 +1,4 @@
-"""Is a compressed checkpoint what it says it is, and does plain transformers load it?"""
+"""Checks that a compressed checkpoint is what it says, and that plain transformers loads it."""
 
 import os
 import subprocess
@@ -18,10 +18,10 @@ from workers.process.memory import available_bytes
 from workers.storage.files import sha256_of
 
 _LOAD_CHECK = Path(__file__).with_name("load_check.py")  # not imported: it imports torch
-_SAMPLES = ("the base continues a text", "continues a text")  # as load_check.py names them
+_SAMPLES = ("the base continues a text", "continues a text")  # names of checks in load_check.py
 _CLEAN = "load in a clean process"
 LIMIT_S = 1800.0
-FULL_LOAD_BYTES = 10**10  # weights of more are loaded in part: two layers and what is around them
+FULL_LOAD_BYTES = 10**10  # larger models are loaded in part: two layers, embeddings, norm and head
 _COPIES = 3.5  # in float32 and saved again, a bf16 checkpoint takes about this many times its size
 
 
@@ -32,15 +32,15 @@ def verify_checkpoint(
     stored: Mapping[str, Url] | None = None,
     limit_s: float = LIMIT_S,
 ) -> list[Check]:
-    """Checksums of every file, then a load in a clean process; `published` expects _SUCCESS.
+    """Check checksums of every file, then load in a clean process; `published` expects _SUCCESS.
 
-    A `base` writes a text beside the result's, where it is small enough; it is not judged. Of
-    `stored` weights the folder has only the headers: they are hashed where they are.
+    A `base`, if small enough, writes a text to compare with the result's; it is not judged. For
+    `stored` weights the folder has only the headers: they are hashed in the store.
 
-    Loading runs the code in the folder, so it is not done where a checksum is wrong or the code is
-    not this program's own. Above FULL_LOAD_BYTES, or where the whole does not fit the memory, the
-    first and the last layer are loaded. What this host could not do, or not within `limit_s`
-    seconds, is not judged. Raises CheckpointError if the folder is no compressed checkpoint.
+    Loading runs the code in the folder, so it is not done if a checksum is wrong or the code is
+    not this program's own. Above FULL_LOAD_BYTES, or if the whole does not fit in memory, the
+    first and the last layer are loaded. A check that this host could not do, or not within
+    `limit_s` seconds, is not judged. Raises CheckpointError if it is not a compressed checkpoint.
     """
     folder = folder.absolute()  # the clean process has another working directory
     manifest = read_manifest(folder)
@@ -64,7 +64,7 @@ def verify_checkpoint(
 
 
 def samples_of(checks: list[Check]) -> tuple[str | None, str | None]:
-    """What base and result wrote when they were loaded; None of one that was not."""
+    """Return what base and result wrote when they were loaded; None for one that was not loaded."""
     said = {check.name: check.detail for check in checks if check.passed}
     base, result = (said.get(name) for name in _SAMPLES)
     return base, result
@@ -119,7 +119,7 @@ def _is_loaded(folder: Path) -> bool:
 
 
 def _clean_process(arguments: list[str], limit_s: float) -> list[Check]:
-    """What it found until its end, and what ended it early, which is no fault of the checkpoint."""
+    """Return the checks that were finished, and why it ended early, which is not judged."""
     command = [sys.executable, "-I", str(_LOAD_CHECK), *arguments]
     threads = {"OMP_NUM_THREADS": str(available_cores())}  # Ray sets 1 in a worker
     try:
@@ -143,6 +143,6 @@ def _clean_process(arguments: list[str], limit_s: float) -> list[Check]:
 
 
 def _without_base(check: Check) -> Check:
-    """The check; of a base it judges nothing."""
+    """Return the check, except that a failure of the base is not judged."""
     judged = check.name != _SAMPLES[0] or check.passed
     return check if judged else check.model_copy(update={"passed": None})

@@ -1,4 +1,4 @@
-"""Perplexity by the field's protocol, and what else an evaluation says of one model."""
+"""Perplexity by the field's protocol, and the other figures of one model's evaluation."""
 
 import gc
 import math
@@ -21,7 +21,7 @@ _LARGEST_MEAN = 700.0  # nats a token; exp overflows float64 from 709.8 on
 
 
 class TokenLoss(NamedTuple):
-    """Summed negative log likelihood in nats (a float64), and the tokens that were predicted."""
+    """Summed negative log likelihood in nats (a float64), and the number of predicted tokens."""
 
     nll: float
     tokens: int
@@ -38,12 +38,12 @@ class TokenLoss(NamedTuple):
 
 @torch.inference_mode()
 def perplexity(model: PreTrainedModel, windows: Tensor) -> TokenLoss:
-    """Loss of a model on windows (w, length) of tokens, int64, on any device.
+    """Return the loss of a model on windows (w, length) of tokens, int64, on any device.
 
     The protocol of GPTQ and SVD-LLM: windows do not overlap and do not see one another, and each
     predicts its tokens 2..length; the mean is over all predicted tokens. Logits of one window, in
     the model's dtype, are the only large tensor.
-    Raises NumericsError at a window whose loss is not finite; none is ever left out.
+    Raises NumericsError at a window whose loss is not finite; no window is ever left out.
     """
     predicted = windows.shape[1] - 1
     total = 0.0
@@ -56,7 +56,7 @@ def perplexity(model: PreTrainedModel, windows: Tensor) -> TokenLoss:
 
 def require_finite(mean: float, what: str, dtype: str) -> None:
     """Raises NumericsError if a mean in nats a token is not finite, or its exp would not be."""
-    if not mean <= _LARGEST_MEAN:  # false for NaN too
+    if not mean <= _LARGEST_MEAN:  # true for NaN, too
         raise NumericsError(
             f"{what}: mean loss {mean} nats a token, not "
             f"a finite number up to {_LARGEST_MEAN:.0f}; the model's weights are damaged or "
@@ -65,7 +65,7 @@ def require_finite(mean: float, what: str, dtype: str) -> None:
 
 
 def require_vocabulary(folder: Path, windows: Tensor, vocabulary: int) -> None:
-    """Raises CheckpointError if windows of tokens hold one that a model does not embed."""
+    """Raises CheckpointError if the windows hold a token that the model does not embed."""
     if int(windows.max()) >= vocabulary:
         raise CheckpointError(
             f"{folder}: its tokenizer gives token {int(windows.max())}, but the model embeds only "
@@ -74,7 +74,7 @@ def require_vocabulary(folder: Path, windows: Tensor, vocabulary: int) -> None:
 
 
 def _window_loss(model: PreTrainedModel, window: Tensor) -> float:
-    """Sum of -log p(token | tokens before it), the first left out; terms float32, sum float64."""
+    """Sum -log p(token | tokens before it) from the second token on; terms float32, sum float64."""
     logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]
     chunks = zip(torch.split(logits, _POSITIONS), torch.split(window[1:], _POSITIONS), strict=True)
     losses = [
@@ -88,9 +88,9 @@ def _window_loss(model: PreTrainedModel, window: Tensor) -> float:
 def generate_sample(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, tokens: int
 ) -> str:
-    """The prompt and up to `tokens` tokens of its greedy continuation.
+    """Return the prompt and up to `tokens` tokens of its greedy continuation.
 
-    The sampling settings and penalties that the checkpoint ships are set aside.
+    The checkpoint's own sampling settings and penalties are ignored.
     """
     encoded = tokenizer(prompt, return_tensors="pt").to(model.device)
     output = model.generate(  # type: ignore[operator]  # a mixin's method, seen as a Tensor
@@ -115,7 +115,7 @@ def evaluate_checkpoint(
     tokenizer: PreTrainedTokenizerBase,
     config: EvaluateConfig,
 ) -> ModelEvaluation:
-    """Load one checkpoint, score it on windows (w, length), let it write a sample, and free it."""
+    """Load a checkpoint, score it on windows (w, length), generate a sample, and free it."""
     try:
         return _measure(name, folder, windows, tokenizer, config)
     finally:
@@ -156,7 +156,7 @@ def _measure(
 
 
 def stored(folder: Path) -> tuple[int, str]:
-    """Bytes of a checkpoint's safetensors files, and the float dtypes in them, like "BF16+F32"."""
+    """Return the bytes of a checkpoint's safetensors files, and their float dtypes ("BF16+F32")."""
     files = sorted(folder.glob("*.safetensors"))
     found: set[str] = set()
     for path in files:

@@ -1,6 +1,6 @@
 """One decoder, or a dense and a compressed one side by side, scored shard by shard.
 
-The last shard has the heads, so what leaves it is a few sums; no process holds a whole model.
+The last shard has the heads, so only a few sums leave it; no process holds a whole model.
 """
 
 import time
@@ -32,13 +32,13 @@ class Rows(NamedTuple):
     hidden: tuple[Tensor, ...]
 
     def named(self) -> list[Entry]:
-        """The tensors of an item that holds these rows."""
+        """Return the tensors of an item that holds these rows."""
         hidden = {str(model): states for model, states in enumerate(self.hidden)}
         return entries({"tokens": self.tokens} | hidden)
 
     @classmethod
     def of(cls, tensors: dict[str, Tensor]) -> "Rows":
-        """The rows of such an item."""
+        """Return the rows of such an item."""
         hidden = (tensors[str(model)] for model in range(len(tensors) - 1))
         return cls(tensors["tokens"], tuple(hidden))
 
@@ -47,7 +47,7 @@ class Score(NamedTuple):
     """Sums over the predicted tokens of one micro-batch, float64.
 
     `nll` is the negative log likelihood of each model in nats. `kl` is KL(first || second) in nats,
-    None if there is no second model or its vocabulary is of another size.
+    None if there is no second model or its vocabulary has another size.
     """
 
     nll: tuple[float, ...]
@@ -58,7 +58,7 @@ class Score(NamedTuple):
 class ScoringShard:
     """Shards of one or two decoders on one device: the same part of each.
 
-    `seconds` are those that the layers of each which are loaded now have taken so far.
+    `seconds` counts the time of each model's layers since they were loaded.
     """
 
     def __init__(self, sources: Sequence[Source], device: torch.device) -> None:
@@ -69,7 +69,7 @@ class ScoringShard:
         self.seconds: list[float] = []
 
     def load(self, layers: Sequence[LayerRange]) -> None:
-        """Let go what is loaded, and read the weights of a range of layers of each model."""
+        """Release what is loaded, and read the weights of a range of layers of each model."""
         self._shards = []
         free_cached()
         for source, folder, part in zip(self._sources, self._folders, layers, strict=True):
@@ -79,7 +79,7 @@ class ScoringShard:
         self.seconds = [0.0] * len(self._shards)
 
     def forward(self, rows: Rows, step: Step) -> Rows | Score:
-        """One micro-batch through these layers of every model, scored after the last of them."""
+        """Run a micro-batch through these layers of every model; score it after the last layers."""
         entering = rows.hidden or (rows.tokens,) * len(self._shards)
         leaving = tuple(
             self._timed(model, hidden.to(self._device), step)
@@ -100,9 +100,9 @@ class ScoringShard:
 
 @torch.inference_mode()
 def score(tokens: Tensor, hidden: Sequence[Tensor], heads: Sequence[Head]) -> Score:
-    """Score of tokens (sequences, length) by the last hidden states (sequences, length, hidden).
+    """Score tokens (sequences, length) by the last hidden states (sequences, length, hidden).
 
-    Each sequence predicts its tokens 2..length. Logits are of the compute dtype and their
+    Each sequence predicts its tokens 2..length. Logits are in the compute dtype and their
     log-probabilities float32, as in `workers.evaluation.perplexity`; sums over tokens are float64.
     """
     nll, kl = [0.0] * len(heads), 0.0
@@ -119,7 +119,7 @@ def score(tokens: Tensor, hidden: Sequence[Tensor], heads: Sequence[Head]) -> Sc
 
 
 def total(scores: Sequence[Score]) -> Score:
-    """The sums of all micro-batches, added in their order."""
+    """Return the sums of all micro-batches, added in their order."""
     divergences = [score.kl for score in scores if score.kl is not None]
     return Score(
         nll=tuple(map(sum, zip(*(score.nll for score in scores), strict=True))),
@@ -129,12 +129,12 @@ def total(scores: Sequence[Score]) -> Score:
 
 
 def _log_probabilities(hidden: Tensor, head: Head) -> Tensor:
-    """Log-probabilities (sequences, positions, vocabulary), float32."""
+    """Return log-probabilities (sequences, positions, vocabulary), float32."""
     logits: Tensor = head.norm(hidden) @ head.embedding.T
     return logits.float().log_softmax(-1)
 
 
 def _divergence(log_p: Tensor, log_q: Tensor) -> float:
-    """Sum of KL(p || q) = sum p (log p - log q) over all positions; overwrites `log_q`."""
+    """Sum KL(p || q) = sum p (log p - log q) over all positions; overwrites `log_q`."""
     terms = torch.sub(log_p, log_q, out=log_q).mul_(log_p.exp())
     return float(terms.sum(dtype=torch.float64))

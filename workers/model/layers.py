@@ -1,6 +1,6 @@
-"""The pieces of a decoder as modules of their own: embedding, one layer, and the head.
+"""The pieces of a decoder as separate modules: embedding, one layer, and the head.
 
-A layer is a transformers base model of that one layer: its masks, rotary embedding and sliding
+A layer is a transformers base model with that layer only: its masks, rotary embedding and sliding
 window are transformers' own, and its numbers cannot depend on which layers are computed beside it.
 """
 
@@ -31,7 +31,7 @@ class Head(NamedTuple):
 class Decoder:
     """Builds the pieces of one checkpoint, on one device, in one compute dtype.
 
-    A compressed checkpoint is built by the classes of `runtime/`; its own code is not run.
+    A compressed checkpoint is built by the classes in `runtime/`; its own code is not run.
     """
 
     def __init__(
@@ -45,16 +45,16 @@ class Decoder:
         self._low_rank: Any = _low_rank_class(spec) if spec.low_rank else None
 
     def embedding(self) -> Tensor:
-        """Token embeddings (vocabulary, hidden), in the compute dtype."""
+        """Return the token embeddings (vocabulary, hidden), in the compute dtype."""
         return self._read(f"{self._spec.architecture.embedding}weight")
 
     def end(self, layer: nn.Module) -> nn.Module | None:
-        """The matrix whose output ends a `layer`, if there is one."""
+        """Return the matrix whose product ends a `layer`, if there is one."""
         path = self._spec.architecture.end
         return layer.get_submodule(f"layers.0.{path}") if path else None
 
     def layer(self, index: int) -> nn.Module:
-        """A base model of decoder layer `index` alone, without embedding and final norm, frozen."""
+        """Return a base model of decoder layer `index` only, without embedding and norm, frozen."""
         model = self.skeleton(index)
         prefix = self._spec.architecture.layer.format(index)
         self._fill(model.layers[0], prefix, f"layer {index}")
@@ -62,14 +62,14 @@ class Decoder:
         return module
 
     def skeleton(self, index: int) -> Any:
-        """The same without its weights."""
+        """Return the same without its weights."""
         model = self._skeleton(_one_layer(self._config(), index))
         model.embed_tokens = None
         model.norm = nn.Identity()
         return model
 
     def head(self) -> Head:
-        """What turns the hidden states of the last layer into logits."""
+        """Return the modules that turn the hidden states of the last layer into logits."""
         architecture = self._spec.architecture
         norm: nn.Module = self._skeleton(_one_layer(self._config(), 0)).norm
         self._fill(norm, architecture.norm, "final norm")
@@ -83,7 +83,7 @@ class Decoder:
         return config
 
     def _skeleton(self, config: PretrainedConfig) -> Any:
-        """A base model of empty tensors, but for its rotary embedding, which is computed."""
+        """Build a base model of empty tensors, except its rotary embedding, which is computed."""
         auto: Any = AutoModel
         build = self._low_rank._from_config if self._low_rank else auto.from_config
         with torch.device("meta"):
@@ -93,14 +93,14 @@ class Decoder:
         return model.eval()
 
     def _fill(self, module: nn.Module, prefix: str, what: str) -> None:
-        """The tensors of a module, whose names in the files begin with `prefix`."""
+        """Load the tensors of a module; their names in the files begin with `prefix`."""
         on_device = {
             name: self._placed(f"{prefix}{name}", tensor)
             for name, tensor in self._reader.below(prefix).items()
         }
         try:
             result = module.load_state_dict(on_device, strict=False, assign=True)
-        except RuntimeError as error:  # a shape that is not what config.json says
+        except RuntimeError as error:  # a shape differs from config.json
             raise CheckpointError(f"{self._folder}, {what}: {error}") from error
         if result.missing_keys or result.unexpected_keys:
             raise CheckpointError(
@@ -113,7 +113,7 @@ class Decoder:
         return self._placed(name, self._reader.read(name))
 
     def _placed(self, name: str, stored: Tensor) -> Tensor:
-        """A tensor on the device, in the compute dtype; an order of rows keeps its own.
+        """Put a tensor on the device in the compute dtype; integers (a row order) keep their dtype.
 
         Raises CheckpointError if a value is not finite.
         """
@@ -135,18 +135,18 @@ class Decoder:
 
 
 def require_buildable(folder: Path, spec: DecoderSpec) -> None:
-    """Raises CheckpointError where transformers cannot compute a layer that config.json describes.
+    """Raises CheckpointError if transformers cannot compute a layer that config.json describes.
 
-    One layer without weights, and the shapes of its results: no file of weights is read.
+    This builds layers without weights and computes only shapes: no weight file is read.
     """
     meta = torch.device("meta")
     try:
         pieces = Decoder(folder, spec, torch.float32, meta)
         hidden = torch.empty(1, 2, spec.hidden_size, device=meta)
-        mask = torch.empty(1, 1, 2, 2, device=meta)  # to find out which applies takes values
+        mask = torch.empty(1, 1, 2, 2, device=meta)  # to make a mask would need values
         for index in {0, spec.layers - 1}:
             pieces.skeleton(index)(inputs_embeds=hidden, attention_mask=mask, use_cache=False)
-    except Exception as error:  # whatever transformers raises on a value that it does not expect
+    except Exception as error:  # transformers may raise anything on a value it does not expect
         raise CheckpointError(
             f"{folder / CONFIG}: transformers cannot compute a layer of it "
             f"({type(error).__name__}: {error}); correct the file, or fetch it again"
@@ -154,12 +154,12 @@ def require_buildable(folder: Path, spec: DecoderSpec) -> None:
 
 
 def _low_rank_class(spec: DecoderSpec) -> Any:
-    """The base model class of a compressed checkpoint."""
+    """Return the base model class of a compressed checkpoint."""
     return getattr(modeling_lowrank, f"{LOW_RANK_CLASSES[spec.model_type]}Model")
 
 
 def _one_layer(config: PretrainedConfig, index: int) -> PretrainedConfig:
-    """The configuration of a model whose only layer is layer `index` of `config`."""
+    """Return the configuration of a model whose only layer is layer `index` of `config`."""
     if (types := getattr(config, "layer_types", None)) is not None:
         config.layer_types = [types[index]]
     if (low_rank := getattr(config, "low_rank", None)) is not None:

@@ -1,4 +1,4 @@
-"""Loading a whole checkpoint with plain transformers, and refusing less than an exact match."""
+"""Loading a whole checkpoint with plain transformers; anything but an exact match is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ _UNEXPECTED = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs
 def load_model(
     folder: Path, dtype: DType, device: Device, trust_remote_code: bool
 ) -> PreTrainedModel:
-    """The model of a checkpoint folder, in evaluation mode; device auto is cuda where there is one.
+    """Load a checkpoint folder in evaluation mode; device auto is cuda if there is one.
 
     Raises CheckpointError if it cannot be read, VerificationError if a tensor of the files
     has no place in the model or the reverse: transformers would fill it with random numbers.
@@ -54,7 +54,7 @@ def load_model(
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint folder; this program never ships code for one.
+    """Load the tokenizer of a checkpoint folder; this program never ships code for one.
 
     Raises CheckpointError if transformers cannot load it.
     """
@@ -62,7 +62,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizer
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
-    except Exception as error:  # a damaged file makes it raise whatever its parts raise
+    except Exception as error:  # a damaged file may raise any error of the libraries below
         raise CheckpointError(
             f"{folder}: no tokenizer that transformers can load ({error}); copy the tokenizer "
             "files of the base model there"

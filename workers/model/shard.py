@@ -17,25 +17,25 @@ from workers.model.unread import unread
 from workers.process.devices import free_cached
 from workers.process.failures import short_of_memory
 
-# What a forward pass is for: its moments, or a backward pass that follows, or only its output.
+# The purpose of a forward pass: its moments, a backward pass that follows, or only its output.
 Purpose = Literal["moments", "gradient", "output"]
 
 
 class Step(NamedTuple):
-    """One micro-batch of a stream: its first sequence, and the segment its sums belong to."""
+    """One micro-batch of a stream: its first sequence, and the segment of its sums."""
 
     first_sequence: int
     segment: int
 
 
 class Shard:
-    """Layers `layers` of a decoder, with the embedding and the head where they belong to it.
+    """Layers `layers` of a decoder, with the embedding and the head if they belong to it.
 
     Hidden states are (sequences, tokens, hidden) in the compute dtype, between layers and between
     shards alike.
 
-    A micro-batch that does not fit in memory is taken one sequence at a time, and so are all that
-    follow; `adapted` is told of it. That may change rounding, as `calibration.micro_batch` does.
+    If a micro-batch does not fit in memory, it and all later ones are computed one sequence at a
+    time, and `adapted` is told. That may change rounding, as `calibration.micro_batch` does.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Shard:
         self._inputs: dict[int, list[Tensor]] = {}
         self._adapted = adapted
         self._singly = False
-        self._observed: set[Tap] = set()  # of the micro-batch that is under way
+        self._observed: set[Tap] = set()  # in the current micro-batch
         for index, layer in self._layers.items():
             self._observe(layer, [tap for tap in taps if tap.layer == index])
 
@@ -81,10 +81,10 @@ class Shard:
         return self._head
 
     def forward(self, hidden: Tensor, step: Step, purpose: Purpose = "moments") -> Tensor:
-        """Hidden states after the last layer, from those before the first (or from token ids).
+        """Return hidden states after the last layer, from those before the first (or token ids).
 
-        For a gradient, the input of every layer waits for `backward` on the same step. Raises
-        WorkerError where a single sequence does not fit in memory.
+        For a gradient, every layer's input is kept for `backward` on the same step. Raises
+        WorkerError if a single sequence does not fit in memory.
         """
         return self._fitting(partial(self._forward, purpose=purpose), hidden, step)
 
@@ -104,7 +104,7 @@ class Shard:
         return hidden
 
     def loss_gradient(self, hidden: Tensor, step: Step, seed: int) -> Tensor:
-        """Gradient of the summed token loss at the hidden states of the last layer."""
+        """Return the gradient of the summed token loss at the last layer's hidden states."""
         norm, head = self.head
         parts = []
         for row, sequence in enumerate(hidden):
@@ -113,9 +113,11 @@ class Shard:
         return torch.stack(parts)
 
     def backward(self, gradient: Tensor, step: Step) -> Tensor:
-        """Gradient before the first layer from that after the last. Raises as `forward` does.
+        """Return the gradient before the first layer, given the one after the last.
 
-        Each layer is computed again, but for the product that ends it: nothing reads its value.
+        Raises as `forward` does.
+
+        Each layer is computed again, except its final product, whose value nothing reads.
         """
         below = self._fitting(self._backward, gradient, step)
         for row in range(len(gradient)):
@@ -137,9 +139,9 @@ class Shard:
     def _fitting(
         self, compute: Callable[[Tensor, Step], Tensor], rows: Tensor, step: Step
     ) -> Tensor:
-        """`compute` on a micro-batch; one sequence at a time once memory was short.
+        """Run `compute` on a micro-batch; one sequence at a time once memory was short.
 
-        What a tap has observed of a micro-batch that then failed is not added a second time.
+        If a micro-batch fails, what its taps have already observed is not added a second time.
         """
         self._observed = set()
         if not self._singly:
@@ -188,12 +190,12 @@ class Shard:
         return f"layers {layers[0]} to {layers[-1]}"
 
     def take_sums(self, direction: Pass) -> Iterator[tuple[Tap, MomentSums]]:
-        """The sums of one stream, each let go as it is taken."""
+        """Yield the sums of one stream, releasing each as it is taken."""
         for tap in [tap for tap in self._sums if tap.direction == direction]:
             yield tap, self._sums.pop(tap).sums()
 
     def weight(self, matrix: MatrixSpec) -> Tensor | None:
-        """W (m, n) of a matrix in the compute dtype, on the device; None if it is elsewhere."""
+        """Return W (m, n) in the compute dtype, on the device; None if another shard holds it."""
         layer = self._layers.get(matrix.layer)
         return None if layer is None else _linear(layer, matrix.name).weight
 
@@ -231,7 +233,7 @@ class Shard:
 
 
 def _linear(layer: nn.Module, name: str) -> nn.Linear:
-    """The module of matrix `name` in a base model of its layer alone."""
+    """Return the module of matrix `name` in a base model with only its layer."""
     module = layer.get_submodule("layers.0." + name.split(".", 2)[2])
     if not isinstance(module, nn.Linear):
         raise TypeError(f"{name} is a {type(module).__name__}, not a linear layer")

@@ -1,4 +1,4 @@
-"""A linear layer whose output nobody reads, in a graph that is there for its gradient alone."""
+"""A linear layer whose output is never read, in a graph that exists only for its gradient."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class _Unread(torch.autograd.Function):
-    """y = W x of rows x (..., n), with y left at zero and the gradient of x as it is."""
+    """y = W x of rows x (..., n), with y left at zero but the true gradient of x."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ class _Unread(torch.autograd.Function):
 def unread(linear: nn.Module | None) -> Iterator[None]:
     """While this lasts, `linear` is a node of the graph, with its hooks, that computes no output.
 
-    The gradients that pass it are those of the product that it leaves out, bit by bit.
+    Gradients through it equal those of the omitted product, bit by bit.
     """
     if linear is None:
         yield

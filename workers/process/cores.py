@@ -7,7 +7,7 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "200000 100000": microseconds of each
 
 
 def available_cores() -> int:
-    """Cores of its affinity, or as many as its container's share of time is worth, if fewer."""
+    """Return the cores of its affinity mask, or the container's CPU quota in cores if fewer."""
     cores = len(os.sched_getaffinity(0))
     if not _QUOTA.is_file():
         return cores

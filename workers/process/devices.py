@@ -12,14 +12,14 @@ from schemas.request.config import Device, DType
 
 
 def set_threads(threads: int) -> None:
-    """CPU threads of this worker."""
+    """Set the CPU threads of this worker."""
     torch.set_num_threads(threads)
     with contextlib.suppress(RuntimeError):  # already set in a process that Ray used before
         torch.set_num_interop_threads(1)
 
 
 def find_device(asked: Device) -> torch.device:
-    """The device of this worker. Raises ConfigError if it has none of the kind asked for."""
+    """Return the device of this worker. Raises ConfigError if it lacks the kind asked for."""
     available = torch.cuda.is_available()
     if asked == "cuda" and not available:
         raise ConfigError(
@@ -30,7 +30,7 @@ def find_device(asked: Device) -> torch.device:
 
 
 def compute_dtype(asked: DType, stored: str, device: torch.device) -> torch.dtype:
-    """The dtype in which a checkpoint of dtype `stored` is computed."""
+    """Return the dtype in which a checkpoint stored as `stored` is computed."""
     if asked != "auto":
         found: torch.dtype = getattr(torch, asked)
         return found
@@ -41,7 +41,7 @@ def compute_dtype(asked: DType, stored: str, device: torch.device) -> torch.dtyp
 
 
 def free_cached() -> None:
-    """Give back what no tensor holds any more: cycles are broken, the device's cache is emptied."""
+    """Free unreferenced memory: collects cycles and empties the device's cache."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,7 +1,7 @@
-"""What an exception in a worker means, and what is done about it: one table.
+"""What an exception in a worker means, and how it is handled: one table.
 
-Nothing here knows Ray. `guarded` stands around the methods of the actors; whatever it does not know
-passes through unchanged.
+Nothing here knows Ray. `guarded` wraps the methods of the actors; errors that it does not know
+pass through unchanged.
 """
 
 import errno
@@ -24,10 +24,10 @@ Failure = Literal["device memory", "host memory", "device", "storage full", "sto
 P = ParamSpec("P")
 R = TypeVar("R")
 
-DELAYS = (1.0, 4.0, 16.0)  # seconds before storage that answered with an error is tried again
+DELAYS = (1.0, 4.0, 16.0)  # seconds before retries, after storage has answered with an error
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EREMOTEIO}
-# How torch words what has no class of its own; the first row that is found in the text counts.
+# torch's texts for errors without a class of their own; the first row found in the text counts.
 _TEXTS: tuple[tuple[str, Failure], ...] = (
     ("DefaultCPUAllocator", "host memory"),
     ("CUDA out of memory", "device memory"),
@@ -39,7 +39,7 @@ _TEXTS: tuple[tuple[str, Failure], ...] = (
 
 
 def failure(error: BaseException) -> Failure:
-    """What an exception means. A device after a "device" failure computes nothing any more."""
+    """Classify an exception. After a "device" failure the device computes nothing any more."""
     if isinstance(error, torch.OutOfMemoryError):
         return "device memory"
     if isinstance(error, MemoryError):
@@ -57,12 +57,12 @@ def failure(error: BaseException) -> Failure:
 
 
 def short_of_memory(error: BaseException) -> bool:
-    """Whether the same work may go through in smaller parts, or in other memory."""
+    """Whether the same work may succeed in smaller parts, or in other memory."""
     return failure(error) in ("device memory", "host memory")
 
 
 def explained(error: BaseException, what: str, place: Location) -> CompressorError | None:
-    """An exception in words that say what to do, where it is one of those known here.
+    """Turn a known exception into an error that says what to do; None for unknown ones.
 
     `what` was being done; `place` is where the work is kept, for an error that names no file.
     """
@@ -91,7 +91,7 @@ def explained(error: BaseException, what: str, place: Location) -> CompressorErr
 
 
 def _free(place: Location) -> str:
-    """What is free on the disk that holds a folder, which need not exist yet."""
+    """Say how much is free on the disk of a folder, which need not exist yet."""
     if not isinstance(place, Path):
         return ""
     path = place.absolute()
@@ -101,7 +101,7 @@ def _free(place: Location) -> str:
 
 @contextmanager
 def storage_explained(what: str, place: Location) -> Iterator[None]:
-    """Raise StorageError, with its remedy, for what storage answers; all else passes."""
+    """Turn known storage errors into StorageError with a remedy; other errors pass."""
     try:
         yield
     except OSError as error:
@@ -111,7 +111,7 @@ def storage_explained(what: str, place: Location) -> Iterator[None]:
 
 
 def patiently(work: Callable[[], R], delays: Sequence[float] = DELAYS) -> R:
-    """`work`, which may be done twice, again after each of `delays` where storage failed it."""
+    """Run `work`, which must be repeatable; retry after each of `delays` if storage failed it."""
     for delay in delays:
         try:
             return work()
@@ -126,11 +126,11 @@ def patiently(work: Callable[[], R], delays: Sequence[float] = DELAYS) -> R:
 def guarded(
     repeatable: bool = False,
 ) -> Callable[[Callable[Concatenate[Any, P], R]], Callable[Concatenate[Any, P], R]]:
-    """For a method of a worker, whose `place` is where it keeps its work: known failures are
-    explained.
+    """Decorate a method of a worker, whose `place` is where it keeps its work, so that known
+    failures are explained.
 
-    One that is `repeatable` is done again where storage failed it. A failing device ends the
-    process: no later call on it would be any better, and a new process gets a new context.
+    A `repeatable` method is retried if storage failed it. A failing device ends the process: later
+    calls on it would fail too, and a new process gets a new context.
     """
 
     def around(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
@@ -158,7 +158,7 @@ def _end_process(why: str) -> NoReturn:
 
 
 def _called(method: str, args: tuple[object, ...]) -> str:
-    """A method and the first thing that it was asked about, in words."""
+    """Name a method and its first argument, in words."""
     return " ".join([method.replace("_", " "), *map(_name, args[:1])])
 
 

@@ -1,6 +1,6 @@
-"""The log of this program in every process: lines for people, or one JSON object each.
+"""The log of this program in every process: lines for people, or JSON lines.
 
-The environment says which, so that a Ray job and the workers of an embedded Ray follow it, too.
+The environment chooses, so that a Ray job and the workers of an embedded Ray follow it, too.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _about: ContextVar[Mapping[str, str | int]] = ContextVar("about")
 
 
 def set_up_logging() -> None:
-    """Our log lines to standard error, as text with the time where that is no terminal."""
+    """Log to standard error; text gets the time if that is not a terminal."""
     terminal = sys.stderr.isatty()
     text = _Line("%(message)s" if terminal else "%(asctime)s %(levelname)s %(message)s")
     handler = logging.StreamHandler()
@@ -44,13 +44,13 @@ def as_json() -> bool:
 
 
 def now_about(**fields: str | int) -> None:
-    """Say of every later line of this thread what it is about: some of FIELDS."""
+    """Set what every later line of this thread is about: some of FIELDS."""
     _about.set({**_about.get({}), **fields})
 
 
 @contextlib.contextmanager
 def about(**fields: str | int) -> Iterator[None]:
-    """The same for the lines in its body alone."""
+    """Do the same for the lines in its body only."""
     token = _about.set({**_about.get({}), **fields})
     try:
         yield
@@ -59,21 +59,21 @@ def about(**fields: str | int) -> Iterator[None]:
 
 
 def about_matrices(names: Collection[str]) -> contextlib.AbstractContextManager[None]:
-    """Lines about some matrices: which, if it is one, and of which layer, if all are of one."""
+    """Mark lines about some matrices: with the matrix if it is one, the layer if they share it."""
     layers = {found[1] for name in names if (found := _LAYER.search(name))}
     fields: dict[str, str | int] = {"layer": int(next(iter(layers)))} if len(layers) == 1 else {}
     return about(**fields, **({"matrix": next(iter(names))} if len(names) == 1 else {}))
 
 
 class _Line(logging.Formatter):
-    """One printable line a record, without the secrets that the environment holds."""
+    """One printable line per record, without the secrets in the environment."""
 
     def format(self, record: logging.LogRecord) -> str:
         return _shown(super().format(record))
 
 
 class _Json(logging.Formatter):
-    """One JSON object a record: time (UTC), level, message, and of FIELDS what is known."""
+    """One JSON object per record: time (UTC), level, message, and the FIELDS that are known."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")

@@ -1,1 +1,1 @@
-"""Items of a run, one commit rule for all, in folders and object stores."""
+"""Items of a run, with one commit rule for all, in folders and object stores."""

@@ -13,13 +13,13 @@ HASH_THREADS = 8
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of(folder: Path, names: list[str]) -> dict[str, str]:
-    """SHA-256 of some files of a folder, several at a time."""
+    """Return the SHA-256 of some files of a folder, several at a time."""
     with ThreadPoolExecutor(max_workers=HASH_THREADS) as pool:
         sums = pool.map(lambda name: file_sha256(folder / name), names)
         return dict(zip(names, sums, strict=True))
@@ -31,12 +31,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def copy(source: Path, path: Path) -> None:
-    """A small file, byte for byte, as durably."""
+    """Copy a small file, byte for byte, atomically and durably."""
     write_bytes(path, source.read_bytes())
 
 
 def copy_folder(source: Path, folder: Path) -> None:
-    """The files of a folder, of any size, into a new one, as durably."""
+    """Copy the files of a folder, of any size, durably into a new one."""
     folder.mkdir()
     for path in source.iterdir():
         shutil.copyfile(path, folder / path.name)
@@ -51,10 +51,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def create_bytes(path: Path, content: bytes) -> bool:
-    """Write a small file that is not there yet, whole and durably; False if it is.
+    """Write a small file whole and durably if it does not exist; False if it does.
 
-    A hard link is what a file system makes exclusively with content in it. One that has no links
-    gets a check, then a rename.
+    A hard link makes a file with its content exclusively. A file system without links gets a
+    check, then a rename.
     """
     with _written(path, content) as temporary:
         try:
@@ -76,7 +76,7 @@ def publish(temporary: Path, path: Path) -> None:
 
 
 def link(source: Path, path: Path) -> None:
-    """The same file under another name; a copy, as durable, where the file system has no links."""
+    """Hard-link a file; if the file system has no links, copy it as durably."""
     try:
         os.link(source, path)
     except OSError:
@@ -95,7 +95,7 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def _written(path: Path, content: bytes) -> Iterator[Path]:
-    """A synced temporary file beside `path`; what is left of it is removed."""
+    """Give a synced temporary file beside `path`; removed at the end if it still exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:

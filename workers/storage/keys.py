@@ -1,4 +1,4 @@
-"""Keys of the items of a run directory: each names all that the item depends on."""
+"""Keys of the items of a run directory: each names everything that the item depends on."""
 
 from typing import Literal
 
@@ -17,13 +17,13 @@ def moment_key(ids: Identities, tap: Tap) -> str:
 
 
 def part_key(ids: Identities, tap: Tap, replica: int, replicas: int) -> str:
-    """The sums of one replica, until they are merged."""
+    """The key of one replica's sums, until they are merged."""
     identity = ids.moments(tap.direction)
     return f"parts/{identity}/{tap.name}.{replica}-of-{replicas}.safetensors"
 
 
 def boundary_prefix(identity: str, layer: int, carried: Carried) -> str:
-    """What enters decoder layer `layer` (hidden states), or comes back from it (gradients)."""
+    """The prefix of what enters layer `layer` (hidden states) or comes back from it (gradients)."""
     return f"boundaries/{identity}/layer-{layer}/{carried}"
 
 

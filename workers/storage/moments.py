@@ -17,9 +17,9 @@ _NOTES = TypeAdapter(tuple[str, ...])
 def commit_moment(
     store: Store, ids: Identities, tap: Tap, sums: MomentSums, fallbacks: tuple[str, ...] = ()
 ) -> Record:
-    """Commit the mean over all rows. Raises NumericsError if one was not finite.
+    """Commit the mean over all rows. Raises NumericsError if a row was not finite.
 
-    `fallbacks` are what was done otherwise than planned while the rows were computed.
+    `fallbacks` are deviations from the plan while the rows were computed.
     """
     moment = sums.mean(tap.name)
     tensors = {
@@ -33,7 +33,7 @@ def commit_moment(
 
 
 def read_moment(store: Store, ids: Identities, tap: Tap, device: torch.device) -> Moment:
-    """A committed moment, its matrix on `device`."""
+    """Read a committed moment, with its matrix on `device`."""
     tensors = store.load(moment_key(ids, tap)).tensors
     matrix = tensors.get("moment")
     return Moment(
@@ -45,7 +45,7 @@ def read_moment(store: Store, ids: Identities, tap: Tap, device: torch.device) -
 
 
 def fallbacks_of(facts: Facts) -> tuple[str, ...]:
-    """What was done otherwise than planned for a committed moment, or for a part of one."""
+    """Return the deviations from the plan that a committed moment, or a part of one, records."""
     return _NOTES.validate_python(facts.get("fallbacks", ()))
 
 
@@ -71,7 +71,7 @@ def commit_part(
 
 
 def merge_parts(store: Store, ids: Identities, tap: Tap, replicas: int) -> Record:
-    """Commit the mean over the rows of all replicas; it does not depend on how many there are."""
+    """Commit the mean over the rows of all replicas; their number does not change it."""
     parts: list[MomentSums] = []
     fallbacks: dict[str, None] = {}
     for replica in range(replicas):

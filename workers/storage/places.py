@@ -1,8 +1,8 @@
 """Files by place: below a folder, or in an object store, through fsspec.
 
-Nothing is cached: a range is one request. The file systems repeat what fails for a moment (s3fs and
-gcsfs five times and more, waiting longer each time), so what is raised here has failed for good.
-Credentials and endpoints come from the environment, as each store's own client reads them.
+Nothing is cached: a range is one request. The file systems retry passing failures (s3fs and gcsfs
+five times and more, waiting longer each time), so errors raised here are final. Credentials and
+endpoints come from the environment, as each store's own client reads them.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ from schemas.errors import CheckpointError, RunError, StorageError
 from schemas.location import Url, locate
 from workers.storage.files import create_bytes, write_bytes
 
-IN_FLIGHT = 8  # requests at a time, of one process
-# What clients raise that is no OSError, by module; one that is not loaded has raised nothing.
+IN_FLIGHT = 8  # requests at a time, per process
+# Errors of the clients that are not OSErrors, by module; a module not loaded has raised none.
 _FAILURES = {
     "aiohttp": ("ClientError",),
     "botocore.exceptions": ("BotoCoreError", "ClientError"),
@@ -39,7 +39,7 @@ class _Opened(NamedTuple):
 
 
 def url_of(model: str) -> Url | None:
-    """Where a checkpoint is, if that is an object store; None for a path or a hub id."""
+    """Return a checkpoint's URL if it is in an object store; None for a path or a hub id."""
     try:
         place = locate(model)
     except ValueError as error:
@@ -48,7 +48,7 @@ def url_of(model: str) -> Url | None:
 
 
 def exists(place: Path | Url) -> bool:
-    """Whether there is a file."""
+    """Whether the file exists."""
     if isinstance(place, Path):
         return place.is_file()
     with _explained(place):
@@ -57,12 +57,12 @@ def exists(place: Path | Url) -> bool:
 
 
 def size_of(place: Path | Url) -> int:
-    """Bytes of a file. Raises FileNotFoundError if there is none."""
+    """Return the bytes of a file. Raises FileNotFoundError if there is none."""
     return place.stat().st_size if isinstance(place, Path) else int(_info(place)["size"])
 
 
 def read_bytes(place: Path | Url) -> bytes:
-    """A small file. Raises FileNotFoundError if there is none."""
+    """Read a small file. Raises FileNotFoundError if there is none."""
     if isinstance(place, Path):
         return place.read_bytes()
     with _explained(place):
@@ -96,7 +96,7 @@ def read_into(place: Path | Url, start: int, buffer: memoryview) -> None:
 
 
 def names_in(place: Path | Url) -> list[str]:
-    """Names of the files directly in a folder or below a prefix; none if it does not exist."""
+    """Return the names of files directly in a folder, or below a prefix; none if that is absent."""
     if isinstance(place, Path):
         return sorted(path.name for path in place.iterdir() if path.is_file())
     with _explained(place):
@@ -110,7 +110,7 @@ def names_in(place: Path | Url) -> list[str]:
 
 
 def folders_in(place: Path | Url) -> list[str]:
-    """Names of the folders directly in a folder or below a prefix; none if it does not exist."""
+    """Return the names of folders directly in a folder or below a prefix; none if it is absent."""
     if isinstance(place, Path):
         there = place.iterdir() if place.is_dir() else ()
         return sorted(path.name for path in there if path.is_dir())
@@ -125,9 +125,9 @@ def folders_in(place: Path | Url) -> list[str]:
 
 
 def identity_of(place: Url) -> str:
-    """What changes whenever the content of a stored file does: generation, or ETag, and size.
+    """Return what changes with the content of a stored file: generation, or ETag, and size.
 
-    No byte of it is read. A store that has neither gives what its file system tells versions by.
+    No content is read. If a store has neither, its file system's own version key is used.
     """
     info = _info(place)
     for name in _IDENTITIES:
@@ -138,7 +138,7 @@ def identity_of(place: Url) -> str:
 
 
 def download(place: Url, names: list[str], folder: Path) -> None:
-    """Files below a prefix, into a folder that exists."""
+    """Download files below a prefix into an existing folder."""
 
     def one(name: str) -> None:
         opened = _open(place / name)
@@ -150,9 +150,9 @@ def download(place: Url, names: list[str], folder: Path) -> None:
 
 
 def upload(path: Path, place: Url, mode: Literal["overwrite", "create"] = "overwrite") -> None:
-    """A local file, in parts where it is large; it is seen when it is complete, never before.
+    """Upload a local file, in parts if it is large; it appears only once it is complete.
 
-    With mode "create" one that is there stays. Raises RunError if its size is another one.
+    With mode "create" an existing file stays. Raises RunError if the stored size differs.
     """
     with _explained(place), contextlib.suppress(FileExistsError):
         opened = _open(place)
@@ -162,9 +162,9 @@ def upload(path: Path, place: Url, mode: Literal["overwrite", "create"] = "overw
 
 
 def transfer(source: Path | Url, place: Url) -> None:
-    """A file that is not there yet into an object store; one that is there stays.
+    """Copy a file into an object store unless it exists there.
 
-    From another place in one it goes by way of a temporary file.
+    A copy from one object store to another goes through a temporary file.
     """
     if exists(place):
         return
@@ -177,7 +177,7 @@ def transfer(source: Path | Url, place: Url) -> None:
 
 
 def write(place: Path | Url, content: bytes) -> None:
-    """A small file, in the place of one that may be there."""
+    """Write a small file, replacing any that exists."""
     if isinstance(place, Path):
         write_bytes(place, content)
         return
@@ -187,10 +187,10 @@ def write(place: Path | Url, content: bytes) -> None:
 
 
 def create(place: Path | Url, content: bytes) -> bool:
-    """Write a small file that is not there yet; False if it is.
+    """Write a small file if it does not exist; False if it does.
 
-    A hard link on a file system, one conditional request (If-None-Match: *) with s3fs; with file
-    systems that have neither a check, then a write.
+    A hard link on a file system, one conditional request (If-None-Match: *) with s3fs; file systems
+    with neither get a check, then a write.
     """
     if isinstance(place, Path):
         return create_bytes(place, content)
@@ -204,7 +204,7 @@ def create(place: Path | Url, content: bytes) -> bool:
 
 
 def remove(place: Path | Url) -> None:
-    """Remove a file; nothing if there is none."""
+    """Remove a file, if it exists."""
     if isinstance(place, Path):
         place.unlink(missing_ok=True)
         return
@@ -214,7 +214,7 @@ def remove(place: Path | Url) -> None:
 
 
 def files_below(place: Path | Url) -> dict[str, int]:
-    """Bytes of every file below a folder or prefix, however deep, by its name from there."""
+    """Return the bytes of every file below a folder or prefix, at any depth, by relative name."""
     if isinstance(place, Path):
         return dict(sorted(_walk(place)))
     with _explained(place):
@@ -241,7 +241,7 @@ def remove_below(place: Path | Url) -> None:
 
 @contextlib.contextmanager
 def local_copy(place: Path | Url) -> Iterator[Path]:
-    """The folder itself, or a temporary one (TMPDIR) with every file that is below the URL."""
+    """Give the folder itself, or a temporary one (TMPDIR) with the files directly below the URL."""
     if isinstance(place, Path):
         yield place
         return
@@ -253,7 +253,7 @@ def local_copy(place: Path | Url) -> Iterator[Path]:
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, int]]:
-    """Names and sizes; what is removed meanwhile is left out."""
+    """Yield names and sizes; files removed meanwhile are left out."""
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
             if path.is_file():
@@ -261,7 +261,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def _open(place: Url) -> _Opened:
-    """A file system with what it knew of files forgotten: others write there, too."""
+    """Open a file system with its listing cache cleared: others write there, too."""
     try:
         system, path = fsspec.url_to_fs(str(place))
     except ImportError as error:
@@ -284,7 +284,7 @@ def _info(place: Url) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _explained(place: Url) -> Iterator[None]:
-    """Raises StorageError for a refusal or a failure of the store; absence stays what it is."""
+    """Raises StorageError if the store refuses or fails; absence and existence errors pass."""
     try:
         yield
     except (FileNotFoundError, FileExistsError):

@@ -1,9 +1,9 @@
 """The run directory, a folder or a prefix in an object store: immutable items, committed once.
 
-Content is written under a name that is private to the attempt. Then its record is created, by one
-exclusive write: it names that file and has its checksum, and what it names counts, nothing else. So
-of two that make the same item one wins, nobody changes what is committed, and a killed run leaves
-files that no record names, which the next run removes.
+Content is written under a name that is private to the attempt. Then the item's record is created,
+by one exclusive write, with the name and the checksum of that file; only files named by a record
+count. So if two workers make the same item, one wins; nobody changes committed items; and the files
+that a killed run leaves without a record are removed by the next run.
 """
 
 import contextlib
@@ -50,15 +50,15 @@ class Item(NamedTuple):
 
 
 class Store:
-    """Items below `root`, by key; the record of one is `<root>/records/<key>.json`."""
+    """Items below `root`, by key; the record of an item is `<root>/records/<key>.json`."""
 
     def __init__(self, root: Path | Url) -> None:
         self.root = root
 
     def record(self, key: str) -> Record | None:
-        """The record of a committed item; None if it, or a file of its size, is not there.
+        """Return the record of a committed item; None if it is absent or its file has another size.
 
-        A damaged record is none: its item is made anew.
+        A damaged record counts as absent: its item is made anew.
         """
         if (record := self._read(key)) is None:
             return None
@@ -69,13 +69,13 @@ class Store:
         return record if record.bytes == size else None
 
     def place(self, key: str) -> Path | Url:
-        """Where the content of a committed item is. Raises RunError if it is absent."""
+        """Return the place of a committed item's content. Raises RunError if it is absent."""
         return self.root / self._committed(key).file
 
     def place_files(self, keys: Mapping[str, str], folder: Path) -> None:
-        """Items as files of a local folder (file name -> key), where they are not there yet.
+        """Put items into a local folder (file name -> key), unless the files already exist.
 
-        Links, where the items are files themselves.
+        Items that are local files are linked.
         """
         for name, key in keys.items():
             if (folder / name).exists():
@@ -89,7 +89,7 @@ class Store:
                 sync(folder / name)
 
     def commit(self, key: str, content: Iterable[Entry], facts: Facts | None = None) -> Record:
-        """Write the item; where it is there already, or another was faster, that one stays."""
+        """Write the item; if it exists, or another writer was faster, the existing one stays."""
         if (there := self.record(key)) is not None:
             return there
         attempt = uuid.uuid4().hex[:12]
@@ -112,7 +112,7 @@ class Store:
         return record
 
     def load(self, key: str) -> Item:
-        """An item, read once and checked. Raises RunError if it is absent or damaged."""
+        """Read an item once and check it. Raises RunError if it is absent or damaged."""
         record = self._committed(key)
         content = read_bytes(self.root / record.file)
         moved("read", _kind(key), len(content))
@@ -125,7 +125,7 @@ class Store:
         return Item(deserialize(content), record.facts)
 
     def forget(self, key: str) -> None:
-        """Let an item be made anew."""
+        """Remove an item's record, so that the item is made anew."""
         remove(self._record_place(key))
 
     def discard(self, prefix: str) -> None:
@@ -134,9 +134,9 @@ class Store:
         remove_below(self.root / prefix)
 
     def records(self, prefix: str) -> Iterator[Record]:
-        """Records of the committed items below a key prefix, by key.
+        """Yield the records of the committed items below a key prefix, by key.
 
-        The sizes of their files come from one listing, which is after all records that it is for.
+        The sizes of their files come from one listing, made after all the records are read.
         """
         below = f"{prefix}/" if prefix else ""
         names = files_below(self.root / f"records/{prefix}".rstrip("/"))
@@ -149,14 +149,14 @@ class Store:
                 yield record
 
     def sweep(self, prefix: str) -> None:
-        """Remove the files of attempts below a key prefix that no record names: they ended."""
+        """Remove files below a key prefix that no record names: left by attempts that ended."""
         named = {record.file for record in self.records(prefix)}
         for name in files_below(self.root / prefix):
             if _ATTEMPT.search(name) and f"{prefix}/{name}" not in named:
                 remove(self.root / f"{prefix}/{name}")
 
     def _read(self, key: str) -> Record | None:
-        """The record of an item, whatever became of its file; None if it is damaged."""
+        """Read the record of an item, without its file; None if it is absent or damaged."""
         try:
             record = Record.model_validate_json(read_bytes(self._record_place(key)))
         except (FileNotFoundError, ValidationError):
@@ -181,7 +181,7 @@ def _kind(key: str) -> str:
 
 @contextlib.contextmanager
 def _new(place: Path | Url) -> Iterator[Path]:
-    """A local file to write, which then is at `place`; nothing is where writing fails."""
+    """Give a local file to write, which is then put at `place`; a failed write leaves nothing."""
     if isinstance(place, Path):
         place.parent.mkdir(parents=True, exist_ok=True)
         try:

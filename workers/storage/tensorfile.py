@@ -30,14 +30,14 @@ class Entry(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What is now on disk."""
+    """SHA-256 and size of a written file."""
 
     sha256: str
     bytes: int
 
 
 def entries(tensors: Mapping[str, Tensor]) -> list[Entry]:
-    """Tensors already in memory, as entries."""
+    """Return tensors already in memory as entries."""
     return [
         Entry(name, tensor.dtype, tuple(tensor.shape), lambda tensor=tensor: tensor)  # type: ignore[misc]
         for name, tensor in tensors.items()
@@ -47,7 +47,7 @@ def entries(tensors: Mapping[str, Tensor]) -> list[Entry]:
 def write_tensors(path: Path, content: Iterable[Entry], metadata: dict[str, str]) -> Written:
     """Write `content` to `path` and fsync it. Wider dtypes come first, so that all are aligned.
 
-    Raises ValueError if a loaded tensor is not of the promised dtype and shape.
+    Raises ValueError if a loaded tensor does not have the promised dtype and shape.
     """
     ordered = sorted(content, key=lambda entry: -entry.dtype.itemsize)
     header = _header(ordered, metadata)
@@ -72,13 +72,13 @@ def _content(entry: Entry) -> memoryview:
             f"{entry.name}: expected {entry.dtype} {entry.shape}, "
             f"got {tensor.dtype} {tuple(tensor.shape)}"
         )
-    # As one row: a single element is contiguous to torch whatever its stride, but not to `view`.
+    # As one row: torch calls a single element contiguous whatever its stride, but `view` does not.
     row = tensor.as_strided((tensor.numel(),), (1,))
     return row.view(torch.uint8).numpy().data
 
 
 def _header(ordered: list[Entry], metadata: dict[str, str]) -> bytes:
-    """The safetensors header: its length (8 bytes, little-endian), then JSON padded to 8 bytes."""
+    """Return the header: its length (8 bytes, little-endian), then JSON padded to 8 bytes."""
     table: dict[str, object] = {"__metadata__": metadata} if metadata else {}
     start = 0
     for entry in ordered:

@@ -1,4 +1,4 @@
-"""Bytes of tensors and items that this process reads and writes, told to whoever listens."""
+"""Bytes of tensors and items that this process reads and writes, reported to listeners."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -10,11 +10,11 @@ _listeners: set[Listener] = set()
 
 
 def listen(listener: Listener) -> None:
-    """Have `listener` told of all that is moved from now on: direction, kind, bytes."""
+    """Have `listener` called for all later transfers with direction, kind and bytes."""
     _listeners.add(listener)
 
 
 def moved(direction: Direction, kind: str, size: int) -> None:
-    """Tell that bytes were moved; `kind` is that of an item, or "weights"."""
+    """Report moved bytes; `kind` is the kind of an item, or "weights"."""
     for listener in _listeners:
         listener(direction, kind, size)

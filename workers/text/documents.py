@@ -36,7 +36,7 @@ class HubText(NamedTuple):
     separator: str = _SEPARATOR
 
 
-# Splits, files, separators and the 1,100 documents are those of the GPTQ and SVD-LLM papers' code.
+# Splits, files, separators and the 1,100 documents come from the GPTQ and SVD-LLM papers' code.
 KNOWN: dict[str, HubText] = {
     "wikitext2": HubText(
         repo="Salesforce/wikitext",
@@ -59,7 +59,7 @@ KNOWN: dict[str, HubText] = {
 
 
 def separator_of(source: str) -> str:
-    """What stands between two documents of a source when they are joined."""
+    """Return the separator between the documents of a source when they are joined."""
     return KNOWN[source].separator if source in KNOWN else _SEPARATOR
 
 
@@ -75,8 +75,8 @@ def is_on_hub(source: str) -> bool:
 
 
 def evaluation_source(asked: str | None, calibration: str) -> str | None:
-    """The text that a run compares base and result on: the one asked for; where none is named, the
-    evaluation split of a known data set that it calibrates on; None if it is to be "none".
+    """Return the text that a run compares base and result on: the one asked for; by default, the
+    evaluation split of a known data set that it calibrates on, else None; None for "none".
     """
     if asked is None:
         return calibration if calibration in KNOWN else None
@@ -84,7 +84,7 @@ def evaluation_source(asked: str | None, calibration: str) -> str | None:
 
 
 def iter_documents(source: str, split: Split) -> Iterator[str]:
-    """The documents of a .txt, .jsonl or .parquet file, of a known dataset, or of a hub id.
+    """Yield the documents of a .txt, .jsonl or .parquet file, a known dataset, or a hub id.
 
     A local file has no splits. Nothing is read before the first document is asked for.
     Raises TextError if the source cannot be read or holds no text.
@@ -201,7 +201,7 @@ _READERS: dict[str, Callable[[Path], Iterator[str]]] = {
 
 
 def _text_of(row: object, where: str) -> str:
-    """The string under `text`; a lone surrogate, which JSON can hold, is no text."""
+    """Return the string under `text`; refuses lone surrogates, which JSON can hold."""
     text = row.get("text") if isinstance(row, dict) else None
     if not isinstance(text, str):
         raise TextError(f"{where}: no string under 'text'; every row needs one")

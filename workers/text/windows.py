@@ -12,7 +12,7 @@ from schemas.errors import CheckpointError, TextError
 from workers.text.documents import iter_documents, separator_of
 
 _CHARACTERS_PER_TOKEN = 5  # a first guess for how much of a stream to read; English is near it
-_SPARE_TOKENS = 32  # read beyond those asked for: where a text is cut, its last tokens can differ
+_SPARE_TOKENS = 32  # extra tokens to read: the last tokens before a cut can differ
 
 
 def tokenize(
@@ -21,10 +21,10 @@ def tokenize(
     separator: str,
     at_least: int | None = None,
 ) -> Tensor:
-    """Tokens (t,), int64, of the documents joined into ONE text, as the tokenizer sees one text.
+    """Tokens (t,), int64, of the documents joined into ONE text, tokenised as a whole.
 
-    With `at_least`, a stream is read only until its text gives that many tokens; fewer come back
-    where the stream ends first.
+    With `at_least`, a stream is read only until its text gives that many tokens; the result has
+    fewer if the stream ends first.
     """
     stream, read = iter(documents), list[str]()
     needed = None if at_least is None else at_least + _SPARE_TOKENS
@@ -39,9 +39,9 @@ def tokenize(
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """In a thread that ends: tokenizers keep what they saw for as long as the thread lives.
+    """Tokenise in a thread that ends: tokenizers keep a cache for as long as the thread lives.
 
-    Not verbose: a text longer than the model's context is meant, it is cut into windows.
+    Not verbose: the text is meant to be longer than the model's context, and is cut into windows.
     """
     with ThreadPoolExecutor(max_workers=1) as thread:
         ids: list[int] = thread.submit(tokenizer, text, verbose=False).result()["input_ids"]
@@ -51,7 +51,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def shared_tokens(
     source: str, tokenizers: Mapping[str, PreTrainedTokenizerBase], at_least: int | None = None
 ) -> Tensor:
-    """Tokens (t,), int64, of the evaluation text, which every named tokenizer must agree on.
+    """Tokens (t,), int64, of the evaluation text, on which all named tokenizers must agree.
 
     Raises CheckpointError at the first token that differs, TextError as `iter_documents`.
     """
@@ -74,7 +74,7 @@ def shared_tokens(
 
 
 def calibration_windows(tokens: Tensor, length: int, count: int, seed: int) -> Tensor:
-    """`count` of the non-overlapping windows of tokens (t,), in seeded order: (count, length).
+    """Return `count` non-overlapping windows of tokens (t,), in seeded order: (count, length).
 
     Raises TextError if the text has fewer windows.
     """
@@ -89,7 +89,7 @@ def calibration_windows(tokens: Tensor, length: int, count: int, seed: int) -> T
 
 
 def evaluation_windows(tokens: Tensor, length: int, max_windows: int | None = None) -> Tensor:
-    """The first non-overlapping windows of tokens (t,): (w, length). The remainder is dropped.
+    """Return the first non-overlapping windows of tokens (t,): (w, length); drop the remainder.
 
     Raises TextError if the text is shorter than one window.
     """
@@ -107,7 +107,7 @@ def _cut(tokens: Tensor, length: int) -> Tensor:
 
 
 def _up_to(stream: Iterator[str], tokens: int | None) -> Iterator[str]:
-    """Documents until they hold about that many tokens, or all."""
+    """Yield documents until they hold about that many tokens, or all of them."""
     size = 0
     for document in stream:
         yield document

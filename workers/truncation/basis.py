@@ -1,4 +1,4 @@
-"""What a truncation returns: from it the factors of any rank are a slice."""
+"""The result of a truncation: the factors of any rank are a slice of it."""
 
 from typing import Literal, NamedTuple
 
@@ -14,7 +14,7 @@ _LAPACK_BOUND = 50.0
 class Basis(NamedTuple):
     """Eigenvalues (q,), descending, and W'_k = A_k B_k for every k <= q.
 
-    `through` names the factor that is a product with W (m, n), which keeps it out of storage:
+    `through` names the factor that is a product with W (m, n), so that it need not be stored:
     "right": A = left[:, :k] (m, k), B = right[:k] W; right is (q, m).
     "left":  A = W left[:, :k], B = right[:k] (k, n); left is (n, q).
     "none":  A = left[:, :k], B = right[:k].
@@ -50,7 +50,7 @@ def positive_eigh(
 
     The one cutoff of this program: an eigenvalue at or below n * eps * (largest) is rounding noise
     of `eigh` itself and counts as zero; so do negative ones, which a PSD matrix has by rounding
-    only. Raises LinAlgError if the solver fails, or returns what is no decomposition.
+    only. Raises LinAlgError if the solver fails or its result is not a decomposition.
     """
     matrix = (matrix + matrix.T) / 2
     values, vectors = torch.linalg.eigh(matrix)
@@ -66,7 +66,7 @@ def thin_svd(
 ) -> tuple[Float[Tensor, "m q"], Float[Tensor, " q"], Float[Tensor, "q n"]]:
     """U (m, q), S (q,) and V^T (q, n) of a matrix (m, n), q = min(m, n).
 
-    On CUDA by QR iteration: the default there is Jacobi's method, which may not converge on
+    CUDA uses QR iteration: its default is Jacobi's method, which may not converge on
     ill-conditioned input. Raises LinAlgError if the solver fails, or returns NaN.
     """
     driver = "gesvd" if matrix.is_cuda else None
@@ -79,7 +79,7 @@ def thin_svd(
 def _require_decomposition(matrix: Tensor, values: Tensor, vectors: Tensor) -> None:
     """Raises LinAlgError if A V = V L or V^T V = I fails by more than rounding.
 
-    The ratios and their bound are those by which LAPACK accepts its own solvers (dchkst):
+    LAPACK accepts its own solvers by the same ratios and bound (dchkst):
     |A V - V L| / (|A| n eps) and |V^T V - I| / (n eps), here together below 50. A correct solver
     stays near 1.
     """
@@ -89,7 +89,7 @@ def _require_decomposition(matrix: Tensor, values: Tensor, vectors: Tensor) -> N
     residual = float(torch.linalg.matrix_norm(matrix @ vectors - vectors * values, 1))
     scale = float(torch.linalg.matrix_norm(matrix, 1)) or 1.0
     error = (orthogonality + residual / scale) / (size * eps)
-    if not error < _LAPACK_BOUND:  # nor is it where it is not a number
+    if not error < _LAPACK_BOUND:  # true for NaN, too
         raise LinAlgError(
             f"eigenvectors of a {size} x {size} moment on {matrix.device.type} are wrong: an error "
             f"of {error:.3g} n eps, where {_LAPACK_BOUND:g} are allowed"

@@ -17,7 +17,7 @@ from workers.truncation.pivoting import pivot
 
 
 class Stored(NamedTuple):
-    """A' B' as they go to disk: tensors by the names of runtime/, and what storing them cost."""
+    """A' B' as stored: tensors by their names in runtime/, and the error that storing adds."""
 
     encoding: Encoding
     rank: int
@@ -30,7 +30,7 @@ class Stored(NamedTuple):
 def encode(
     config: RunConfig, basis: Basis, weight: Tensor, loss: MatrixLoss, rank: int, dtype: torch.dtype
 ) -> Stored:
-    """The factors of W (m, n) at a rank in `dtype`, pivoted if asked for and well-conditioned."""
+    """Encode W (m, n) at a rank in `dtype`; pivoted if asked for and well-conditioned."""
     a, b = basis.factors(weight, rank)
     if config.factors == "plain":
         return _plain(a, b, dtype, ())
@@ -69,7 +69,7 @@ def _plain(a: Tensor, b: Tensor, dtype: torch.dtype, fallbacks: tuple[str, ...])
 
 
 def _rows_with_identity(interpolation: Tensor, rows: slice) -> Tensor:
-    """Rows of [I; T], T (m - k, k), in float64."""
+    """Return rows of [I; T], T (m - k, k), in float64."""
     rank = interpolation.shape[1]
     below = interpolation[max(rows.start - rank, 0) : max(rows.stop - rank, 0)].double()
     identity = below.new_zeros(max(min(rows.stop, rank) - rows.start, 0), rank)

@@ -21,7 +21,7 @@ class Pivoted(NamedTuple):
 
     @property
     def magnitude(self) -> float:
-        """max |T|: how much a rounding error of `rows` can grow. Infinite where T is not finite."""
+        """max |T|: how much a rounding error of `rows` can grow. Infinite if T is not finite."""
         if not self.interpolation.numel():
             return 0.0
         low, high = map(float, self.interpolation.aminmax())
@@ -32,7 +32,7 @@ def pivot(a: Float64[Tensor, "m k"], b: Float64[Tensor, "k n"]) -> Pivoted:
     """Re-encode A (m, k) B (k, n), k <= m, by LU with partial pivoting.
 
     P A = [L_top; L_rest] U, so the rows that P puts first determine the others:
-    T = L_rest L_top^-1. That holds for a singular U, too: a matrix stored as zero has one.
+    T = L_rest L_top^-1. This holds for a singular U, too, as of a matrix stored as zero.
     """
     out_features, rank = a.shape
     lu, swaps, _ = torch.linalg.lu_factor_ex(a)
@@ -48,7 +48,7 @@ def pivot(a: Float64[Tensor, "m k"], b: Float64[Tensor, "k n"]) -> Pivoted:
 
 
 def _permutation(swaps: Tensor, size: int) -> Int64[Tensor, " size"]:
-    """LAPACK's row swaps (1-based) as a permutation p (size,): row i of P A is row p[i] of A."""
+    """Turn LAPACK's row swaps (1-based) into p (size,): row i of P A is row p[i] of A."""
     permutation = list(range(size))
     for row, other in enumerate(swaps.tolist()):
         permutation[row], permutation[other - 1] = permutation[other - 1], permutation[row]

@@ -30,9 +30,9 @@ _BASES: dict[Truncation, Callable[[Tensor, Tensor], Basis]] = {
 
 
 class Problem(NamedTuple):
-    """One matrix to cut: W (m, n), its moments, and what is to be minimised.
+    """One matrix to cut: W (m, n), its moments, and the objective.
 
-    `shrinkage` is the s of the gradient moment; None has it chosen from the data.
+    `shrinkage` is the s of the gradient moment; if None, it is chosen from the data.
     """
 
     truncation: Truncation
@@ -42,7 +42,7 @@ class Problem(NamedTuple):
     shrinkage: float | None = None
 
     def root(self) -> Root | None:
-        """The root of the forward moment, which matrices that read the same input share.
+        """The root of the forward moment, shared by matrices that read the same input.
 
         None if the truncation does not start from it. Raises as `basis` does.
         """
@@ -52,7 +52,7 @@ class Problem(NamedTuple):
         return eigen_root(self._moment().double())
 
     def basis(self, root: Root | None = None) -> Basis:
-        """The optimal basis, in float64; `root` is that of an equal forward moment, if known.
+        """The optimal basis, in float64; `root` is the root of an equal forward moment, if known.
 
         Raises NumericsError if W or a moment is not finite.
         """
@@ -82,7 +82,7 @@ class Problem(NamedTuple):
         return None if self.backward is None else 0.5 * self.backward.trace / self.weight.shape[0]
 
     def remarks(self) -> tuple[str, ...]:
-        """What the numbers rest on, where that is thin."""
+        """Describe moments with too few rows."""
         found = []
         size = self._moment().shape[0]
         if self.forward.tokens < size:

@@ -13,9 +13,9 @@ _RIDGES = tuple(10.0**power for power in range(-10, 0))
 def svd_llm(weight: Float[Tensor, "m n"], gram: Float[Tensor, "n n"]) -> Basis:
     """W' = U_k S_k V_k^T S^-1 with S S^T = C and W S = U S V^T, in float64.
 
-    `weight` (m, n), `gram` (n, n) = C. The square root of the singular values goes to either
-    factor, as in the paper. Where C is not positive definite, C + r mean(diag C) I with the least r
-    of 1e-10, 1e-9, ..., 0.1 that is; the r is recorded. Raises NumericsError if none is.
+    `weight` (m, n), `gram` (n, n) = C. Each factor takes the square root of the singular values,
+    as in the paper. If C is not positive definite, C + r mean(diag C) I is used, with the least r
+    of 1e-10, 1e-9, ..., 0.1 that makes it so; r is recorded. Raises NumericsError if none does.
     """
     weight, gram = weight.double(), gram.double()
     root, fallbacks = _cholesky(gram)

@@ -10,8 +10,8 @@ def svd_llm_v2(weight: Float[Tensor, "m n"], gram: Float[Tensor, "n n"]) -> Basi
     """W' = U_k S_k V_k^T L^-1/2 Q^T with C = Q L Q^T and W Q L^1/2 = U S V^T, in float64.
 
     `weight` (m, n), `gram` (n, n) = C, whose SVD is its eigendecomposition. Where L ~ 0 the
-    pseudo-inverse is taken and recorded. Line 7 of the paper's Algorithm 2 is misprinted; the
-    theorem is followed.
+    pseudo-inverse is taken and recorded. Line 7 of the paper's Algorithm 2 is misprinted; this
+    follows the theorem.
     """
     weight, gram = weight.double(), gram.double()
     values, vectors = positive_eigh(gram)

@@ -1,8 +1,9 @@
 """Truncation by an oblique projection on the smaller side of W (this project's own method).
 
 Minimises ||G_s^1/2 (W - W') C^1/2||_F over rank k, where C is the second moment of the layer's
-inputs and G_s that of the gradients at its output, shrunk toward the identity. With G_s = I it is
-SVD-LLM's optimum, W' = U_k U_k^T W with U_k the top eigenvectors of W C W^T. No inverse is taken.
+inputs and G_s the second moment of the gradients at its output, shrunk toward the identity. With
+G_s = I it is SVD-LLM's optimum, W' = U_k U_k^T W with U_k the top eigenvectors of W C W^T. No
+inverse is taken.
 """
 
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from workers.truncation.shrinkage import ledoit_wolf
 
 
 class Root(NamedTuple):
-    """A factor F with F F^T = a moment, and what had to be done to get it."""
+    """A factor F with F F^T = a moment, and the fallbacks that it took."""
 
     factor: Float64[Tensor, "n q"]
     fallbacks: tuple[str, ...]
@@ -45,9 +46,9 @@ def weigh(
 ) -> Weighing:
     """The two-sided objective of W (m, n), in float64.
 
-    `forward` is E[y y^T] (m, m) where m <= n, else E[x x^T] (n, n). `backward` is of g (m,), or of
-    W^T g (n,), its trace that of g; None stands for G_s = I. A `shrinkage` of None is chosen from
-    the data (Ledoit and Wolf).
+    `forward` is E[y y^T] (m, m) if m <= n, else E[x x^T] (n, n). `backward` is the moment of
+    g (m,), or of W^T g (n,) with the trace of g's; None stands for G_s = I. A `shrinkage` of None
+    is chosen from the data (Ledoit and Wolf).
     """
     forward = forward.double()
     out_features, in_features = weight.shape
@@ -65,7 +66,7 @@ def weigh(
 def two_sided(problem: Weighing, root: Root | None = None) -> Basis:
     """The optimal basis of a `Weighing`; its eigenvalues are the terms of the objective.
 
-    On the input side `root` is `eigen_root(content)`, where the caller has it already.
+    On the input side, `root` is `eigen_root(content)`, if the caller already has it.
 
     With F F^T = outer: V, S^2 = eigh(F^T inner F), lift = F V, own = inner F V / S^2. Then
     own^T lift = I, and the projection own_k lift_k^T (its transpose on the input side) is optimal.
@@ -98,7 +99,7 @@ def eigen_root(moment: Float64[Tensor, "n n"]) -> Root:
 
 
 def _root(metric: Float64[Tensor, "n n"]) -> Root:
-    """F with F F^T = metric: Cholesky, or the eigen root (recorded) where that is not definite."""
+    """F with F F^T = metric: Cholesky, or the eigen root (recorded) if metric is not definite."""
     factor, failed = torch.linalg.cholesky_ex(metric)
     if not int(failed):
         return Root(factor, ())

@@ -1,1 +1,1 @@
-"""What the commands print: a file for each kind of table."""
+"""The tables that the commands print, one file for each kind."""

@@ -11,13 +11,13 @@ from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 
 
 def evaluation_table(report: EvaluationReport) -> RenderableType:
-    """One column a model, the changes against the first one, and the samples underneath."""
+    """One column per model, the changes against the first one, and the samples underneath."""
     first = report.models[0]
     title = (
         f"{printable(Path(report.text).name)}: {first.windows} windows of "
         f"{report.sequence_length} tokens, in {report.dtype}"
     )
-    table = Table(title=Text(title))  # Text: a name is no markup
+    table = Table(title=Text(title))  # Text: a name is not markup
     table.add_column()
     for model in report.models:
         table.add_column(Text(printable(Path(model.name).name)), justify="right", overflow="fold")
@@ -48,4 +48,4 @@ def _column(model: ModelEvaluation, first: ModelEvaluation) -> list[tuple[str, s
 def _sample(model: ModelEvaluation, sample: str) -> Text:
     name = Text(f"\n{printable(Path(model.name).name)}: ", style="bold")
     lines = "\n".join(map(escaped, sample.split("\n")))
-    return name.append(lines, style="not bold")  # Text: a name or a prompt is no markup
+    return name.append(lines, style="not bold")  # Text: a name or a prompt is not markup

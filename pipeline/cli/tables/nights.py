@@ -1,4 +1,4 @@
-"""What a night and the catalogue look like on a terminal."""
+"""A night and the catalogue on a terminal."""
 
 import json
 import math
@@ -23,7 +23,7 @@ _STYLES = {"published": "green", "rejected": "yellow", "failed": "red", "quarant
 
 
 def night_table(night: Night) -> RenderableType:
-    """What came of the checkpoints of tonight, and what waits."""
+    """Show the outcomes of tonight's checkpoints, and which ones wait."""
     shown = [row for row in night.rows if row.event != "started"]
     lines = [f"{name}: not complete yet: {why}" for name, why in night.incomplete.items()]
     lines += [
@@ -38,7 +38,7 @@ def night_table(night: Night) -> RenderableType:
 
 
 def catalog_table(prefix: Path | Url) -> RenderableType:
-    """The pointer, every event, the trend of each ratio, and what is in quarantine.
+    """Show the pointer, every event, the trend of each ratio, and the quarantined checkpoints.
 
     Raises ConfigError if there is no catalogue.
     """
@@ -57,7 +57,7 @@ def catalog_table(prefix: Path | Url) -> RenderableType:
 
 
 def catalog_json(prefix: Path | Url) -> str:
-    """The pointer and every row."""
+    """Return the pointer and every row as JSON."""
     rows, ledger = _read(prefix)
     found = {
         "latest": latest_of(ledger).model_dump(mode="json"),
@@ -67,7 +67,7 @@ def catalog_json(prefix: Path | Url) -> str:
 
 
 def sparkline(values: list[float]) -> str:
-    """A bar for every value, from the smallest to the largest of those that are finite."""
+    """Draw a bar for every value, scaled from the smallest to the largest finite value."""
     finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     step = (high - low) / (len(_BARS) - 1) or 1.0
@@ -95,7 +95,7 @@ def _pointer(latest: Latest) -> Table:
 
 
 def _with_interrupted(rows: list[CatalogRow]) -> list[CatalogRow]:
-    """Starts only where nothing followed: that attempt was killed, or is under way."""
+    """Show a start only if nothing followed it: that attempt was killed, or is under way."""
     shown: list[CatalogRow] = []
     started: dict[str, int] = {}
     for row in rows:
@@ -133,7 +133,7 @@ def _events(rows: list[CatalogRow], title: str) -> Table:
 
 
 def _trends(ledger: Ledger) -> list[RenderableType]:
-    """One table a ratio, from the oldest checkpoint to the newest, each under its newest name."""
+    """One table per ratio, from the oldest checkpoint to the newest, each under its newest name."""
     found: dict[str, list[tuple[str, str, CatalogRow]]] = {}
     for entry in ledger.values():
         for at, row in entry.outcomes.items():
@@ -161,7 +161,7 @@ def _trend(at: str, rows: list[tuple[str, str, CatalogRow]]) -> Table:
 
 
 def _table(title: str, *headings: str) -> Table:
-    """A table that fits 80 columns, as of a log, with whole names."""
+    """A table that fits 80 columns (as in a log) and does not shorten names."""
     table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False)
     table.padding = (0, 1, 0, 0)
     for heading in headings:
@@ -184,11 +184,11 @@ def _size(value: int | None) -> str:
 
 
 def _line(text: str) -> Text:
-    return Text(printable(text))  # Text: a name is no markup
+    return Text(printable(text))  # Text: a name is not markup
 
 
 def _finite(value: object) -> object:
-    """JSON has no infinities: they are null."""
+    """Replace infinities and NaN, which JSON does not have, by null."""
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, list):

@@ -10,7 +10,7 @@ from schemas.run.plan import Plan
 
 
 def plan_table(plan: Plan) -> RenderableType:
-    """Parameters before and after, the layer shards, and what they take."""
+    """Show parameters before and after, the layer shards, and what they take."""
     return Group(
         _parameters(plan),
         _matrices(plan),
@@ -61,7 +61,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _memory(plan: Plan) -> Table:
-    """On the CPU its device is the host too."""
+    """On the CPU, device and host share one memory."""
     memory, cluster = plan.memory, plan.cluster
     table = Table("memory of the largest worker", title="Memory")
     for heading in ("device", "host"):

@@ -19,7 +19,7 @@ _MARKS = {
 
 
 def run_table(result: RunResult) -> RenderableType:
-    """A column per ratio, then where the checkpoints are, seconds by stage and memory."""
+    """A column per ratio, then paths of the checkpoints, seconds by stage and memory."""
     table = Table("", title="Compressed")
     for output in result.outputs:
         table.add_column(f"ratio {output.ratio:g}", justify="right")

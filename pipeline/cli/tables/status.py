@@ -10,7 +10,7 @@ from schemas.run.record import Activity, RunStatus
 
 
 def status_table(status: RunStatus) -> RenderableType:
-    """Items by stage, and which checkpoints are published."""
+    """Show items by stage, and which checkpoints are published."""
     table = Table("stage")
     table.add_column("done", justify="right")
     table.add_column("of", justify="right")
