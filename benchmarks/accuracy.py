@@ -28,6 +28,8 @@ from schemas.request.methods import METHODS, TITLES, Method
 from schemas.result.evaluation import EvaluateConfig, ModelEvaluation
 from workers.process.logs import set_up_logging
 
+_WINDOWS = 16
+
 
 class Scored(NamedTuple):
     """One checkpoint: what its run predicted, in nats a token, and what was measured."""
@@ -44,7 +46,7 @@ def main() -> None:
     """Compress with every method and seed, evaluate every result, print one table."""
     options = _parse()
     set_up_logging()
-    dense = _evaluate(options, options.model)
+    dense = score(options.model, options.evaluation, _WINDOWS)
     found = [
         scored
         for seed in options.seed
@@ -68,7 +70,7 @@ def _scores(
     options: argparse.Namespace, method: Method, seed: int, dense: ModelEvaluation
 ) -> Iterator[Scored]:
     for output in compress(_config(options, method, seed)).outputs:
-        scored = _evaluate(options, str(output.path))
+        scored = score(str(output.path), options.evaluation, _WINDOWS)
         yield Scored(
             method,
             output.ratio,
@@ -106,17 +108,16 @@ def _config(options: argparse.Namespace, method: Method, seed: int) -> RunConfig
     )
 
 
-def _evaluate(options: argparse.Namespace, checkpoint: str) -> ModelEvaluation:
-    report = evaluate(
-        EvaluateConfig(
-            checkpoint=checkpoint,
-            text=options.evaluation,
-            sequence_length=1024,
-            max_windows=16,
-            sample_tokens=1,
-        )
+def score(checkpoint: str, text: str, windows: int) -> ModelEvaluation:
+    """The first windows of 1,024 tokens of a text, by one checkpoint in float32."""
+    config = EvaluateConfig(
+        checkpoint=checkpoint,
+        text=text,
+        sequence_length=1024,
+        max_windows=windows,
+        sample_tokens=1,
     )
-    return report.models[0]
+    return evaluate(config).models[0]
 
 
 def _parse() -> argparse.Namespace:

@@ -13,13 +13,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.accuracy import score
 from pipeline.compress import compress
-from pipeline.evaluate import evaluate
 from schemas.request.config import CalibrationConfig, ClusterConfig, NumericsConfig, RunConfig
-from schemas.result.evaluation import EvaluateConfig, ModelEvaluation
 from workers.checkpoint.contents import inspect
 from workers.process.logs import set_up_logging
 
+_WINDOWS = 12
 _WINDOWS_A_DIMENSION = 2  # windows are half as long as the widest moment
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     options = _parse()
     set_up_logging()
     widest = max(matrix.small for matrix in inspect(Path(options.model)).matrices)
-    dense = _evaluate(options, options.model)
+    dense = score(options.model, options.evaluation, _WINDOWS)
     name, ratio = Path(options.model).name, options.ratio
     table = Table(title=f"{name}, {ratio:.0%} removed: perplexity (dense {dense.perplexity:.2f})")
     for heading in ("tokens a dimension", "shrinkage", "perplexity", "nats predicted", "measured"):
@@ -37,7 +37,7 @@ def main() -> None:
         for shrinkage in (0.1, None):
             config = _config(options, tokens, shrinkage, widest // _WINDOWS_A_DIMENSION)
             (output,) = compress(config).outputs
-            scored = _evaluate(options, str(output.path))
+            scored = score(str(output.path), options.evaluation, _WINDOWS)
             used = sorted(m.shrinkage for m in output.compression.matrices if m.shrinkage)
             chosen = f"chosen, {used[0]:.3f} to {used[-1]:.3f}, median {used[len(used) // 2]:.3f}"
             table.add_row(
@@ -68,19 +68,6 @@ def _config(
         numerics=NumericsConfig(shrinkage=shrinkage),
         cluster=ClusterConfig(workers=options.workers),
     )
-
-
-def _evaluate(options: argparse.Namespace, checkpoint: str) -> ModelEvaluation:
-    report = evaluate(
-        EvaluateConfig(
-            checkpoint=checkpoint,
-            text=options.evaluation,
-            sequence_length=1024,
-            max_windows=12,
-            sample_tokens=1,
-        )
-    )
-    return report.models[0]
 
 
 def _parse() -> argparse.Namespace:

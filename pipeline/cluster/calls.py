@@ -79,11 +79,11 @@ def result(reference: Any, what: str, timeout_s: float) -> Any:
     try:
         return ray.get(reference, timeout=timeout_s)
     except RayError as error:
-        found = worded(error, what, timeout_s)
+        found = explained(error, what, timeout_s)
         raise found from error if type(found) is WorkerError else None
 
 
-def worded(error: RayError, what: str, timeout_s: float) -> CompressorError:
+def explained(error: RayError, what: str, timeout_s: float) -> CompressorError:
     """Turn a Ray error into an error of this program that says what it means and what helps."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, CompressorError):

@@ -43,7 +43,7 @@ def check(config: RunConfig) -> Base:
         evaluation_source(config.evaluation.text, config.calibration.text): "evaluation",
     }
     try:
-        with _worded(config):
+        with _explained(config):
             for text, split in texts.items():
                 if text is not None and not is_on_hub(text):
                     for _ in iter_documents(text, split):
@@ -55,7 +55,7 @@ def check(config: RunConfig) -> Base:
 
 def find_base(config: RunConfig) -> Base:
     """Do the same without the texts, for callers that read those next."""
-    with _worded(config):
+    with _explained(config):
         for place in (config.run_folder, *map(config.output_folder, config.ratio)):
             if isinstance(place, Path):
                 _require_writable(place.expanduser().absolute())
@@ -73,7 +73,7 @@ def find_base(config: RunConfig) -> Base:
 
 
 @contextlib.contextmanager
-def _worded(config: RunConfig) -> Iterator[None]:
+def _explained(config: RunConfig) -> Iterator[None]:
     """Turn a system error into a ConfigError that says what to look at."""
     try:
         yield

@@ -18,7 +18,7 @@ from ray.exceptions import (
     RuntimeEnvSetupError,
 )
 
-from pipeline.cluster.calls import worded
+from pipeline.cluster.calls import explained
 from schemas.errors import (
     NumericsError,
     WorkerDiedError,
@@ -50,7 +50,7 @@ def in_task(cause: Exception) -> RayTaskError:
 def test_a_lost_process_is_a_death(error: RayError) -> None:
     """Whether the call itself was lost, or what another call had given to it."""
     for raised in (error, in_task(error)):
-        found = worded(raised, "calibrate forward", 60)
+        found = explained(raised, "calibrate forward", 60)
         assert isinstance(found, WorkerDiedError)
         assert str(found).startswith(f"calibrate forward: a worker died ({type(error).__name__}: ")
         assert "\n" not in str(found)
@@ -58,7 +58,7 @@ def test_a_lost_process_is_a_death(error: RayError) -> None:
 
 @pytest.mark.parametrize(("error", "remedy"), REMEDIES, ids=lambda value: type(value).__name__)
 def test_what_ray_lacks_has_a_remedy(error: RayError, remedy: str) -> None:
-    found = worded(error, "load", 60)
+    found = explained(error, "load", 60)
     assert type(found) is WorkerError
     assert str(found).startswith(f"load: {type(error).__name__}: ")
     assert remedy in str(found)
@@ -66,24 +66,24 @@ def test_what_ray_lacks_has_a_remedy(error: RayError, remedy: str) -> None:
 
 
 def test_a_call_without_an_answer_is_a_hung_worker() -> None:
-    found = worded(GetTimeoutError("late"), "load", 60)
+    found = explained(GetTimeoutError("late"), "load", 60)
     assert isinstance(found, WorkerHungError)
     assert str(found).startswith("load: no result within 60 s; raise cluster.item_timeout_s")
 
 
 def test_the_words_of_a_worker_are_kept() -> None:
     cause = NumericsError("layers.0.mlp.up_proj: a moment holds NaN")
-    assert worded(in_task(cause), "factorise", 60) is cause
+    assert explained(in_task(cause), "factorise", 60) is cause
 
 
 def test_an_unknown_error_says_where_it_was() -> None:
-    found = worded(in_task(KeyError("x")), "factorise", 60)
+    found = explained(in_task(KeyError("x")), "factorise", 60)
     assert type(found) is WorkerError
     assert str(found).startswith("factorise: KeyError: 'x', in a worker; start the same command")
 
 
 def test_an_environment_that_cannot_be_set_up_says_why() -> None:
-    found = worded(RuntimeEnvSetupError("the agent\n  did not answer"), "start of a worker", 60)
+    found = explained(RuntimeEnvSetupError("the agent\n  did not answer"), "start of a worker", 60)
     assert isinstance(found, WorkerStartError)
     assert str(found).endswith("environment could not be set up: the agent did not answer")
 
@@ -108,6 +108,6 @@ def test_an_environment_that_cannot_be_set_up_says_why() -> None:
 def test_a_constructor_that_fails_is_what_it_raised(traceback: str, raised: str) -> None:
     """Without the numbers of processes, so that the same failure has the same words."""
     cause = RayTaskError("LayerShard.__init__", traceback, RuntimeError())  # type: ignore[no-untyped-call]
-    found = worded(ActorDiedError.from_task_error(cause), "start of a worker", 60)
+    found = explained(ActorDiedError.from_task_error(cause), "start of a worker", 60)
     assert isinstance(found, WorkerStartError)
     assert str(found) == f"start of a worker: {raised}, while a worker started"
