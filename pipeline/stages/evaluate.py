@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from pipeline.cluster.capacity import workers_there
 from pipeline.request.inputs import EvaluationText, tokens_sha256
 from pipeline.run import Run
 from pipeline.stages.output import Output
@@ -68,7 +69,8 @@ def _score(output: Output, text: EvaluationText) -> tuple[ModelEvaluation, ...]:
         device=run.config.cluster.device,
         streamed=True,
     )
-    workers = run.pool.workers  # some may have been lost
+    there = workers_there(run.config.cluster, run.config.numerics.threads)
+    workers = run.pool.workers[:there]  # a node may have been lost that the pool does not miss yet
     where = run.config.cluster.model_copy(update={"workers": len(workers)})
     run.discard(f"boundaries/{output.identity}")
     with everywhere(output, weights=True) as at:

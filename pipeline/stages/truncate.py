@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import partial
 
 from pipeline.cluster.pool import Task
-from pipeline.run import Run
 from pipeline.stages.output import Output
 from schemas.model.spec import MatrixSpec
 from schemas.result.output import MatrixResult
@@ -52,7 +51,7 @@ def truncate(output: Output, follow: Callable[[], list[Task]] = list) -> None:
 
 def _dense(output: Output, matrix: MatrixSpec) -> MatrixResult:
     """Return the row of a matrix that stays dense, by choice or because it was given up."""
-    run: Run = output.run
+    run = output.run
     if why := output.given_up.get(matrix.name):
         return left_dense(matrix, why, run.config.needs_gradients)
     return kept_dense(run.store, run.ids.bases, matrix)

@@ -35,6 +35,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> Scored:
     found = Scored()
     monkeypatch.setattr(stage, "score_models", found)
     monkeypatch.setattr(stage, "inspect_decoder", mock.Mock())
+    monkeypatch.setattr(stage, "workers_there", lambda *_: 2)  # of 3: one was lost
     return found
 
 
@@ -48,7 +49,7 @@ def compare(folder: Path, windows: list[list[int]]) -> EvaluationReport | None:
         store=SimpleNamespace(root=folder),
         facts=SimpleNamespace(dtype="float32"),
         spec=None,
-        pool=mock.Mock(workers=[mock.Mock()] * 2),  # of 3: one was lost
+        pool=mock.Mock(workers=[mock.Mock()] * 3),
         progress=Progress(),
         discard=mock.Mock(),
         given_up={},
