@@ -1,6 +1,8 @@
 """Set before transformers, datasets or ray is imported: no test talks to a network."""
 
 import os
+import shutil
+import tempfile
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -10,6 +12,9 @@ os.environ.update(
     OMP_NUM_THREADS="1",  # the models are tiny: a second thread costs more than it gives
     RAY_AUTH_MODE="disabled",
     RAY_USAGE_STATS_ENABLED="0",
+    # A submitted job joins the cluster that was last started in this folder. Tests run in several
+    # processes, so each has its own; its name is short because sockets lie in it.
+    RAY_TMPDIR=tempfile.mkdtemp(prefix="ray", dir="/tmp"),
 )
 
 from jaxtyping import install_import_hook  # after the environment is set
@@ -20,3 +25,8 @@ import tests.shapes  # noqa: F401 (found by its name below)
 install_import_hook(
     ["workers.allocation", "workers.calibration", "workers.truncation"], "tests.shapes.checked"
 )
+
+
+def pytest_unconfigure() -> None:
+    """Remove what every Ray of this process has written."""
+    shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
