@@ -11,16 +11,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.compress import compress
 from pipeline.evaluate import evaluate
 from schemas.errors import CompressorError, InputError, RunError
-from schemas.request.config import (
+from schemas.request.config import RunConfig
+from schemas.request.evaluation import EvaluationConfig
+from schemas.request.groups import (
     CalibrationConfig,
     ClusterConfig,
     Device,
     DType,
-    EvaluationConfig,
+    EvaluationTextConfig,
     NumericsConfig,
-    RunConfig,
 )
-from schemas.result.evaluation import EvaluateConfig, EvaluationReport, ModelEvaluation
+from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 from schemas.result.manifest import Compression, OutputResult, RunResult
 from workers.checkpoint.fetching import resolve
 from workers.model.loading import load_model, load_tokenizer
@@ -30,9 +31,9 @@ __all__ = [
     "ClusterConfig",
     "Compression",
     "CompressorError",
-    "EvaluateConfig",
     "EvaluationConfig",
     "EvaluationReport",
+    "EvaluationTextConfig",
     "InputError",
     "Loaded",
     "ModelEvaluation",

@@ -1,13 +1,11 @@
 """Print docs/configuration.md: every setting of every command, from the schemas."""
 
-from typing import Any, get_args
-
 from pydantic import BaseModel
 
-from pipeline.request.flags import FLAGS
-from schemas.request.config import RunConfig
+from schemas.request.config import CompressionConfig, RunConfig
+from schemas.request.evaluation import EvaluationConfig
 from schemas.request.nightly import NightlyConfig
-from schemas.result.evaluation import EvaluateConfig
+from schemas.request.settings import settings
 
 INTRODUCTION = """\
 # Configuration
@@ -19,41 +17,25 @@ a later one overrides an earlier one, and an unknown key is refused. A setting w
 given by `--set` or in the file; [deploy/compress.yaml](../deploy/compress.yaml) is an example. A
 default that is not shown is none.
 """
-ARGUMENTS = ("checkpoint",)
 HEADING = "| setting | flag | default | |\n|---|---|---|---|"
 SECTIONS: dict[str, tuple[type[BaseModel], str]] = {
     "svdllm compress": (RunConfig, ""),
-    "svdllm nightly": (NightlyConfig, "Beside those of compress, without `model`:"),
-    "svdllm evaluate": (EvaluateConfig, "`checkpoint` is the argument of the command."),
+    "svdllm nightly": (NightlyConfig, "Beside those of compress from `ratio` on:"),
+    "svdllm evaluate": (EvaluationConfig, "`checkpoint` is the argument of the command."),
 }
+COMMON = {"svdllm nightly": {setting.path for setting in settings(CompressionConfig)}}
 
 
-def rows(schema: type[BaseModel], prefix: str = "") -> list[str]:
-    """A row for every setting that a schema names itself, in its order."""
+def rows(schema: type[BaseModel], listed: set[str]) -> list[str]:
+    """A row for every setting that is not one of those `listed` before."""
     found = []
-    for name in schema.__annotations__:
-        field = schema.model_fields[name]
-        if group := _group(field.annotation):
-            found += rows(group, f"{prefix}{name}.")
-            continue
-        path = f"{prefix}{field.alias or name}"
-        flag = "" if prefix or path in ARGUMENTS else f"--{path.replace('_', '-')}"
-        flag = FLAGS.get(path, flag)
-        default = "" if field.is_required() or not _shown(field.default) else f"`{field.default}`"
-        shown = f"`{flag}`" if flag else ""
-        described = str(field.description).replace("|", r"\|")
-        found.append(f"| `{path}` | {shown} | {default} | {described} |")
+    for setting in settings(schema):
+        if setting.path not in listed:
+            flag = f"`{setting.flag}`" if setting.flag else ""
+            default = setting.unset or (setting.default and f"`{setting.default}`")
+            described = str(setting.field.description).replace("|", r"\|")
+            found.append(f"| `{setting.path}` | {flag} | {default} | {described} |")
     return found
-
-
-def _group(kind: Any) -> type[BaseModel] | None:
-    """The schema of a group of settings, also of one that may be absent."""
-    kinds = [kind, *get_args(kind)]
-    return next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
-
-
-def _shown(default: object) -> bool:
-    return default is not None and default != ()
 
 
 def page() -> str:
@@ -62,7 +44,7 @@ def page() -> str:
     for title, (schema, remark) in SECTIONS.items():
         parts.append(f"## {title}\n")
         parts += [f"{remark}\n"] if remark else []
-        parts.append("\n".join([HEADING, *rows(schema)]) + "\n")
+        parts.append("\n".join([HEADING, *rows(schema, COMMON.get(title, set()))]) + "\n")
     return "\n".join(parts)
 
 

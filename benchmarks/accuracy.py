@@ -6,7 +6,7 @@ Each cell is what these two commands print, for a method, a ratio and a seed:
 
     svdllm compress --model DIR --output OUT --ratio 0.2,0.4 --method METHOD --seed SEED \\
         --calibration TEXT --calibration-samples 64 --sequence-length 1024
-    svdllm evaluate OUT/ratio-0.20 --text TEXT --sequence-length 1024 --max-windows 16
+    svdllm evaluate OUT/ratio-0.20 --text TEXT --sequence-length 1024 --windows 16
 
 The methods of a seed share one run directory, so moments that two of them need are accumulated
 once.
@@ -23,9 +23,11 @@ from rich.table import Table
 
 from pipeline.compress import compress
 from pipeline.evaluate import evaluate
-from schemas.request.config import CalibrationConfig, ClusterConfig, RunConfig
+from schemas.request.config import RunConfig
+from schemas.request.evaluation import EvaluationConfig
+from schemas.request.groups import CalibrationConfig, ClusterConfig
 from schemas.request.methods import METHODS, TITLES, Method
-from schemas.result.evaluation import EvaluateConfig, ModelEvaluation
+from schemas.result.evaluation import ModelEvaluation
 from workers.process.logs import set_up_logging
 
 _WINDOWS = 16
@@ -110,11 +112,11 @@ def _config(options: argparse.Namespace, method: Method, seed: int) -> RunConfig
 
 def score(checkpoint: str, text: str, windows: int) -> ModelEvaluation:
     """The first windows of 1,024 tokens of a text, by one checkpoint in float32."""
-    config = EvaluateConfig(
+    config = EvaluationConfig(
         checkpoint=checkpoint,
         text=text,
         sequence_length=1024,
-        max_windows=windows,
+        windows=windows,
         sample_tokens=1,
     )
     return evaluate(config).models[0]

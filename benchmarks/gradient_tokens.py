@@ -15,7 +15,8 @@ from rich.table import Table
 
 from benchmarks.accuracy import score
 from pipeline.compress import compress
-from schemas.request.config import CalibrationConfig, ClusterConfig, NumericsConfig, RunConfig
+from schemas.request.config import RunConfig
+from schemas.request.groups import CalibrationConfig, ClusterConfig, NumericsConfig
 from workers.checkpoint.contents import inspect
 from workers.process.logs import set_up_logging
 

@@ -36,7 +36,8 @@ from pipeline.stages.factorise import root_groups
 from pipeline.stages.weight_files import plan_file, plan_parts
 from pipeline.stream.schedule import micro_batches
 from schemas.model.spec import ModelSpec
-from schemas.request.config import CalibrationConfig, NumericsConfig, RunConfig
+from schemas.request.config import RunConfig
+from schemas.request.groups import CalibrationConfig, NumericsConfig
 from schemas.result.output import MatrixResult
 from schemas.run.identity import Ground, Identities, identities
 from schemas.run.moments import Pass, taps

@@ -13,7 +13,8 @@ from benchmarks.fresh import in_fresh_process
 from benchmarks.random_llama import save_with_tokenizer
 from pipeline.cli.demo_inputs import write_texts
 from pipeline.compress import compress
-from schemas.request.config import CalibrationConfig, ClusterConfig, RunConfig
+from schemas.request.config import RunConfig
+from schemas.request.groups import CalibrationConfig, ClusterConfig
 from schemas.result.manifest import RunResult
 
 _SIZES = {"hidden 256, 4 layers": (256, 4), "hidden 1024, 16 layers": (1024, 16)}

@@ -8,7 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pipeline.cli.demo_inputs import fetch_model, write_texts
-from schemas.request.config import CalibrationConfig, ClusterConfig, RunConfig
+from schemas.request.config import RunConfig
+from schemas.request.groups import CalibrationConfig, ClusterConfig
 
 _WEIGHTS = "model.safetensors"
 

@@ -28,7 +28,8 @@ from benchmarks.fresh import in_fresh_process
 from benchmarks.random_llama import save_with_tokenizer
 from pipeline.cli.demo_inputs import write_texts
 from pipeline.compress import compress
-from schemas.request.config import CalibrationConfig, ClusterConfig, RunConfig
+from schemas.request.config import RunConfig
+from schemas.request.groups import CalibrationConfig, ClusterConfig
 
 SPREAD = 0.10
 

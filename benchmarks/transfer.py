@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.timing import interleave
 from pipeline.cluster.session import ray_session
-from schemas.request.config import ClusterConfig
+from schemas.request.groups import ClusterConfig
 from workers.actors.tensors import share_tensors
 
 WAYS = ("pickle", "shared")

@@ -40,7 +40,8 @@ from pipeline.stream.schedule import (
     stream_backward,
     stream_forward,
 )
-from schemas.request.config import CalibrationConfig, ClusterConfig, RunConfig
+from schemas.request.config import RunConfig
+from schemas.request.groups import CalibrationConfig, ClusterConfig
 from schemas.run.moments import Pass
 from workers.checkpoint.contents import base_files, inspect
 from workers.storage.keys import OWNER

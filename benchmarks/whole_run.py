@@ -29,7 +29,8 @@ from benchmarks.timing import interleave
 from pipeline.cli.demo_inputs import fetch_model, write_texts
 from pipeline.compress import compress
 from pipeline.request.inputs import gather
-from schemas.request.config import CalibrationConfig, ClusterConfig, RunConfig
+from schemas.request.config import RunConfig
+from schemas.request.groups import CalibrationConfig, ClusterConfig
 from workers.model.layers import Decoder
 
 OURS = "ours, 2 workers"

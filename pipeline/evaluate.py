@@ -4,7 +4,8 @@ import contextlib
 from pathlib import Path
 
 from schemas.errors import CheckpointError
-from schemas.result.evaluation import EvaluateConfig, EvaluationReport
+from schemas.request.evaluation import EvaluationConfig
+from schemas.result.evaluation import EvaluationReport
 from workers.checkpoint.fetching import resolve
 from workers.checkpoint.names import CONFIG
 from workers.evaluation.perplexity import evaluate_checkpoint
@@ -13,7 +14,7 @@ from workers.storage.places import local_copy, url_of
 from workers.text.windows import evaluation_windows, shared_tokens
 
 
-def evaluate(config: EvaluateConfig) -> EvaluationReport:
+def evaluate(config: EvaluationConfig) -> EvaluationReport:
     """Score the baseline, if there is one, then the checkpoint; one model in memory at a time.
 
     A streamed evaluation scores both at once and never holds a whole model. Raises TextError,
@@ -37,11 +38,11 @@ def _folder(name: str, copies: contextlib.ExitStack) -> Path:
     return folder
 
 
-def _evaluate(config: EvaluateConfig, names: list[str], folders: list[Path]) -> EvaluationReport:
+def _evaluate(config: EvaluationConfig, names: list[str], folders: list[Path]) -> EvaluationReport:
     tokenizers = [load_tokenizer(folder, config.trust_remote_code) for folder in folders]
-    wanted = config.max_windows and config.max_windows * config.sequence_length
+    wanted = config.windows and config.windows * config.sequence_length
     tokens = shared_tokens(config.text, dict(zip(names, tokenizers, strict=True)), wanted)
-    windows = evaluation_windows(tokens, config.sequence_length, config.max_windows)
+    windows = evaluation_windows(tokens, config.sequence_length, config.windows)
     if config.streamed:
         from pipeline.stream.evaluation import evaluate_streamed  # ray loads only when needed
 

@@ -10,7 +10,8 @@ from unittest import mock
 from pipeline.nightly import catalog
 from schemas.errors import CompressorError
 from schemas.location import Url
-from schemas.request.config import CalibrationConfig, NumericsConfig, RunConfig
+from schemas.request.config import RunConfig
+from schemas.request.groups import CalibrationConfig, NumericsConfig
 from schemas.request.nightly import CatalogRow
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 from schemas.result.manifest import Compression, Manifest, OutputResult, RunResult

@@ -3,7 +3,7 @@
 from typing import Any
 
 from schemas.model.architectures import ARCHITECTURES
-from schemas.request.config import CalibrationConfig, NumericsConfig
+from schemas.request.groups import CalibrationConfig, NumericsConfig
 from schemas.request.methods import METHODS
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 from schemas.result.manifest import Compression

@@ -7,45 +7,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pipeline.cli import interrupts, nightly
+from pipeline.cli import interrupts
 from pipeline.cli.exit_codes import exit_codes
-from pipeline.cli.options import (
-    AllocationFlag,
-    Calibration,
-    ConfigFile,
-    DeviceFlag,
-    DTypeFlag,
-    EvaluateFlag,
-    FactorsFlag,
-    GradientLength,
-    GradientSamples,
-    Length,
-    MethodFlag,
-    Model,
-    OnFailureFlag,
-    Output,
-    Ratio,
-    Revision,
-    RunDir,
-    Samples,
-    Seed,
-    Settings,
-    StorageRead,
-    StorageWrite,
-    TruncationFlag,
-    Workers,
-)
+from pipeline.cli.nightly import catalog, nightly
+from pipeline.cli.options import Fresh, asks
 from pipeline.cli.report import report
 from pipeline.cli.tables.plan import plan_table
 from pipeline.cli.tables.run import check_table, run_table
 from pipeline.cli.tables.status import status_table
-from pipeline.request.flags import build
 from schemas.location import locate
-from schemas.request.config import (
-    DType,
-    RunConfig,
-)
-from schemas.result.evaluation import EvaluateConfig
+from schemas.request.config import RunConfig
+from schemas.request.evaluation import EvaluationConfig
 from workers.process.logs import LOG_FORMAT, LogFormat, set_up_logging
 
 app = typer.Typer(
@@ -69,69 +41,21 @@ def logs(
 
 
 @app.command()
-def compress(
-    model: Model = None,
-    ratio: Ratio = None,
-    output: Output = None,
-    revision: Revision = None,
-    run_dir: RunDir = None,
-    method: MethodFlag = None,
-    truncation: TruncationFlag = None,
-    allocation: AllocationFlag = None,
-    factors: FactorsFlag = None,
-    calibration: Calibration = None,
-    calibration_samples: Samples = None,
-    sequence_length: Length = None,
-    gradient_samples: GradientSamples = None,
-    gradient_length: GradientLength = None,
-    evaluate: EvaluateFlag = None,
-    seed: Seed = None,
-    workers: Workers = None,
-    device: DeviceFlag = None,
-    dtype: DTypeFlag = None,
-    storage_read: StorageRead = None,
-    storage_write: StorageWrite = None,
-    on_failure: OnFailureFlag = None,
-    config: ConfigFile = None,
-    settings: Settings = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Set aside what ran in the run directory before.")
-    ] = False,
-) -> None:
+@asks(RunConfig)
+def compress(request: RunConfig, fresh: Fresh = False) -> None:
     """Compress a checkpoint at one or several ratios. The same command continues a stopped run."""
-    given = locals()
-    with exit_codes():
-        request = build(RunConfig, {key: given[key] for key in given.keys() - {"fresh"}})
-        from pipeline.request.preflight import check  # neither torch nor ray
+    from pipeline.request.preflight import check  # neither torch nor ray
 
-        check(request)
-        from pipeline.compress import compress as run  # torch and ray load only when needed
+    check(request)
+    from pipeline.compress import compress as run  # torch and ray load only when needed
 
-        result = run(request, fresh=fresh)
-        _out.print(run_table(result))
+    _out.print(run_table(run(request, fresh=fresh)))
 
 
 @app.command()
+@asks(RunConfig, without=("run_dir", "cluster.device"), output=Path("unused"))
 def plan(
-    model: Annotated[
-        str | None, typer.Option(help="A checkpoint folder, a config.json or a hub id.")
-    ] = None,
-    ratio: Ratio = None,
-    revision: Revision = None,
-    method: MethodFlag = None,
-    truncation: TruncationFlag = None,
-    allocation: AllocationFlag = None,
-    factors: FactorsFlag = None,
-    calibration_samples: Samples = None,
-    sequence_length: Length = None,
-    gradient_samples: GradientSamples = None,
-    gradient_length: GradientLength = None,
-    workers: Workers = None,
-    dtype: DTypeFlag = None,
-    storage_read: StorageRead = None,
-    storage_write: StorageWrite = None,
-    config: ConfigFile = None,
-    settings: Settings = None,
+    request: RunConfig,
     gpus: Annotated[
         int | None, typer.Option(min=1, help="GPUs to plan for.", show_default="this host's CPU")
     ] = None,
@@ -147,63 +71,33 @@ def plan(
 ) -> None:
     """Shards, waves, memory, disk, flops, bytes and time, from config.json alone.
 
-    Nothing is computed. GPUs that are described need not exist.
+    Nothing is computed. GPUs that are described need not exist, and --model may be a config.json.
     """
-    given = locals()
-    with exit_codes():
-        from pipeline.plan.machines import Machines
-        from pipeline.plan.planner import plan_checkpoint
+    from pipeline.plan.machines import Machines
+    from pipeline.plan.planner import plan_checkpoint
 
-        flags = {key: given[key] for key in given.keys() - {*Machines._fields, "json"}}
-        request = build(RunConfig, flags | {"output": Path("unused")})
-        machines = Machines(gpus, gpus_per_node, gpu_memory, host_memory, gpu_type)
-        found = plan_checkpoint(request, machines)
-        if json:
-            _out.print_json(found.model_dump_json())
-        else:
-            _out.print(plan_table(found))
+    machines = Machines(gpus, gpus_per_node, gpu_memory, host_memory, gpu_type)
+    found = plan_checkpoint(request, machines)
+    if json:
+        _out.print_json(found.model_dump_json())
+    else:
+        _out.print(plan_table(found))
 
 
 @app.command()
+@asks(EvaluationConfig)
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, a hub id or a URL.")],
-    baseline: Annotated[str | None, typer.Option(help="The base, to compare with.")] = None,
-    text: Annotated[
-        str | None, typer.Option(help="As --calibration of compress.", show_default="wikitext2")
-    ] = None,
-    sequence_length: Annotated[
-        int | None, typer.Option(help="Tokens in a window.", show_default="2048")
-    ] = None,
-    max_windows: Annotated[int | None, typer.Option(help="Only the first windows.")] = None,
-    device: DeviceFlag = None,
-    dtype: Annotated[
-        DType | None, typer.Option(help="Compute type.", show_default="float32")
-    ] = None,
-    sample_prompt: Annotated[str | None, typer.Option(help="Text that each continues.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run a checkpoint's own code.")] = False,
-    streamed: Annotated[
-        bool, typer.Option("--streamed", help="Through layer shards on Ray; with KL, no sample.")
-    ] = False,
-    workers: Workers = None,
-    shard_layers: Annotated[
-        int | None, typer.Option(help="Most layers in a worker.", show_default="what fits")
-    ] = None,
-    work_dir: Annotated[
-        Path | None, typer.Option(help="For what waits between waves of shards.")
-    ] = None,
+    request: EvaluationConfig,
     json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
 ) -> None:
     """Perplexity, size and a generated sample, side by side with the base."""
-    with exit_codes():
-        flags = {key: value for key, value in locals().items() if key != "json"}
-        request = build(EvaluateConfig, flags)
-        from pipeline.cli.tables.evaluation import evaluation_table as table
-        from pipeline.evaluate import evaluate as run
+    from pipeline.cli.tables.evaluation import evaluation_table as table
+    from pipeline.evaluate import evaluate as run
 
-        report = run(request)
-        _out.print(table(report))
-        if json:
-            json.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    report = run(request)
+    _out.print(table(report))
+    if json:
+        json.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 @app.command()
@@ -251,7 +145,8 @@ def demo(
         run_demo(work_dir, _out)
 
 
-nightly.register(app, compress)
+app.command()(nightly)
+app.command()(catalog)
 app.command()(exit_codes()(report))
 
 

@@ -9,7 +9,8 @@ from pipeline.cli.demo_inputs import fetch_model, write_texts
 from pipeline.cli.tables.evaluation import evaluation_table
 from pipeline.cli.tables.run import check_table, run_table
 from pipeline.compress import compress
-from schemas.request.config import CalibrationConfig, ClusterConfig, EvaluationConfig, RunConfig
+from schemas.request.config import RunConfig
+from schemas.request.groups import CalibrationConfig, ClusterConfig, EvaluationTextConfig
 from workers.checkpoint.verify import require, verify_checkpoint
 
 _RATIO = 0.2
@@ -32,7 +33,7 @@ def run_demo(folder: Path, console: Console) -> None:
                 sequence_length=1024,
                 gradient_length=256,
             ),
-            evaluation=EvaluationConfig(
+            evaluation=EvaluationTextConfig(
                 text=str(evaluation), sequence_length=1024, windows=_WINDOWS
             ),
             cluster=ClusterConfig(workers=2),

@@ -1,67 +1,79 @@
-"""Options that several commands share."""
+"""Command-line options, made from the settings of a configuration."""
 
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
+from pydantic import BaseModel
 
-from schemas.model.spec import Factors
-from schemas.request.config import Device, DType, OnFailure
-from schemas.request.methods import Allocation, Method, Truncation
+from pipeline.cli.exit_codes import exit_codes
+from pipeline.request.flags import build
+from schemas.request.settings import Setting, settings
 
-Model = Annotated[str | None, typer.Option(help="A checkpoint folder, a hub id or a URL.")]
-Ratio = Annotated[
-    str | None,
-    typer.Option(help="Fraction of the targeted parameters REMOVED; several: 0.2,0.4."),
-]
-Output = Annotated[str | None, typer.Option(help="Folder or URL of the compressed checkpoint.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
-RunDir = Annotated[
-    str | None,
-    typer.Option(help="Folder or URL of the run.", show_default="OUTPUT.run"),
-]
-MethodFlag = Annotated[
-    Method | None, typer.Option(help="Preset of the next three.", show_default="two-sided")
-]
-TruncationFlag = Annotated[Truncation | None, typer.Option(help="How a matrix is cut at a rank.")]
-AllocationFlag = Annotated[Allocation | None, typer.Option(help="How ranks are shared out.")]
-FactorsFlag = Annotated[Factors | None, typer.Option(help="How a cut matrix is stored.")]
-Calibration = Annotated[
-    str | None,
-    typer.Option(
-        help="A .txt, .jsonl or .parquet file, a known data set or a hub id.",
-        show_default="wikitext2",
-    ),
-]
-Samples = Annotated[
-    int | None, typer.Option(help="Windows for the forward moments.", show_default="256")
-]
-Length = Annotated[int | None, typer.Option(help="Tokens in each of them.", show_default="2048")]
-GradientSamples = Annotated[
-    int | None,
-    typer.Option(help="Windows for the gradient moments.", show_default="16 tokens a dimension"),
-]
-GradientLength = Annotated[int | None, typer.Option(help="Tokens in each.", show_default="512")]
-EvaluateFlag = Annotated[
-    str | None,
-    typer.Option(help="Text to compare base and result on, as --calibration, or none."),
-]
-Seed = Annotated[int | None, typer.Option(help="Windows and sampled labels.", show_default="0")]
-Workers = Annotated[
-    int | None,
-    typer.Option(help="Layer-shard workers.", show_default="every GPU, or CPU cores to 8"),
-]
-DeviceFlag = Annotated[Device | None, typer.Option(help="Where to compute.", show_default="auto")]
-StorageRead = Annotated[
-    str | None,
-    typer.Option(help="Assumed for all nodes together, a second.", show_default="6GB"),
-]
-StorageWrite = Annotated[str | None, typer.Option(help="The same.", show_default="3GB")]
-DTypeFlag = Annotated[DType | None, typer.Option(help="Compute type.", show_default="auto")]
-OnFailureFlag = Annotated[
-    OnFailure | None, typer.Option(help="When a matrix cannot be cut.", show_default="fail")
-]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML of the same settings.")]
-Settings = Annotated[
+Assignments = Annotated[
     list[str] | None, typer.Option("--set", help="Any setting: a.b=value. May be repeated.")
 ]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Set aside what ran in the run directory before.")
+]
+_TYPED = (bool, int, Path)  # typer shows and checks these; pydantic reads all others from text
+
+
+def asks(
+    schema: type[BaseModel], without: tuple[str, ...] = (), **fixed: object
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a command of a function whose first parameter is a configuration.
+
+    The command has an option for every setting of `schema` that has a flag, except the paths in
+    `without` and the `fixed` settings; then --config, --set and what the function itself asks for.
+    Errors end it with an exit code.
+    """
+    asked = [s for s in settings(schema) if s.path not in {*without, *fixed}]
+    parameters = [_parameter(s) for s in asked if s.flag or s.positional]
+    parameters += [_keyword("config", ConfigFile), _keyword("settings", Assignments)]
+    names = {parameter.name for parameter in parameters}
+
+    def command(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(**given: Any) -> None:
+            flags = {name: given.pop(name) for name in names}
+            with exit_codes():
+                function(build(schema, flags | fixed), **given)
+
+        _, *own = inspect.signature(function).parameters.values()
+        run.__dict__["__signature__"] = inspect.Signature(parameters + own)
+        return run
+
+    return command
+
+
+def _parameter(setting: Setting) -> inspect.Parameter:
+    text = f"{setting.field.description}."
+    if setting.positional:
+        argument = Annotated[str, typer.Argument(help=text)]
+        return _keyword(setting.parameter, argument, inspect.Parameter.empty)
+    kind = _typed(setting.kind)
+    shown = setting.unset or (kind is not bool and setting.default)
+    option = typer.Option(setting.flag, help=text, show_default=shown or False)
+    return _keyword(setting.parameter, Annotated[kind | None, option])
+
+
+def _typed(kind: Any) -> Any:
+    """Return the type of an option for a setting of this annotation: text, if no other is apt."""
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    [one, *others] = [each for each in kinds if each is not type(None)]
+    if not others and (one in _TYPED or typing.get_origin(one) is Literal):
+        return one
+    return list[str] if one == tuple[str, ...] else str
+
+
+def _keyword(name: str, kind: Any, default: object = None) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind
+    )

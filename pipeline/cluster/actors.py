@@ -11,7 +11,8 @@ from pipeline.cluster.calls import Actor, result, start_timeout
 from pipeline.cluster.capacity import cluster_resources, on_gpus
 from pipeline.progress import Progress
 from schemas.errors import WorkerDiedError, WorkerError
-from schemas.request.config import ClusterConfig, RunConfig
+from schemas.request.config import RunConfig
+from schemas.request.groups import ClusterConfig
 from schemas.run.plan import WorkerFacts
 from workers.actors.allocator import Allocator
 from workers.actors.layer_shard import LayerShard

@@ -28,7 +28,7 @@ from schemas.errors import (
     WorkerHungError,
     WorkerStartError,
 )
-from schemas.request.config import ClusterConfig
+from schemas.request.groups import ClusterConfig
 
 # What Ray raises when a process, or an object that it held, is gone: it died by itself or with its
 # node, or Ray's memory monitor killed it because the host ran out of memory.

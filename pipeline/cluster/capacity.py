@@ -7,7 +7,7 @@ import ray
 from pipeline.cluster.calls import start_timeout, wait_for
 from pipeline.plan.machines import MAX_CPU_WORKERS, on_cpu
 from schemas.errors import ClusterError
-from schemas.request.config import ClusterConfig, NumericsConfig
+from schemas.request.groups import ClusterConfig, NumericsConfig
 from schemas.run.plan import ClusterSpec, WorkerFacts
 from workers.actors.probe import probe
 

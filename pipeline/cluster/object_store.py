@@ -4,7 +4,8 @@ import shutil
 
 from pipeline.plan.machines import MAX_CPU_WORKERS
 from schemas.model.spec import DecoderSpec
-from schemas.request.config import ClusterConfig, RunConfig
+from schemas.request.config import RunConfig
+from schemas.request.groups import ClusterConfig
 from workers.process.memory import available_bytes
 
 _ELEMENT = 4  # of a float32

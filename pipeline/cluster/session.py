@@ -18,7 +18,7 @@ from pipeline.cluster.joining import require_answer
 from pipeline.cluster.object_store import within_memory
 from pipeline.search_path import for_workers
 from schemas.errors import ClusterError
-from schemas.request.config import ClusterConfig
+from schemas.request.groups import ClusterConfig
 from workers.process.logs import as_json
 
 

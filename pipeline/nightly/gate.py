@@ -3,10 +3,11 @@
 import math
 from collections.abc import Sequence
 
+from schemas.request.evaluation import EvaluationConfig
 from schemas.request.nightly import Gate
-from schemas.result.evaluation import EvaluateConfig, EvaluationReport, ModelEvaluation
+from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 
-_PROMPT: str = EvaluateConfig.model_fields["sample_prompt"].default
+_PROMPT: str = EvaluationConfig.model_fields["sample_prompt"].default
 _FEWEST_WORDS = 8  # a shorter text is judged by its characters: some languages part no words
 _REPEATS = 4  # of a cycle, before it counts
 _COVERED = 0.5  # share of a text that a cycle must cover, up to the end of the text

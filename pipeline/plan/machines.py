@@ -7,7 +7,8 @@ from pipeline.plan.devices import row
 from schemas.errors import ConfigError
 from schemas.model.dtypes import computed_in
 from schemas.model.spec import ModelSpec
-from schemas.request.config import DType, RunConfig
+from schemas.request.config import RunConfig
+from schemas.request.groups import DType
 from schemas.request.sizes import parse_size
 from schemas.run.plan import ClusterSpec
 from workers.process.memory import available_bytes

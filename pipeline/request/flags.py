@@ -1,6 +1,7 @@
 """One configuration from YAML, flags and --set, in rising order of precedence."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,49 +12,30 @@ from schemas.errors import ConfigError
 from schemas.printable import printable
 from schemas.request.config import RunConfig
 from schemas.request.methods import METHODS
+from schemas.request.settings import settings
 
 T = TypeVar("T", bound=BaseModel)
 
-# The setting that a flag sets, if it is not a field of the same name.
-_PATHS: dict[str, str] = {
-    "allocation": "allocation.method",
-    "calibration": "calibration.text",
-    "calibration_samples": "calibration.samples",
-    "sequence_length": "calibration.sequence_length",
-    "gradient_samples": "calibration.gradient_samples",
-    "gradient_length": "calibration.gradient_length",
-    "evaluate": "evaluation.text",
-    "gate": "gate.perplexity",
-    "gate_kl": "gate.kl",
-    "watch": "watch",
-    "workers": "cluster.workers",
-    "storage_read": "cluster.storage_read",
-    "storage_write": "cluster.storage_write",
-    "device": "cluster.device",
-    "dtype": "numerics.dtype",
-}
-_GROUPS = {"allocation", "calibration", "gate"}  # of settings; the flag so named sets one of them
-
 _RATIO = "; a ratio is the fraction that is removed, from 0 to below 1, as 0.2 or 0.2,0.4"
-FLAGS = {path: f"--{flag.replace('_', '-')}" for flag, path in _PATHS.items()}
 
 
 def build(schema: type[T], flags: Mapping[str, Any]) -> T:
-    """Build a configuration of `schema`; flags that were not given are None.
+    """Build a configuration of `schema` from options, by the names of their parameters.
 
-    `config` names a YAML file, `settings` is a list of "a.b=value". Raises ConfigError, or
-    pydantic's ValidationError, which `explain` puts into words.
+    Options that were not given are None or empty. `config` names a YAML file, `settings` is a
+    list of "a.b=value". Raises ConfigError, or pydantic's ValidationError, which `explain` puts
+    into words.
     """
     values = _read_yaml(flags.get("config"))
-    for flag, value in flags.items():
-        if value is not None and flag not in ("config", "settings"):
-            path = flag if flag in schema.model_fields.keys() - _GROUPS else _PATHS[flag]
-            _assign(values, path, value)
-    for setting in flags.get("settings") or ():
-        path, found, text = setting.partition("=")
+    paths = {setting.parameter: setting.path for setting in settings(schema)}
+    for name, value in flags.items():
+        if value not in (None, []) and name not in ("config", "settings"):
+            _assign(values, paths[name], value)
+    for assignment in flags.get("settings") or ():
+        path, found, text = assignment.partition("=")
         if not found:
-            raise ConfigError(f"--set {setting!r} is not of the form a.b=value")
-        _assign(values, path.strip(), _parsed(text, f"--set {setting!r}"))
+            raise ConfigError(f"--set {assignment!r} is not of the form a.b=value")
+        _assign(values, path.strip(), _parsed(text, f"--set {assignment!r}"))
     return schema.model_validate(values)
 
 
@@ -114,24 +96,14 @@ def command_of(config: RunConfig) -> tuple[str, ...]:
     words = ["svdllm", "compress"]
     presets = METHODS[config.method]
     presets = presets | {"allocation.method": presets["allocation"]}
-    for path, value in _chosen(config, presets):
-        flag = FLAGS.get(path, "" if "." in path else f"--{path.replace('_', '-')}")
-        if path == "run_dir" and value == Path(f"{config.output}.run"):
+    for setting in settings(RunConfig):
+        path, value = setting.path, attrgetter(setting.path)(config)
+        usual = value == presets.get(path, setting.field.default)
+        if usual or (path == "run_dir" and value == Path(f"{config.output}.run")):
             continue
-        words += [flag, _plain(value)] if flag else ["--set", f"{path}={_yaml(value)}"]
+        flag, text = setting.flag, _plain(value)
+        words += [flag, text] if flag else ["--set", f"{path}={_yaml(value)}"]
     return tuple(words)
-
-
-def _chosen(
-    settings: BaseModel, presets: dict[str, str], prefix: str = ""
-) -> Iterator[tuple[str, Any]]:
-    """Yield path and value of every setting, at any depth, that differs from its default."""
-    for name, field in type(settings).model_fields.items():
-        value = getattr(settings, name)
-        if isinstance(value, BaseModel):
-            yield from _chosen(value, presets, f"{prefix}{name}.")
-        elif value != presets.get(f"{prefix}{name}", field.default):
-            yield f"{prefix}{name}", value
 
 
 def _plain(value: object) -> str:

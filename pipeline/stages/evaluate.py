@@ -12,7 +12,8 @@ from pipeline.stages.staging import everywhere
 from pipeline.stream.evaluation import Crew, Model, score_models
 from schemas.location import Location
 from schemas.model.dtypes import STORED
-from schemas.result.evaluation import EvaluateConfig, EvaluationReport, ModelEvaluation
+from schemas.request.evaluation import EvaluationConfig
+from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 from schemas.run.identity import fingerprint
 from workers.checkpoint.contents import inspect_decoder
 from workers.checkpoint.source import Source
@@ -59,12 +60,12 @@ def read_evaluation(place: Location) -> EvaluationReport | None:
 
 def _score(output: Output, text: EvaluationText) -> tuple[ModelEvaluation, ...]:
     run, place = output.run, str(output.place)
-    config = EvaluateConfig(
+    config = EvaluationConfig(
         checkpoint=place,
         baseline=run.config.model,
         text=text.name,
         sequence_length=run.config.evaluation.sequence_length,
-        max_windows=run.config.evaluation.windows,
+        windows=run.config.evaluation.windows,
         dtype=run.facts.dtype,
         device=run.config.cluster.device,
         streamed=True,

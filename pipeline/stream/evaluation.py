@@ -25,8 +25,9 @@ from pipeline.stream.schedule import Batch, as_it_is, drive, micro_batches, stre
 from schemas.errors import CompressorError, ConfigError
 from schemas.location import Url
 from schemas.model.dtypes import ITEM_BYTES
-from schemas.request.config import ClusterConfig, NumericsConfig
-from schemas.result.evaluation import EvaluateConfig, ModelEvaluation
+from schemas.request.evaluation import EvaluationConfig
+from schemas.request.groups import ClusterConfig, NumericsConfig
+from schemas.result.evaluation import ModelEvaluation
 from workers.checkpoint.contents import inspect_decoder
 from workers.checkpoint.own_code import may_run_code
 from workers.checkpoint.source import Source
@@ -59,7 +60,7 @@ class Crew(NamedTuple):
 
 
 def evaluate_streamed(
-    names: Sequence[str], folders: Sequence[Path], windows: Tensor, config: EvaluateConfig
+    names: Sequence[str], folders: Sequence[Path], windows: Tensor, config: EvaluationConfig
 ) -> tuple[ModelEvaluation, ...]:
     """Score one model, or a baseline and a checkpoint, on windows (w, length) of tokens.
 
@@ -77,7 +78,7 @@ def evaluate_streamed(
 def score_models(
     models: Sequence[Model],
     windows: Tensor,
-    config: EvaluateConfig,
+    config: EvaluationConfig,
     where: ClusterConfig,
     progress: Progress,
     crew: Crew | None = None,
@@ -112,7 +113,7 @@ class _Evaluation:
 
     names: Sequence[str]
     sources: Sequence[Source]
-    config: EvaluateConfig
+    config: EvaluationConfig
     where: ClusterConfig
     plan: EvaluationPlan
     progress: Progress
@@ -210,7 +211,7 @@ class _Evaluation:
             require_finite(value / score.tokens, f"{what}, {window}", self.config.dtype)
 
 
-def _source(name: str, folder: Path, config: EvaluateConfig) -> Source:
+def _source(name: str, folder: Path, config: EvaluationConfig) -> Source:
     """Describe a checkpoint for every node. Raises CheckpointError if it cannot be used."""
     spec = inspect_decoder(folder)
     may_run_code(folder, trust_remote_code=False)  # the classes of `runtime/` replace its code

@@ -1,12 +1,13 @@
 """The configuration of `svdllm nightly`, and the contents of its catalogue and its pointer."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from schemas.base import Schema
 from schemas.location import Location
-from schemas.request.config import RunConfig
+from schemas.request.config import CompressionConfig, RunConfig
+from schemas.request.settings import Flag
 
 Order = Literal["newest", "oldest"]
 Event = Literal[
@@ -18,10 +19,10 @@ Event = Literal[
 class Gate(Schema):
     """Conditions that an output must meet before `latest` may name it."""
 
-    perplexity: float | None = Field(
+    perplexity: Annotated[float | None, Flag("gate", unset="no gate")] = Field(
         None, ge=0.0, description="Largest increase of perplexity over the base, as 5% or 0.05"
     )
-    kl: float | None = Field(
+    kl: Annotated[float | None, Flag("gate-kl")] = Field(
         None, ge=0.0, description="Largest KL(base || compressed), in nats a token"
     )
     generation: bool = Field(
@@ -39,53 +40,47 @@ class Gate(Schema):
         return share
 
 
-class NightlyConfig(RunConfig):
-    """One night over the checkpoints of a training run; other settings are as in `RunConfig`.
+class NightlyConfig(CompressionConfig):
+    """One night over the checkpoints of a training run.
 
-    `NightlyConfig(watch=..., output=PREFIX, ratio=(0.2, 0.4), max=2)`: the settings of a
-    compression hold for every checkpoint, so they cannot name one as `model`.
+    `NightlyConfig(watch=..., output=PREFIX, ratio=(0.2, 0.4), max=2)`: how to compress holds for
+    every checkpoint.
     """
 
-    model: str = Field(
-        alias="watch",
-        description="A folder or URL that holds checkpoints, or a hub id with revisions",
+    watch: str = Field(
+        description="A folder or URL that holds checkpoints, or a hub id with revisions"
     )
-    revision: str | None = Field(
+    revision: Annotated[str | None, Flag(unset="main")] = Field(
         None,
-        description="Of a hub id: the branch whose commits are watched (default: main), or * for "
-        "every branch and tag",
+        description="Of a hub id: the branch whose commits are watched, or * for every branch and "
+        "tag",
     )
-    output: Location = Field(description="Folder or URL of checkpoints, catalogue and pointer")
-    run_dir: Location | None = Field(
-        None, description="Folder or URL of the runs; default PREFIX/runs, none for a URL"
+    output: Location = Field(description="Folder or URL of checkpoints, catalogue and `latest`")
+    run_dir: Annotated[Location | None, Flag(unset="PREFIX/runs, none for a URL")] = Field(
+        None, description="Folder or URL of the runs"
     )
     max: int = Field(1, ge=1, description="Most checkpoints that are tried in a night")
-    order: Order = Field("newest", description="Which checkpoints come first: newest or oldest")
+    order: Order = Field("newest", description="Which checkpoints come first")
     gate: Gate | None = Field(
-        None, description="What an output must keep to before it is published; default: nothing"
+        None, description="What an output must keep to before it is published"
     )
     attempts: int = Field(
         3, ge=1, description="Attempts at a checkpoint without success that put it in quarantine"
     )
-    keep: int | None = Field(
-        None, ge=1, description="Newest accepted outputs that stay, at each ratio; default: all"
+    keep: Annotated[int | None, Flag(unset="all")] = Field(
+        None, ge=1, description="Newest accepted outputs that stay, at each ratio"
     )
     retry: tuple[str, ...] = Field(
-        (), description="Checkpoints to try again that are in quarantine or were rejected"
+        (), description="A checkpoint to try again, in quarantine or rejected; may be repeated"
     )
 
     @model_validator(mode="after")
     def _apart(self) -> Self:
-        if str(self.output) == self.model:
+        if str(self.output) == self.watch:
             raise ValueError(
                 f"output {self.output} is what is watched; name another folder with --output"
             )
         return self
-
-    @property
-    def watch(self) -> str:
-        """The folder, URL or hub id that holds the checkpoints."""
-        return self.model
 
     @property
     def runs(self) -> Location:
@@ -99,10 +94,10 @@ class NightlyConfig(RunConfig):
         output = self.output / "checkpoints" / folder
         if len(ratios) == 1:
             output = output / f"ratio-{ratios[0]:.2f}"
-        common = {name: getattr(self, name) for name in RunConfig.model_fields}
-        places = {"output": output, "run_dir": self.runs / folder}
+        common = {name: getattr(self, name) for name in CompressionConfig.model_fields}
         mine = {"model": model, "revision": revision, "ratio": ratios}
-        return RunConfig.model_validate(common | places | mine)
+        places = {"output": output, "run_dir": self.runs / folder}
+        return RunConfig.model_validate(common | mine | places)
 
     @property
     def method_settings(self) -> dict[str, object]:

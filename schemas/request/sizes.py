@@ -1,4 +1,4 @@
-"""Parsing sizes as people write them."""
+"""Sizes as people write them."""
 
 import re
 from typing import Annotated
@@ -17,4 +17,11 @@ def parse_size(text: object) -> int:
     return int(float(match[1]) * _UNITS[match[2] or ""])
 
 
-Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+def format_size(size: int) -> str:
+    """Return bytes in the largest decimal unit that is exact, as 6GB; `parse_size` reads it."""
+    unit = max((u for u, factor in _UNITS.items() if size % factor == 0), key=_UNITS.__getitem__)
+    return f"{size // _UNITS[unit]}{unit.upper()}B".replace("I", "i")
+
+
+AS_SIZE = BeforeValidator(parse_size)
+Size = Annotated[int, AS_SIZE, Field(gt=0)]

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from schemas.base import Schema
 from schemas.location import Location
-from schemas.request.config import CalibrationConfig, NumericsConfig
+from schemas.request.groups import CalibrationConfig, NumericsConfig
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.output import MatrixResult
 from schemas.run.identity import Identities

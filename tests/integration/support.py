@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from schemas.location import Url
-from schemas.request.config import CalibrationConfig, ClusterConfig, RunConfig
+from schemas.request.config import RunConfig
+from schemas.request.groups import CalibrationConfig, ClusterConfig
 from workers.storage.files import file_sha256
 from workers.storage.store import Store
 

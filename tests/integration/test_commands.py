@@ -171,7 +171,7 @@ def test_verify_misses_the_mark_of_success(copied: Path) -> None:
 
 def test_evaluate_writes_its_figures(reference: Reference, text: Path, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    asked = ("--text", text, "--sequence-length", 64, "--max-windows", 2, "--json", path)
+    asked = ("--text", text, "--sequence-length", 64, "--windows", 2, "--json", path)
     code, printed, log = run(
         "evaluate", reference.output.path, "--baseline", reference.config.model, *asked
     )

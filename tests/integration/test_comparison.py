@@ -8,8 +8,10 @@ import pytest
 from pipeline.compress import compress
 from pipeline.evaluate import evaluate
 from schemas.errors import TextError
-from schemas.request.config import EvaluationConfig, RunConfig
-from schemas.result.evaluation import EvaluateConfig, EvaluationReport
+from schemas.request.config import RunConfig
+from schemas.request.evaluation import EvaluationConfig
+from schemas.request.groups import EvaluationTextConfig
+from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import OutputResult
 from tests.integration.support import ask, file_sums
 from tests.models import tiny_model
@@ -23,7 +25,7 @@ FLOAT32 = 2e-6  # of a mean over tokens, whatever the order in which products we
 @pytest.fixture(scope="module")
 def config(text: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     folder = tmp_path_factory.mktemp("comparison")
-    evaluation = EvaluationConfig(text=str(text), sequence_length=LENGTH, windows=WINDOWS)
+    evaluation = EvaluationTextConfig(text=str(text), sequence_length=LENGTH, windows=WINDOWS)
     model = tiny_model(folder / "model")
     return ask(model, text, folder / "output", ratio=(0.2, 0.5), evaluation=evaluation)
 
@@ -38,12 +40,12 @@ def test_it_says_what_an_evaluation_in_memory_says(
 ) -> None:
     for output in outputs:
         alone = evaluate(
-            EvaluateConfig(
+            EvaluationConfig(
                 checkpoint=str(output.path),
                 baseline=config.model,
                 text=str(text),
                 sequence_length=LENGTH,
-                max_windows=WINDOWS,
+                windows=WINDOWS,
                 sample_tokens=1,
             )
         )
@@ -89,7 +91,7 @@ def test_a_text_that_is_too_short_is_refused_before_any_work(
 ) -> None:
     short = tmp_path / "short.txt"
     short.write_text("A few words.")
-    fields = {"evaluation": EvaluationConfig(text=str(short)), "output": tmp_path / "output"}
+    fields = {"evaluation": EvaluationTextConfig(text=str(short)), "output": tmp_path / "output"}
     with pytest.raises(TextError, match="less than one window"):
         compress(config.model_copy(update=fields))
     assert not (tmp_path / "output.run").exists()

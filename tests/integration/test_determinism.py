@@ -6,7 +6,8 @@ import pytest
 
 from pipeline.compress import compress
 from pipeline.request.inputs import gather, tokens_sha256
-from schemas.request.config import ClusterConfig, RunConfig
+from schemas.request.config import RunConfig
+from schemas.request.groups import ClusterConfig
 from schemas.run.identity import Ground, Identities, identities
 from tests.integration.conftest import Reference
 from tests.integration.support import KINDS, item_sums, weight_sums

@@ -7,7 +7,8 @@ import pytest
 from pipeline.compress import compress
 from pipeline.nightly import catalog
 from pipeline.nightly.night import nightly
-from schemas.request.config import EvaluationConfig, RunConfig
+from schemas.request.config import RunConfig
+from schemas.request.groups import EvaluationTextConfig
 from schemas.request.nightly import NightlyConfig
 from tests.integration.support import ask, file_sums
 from tests.models import tiny_model
@@ -22,7 +23,7 @@ def test_checkpoints_are_compressed_judged_and_published(
     source, prefix = tmp_path / "source", tmp_path / "out"
     tiny_model(source / "checkpoint-900", initializer_range=0.05)
     tiny_model(source / "checkpoint-1000", num_hidden_layers=1)  # loses 0.1 nats, the other 3e-4
-    evaluation = EvaluationConfig(text=str(text), sequence_length=64, windows=6)
+    evaluation = EvaluationTextConfig(text=str(text), sequence_length=64, windows=6)
     common = ask(source, text, prefix, ratio=0.2, evaluation=evaluation)
     asked = {name: getattr(common, name) for name in RunConfig.model_fields if name != "model"}
     gate = {"kl": 0.02, "generation": False}

@@ -16,7 +16,8 @@ from pipeline.compress import compress
 from pipeline.progress import Progress
 from schemas.errors import CheckpointError, ConfigError
 from schemas.location import Url
-from schemas.request.config import EvaluationConfig, RunConfig
+from schemas.request.config import RunConfig
+from schemas.request.groups import EvaluationTextConfig
 from schemas.result.manifest import Manifest
 from tests.integration.conftest import Endpoint, Reference
 from tests.integration.support import KINDS, ask, item_attempts, item_sums, weight_sums
@@ -181,7 +182,7 @@ def test_a_run_directory_in_a_store(stored: Stored, text: Path, tmp_path: Path) 
 
     seen = item_attempts(run_dir, *KINDS)
     Store(run_dir).forget(next(key for key in seen if key.startswith("factors/")))
-    evaluation = EvaluationConfig(text=str(text), sequence_length=64, windows=2)
+    evaluation = EvaluationTextConfig(text=str(text), sequence_length=64, windows=2)
     update = {"output": BUCKET / "again", "evaluation": evaluation}
     (result,) = compress(there.model_copy(update=update)).outputs
     assert all(check.passed for check in result.checks)
@@ -203,7 +204,7 @@ def test_a_command_takes_urls(stored: Stored, tmp_path: Path) -> None:
     output = str(stored.config.output)
     assert run("verify", output) == 0
     asked = ["--text", stored.config.calibration.text, "--sequence-length", "64"]
-    asked += ["--max-windows", "2", "--device", "cpu"]
+    asked += ["--windows", "2", "--device", "cpu"]
     assert run("evaluate", output, "--baseline", str(BASE), *asked) == 0
     assert run("plan", "--model", str(BASE), "--ratio", "0.2") == 0
     assert run("status", str(stored.config.run_dir)) == 0

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 from pipeline.evaluate import evaluate
 from runtime.configuration_lowrank import ENCODINGS
 from schemas.errors import CheckpointError, NumericsError
-from schemas.result.evaluation import EvaluateConfig, EvaluationReport
+from schemas.request.evaluation import EvaluationConfig
+from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import FORMAT
 from tests.low_rank import make_checkpoint
 from tests.models import tiny_model, tiny_tokenizer
@@ -36,7 +37,7 @@ class Pair(NamedTuple):
 
     base: Path
     small: Path
-    config: EvaluateConfig
+    config: EvaluationConfig
     report: EvaluationReport
     kl: float
 
@@ -56,12 +57,12 @@ def make_pair(folder: Path, family: str, text: Path) -> Pair:
     made = make_checkpoint(small, family, ENCODINGS, **sizes)
     tiny_tokenizer().save_pretrained(small)
     (small / "manifest.json").write_text(json.dumps({"format": FORMAT}))
-    config = EvaluateConfig(
+    config = EvaluationConfig(
         checkpoint=str(small),
         baseline=str(base),
         text=str(text),
         sequence_length=LENGTH,
-        max_windows=WINDOWS,
+        windows=WINDOWS,
         device="cpu",
         sample_tokens=1,
     )
@@ -76,8 +77,8 @@ def make_pair(folder: Path, family: str, text: Path) -> Pair:
     return Pair(base, small, config, evaluate(config), float(kl))
 
 
-def streamed(config: EvaluateConfig, **fields: Any) -> EvaluationReport:
-    return evaluate(EvaluateConfig(**(config.model_dump() | {"streamed": True} | fields)))
+def streamed(config: EvaluationConfig, **fields: Any) -> EvaluationReport:
+    return evaluate(EvaluationConfig(**(config.model_dump() | {"streamed": True} | fields)))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -18,7 +18,8 @@ from torch import Tensor
 from schemas.errors import ConfigError
 from schemas.location import Location, Url
 from schemas.model.spec import MatrixSpec, ModelSpec
-from schemas.request.config import Device, RunConfig
+from schemas.request.config import RunConfig
+from schemas.request.groups import Device
 from schemas.result.manifest import Check
 from schemas.result.output import OutputFile
 from schemas.run.identity import Identities, Record

@@ -6,7 +6,7 @@ import socket
 import ray
 import torch
 
-from schemas.request.config import Device, DType
+from schemas.request.groups import Device, DType
 from schemas.run.plan import WorkerFacts
 from workers.process.devices import compute_dtype, find_device
 

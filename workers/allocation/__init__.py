@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from schemas.model.spec import Factors
-from schemas.request.config import AllocationConfig
+from schemas.request.groups import AllocationConfig
 from schemas.request.methods import ALLOCATIONS, Allocation
 from workers.allocation.budget import MatrixLoss, Ranks
 from workers.allocation.loss_aware import loss_aware

@@ -13,7 +13,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from schemas.errors import CheckpointError, NumericsError
-from schemas.result.evaluation import EvaluateConfig, ModelEvaluation
+from schemas.request.evaluation import EvaluationConfig
+from schemas.result.evaluation import ModelEvaluation
 from workers.model.loading import load_model
 
 _POSITIONS = 256  # positions whose float32 logits and log-probabilities exist at once
@@ -113,7 +114,7 @@ def evaluate_checkpoint(
     folder: Path,
     windows: Tensor,
     tokenizer: PreTrainedTokenizerBase,
-    config: EvaluateConfig,
+    config: EvaluationConfig,
 ) -> ModelEvaluation:
     """Load a checkpoint, score it on windows (w, length), generate a sample, and free it."""
     try:
@@ -129,7 +130,7 @@ def _measure(
     folder: Path,
     windows: Tensor,
     tokenizer: PreTrainedTokenizerBase,
-    config: EvaluateConfig,
+    config: EvaluationConfig,
 ) -> ModelEvaluation:
     start = time.perf_counter()
     model = load_model(folder, config.dtype, config.device, config.trust_remote_code)

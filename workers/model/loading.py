@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from schemas.errors import CheckpointError, ConfigError, VerificationError
-from schemas.request.config import Device, DType
+from schemas.request.groups import Device, DType
 from workers.checkpoint.own_code import may_run_code
 
 _UNEXPECTED = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")

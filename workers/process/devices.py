@@ -8,7 +8,7 @@ import torch
 
 from schemas.errors import ConfigError
 from schemas.model.dtypes import computed_in
-from schemas.request.config import Device, DType
+from schemas.request.groups import Device, DType
 
 
 def set_threads(threads: int) -> None:

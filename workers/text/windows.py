@@ -88,12 +88,14 @@ def calibration_windows(tokens: Tensor, length: int, count: int, seed: int) -> T
     return windows[order[:count]]
 
 
-def evaluation_windows(tokens: Tensor, length: int, max_windows: int | None = None) -> Tensor:
+def evaluation_windows(tokens: Tensor, length: int, most: int | None = None) -> Tensor:
     """Return the first non-overlapping windows of tokens (t,): (w, length); drop the remainder.
+
+    With `most`, only so many.
 
     Raises TextError if the text is shorter than one window.
     """
-    windows = _cut(tokens, length)[:max_windows]
+    windows = _cut(tokens, length)[:most]
     if not len(windows):
         raise TextError(
             f"evaluation text: {len(tokens)} tokens are less than one window of {length}; "

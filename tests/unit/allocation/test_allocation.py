@@ -12,7 +12,7 @@ from torch import Tensor
 
 from schemas.errors import ConfigError
 from schemas.model.spec import Factors, MatrixSpec
-from schemas.request.config import AllocationConfig
+from schemas.request.groups import AllocationConfig
 from schemas.request.methods import Allocation
 from workers.allocation import MatrixLoss, Ranks, allocate
 from workers.allocation.loss_aware import loss_aware

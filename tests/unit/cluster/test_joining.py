@@ -12,7 +12,7 @@ import ray
 from pipeline.cluster import joining
 from pipeline.cluster.session import ray_session
 from schemas.errors import ClusterError
-from schemas.request.config import ClusterConfig
+from schemas.request.groups import ClusterConfig
 from tests.ports import free_port
 
 

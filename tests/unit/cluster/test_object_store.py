@@ -10,7 +10,8 @@ import ray
 from pipeline.cluster import object_store
 from pipeline.cluster.object_store import run_bytes, stream_bytes, within_memory
 from pipeline.cluster.session import ray_session
-from schemas.request.config import CalibrationConfig, ClusterConfig, EvaluationConfig, RunConfig
+from schemas.request.config import RunConfig
+from schemas.request.groups import CalibrationConfig, ClusterConfig, EvaluationTextConfig
 from workers.checkpoint.config_file import read_spec
 
 GB = 10**9
@@ -23,7 +24,7 @@ def ask(workers: int | None, **calibration: Any) -> RunConfig:
         output=Path("out"),
         ratio=(0.2,),
         calibration=CalibrationConfig(text="text", **calibration),
-        evaluation=EvaluationConfig(sequence_length=128),
+        evaluation=EvaluationTextConfig(sequence_length=128),
         cluster=ClusterConfig(workers=workers),
     )
 

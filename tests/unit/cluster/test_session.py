@@ -9,7 +9,7 @@ from pipeline.cluster import session
 from pipeline.cluster.actors import chains
 from pipeline.cluster.session import ray_session
 from schemas.errors import ConfigError
-from schemas.request.config import ClusterConfig
+from schemas.request.groups import ClusterConfig
 from schemas.run.plan import WorkerFacts
 
 # As ray._private.utils.check_version_info words it.

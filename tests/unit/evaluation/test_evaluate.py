@@ -18,7 +18,8 @@ from pipeline.cli.tables.evaluation import evaluation_table
 from pipeline.evaluate import evaluate
 from runtime.configuration_lowrank import identity
 from schemas.errors import CheckpointError, TextError
-from schemas.result.evaluation import EvaluateConfig, EvaluationReport
+from schemas.request.evaluation import EvaluationConfig
+from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import FORMAT
 from tests.models import tiny_model, tiny_tokenizer
 from tests.prose import prose
@@ -41,18 +42,18 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def request(folders: tuple[Path, Path], source: Path, **fields: Any) -> EvaluateConfig:
+def request(folders: tuple[Path, Path], source: Path, **fields: Any) -> EvaluationConfig:
     base, small = folders
     defaults: dict[str, Any] = {
         "baseline": str(base),
         "checkpoint": str(small),
         "text": str(source),
         "sequence_length": 64,
-        "max_windows": 4,
+        "windows": 4,
         "device": "cpu",
         "sample_tokens": 4,
     }
-    return EvaluateConfig(**(defaults | fields))
+    return EvaluationConfig(**(defaults | fields))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_both_models_see_the_first_windows(
 
 
 def test_without_a_limit_the_whole_text_counts(folders: tuple[Path, Path], text: Path) -> None:
-    (model,) = evaluate(request(folders, text, baseline=None, max_windows=None)).models
+    (model,) = evaluate(request(folders, text, baseline=None, windows=None)).models
     ids = tiny_tokenizer()(text.read_text(), verbose=False)["input_ids"]
     assert model.windows == len(ids) // 64
 
@@ -155,7 +156,7 @@ def test_another_tokenizer_is_refused(
 
 def test_a_request_that_cannot_work_says_why(folders: tuple[Path, Path], text: Path) -> None:
     with pytest.raises(TextError, match="less than one window of 5000"):
-        evaluate(request(folders, text, sequence_length=5000, max_windows=None))
+        evaluate(request(folders, text, sequence_length=5000, windows=None))
     with pytest.raises(CheckpointError, match="no such folder"):
         evaluate(request(folders, text, checkpoint="./nowhere"))
     with pytest.raises(TextError, match="not found"):
@@ -172,12 +173,12 @@ def test_a_request_that_cannot_work_says_why(folders: tuple[Path, Path], text: P
 )
 def test_fields_fit_together(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        EvaluateConfig(checkpoint="x", **wrong)
+        EvaluationConfig(checkpoint="x", **wrong)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"sequence_length": 1}, {"max_windows": 0}, {"dtype": "int8"}, {"ratio": 0.2}]
+    "wrong", [{"sequence_length": 1}, {"windows": 0}, {"dtype": "int8"}, {"ratio": 0.2}]
 )
 def test_fields_are_checked(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
-        EvaluateConfig(checkpoint="x", **wrong)
+        EvaluationConfig(checkpoint="x", **wrong)

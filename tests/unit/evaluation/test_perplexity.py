@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from schemas.errors import CheckpointError, ConfigError, NumericsError, VerificationError
-from schemas.result.evaluation import EvaluateConfig
+from schemas.request.evaluation import EvaluationConfig
 from schemas.result.manifest import FORMAT
 from tests.models import CONFIGS, tiny_model, tiny_tokenizer
 from tests.prose import VOCABULARY
@@ -124,7 +124,7 @@ def test_every_family_is_evaluated(tmp_path: Path, windows: Tensor, model_type: 
         name: tensor.bfloat16() for name, tensor in load_file(folder / "model.safetensors").items()
     }
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    config = EvaluateConfig(checkpoint=str(folder), device="cpu", sample_tokens=4)
+    config = EvaluationConfig(checkpoint=str(folder), device="cpu", sample_tokens=4)
     tokenizer = load_tokenizer(folder, trust_remote_code=False)
     row = perplexity.evaluate_checkpoint("tiny", folder, windows, tokenizer, config)
     assert row.perplexity == pytest.approx(math.exp(row.mean_nll))
@@ -139,7 +139,7 @@ def test_every_family_is_evaluated(tmp_path: Path, windows: Tensor, model_type: 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, windows: Tensor) -> None:
     folder = tiny_model(tmp_path, vocab_size=100)
-    config = EvaluateConfig(checkpoint=str(folder), device="cpu")
+    config = EvaluationConfig(checkpoint=str(folder), device="cpu")
     with pytest.raises(CheckpointError, match=r"gives token 38\d, but the model embeds only 100"):
         perplexity.evaluate_checkpoint("tiny", folder, windows, tiny_tokenizer(), config)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from schemas.request.config import DType
+from schemas.request.groups import DType
 from workers.process.devices import compute_dtype
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from schemas.request.config import AllocationConfig, RunConfig
+from schemas.request.config import RunConfig
+from schemas.request.groups import AllocationConfig
 from schemas.request.methods import METHODS
 
 

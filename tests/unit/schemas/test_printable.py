@@ -13,7 +13,8 @@ from pipeline.request.flags import build, explain
 from schemas.errors import CheckpointError
 from schemas.location import locate
 from schemas.printable import has_credentials, printable
-from schemas.request.config import ClusterConfig, RunConfig
+from schemas.request.config import RunConfig
+from schemas.request.groups import ClusterConfig
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 from workers.process.logs import log, set_up_logging
 

@@ -14,8 +14,10 @@ from pipeline.stages import evaluate as stage
 from pipeline.stages.output import Output
 from pipeline.stream import evaluation as streamed
 from schemas.errors import WorkerDiedError
-from schemas.request.config import ClusterConfig, RunConfig
-from schemas.result.evaluation import EvaluateConfig, EvaluationReport
+from schemas.request.config import RunConfig
+from schemas.request.evaluation import EvaluationConfig
+from schemas.request.groups import ClusterConfig
+from schemas.result.evaluation import EvaluationReport
 from tests.nights import report
 
 
@@ -88,7 +90,7 @@ def test_workers_that_do_not_start_are_ended(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(streamed, "agree", lose)
     monkeypatch.setattr(streamed, "stop", ended.extend)
     plan: Any = SimpleNamespace(waves=[[(), ()]], host_bytes=1)
-    config = EvaluateConfig(checkpoint="c")
+    config = EvaluationConfig(checkpoint="c")
     evaluation = streamed._Evaluation([], [], config, config.cluster, plan, Progress())
     with pytest.raises(WorkerDiedError):
         evaluation.run(torch.zeros(1, 2))

@@ -12,7 +12,8 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from schemas.errors import NumericsError
 from schemas.model.spec import MatrixSpec, ModelSpec
-from schemas.request.config import ClusterConfig, RunConfig
+from schemas.request.config import RunConfig
+from schemas.request.groups import ClusterConfig
 from schemas.result.output import MatrixResult
 from schemas.run.identity import Identities
 from schemas.run.moments import Tap, backward_tap, forward_tap

@@ -1,0 +1,134 @@
+"""Groups of settings of a run."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from schemas.base import Schema
+from schemas.printable import has_credentials
+from schemas.request.methods import Allocation
+from schemas.request.settings import Flag
+from schemas.request.sizes import Size
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda"]
+EVERY_WORKER = "every GPU, or the CPU cores (up to 8)"
+OF_METHOD = "that of the method"
+
+
+class CalibrationConfig(Schema):
+    """The text whose statistics decide what is kept, and how it is streamed."""
+
+    text: Annotated[str, Flag("calibration")] = Field(
+        "wikitext2",
+        description="A .txt, .jsonl or .parquet file, a known data set (wikitext2, c4) or a hub id",
+    )
+    samples: Annotated[int, Flag("calibration-samples")] = Field(
+        256, ge=1, description="Windows of text for the forward moments"
+    )
+    sequence_length: Annotated[int, Flag("sequence-length")] = Field(
+        2048, ge=2, description="Tokens in each of these windows"
+    )
+    gradient_samples: Annotated[
+        int | None,
+        Flag("gradient-samples", unset="32, or more: 16 tokens a dimension of the widest layer"),
+    ] = Field(None, ge=0, description="Windows of text for the gradient moments")
+    gradient_length: Annotated[int, Flag("gradient-length")] = Field(
+        512, ge=2, description="Tokens in each of these windows"
+    )
+    micro_batch: int = Field(1, ge=1, description="Windows that travel together (changes rounding)")
+    segments: int = Field(
+        8, ge=1, description="Parts summed in float32, then combined exactly (changes rounding)"
+    )
+
+
+class NumericsConfig(Schema):
+    """Settings that change numbers, and nothing else."""
+
+    dtype: Annotated[DType, Flag("dtype")] = Field(
+        "auto",
+        description="Compute type; auto: float32 on CPU, on CUDA the checkpoint's, but bfloat16 "
+        "for float16, whose range gradients leave",
+    )
+    threads: int = Field(
+        1, ge=1, description="CPU threads of a worker (BLAS rounding depends on it)"
+    )
+    shrinkage: Annotated[
+        float | None, Flag(unset="chosen for each matrix by its noise (Ledoit and Wolf)")
+    ] = Field(None, ge=0.0, le=1.0, description="s in G_s = (1 - s) G + s (tr G / m) I, for fisher")
+    pivot_bound: float = Field(
+        1e3, gt=0.0, description="Largest magnitude in T of pivoted factors; past it, plain ones"
+    )
+
+
+class AllocationConfig(Schema):
+    """How ranks are shared out among matrices."""
+
+    method: Annotated[Allocation, Flag("allocation", unset=OF_METHOD)] = Field(
+        "loss-aware", description="How ranks are shared out among matrices"
+    )
+    max_ratio: float = Field(
+        0.9,
+        gt=0.0,
+        le=1.0,
+        description="Most of one matrix that svd-llm-v2 removes: its formula has no bound",
+    )
+
+
+class ClusterConfig(Schema):
+    """Where the work runs. Nothing here changes a number, except the kind of device."""
+
+    workers: Annotated[int | None, Flag("workers", unset=EVERY_WORKER)] = Field(
+        None, ge=1, description="Layer-shard workers"
+    )
+    shard_layers: Annotated[int | None, Flag(unset="what fits")] = Field(
+        None, ge=1, description="Most layers that a worker holds at once"
+    )
+    replicas: Annotated[int | None, Flag(unset="what is fastest")] = Field(
+        None, ge=1, description="Copies of the chain of workers"
+    )
+    keep_bases: bool = Field(
+        True,
+        description="Keep every basis in the run directory; without, less disk, and a matrix is "
+        "factorised once more whenever it is cut",
+    )
+    device: Annotated[Device, Flag("device")] = Field(
+        "auto", description="Where to compute; auto: cuda if the workers have it"
+    )
+    address: Annotated[str | None, Flag(unset="that of the Ray job, else an embedded one")] = Field(
+        None, description="A running Ray cluster"
+    )
+    storage_read: Annotated[Size, Flag("storage-read")] = Field(
+        6 * 10**9,
+        description="What a plan assumes that all nodes together read from storage, in bytes a "
+        "second, as 6GB",
+    )
+    storage_write: Annotated[Size, Flag("storage-write")] = Field(
+        3 * 10**9, description="And that they write, in bytes a second"
+    )
+    item_timeout_s: float = Field(
+        3600.0, gt=0, description="Longest wait for one micro-batch or one matrix, in seconds"
+    )
+    attempts: int = Field(
+        3,
+        ge=1,
+        description="Losses of workers in a row, without progress between, or starts of workers "
+        "that fail alike, that end a run",
+    )
+
+    @field_validator("address")
+    @classmethod
+    def _without_credentials(cls, value: str | None) -> str | None:
+        if value is not None and has_credentials(value):
+            raise ValueError("carries credentials, which would be recorded; use RAY_AUTH_TOKEN")
+        return value
+
+
+class EvaluationTextConfig(Schema):
+    """The text on which base and result are compared before a result is published."""
+
+    text: Annotated[
+        str | None, Flag("evaluate", unset="the evaluation split of a known calibration set")
+    ] = Field(None, description="Text to compare base and result on, as --calibration, or none")
+    sequence_length: int = Field(2048, ge=2, description="Tokens in a window")
+    windows: int = Field(32, ge=1, description="First windows of the text that are scored")

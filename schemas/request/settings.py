@@ -1,0 +1,84 @@
+"""Settings: the fields of a configuration, as YAML, command lines and the reference name them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from schemas.request.sizes import AS_SIZE, format_size
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Metadata of a field, in its `Annotated`.
+
+    `name` is its option on a command line: without one, a field of the configuration itself has its
+    own name, and a field of a group none. `unset` says in words what holds if it is not given.
+    """
+
+    name: str = ""
+    unset: str = ""
+    positional: bool = False
+
+
+class Setting(NamedTuple):
+    """One setting. `path` is its name in YAML and --set, such as calibration.samples; `flag` its
+    option, such as --calibration-samples, or empty; `unset` what holds without it, in words.
+    """
+
+    path: str
+    flag: str
+    unset: str
+    positional: bool
+    field: FieldInfo
+
+    @property
+    def parameter(self) -> str:
+        """The option or argument as the name of a Python parameter."""
+        return (self.flag or self.path).removeprefix("--").replace("-", "_")
+
+    @property
+    def kind(self) -> Any:
+        """The type of what people write: its annotation, or text for a size."""
+        return str if AS_SIZE in self.field.metadata else self.field.annotation
+
+    @property
+    def default(self) -> str:
+        """The default as people write it; empty if there is none."""
+        value = self.field.default
+        if self.field.is_required() or value in (None, ()):
+            return ""
+        return format_size(value) if AS_SIZE in self.field.metadata else str(value)
+
+
+def settings(schema: type[BaseModel]) -> Iterator[Setting]:
+    """Yield every setting, those that the schema itself names before those that it inherits."""
+    own = list(schema.__annotations__)
+    inherited = [name for name in schema.model_fields if name not in own]
+    for name in own + inherited:
+        yield from _settings(name, schema.model_fields[name], prefix="")
+
+
+def _settings(name: str, field: FieldInfo, prefix: str) -> Iterator[Setting]:
+    path = f"{prefix}{name}"
+    if group := _group(field.annotation):
+        for inner, inside in group.model_fields.items():
+            yield from _settings(inner, inside, f"{path}.")
+        return
+    flag = next((found for found in field.metadata if isinstance(found, Flag)), Flag())
+    option = flag.name or ("" if prefix else name.replace("_", "-"))
+    yield Setting(
+        path=path,
+        flag=f"--{option}" if option and not flag.positional else "",
+        unset=flag.unset,
+        positional=flag.positional,
+        field=field,
+    )
+
+
+def _group(kind: Any) -> type[BaseModel] | None:
+    """Return the schema of a group of settings, also of one that may be absent."""
+    kinds = [kind, *get_args(kind)]
+    return next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
