@@ -13,6 +13,7 @@ from pipeline.compress import compress
 from schemas.request.config import RunConfig
 from schemas.result.manifest import OutputResult
 from tests.integration.support import ask
+from tests.integration.warm import server, warm_workers
 from tests.models import tiny_model
 from tests.prose import prose
 
@@ -35,16 +36,18 @@ def endpoint() -> Iterator[Endpoint]:
 
 @pytest.fixture(scope="session")
 def local_ray(endpoint: Endpoint) -> Iterator[None]:
-    """A Ray of three CPUs in this process; `compress` uses it as it is."""
-    ray.init(
-        address="local",
-        num_cpus=3,
-        object_store_memory=150 * 1024**2,
-        include_dashboard=False,
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
+    """A Ray of three CPUs in this process, with warm workers; `compress` uses it as it is."""
+    with server(Path(os.environ["RAY_TMPDIR"])):
+        with warm_workers():
+            ray.init(
+                address="local",
+                num_cpus=3,
+                object_store_memory=150 * 1024**2,
+                include_dashboard=False,
+                log_to_driver=False,
+            )
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -75,9 +75,14 @@ def shards() -> list[Process]:
     return [process for process in mine if "ray::LayerShard" in process.name and process.alive]
 
 
+def newest() -> Process:
+    """The layer shard that was started last: those of an earlier start may still be ending."""
+    return max(shards(), key=lambda process: process.started)
+
+
 def send(number: signal.Signals) -> None:
     """A signal to one layer shard."""
-    os.kill(min(shards()).pid, number)
+    os.kill(newest().pid, number)
 
 
 @pytest.mark.parametrize("stage", ["calibrate forward", "calibrate backward", "truncate"])
@@ -108,7 +113,7 @@ def test_a_hung_worker_is_killed_and_replaced(config: RunConfig, reference: Refe
     stopped: list[Process] = []
 
     def stop() -> None:
-        stopped.append(min(shards()))
+        stopped.append(newest())
         send(signal.SIGSTOP)
 
     progress = Watched("calibrate backward", stop, last="verify")
@@ -120,7 +125,7 @@ def test_a_hung_worker_is_killed_and_replaced(config: RunConfig, reference: Refe
     )
     [line] = [line for line in progress.warnings if "going on from" in line]
     assert re.search(r"calibrate backward: no result within 30 s.*\(1 of 3 losses", line)
-    assert not any(process.alive for process in stopped)
+    until(lambda: not any(process.alive for process in stopped), "it has been killed")
 
 
 def test_losses_without_progress_end_the_run(config: RunConfig) -> None:

@@ -17,6 +17,7 @@ from workers.process.cores import available_cores
 from workers.process.memory import available_bytes
 from workers.storage.files import sha256_of
 
+INTERPRETER = (sys.executable, "-I")  # of the load check: nothing of this project in its path
 _LOAD_CHECK = Path(__file__).with_name("load_check.py")  # not imported: it imports torch
 _SAMPLES = ("the base continues a text", "continues a text")  # names of checks in load_check.py
 _CLEAN = "load in a clean process"
@@ -120,7 +121,7 @@ def _is_loaded(folder: Path) -> bool:
 
 def _clean_process(arguments: list[str], limit_s: float) -> list[Check]:
     """Return the checks that were finished, and why it ended early, which is not judged."""
-    command = [sys.executable, "-I", str(_LOAD_CHECK), *arguments]
+    command = [*INTERPRETER, str(_LOAD_CHECK), *arguments]
     threads = {"OMP_NUM_THREADS": str(available_cores())}  # Ray sets 1 in a worker
     try:
         done = subprocess.run(
