@@ -29,6 +29,7 @@ from benchmarks.timing import interleave
 from pipeline.cli.demo_inputs import fetch_model, write_texts
 from pipeline.compress import compress
 from pipeline.request.inputs import gather
+from pipeline.request.preflight import look
 from schemas.request.config import RunConfig
 from schemas.request.groups import CalibrationConfig, ClusterConfig
 from workers.model.layers import Decoder
@@ -69,7 +70,7 @@ def ours(config: RunConfig) -> Seconds:
 def svd_llm(config: RunConfig) -> Seconds:
     """Seconds of every part of the published loop."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    inputs, seconds = gather(config), Seconds()
+    inputs, seconds = gather(look(config)), Seconds()
     decoder = Decoder(inputs.folder, inputs.spec, torch.float32, torch.device("cpu"))
     embedding = decoder.embedding()
     hidden = [nn.functional.embedding(window[None], embedding) for window in inputs.forward]

@@ -6,7 +6,7 @@ from pipeline.metrics import measured
 from pipeline.plan.planner import require_disk
 from pipeline.progress import Progress
 from pipeline.request.inputs import gather
-from pipeline.request.settle import settle
+from pipeline.request.preflight import Checked, look
 from pipeline.run import Run, announce, start
 from pipeline.run_directory.earlier import set_aside
 from pipeline.run_directory.journal import journal
@@ -36,18 +36,21 @@ _AROUND: tuple[OutputStage, ...] = (assemble, verify, evaluate, present, publish
 """What happens to a checkpoint after its weight files are written, in this order."""
 
 
-def compress(config: RunConfig, progress: Progress | None = None, fresh: bool = False) -> RunResult:
-    """Compress a checkpoint at every ratio of `config`; finished work is not redone.
+def compress(
+    request: RunConfig | Checked, progress: Progress | None = None, fresh: bool = False
+) -> RunResult:
+    """Compress a checkpoint at every ratio of a request; finished work is not redone.
 
     `fresh` sets aside earlier work in the run directory. Raises InputError before any expensive
     work, or RunError, after which the same call continues.
     """
     share_arena()
-    config, progress = settle(config), progress or Progress()
-    now_about(run=str(config.run_folder))
+    progress = progress or Progress()
     with progress.stage("inspect", 1, "checkpoint") as stage:
-        inputs = gather(config)
-        config = with_gradients(config, inputs.spec)
+        checked = request if isinstance(request, Checked) else look(request)
+        now_about(run=str(checked.config.run_folder))
+        inputs = gather(checked)
+        config = with_gradients(checked.config, inputs.spec)
         stage.advance()
     if fresh:
         set_aside(config.run_folder, progress)

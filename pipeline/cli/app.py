@@ -46,10 +46,10 @@ def compress(request: RunConfig, fresh: Fresh = False) -> None:
     """Compress a checkpoint at one or several ratios. The same command continues a stopped run."""
     from pipeline.request.preflight import check  # neither torch nor ray
 
-    check(request)
+    checked = check(request)
     from pipeline.compress import compress as run  # torch and ray load only when needed
 
-    _out.print(run_table(run(request, fresh=fresh)))
+    _out.print(run_table(run(checked, fresh=fresh)))
 
 
 @app.command()

@@ -1,22 +1,28 @@
 """The inputs of a run: the base checkpoint, and the windows of text."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.request.preflight import find_base
+from pipeline.request.preflight import Checked
 from schemas.errors import ConfigError
 from schemas.model.spec import ModelSpec
-from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
 from workers.checkpoint.contents import base_files
 from workers.model.layers import require_buildable
 from workers.model.loading import load_tokenizer
-from workers.text.documents import evaluation_source, is_local, iter_documents, separator_of
-from workers.text.windows import calibration_windows, evaluation_windows, shared_tokens, tokenize
+from workers.text.documents import (
+    Split,
+    evaluation_source,
+    is_local,
+    iter_documents,
+    separator_of,
+)
+from workers.text.windows import calibration_windows, evaluation_windows, tokenize
 
 
 class EvaluationText(NamedTuple):
@@ -43,16 +49,16 @@ def tokens_sha256(windows: Tensor) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def gather(config: RunConfig) -> Inputs:
-    """Read headers and text. Raises CheckpointError, TextError or ConfigError before any work."""
-    folder, spec = find_base(config)
+def gather(checked: Checked) -> Inputs:
+    """Tokenise the texts of a run. Raises CheckpointError, TextError or ConfigError."""
+    config, folder, spec, _ = checked
     require_buildable(folder, spec)
     text = with_gradients(config, spec).calibration
     gradient_samples = text.gradient_samples or 0
     needed = max(text.samples * text.sequence_length, gradient_samples * text.gradient_length)
     tokenizer = load_tokenizer(folder, trust_remote_code=False)
     tokens = tokenize(
-        iter_documents(text.text, "calibration"),
+        _documents(checked, text.text, "calibration"),
         tokenizer,
         separator_of(text.text),
         at_least=None if is_local(text.text) else needed,
@@ -71,14 +77,21 @@ def gather(config: RunConfig) -> Inputs:
         base_files=base_files(folder, spec),
         forward=calibration_windows(tokens, text.sequence_length, text.samples, config.seed),
         backward=backward,
-        evaluation=_evaluation(config, tokenizer),
+        evaluation=_evaluation(checked, tokenizer),
     )
 
 
-def _evaluation(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> EvaluationText | None:
+def _evaluation(checked: Checked, tokenizer: PreTrainedTokenizerBase) -> EvaluationText | None:
     """Return the text to compare models on, if any. Raises TextError if it is too short."""
-    asked = config.evaluation
+    config, asked = checked.config, checked.config.evaluation
     if (name := evaluation_source(asked.text, config.calibration.text)) is None:
         return None
-    tokens = shared_tokens(name, {config.model: tokenizer}, asked.windows * asked.sequence_length)
+    documents = _documents(checked, name, "evaluation")
+    wanted = asked.windows * asked.sequence_length
+    tokens = tokenize(documents, tokenizer, separator_of(name), wanted)
     return EvaluationText(name, evaluation_windows(tokens, asked.sequence_length, asked.windows))
+
+
+def _documents(checked: Checked, text: str, split: Split) -> Iterable[str]:
+    """Return the documents of a text: a local one has been read, one on the hub is a stream."""
+    return checked.texts[text] if text in checked.texts else iter_documents(text, split)

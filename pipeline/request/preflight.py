@@ -9,6 +9,7 @@ from typing import NamedTuple
 from pipeline.plan.footprint import Costs
 from pipeline.plan.layouts import cut
 from pipeline.plan.planner import require_disk
+from pipeline.request.settle import absolute, pinned
 from schemas.errors import ConfigError, StorageError
 from schemas.location import Url, is_within, locate
 from schemas.model.spec import ModelSpec
@@ -25,40 +26,42 @@ from workers.storage.places import exists, files_below, url_of
 from workers.text.documents import Split, evaluation_source, is_on_hub, iter_documents
 
 
-class Base(NamedTuple):
-    """The base checkpoint, known from its headers."""
+class Checked(NamedTuple):
+    """A request whose inputs were looked at. `config` means the same in every process.
 
+    `folder` and `spec` are of the base, known from its headers; `texts` has the documents of each
+    local text, by name.
+    """
+
+    config: RunConfig
     folder: Path
     spec: ModelSpec
+    texts: dict[str, tuple[str, ...]]
 
 
-def check(config: RunConfig) -> Base:
-    """Check request, files, places and texts of a run, and return its base.
+def check(config: RunConfig) -> Checked:
+    """Check request, files, places and texts of a run before torch and Ray are loaded.
 
-    Raises CheckpointError, TextError or ConfigError, each naming the problem and its remedy; a
-    store's refusal is a ConfigError too, because nothing was computed yet.
+    Raises what `look` does; a store's refusal is a ConfigError too, because nothing was computed.
     """
-    texts: dict[str | None, Split] = {
-        config.calibration.text: "calibration",
-        evaluation_source(config.evaluation.text, config.calibration.text): "evaluation",
-    }
     try:
-        with _explained(config):
-            for text, split in texts.items():
-                if text is not None and not is_on_hub(text):
-                    for _ in iter_documents(text, split):
-                        pass
-        return find_base(config)
+        return look(config)
     except StorageError as error:
         raise ConfigError(str(error)) from error
 
 
-def find_base(config: RunConfig) -> Base:
-    """Do the same without the texts, for callers that read those next."""
+def look(config: RunConfig) -> Checked:
+    """Look at request, files, places and texts of a run; each is read once.
+
+    Raises CheckpointError, TextError, ConfigError or StorageError, which name the problem and its
+    remedy.
+    """
+    config = absolute(config)
     with _explained(config):
+        texts = _local_texts(config)
         for place in (config.run_folder, *map(config.output_folder, config.ratio)):
             if isinstance(place, Path):
-                _require_writable(place.expanduser().absolute())
+                _require_writable(place)
         _require_run_dir(config)
         weights = url_of(config.model)
         if not weights and not Path(locate(config.model)).expanduser().exists():
@@ -69,7 +72,20 @@ def find_base(config: RunConfig) -> Base:
         require_ranks(config, spec)
         require_tokenizer(folder)
         _require_disk(config, spec)
-        return Base(folder, spec)
+        return Checked(pinned(config, folder), folder, spec, texts)
+
+
+def _local_texts(config: RunConfig) -> dict[str, tuple[str, ...]]:
+    """Return the documents of local texts. Raises TextError, also for one of no known kind."""
+    asked: dict[str | None, Split] = {
+        config.calibration.text: "calibration",
+        evaluation_source(config.evaluation.text, config.calibration.text): "evaluation",
+    }
+    return {
+        text: tuple(iter_documents(text, split))
+        for text, split in asked.items()
+        if text is not None and not is_on_hub(text)
+    }
 
 
 @contextlib.contextmanager
@@ -86,7 +102,7 @@ def _explained(config: RunConfig) -> Iterator[None]:
 
 def _require_run_dir(config: RunConfig) -> None:
     """Raises ConfigError if the folder holds anything but a run: a run clears its own leftovers."""
-    root = _expanded(config.run_folder)
+    root = config.run_folder
     if exists(root / RUN_RECORD):
         return
     found = {name.partition("/")[0] for name in files_below(root)} - {OWNER, config.fetched.name}
@@ -101,16 +117,12 @@ def _require_disk(config: RunConfig, spec: ModelSpec) -> None:
     """Raises ConfigError if the checkpoints still to be made cannot fit even with the least disk:
     one wave of one chain, counting what is already in the run directory.
     """
-    ratios = [r for r in config.ratio if not exists(_expanded(config.output_folder(r)) / SUCCESS)]
+    ratios = [r for r in config.ratio if not exists(config.output_folder(r) / SUCCESS)]
     if not ratios or not isinstance(config.run_folder, Path):
         return
     left = config.model_copy(update={"ratio": tuple(ratios)})
     least = Costs(left, spec, "float32").disk([cut(spec.layers, 1)], replicas=1)
-    require_disk(least, config, sum(files_below(_expanded(config.run_folder)).values()))
-
-
-def _expanded(place: Path | Url) -> Path | Url:
-    return place.expanduser() if isinstance(place, Path) else place
+    require_disk(least, config, sum(files_below(config.run_folder).values()))
 
 
 def _require_writable(folder: Path) -> None:
@@ -137,7 +149,7 @@ def _check_outputs(config: RunConfig, base: Path | Url) -> None:
     for output in map(config.output_folder, config.ratio):
         if _is_within(output, base):
             raise ConfigError(f"output {output} is inside the model {base}; name another folder")
-        require_free(_expanded(output))
+        require_free(output)
     if _is_within(config.run_folder, base):
         raise ConfigError(
             f"run_dir {config.run_folder} is inside the model {base}; name another --run-dir"
@@ -150,5 +162,5 @@ def _check_outputs(config: RunConfig, base: Path | Url) -> None:
 
 
 def _is_within(place: Path | Url, base: Path | Url) -> bool:
-    resolved = Path(os.path.realpath(place.expanduser())) if isinstance(place, Path) else place
+    resolved = Path(os.path.realpath(place)) if isinstance(place, Path) else place
     return is_within(resolved, base)

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.compress import compress
 from pipeline.request.inputs import gather, tokens_sha256
+from pipeline.request.preflight import look
 from schemas.request.config import RunConfig
 from schemas.request.groups import ClusterConfig
 from schemas.run.identity import Ground, Identities, identities
@@ -70,7 +71,7 @@ def test_what_does_not_is_in_none_of_them(plain: Identities, reference: Referenc
 
 
 def named(config: RunConfig) -> Identities:
-    inputs = gather(config)
+    inputs = gather(look(config))
     assert inputs.backward is not None
     ground = Ground(
         base_files=inputs.base_files,

@@ -16,7 +16,7 @@ import pytest
 from pyarrow import parquet
 
 from pipeline.request.flags import build, explain
-from pipeline.request.preflight import check, find_base
+from pipeline.request.preflight import check, look
 from schemas.errors import CheckpointError, ConfigError, InputError, StorageError, TextError
 from schemas.request.config import RunConfig
 from schemas.run.ranks import require_ranks
@@ -79,7 +79,7 @@ def test_a_store_that_refuses_is_a_wrong_request_before_a_run(
     config = request_for(model="memory://bucket/base")
     assert "the store did not do it (Forbidden)" in refusal(config, ConfigError)
     with pytest.raises(StorageError):
-        find_base(config)
+        look(config)
 
 
 def test_neither_torch_nor_ray_is_needed_to_refuse(model: Path, tmp_path: Path) -> None:
