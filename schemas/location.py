@@ -36,6 +36,11 @@ def is_within(place: Path | Url, other: Path | Url) -> bool:
     return other in (place, *place.parents)
 
 
+def absolute(place: Path | Url) -> Path | Url:
+    """Return the full path of a folder; a URL has no other form."""
+    return place.expanduser().absolute() if isinstance(place, Path) else place
+
+
 def locate(value: object) -> Path | Url:
     """Return a URL if the text holds ://, else a path; file:// is a path.
 

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from schemas.location import Url
+from schemas.location import Location
 from workers.storage.store import Store
 
 
-def local(place: Path | Url) -> Path:
+def local(place: Location) -> Path:
     """A place on this machine, where nothing was asked for in an object store."""
     assert isinstance(place, Path)
     return place

@@ -9,7 +9,7 @@ from unittest import mock
 
 from pipeline.nightly import catalog
 from schemas.errors import CompressorError
-from schemas.location import Url
+from schemas.location import Location
 from schemas.request.config import RunConfig
 from schemas.request.groups import CalibrationConfig, NumericsConfig
 from schemas.request.nightly import CatalogRow
@@ -95,7 +95,7 @@ def kill(compress: FakeCompress, night: Callable[[], object]) -> None:
     """A night that is killed in the middle of its first compression."""
     append = catalog.append
 
-    def gone(prefix: Path | Url, rows: list[CatalogRow]) -> list[CatalogRow]:
+    def gone(prefix: Location, rows: list[CatalogRow]) -> list[CatalogRow]:
         if rows[0].event == "stopped":
             raise Killed
         return append(prefix, rows)
@@ -109,7 +109,7 @@ def kill(compress: FakeCompress, night: Callable[[], object]) -> None:
     compress.during = lambda _: None
 
 
-def publish(place: Path | Url, found: Compression) -> None:
+def publish(place: Location, found: Compression) -> None:
     """A finished output with no weights worth the name."""
     manifest = Manifest(
         output=fingerprint([str(place)]),
@@ -179,7 +179,7 @@ def model(
     )
 
 
-def pointed(prefix: Path | Url) -> dict[str, str]:
+def pointed(prefix: Location) -> dict[str, str]:
     """The name that `latest` has at each ratio; none if it is not there."""
     if not exists(prefix / "latest.json"):
         return {}

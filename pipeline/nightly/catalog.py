@@ -9,7 +9,6 @@ import io
 import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import get_args
 
 import pyarrow  # type: ignore[import-untyped]
@@ -17,7 +16,7 @@ from pyarrow import parquet
 from pydantic import ValidationError
 
 from schemas.errors import ConfigError
-from schemas.location import Url
+from schemas.location import Location
 from schemas.request.nightly import CatalogRow
 from workers.storage.places import IN_FLIGHT, create, names_in, read_bytes, remove
 
@@ -28,7 +27,7 @@ _DAMAGES = (pyarrow.ArrowException, OSError, UnicodeDecodeError, ValidationError
 _TYPES = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
 
 
-def read(prefix: Path | Url) -> list[CatalogRow]:
+def read(prefix: Location) -> list[CatalogRow]:
     """All rows, in their order; none if there is no catalogue."""
     place = prefix / FOLDER
     names = [f"{number:06}.parquet" for number in _numbers(place)]
@@ -36,7 +35,7 @@ def read(prefix: Path | Url) -> list[CatalogRow]:
         return [row for rows in pool.map(lambda name: _rows(place / name), names) for row in rows]
 
 
-def append(prefix: Path | Url, rows: list[CatalogRow]) -> list[CatalogRow]:
+def append(prefix: Location, rows: list[CatalogRow]) -> list[CatalogRow]:
     """Write one event, of one or several rows, under the next number; return the rows written."""
     place = prefix / FOLDER
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -47,18 +46,15 @@ def append(prefix: Path | Url, rows: list[CatalogRow]) -> list[CatalogRow]:
             return numbered
 
 
-def sweep(prefix: Path | Url) -> None:
+def sweep(prefix: Location) -> None:
     """Remove the leftovers of killed writes, so that other readers find only tables."""
     place = prefix / FOLDER
-    if isinstance(place, Path) and place.is_dir():
-        for name in names_in(place):
-            if name.endswith(".tmp"):
-                remove(place / name)
+    for name in names_in(place):
+        if name.endswith(".tmp"):
+            remove(place / name)
 
 
-def _numbers(place: Path | Url) -> list[int]:
-    if isinstance(place, Path) and not place.is_dir():
-        return []
+def _numbers(place: Location) -> list[int]:
     return sorted(int(found[1]) for found in map(_NAME.fullmatch, names_in(place)) if found)
 
 
@@ -69,7 +65,7 @@ def _bytes(rows: list[CatalogRow]) -> bytes:
     return content.getvalue()
 
 
-def _rows(place: Path | Url) -> list[CatalogRow]:
+def _rows(place: Location) -> list[CatalogRow]:
     content = read_bytes(place)
     try:
         found = parquet.read_table(io.BytesIO(content)).to_pylist()

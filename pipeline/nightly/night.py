@@ -4,7 +4,6 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pipeline.nightly import catalog
 from pipeline.nightly.gate import reasons
@@ -24,7 +23,7 @@ from schemas.errors import (
     StorageError,
     TextError,
 )
-from schemas.location import Location, is_within
+from schemas.location import Location, absolute, is_within
 from schemas.metrics import Outcome
 from schemas.request.config import RunConfig
 from schemas.request.nightly import CatalogRow, Event, NightlyConfig
@@ -74,9 +73,7 @@ def nightly(
     """
     progress = progress or Progress()
     texts = text_sums(config)
-    if isinstance(config.output, Path):
-        output = config.output.expanduser().absolute()
-        config = config.model_copy(update={"output": output})
+    config = config.model_copy(update={"output": absolute(config.output)})
     source = source_of(config.watch, config.revision)
     found = source.found()
     with owned(config.output / OWNER, progress.note) as ownership:

@@ -5,14 +5,14 @@ import json
 from pathlib import Path
 
 from schemas.errors import CheckpointError
-from schemas.location import Url
+from schemas.location import Location
 from workers.checkpoint.names import MANIFEST, SUCCESS
 from workers.checkpoint.published import read_manifest
 from workers.storage.keys import RUN_RECORD
 from workers.storage.places import files_below, read_bytes, remove, remove_below
 
 
-def remove_output(place: Path | Url, identity: str | None) -> bool:
+def remove_output(place: Location, identity: str | None) -> bool:
     """Remove the output of this identity; False if something else is there, which stays.
 
     The mark of success goes first and the manifest last: after a killed removal the output is no
@@ -31,7 +31,7 @@ def remove_output(place: Path | Url, identity: str | None) -> bool:
     return True
 
 
-def remove_run(place: Path | Url, output: Path | Url) -> bool:
+def remove_run(place: Location, output: Location) -> bool:
     """Remove the run directory of an output below `output`; if it is not one, keep it: False."""
     try:
         outputs = list(json.loads(read_bytes(place / RUN_RECORD))["outputs"])
@@ -43,7 +43,7 @@ def remove_run(place: Path | Url, output: Path | Url) -> bool:
     return True
 
 
-def _is_output(place: Path | Url, identity: str | None) -> bool:
+def _is_output(place: Location, identity: str | None) -> bool:
     try:
         return identity is not None and read_manifest(place).output == identity
     except (CheckpointError, FileNotFoundError):

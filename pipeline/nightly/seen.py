@@ -1,11 +1,10 @@
 """What is known of checkpoints from earlier nights, so that nothing is read twice."""
 
 import json
-from pathlib import Path
 
 from pipeline.nightly.sources import Checkpoint, Source
 from schemas.errors import CheckpointError
-from schemas.location import Url
+from schemas.location import Location
 from workers.storage.places import read_bytes, write
 
 _FILE = "seen.json"
@@ -14,7 +13,7 @@ _FILE = "seen.json"
 class Seen:
     """The contents of a source, by the stamps of their files; losing this file does no harm."""
 
-    def __init__(self, prefix: Path | Url, source: Source) -> None:
+    def __init__(self, prefix: Location, source: Source) -> None:
         self._place, self._source = prefix / _FILE, source
         self._known: dict[str, list[str]] = {}
         try:

@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.hf_api import RepoFile
 
 from schemas.errors import CheckpointError, ConfigError
-from schemas.location import Url, locate
+from schemas.location import Location, Url, locate
 from schemas.printable import is_unicode
 from schemas.run.identity import fingerprint
 from workers.checkpoint.config_file import HUB_ERRORS, not_given, require_hub_id
@@ -78,7 +78,7 @@ def natural(name: str) -> str:
 class _Below(Source):
     """Checkpoints in the folders below a place."""
 
-    def __init__(self, place: Path | Url) -> None:
+    def __init__(self, place: Location) -> None:
         self._place = place
 
     def found(self) -> list[Checkpoint]:

@@ -1,8 +1,6 @@
 """From shapes alone: the layer shards, waves and replicas of a run on given machines."""
 
-import shutil
 from collections import Counter
-from pathlib import Path
 
 from pipeline.plan.devices import DEFAULT, assumptions, rates
 from pipeline.plan.footprint import Costs
@@ -16,6 +14,7 @@ from schemas.request.config import RunConfig
 from schemas.run.plan import ClusterSpec, DiskUse, MatrixKind, Plan, RatioPlan, StageCost
 from schemas.run.ranks import require_ranks
 from workers.checkpoint.config_file import read_spec
+from workers.storage.places import free_bytes
 
 
 def plan_checkpoint(config: RunConfig, machines: Machines) -> Plan:
@@ -61,12 +60,8 @@ def require_disk(disk: DiskUse, config: RunConfig, committed: int) -> None:
         (config.output, disk.outputs),
     ]
     for folder, size in needs:
-        if not isinstance(folder, Path):
-            continue
-        full = folder.expanduser().absolute()
-        there = next(place for place in (full, *full.parents) if place.exists())
-        free = shutil.disk_usage(there).free
-        if size > free:
+        free = free_bytes(folder)
+        if free is not None and size > free:
             raise ConfigError(
                 f"{folder}: the run needs about {size:,} bytes there, {free:,} are free; "
                 f"free {size - free:,}, or name another --run-dir or --output"

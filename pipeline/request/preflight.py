@@ -9,9 +9,9 @@ from typing import NamedTuple
 from pipeline.plan.footprint import Costs
 from pipeline.plan.layouts import cut
 from pipeline.plan.planner import require_disk
-from pipeline.request.settle import absolute, pinned
+from pipeline.request.settle import pinned, settled
 from schemas.errors import ConfigError, StorageError
-from schemas.location import Url, is_within, locate
+from schemas.location import Location, is_within, locate
 from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
 from schemas.run.ranks import require_ranks
@@ -56,7 +56,7 @@ def look(config: RunConfig) -> Checked:
     Raises CheckpointError, TextError, ConfigError or StorageError, which name the problem and its
     remedy.
     """
-    config = absolute(config)
+    config = settled(config)
     with _explained(config):
         texts = _local_texts(config)
         for place in (config.run_folder, *map(config.output_folder, config.ratio)):
@@ -145,7 +145,7 @@ def _no_permission(folder: Path, place: Path) -> ConfigError:
     )
 
 
-def _check_outputs(config: RunConfig, base: Path | Url) -> None:
+def _check_outputs(config: RunConfig, base: Location) -> None:
     for output in map(config.output_folder, config.ratio):
         if _is_within(output, base):
             raise ConfigError(f"output {output} is inside the model {base}; name another folder")
@@ -161,6 +161,6 @@ def _check_outputs(config: RunConfig, base: Path | Url) -> None:
         )
 
 
-def _is_within(place: Path | Url, base: Path | Url) -> bool:
+def _is_within(place: Location, base: Location) -> bool:
     resolved = Path(os.path.realpath(place)) if isinstance(place, Path) else place
     return is_within(resolved, base)

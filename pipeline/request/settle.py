@@ -2,19 +2,19 @@
 
 from pathlib import Path
 
-from schemas.location import Location, locate
+from schemas.location import absolute, locate
 from schemas.request.config import RunConfig
 from workers.storage.places import url_of
 from workers.text.documents import is_local
 
 
-def absolute(config: RunConfig) -> RunConfig:
+def settled(config: RunConfig) -> RunConfig:
     """Return the request with full paths of text files, output and run directory."""
     texts = {
         name: group.model_copy(update={"text": _full_name(group.text)})
         for name, group in (("calibration", config.calibration), ("evaluation", config.evaluation))
     }
-    places = {"output": _full(config.output), "run_dir": _full(config.run_folder)}
+    places = {"output": absolute(config.output), "run_dir": absolute(config.run_folder)}
     return config.model_copy(update=texts | places)
 
 
@@ -27,10 +27,6 @@ def pinned(config: RunConfig, folder: Path) -> RunConfig:
     local = Path(locate(config.model)).expanduser().is_dir()
     found = {"model": str(folder)} if local else {"revision": folder.name}
     return config.model_copy(update=found)
-
-
-def _full(place: Location) -> Location:
-    return place.expanduser().absolute() if isinstance(place, Path) else place
 
 
 def _full_name(text: str | None) -> str | None:

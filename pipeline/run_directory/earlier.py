@@ -1,20 +1,19 @@
 """Earlier work in a run directory: whether a run may continue it, or must start over."""
 
 from itertools import count
-from pathlib import Path
 
 from pydantic import ValidationError
 
 from pipeline.progress import Progress
 from pipeline.run_directory.ownership import take
 from schemas.errors import ConfigError
-from schemas.location import Url
+from schemas.location import Location, Url
 from schemas.run.record import RunRecord
 from workers.storage.keys import OWNER, RUN_RECORD
 from workers.storage.places import files_below, read_bytes
 
 
-def require_same(root: Path | Url, now: RunRecord) -> None:
+def require_same(root: Location, now: RunRecord) -> None:
     """Raises ConfigError if the last run here has other moments than `now`.
 
     Truncation, ratio, allocation, encoding and placement may differ: its items can still be used.
@@ -50,7 +49,7 @@ def changes(before: RunRecord, now: RunRecord) -> list[str]:
     return lines
 
 
-def set_aside(root: Path | Url, progress: Progress) -> None:
+def set_aside(root: Location, progress: Progress) -> None:
     """Rename an existing run directory to the next free name beside it.
 
     Raises OwnershipError if a driver works in it, ConfigError if it cannot be renamed.

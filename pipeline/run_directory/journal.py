@@ -4,11 +4,10 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 
 from pipeline.progress import Progress, Stage
 from schemas.errors import CompressorError
-from schemas.location import Url
+from schemas.location import Location
 from schemas.run.plan import Plan
 from schemas.run.record import Activity
 from schemas.run.stages import StageName
@@ -19,7 +18,7 @@ EVERY_S = 10.0
 
 
 @contextlib.contextmanager
-def journal(root: Path | Url, plan: Plan, progress: Progress) -> Iterator[None]:
+def journal(root: Location, plan: Plan, progress: Progress) -> Iterator[None]:
     """Write the run's activity: at each change of stage, every few seconds, and at its end."""
     kept = _Journal(root, plan, progress)
     progress.watchers.append(kept.note)
@@ -34,7 +33,7 @@ def journal(root: Path | Url, plan: Plan, progress: Progress) -> Iterator[None]:
 
 
 class _Journal:
-    def __init__(self, root: Path | Url, plan: Plan, progress: Progress) -> None:
+    def __init__(self, root: Location, plan: Plan, progress: Progress) -> None:
         self._place, self._progress = root / NAME, progress
         self._planned = {stage.name: stage.total for stage in plan.stages if stage.total}
         self._last = (float("-inf"), "")

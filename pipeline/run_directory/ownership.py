@@ -20,7 +20,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from schemas.errors import CompressorError, InputError, OwnershipError
-from schemas.location import Url
+from schemas.location import Location
 from schemas.run.record import Owner
 from workers.storage.places import create, files_below, read_bytes, write
 
@@ -32,7 +32,7 @@ _RELEASED = b"released"
 class Ownership:
     """A driver's ownership of one place."""
 
-    def __init__(self, place: Path | Url, number: int) -> None:
+    def __init__(self, place: Location, number: int) -> None:
         self._place, self._number = place, number
 
     def require(self) -> None:
@@ -64,7 +64,7 @@ class Ownership:
 
 
 @contextlib.contextmanager
-def owned(place: Path | Url, note: Callable[[str], None]) -> Iterator[Ownership]:
+def owned(place: Location, note: Callable[[str], None]) -> Iterator[Ownership]:
     """Own a place while the context is open; `note` gets the reason for a wait.
 
     Raises OwnershipError if another driver works there. If another driver has taken the place
@@ -95,7 +95,7 @@ def owned(place: Path | Url, note: Callable[[str], None]) -> Iterator[Ownership]
             ownership.release()
 
 
-def describe(place: Path | Url) -> str:
+def describe(place: Location) -> str:
     """Say who took a place last, and whether that driver has left it."""
     if not (latest := _latest(place)):
         return "nobody"
@@ -103,7 +103,7 @@ def describe(place: Path | Url) -> str:
     return f"{_name(_read(place, latest)).removeprefix('another ')}{left}"
 
 
-def take(place: Path | Url, note: Callable[[str], None]) -> Ownership:
+def take(place: Location, note: Callable[[str], None]) -> Ownership:
     """Own a place, with no beat yet. Raises OwnershipError if another driver works there."""
     while True:
         latest = _latest(place)
@@ -114,7 +114,7 @@ def take(place: Path | Url, note: Callable[[str], None]) -> Ownership:
             return Ownership(place, number)
 
 
-def _require_abandoned(place: Path | Url, number: int, note: Callable[[str], None]) -> None:
+def _require_abandoned(place: Location, number: int, note: Callable[[str], None]) -> None:
     """Return once it is certain that the owner has gone. Raises OwnershipError if it has not."""
     before = _beat(place, number)
     if before == _RELEASED:
@@ -134,34 +134,34 @@ def _require_abandoned(place: Path | Url, number: int, note: Callable[[str], Non
             raise _taken(place, owner)
 
 
-def _taken(place: Path | Url, owner: Owner | None) -> OwnershipError:
+def _taken(place: Location, owner: Owner | None) -> OwnershipError:
     return OwnershipError(
         f"{place}: {_name(owner)} is at work in this run directory; wait for its end, stop it, or "
         "name another --run-dir"
     )
 
 
-def _latest(place: Path | Url) -> int:
+def _latest(place: Location) -> int:
     """Return the highest number taken; 0 if none is."""
     names = (name.removesuffix(".json") for name in files_below(place) if name.endswith(".json"))
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
-def _read(place: Path | Url, number: int) -> Owner | None:
+def _read(place: Location, number: int) -> Owner | None:
     try:
         return Owner.model_validate_json(read_bytes(place / f"{number}.json"))
     except (FileNotFoundError, ValidationError):
         return None
 
 
-def _beat(place: Path | Url, number: int) -> bytes | None:
+def _beat(place: Location, number: int) -> bytes | None:
     try:
         return read_bytes(_beat_place(place, number))
     except FileNotFoundError:
         return None
 
 
-def _beat_place(place: Path | Url, number: int) -> Path | Url:
+def _beat_place(place: Location, number: int) -> Location:
     return place / f"{number}.beat"
 
 

@@ -1,13 +1,11 @@
 """`svdllm status`: the committed items of a run directory, compared with what its run needs."""
 
-from pathlib import Path
-
 from pydantic import ValidationError
 
 from pipeline.run_directory.journal import NAME
 from pipeline.run_directory.ownership import describe
 from schemas.errors import ConfigError
-from schemas.location import Url, locate
+from schemas.location import Location, locate
 from schemas.run.record import Activity, RunRecord, RunStatus, StageStatus
 from workers.checkpoint.names import SUCCESS
 from workers.storage.keys import OWNER, RUN_RECORD
@@ -15,7 +13,7 @@ from workers.storage.places import exists, read_bytes
 from workers.storage.store import Store
 
 
-def read_status(run_dir: Path | Url) -> RunStatus:
+def read_status(run_dir: Location) -> RunStatus:
     """Count items by stage. Raises ConfigError if the folder is not a run directory."""
     path = run_dir / RUN_RECORD
     try:
@@ -47,7 +45,7 @@ def read_status(run_dir: Path | Url) -> RunStatus:
     )
 
 
-def _activity(run_dir: Path | Url) -> Activity | None:
+def _activity(run_dir: Location) -> Activity | None:
     try:
         return Activity.model_validate_json(read_bytes(run_dir / NAME))
     except (FileNotFoundError, ValidationError):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.cluster.pool import Task
 from pipeline.stages.output import Output
-from schemas.location import Url
+from schemas.location import Location, Url
 from workers.storage.keys import STAGING
 from workers.storage.places import remove_below, upload
 
@@ -39,7 +39,7 @@ def staged(output: Output) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def everywhere(output: Output, weights: bool) -> Iterator[Path | Url]:
+def everywhere(output: Output, weights: bool) -> Iterator[Location]:
     """Give every node access to the staged checkpoint; for an object store, through a copy there.
 
     `weights` says whether the copy needs the weight files, too.

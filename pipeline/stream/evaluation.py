@@ -1,6 +1,5 @@
 """Perplexity and KL of models too large to load, streamed through layer shards of all at once."""
 
-import shutil
 import tempfile
 import time
 from collections import Counter
@@ -23,7 +22,7 @@ from pipeline.progress import Progress
 from pipeline.stream.boundaries import Boundary
 from pipeline.stream.schedule import Batch, as_it_is, drive, micro_batches, stream_forward
 from schemas.errors import CompressorError, ConfigError
-from schemas.location import Url
+from schemas.location import Location
 from schemas.model.dtypes import ITEM_BYTES
 from schemas.request.evaluation import EvaluationConfig
 from schemas.request.groups import ClusterConfig, NumericsConfig
@@ -33,7 +32,7 @@ from workers.checkpoint.own_code import may_run_code
 from workers.checkpoint.source import Source
 from workers.evaluation.perplexity import TokenLoss, require_finite, require_vocabulary
 from workers.evaluation.scoring import Rows, Score, total
-from workers.storage.places import size_of, url_of
+from workers.storage.places import free_bytes, size_of, url_of
 from workers.storage.store import Store
 from workers.storage.tensorfile import NAMES
 
@@ -265,11 +264,9 @@ def _temporary(work_dir: Path | None) -> Iterator[Store]:
         yield Store(Path(folder).absolute())
 
 
-def _require_disk(folder: Path | Url, needed: int) -> None:
-    if isinstance(folder, Url):
-        return
-    free = shutil.disk_usage(folder).free
-    if needed > free:
+def _require_disk(folder: Location, needed: int) -> None:
+    free = free_bytes(folder)
+    if free is not None and needed > free:
         raise ConfigError(
             f"{folder}: hidden states take up to {needed:,} bytes between two "
             f"waves, {free:,} are free; free some, name another folder, or fewer windows"

@@ -152,10 +152,10 @@ class RunConfig(CompressionConfig):
         return Path.home() / ".cache" / "svdllm"
 
     @property
-    def run_folder(self) -> Path | Url:
+    def run_folder(self) -> Location:
         """Folder or prefix of the run's artefacts."""
         return self.run_dir or Path(f"{self.output}.run")
 
-    def output_folder(self, ratio: float) -> Path | Url:
+    def output_folder(self, ratio: float) -> Location:
         """Folder or URL of the checkpoint at one of the ratios."""
         return self.output if len(self.ratio) == 1 else self.output / f"ratio-{ratio:.2f}"

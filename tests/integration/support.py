@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from schemas.location import Url
+from schemas.location import Location
 from schemas.request.config import RunConfig
 from schemas.request.groups import CalibrationConfig, ClusterConfig
 from workers.storage.files import file_sha256
@@ -83,7 +83,7 @@ def file_sums(folder: Path) -> dict[str, str]:
     }
 
 
-def item_sums(run_dir: Path | Url, *prefixes: str) -> dict[str, str]:
+def item_sums(run_dir: Location, *prefixes: str) -> dict[str, str]:
     """SHA-256 of every committed item below the prefixes, by key."""
     return {
         record.key: record.sha256
@@ -92,7 +92,7 @@ def item_sums(run_dir: Path | Url, *prefixes: str) -> dict[str, str]:
     }
 
 
-def item_attempts(run_dir: Path | Url, *prefixes: str) -> dict[str, str]:
+def item_attempts(run_dir: Location, *prefixes: str) -> dict[str, str]:
     """The attempt that made every committed item below the prefixes, by key: one that is made anew
     has another.
     """

@@ -7,7 +7,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from schemas.errors import CheckpointError
-from schemas.location import Url, locate
+from schemas.location import Location, locate
 from schemas.model.shapes import model_spec, require_base
 from schemas.model.spec import ModelSpec
 from workers.checkpoint.folder import read_small
@@ -65,13 +65,13 @@ def _fetch(model: str, revision: str | None) -> Path:
         raise not_given(model, error) from error
 
 
-def _base_spec(path: Path | Url) -> ModelSpec:
+def _base_spec(path: Location) -> ModelSpec:
     config = _read(path)
     require_base(config, str(path))
     return model_spec(config, str(path))
 
 
-def _read(path: Path | Url) -> dict[str, Any]:
+def _read(path: Location) -> dict[str, Any]:
     try:
         config = parse(read_small(path))
     except FileNotFoundError:

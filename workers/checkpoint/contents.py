@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import CheckpointError
-from schemas.location import Url
+from schemas.location import Location, Url
 from schemas.model.shapes import LOW_RANK, family, model_spec, require_base
 from schemas.model.spec import DecoderSpec, ModelSpec, TensorSpec
 from workers.checkpoint.config_file import read_config
@@ -133,7 +133,7 @@ def _compare(
             )
 
 
-def _tensors(folder: Path, weights: Path | Url) -> dict[str, TensorSpec]:
+def _tensors(folder: Path, weights: Location) -> dict[str, TensorSpec]:
     """Return every tensor by name, in the order of the files."""
     listed = weight_map(folder / INDEX)
     if listed:
@@ -173,7 +173,7 @@ def _is_computed(name: str) -> bool:
     return name.endswith("rotary_emb.inv_freq")
 
 
-def _no_weights(weights: Path | Url) -> CheckpointError:
+def _no_weights(weights: Location) -> CheckpointError:
     foreign = [name for name in names_in(weights) if name.endswith(_FOREIGN)]
     found = ", ".join(foreign) or "no weights"
     return CheckpointError(

@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from schemas.errors import CheckpointError
-from schemas.location import Url
+from schemas.location import Location
 from workers.storage.places import read_bytes, size_of
 
 # Files that are read from a checkpoint, or fetched from the hub.
@@ -50,8 +50,10 @@ def require_contained(folder: Path) -> None:
         require_plain(path)
 
 
-def require_plain(path: Path) -> None:
-    """Raises CheckpointError if the path exists and is neither a file nor a folder."""
+def require_plain(path: Location) -> None:
+    """Raises CheckpointError if a path exists and is neither a file nor a folder."""
+    if not isinstance(path, Path):
+        return
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -66,12 +68,11 @@ def require_plain(path: Path) -> None:
         raise CheckpointError(f"{path}: not a plain file; put the file itself there")
 
 
-def read_small(place: Path | Url) -> bytes:
+def read_small(place: Location) -> bytes:
     """Read a whole file. Raises FileNotFoundError if there is none, CheckpointError if it is not a
     plain file, cannot be read or is far too large.
     """
-    if isinstance(place, Path):
-        require_plain(place)
+    require_plain(place)
     try:
         if (size := size_of(place)) > _LARGEST:
             raise CheckpointError(
@@ -101,7 +102,7 @@ def require_file_name(name: object, where: Path) -> str:
     return name
 
 
-def unreadable(place: Path | Url, error: OSError) -> CheckpointError:
+def unreadable(place: Location, error: OSError) -> CheckpointError:
     """Return the error for a file that the system cannot read."""
     return CheckpointError(
         f"{place}: cannot be read ({error.strerror or error}); check its path and permissions"

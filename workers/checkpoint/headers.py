@@ -4,11 +4,10 @@ A file is the header's length (8 bytes, little-endian), the header (JSON), then 
 """
 
 import math
-from pathlib import Path
 from typing import Any
 
 from schemas.errors import CheckpointError
-from schemas.location import Url
+from schemas.location import Location
 from schemas.model.dtypes import ITEM_BYTES
 from schemas.model.spec import TensorSpec
 from workers.checkpoint.folder import require_plain, unreadable
@@ -19,15 +18,14 @@ _LENGTH = 8
 _LARGEST = 100 * 10**6  # safetensors' own bound
 
 
-def read_header(place: Path | Url) -> list[TensorSpec]:
+def read_header(place: Location) -> list[TensorSpec]:
     """Return the tensors of a file, in the order of its header, by two small reads.
 
     Raises CheckpointError if the file is absent, cut short, too long or not of this format: its
     tensors must follow each other without a gap or an overlap. Nothing is allocated for a header
     that the file cannot hold.
     """
-    if isinstance(place, Path):
-        require_plain(place)
+    require_plain(place)
     try:
         size = size_of(place)
         length = int.from_bytes(_read(place, 0, min(_LENGTH, size)), "little")
@@ -55,13 +53,13 @@ def read_header(place: Path | Url) -> list[TensorSpec]:
     return specs
 
 
-def _read(place: Path | Url, start: int, size: int) -> bytes:
+def _read(place: Location, start: int, size: int) -> bytes:
     buffer = bytearray(size)
     read_into(place, start, memoryview(buffer))
     return bytes(buffer)
 
 
-def _spec(place: Path | Url, name: str, entry: dict[str, Any], content: int) -> TensorSpec:
+def _spec(place: Location, name: str, entry: dict[str, Any], content: int) -> TensorSpec:
     dtype, shape = entry["dtype"], entry["shape"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise CheckpointError(f"{place}: {name} is {dtype}; {_advice(dtype)}")
@@ -93,7 +91,7 @@ def _advice(dtype: object) -> str:
     return f"only {', '.join(ITEM_BYTES)} are read: convert it to one of these"
 
 
-def _damaged(place: Path | Url, why: str) -> CheckpointError:
+def _damaged(place: Location, why: str) -> CheckpointError:
     return CheckpointError(
         f"{place}: not a complete safetensors file ({why}); copy or write it anew"
     )

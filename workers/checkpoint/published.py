@@ -5,13 +5,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from schemas.errors import CheckpointError, ConfigError
-from schemas.location import Url
+from schemas.location import Location
 from schemas.result.manifest import Compression, Manifest
 from workers.checkpoint.names import CLAIM, COMPRESSION, MANIFEST, SUCCESS
 from workers.storage.places import exists, names_in, read_bytes
 
 
-def finished(place: Path | Url, identity: str) -> Compression | None:
+def finished(place: Location, identity: str) -> Compression | None:
     """Return the description of a published checkpoint of this identity; None if there is none.
 
     Raises ConfigError if the place holds a checkpoint of another identity.
@@ -27,7 +27,7 @@ def finished(place: Path | Url, identity: str) -> Compression | None:
     return Compression.model_validate_json(read_bytes(place / COMPRESSION))
 
 
-def require_free(place: Path | Url) -> None:
+def require_free(place: Location) -> None:
     """Raises ConfigError if the place holds anything but a checkpoint of this program."""
     if exists(place / SUCCESS):
         return
@@ -43,7 +43,7 @@ def require_free(place: Path | Url) -> None:
         )
 
 
-def read_manifest(folder: Path | Url) -> Manifest:
+def read_manifest(folder: Location) -> Manifest:
     """Return the manifest of a compressed checkpoint. Raises CheckpointError if there is none."""
     path = folder / MANIFEST
     try:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from schemas.errors import CheckpointError, ConfigError
-from schemas.location import Url
+from schemas.location import Location, Url
 from workers.checkpoint.headers import read_header
 from workers.storage.places import IN_FLIGHT, download, names_in, read_into, size_of
 
@@ -18,7 +18,7 @@ _PART = 2**25  # bytes of a request
 
 @contextlib.contextmanager
 def at_hand(
-    place: Path | Url, weights: Mapping[str, Url] | None = None, work_dir: Path | None = None
+    place: Location, weights: Mapping[str, Url] | None = None, work_dir: Path | None = None
 ) -> Iterator[tuple[Path, Mapping[str, Url]]]:
     """Give a folder for a checkpoint, and the weights that stay in the store; `weights` are those
     stored elsewhere than at `place`.

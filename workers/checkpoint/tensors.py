@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from schemas.errors import CheckpointError
-from schemas.location import Url
+from schemas.location import Location
 from schemas.model.spec import DecoderSpec, ModelSpec
 from workers.storage.places import read_into
 from workers.storage.tensorfile import DTYPES
@@ -34,7 +34,7 @@ class TensorReader:
         moved("read", "weights", spec.nbytes)
         return content.view(DTYPES[spec.dtype]).view(spec.shape)
 
-    def file(self, name: str) -> Path | Url:
+    def file(self, name: str) -> Location:
         """Return the file that holds a tensor."""
         return self._weights / self._tensors[name].file
 
@@ -54,7 +54,7 @@ def torch_dtype(spec: ModelSpec) -> torch.dtype:
     return DTYPES[spec.dtype]
 
 
-def _bytes_of(place: Path | Url, start: int, size: int) -> Tensor:
+def _bytes_of(place: Location, start: int, size: int) -> Tensor:
     """Return part of a file (size,) uint8; a local one is mapped, and copied only on write."""
     if isinstance(place, Path) and 0 < size <= place.stat().st_size - start:
         return torch.from_numpy(np.memmap(place, np.uint8, "c", start, (size,)))

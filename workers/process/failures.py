@@ -6,12 +6,10 @@ pass through unchanged.
 
 import errno
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from pathlib import Path
 from typing import Any, Concatenate, Literal, NoReturn, ParamSpec, TypeVar
 
 import torch
@@ -19,6 +17,7 @@ import torch
 from schemas.errors import CompressorError, StorageError, StorageFullError, WorkerError
 from schemas.location import Location
 from workers.process.logs import log
+from workers.storage.places import free_bytes
 
 Failure = Literal["device memory", "host memory", "device", "storage full", "storage", "other"]
 P = ParamSpec("P")
@@ -92,11 +91,8 @@ def explained(error: BaseException, what: str, place: Location) -> CompressorErr
 
 def _free(place: Location) -> str:
     """Say how much is free on the disk of a folder, which need not exist yet."""
-    if not isinstance(place, Path):
-        return ""
-    path = place.absolute()
-    there = next(part for part in (path, *path.parents) if part.exists())
-    return f"; {shutil.disk_usage(there).free:,} bytes are free at {place}"
+    free = free_bytes(place)
+    return "" if free is None else f"; {free:,} bytes are free at {place}"
 
 
 @contextmanager

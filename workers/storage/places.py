@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import fsspec  # type: ignore[import-untyped]
 
 from schemas.errors import CheckpointError, RunError, StorageError
-from schemas.location import Url, locate
+from schemas.location import Location, Url, locate
 from workers.storage.files import create_bytes, write_bytes
 
 IN_FLIGHT = 8  # requests at a time, per process
@@ -47,7 +47,7 @@ def url_of(model: str) -> Url | None:
     return place if isinstance(place, Url) else None
 
 
-def exists(place: Path | Url) -> bool:
+def exists(place: Location) -> bool:
     """Whether the file exists."""
     if isinstance(place, Path):
         return place.is_file()
@@ -56,12 +56,12 @@ def exists(place: Path | Url) -> bool:
         return bool(opened.system.isfile(opened.path))
 
 
-def size_of(place: Path | Url) -> int:
+def size_of(place: Location) -> int:
     """Return the bytes of a file. Raises FileNotFoundError if there is none."""
     return place.stat().st_size if isinstance(place, Path) else int(_info(place)["size"])
 
 
-def read_bytes(place: Path | Url) -> bytes:
+def read_bytes(place: Location) -> bytes:
     """Read a small file. Raises FileNotFoundError if there is none."""
     if isinstance(place, Path):
         return place.read_bytes()
@@ -70,7 +70,7 @@ def read_bytes(place: Path | Url) -> bytes:
         return bytes(opened.system.cat_file(opened.path))
 
 
-def read_into(place: Path | Url, start: int, buffer: memoryview) -> None:
+def read_into(place: Location, start: int, buffer: memoryview) -> None:
     """Fill `buffer` with the bytes of a file from `start` on.
 
     Raises FileNotFoundError if it is absent, CheckpointError if it is too short.
@@ -95,10 +95,11 @@ def read_into(place: Path | Url, start: int, buffer: memoryview) -> None:
         )
 
 
-def names_in(place: Path | Url) -> list[str]:
+def names_in(place: Location) -> list[str]:
     """Return the names of files directly in a folder, or below a prefix; none if that is absent."""
     if isinstance(place, Path):
-        return sorted(path.name for path in place.iterdir() if path.is_file())
+        there = place.iterdir() if place.is_dir() else ()
+        return sorted(path.name for path in there if path.is_file())
     with _explained(place):
         opened = _open(place)
         try:
@@ -109,7 +110,7 @@ def names_in(place: Path | Url) -> list[str]:
     return sorted(name for name in files if name)  # some tools leave an object named "prefix/"
 
 
-def folders_in(place: Path | Url) -> list[str]:
+def folders_in(place: Location) -> list[str]:
     """Return the names of folders directly in a folder or below a prefix; none if it is absent."""
     if isinstance(place, Path):
         there = place.iterdir() if place.is_dir() else ()
@@ -122,6 +123,15 @@ def folders_in(place: Path | Url) -> list[str]:
             return []
     folders = [Url(entry["name"].rstrip("/")) for entry in found if entry["type"] == "directory"]
     return sorted(folder.name for folder in folders)
+
+
+def free_bytes(place: Location) -> int | None:
+    """Return what is free on the disk of a folder, which need not exist yet; None for a store."""
+    if not isinstance(place, Path):
+        return None
+    full = place.expanduser().absolute()
+    there = next(part for part in (full, *full.parents) if part.exists())
+    return shutil.disk_usage(there).free
 
 
 def identity_of(place: Url) -> str:
@@ -161,7 +171,7 @@ def upload(path: Path, place: Url, mode: Literal["overwrite", "create"] = "overw
         raise RunError(f"{place}: {there} bytes arrived of {size}; start the same command again")
 
 
-def transfer(source: Path | Url, place: Url) -> None:
+def transfer(source: Location, place: Url) -> None:
     """Copy a file into an object store unless it exists there.
 
     A copy from one object store to another goes through a temporary file.
@@ -176,7 +186,7 @@ def transfer(source: Path | Url, place: Url) -> None:
         upload(Path(name) / source.name, place, mode="create")
 
 
-def write(place: Path | Url, content: bytes) -> None:
+def write(place: Location, content: bytes) -> None:
     """Write a small file, replacing any that exists."""
     if isinstance(place, Path):
         write_bytes(place, content)
@@ -186,7 +196,7 @@ def write(place: Path | Url, content: bytes) -> None:
         opened.system.pipe_file(opened.path, content)
 
 
-def create(place: Path | Url, content: bytes) -> bool:
+def create(place: Location, content: bytes) -> bool:
     """Write a small file if it does not exist; False if it does.
 
     A hard link on a file system, one conditional request (If-None-Match: *) with s3fs; file systems
@@ -203,7 +213,7 @@ def create(place: Path | Url, content: bytes) -> bool:
     return True
 
 
-def remove(place: Path | Url) -> None:
+def remove(place: Location) -> None:
     """Remove a file, if it exists."""
     if isinstance(place, Path):
         place.unlink(missing_ok=True)
@@ -213,7 +223,7 @@ def remove(place: Path | Url) -> None:
         opened.system.rm_file(opened.path)
 
 
-def files_below(place: Path | Url) -> dict[str, int]:
+def files_below(place: Location) -> dict[str, int]:
     """Return the bytes of every file below a folder or prefix, at any depth, by relative name."""
     if isinstance(place, Path):
         return dict(sorted(_walk(place)))
@@ -227,7 +237,7 @@ def files_below(place: Path | Url) -> dict[str, int]:
     return {path[start:]: int(entry["size"]) for path, entry in sorted(found.items())}
 
 
-def remove_below(place: Path | Url) -> None:
+def remove_below(place: Location) -> None:
     """Remove every file below a folder or prefix."""
     if isinstance(place, Path):
         shutil.rmtree(place, ignore_errors=True)
@@ -240,7 +250,7 @@ def remove_below(place: Path | Url) -> None:
 
 
 @contextlib.contextmanager
-def local_copy(place: Path | Url) -> Iterator[Path]:
+def local_copy(place: Location) -> Iterator[Path]:
     """Give the folder itself, or a temporary one (TMPDIR) with the files directly below the URL."""
     if isinstance(place, Path):
         yield place

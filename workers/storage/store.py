@@ -21,7 +21,7 @@ from safetensors.torch import load as deserialize
 from torch import Tensor
 
 from schemas.errors import RunError
-from schemas.location import Url
+from schemas.location import Location
 from schemas.run.identity import Record
 from workers.storage.files import link, sync
 from workers.storage.places import (
@@ -52,7 +52,7 @@ class Item(NamedTuple):
 class Store:
     """Items below `root`, by key; the record of an item is `<root>/records/<key>.json`."""
 
-    def __init__(self, root: Path | Url) -> None:
+    def __init__(self, root: Location) -> None:
         self.root = root
 
     def record(self, key: str) -> Record | None:
@@ -68,7 +68,7 @@ class Store:
             return None
         return record if record.bytes == size else None
 
-    def place(self, key: str) -> Path | Url:
+    def place(self, key: str) -> Location:
         """Return the place of a committed item's content. Raises RunError if it is absent."""
         return self.root / self._committed(key).file
 
@@ -171,7 +171,7 @@ class Store:
             )
         return record
 
-    def _record_place(self, key: str) -> Path | Url:
+    def _record_place(self, key: str) -> Location:
         return self.root / f"records/{key}.json"
 
 
@@ -180,7 +180,7 @@ def _kind(key: str) -> str:
 
 
 @contextlib.contextmanager
-def _new(place: Path | Url) -> Iterator[Path]:
+def _new(place: Location) -> Iterator[Path]:
     """Give a local file to write, which is then put at `place`; a failed write leaves nothing."""
     if isinstance(place, Path):
         place.parent.mkdir(parents=True, exist_ok=True)

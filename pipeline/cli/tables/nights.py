@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -14,7 +13,7 @@ from pipeline.nightly.ledger import Ledger, label, latest_of, ledger_of
 from pipeline.nightly.night import Night
 from pipeline.report.wording import plain_size
 from schemas.errors import ConfigError
-from schemas.location import Url
+from schemas.location import Location
 from schemas.printable import printable
 from schemas.request.nightly import CatalogRow, Latest
 
@@ -37,7 +36,7 @@ def night_table(night: Night) -> RenderableType:
     return Group(*([_events(shown, "Tonight")] if shown else []), *map(_line, lines))
 
 
-def catalog_table(prefix: Path | Url) -> RenderableType:
+def catalog_table(prefix: Location) -> RenderableType:
     """Show the pointer, every event, the trend of each ratio, and the quarantined checkpoints.
 
     Raises ConfigError if there is no catalogue.
@@ -56,7 +55,7 @@ def catalog_table(prefix: Path | Url) -> RenderableType:
     )
 
 
-def catalog_json(prefix: Path | Url) -> str:
+def catalog_json(prefix: Location) -> str:
     """Return the pointer and every row as JSON."""
     rows, ledger = _read(prefix)
     found = {
@@ -76,7 +75,7 @@ def sparkline(values: list[float]) -> str:
     )
 
 
-def _read(prefix: Path | Url) -> tuple[list[CatalogRow], Ledger]:
+def _read(prefix: Location) -> tuple[list[CatalogRow], Ledger]:
     if not (rows := catalog.read(prefix)):
         raise ConfigError(
             f"{prefix}: no catalogue there; name the --output of a `svdllm nightly` that has tried "

@@ -10,12 +10,12 @@ import pytest
 from pipeline.run_directory import ownership
 from pipeline.run_directory.ownership import owned, take
 from schemas.errors import OwnershipError
-from schemas.location import Url
+from schemas.location import Location, Url
 from workers.storage.places import files_below, remove_below, write
 
 
 @pytest.fixture(params=["folder", "store"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | Url:
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     """Where the owner of a run directory is written down, beside its record."""
     root = tmp_path / "run" if request.param == "folder" else Url(f"memory://{uuid4().hex}/run")
     write(root / "run.json", b"{}")
@@ -30,13 +30,13 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ownership, "LEASE_S", 0.3)
 
 
-def test_a_place_is_taken_and_left(place: Path | Url) -> None:
+def test_a_place_is_taken_and_left(place: Location) -> None:
     for _ in range(3):
         with owned(place, pytest.fail) as mine:
             mine.require()
 
 
-def test_a_driver_at_work_keeps_others_out(place: Path | Url) -> None:
+def test_a_driver_at_work_keeps_others_out(place: Location) -> None:
     refused = pytest.raises(OwnershipError, match=r"process \d+ on .*--run-dir")
     with owned(place, pytest.fail), refused:
         take(place, pytest.fail)
@@ -52,7 +52,7 @@ def test_one_that_was_killed_is_replaced_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_one_on_another_machine_is_replaced_when_its_beat_stands_still(place: Path | Url) -> None:
+def test_one_on_another_machine_is_replaced_when_its_beat_stands_still(place: Location) -> None:
     late = take(place, pytest.fail)
     late.beat(b"1")
     said: list[str] = []
@@ -65,7 +65,7 @@ def test_one_on_another_machine_is_replaced_when_its_beat_stands_still(place: Pa
 
 @pytest.mark.usefixtures("elsewhere")
 def test_one_on_another_machine_that_shows_itself_stays(
-    place: Path | Url, monkeypatch: pytest.MonkeyPatch
+    place: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ownership, "BEAT_S", 0.01)
     monkeypatch.setattr(ownership, "LEASE_S", 30.0)
@@ -76,12 +76,12 @@ def test_one_on_another_machine_that_shows_itself_stays(
 
 
 def test_the_slower_of_two_that_take_it_is_refused(
-    place: Path | Url, monkeypatch: pytest.MonkeyPatch
+    place: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both saw that it was free; the file of the next number is created once."""
     latest = ownership._latest
 
-    def race(where: Path | Url) -> int:
+    def race(where: Location) -> int:
         found = latest(where)
         monkeypatch.setattr(ownership, "_latest", latest)
         take(place, pytest.fail)
@@ -92,7 +92,7 @@ def test_the_slower_of_two_that_take_it_is_refused(
         take(place, pytest.fail)
 
 
-def test_a_place_that_is_gone_is_lost(place: Path | Url) -> None:
+def test_a_place_that_is_gone_is_lost(place: Location) -> None:
     with owned(place, pytest.fail) as mine:
         remove_below(place)
         with pytest.raises(OwnershipError):

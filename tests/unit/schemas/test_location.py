@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.location import Url, is_within, locate
+from schemas.location import Location, Url, is_within, locate
 from schemas.request.config import RunConfig
 
 
@@ -19,7 +19,7 @@ from schemas.request.config import RunConfig
         (Url("memory://a"), Url("memory://a")),
     ],
 )
-def test_a_text_is_a_path_or_a_url(text: object, place: Path | Url) -> None:
+def test_a_text_is_a_path_or_a_url(text: object, place: Location) -> None:
     found = locate(text)
     assert found == place
     assert isinstance(found, Url) is isinstance(place, Url)
