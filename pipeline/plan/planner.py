@@ -14,7 +14,7 @@ from schemas.request.config import RunConfig
 from schemas.run.plan import ClusterSpec, DiskUse, MatrixKind, Plan, RatioPlan, StageCost
 from schemas.run.ranks import require_ranks
 from workers.checkpoint.config_file import read_spec
-from workers.storage.places import free_bytes
+from workers.process.memory import free_bytes
 
 
 def plan_checkpoint(config: RunConfig, machines: Machines) -> Plan:

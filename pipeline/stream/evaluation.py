@@ -32,7 +32,8 @@ from workers.checkpoint.own_code import may_run_code
 from workers.checkpoint.source import Source
 from workers.evaluation.perplexity import TokenLoss, require_finite, require_vocabulary
 from workers.evaluation.scoring import Rows, Score, total
-from workers.storage.places import free_bytes, size_of, url_of
+from workers.process.memory import free_bytes
+from workers.storage.places import size_of, url_of
 from workers.storage.store import Store
 from workers.storage.tensorfile import NAMES
 

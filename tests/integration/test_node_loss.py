@@ -13,6 +13,8 @@ from tests.integration.support import KINDS, ROOT, flags, item_attempts, weight_
 from tests.items import local
 
 STORE_BYTES = 80 * 1024**2
+# A node that is lost is noticed after seconds; by default it takes most of a minute.
+SOON = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
 
 
 @pytest.fixture
@@ -20,7 +22,11 @@ def cluster() -> Iterator[Cluster]:
     """A head without CPUs."""
     found = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 0, "object_store_memory": STORE_BYTES},
+        head_node_args={
+            "num_cpus": 0,
+            "object_store_memory": STORE_BYTES,
+            "_system_config": SOON,
+        },
     )
     yield found
     found.shutdown()  # type: ignore[no-untyped-call]

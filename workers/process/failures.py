@@ -17,7 +17,7 @@ import torch
 from schemas.errors import CompressorError, StorageError, StorageFullError, WorkerError
 from schemas.location import Location
 from workers.process.logs import log
-from workers.storage.places import free_bytes
+from workers.process.memory import free_bytes
 
 Failure = Literal["device memory", "host memory", "device", "storage full", "storage", "other"]
 P = ParamSpec("P")

@@ -1,10 +1,13 @@
-"""Memory of this process and its host; its own memory excludes the files it has mapped."""
+"""Memory of this process and its host, and its disks; own memory excludes files it has mapped."""
 
 import contextlib
 import ctypes
 import gc
 import re
+import shutil
 from pathlib import Path
+
+from schemas.location import Location
 
 _M_ARENA_MAX = -8  # of malloc.h
 
@@ -44,3 +47,12 @@ def give_back() -> None:
 def _field(name: str) -> int:
     text = Path("/proc/self/status").read_text(encoding="ascii")
     return int(re.findall(rf"{name}:\s+(\d+) kB", text)[0]) * 1024
+
+
+def free_bytes(place: Location) -> int | None:
+    """Return what is free on the disk of a folder, which need not exist yet; None for a store."""
+    if not isinstance(place, Path):
+        return None
+    full = place.expanduser().absolute()
+    there = next(part for part in (full, *full.parents) if part.exists())
+    return shutil.disk_usage(there).free

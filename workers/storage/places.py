@@ -125,15 +125,6 @@ def folders_in(place: Location) -> list[str]:
     return sorted(folder.name for folder in folders)
 
 
-def free_bytes(place: Location) -> int | None:
-    """Return what is free on the disk of a folder, which need not exist yet; None for a store."""
-    if not isinstance(place, Path):
-        return None
-    full = place.expanduser().absolute()
-    there = next(part for part in (full, *full.parents) if part.exists())
-    return shutil.disk_usage(there).free
-
-
 def identity_of(place: Url) -> str:
     """Return what changes with the content of a stored file: generation, or ETag, and size.
 
