@@ -28,7 +28,6 @@ from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
 from schemas.result.manifest import OutputResult, RunResult
 from workers.process.failures import storage_explained
-from workers.process.logs import now_about
 from workers.process.memory import give_back, peak_anonymous_bytes, share_arena
 from workers.storage.keys import OWNER
 
@@ -48,7 +47,6 @@ def compress(
     progress = progress or Progress()
     with progress.stage("inspect", 1, "checkpoint") as stage:
         checked = request if isinstance(request, Checked) else look(request)
-        now_about(run=str(checked.config.run_folder))
         inputs = gather(checked)
         config = with_gradients(checked.config, inputs.spec)
         stage.advance()

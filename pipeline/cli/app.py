@@ -27,6 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _out = Console()
+# They change nothing of a plan.
+_NOT_PLANNED = ("run_dir", "calibration.text", "seed", "on_failure", "cluster.device")
 
 
 @app.callback()
@@ -53,7 +55,7 @@ def compress(request: RunConfig, fresh: Fresh = False) -> None:
 
 
 @app.command()
-@asks(RunConfig, without=("run_dir", "cluster.device"), output=Path("unused"))
+@asks(RunConfig, without=_NOT_PLANNED, output=Path("unused"))
 def plan(
     request: RunConfig,
     gpus: Annotated[

@@ -22,7 +22,7 @@ Assignments = Annotated[
 Fresh = Annotated[
     bool, typer.Option("--fresh", help="Set aside what ran in the run directory before.")
 ]
-_TYPED = (bool, int, Path)  # typer shows and checks these; pydantic reads all others from text
+_TYPED = (bool, int, Path)  # typer checks these and choices; pydantic reads all others from text
 
 
 def asks(
@@ -37,7 +37,7 @@ def asks(
     asked = [s for s in settings(schema) if s.path not in {*without, *fixed}]
     parameters = [_parameter(s) for s in asked if s.flag or s.positional]
     parameters += [_keyword("config", ConfigFile), _keyword("settings", Assignments)]
-    names = {parameter.name for parameter in parameters}
+    names = [parameter.name for parameter in parameters]
 
     def command(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
@@ -60,13 +60,15 @@ def _parameter(setting: Setting) -> inspect.Parameter:
         return _keyword(setting.parameter, argument, inspect.Parameter.empty)
     kind = _typed(setting.kind)
     shown = setting.unset or (kind is not bool and setting.default)
-    option = typer.Option(setting.flag, help=text, show_default=shown or False)
+    flag = f"{setting.flag}/--no-{setting.flag[2:]}" if kind is bool else setting.flag
+    option = typer.Option(flag, help=text, show_default=shown or False)
     return _keyword(setting.parameter, Annotated[kind | None, option])
 
 
 def _typed(kind: Any) -> Any:
     """Return the type of an option for a setting of this annotation: text, if no other is apt."""
-    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    several = typing.get_origin(kind) in (types.UnionType, typing.Union)
+    kinds = typing.get_args(kind) if several else (kind,)
     [one, *others] = [each for each in kinds if each is not type(None)]
     if not others and (one in _TYPED or typing.get_origin(one) is Literal):
         return one

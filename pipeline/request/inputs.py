@@ -50,7 +50,10 @@ def tokens_sha256(windows: Tensor) -> str:
 
 
 def gather(checked: Checked) -> Inputs:
-    """Tokenise the texts of a run. Raises CheckpointError, TextError or ConfigError."""
+    """Tokenise the texts of a run, and take them out of `checked`.
+
+    Raises CheckpointError, TextError or ConfigError.
+    """
     config, folder, spec, _ = checked
     require_buildable(folder, spec)
     text = with_gradients(config, spec).calibration
@@ -93,5 +96,5 @@ def _evaluation(checked: Checked, tokenizer: PreTrainedTokenizerBase) -> Evaluat
 
 
 def _documents(checked: Checked, text: str, split: Split) -> Iterable[str]:
-    """Return the documents of a text: a local one has been read, one on the hub is a stream."""
-    return checked.texts[text] if text in checked.texts else iter_documents(text, split)
+    """Return the documents of a text: those that were read, else a stream."""
+    return checked.texts.pop(text, None) or iter_documents(text, split)

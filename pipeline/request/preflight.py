@@ -1,4 +1,4 @@
-"""Checks before torch and Ray are loaded: the base, the texts, the places to write to."""
+"""Checks that need neither torch nor Ray: the base, the texts, the places to write to."""
 
 import contextlib
 import os
@@ -21,22 +21,23 @@ from workers.checkpoint.fetching import resolve
 from workers.checkpoint.names import SUCCESS
 from workers.checkpoint.published import require_free
 from workers.checkpoint.tokenizer_files import require_tokenizer
+from workers.process.logs import now_about
 from workers.storage.keys import OWNER, RUN_RECORD
 from workers.storage.places import exists, files_below, url_of
-from workers.text.documents import Split, evaluation_source, is_on_hub, iter_documents
+from workers.text.documents import evaluation_source, is_on_hub, iter_documents
 
 
 class Checked(NamedTuple):
     """A request whose inputs were looked at. `config` means the same in every process.
 
-    `folder` and `spec` are of the base, known from its headers; `texts` has the documents of each
-    local text, by name.
+    `folder` and `spec` are of the base, known from its headers; `texts` has the documents of a
+    local calibration text, by its name, until they are taken out.
     """
 
     config: RunConfig
     folder: Path
     spec: ModelSpec
-    texts: dict[str, tuple[str, ...]]
+    texts: dict[str, list[str]]
 
 
 def check(config: RunConfig) -> Checked:
@@ -51,13 +52,14 @@ def check(config: RunConfig) -> Checked:
 
 
 def look(config: RunConfig) -> Checked:
-    """Look at request, files, places and texts of a run; each is read once.
+    """Look at request, files, places and texts of a run.
 
     Raises CheckpointError, TextError, ConfigError or StorageError, which name the problem and its
     remedy.
     """
-    config = settled(config)
     with _explained(config):
+        config = settled(config)
+        now_about(run=str(config.run_folder))
         texts = _local_texts(config)
         for place in (config.run_folder, *map(config.output_folder, config.ratio)):
             if isinstance(place, Path):
@@ -75,17 +77,18 @@ def look(config: RunConfig) -> Checked:
         return Checked(pinned(config, folder), folder, spec, texts)
 
 
-def _local_texts(config: RunConfig) -> dict[str, tuple[str, ...]]:
-    """Return the documents of local texts. Raises TextError, also for one of no known kind."""
-    asked: dict[str | None, Split] = {
-        config.calibration.text: "calibration",
-        evaluation_source(config.evaluation.text, config.calibration.text): "evaluation",
-    }
-    return {
-        text: tuple(iter_documents(text, split))
-        for text, split in asked.items()
-        if text is not None and not is_on_hub(text)
-    }
+def _local_texts(config: RunConfig) -> dict[str, list[str]]:
+    """Return the documents of a local calibration text, all of which are used.
+
+    Raises TextError if it or the evaluation text cannot be read, or is of no known kind.
+    """
+    text = config.calibration.text
+    found = {} if is_on_hub(text) else {text: list(iter_documents(text, "calibration"))}
+    other = evaluation_source(config.evaluation.text, text)
+    if other is not None and other != text and not is_on_hub(other):
+        for _ in iter_documents(other, "evaluation"):
+            pass
+    return found
 
 
 @contextlib.contextmanager

@@ -36,7 +36,9 @@ class EvaluationConfig(Schema):
         description="Run code that came with a checkpoint; not needed for this program's own",
     )
     streamed: bool = Field(
-        False, description="Layer shard by layer shard on Ray: no process holds a whole model"
+        False,
+        description="Layer shard by layer shard on Ray, with KL and without a sample: no process "
+        "holds a whole model",
     )
     workers: Annotated[int | None, Flag(unset=EVERY_WORKER)] = Field(
         None, ge=1, description="Layer-shard workers of a streamed evaluation"

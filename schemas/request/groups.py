@@ -31,7 +31,10 @@ class CalibrationConfig(Schema):
     )
     gradient_samples: Annotated[
         int | None,
-        Flag("gradient-samples", unset="32, or more: 16 tokens a dimension of the widest layer"),
+        Flag(
+            "gradient-samples",
+            unset="16 tokens a dimension of the widest moment, 32 at least",
+        ),
     ] = Field(None, ge=0, description="Windows of text for the gradient moments")
     gradient_length: Annotated[int, Flag("gradient-length")] = Field(
         512, ge=2, description="Tokens in each of these windows"
@@ -128,7 +131,8 @@ class EvaluationTextConfig(Schema):
     """The text on which base and result are compared before a result is published."""
 
     text: Annotated[
-        str | None, Flag("evaluate", unset="the evaluation split of a known calibration set")
+        str | None,
+        Flag("evaluate", unset="evaluation split of a known calibration set, else none"),
     ] = Field(None, description="Text to compare base and result on, as --calibration, or none")
     sequence_length: int = Field(2048, ge=2, description="Tokens in a window")
     windows: int = Field(32, ge=1, description="First windows of the text that are scored")

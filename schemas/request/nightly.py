@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from schemas.base import Schema
-from schemas.location import Location
+from schemas.location import Location, is_within
 from schemas.request.config import CompressionConfig, RunConfig
 from schemas.request.settings import Flag
 
@@ -56,7 +56,7 @@ class NightlyConfig(CompressionConfig):
         "tag",
     )
     output: Location = Field(description="Folder or URL of checkpoints, catalogue and `latest`")
-    run_dir: Annotated[Location | None, Flag(unset="PREFIX/runs, none for a URL")] = Field(
+    run_dir: Annotated[Location | None, Flag(unset="PREFIX/runs")] = Field(
         None, description="Folder or URL of the runs"
     )
     max: int = Field(1, ge=1, description="Most checkpoints that are tried in a night")
@@ -76,6 +76,13 @@ class NightlyConfig(CompressionConfig):
 
     @model_validator(mode="after")
     def _apart(self) -> Self:
+        for place in (self.output, self.output / "checkpoints", self.output / "catalog"):
+            inside = place != self.output and is_within(self.runs, place)
+            if inside or is_within(place, self.runs):
+                raise ValueError(
+                    f"run_dir {self.runs}: {place} is kept apart from the runs; name another "
+                    "--run-dir"
+                )
         if str(self.output) == self.watch:
             raise ValueError(
                 f"output {self.output} is what is watched; name another folder with --output"

@@ -18,7 +18,7 @@ def parse_size(text: object) -> int:
 
 
 def format_size(size: int) -> str:
-    """Return bytes in the largest decimal unit that is exact, as 6GB; `parse_size` reads it."""
+    """Return bytes in the largest unit that is exact, as 6GB or 1GiB; `parse_size` reads it."""
     unit = max((u for u, factor in _UNITS.items() if size % factor == 0), key=_UNITS.__getitem__)
     return f"{size // _UNITS[unit]}{unit.upper()}B".replace("I", "i")
 

@@ -1,4 +1,4 @@
-"""The configuration and the result of an evaluation."""
+"""The result of an evaluation."""
 
 from pydantic import Field
 

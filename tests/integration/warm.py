@@ -3,8 +3,9 @@
 Importing them takes four seconds, and the tests start some hundred workers and checks of a load.
 The Ray of the tests' own process, and `verify` in its workers, start this file instead. It hands
 its arguments, environment, folder and output to a server, whose fork runs the program that was
-meant, and waits for its end. Everything after the imports is as it is without; commands that the
-tests start know nothing of it.
+meant, and waits for its end. Such a program finds this project among its modules, where a load
+check should have none of it, and runs no exit handlers. Commands that the tests start, and the unit
+tests of `verify`, know nothing of it.
 
 Run as `python -m tests.integration.warm`, it is the server.
 """
@@ -36,18 +37,21 @@ def server(folder: Path) -> Iterator[None]:
     os.environ[_SOCKET] = str(folder / "warm")
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.integration.warm"],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parents[2],
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"listening\n"
     try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"listening\n"
         yield
     finally:
         del os.environ[_SOCKET]
         process.kill()
         process.wait()
-        process.stdout.close()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            pipe.close()
 
 
 @contextlib.contextmanager
@@ -68,7 +72,10 @@ def warm_workers() -> Iterator[None]:
 
 
 class Server:
-    """Forks for every request; a program and the process that asked for it end together."""
+    """Forks for every request; a program and the process that asked for it end together.
+
+    The server ends with the process that started it, whose end of its standard input then closes.
+    """
 
     def __init__(self, listening: socket.socket) -> None:
         self._listening = listening
@@ -81,8 +88,10 @@ class Server:
     def serve(self) -> NoReturn:
         """Wait for requests and ends."""
         while True:
-            waiting = [self._listening, self._ended, *self._asking.values()]
+            waiting = [sys.stdin, self._listening, self._ended, *self._asking.values()]
             ready, _, _ = select.select(waiting, [], [])
+            if sys.stdin in ready:
+                sys.exit()
             if self._ended in ready:
                 self._ended.recv(64)
                 self._reap()
@@ -95,11 +104,16 @@ class Server:
     def _fork(self) -> None:
         connection, _ = self._listening.accept()
         size, outputs, _, _ = socket.recv_fds(connection, 8, maxfds=2)
-        request = json.loads(connection.recv(int(size), socket.MSG_WAITALL))
+        try:
+            request = json.loads(connection.recv(int(size), socket.MSG_WAITALL))
+        except ValueError:  # who asked has ended meanwhile
+            connection.close()
+            return
         if process := os.fork():
             self._asking[process] = connection
         else:
-            for one in (self._listening, connection, *self._asking.values()):
+            mine = (self._listening, connection, self._ended, self._ends)
+            for one in (*mine, *self._asking.values()):
                 one.close()
             become(outputs, **request)
         for output in outputs:
@@ -132,7 +146,7 @@ def become(
         runpy.run_path(arguments[0], run_name="__main__")
         code = 0
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception:  # noqa: BLE001 (as an interpreter does)
         traceback.print_exc()
     finally:

@@ -17,7 +17,9 @@ from workers.process.cores import available_cores
 from workers.process.memory import available_bytes
 from workers.storage.files import sha256_of
 
-INTERPRETER = (sys.executable, "-I")  # of the load check: nothing of this project in its path
+# What runs the load check: nothing of this project is in its path. The tests of whole runs name
+# another, which starts faster.
+INTERPRETER = (sys.executable, "-I")
 _LOAD_CHECK = Path(__file__).with_name("load_check.py")  # not imported: it imports torch
 _SAMPLES = ("the base continues a text", "continues a text")  # names of checks in load_check.py
 _CLEAN = "load in a clean process"

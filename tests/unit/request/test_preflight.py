@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from pyarrow import parquet
 
 from pipeline.request.flags import build, explain
+from pipeline.request.inputs import gather
 from pipeline.request.preflight import check, look
 from schemas.errors import CheckpointError, ConfigError, InputError, StorageError, TextError
 from schemas.request.config import RunConfig
@@ -25,6 +27,8 @@ from tests.prose import prose
 from tests.unit.project.test_layout import ROOT
 from workers.checkpoint.contents import inspect
 from workers.model.loading import load_tokenizer
+from workers.process.logs import LOG_FORMAT, log, now_about, set_up_logging
+from workers.text.documents import Split, iter_documents
 
 
 @pytest.fixture(scope="module")
@@ -329,3 +333,44 @@ def test_a_setting_that_is_no_yaml_is_refused(setting: str, tmp_path: Path) -> N
     (tmp_path / "c.yaml").write_text(setting.replace("=", ": "))
     with pytest.raises(ConfigError, match=r"c\.yaml: not YAML .*; correct it"):
         build(RunConfig, {"config": tmp_path / "c.yaml"})
+
+
+def test_a_calibration_text_is_read_once(
+    request_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its documents come with what was checked; tokenising takes them out."""
+    text, other = tmp_path / "one.txt", tmp_path / "other.txt"
+    for path in (text, other):
+        path.write_text(prose(40_000))
+    small = {"samples": 2, "sequence_length": 16, "gradient_samples": 2, "gradient_length": 16}
+    evaluation = {"text": str(other), "sequence_length": 16, "windows": 2}
+    config = request_for(calibration={"text": str(text), **small}, evaluation=evaluation)
+    checked = check(config)
+    assert checked.texts == {str(text): [text.read_text()]}
+    read: list[str] = []
+
+    def reading(name: str, split: Split) -> Iterator[str]:
+        read.append(name)
+        return iter_documents(name, split)
+
+    monkeypatch.setattr("pipeline.request.inputs.iter_documents", reading)
+    assert gather(checked).evaluation is not None
+    assert read == [str(other)]  # its first windows
+    assert not checked.texts
+
+
+def test_a_refusal_is_logged_under_its_own_run(
+    request_for: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(LOG_FORMAT, "json")
+    for name in ("handlers", "level", "propagate"):  # as they were, after the test
+        monkeypatch.setattr(log, name, getattr(log, name))
+    set_up_logging()
+    now_about(run="another")
+    with pytest.raises(TextError):
+        check(request_for(text=tmp_path / "none.txt"))
+    log.error("refused")
+    assert json.loads(capsys.readouterr().err)["run"] == str(request_for().run_folder)
