@@ -35,6 +35,7 @@ def tokens() -> Tensor:
     return torch.randint(3, 120, (2, 12), generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 def test_the_layers_one_by_one_are_the_whole_model(
     model: Any, anatomy: Anatomy, tokens: Tensor
 ) -> None:
@@ -52,6 +53,7 @@ def test_the_layers_one_by_one_are_the_whole_model(
     assert list(layer_list(model).modules) == list(carved.layers)  # as they were before
 
 
+@pytest.mark.slow
 def test_gradients_go_through_it(model: Any, anatomy: Anatomy, tokens: Tensor) -> None:
     """The gradient at the embedding is that of the whole model."""
     carved = Carved(model, anatomy.tuples)
@@ -85,6 +87,7 @@ def observing(
         hook.remove()
 
 
+@pytest.mark.slow
 def test_its_linears_are_those_that_the_model_calls(
     model: Any, anatomy: Anatomy, tokens: Tensor
 ) -> None:
@@ -102,6 +105,7 @@ def test_its_linears_are_those_that_the_model_calls(
             assert torch.equal(mine, inputs[linear.reads].reshape(mine.shape))
 
 
+@pytest.mark.slow
 def test_what_ends_a_layer_is_only_added(model: Any, anatomy: Anatomy, tokens: Tensor) -> None:
     """The gradient before the layer does not depend on the values of that product."""
     carved = Carved(model, anatomy.tuples)
