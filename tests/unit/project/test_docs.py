@@ -51,6 +51,12 @@ def test_benchmarks_that_are_named_exist(page: Path) -> None:
     assert not [name for name in names if find_spec(name) is None]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_tests_that_are_named_exist(page: Path) -> None:
+    there = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert set(re.findall(r"`(test_\w+\.py)`", page.read_text(encoding="utf-8"))) <= there
+
+
 def test_every_family_is_on_the_page_of_architectures() -> None:
     text = (ROOT / "docs/architectures.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\w+)` \| (yes|planned only) \|", text, re.MULTILINE))
