@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from schemas.errors import CheckpointError
 from tests.models import CONFIGS, tiny_model
+from tests.unit.checkpoint.conftest import configure, refusal
 from workers.checkpoint.config_file import read_config
 from workers.checkpoint.contents import base_files, inspect
 from workers.checkpoint.fetching import resolve
@@ -20,11 +21,6 @@ from workers.checkpoint.tensors import TensorReader, torch_dtype
 from workers.storage.files import file_sha256
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tiny_model(tmp_path / "base")
 
 
 def sharded(folder: Path) -> list[str]:
@@ -43,19 +39,6 @@ def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def configure(folder: Path, **changes: Any) -> None:
-    """Change config.json in place; None removes a key."""
-    config = json.loads((folder / "config.json").read_text()) | changes
-    kept = {key: value for key, value in config.items() if value is not None}
-    (folder / "config.json").write_text(json.dumps(kept))
-
-
-def refusal(folder: Path) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        inspect(folder)
-    return str(caught.value)
 
 
 # --- what is read -----------------------------------------------------------------------------

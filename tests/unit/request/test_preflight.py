@@ -6,65 +6,22 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
-import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
-from pyarrow import parquet
 
 from pipeline.request.flags import build, explain
-from pipeline.request.inputs import gather
 from pipeline.request.preflight import check, look
-from schemas.errors import CheckpointError, ConfigError, InputError, StorageError, TextError
+from schemas.errors import ConfigError, StorageError, TextError
 from schemas.request.config import RunConfig
 from schemas.run.ranks import require_ranks
-from tests.models import tiny_model
-from tests.prose import prose
 from tests.unit.project.test_layout import ROOT
+from tests.unit.request.conftest import refusal
 from workers.checkpoint.contents import inspect
-from workers.model.loading import load_tokenizer
 from workers.process.logs import LOG_FORMAT, log, now_about, set_up_logging
-from workers.text.documents import Split, iter_documents
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model") / "base")
-
-
-@pytest.fixture
-def folder(model: Path, tmp_path: Path) -> Path:
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for path in model.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
-    return copy
-
-
-@pytest.fixture
-def request_for(model: Path, tmp_path: Path) -> Any:
-    """A request that `check` accepts, but for the fields given."""
-    text = tmp_path / "prose.txt"
-    text.write_text(prose(4_000))
-
-    def made(**fields: Any) -> RunConfig:
-        calibration = {"text": str(fields.pop("text", text))}
-        defaults = {"model": str(model), "output": tmp_path / "out", "ratio": 0.3}
-        return RunConfig.model_validate(defaults | {"calibration": calibration} | fields)
-
-    return made
-
-
-def refusal(config: RunConfig, kind: type[InputError]) -> str:
-    with pytest.raises(kind) as caught:
-        check(config)
-    message = str(caught.value)
-    assert message.isprintable()
-    return message
 
 
 def test_what_is_as_it_must_be_is_accepted(request_for: Any, model: Path) -> None:
@@ -234,95 +191,6 @@ def test_a_matrix_that_would_lose_its_rank_is_named(request_for: Any, model: Pat
     assert expected in refusal(config, ConfigError)
 
 
-# --- text -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.txt", b"", "empty; name a source that holds text"),
-        ("a.txt", b" \n ", "empty; name a source that holds text"),
-        ("a.txt", "größe".encode("latin-1"), "a.txt, line 1: not UTF-8"),
-        ("a.txt", "one\ntwo".encode("utf-16-le"), "a.txt, line 1: a NUL byte"),
-        ("a.txt", b"one\ntwo\0", "a.txt, line 2: a NUL byte"),
-        ("a.jsonl", b"", "empty; name a source that holds text"),
-        ("a.jsonl", b'{"text": "one"}\n{"text": ', "a.jsonl, line 2: not JSON in UTF-8"),
-        ("a.jsonl", b'{"text": "one"}\n' + b"[" * 10**5, "a.jsonl, line 2: not JSON in UTF-8"),
-        ("a.jsonl", b'{"body": "one"}', "a.jsonl, line 1: no string under 'text'"),
-        ("a.parquet", b"PAR1 is all that it has", "a.parquet: cannot be read"),
-        ("a.parquet", b"", "a.parquet: cannot be read"),
-        ("a.doc", b"one", "not a file of a known kind (.txt, .jsonl, .parquet)"),
-    ],
-)
-def test_a_text_that_is_none_is_refused_with_file_and_line(
-    name: str, content: bytes, message: str, request_for: Any, tmp_path: Path
-) -> None:
-    (tmp_path / name).write_bytes(content)
-    assert message in refusal(request_for(text=tmp_path / name), TextError)
-
-
-@pytest.mark.parametrize("column", ["body", "text"])
-def test_a_parquet_file_needs_texts(column: str, request_for: Any, tmp_path: Path) -> None:
-    parquet.write_table(pa.table({column: [1, 2]}), tmp_path / "a.parquet")
-    message = refusal(request_for(text=tmp_path / "a.parquet"), TextError)
-    expected = "no column 'text' (found body); rename" if column == "body" else "row 1: no string"
-    assert expected in message
-
-
-def test_what_is_no_file_is_no_text(request_for: Any, tmp_path: Path) -> None:
-    (tmp_path / "folder.txt").mkdir()
-    os.mkfifo(tmp_path / "pipe.txt")
-    for name in ("folder.txt", "pipe.txt"):
-        message = refusal(request_for(text=tmp_path / name), TextError)
-        assert f"{tmp_path / name}: not a plain file; name a file" in message
-    assert "not found; check" in refusal(request_for(text=tmp_path / "absent.txt"), TextError)
-
-
-# --- tokenizers -------------------------------------------------------------------------------
-
-
-def test_a_model_without_tokenizer_is_refused(request_for: Any, folder: Path) -> None:
-    (folder / "tokenizer.json").unlink()
-    message = refusal(request_for(model=str(folder)), CheckpointError)
-    assert f"{folder}: no tokenizer (tokenizer.json or " in message
-    assert "copy the tokenizer files of the base model there" in message
-
-
-@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b"[" * 10**5, b'{"model": {"type": 3}}'])
-def test_a_damaged_tokenizer_is_refused(content: bytes, request_for: Any, folder: Path) -> None:
-    (folder / "tokenizer.json").write_bytes(content)
-    message = refusal(request_for(model=str(folder)), CheckpointError)
-    assert message.startswith(f"{folder / 'tokenizer.json'}: not a tokenizer (")
-    with pytest.raises(CheckpointError, match="no tokenizer that transformers can load"):
-        load_tokenizer(folder, trust_remote_code=False)
-
-
-@pytest.mark.parametrize(
-    ("content", "why"), [("{", "not JSON"), ("[]", "not the settings"), ("null", "not the sett")]
-)
-def test_damaged_settings_of_a_tokenizer_are_refused(
-    content: str, why: str, request_for: Any, folder: Path
-) -> None:
-    (folder / "tokenizer_config.json").write_text(content)
-    message = refusal(request_for(model=str(folder)), CheckpointError)
-    assert f"{folder / 'tokenizer_config.json'}: {why}" in message
-
-
-def test_a_tokenizer_that_is_code_is_refused_and_not_run(
-    request_for: Any, folder: Path, tmp_path: Path
-) -> None:
-    marker = tmp_path / "ran"
-    (folder / "tokenization_own.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
-    (folder / "tokenizer.json").rename(folder / "vocab.json")
-    settings = {"auto_map": {"AutoTokenizer": ["tokenization_own.Own", None]}}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    message = refusal(request_for(model=str(folder)), CheckpointError)
-    assert "no code of a base is run; save it as tokenizer.json" in message
-    with pytest.raises(CheckpointError):
-        load_tokenizer(folder, trust_remote_code=False)
-    assert not marker.exists()
-
-
 # --- settings ---------------------------------------------------------------------------------
 
 
@@ -333,30 +201,6 @@ def test_a_setting_that_is_no_yaml_is_refused(setting: str, tmp_path: Path) -> N
     (tmp_path / "c.yaml").write_text(setting.replace("=", ": "))
     with pytest.raises(ConfigError, match=r"c\.yaml: not YAML .*; correct it"):
         build(RunConfig, {"config": tmp_path / "c.yaml"})
-
-
-def test_a_calibration_text_is_read_once(
-    request_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its documents come with what was checked; tokenising takes them out."""
-    text, other = tmp_path / "one.txt", tmp_path / "other.txt"
-    for path in (text, other):
-        path.write_text(prose(40_000))
-    small = {"samples": 2, "sequence_length": 16, "gradient_samples": 2, "gradient_length": 16}
-    evaluation = {"text": str(other), "sequence_length": 16, "windows": 2}
-    config = request_for(calibration={"text": str(text), **small}, evaluation=evaluation)
-    checked = check(config)
-    assert checked.texts == {str(text): [text.read_text()]}
-    read: list[str] = []
-
-    def reading(name: str, split: Split) -> Iterator[str]:
-        read.append(name)
-        return iter_documents(name, split)
-
-    monkeypatch.setattr("pipeline.request.inputs.iter_documents", reading)
-    assert gather(checked).evaluation is not None
-    assert read == [str(other)]  # its first windows
-    assert not checked.texts
 
 
 def test_a_refusal_is_logged_under_its_own_run(

@@ -7,6 +7,7 @@ from torch import Tensor
 from runtime.configuration_lowrank import Matrix
 from runtime.modeling_lowrank import LowRankLinear
 from schemas.model.spec import factor_parameters
+from tests.layers import gaussian, relative
 from workers.truncation.pivoting import Pivoted, pivot
 
 SHAPES = [
@@ -20,11 +21,6 @@ STORABLE = [(m, n, k) for m, n, k in SHAPES if k <= n]
 EXACT = 1e-12
 
 
-def gaussian(seed: int, *shape: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
 def factors(m: int, n: int, k: int) -> tuple[Tensor, Tensor]:
     return gaussian(m, m, k), gaussian(n + 1, k, n)
 
@@ -33,10 +29,6 @@ def decoded(pivoted: Pivoted) -> Tensor:
     """W'[i] = concat(rows, T rows)[order[i]], as the docstring states it."""
     stacked = torch.cat([pivoted.rows, pivoted.interpolation @ pivoted.rows])
     return stacked[pivoted.order]
-
-
-def relative(value: Tensor, expected: Tensor) -> float:
-    return float((value - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize(("m", "n", "k"), SHAPES)

@@ -1,0 +1,112 @@
+"""Text streamed through layer shards of a tiny model, and the whole model beside them."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from schemas.model.spec import ModelSpec
+from schemas.request.methods import Truncation
+from schemas.run.moments import Pass, Tap, taps
+from tests.prose import VOCABULARY
+from workers.calibration.moments import Moment
+from workers.model.layers import Decoder
+from workers.model.shard import Shard, Step
+
+LAYERS, WINDOWS, TOKENS, SEED = 3, 4, 12, 5
+
+# Float32 against float64 through three layers; a wrong bias, mask or label is an error above 1e-2.
+FLOAT32 = 2e-5
+
+
+class Base(NamedTuple):
+    """A checkpoint of three layers, and windows of tokens."""
+
+    folder: Path
+    spec: ModelSpec
+    tokens: Tensor
+
+
+class Streamed(NamedTuple):
+    """What shards found: moments by tap name, and hidden states after the last layer."""
+
+    moments: dict[str, Moment]
+    hidden: Tensor
+
+
+def windows() -> Tensor:
+    return torch.randint(VOCABULARY, (WINDOWS, TOKENS), generator=torch.Generator().manual_seed(1))
+
+
+def make_shards(
+    base: Base,
+    bounds: Sequence[int],
+    found: list[Tap],
+    adapted: Callable[[str], None] = lambda _: None,
+) -> list[Shard]:
+    """Shards of the layers between consecutive `bounds`."""
+    decoder = Decoder(base.folder, base.spec, torch.float32, torch.device("cpu"))
+    return [
+        Shard(
+            decoder,
+            range(start, stop),
+            first=start == 0,
+            last=stop == LAYERS,
+            taps=[tap for tap in found if tap.layer in range(start, stop)],
+            adapted=adapted,
+        )
+        for start, stop in pairwise(bounds)
+    ]
+
+
+def micro_batches(base: Base, size: int, segments: int) -> list[tuple[Step, Tensor]]:
+    parts = [base.tokens[i : i + size] for i in range(0, WINDOWS, size)]
+    return [(Step(i * size, i * segments // len(parts)), part) for i, part in enumerate(parts)]
+
+
+def stream(
+    base: Base,
+    truncation: Truncation = "fisher",
+    bounds: Sequence[int] = (0, LAYERS),
+    micro_batch: int = 2,
+    segments: int = 2,
+    adapted: Callable[[str], None] = lambda _: None,
+) -> Streamed:
+    """All windows forward, then all of them forward and backward."""
+    found = taps(base.spec.matrices, truncation, gradients=True)
+    shards = make_shards(base, bounds, found, adapted)
+    batches = micro_batches(base, micro_batch, segments)
+    outputs = []
+    for step, hidden in batches:
+        for shard in shards:
+            hidden = shard.forward(hidden, step)
+        outputs.append(hidden)
+    for step, hidden in batches:
+        for shard in shards:
+            hidden = shard.forward(hidden, step, "gradient")
+        gradient = shards[-1].loss_gradient(hidden, step, SEED)
+        for shard in reversed(shards):
+            gradient = shard.backward(gradient, step)
+    moments = {tap.name: m for shard in shards for tap, m in take(shard)}
+    return Streamed(moments, torch.cat(outputs))
+
+
+def take(shard: Shard) -> list[tuple[Tap, Moment]]:
+    """The moments of both streams."""
+    directions: tuple[Pass, ...] = ("forward", "backward")
+    return [(tap, sums.mean(tap.name)) for d in directions for tap, sums in shard.take_sums(d)]
+
+
+def whole_model(base: Base) -> Any:
+    """The plain transformers model in float64."""
+    auto: Any = AutoModelForCausalLM
+    return auto.from_pretrained(base.folder, dtype=torch.float64).eval()
+
+
+def assert_close(found: Tensor, exact: Tensor) -> None:
+    assert found.shape == exact.shape
+    assert float((found - exact).norm() / exact.norm()) < FLOAT32

@@ -1,0 +1,184 @@
+"""Plans that are refused, with remedies that work, and what the command prints of others."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import pipeline.plan.machines
+from pipeline.cli.app import app
+from pipeline.plan.machines import on_cpu
+from pipeline.plan.planner import make_plan, require_disk
+from schemas.errors import ConfigError
+from schemas.request.sizes import parse_size
+from schemas.run.plan import Plan
+from tests.unit.plan.conftest import ROOT, SHAPES, Base, planned
+from workers.process.logs import log
+
+# --- what is refused --------------------------------------------------------------------------
+
+
+REFUSED = [
+    ("llama-3-70b", "--gpu-memory 7GB --host-memory 1TB"),
+    ("llama-3-70b", "--gpu-memory 48GB --host-memory 1TB --method svd-llm"),
+    ("llama-3-70b", "--gpu-memory 80GB --host-memory 40GB"),
+    ("llama-3-70b", "--gpu-memory 7GB --host-memory 40GB"),
+    ("llama-3-8b", "--gpu-memory 6GB --host-memory 1TB --gradient-length 65536"),
+    ("llama-3-8b", "--gpu-memory 6GB --host-memory 1TB --sequence-length 65536"),
+    ("qwen3-32b", "--gpu-memory 6GB --host-memory 1TB --set calibration.micro_batch=64"),
+    ("llama-3-8b", "--gpu-memory 3700MB --host-memory 1TB --dtype float32"),
+]
+
+
+def plan_command(name: str, flags: str) -> int:
+    """The exit code of `svdllm plan` of one of the shipped shapes on eight GPUs."""
+    command = ["plan", "--model", str(SHAPES / f"{name}.json"), "--ratio", "0.2", "--gpus", "8"]
+    return CliRunner().invoke(app, [*command, *shlex.split(flags)]).exit_code
+
+
+@pytest.mark.parametrize(("name", "flags"), REFUSED)
+def test_every_remedy_works_when_it_is_followed(
+    name: str, flags: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "propagate", True)
+    require_remedies(name, flags, caplog)
+
+
+def test_more_host_memory_than_is_assumed_is_a_remedy(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer GPUs on a node are none: what is assumed is so much for each."""
+    monkeypatch.setattr(log, "propagate", True)
+    monkeypatch.setattr(pipeline.plan.machines, "_HOST_BYTES", 5 * 10**9)
+    require_remedies("llama-3-70b", "--gpu-memory 80GB", caplog)
+    assert "--host-memory" in caplog.text
+    assert "--gpus-per-node" not in caplog.text
+
+
+def require_remedies(name: str, flags: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Fails unless a plan is refused, and each remedy that is named is one."""
+    assert plan_command(name, flags) == 2
+    (message,) = caplog.messages
+    assert re.search(r"a worker takes [\d,]+ bytes of (GPU|host) memory", message)
+    remedies = message.partition("What would do: ")[2].split(", or ")
+    assert all(remedies)
+    for remedy in remedies:
+        assert plan_command(name, f"{flags} {remedy}") == 0, remedy
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_host_that_is_too_small_is_refused_with_what_would_do(base: Base, workers: int) -> None:
+    config = base.config()
+    with pytest.raises(ConfigError, match=r"(\d+)GB of memory on the host") as caught:
+        make_plan(config, base.spec, on_cpu(config.numerics.dtype, workers, 10**8))
+    enough = re.findall(r"(\d+)GB of memory", str(caught.value))[0]
+    cluster = on_cpu(config.numerics.dtype, workers, int(enough) * 10**9)
+    assert make_plan(config, base.spec, cluster).host_memory <= cluster.host_memory
+
+
+def test_a_full_disk_is_refused_with_the_bytes_that_are_missing(base: Base) -> None:
+    plan = base.plan()
+    disk = plan.disk.model_copy(update={"moments": 10**18})
+    with pytest.raises(ConfigError, match=r"are free; free [\d,]+, or name another --run-dir"):
+        require_disk(disk, base.config(), 0)
+
+
+def test_bases_that_are_not_kept_are_a_remedy_for_a_small_disk(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, frugal = base.plan(), base.plan(cluster={"keep_bases": False})
+    free = 10**9
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    rest = plan.disk.run_directory - plan.disk.bases
+    assert frugal.disk.run_directory == rest
+    config = base.config(output=str(base.folder.parent / "out"))
+    committed = rest - free  # then there is room for all but the bases
+    with pytest.raises(ConfigError, match=r"or --set cluster\.keep_bases=false"):
+        require_disk(plan.disk, config, committed)
+    with pytest.raises(ConfigError, match=r"another --run-dir or --output$"):
+        require_disk(plan.disk, config, committed - 1)
+
+
+@pytest.mark.parametrize(
+    ("machines", "message"),
+    [
+        ({"gpus": None}, "add --gpus N"),
+        ({"gpu_memory": None, "gpu_type": None}, "needs their memory; add --gpu-memory"),
+        ({"gpu_memory": None, "gpu_type": "new"}, "memory of GPU type 'new' is not known"),
+        ({"gpu_memory": "80 pounds"}, "--gpu-memory '80 pounds' is not a size"),
+    ],
+)
+def test_machines_half_described_are_refused(machines: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        planned("llama-3-8b", **machines)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("80GB", 80 * 10**9), ("80GiB", 80 * 2**30), ("1.5TB", 15 * 10**11), ("1000", 1000)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+def test_a_bare_config_is_planned_for_a_described_cluster(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text((SHAPES / "llama-3-70b.json").read_text())
+    flags = "--ratio 0.2 --gpus 8 --gpu-memory 80GB --host-memory 1TB --gpu-type h100"
+    for model in (path, tmp_path):
+        command = ["plan", "--model", str(model), *shlex.split(flags)]
+        shown = CliRunner().invoke(app, command, terminal_width=80)
+        assert shown.exit_code == 0
+        assert "8 layer shards of 10 layers" in shown.stdout
+        assert max(map(len, shown.stdout.splitlines())) <= 80
+        printed = CliRunner().invoke(app, [*command, "--json"])
+        assert Plan.model_validate_json(printed.stdout) == planned("llama-3-70b")
+
+
+def test_the_plan_in_the_docs_is_what_the_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "docs" / "plan-70b.md").read_text(encoding="utf-8")
+    command = re.findall(r"^svdllm (plan .*)$", text, re.MULTILINE)[0]
+    shown = CliRunner().invoke(app, shlex.split(command), terminal_width=80)
+    assert shown.stdout.rstrip("\n") in text
+
+
+def test_the_plans_by_method_in_the_docs_are_what_the_command_prints(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "docs" / "plan-70b.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| (Llama-3-\d+B) \| (\d) \| `(.+?)`(?: \(W\))? \| (.+) \|$", text, re.MULTILINE
+    )
+    assert len(rows) == 6
+    for model, gpus, method, rest in rows:
+        flags = f"--ratio 0.2 --method {method} --gpus {gpus} --gpu-type h100"
+        command = ["plan", "--model", f"tests/configs/{model.lower()}.json", *shlex.split(flags)]
+        shown = " ".join(CliRunner().invoke(app, command).stdout.split())
+        time, eigen, svd, size = rest.split(" | ")
+        found = dict(re.findall(r"(eigensolver|SVD) ([\d.]+ \w+)", shown))
+        assert f"time: about {time} (" in shown
+        assert (found.get("eigensolver", "-"), found.get("SVD", "-")) == (eigen, svd)
+        assert f"run directory {size} (" in shown
+
+
+def test_planning_imports_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys, pipeline.cli, pipeline.plan\n"
+        "print([name for name in ('torch', 'transformers', 'ray') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
