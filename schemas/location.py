@@ -66,6 +66,8 @@ def locate(value: object) -> Path | Url:
 def _parse(value: Any) -> Path | Url:
     if not isinstance(value, (str, Path)):
         raise ValueError("neither a path nor a URL")
+    if not str(value).strip():
+        raise ValueError("empty; name a folder or a URL")
     return locate(value)
 
 

@@ -15,7 +15,6 @@ from pipeline.cli.report import report
 from pipeline.cli.tables.plan import plan_table
 from pipeline.cli.tables.run import check_table, run_table
 from pipeline.cli.tables.status import status_table
-from schemas.location import locate
 from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig
 from workers.process.logs import LOG_FORMAT, LogFormat, set_up_logging
@@ -114,10 +113,9 @@ def verify(
     with exit_codes():
         from workers.checkpoint.stored import at_hand
         from workers.checkpoint.verify import require, verify_checkpoint
-        from workers.storage.places import url_of
+        from workers.storage.places import place_of
 
-        place = url_of(checkpoint) or Path(checkpoint)
-        with at_hand(place, work_dir=work_dir) as (folder, stored):
+        with at_hand(place_of(checkpoint), work_dir=work_dir) as (folder, stored):
             checks = verify_checkpoint(folder, published=True, stored=stored)
         _out.print(check_table(checks))
         require(checks, checkpoint)
@@ -130,8 +128,9 @@ def status(
     """What a run has finished, and what is left."""
     with exit_codes():
         from pipeline.run_directory.status import read_status
+        from workers.storage.places import place_of
 
-        _out.print(status_table(read_status(locate(run_dir))))
+        _out.print(status_table(read_status(place_of(run_dir))))
 
 
 @app.command()

@@ -9,7 +9,6 @@ from rich.console import Console
 from pipeline.cli.exit_codes import exit_codes
 from pipeline.cli.options import Fresh, asks
 from schemas.errors import RunError
-from schemas.location import locate
 from schemas.metrics import Outcome
 from schemas.request.config import RunConfig
 from schemas.request.nightly import NightlyConfig
@@ -57,8 +56,9 @@ def catalog(
     """History and trends of the nights: what was tried, what became of it, what `latest` names."""
     with exit_codes():
         from pipeline.cli.tables.nights import catalog_json, catalog_table
+        from workers.storage.places import place_of
 
-        place = locate(prefix)
+        place = place_of(prefix)
         if json:
             _out.print_json(catalog_json(place))
         else:

@@ -1,7 +1,6 @@
 """Reading what checkpoints and run directories hold for a report."""
 
 import shlex
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel
@@ -15,7 +14,7 @@ from schemas.run.record import RunRecord
 from workers.checkpoint.names import COMPRESSION, EVALUATION, REPORT, SUCCESS
 from workers.checkpoint.strict_json import parse
 from workers.storage.keys import RUN_RECORD
-from workers.storage.places import exists, read_bytes, url_of
+from workers.storage.places import exists, place_of, read_bytes
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -38,7 +37,7 @@ def read_reported(names: list[str]) -> list[Reported]:
 
 
 def _checkpoints(name: str) -> list[Location]:
-    place = url_of(name) or Path(name)
+    place = place_of(name)
     if not exists(place / RUN_RECORD):
         return [place]
     record = _parse(place / RUN_RECORD, RunRecord)

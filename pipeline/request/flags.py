@@ -33,7 +33,7 @@ def build(schema: type[T], flags: Mapping[str, Any]) -> T:
             _assign(values, paths[name], value)
     for assignment in flags.get("settings") or ():
         path, found, text = assignment.partition("=")
-        if not found:
+        if not found or not path.strip():
             raise ConfigError(f"--set {assignment!r} is not of the form a.b=value")
         _assign(values, path.strip(), _parsed(text, f"--set {assignment!r}"))
     return schema.model_validate(values)
@@ -53,6 +53,8 @@ def _line(detail: Any) -> str:
         return f"{field}: not given; use --{field.replace('_', '-')} or the key {field} of --config"
     if detail["type"] == "extra_forbidden":
         return f"{field}: no such setting; docs/configuration.md lists them"
+    if detail["type"] == "model_type":
+        return f"{field} = {detail['input']!r}: a group of settings; name one, as {field}.NAME"
     remedy = _RATIO if detail["loc"][0] == "ratio" else ""
     return f"{field} = {detail['input']!r}: {message}{remedy}"
 

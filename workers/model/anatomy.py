@@ -63,6 +63,7 @@ def describe(model_class: Any, config: PretrainedConfig) -> Anatomy:
                 with torch.set_grad_enabled(enabled), seen.observing():
                     tokens = torch.zeros(2, _TOKENS, dtype=torch.long, device="meta")
                     model(input_ids=tokens, attention_mask=mask, use_cache=False)
+                    refused.append("it does not call all its layers")  # unless it did
             except Exception as error:  # noqa: BLE001 (a model may raise anything)
                 refused.append(f"{type(error).__name__}: {error}")
             if seen.complete:  # even if what follows the layers cannot run there

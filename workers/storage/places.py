@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import fsspec  # type: ignore[import-untyped]
 
-from schemas.errors import CheckpointError, RunError, StorageError
+from schemas.errors import CheckpointError, ConfigError, RunError, StorageError
 from schemas.location import Location, Url, locate
 from workers.storage.files import create_bytes, write_bytes
 
@@ -38,12 +38,17 @@ class _Opened(NamedTuple):
     path: str
 
 
+def place_of(name: str) -> Location:
+    """Return the folder or URL that a person named. Raises ConfigError if it is neither."""
+    try:
+        return locate(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
 def url_of(model: str) -> Url | None:
     """Return a checkpoint's URL if it is in an object store; None for a path or a hub id."""
-    try:
-        place = locate(model)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from None
+    place = place_of(model)
     return place if isinstance(place, Url) else None
 
 
@@ -97,32 +102,12 @@ def read_into(place: Location, start: int, buffer: memoryview) -> None:
 
 def names_in(place: Location) -> list[str]:
     """Return the names of files directly in a folder, or below a prefix; none if that is absent."""
-    if isinstance(place, Path):
-        there = place.iterdir() if place.is_dir() else ()
-        return sorted(path.name for path in there if path.is_file())
-    with _explained(place):
-        opened = _open(place)
-        try:
-            found = opened.system.ls(opened.path, detail=True)
-        except FileNotFoundError:
-            return []
-    files = [Url(entry["name"]).name for entry in found if entry["type"] == "file"]
-    return sorted(name for name in files if name)  # some tools leave an object named "prefix/"
+    return _names(place, "file")
 
 
 def folders_in(place: Location) -> list[str]:
     """Return the names of folders directly in a folder or below a prefix; none if it is absent."""
-    if isinstance(place, Path):
-        there = place.iterdir() if place.is_dir() else ()
-        return sorted(path.name for path in there if path.is_dir())
-    with _explained(place):
-        opened = _open(place)
-        try:
-            found = opened.system.ls(opened.path, detail=True)
-        except FileNotFoundError:
-            return []
-    folders = [Url(entry["name"].rstrip("/")) for entry in found if entry["type"] == "directory"]
-    return sorted(folder.name for folder in folders)
+    return _names(place, "directory")
 
 
 def identity_of(place: Url) -> str:
@@ -251,6 +236,23 @@ def local_copy(place: Location) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="svdllm-") as name:
         download(place, names, Path(name))
         yield Path(name)
+
+
+def _names(place: Location, kind: Literal["file", "directory"]) -> list[str]:
+    if isinstance(place, Path):
+        there = place.iterdir() if place.is_dir() else ()
+        return sorted(p.name for p in there if (p.is_file() if kind == "file" else p.is_dir()))
+    with _explained(place):
+        opened = _open(place)
+        try:
+            found = opened.system.ls(opened.path, detail=True)
+        except FileNotFoundError:
+            return []
+    paths = [str(entry["name"]) for entry in found if entry["type"] == kind]
+    if kind == "directory":
+        paths = [path.rstrip("/") for path in paths]
+    # Some tools leave an object named "prefix/": below the prefix it has no name.
+    return sorted(filter(None, (Url(path).name for path in paths)))
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, int]]:

@@ -1,6 +1,7 @@
 """A tiny checkpoint to spoil, and what is said of one that is refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(whole: Path, tmp_path: Path) -> Path:
     """A copy of one tiny checkpoint."""
-    copy = tmp_path / "base"
-    copy.mkdir()
-    for path in whole.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
-    return copy
+    return Path(shutil.copytree(whole, tmp_path / "base"))
 
 
 def refusal(folder: Path) -> str:

@@ -55,6 +55,9 @@ def test_missing_settings_are_named_with_their_flags(caplog: pytest.LogCaptureFi
         (("--ratio", "nan"), "finite number"),
         (("--ratio", "0.2,x"), "ratio.1 = 'x'"),
         (("--ratio", "0.2", "--set", "foo.bar=1"), "foo: no such setting"),
+        (("--ratio", "0.2", "--set", "=3"), "not of the form a.b=value"),
+        (("--ratio", "0.2", "--set", "calibration=3"), "a group of settings; name one, as cal"),
+        (("--ratio", "0.2", "--output", ""), "output = '': empty; name a folder or a URL"),
         (("--ratio", "0.2", "--set", "nonsense"), "not of the form a.b=value"),
         (("--ratio", "0.2", "--calibration-samples", "0"), "calibration.samples = 0"),
         (("--ratio", "0.2", "--config", "absent.yaml"), "--config absent.yaml"),
@@ -116,6 +119,12 @@ def test_plan_counts_parameters(model: Path) -> None:
     assert plan["targeted_parameters"] == sum(
         kind["count"] * kind["out_features"] * kind["in_features"] for kind in kinds
     )
+
+
+@pytest.mark.parametrize("command", ["verify", "status", "catalog", "report", "evaluate"])
+def test_a_url_without_a_bucket_is_refused(command: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert run(command, "s3://") == 2
+    assert "'s3://' names no bucket or folder; write it like s3://bucket/prefix" in caplog.text
 
 
 @pytest.mark.parametrize("command", ["verify", "status"])

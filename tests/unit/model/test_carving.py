@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import LlamaForCausalLM
 
 from schemas.errors import CheckpointError
 from schemas.model.architectures import ARCHITECTURES
@@ -150,6 +151,15 @@ def test_what_depends_on_the_text_is_refused(kind: str, argument: str, tokens: T
         CheckpointError, match=f"argument {argument} of layer 0 depends on the text"
     ):
         carved.record(tokens)
+
+
+def test_a_model_that_does_not_call_its_layers_is_refused() -> None:
+    class Idle(LlamaForCausalLM):  # type: ignore[no-untyped-call]
+        def forward(self, **_: Any) -> None:
+            return None
+
+    with pytest.raises(CheckpointError, match="it does not call all its layers"):
+        describe(Idle, tiny_config("llama"))
 
 
 def test_a_model_without_one_list_of_layers_is_refused() -> None:

@@ -1,5 +1,6 @@
 """A request that is accepted, and what is said of one that is not."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(model: Path, tmp_path: Path) -> Path:
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for path in model.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
-    return copy
+    return Path(shutil.copytree(model, tmp_path / "copy"))
 
 
 @pytest.fixture
