@@ -15,7 +15,7 @@ PYTEST_PROCESSES ?= 2
 CRDS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo quick test check check-manifests format lock reference fuzz audit serve-check report-check chaos month clean
+.PHONY: help install demo quick test check check-manifests format lock reference architectures fuzz audit serve-check report-check chaos month clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,10 @@ lock: install  ## resolve pyproject.toml anew into requirements.lock
 reference: install  ## write docs/configuration.md from the schemas
 	$(BIN)/python .ci/reference.py > docs/configuration.md.new
 	mv docs/configuration.md.new docs/configuration.md
+
+architectures: install  ## check every kind of model, and write docs/architectures.md (minutes)
+	$(BIN)/python -m tests.campaigns.architectures > docs/architectures.md.new
+	mv docs/architectures.md.new docs/architectures.md
 
 fuzz: install  ## mutated checkpoints, configurations and texts, each to end cleanly (minutes)
 	$(BIN)/python -m tests.campaigns.fuzz

@@ -19,11 +19,11 @@ from runtime.configuration_lowrank import Matrix
 from runtime.modeling_lowrank import LowRankLinear
 from schemas.errors import ConfigError
 from schemas.result.manifest import Compression
-from workers.checkpoint.contents import inspect
 from workers.checkpoint.fetching import resolve
 from workers.checkpoint.names import SUCCESS
 from workers.checkpoint.published import read_manifest
 from workers.evaluation.perplexity import perplexity
+from workers.model.inspection import inspect
 from workers.model.loading import load_model, load_tokenizer
 from workers.storage.keys import basis_key
 from workers.storage.spectra import read_spectrum

@@ -17,7 +17,7 @@ from benchmarks.accuracy import score
 from pipeline.compress import compress
 from schemas.request.config import RunConfig
 from schemas.request.groups import CalibrationConfig, ClusterConfig, NumericsConfig
-from workers.checkpoint.contents import inspect
+from workers.model.inspection import inspect
 from workers.process.logs import set_up_logging
 
 _WINDOWS = 12

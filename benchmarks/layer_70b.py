@@ -2,10 +2,11 @@
 
     python -m benchmarks.layer_70b [--scale 0.25] [--only mlp.down_proj]
 
-A checkpoint of one random bf16 layer with a tiny vocabulary goes through the code of the actor:
-load, both calibration streams and their moments, the bases of the matrices with the weights still
-there, their factors without, and the written file; no file where only one matrix is asked for.
-Hidden states are correlated: a random product of low rank, plus noise. Peaks are of anonymous
+A checkpoint of one random bf16 layer goes through the code of the actor: load, both calibration
+streams and their moments, the bases of the matrices with the weights still there, their factors
+without, and the written file; no file where only one matrix is asked for. The vocabulary is small,
+one entry for each token of a stream, so that no row comes twice. Embeddings are correlated: a
+random product of low rank, plus noise. Peaks are of anonymous
 memory, sampled every few milliseconds: no page is touched faster. Those of a smaller scale are
 extrapolated with its square, all but what was there at the start; that is too much where
 activations count, which grow with the scale itself. Exits with 1 where one is above 12 GB.
@@ -22,6 +23,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,8 +44,8 @@ from schemas.result.output import MatrixResult
 from schemas.run.identity import Ground, Identities, identities
 from schemas.run.moments import Pass, taps
 from workers.allocation.budget import rank_within
-from workers.checkpoint.contents import inspect
 from workers.compressor import Compressor
+from workers.model.inspection import inspect
 from workers.model.layers import Decoder
 from workers.model.shard import Shard
 from workers.output import write_file
@@ -56,7 +58,7 @@ from workers.storage.tensorfile import Entry, write_tensors
 LIMIT = 12e9
 CPU = torch.device("cpu")
 PASSES: tuple[Pass, ...] = ("forward", "backward")
-VOCABULARY = 1024
+EMBEDDING = "model.embed_tokens.weight"
 
 
 class Step(NamedTuple):
@@ -98,24 +100,24 @@ def anonymous_bytes() -> int:
     return int(re.findall(r"RssAnon:\s+(\d+) kB", text)[0]) * 1024
 
 
-def save_layer(folder: Path, scale: float) -> None:
+def save_layer(folder: Path, scale: float, vocabulary: int) -> None:
     """A checkpoint of one layer, a tensor in memory at a time."""
     heads = int(64 * scale)
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=128 * heads,
         intermediate_size=448 * heads,
         num_hidden_layers=1,
         num_attention_heads=heads,
         num_key_value_heads=heads // 8,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         dtype="bfloat16",
     )
     config.save_pretrained(folder)
     wide, keys, between = 128 * heads, 16 * heads, 448 * heads
     attention, mlp = "model.layers.0.self_attn.", "model.layers.0.mlp."
     matrices = {
-        "model.embed_tokens": (VOCABULARY, wide),
+        "lm_head": (vocabulary, wide),
         f"{attention}q_proj": (wide, wide),
         f"{attention}k_proj": (keys, wide),
         f"{attention}v_proj": (keys, wide),
@@ -126,6 +128,9 @@ def save_layer(folder: Path, scale: float) -> None:
     }
     norms = ("layers.0.input_layernorm", "layers.0.post_attention_layernorm", "norm")
     content = [
+        Entry(
+            EMBEDDING, torch.bfloat16, (vocabulary, wide), partial(_correlated, vocabulary, wide)
+        ),
         *(_entry(f"{name}.weight", shape) for name, shape in matrices.items()),
         *(_entry(f"model.{name}.weight", (wide,)) for name in norms),
     ]
@@ -139,6 +144,14 @@ def _entry(name: str, shape: tuple[int, ...]) -> Entry:
         return torch.randn(shape, dtype=torch.bfloat16) / math.sqrt(shape[1])
 
     return Entry(name, torch.bfloat16, shape, load)
+
+
+def _correlated(rows: int, width: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(width // 8, width, generator=generator) * (width // 8) ** -0.5
+    found: Tensor = torch.randn(rows, width // 8, generator=generator) @ mixing
+    found += 0.1 * torch.randn(found.shape, generator=generator)
+    return found.bfloat16()
 
 
 class Layer:
@@ -186,7 +199,7 @@ class Layer:
         found = taps(self._matrices, self._config.truncation, gradients=True)
         with self._watch.step("load"):
             decoder = Decoder(self._folder, self._spec, torch.float32, CPU)
-            shard = self._shard = Shard(decoder, range(1), first=False, last=True, taps=found)
+            shard = self._shard = Shard(decoder, range(1), taps=found)
         for direction in PASSES:
             with self._watch.step(f"calibrate {direction}"):
                 self._stream(shard, direction)
@@ -195,17 +208,13 @@ class Layer:
                     commit_moment(self._store, self._ids, tap, sums)
 
     def _stream(self, shard: Shard, direction: Pass) -> None:
-        length, size = self._options.length, self._spec.hidden_size
-        windows = torch.zeros(self._options.tokens // length, length)
-        generator = torch.Generator().manual_seed(0)
-        mixing = torch.randn(size // 8, size, generator=generator) * (size // 8) ** -0.5
+        length = self._options.length
+        windows = torch.arange(self._options.tokens // length * length).view(-1, length)
         for batch in micro_batches(windows, 1, self._config.calibration.segments):
-            hidden = torch.randn(1, length, size // 8, generator=generator) @ mixing
-            hidden += 0.1 * torch.randn(hidden.shape, generator=generator)
             if direction == "forward":
-                shard.forward(hidden, batch.step, "moments")
+                shard.forward(batch.tokens, batch.step, "moments")
                 continue
-            output = shard.forward(hidden, batch.step, "gradient")
+            output = shard.forward(batch.tokens, batch.step, "gradient")
             shard.backward(shard.loss_gradient(output, batch.step, 0), batch.step)
 
     def _truncate(self) -> dict[str, MatrixResult]:
@@ -262,7 +271,7 @@ def main() -> None:
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # nothing large stays with the allocator
     with tempfile.TemporaryDirectory(dir=options.work_dir) as scratch:
         folder = Path(scratch) / "layer"
-        in_fresh_process(save_layer, folder, options.scale)
+        in_fresh_process(save_layer, folder, options.scale, options.tokens)
         spec: ModelSpec = inspect(folder)
         watch: Watch = in_fresh_process(run_layer, options, folder)
     title = f"One layer, hidden {spec.hidden_size}, {options.tokens} tokens"

@@ -29,7 +29,7 @@ from benchmarks.timing import interleave
 from pipeline.cli.demo_inputs import fetch_model, write_texts
 from schemas.model.spec import ModelSpec
 from schemas.run.moments import Pass, taps
-from workers.checkpoint.contents import inspect
+from workers.model.inspection import inspect
 from workers.model.layers import Decoder
 from workers.model.loading import load_model, load_tokenizer
 from workers.model.shard import Shard, Step
@@ -65,7 +65,7 @@ def main() -> None:
 def _measure(subject: Subject, direction: Pass, rounds: int) -> list[str]:
     found = taps(subject.spec.matrices, "fisher", gradients=True)
     decoder = Decoder(subject.folder, subject.spec, torch.float32, torch.device("cpu"))
-    shard = Shard(decoder, range(subject.spec.layers), first=True, last=True, taps=found)
+    shard = Shard(decoder, range(subject.spec.layers), taps=found)
     windows = subject.windows[direction]
     contenders = {
         "bare": _bare(subject, windows, direction, shard),
@@ -74,8 +74,7 @@ def _measure(subject: Subject, direction: Pass, rounds: int) -> list[str]:
     interleave(contenders, 1)  # warm up, and leave a segment to be closed
     timings = interleave(contenders, rounds)
     size, moments = subject.spec.targeted, sum(t.size**2 for t in found if t.direction == direction)
-    end = subject.spec.architecture.end
-    unread = sum(m.size for m in subject.spec.matrices if m.path == end)
+    unread = sum(m.size for m in subject.spec.matrices if m.path in subject.spec.ends[m.layer])
     forward = (size + moments / 2) / size
     backward = (3 * size - unread + moments / 2) / (2 * size)
     return [

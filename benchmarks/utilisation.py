@@ -43,7 +43,8 @@ from pipeline.stream.schedule import (
 from schemas.request.config import RunConfig
 from schemas.request.groups import CalibrationConfig, ClusterConfig
 from schemas.run.moments import Pass
-from workers.checkpoint.contents import base_files, inspect
+from workers.checkpoint.contents import base_files
+from workers.model.inspection import inspect
 from workers.storage.keys import OWNER
 
 PASSES: tuple[Pass, ...] = ("forward", "backward")

@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -23,14 +22,15 @@ from rich.console import Console
 
 from pipeline.cli.tables.run import check_table
 from pipeline.plan.flops import rank_at
-from runtime.configuration_lowrank import FORMAT, identity, tensor_shapes
+from runtime.configuration_lowrank import FORMAT, guarded, tensor_shapes
 from schemas.model.dtypes import ITEM_BYTES
-from schemas.model.shapes import model_spec
 from schemas.model.spec import ModelSpec
 from schemas.result.manifest import FileEntry, Manifest
 from schemas.run.identity import Identities
-from workers.checkpoint.own_code import RUNTIME, SHIPPED
+from workers.checkpoint.family import family
+from workers.checkpoint.own_code import shipped
 from workers.checkpoint.verify import verify_checkpoint
+from workers.model.inspection import planned
 from workers.storage.files import sha256_of
 
 SHAPES = Path(__file__).parents[1] / "tests/configs/llama-3-70b.json"
@@ -41,7 +41,7 @@ Entries = dict[str, tuple[str, tuple[int, ...]]]
 
 def entries(spec: ModelSpec, ranks: dict[str, int]) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """Name, dtype and shape of every tensor, with pivoted factors for the decoder's matrices."""
-    matrices = {f"{spec.architecture.base}{matrix.name}": matrix for matrix in spec.matrices}
+    matrices = {matrix.stored: matrix for matrix in spec.matrices}
     for tensor in spec.tensors:
         owner, _, _ = tensor.name.rpartition(".")
         if (matrix := matrices.get(owner)) is None:
@@ -100,24 +100,24 @@ class Spent(NamedTuple):
 def write_checkpoint(folder: Path, layers: int, ratio: float) -> str:
     """All of it. Returns what it takes to hash its files."""
     config = json.loads(SHAPES.read_text(encoding="utf-8")) | {"num_hidden_layers": layers}
-    spec = model_spec(config, str(SHAPES))
+    spec, names = planned(config, str(SHAPES), "BF16"), family(config, str(SHAPES))
     ranks = {matrix.name: rank_at(matrix, 1 - ratio, pivoted=True) for matrix in spec.matrices}
     write_sparse(folder, entries(spec, ranks))
     stored = {name: {"encoding": "pivoted", "rank": rank} for name, rank in ranks.items()}
-    config |= identity("llama") | {"low_rank": {"format": FORMAT, "matrices": stored}}
-    (folder / "config.json").write_text(json.dumps(config))
-    for name in SHIPPED:
-        shutil.copy(RUNTIME / name, folder)
-    names, start = sorted(path.name for path in folder.iterdir()), Spent.now()
-    sums = sha256_of(folder, names)
+    config |= names.entries | {"low_rank": {"format": FORMAT, "matrices": stored}}
+    (folder / "config.json").write_text(json.dumps(guarded(config)))
+    for name, content in shipped(names).items():
+        (folder / name).write_bytes(content)
+    files, start = sorted(path.name for path in folder.iterdir()), Spent.now()
+    sums = sha256_of(folder, files)
     spent = str(start)
-    sizes = {name: (folder / name).stat().st_size for name in names}
+    sizes = {name: (folder / name).stat().st_size for name in files}
     manifest = Manifest(
         output="sparse",
         identities=Identities(forward="", backward=None, bases="", factors=""),
         base_files={},
         versions={},
-        files={name: FileEntry(sha256=sums[name], bytes=sizes[name]) for name in names},
+        files={name: FileEntry(sha256=sums[name], bytes=sizes[name]) for name in files},
     )
     (folder / "manifest.json").write_text(manifest.model_dump_json())
     return spent

@@ -32,6 +32,7 @@ from pipeline.request.inputs import gather
 from pipeline.request.preflight import look
 from schemas.request.config import RunConfig
 from schemas.request.groups import CalibrationConfig, ClusterConfig
+from workers.model.carving import Carved
 from workers.model.layers import Decoder
 
 OURS = "ours, 2 workers"
@@ -72,19 +73,19 @@ def svd_llm(config: RunConfig) -> Seconds:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     inputs, seconds = gather(look(config)), Seconds()
     decoder = Decoder(inputs.folder, inputs.spec, torch.float32, torch.device("cpu"))
-    embedding = decoder.embedding()
-    hidden = [nn.functional.embedding(window[None], embedding) for window in inputs.forward]
+    hidden = [window[None] for window in inputs.forward]
     factors: dict[str, Tensor] = {}
     for index in range(inputs.spec.layers):
         with _timed(seconds, "load"):
-            layer = decoder.layer(index)
+            part = decoder.part(range(index, index + 1))
         with _timed(seconds, "calibrate forward"):
-            grams, hidden = _observe(layer, hidden)
+            hidden = hidden if index else [part.embed(tokens) for tokens in hidden]
+            grams, hidden = _observe(part, index, hidden)
         for name, gram in grams.items():
             with _timed(seconds, "factorise"):
                 root = torch.linalg.cholesky(_definite(gram.double()))
                 inverse = torch.linalg.inv(root)
-            weight: Any = layer.get_submodule(name).weight
+            weight: Any = part.layers[index].get_submodule(name).weight
             with _timed(seconds, "truncate"):
                 a, b = _cut(weight, root.float(), inverse.float(), config.ratio[0])
                 factors |= {f"{index}.{name}.up": a, f"{index}.{name}.down": b}
@@ -93,8 +94,10 @@ def svd_llm(config: RunConfig) -> Seconds:
     return seconds
 
 
-def _observe(layer: nn.Module, hidden: list[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """X^T X of the inputs of every matrix, each for itself, and the rows after the layer."""
+def _observe(
+    part: Carved, index: int, hidden: list[Tensor]
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """X^T X of the inputs of every matrix of a layer, each for itself, and the rows after it."""
     grams: dict[str, Tensor] = {}
 
     def hook(name: str, args: tuple[Tensor, ...]) -> None:
@@ -103,10 +106,10 @@ def _observe(layer: nn.Module, hidden: list[Tensor]) -> tuple[dict[str, Tensor],
 
     handles = [
         module.register_forward_pre_hook(lambda _, args, name=name: hook(name, args))
-        for name, module in layer.named_modules()
+        for name, module in part.layers[index].named_modules()
         if isinstance(module, nn.Linear)
     ]
-    after = [layer(inputs_embeds=rows, use_cache=False).last_hidden_state for rows in hidden]
+    after = [part.layer(index, rows) for rows in hidden]
     for handle in handles:
         handle.remove()
     return grams, after

@@ -21,26 +21,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from transformers import (
-    LlamaConfig,
-    MistralConfig,
-    PreTrainedConfig,
-    Qwen2Config,
-    Qwen3Config,
-)
+from transformers import PreTrainedConfig
 
 FORMAT = 1
 ENCODINGS = ("plain", "pivoted", "dense")
 NEEDS_CODE = "low-rank factors, which load with trust_remote_code=True"
 BIASES = ("up.bias", "offset", "dense.bias")  # where each of them keeps the bias of the layer
-
-# The model types that can be low-rank, and the prefix of their classes in the two shipped files.
-ARCHITECTURES = {
-    "llama": "LowRankLlama",
-    "mistral": "LowRankMistral",
-    "qwen2": "LowRankQwen2",
-    "qwen3": "LowRankQwen3",
-}
 
 
 class Matrix(NamedTuple):
@@ -50,23 +36,13 @@ class Matrix(NamedTuple):
     rank: int | None
 
 
-def identity(base_model_type: str) -> dict[str, Any]:
-    """The entries by which config.json of a low-rank checkpoint differs from that of its base."""
-    if base_model_type not in ARCHITECTURES:
-        raise ValueError(
-            f"model_type {base_model_type!r} has no low-rank form; "
-            f"use a model of one of the types {sorted(ARCHITECTURES)}"
-        )
-    prefix = ARCHITECTURES[base_model_type]
-    return {
-        "architectures": [f"{prefix}ForCausalLM"],
-        "transformers_weights": NEEDS_CODE,
-        "auto_map": {
-            "AutoConfig": f"configuration_lowrank.{prefix}Config",
-            "AutoModel": f"modeling_lowrank.{prefix}Model",
-            "AutoModelForCausalLM": f"modeling_lowrank.{prefix}ForCausalLM",
-        },
-    }
+def guarded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of config.json that transformers' own classes refuse: also those that load the
+    text decoder of a model that sees, whose configuration is a part of it.
+    """
+    guard = {"transformers_weights": NEEDS_CODE}
+    text = config.get("text_config")
+    return {**config, **guard, **({"text_config": text | guard} if isinstance(text, dict) else {})}
 
 
 def tensor_shapes(
@@ -121,25 +97,26 @@ def tensor_parallel_plan(
 ) -> dict[str, str]:
     """`base_plan` (module pattern -> style) with the styles moved to the children to be split.
 
-    colwise splits the rows of `up` and rowwise the columns of `down`; the other factor is
-    replicated. A pivoted matrix mixes the attention heads, so one of them empties the plan.
+    colwise splits the rows of `up` and rowwise the columns of `down`; the other factor, and a
+    matrix of another style, are replicated. A pivoted matrix mixes the attention heads, so one of
+    them empties the plan.
     """
     if any(matrix.encoding == "pivoted" for matrix in matrices.values()):
         return {}
     plan = dict(base_plan)
     for name, matrix in matrices.items():
         pattern = re.sub(r"\.\d+\.", ".*.", name)
-        style = base_plan.get(pattern)
-        if style is None:
-            continue
+        style = base_plan.get(pattern, "")
         plan.pop(pattern, None)
-        factor = "up" if style == "colwise" else "down"
+        if "colwise" not in style and "rowwise" not in style:
+            continue
+        factor = "up" if "colwise" in style else "down"
         plan[f"{pattern}.{'dense' if matrix.encoding == 'dense' else factor}"] = style
     return plan
 
 
 class LowRankConfig(PreTrainedConfig):
-    """What the four configurations share: the `low_rank` entry and the plan that follows from it.
+    """What all configurations share: the `low_rank` entry and the plan that follows from it.
 
     `low_rank` may be None here, as transformers builds default configurations; a model refuses it.
     """
@@ -157,25 +134,9 @@ class LowRankConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """What is saved, which transformers' own classes must refuse again."""
-        return super().to_dict() | {"transformers_weights": NEEDS_CODE}
+        return guarded(super().to_dict())
 
     @property
     def matrices(self) -> dict[str, Matrix]:
         """The low-rank matrices by name, relative to the base model."""
         return parse_low_rank(self.low_rank)
-
-
-class LowRankLlamaConfig(LowRankConfig, LlamaConfig):
-    pass
-
-
-class LowRankMistralConfig(LowRankConfig, MistralConfig):
-    pass
-
-
-class LowRankQwen2Config(LowRankConfig, Qwen2Config):
-    pass
-
-
-class LowRankQwen3Config(LowRankConfig, Qwen3Config):
-    pass

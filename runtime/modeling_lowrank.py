@@ -1,30 +1,19 @@
-"""Low-rank Llama, Mistral, Qwen2 and Qwen3: the stock models with their linear layers replaced."""
+"""Any stock model of transformers with linear layers replaced by low-rank ones."""
 # transformers annotates no __init_subclass__, which mypy would report at every class.
 # mypy: allow-untyped-calls
 
+from typing import Any
+
 import torch
 from torch import nn
-from transformers import (
-    LlamaForCausalLM,
-    LlamaModel,
-    MistralForCausalLM,
-    MistralModel,
-    PreTrainedModel,
-    Qwen2ForCausalLM,
-    Qwen2Model,
-    Qwen3ForCausalLM,
-    Qwen3Model,
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
 )
+from transformers.pytorch_utils import Conv1D
 
-from .configuration_lowrank import (
-    LowRankConfig,
-    LowRankLlamaConfig,
-    LowRankMistralConfig,
-    LowRankQwen2Config,
-    LowRankQwen3Config,
-    Matrix,
-    tensor_shapes,
-)
+from .configuration_lowrank import LowRankConfig, Matrix, tensor_shapes
 
 
 class LowRankLinear(nn.Module):
@@ -79,56 +68,48 @@ class LowRankLinear(nn.Module):
         )
 
 
-def replace_linears(base_model: nn.Module, matrices: dict[str, Matrix]) -> None:
-    """Replace each named `nn.Linear` of `base_model` by a `LowRankLinear` of the same shape."""
-    linears = {n: m for n, m in base_model.named_modules() if isinstance(m, nn.Linear)}
+def replace_linears(model: nn.Module, matrices: dict[str, Matrix]) -> None:
+    """Replace each named linear layer of `model` by a `LowRankLinear` of the same shape.
+
+    The model may be a part of the one that the names refer to, or have it as a part.
+    """
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
+    owners = {end: path for path in linears for end in _ends(path)} | {n: n for n in linears}
     for name, matrix in matrices.items():
-        if name not in linears:
+        path = owners.get(name) or next((end for end in _ends(name) if end in linears), None)
+        if path is None:
             raise ValueError(
                 f"config.low_rank names {name!r}, which is not a linear layer of "
-                f"{type(base_model).__name__}; load the config.json written with the weights"
+                f"{type(model).__name__}; load the config.json written with the weights"
             )
-        old = linears[name]
-        new = LowRankLinear(matrix, old.out_features, old.in_features, old.bias is not None)
-        base_model.set_submodule(name, new)
+        old = linears[path]
+        rows, columns = old.weight.shape[::-1] if isinstance(old, Conv1D) else old.weight.shape
+        model.set_submodule(path, LowRankLinear(matrix, rows, columns, old.bias is not None))
+
+
+def _ends(path: str) -> list[str]:
+    """Return a dotted path and all its ends, the longest first."""
+    parts = path.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
 
 
 class LowRankModel(PreTrainedModel):
-    """What all the models share; the base model is one too, as serving engines load it alone."""
+    """What all the models share; the base model is one too, as serving engines load it alone.
+
+    The tensors that stay keep the names of the base's files, which may not be those in memory: what
+    transformers does to them for the stock class, it does for this one.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        stock: Any = next(c for c in cls.__mro__ if c.__module__.startswith("transformers.models."))
+        names = {stock.__name__: cls.__name__, stock.config_class.model_type: None}
+        for name, mine in names.items():
+            if (conversions := get_checkpoint_conversion_mapping(name)) is not None:
+                register_checkpoint_conversion_mapping(mine or name, conversions, overwrite=True)
+                return
 
     def __init__(self, config: LowRankConfig) -> None:
         matrices = config.matrices
         super().__init__(config)
-        replace_linears(self.base_model, matrices)
-
-
-class LowRankLlamaModel(LowRankModel, LlamaModel):
-    config_class = LowRankLlamaConfig
-
-
-class LowRankLlamaForCausalLM(LowRankModel, LlamaForCausalLM):
-    config_class = LowRankLlamaConfig
-
-
-class LowRankMistralModel(LowRankModel, MistralModel):
-    config_class = LowRankMistralConfig
-
-
-class LowRankMistralForCausalLM(LowRankModel, MistralForCausalLM):
-    config_class = LowRankMistralConfig
-
-
-class LowRankQwen2Model(LowRankModel, Qwen2Model):
-    config_class = LowRankQwen2Config
-
-
-class LowRankQwen2ForCausalLM(LowRankModel, Qwen2ForCausalLM):
-    config_class = LowRankQwen2Config
-
-
-class LowRankQwen3Model(LowRankModel, Qwen3Model):
-    config_class = LowRankQwen3Config
-
-
-class LowRankQwen3ForCausalLM(LowRankModel, Qwen3ForCausalLM):
-    config_class = LowRankQwen3Config
+        replace_linears(self, matrices)

@@ -1,9 +1,11 @@
 """Low-rank checkpoints of every architecture, made by hand, and the dense models they equal."""
 
+import importlib.util
 import itertools
 import json
-import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-import runtime
-from runtime import modeling_lowrank
-from runtime.configuration_lowrank import Matrix, identity, tensor_shapes
+from runtime.configuration_lowrank import Matrix, guarded, tensor_shapes
+from workers.checkpoint.family import MODULE, family
+from workers.checkpoint.own_code import shipped
 
 TIED = {"llama": True, "mistral": False, "qwen2": False, "qwen3": True}
 SIZES = {
@@ -41,10 +43,21 @@ class Checkpoint(NamedTuple):
     logits: Tensor  # (2, 6, vocabulary)
     tokens: Tensor  # (2, 11)
 
+    @property
+    def code(self) -> ModuleType:
+        """Its classes, from the file that names them, over the files of this repository."""
+        path = self.folder / f"{MODULE}.py"
+        name = "runtime." + "_".join(path.with_suffix("").parts[1:]).replace(".", "_")
+        if name not in sys.modules:
+            spec: Any = importlib.util.spec_from_file_location(name, path)
+            sys.modules[name] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[name])
+        return sys.modules[name]
+
     def load(self, **options: Any) -> Any:
         """The model by its own class, without remote code; raises unless every key fits."""
         [name] = json.loads((self.folder / "config.json").read_text())["architectures"]
-        cls = getattr(modeling_lowrank, name)
+        cls = getattr(self.code, name)
         model, info = cls.from_pretrained(self.folder, output_loading_info=True, **options)
         assert not any(info.values()), info
         return model
@@ -100,11 +113,13 @@ def make_checkpoint(
         and not (TIED[base_type] and key == "lm_head.weight")
     }
     low_rank = {"format": 1, "matrices": {name: m._asdict() for name, m in matrices.items()}}
-    entries = {**dense.config.to_dict(), **identity(base_type), "low_rank": low_rank}
+    told = json.loads(dense.config.to_json_string(use_diff=False))
+    names = family(told, "config.json")
+    entries = guarded({**told, **names.entries, "low_rank": low_rank})
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(entries))
     save_file(stored | untouched, folder / "model.safetensors", metadata={"format": "pt"})
-    for file in Path(runtime.__path__[0]).glob("*_lowrank.py"):
-        shutil.copy(file, folder)
+    for name, content in shipped(names).items():
+        (folder / name).write_bytes(content)
     tokens = dense.generate(**PROMPTS, **GREEDY)
     return Checkpoint(folder, dense, dense(**PROMPTS).logits, tokens)

@@ -31,7 +31,7 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
-    "max_position_embeddings": 256,
+    "max_position_embeddings": 4096,
     "tie_word_embeddings": False,
     "initializer_range": 0.2,  # large enough that tokens differ in probability
     "bos_token_id": None,

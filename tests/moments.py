@@ -13,8 +13,8 @@ from schemas.result.output import MatrixResult
 from schemas.run.identity import Identities
 from schemas.run.moments import Tap, backward_tap, forward_tap
 from tests.models import tiny_model
-from workers.checkpoint.contents import inspect
 from workers.compressor import Compressor
+from workers.model.inspection import inspect
 from workers.storage.keys import factors_key, moment_key
 from workers.storage.store import Store
 from workers.storage.tensorfile import entries

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from schemas.model.architectures import ARCHITECTURES
 from schemas.request.groups import CalibrationConfig, NumericsConfig
 from schemas.request.methods import METHODS
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
@@ -10,14 +9,17 @@ from schemas.result.manifest import Compression
 from schemas.result.output import MatrixResult
 from schemas.result.report import ReportFacts, SpectrumSample, StageTime
 
+_ATTENTION = tuple(f"self_attn.{one}_proj" for one in "qkvo")
+TARGETS = {  # the matrices of a layer of some families
+    "llama": (*_ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+    "gpt2": ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+    "mixtral": _ATTENTION,
+}
 
-def matrices(layers: int, family: str = "llama", experts: int = 2) -> tuple[MatrixResult, ...]:
+
+def matrices(layers: int, family: str = "llama") -> tuple[MatrixResult, ...]:
     """A row for every target of a family; the last type is dense in layer 0."""
-    paths = [
-        target.path.replace("*", str(expert))
-        for target in ARCHITECTURES[family].targets
-        for expert in range(experts if "*" in target.path else 1)
-    ]
+    paths = TARGETS[family]
     cut = [
         MatrixResult(
             name=f"layers.{layer}.{path}",

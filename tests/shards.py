@@ -54,8 +54,6 @@ def make_shards(
         Shard(
             decoder,
             range(start, stop),
-            first=start == 0,
-            last=stop == LAYERS,
             taps=[tap for tap in found if tap.layer in range(start, stop)],
             adapted=adapted,
         )

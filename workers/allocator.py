@@ -6,6 +6,7 @@ from schemas.errors import RunError
 from schemas.model.spec import MatrixSpec, whole
 from schemas.request.config import RunConfig
 from schemas.run.ranks import AllocationResult
+from schemas.run.targets import budgets
 from workers.allocation import MatrixLoss, allocate
 from workers.storage.spectra import read_spectrum
 from workers.storage.store import Store
@@ -35,39 +36,60 @@ class RankAllocator:
     def allocate(self, ratio: float) -> AllocationResult:
         """Return the ranks of all matrices at a ratio; if some stay dense, others are cut more.
 
-        Raises ConfigError if rank 1 everywhere is over the budget, RunError if the dense ones are.
+        Matrices with a ratio of their own (`ratio_by`) share a budget of their own. Raises
+        ConfigError if rank 1 everywhere is over the budget, RunError if the dense ones are.
         """
-        dense = sum(matrix.size for matrix in self._dense)
-        rest = sum(loss.matrix.size for loss in self._losses)
+        everything = [*(loss.matrix for loss in self._losses), *self._dense]
+        parts = [
+            self._allocate(own, {matrix.name for matrix in group})
+            for own, group in budgets(self._config, everything, ratio)
+        ]
+        nats = [part.nats for part in parts]
+        return AllocationResult(
+            ratio=ratio,
+            ranks={name: rank for part in parts for name, rank in part.ranks.items()},
+            budget=sum(part.budget for part in parts),
+            parameters=sum(part.parameters for part in parts),
+            dense_parameters=sum(part.dense_parameters for part in parts),
+            nats=None if None in nats else sum(value or 0.0 for value in nats),
+            fallbacks=tuple(note for part in parts for note in part.fallbacks),
+        )
+
+    def _allocate(self, ratio: float, names: Collection[str]) -> AllocationResult:
+        kept = [matrix for matrix in self._dense if matrix.name in names]
+        losses = [loss for loss in self._losses if loss.matrix.name in names]
+        dense = sum(matrix.size for matrix in kept)
+        rest = sum(loss.matrix.size for loss in losses)
         sizes = dense + rest
         budget = whole((1 - ratio) * sizes)
         share = ratio if not dense else 1 - (budget - dense) / max(rest, 1)
         if share >= 1:
             raise RunError(
-                f"ratio {ratio}: what could not be cut ({len(self._dense)} matrices) has "
+                f"ratio {ratio}: what could not be cut ({len(kept)} matrices) has "
                 f"{dense:,} parameters, and {budget:,} may stay; lower the ratio, or start the "
                 "same command again once they can be cut"
             )
         config = self._config
-        found = allocate(config.allocation, self._losses, share, config.factors)
-        parameters = dense + found.parameters(self._losses, config.factors)
+        found = allocate(config.allocation, losses, share, config.factors)
+        parameters = dense + found.parameters(losses, config.factors)
         over = (f"the ranks take {parameters - budget:,} parameters more than the budget",)
         return AllocationResult(
             ratio=ratio,
-            ranks=found.ranks | {matrix.name: None for matrix in self._dense},
+            ranks=found.ranks | {matrix.name: None for matrix in kept},
             budget=budget,
             parameters=parameters,
             dense_parameters=sizes,
-            nats=self._nats(found.ranks),
+            nats=_nats(losses, found.ranks),
             fallbacks=found.fallbacks + (over if parameters > budget else ()),
         )
 
-    def _nats(self, ranks: dict[str, int | None]) -> float | None:
-        """Return the predicted increase of the mean token loss, if gradients were taken."""
-        total = 0.0
-        for loss in self._losses:
-            if loss.nats is None:
-                return None
-            rank = ranks[loss.matrix.name]
-            total += 0.0 if rank is None else loss.nats * float(loss.tail()[rank])
-        return total
+
+def _nats(losses: Sequence[MatrixLoss], ranks: dict[str, int | None]) -> float | None:
+    """Return the predicted increase of the mean token loss, if gradients were taken."""
+    total = 0.0
+    for loss in losses:
+        if loss.nats is None:
+            return None
+        rank = ranks[loss.matrix.name]
+        total += 0.0 if rank is None else loss.nats * float(loss.tail()[rank])
+    return total

@@ -64,7 +64,6 @@ class Compressor:
         self._store = Store(config.run_folder)
         self._reader = TensorReader(folder, spec)
         self._loaded = loaded
-        self._base = spec.architecture.base
         self._dtype = torch_dtype(spec)
 
     def factorise(self, group: Sequence[MatrixSpec]) -> list[Record]:
@@ -181,7 +180,8 @@ class Compressor:
         truncation = self._config.truncation
         weight = self._loaded(matrix)
         if weight is None:
-            weight = self._reader.read(f"{self._base}{matrix.name}.weight")
+            weight = self._reader.read(f"{matrix.stored}.weight")
+            weight = weight.T if matrix.transposed else weight
         return Problem(
             truncation=truncation,
             weight=weight.to(device),

@@ -22,7 +22,8 @@ def write_file(store: Store, folder: Path, spec: ModelSpec, key: str, plan: Outp
         if tensor.factors is not None:
             found: Tensor = factors(tensor.factors.key)[tensor.factors.tensor]
             return found
-        return reader.read(tensor.base or tensor.name)
+        stored = reader.read(tensor.base or tensor.name)
+        return stored.T.contiguous() if tensor.transposed else stored
 
     content = [
         Entry(tensor.name, DTYPES[tensor.dtype], tensor.shape, lambda tensor=tensor: load(tensor))  # type: ignore[misc]

@@ -45,12 +45,36 @@ def logs(
 @asks(RunConfig)
 def compress(request: RunConfig, fresh: Fresh = False) -> None:
     """Compress a checkpoint at one or several ratios. The same command continues a stopped run."""
-    from pipeline.request.preflight import check  # neither torch nor ray
+    from pipeline.request.preflight import check  # loads torch, not ray
 
     checked = check(request)
-    from pipeline.compress import compress as run  # torch and ray load only when needed
+    if request.any_architecture:
+        from pipeline.cli.tables.architectures import architectures_table
+        from workers.model.architectures import describe
+
+        _out.print(architectures_table([describe(checked.spec)]))
+    from pipeline.compress import compress as run  # ray loads only when needed
 
     _out.print(run_table(run(checked, fresh=fresh)))
+
+
+@app.command()
+def architectures(
+    model: Annotated[
+        str | None, typer.Option(help="A checkpoint or its config.json, instead of the list.")
+    ] = None,
+) -> None:
+    """The kinds of models that are tested; of each what is cut, what shares an input, what stays.
+
+    Nothing is read but config.json.
+    """
+    from pipeline.cli.tables.architectures import architectures_table
+    from workers.model.architectures import derive, derive_from
+    from workers.model.kinds import TESTED
+
+    with exit_codes():
+        found = [derive_from(model)] if model else map(derive, TESTED)
+        _out.print(architectures_table(found))
 
 
 @app.command()

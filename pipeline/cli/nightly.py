@@ -32,9 +32,9 @@ def nightly(request: NightlyConfig, fresh: Fresh = False) -> None:
             from pipeline.cluster.object_store import run_bytes
             from pipeline.cluster.session import ray_session
             from pipeline.compress import compress as run
-            from workers.checkpoint.config_file import read_spec
+            from workers.model.inspection import read_spec
 
-            store = run_bytes(config, read_spec(config.model, config.revision))
+            store = run_bytes(config, read_spec(config.model, config.revision, config.dequantize))
             session.enter_context(ray_session(config.cluster, config.numerics.threads, store))
             return run(config, fresh=fresh)
 

@@ -17,8 +17,8 @@ from schemas.errors import CheckpointError, ConfigError
 from schemas.location import Location, Url, locate
 from schemas.printable import is_unicode
 from schemas.run.identity import fingerprint
-from workers.checkpoint.config_file import HUB_ERRORS, not_given, require_hub_id
-from workers.checkpoint.contents import inspect, weight_map
+from workers.checkpoint.config_file import HUB_ERRORS, not_given, read_config, require_hub_id
+from workers.checkpoint.contents import tensors_of, weight_map
 from workers.checkpoint.fetching import resolve
 from workers.checkpoint.folder import is_wanted
 from workers.checkpoint.names import CONFIG, INDEX, WEIGHTS
@@ -213,7 +213,8 @@ class _Hub(Source):
 def _require_complete(folder: Path, weights: Url | None) -> None:
     """Raises CheckpointError if a file is missing or shorter than its header says."""
     try:
-        inspect(folder, weights)
+        tensors_of(folder, weights or folder, dequantize=True)
+        read_config(folder)
         require_tokenizer(folder)
     except OSError as error:  # it is changing
         raise CheckpointError(f"{error.filename or folder}: {error.strerror or error}") from error

@@ -90,14 +90,4 @@ def _weight_bytes(sources: Sequence[Source], part: Part) -> int:
 
 
 def _parameters(source: Source, layers: LayerRange) -> int:
-    spec = source.spec
-    prefixes = [spec.architecture.layer.format(index) for index in layers.range]
-    if layers.start == 0:
-        prefixes.append(spec.architecture.embedding)
-    if layers.stop == spec.layers:
-        head = spec.architecture.embedding if spec.tied else spec.architecture.head
-        prefixes += [spec.architecture.norm, head]
-    sizes = {tensor.name: math.prod(tensor.shape) for tensor in spec.tensors}
-    return sum(
-        size for prefix in prefixes for name, size in sizes.items() if name.startswith(prefix)
-    )
+    return sum(math.prod(tensor.shape) for tensor in source.spec.held(layers.range))

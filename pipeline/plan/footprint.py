@@ -6,6 +6,7 @@ so a shard's sizes are sums.
 """
 
 import math
+from functools import cached_property
 from typing import NamedTuple
 
 from schemas.model.dtypes import ITEM_BYTES, STORED
@@ -15,6 +16,7 @@ from schemas.request.gradients import with_gradients
 from schemas.request.methods import TRUNCATIONS
 from schemas.run.moments import Pass, Tap, backward_tap, forward_tap, taps
 from schemas.run.plan import DiskUse, LayerRange, WorkerMemory
+from schemas.run.targets import budgets
 
 COMPUTE_BYTES = {dtype: ITEM_BYTES[name] for dtype, name in STORED.items()}
 PROCESS_BYTES = 600 * 1024**2  # python, torch and ray themselves
@@ -90,6 +92,11 @@ class Costs:
             *(sum(column) for column in zip(*(self.layers[i] for i in layers), strict=True))
         )
 
+    @cached_property
+    def moments_read(self) -> int:
+        """Bytes of moments read to see every matrix once; each matrix rereads a shared moment."""
+        return sum(4 * tap.size**2 for m in self.spec.matrices for tap in self._taps_of(m))
+
     @property
     def moment_bytes(self) -> int:
         """Bytes of all moments, in float32."""
@@ -104,8 +111,12 @@ class Costs:
 
     def output(self, ratio: float) -> int:
         """Bytes of the checkpoint at one ratio."""
-        parameters = self.base_bytes * self.spec.targeted / self.parameters
-        return int(self.base_bytes - ratio * parameters)
+        removed = sum(
+            own * matrix.size
+            for own, group in budgets(self.config, self.spec.matrices, ratio)
+            for matrix in group
+        )
+        return int(self.base_bytes * (1 - removed / self.parameters))
 
     def boundary(self, direction: Pass) -> int:
         """Bytes of the hidden states of all windows of a stream, between two layers."""
@@ -128,7 +139,7 @@ class Costs:
             return matrix.small * (matrix.out_features + matrix.in_features)
         return 2 * matrix.small**2
 
-    def taps_of(self, matrix: MatrixSpec) -> list[Tap]:
+    def _taps_of(self, matrix: MatrixSpec) -> list[Tap]:
         """Return the moments that are read to factorise and truncate a matrix."""
         config = self.config
         found = [forward_tap(matrix, config.truncation)]
@@ -179,11 +190,9 @@ class Costs:
     def _layers(self) -> list[LayerCost]:
         spec = self.spec
         parameters, reached = [0] * spec.layers, [0.0] * spec.layers
-        head = spec.architecture.layer.partition("{}")[0]
         for tensor in spec.tensors:
-            if tensor.name.startswith(head):
-                layer = int(tensor.name.removeprefix(head).partition(".")[0])
-                parameters[layer] += math.prod(tensor.shape)
+            if tensor.layer is not None:
+                parameters[tensor.layer] += math.prod(tensor.shape)
         share = {matrix.name: matrix.share for matrix in spec.matrices}
         for matrix in spec.matrices:
             reached[matrix.layer] += matrix.size * matrix.share

@@ -11,15 +11,18 @@ from pipeline.plan.work import evaluation, stages
 from schemas.errors import ConfigError
 from schemas.model.spec import ModelSpec, whole
 from schemas.request.config import RunConfig
+from schemas.run.context import within_context
 from schemas.run.plan import ClusterSpec, DiskUse, MatrixKind, Plan, RatioPlan, StageCost
 from schemas.run.ranks import require_ranks
-from workers.checkpoint.config_file import read_spec
+from schemas.run.targets import select
+from workers.model.inspection import read_spec
 from workers.process.memory import free_bytes
 
 
 def plan_checkpoint(config: RunConfig, machines: Machines) -> Plan:
     """Plan a run from config.json alone, before anything is started."""
-    spec = read_spec(config.model, config.revision)
+    spec = select(config, read_spec(config.model, config.revision, config.dequantize))
+    config = within_context(config, spec)
     require_ranks(config, spec)
     return make_plan(config, spec, find(config, spec, machines))
 

@@ -162,7 +162,7 @@ def _factorise(costs: Costs, layout: Layout) -> Work:
         found.append(basis_flops(costs.config.truncation, matrix, shared in rooted))
         rooted.add(shared)
     eigen, svd, products = summed(found)
-    moments, bases = _read_of_matrices(costs), costs.kept_bases
+    moments, bases = costs.moments_read, costs.kept_bases
     return Work(
         "factorise",
         layout.workers,
@@ -199,7 +199,7 @@ def _truncate(costs: Costs, layout: Layout) -> Work:
     eigen, svd, products = summed(
         [basis_flops(config.truncation, matrix, rooted=False) for matrix in again]
     )
-    read = (_read_of_matrices(costs) + costs.kept_bases) * len(ratios)
+    read = (costs.moments_read + costs.kept_bases) * len(ratios)
     factors = sum(costs.output(ratio) for ratio in ratios)
     return Work(
         "truncate",
@@ -251,11 +251,6 @@ def _balance(waves: list[list[LayerCost]], cost: Callable[[LayerCost], float]) -
 
 def _micro_batches(costs: Costs, direction: Pass) -> int:
     return -(-costs.windows(direction)[0] // costs.config.calibration.micro_batch)
-
-
-def _read_of_matrices(costs: Costs) -> int:
-    """Bytes of moments read to see every matrix once; each matrix rereads a shared moment."""
-    return sum(4 * tap.size**2 for m in costs.spec.matrices for tap in costs.taps_of(m))
 
 
 def _weights(costs: Costs) -> int:

@@ -1,5 +1,6 @@
 """One configuration from YAML, flags and --set, in rising order of precedence."""
 
+import json
 from collections.abc import Mapping
 from operator import attrgetter
 from pathlib import Path
@@ -100,15 +101,20 @@ def command_of(config: RunConfig) -> tuple[str, ...]:
     presets = presets | {"allocation.method": presets["allocation"]}
     for setting in settings(RunConfig):
         path, value = setting.path, attrgetter(setting.path)(config)
-        usual = value == presets.get(path, setting.field.default)
+        usual = value == presets.get(path, setting.field.get_default(call_default_factory=True))
         if usual or (path == "run_dir" and value == Path(f"{config.output}.run")):
             continue
-        flag, text = setting.flag, _plain(value)
-        words += [flag, text] if flag else ["--set", f"{path}={_yaml(value)}"]
+        flag = setting.flag
+        if flag and value is True:
+            words.append(flag)
+        else:
+            words += [flag, _plain(value)] if flag else ["--set", f"{path}={_yaml(value)}"]
     return tuple(words)
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return json.dumps(value)
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

@@ -13,7 +13,6 @@ from schemas.errors import ConfigError
 from schemas.model.spec import ModelSpec
 from schemas.request.gradients import with_gradients
 from workers.checkpoint.contents import base_files
-from workers.model.layers import require_buildable
 from workers.model.loading import load_tokenizer
 from workers.text.documents import (
     Split,
@@ -55,7 +54,6 @@ def gather(checked: Checked) -> Inputs:
     Raises CheckpointError, TextError or ConfigError.
     """
     config, folder, spec, _ = checked
-    require_buildable(folder, spec)
     text = with_gradients(config, spec).calibration
     gradient_samples = text.gradient_samples or 0
     needed = max(text.samples * text.sequence_length, gradient_samples * text.gradient_length)

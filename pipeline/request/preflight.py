@@ -1,4 +1,4 @@
-"""Checks that need neither torch nor Ray: the base, the texts, the places to write to."""
+"""Checks that need no Ray: the base, the texts, the places to write to."""
 
 import contextlib
 import os
@@ -14,13 +14,15 @@ from schemas.errors import ConfigError, StorageError
 from schemas.location import Location, is_within, locate
 from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
+from schemas.run.context import within_context
 from schemas.run.ranks import require_ranks
-from workers.checkpoint.config_file import read_spec
-from workers.checkpoint.contents import inspect
+from schemas.run.targets import select
 from workers.checkpoint.fetching import resolve
 from workers.checkpoint.names import SUCCESS
 from workers.checkpoint.published import require_free
 from workers.checkpoint.tokenizer_files import require_tokenizer
+from workers.model.inspection import inspect, read_spec
+from workers.model.kinds import TESTED
 from workers.process.logs import now_about
 from workers.storage.keys import OWNER, RUN_RECORD
 from workers.storage.places import exists, files_below, url_of
@@ -67,14 +69,27 @@ def look(config: RunConfig) -> Checked:
         _require_run_dir(config)
         weights = url_of(config.model)
         if not weights and not Path(locate(config.model)).expanduser().exists():
-            require_ranks(config, read_spec(config.model, config.revision))  # before it is fetched
+            told = select(config, read_spec(config.model, config.revision, config.dequantize))
+            require_ranks(config, told)  # before it is fetched
         folder = resolve(config.model, config.revision, config.fetched)
         _check_outputs(config, weights or folder)
-        spec = inspect(folder, weights)
+        spec = select(config, inspect(folder, weights, config.dequantize))
+        config = within_context(config, spec)
+        _require_tested(config, spec)
         require_ranks(config, spec)
         require_tokenizer(folder)
         _require_disk(config, spec)
         return Checked(pinned(config, folder), folder, spec, texts)
+
+
+def _require_tested(config: RunConfig, spec: ModelSpec) -> None:
+    """Raises ConfigError if nobody knows whether this kind of model is compressed as it should."""
+    if spec.model_type not in TESTED and not config.any_architecture:
+        raise ConfigError(
+            f"model_type {spec.model_type!r} is not among the kinds that are tested (`svdllm "
+            f"architectures` lists them); see what would be cut with `svdllm architectures --model "
+            f"{config.model}`, then add --any-architecture"
+        )
 
 
 def _local_texts(config: RunConfig) -> dict[str, list[str]]:

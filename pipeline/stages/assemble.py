@@ -9,17 +9,17 @@ from typing import Any
 
 from pipeline.run import Run
 from pipeline.stages.output import Output
-from runtime.configuration_lowrank import FORMAT, identity
+from runtime.configuration_lowrank import FORMAT, guarded
 from schemas.errors import RunError
 from schemas.metrics import Metric
-from schemas.model.spec import ModelSpec
 from schemas.result.manifest import Compression, FileEntry, Manifest
 from schemas.result.output import MatrixResult, OutputFile
 from schemas.run.identity import Record
 from workers.actors.metrics import count
 from workers.checkpoint.config_file import read_config
+from workers.checkpoint.family import family, unquantised
 from workers.checkpoint.names import COMPRESSION, CONFIG, INDEX, MANIFEST
-from workers.checkpoint.own_code import RUNTIME, SHIPPED
+from workers.checkpoint.own_code import shipped
 from workers.process.logs import about_matrices
 from workers.storage.files import copy, file_sha256, write_text
 from workers.storage.moments import fallbacks_of
@@ -31,7 +31,14 @@ _COPIED: tuple[str, ...] = (
     "merges.txt",
     "special_tokens_map.json",
 )
-_COPIED += ("added_tokens.json", "chat_template*", "generation_config.json", "LICENSE*", "NOTICE*")
+_COPIED += (
+    "*processor*.json",
+    "added_tokens.json",
+    "chat_template*",
+    "generation_config.json",
+    "LICENSE*",
+    "NOTICE*",
+)
 _PACKAGES = ("svdllm", "ray", "torch", "transformers", "safetensors")
 
 
@@ -40,7 +47,7 @@ def assemble(output: Output) -> None:
     run, staging = output.run, output.staging
     with run.progress.stage("assemble", 1, "checkpoint") as stage:
         files = list(output.files.values())
-        write_around(staging, run.inputs.folder, run.spec, output.matrices, files)
+        write_around(staging, run.inputs.folder, output.matrices, files)
         output.compression = describe(output)
         text = output.compression.model_dump_json(indent=2) + "\n"
         write_text(staging / COMPRESSION, text)
@@ -52,7 +59,6 @@ def assemble(output: Output) -> None:
 def write_around(
     folder: Path,
     base: Path,
-    spec: ModelSpec,
     results: dict[str, MatrixResult],
     files: list[OutputFile],
 ) -> None:
@@ -61,9 +67,12 @@ def write_around(
         for source in base.glob(pattern):
             if source.is_file():
                 copy(source, folder / source.name)
-    for name in SHIPPED:
-        copy(RUNTIME / name, folder / name)
-    config = read_config(base) | identity(spec.model_type)
+    where = str(base / CONFIG)
+    config = unquantised(read_config(base), where, dequantize=True)
+    names = family(config, where)
+    for name, content in shipped(names).items():
+        (folder / name).write_bytes(content)
+    config |= names.entries
     config["low_rank"] = {
         "format": FORMAT,
         "matrices": {
@@ -71,7 +80,7 @@ def write_around(
             for name, result in results.items()
         },
     }
-    _write_json(folder / CONFIG, config)
+    _write_json(folder / CONFIG, guarded(config))
     if len(files) > 1:
         weight_map = {tensor.name: file.name for file in files for tensor in file.tensors}
         size = sum(tensor.nbytes for file in files for tensor in file.tensors)

@@ -15,9 +15,9 @@ from schemas.model.dtypes import STORED
 from schemas.request.evaluation import EvaluationConfig
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 from schemas.run.identity import fingerprint
-from workers.checkpoint.contents import inspect_decoder
 from workers.checkpoint.source import Source
 from workers.checkpoint.verify import samples_of
+from workers.model.inspection import inspect_decoder
 from workers.storage.places import read_bytes, write
 
 

@@ -24,12 +24,11 @@ def plan_parts(spec: ModelSpec, parameters: dict[str, int]) -> list[Part]:
 
     `parameters` is how many parameters of each matrix are to stay.
     """
-    dropped = f"{spec.architecture.head}weight" if spec.tied else None
     owners = _owners(spec)
     groups: list[list[TensorSpec]] = [[]]
     room = _FILE_BYTES
     for tensor in spec.tensors:
-        if tensor.name == dropped:
+        if tensor.role == "tied":
             continue
         owner, _, leaf = tensor.name.rpartition(".")
         size = tensor.nbytes
@@ -75,7 +74,7 @@ def plan_file(
 
 def _owners(spec: ModelSpec) -> dict[str, MatrixSpec]:
     """Return the targeted matrices by the names of their modules in the checkpoint."""
-    return {f"{spec.architecture.base}{matrix.name}": matrix for matrix in spec.matrices}
+    return {matrix.stored: matrix for matrix in spec.matrices}
 
 
 def _matrix_tensors(
@@ -91,7 +90,7 @@ def _matrix_tensors(
         if tail in BIASES:
             source: dict[str, Any] = {"base": f"{owner}.bias"}
         elif result.encoding == "dense":
-            source = {"base": f"{owner}.weight"}
+            source = {"base": f"{owner}.weight", "transposed": matrix.transposed}
         else:
             source = {"factors": FactorSource(key=keys[matrix.name], tensor=tail)}
         planned.append(OutputTensor(name=name, dtype=kind, shape=shape, **source))

@@ -27,11 +27,11 @@ from schemas.model.dtypes import ITEM_BYTES
 from schemas.request.evaluation import EvaluationConfig
 from schemas.request.groups import ClusterConfig, NumericsConfig
 from schemas.result.evaluation import ModelEvaluation
-from workers.checkpoint.contents import inspect_decoder
 from workers.checkpoint.own_code import may_run_code
 from workers.checkpoint.source import Source
 from workers.evaluation.perplexity import TokenLoss, require_finite, require_vocabulary
 from workers.evaluation.scoring import Rows, Score, total
+from workers.model.inspection import inspect_decoder
 from workers.process.memory import free_bytes
 from workers.storage.places import size_of, url_of
 from workers.storage.store import Store
@@ -216,9 +216,7 @@ def _source(name: str, folder: Path, config: EvaluationConfig) -> Source:
     spec = inspect_decoder(folder)
     may_run_code(folder, trust_remote_code=False)  # the classes of `runtime/` replace its code
     if config.dtype == "auto":
-        [dtype] = [
-            t.dtype for t in spec.tensors if t.name == f"{spec.architecture.embedding}weight"
-        ]
+        dtype = next(tensor.dtype for tensor in spec.tensors if tensor.role == "embedding")
     else:
         dtype = NAMES[getattr(torch, config.dtype)]
     if url_of(name) or Path(name).expanduser().is_dir():  # a URL has been copied to `folder`

@@ -22,7 +22,12 @@ FORMATS = {
     "U8": Format("uint8", 1),
     "BOOL": Format("bool", 1),
 }
-ITEM_BYTES = {name: row.bytes for name, row in FORMATS.items()}
+QUANTISED = {
+    "F8_E4M3": Format("float8_e4m3fn", 1),
+    "F8_E8M0": Format("float8_e8m0fnu", 1),
+}
+"""Formats of quantised values and of scales, which have no meaning by themselves."""
+ITEM_BYTES = {name: row.bytes for name, row in (FORMATS | QUANTISED).items()}
 """Bytes of a number, by safetensors' name of its format."""
 STORED = {row.torch: name for name, row in FORMATS.items() if "F" in name}
 """Safetensors' name of a floating-point format, by torch's name."""

@@ -5,17 +5,27 @@ from typing import Literal
 
 from schemas.base import Schema
 from schemas.location import Location
-from schemas.model.architectures import ARCHITECTURES, Architecture, Side
 from schemas.model.dtypes import ITEM_BYTES
 
+Side = Literal["output", "input"]
 Encoding = Literal["pivoted", "plain", "dense"]
 Factors = Literal["pivoted", "plain"]
+
+
+Role = Literal["layer", "embedding", "head", "outside", "passing", "tied"]
+"""What the model does with a tensor when it reads text.
+
+It belongs to a layer, embeds tokens, gives logits, or has another part outside the layers. It is
+passing if text does not reach it (a vision tower), and tied if the embedding stands for it.
+"""
 
 
 class TensorSpec(Schema):
     """A tensor of a checkpoint, known from a file header; `dtype` is safetensors' name of it.
 
-    Its content begins at byte `offset` of the file; None if only config.json is known.
+    Its content begins at byte `offset` of the file; None if only config.json is known. `layer` is
+    the decoder layer that it belongs to, if any. If the files hold it quantised, `parts` are its
+    values and its scales.
     """
 
     name: str
@@ -23,6 +33,9 @@ class TensorSpec(Schema):
     dtype: str
     shape: tuple[int, ...]
     offset: int | None = None
+    role: Role = "outside"
+    layer: int | None = None
+    parts: tuple["TensorSpec", ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -33,17 +46,21 @@ class TensorSpec(Schema):
 class MatrixSpec(Schema):
     """A targeted weight W (m, n) = (`out_features`, `in_features`).
 
-    `name` is relative to the base model: `layers.3.self_attn.q_proj`. `share` is the fraction of
-    the tokens that reach it: 1, except for an expert.
+    `name` is relative to the base model: `layers.3.self_attn.q_proj`. Its `path` in the layer is
+    self_attn.q_proj; `stored` is its name in the files, without the leaf. `reads` is equal for
+    matrices of a layer that receive the same input. The files hold its transpose if `transposed`.
+    `share` is the fraction of the tokens that reach it: 1, except for an expert.
     """
 
     name: str
     layer: int
     path: str
     reads: str
+    stored: str
     out_features: int
     in_features: int
     bias: bool
+    transposed: bool = False
     share: float = 1.0
 
     @property
@@ -75,29 +92,42 @@ def whole(parameters: float) -> int:
 class DecoderSpec(Schema):
     """What headers say of any checkpoint whose layers can be built: a base, or a compressed one.
 
-    `low_rank` tells whether it is compressed; `model_type` is the base's in any case.
-    `weights` is the URL of its weight files; None if they are beside config.json.
+    `context` is the number of tokens that it was made for, if config.json says so. `low_rank` tells
+    whether it is compressed; `model_type` is the base's in any case. `path` is the
+    name of the list of layers in the model; `tuples` tells which layers return a tuple, `ends`
+    which of their modules' products are only added to the result. `modules` are those outside the
+    layers that text goes through. `weights` is the URL of its weight files; None if they are beside
+    config.json.
     """
 
     model_type: str
     layers: int
     hidden_size: int
     vocab_size: int
+    context: int | None
     tied: bool
+    path: str
+    tuples: tuple[bool, ...]
+    ends: tuple[tuple[str, ...], ...]
+    modules: tuple[str, ...]
     tensors: tuple[TensorSpec, ...]
     weights: Location | None = None
     low_rank: bool = False
 
     @property
-    def architecture(self) -> Architecture:
-        return ARCHITECTURES[self.model_type]
-
-    @property
     def parameters(self) -> int:
         """Parameters of the model, tied ones counted once, without row orders."""
-        idle = f"{self.architecture.head}weight" if self.tied else None
-        mine = [tensor for tensor in self.tensors if tensor.name != idle]
+        mine = [tensor for tensor in self.tensors if tensor.role != "tied"]
         return sum(math.prod(t.shape) for t in mine if t.dtype.startswith(("F", "BF")))
+
+    def held(self, layers: range) -> list[TensorSpec]:
+        """Return the tensors that a shard of these layers reads: with the first layer the
+        embedding, with the last the head, and always what else is outside.
+        """
+        first, last = layers.start == 0, layers.stop == self.layers
+        roles = {"outside", *(["embedding"] if first or (last and self.tied) else [])}
+        roles |= {"head"} if last else set()
+        return [t for t in self.tensors if t.role in roles or t.layer in layers]
 
 
 class ModelSpec(DecoderSpec):

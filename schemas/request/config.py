@@ -1,5 +1,6 @@
 """The configuration of a run; flags, YAML and Python all build the same `RunConfig`."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -15,6 +16,7 @@ from schemas.request.groups import (
     ClusterConfig,
     EvaluationTextConfig,
     NumericsConfig,
+    TargetsConfig,
 )
 from schemas.request.methods import (
     ALLOCATIONS,
@@ -26,6 +28,7 @@ from schemas.request.methods import (
 from schemas.request.settings import Flag
 
 OnFailure = Literal["fail", "keep_dense"]
+Ratio = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
 
 
 class CompressionConfig(Schema):
@@ -34,7 +37,7 @@ class CompressionConfig(Schema):
     `ratio` is the fraction of the targeted parameters REMOVED, as in the papers.
     """
 
-    ratio: tuple[Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)], ...] = Field(
+    ratio: tuple[Ratio, ...] = Field(
         description="Fraction of the targeted parameters REMOVED; one or several, as 0.2,0.4"
     )
     method: Method = Field("two-sided", description="A preset of the next three")
@@ -50,6 +53,18 @@ class CompressionConfig(Schema):
         "fail",
         description="When a matrix cannot be cut: fail, or keep_dense (the others are cut more)",
     )
+    ratio_by: dict[str, Ratio] = Field(
+        default_factory=dict,
+        description="Ratios of their own for patterns of matrices, as "
+        '{"mlp.down_proj": 0.1, "layers.0.*": 0}; the others share --ratio',
+    )
+    any_architecture: bool = Field(
+        False, description="Compress a kind of model that was never tested, too"
+    )
+    dequantize: bool = Field(
+        False, description="Compress an FP8 or MXFP4 base, whose values are read in bfloat16"
+    )
+    targets: TargetsConfig = TargetsConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     evaluation: EvaluationTextConfig = EvaluationTextConfig()
     numerics: NumericsConfig = NumericsConfig()
@@ -76,6 +91,16 @@ class CompressionConfig(Schema):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(","))
         return (value,) if isinstance(value, (int, float)) else value
+
+    @field_validator("ratio_by", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ValueError(f'not JSON ({error}); write {{"PATTERN": RATIO, ...}}') from error
 
     @field_validator("ratio")
     @classmethod

@@ -1,6 +1,6 @@
 """Groups of settings of a run."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -43,6 +43,33 @@ class CalibrationConfig(Schema):
     segments: int = Field(
         8, ge=1, description="Parts summed in float32, then combined exactly (changes rounding)"
     )
+
+
+class TargetsConfig(Schema):
+    """Which matrices of the decoder layers are cut. Routers of experts never are.
+
+    A pattern is some consecutive parts of a dotted name, as mlp.down_proj or layers.0.*.
+    """
+
+    only: Annotated[tuple[str, ...], Flag("targets", unset="all")] = Field(
+        ("*",), description="Patterns of the matrices to cut, as mlp.down_proj or layers.0.*"
+    )
+    ignore: Annotated[tuple[str, ...], Flag("ignore")] = Field(
+        (), description="Patterns of matrices that stay as they are"
+    )
+    min_features: int = Field(
+        16, ge=1, description="Matrices with fewer rows or columns stay as they are"
+    )
+    skip_first: int = Field(0, ge=0, description="First layers that stay as they are")
+    skip_last: int = Field(0, ge=0, description="Last layers that stay as they are")
+
+    @field_validator("only", "ignore", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        words = [value] if isinstance(value, str) else value
+        if not isinstance(words, (list, tuple)) or not all(isinstance(w, str) for w in words):
+            return value
+        return tuple(part.strip() for word in words for part in word.split(",") if part.strip())
 
 
 class NumericsConfig(Schema):

@@ -18,12 +18,15 @@ class FactorSource(Schema):
 
 
 class OutputTensor(Schema):
-    """One tensor of the checkpoint, from the base under `base`, or from the run's factors."""
+    """One tensor of the checkpoint, from the base under `base` (or the transpose of what is there),
+    or from the run's factors.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     base: str | None = None
+    transposed: bool = False
     factors: FactorSource | None = None
 
     @property

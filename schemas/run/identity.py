@@ -71,7 +71,8 @@ class Identities(Schema):
         asked = config.allocation
         bound = [asked.max_ratio] if ALLOCATIONS[asked.method].bounded else []
         kept = [sorted(given_up)] if given_up else []
-        return fingerprint([self.factors, asked.method, ratio, *bound, *kept])
+        chosen = [config.targets.model_dump(mode="json"), list(config.ratio_by.items())]
+        return fingerprint([self.factors, asked.method, ratio, *bound, *kept, *chosen])
 
 
 class Ground(Schema):

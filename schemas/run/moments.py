@@ -9,8 +9,7 @@ defined on the full X^T X, as in the papers.
 from typing import Literal
 
 from schemas.base import Schema
-from schemas.model.architectures import Side
-from schemas.model.spec import MatrixSpec
+from schemas.model.spec import MatrixSpec, Side
 from schemas.request.methods import TRUNCATIONS, Truncation
 
 Pass = Literal["forward", "backward"]

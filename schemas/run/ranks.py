@@ -4,6 +4,7 @@ from schemas.base import Schema
 from schemas.errors import ConfigError
 from schemas.model.spec import MatrixSpec, ModelSpec, factor_parameters, whole
 from schemas.request.config import RunConfig
+from schemas.run.targets import budgets
 
 
 def require_ranks(config: RunConfig, spec: ModelSpec) -> None:
@@ -11,27 +12,32 @@ def require_ranks(config: RunConfig, spec: ModelSpec) -> None:
 
     With loss-aware allocation all matrices share one budget; with other methods each has its own.
     """
-    for ratio in config.ratio:
-        keep = 1 - ratio
-        if config.allocation.method == "loss-aware":
-            least = sum(_least(config, matrix) for matrix in spec.matrices)
-            if least > (budget := whole(keep * spec.targeted)):
-                raise _refusal(
-                    ratio,
-                    f"rank 1 in all {len(spec.matrices)} matrices takes {least:,} parameters, more "
-                    f"than the {budget:,} that may stay",
-                    1 - least / spec.targeted,
-                )
-            continue
-        for matrix in spec.matrices:
-            if (least := _least(config, matrix)) > (budget := whole(keep * matrix.size)):
-                highest = min(1 - _least(config, m) / m.size for m in spec.matrices)
-                raise _refusal(
-                    ratio,
-                    f"{matrix.name} ({matrix.out_features} x {matrix.in_features}) may keep "
-                    f"{budget:,} parameters, but rank 1 takes {least:,}",
-                    highest,
-                )
+    for asked in config.ratio:
+        for ratio, matrices in budgets(config, spec.matrices, asked):
+            _require_ranks(config, ratio, matrices)
+
+
+def _require_ranks(config: RunConfig, ratio: float, matrices: list[MatrixSpec]) -> None:
+    keep, size = 1 - ratio, sum(matrix.size for matrix in matrices)
+    if config.allocation.method == "loss-aware":
+        least = sum(_least(config, matrix) for matrix in matrices)
+        if least > (budget := whole(keep * size)):
+            raise _refusal(
+                ratio,
+                f"rank 1 in all {len(matrices)} matrices takes {least:,} parameters, more than the "
+                f"{budget:,} that may stay",
+                1 - least / size,
+            )
+        return
+    for matrix in matrices:
+        if (least := _least(config, matrix)) > (budget := whole(keep * matrix.size)):
+            highest = min(1 - _least(config, m) / m.size for m in matrices)
+            raise _refusal(
+                ratio,
+                f"{matrix.name} ({matrix.out_features} x {matrix.in_features}) may keep "
+                f"{budget:,} parameters, but rank 1 takes {least:,}",
+                highest,
+            )
 
 
 def _least(config: RunConfig, matrix: MatrixSpec) -> int:

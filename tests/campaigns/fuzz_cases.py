@@ -1,6 +1,6 @@
 """What the fuzz campaign changes: a tiny checkpoint, its text and the request, one kind at a time.
 
-Everything here is made without torch, so that what needs none is seen to need none.
+Everything here is made without Ray, so that what needs none is seen to need none.
 """
 
 import json
@@ -16,8 +16,8 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from pyarrow import parquet
 from safetensors.numpy import save_file
 
-from schemas.model.shapes import model_spec
 from tests.prose import END, VOCABULARY, prose, train_tokenizer
+from workers.model.inspection import planned
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _CONFIG: dict[str, Any] = {
@@ -77,7 +77,7 @@ def write_base(folder: Path) -> None:
     """A random Llama of two layers with a tokenizer, and a text beside it."""
     model, numbers = folder / "model", np.random.default_rng(0)
     model.mkdir(parents=True)
-    shapes = {tensor.name: tensor.shape for tensor in model_spec(_CONFIG, "base").tensors}
+    shapes = {tensor.name: tensor.shape for tensor in planned(_CONFIG, "base", "F32").tensors}
     tensors = {name: numbers.normal(0, 0.2, s).astype(np.float32) for name, s in shapes.items()}
     save_file(tensors, model / WEIGHTS, metadata={"format": "pt"})
     (model / "config.json").write_text(json.dumps(_CONFIG, indent=1))

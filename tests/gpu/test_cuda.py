@@ -9,7 +9,7 @@ from pipeline.plan.footprint import SUM_BYTES
 from schemas.run.moments import Pass, taps
 from tests.models import tiny_model
 from workers.calibration.moments import Moment, MomentAccumulator, _add_products, add_exactly
-from workers.checkpoint.contents import inspect
+from workers.model.inspection import inspect
 from workers.model.layers import Decoder
 from workers.model.shard import Shard, Step
 from workers.truncation.problem import Problem
@@ -25,7 +25,7 @@ def moments(folder: Path, device: str, dtype: torch.dtype) -> dict[str, Moment]:
     spec = inspect(folder)
     decoder = Decoder(folder, spec, dtype, torch.device(device))
     found = taps(spec.matrices, "fisher", gradients=True)
-    shard = Shard(decoder, range(spec.layers), first=True, last=True, taps=found)
+    shard = Shard(decoder, range(spec.layers), taps=found)
     tokens = torch.arange(64).view(2, 32).to(device)
     shard.forward(tokens, Step(0, 0))
     hidden = shard.forward(tokens, Step(0, 0), "gradient")

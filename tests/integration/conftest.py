@@ -35,19 +35,25 @@ def endpoint() -> Iterator[Endpoint]:
 
 
 @pytest.fixture(scope="session")
-def local_ray(endpoint: Endpoint) -> Iterator[None]:
-    """A Ray of three CPUs in this process, with warm workers; `compress` uses it as it is."""
+def warm(endpoint: Endpoint) -> Iterator[None]:
+    """A server of processes that have imported torch and transformers already."""
     with server(Path(os.environ["RAY_TMPDIR"])):
-        with warm_workers():
-            ray.init(
-                address="local",
-                num_cpus=3,
-                object_store_memory=150 * 1024**2,
-                include_dashboard=False,
-                log_to_driver=False,
-            )
         yield
-        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def local_ray(warm: None) -> Iterator[None]:
+    """A Ray of three CPUs in this process, with warm workers; `compress` uses it as it is."""
+    with warm_workers():
+        ray.init(
+            address="local",
+            num_cpus=3,
+            object_store_memory=150 * 1024**2,
+            include_dashboard=False,
+            log_to_driver=False,
+        )
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

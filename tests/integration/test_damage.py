@@ -16,7 +16,7 @@ from schemas.run.moments import backward_tap, forward_tap
 from tests.integration.conftest import Reference
 from tests.integration.support import KINDS, item_attempts, item_sums, weight_sums
 from tests.items import file_of, local
-from workers.checkpoint.contents import inspect
+from workers.model.inspection import inspect
 from workers.storage.keys import basis_key, factors_key, moment_key, spectrum_key
 from workers.storage.store import Store
 from workers.storage.tensorfile import entries

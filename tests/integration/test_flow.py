@@ -20,8 +20,8 @@ from tests.integration.support import KINDS, ask, file_sums, headers, item_attem
 from tests.items import file_of, local
 from tests.models import tiny_model, tiny_tokenizer
 from tests.prose import prose
-from workers.checkpoint.contents import inspect
 from workers.evaluation.perplexity import perplexity
+from workers.model.inspection import inspect
 from workers.model.loading import load_model
 from workers.storage.store import Store
 

@@ -16,7 +16,7 @@ from schemas.result.manifest import Compression
 from tests.integration.support import CALIBRATION, KINDS, ROOT, ask, until
 from tests.items import local
 from tests.models import tiny_model
-from workers.checkpoint.contents import inspect
+from workers.model.inspection import inspect
 from workers.storage.store import Store
 
 # In a process of its own, on a Ray of its own, whose counters begin at zero. What an undisturbed

@@ -23,9 +23,9 @@ from tests.integration.conftest import Endpoint, Reference
 from tests.integration.support import KINDS, ask, item_attempts, item_sums, weight_sums
 from tests.items import local
 from tests.models import tiny_model
-from workers.checkpoint.contents import inspect
 from workers.checkpoint.published import finished
 from workers.checkpoint.verify import require, verify_checkpoint
+from workers.model.inspection import inspect
 from workers.storage.places import (
     create,
     download,

@@ -24,8 +24,8 @@ from tests.integration.conftest import Reference
 from tests.integration.processes import Process, descendants, until
 from tests.integration.support import KINDS, item_attempts, item_sums, weight_sums
 from tests.items import local
-from workers.checkpoint.contents import inspect
 from workers.checkpoint.verify import require, verify_checkpoint
+from workers.model.inspection import inspect
 from workers.storage.keys import basis_key, moment_key, spectrum_key
 from workers.storage.store import Store
 from workers.storage.tensorfile import entries

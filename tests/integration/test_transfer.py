@@ -13,8 +13,8 @@ from schemas.run.identity import Identities
 from tests.integration.support import ask
 from tests.models import tiny_model
 from workers.actors.layer_shard import LayerShard
-from workers.checkpoint.contents import inspect
 from workers.evaluation.scoring import Rows
+from workers.model.inspection import inspect
 from workers.storage.keys import RUN_RECORD
 from workers.storage.places import write
 

@@ -126,10 +126,7 @@ class LayerShard:
     def load(self, layers: LayerRange, taps: Sequence[Tap]) -> None:
         """Read the weights of `layers`, and observe them at `taps`."""
         decoder = Decoder(self._folder, self._spec, self._dtype, self._device)
-        last = layers.stop == self._spec.layers
-        self._shard = Shard(
-            decoder, layers.range, layers.start == 0, last, taps, self._adaptations.setdefault
-        )
+        self._shard = Shard(decoder, layers.range, taps, self._adaptations.setdefault)
 
     @guarded(repeatable=True)
     def read(self, key: str) -> Tensor | Rows:

@@ -8,8 +8,6 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from schemas.errors import CheckpointError
 from schemas.location import Location, locate
-from schemas.model.shapes import model_spec, require_base
-from schemas.model.spec import ModelSpec
 from workers.checkpoint.folder import read_small
 from workers.checkpoint.names import CONFIG
 from workers.checkpoint.strict_json import parse
@@ -23,16 +21,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     return _read(folder / CONFIG)
 
 
-def read_spec(model: str, revision: str | None) -> ModelSpec:
-    """Read the shapes of a folder, a config.json, a hub id or a URL; fetches nothing else."""
+def config_of(model: str, revision: str | None) -> tuple[dict[str, Any], str]:
+    """Return config.json of a folder, a file, a hub id or a URL, and its place; fetches no more."""
     if url := url_of(model):
-        return _base_spec(url / CONFIG)
+        return _read(url / CONFIG), str(url / CONFIG)
     path = Path(locate(model)).expanduser()
     if path.is_dir():
         path = path / CONFIG
     elif not path.is_file():
         path = _fetch(model, revision)
-    return _base_spec(path)
+    return _read(path), str(path)
 
 
 def require_hub_id(model: str) -> None:
@@ -63,12 +61,6 @@ def _fetch(model: str, revision: str | None) -> Path:
         return Path(hf_hub_download(model, CONFIG, revision=revision))
     except HUB_ERRORS as error:
         raise not_given(model, error) from error
-
-
-def _base_spec(path: Location) -> ModelSpec:
-    config = _read(path)
-    require_base(config, str(path))
-    return model_spec(config, str(path))
 
 
 def _read(path: Location) -> dict[str, Any]:

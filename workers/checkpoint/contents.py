@@ -1,4 +1,4 @@
-"""What a checkpoint holds, from config.json and headers alone; does not need torch."""
+"""What the files of a checkpoint hold, from their headers alone."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -6,12 +6,12 @@ from typing import Any
 
 from schemas.errors import CheckpointError
 from schemas.location import Location, Url
-from schemas.model.shapes import LOW_RANK, family, model_spec, require_base
-from schemas.model.spec import DecoderSpec, ModelSpec, TensorSpec
-from workers.checkpoint.config_file import read_config
+from schemas.model.dtypes import QUANTISED
+from schemas.model.spec import ModelSpec, TensorSpec
 from workers.checkpoint.folder import read_small, require_contained, require_file_name
 from workers.checkpoint.headers import read_header
 from workers.checkpoint.names import CONFIG, INDEX, WEIGHTS
+from workers.checkpoint.quantised import dequantised
 from workers.checkpoint.strict_json import parse
 from workers.storage.files import sha256_of
 from workers.storage.places import IN_FLIGHT, exists, identity_of, names_in
@@ -25,34 +25,7 @@ _QUANTISED = (
     *(".weight_scale", ".weight_scale_inv", ".input_scale", ".weight_zero_point"),
     *(".weight_packed", ".weight_shape", ".bitsandbytes__nf4", ".bitsandbytes__fp4"),
 )
-_QUANTISED_ADVICE = "a quantised base is not read: compress the original, then quantise the result"
-
-
-def inspect(folder: Path, weights: Url | None = None) -> ModelSpec:
-    """Return everything that config.json and the safetensors headers say, without reading weights.
-
-    `weights` is the place of the weight files, if they are not in `folder`. Raises CheckpointError
-    if a tensor of the model is missing, has another shape than config.json implies or a dtype that
-    no base has, or if the files hold a tensor that is not part of the model.
-    """
-    decoder, told = _decoder(folder, weights)
-    require_base(read_config(folder), str(folder / CONFIG))
-    found = {tensor.name: tensor for tensor in decoder.tensors}
-    owners = [f"{decoder.architecture.base}{matrix.name}" for matrix in told.matrices]
-    names = [f"{owner}.{leaf}" for owner in owners for leaf in ("weight", "bias")]
-    stored = {found[name].dtype: name for name in names if name in found}
-    if len(stored) > 1:
-        examples = ", ".join(f"{name} in {dtype}" for dtype, name in sorted(stored.items()))
-        raise CheckpointError(
-            f"{folder}: the decoder's matrices are stored in {' and '.join(sorted(stored))} "
-            f"({examples}); convert them to one dtype"
-        )
-    return ModelSpec(**dict(decoder), dtype=next(iter(stored)), matrices=told.matrices)
-
-
-def inspect_decoder(folder: Path, weights: Url | None = None) -> DecoderSpec:
-    """Do the same for a base or a compressed checkpoint, without describing its matrices."""
-    return _decoder(folder, weights)[0]
+QUANTISED_ADVICE = "a quantised base is not read: compress the original, then quantise the result"
 
 
 def base_files(folder: Path, spec: ModelSpec) -> dict[str, str]:
@@ -69,72 +42,13 @@ def base_files(folder: Path, spec: ModelSpec) -> dict[str, str]:
     return sha256_of(folder, [CONFIG]) | dict(zip(files, versions, strict=True))
 
 
-def _decoder(folder: Path, weights: Url | None) -> tuple[DecoderSpec, ModelSpec]:
-    """Return what the files hold, and what config.json says of the base, after comparing them."""
-    require_contained(folder)
-    config, where = read_config(folder), str(folder / CONFIG)
-    if family(config, where).planned:
-        raise CheckpointError(
-            f"{where}: model_type {config['model_type']!r} is planned, not yet compressed; "
-            "`svdllm plan` says what it would take"
-        )
-    told = model_spec(config, where)
-    tensors = _tensors(folder, weights or folder)
-    spec = DecoderSpec(
-        model_type=told.model_type,
-        layers=told.layers,
-        hidden_size=told.hidden_size,
-        vocab_size=told.vocab_size,
-        tied=told.tied,
-        tensors=tuple(tensors.values()),
-        weights=weights,
-        low_rank=LOW_RANK in config,
-    )
-    _compare(folder, spec, told, tensors)
-    return spec, told
+def tensors_of(folder: Path, weights: Location, dequantize: bool = False) -> dict[str, TensorSpec]:
+    """Return every tensor by name, in the order of the files, which are in `weights`.
 
-
-def _compare(
-    folder: Path, spec: DecoderSpec, told: ModelSpec, tensors: dict[str, TensorSpec]
-) -> None:
-    """Raises CheckpointError at the first tensor that is not what config.json implies.
-
-    The matrices of a compressed checkpoint consist of other tensors, which its layers check.
+    With `dequantize`, quantised tensors are the dense ones that they stand for. Raises
+    CheckpointError if files and index disagree, or if other weights are quantised.
     """
-    architecture = spec.architecture
-    expected = {tensor.name: tensor.shape for tensor in told.tensors}
-    parts: tuple[str, ...] = ()
-    if spec.low_rank:
-        parts = tuple(f"{architecture.base}{matrix.name}." for matrix in told.matrices)
-        expected = {name: s for name, s in expected.items() if not name.startswith(parts)}
-    described = f"config.json describes ({spec.model_type}, {spec.layers} layers)"
-    for name, shape in expected.items():
-        tensor = tensors.get(name)
-        if tensor is None:
-            raise CheckpointError(
-                f"{folder}: no tensor {name} in the files, though it belongs to the model that "
-                f"{described}; fetch the whole checkpoint again"
-            )
-        if tensor.shape != shape:
-            raise CheckpointError(
-                f"{folder / tensor.file}: {name} has shape {list(tensor.shape)}, config.json "
-                f"implies {list(shape)}; fetch config.json and weights of one model"
-            )
-        if not tensor.dtype.startswith(("F", "BF")):
-            raise CheckpointError(
-                f"{folder / tensor.file}: {name} is {tensor.dtype}; {_QUANTISED_ADVICE}"
-            )
-    idle = f"{architecture.head}weight" if spec.tied else ""
-    for name in tensors.keys() - expected.keys() - {idle}:
-        if not (parts and name.startswith(parts)):
-            raise CheckpointError(
-                f"{folder / tensors[name].file}: tensor {name} is no part of the model that "
-                f"{described}; remove it, or correct config.json"
-            )
-
-
-def _tensors(folder: Path, weights: Location) -> dict[str, TensorSpec]:
-    """Return every tensor by name, in the order of the files."""
+    require_contained(folder)
     listed = weight_map(folder / INDEX)
     if listed:
         files = sorted(set(listed.values()))
@@ -156,16 +70,19 @@ def _tensors(folder: Path, weights: Location) -> dict[str, TensorSpec]:
                 "whole checkpoint again"
             )
         tensors[spec.name] = spec
-    if quantised := [name for name in tensors if name.endswith(_QUANTISED)]:
-        file = tensors[quantised[0]].file
-        raise CheckpointError(f"{weights / file}: holds {quantised[0]}; {_QUANTISED_ADVICE}")
     for name, file in listed.items():
         if not _is_computed(name) and (name not in tensors or tensors[name].file != file):
             raise CheckpointError(
                 f"{folder / INDEX}: tensor {name} is not in {file}, which the index names for "
                 "it; fetch the whole checkpoint again"
             )
-    return tensors
+    found = dequantised(tensors) if dequantize else tensors
+    for name, tensor in found.items():
+        if name.endswith(_QUANTISED) or tensor.dtype in QUANTISED:
+            raise CheckpointError(
+                f"{weights / tensor.file}: {name} is {tensor.dtype}; {QUANTISED_ADVICE}"
+            )
+    return found
 
 
 def _is_computed(name: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from schemas.errors import CheckpointError
 from schemas.location import Location
-from schemas.model.dtypes import ITEM_BYTES
+from schemas.model.dtypes import FORMATS, ITEM_BYTES
 from schemas.model.spec import TensorSpec
 from workers.checkpoint.folder import require_plain, unreadable
 from workers.checkpoint.strict_json import parse
@@ -88,7 +88,7 @@ def _require_gapless(specs: list[TensorSpec], content: int, size: int) -> None:
 def _advice(dtype: object) -> str:
     if isinstance(dtype, str) and dtype.startswith(("F8", "F6", "F4")):
         return "a quantised base is not read: compress the original, then quantise the result"
-    return f"only {', '.join(ITEM_BYTES)} are read: convert it to one of these"
+    return f"only {', '.join(FORMATS)} are read: convert it to one of these"
 
 
 def _damaged(place: Location, why: str) -> CheckpointError:

@@ -32,6 +32,7 @@ _GREEDY = 4
 _PROMPT = [11, 7, 5, 3, 2, 13, 17, 19, 23, 29]
 _PADDED = 4  # places of padding in the second row
 _COPIES = 2  # of a part: as read, and as loaded
+_FACTORS = (".down.weight", ".dense.weight")  # of which every low-rank matrix has one
 
 Row = dict[str, Any]
 
@@ -77,38 +78,35 @@ def _run(name: str, check: Callable[[], str]) -> Row:
 
 
 def _is_of_the_host(error: Exception) -> bool:
-    """Whether memory or storage failed, which says nothing about the checkpoint."""
+    """Whether this host could not do a check, which says nothing about the checkpoint."""
     by_system = isinstance(error, OSError) and error.errno is not None
-    return by_system or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+    unable = isinstance(error, (MemoryError, _Unlike))
+    return by_system or unable or "DefaultCPUAllocator" in str(error)
 
 
 def _shapes(folder: Path) -> str:
+    """Load the headers of the files, whose tensors have no values here, as weights are loaded."""
     stored = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
                 entry = file.get_slice(name)
-                kind = "float" if "F" in entry.get_dtype() else entry.get_dtype()
-                stored[name] = (kind, *entry.get_shape())
+                dtype = torch.float32 if "F" in entry.get_dtype() else torch.int64
+                stored[name] = torch.empty(entry.get_shape(), dtype=dtype, device="meta")
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-    expected = {name: (_kind(t), *t.shape) for name, t in _on_meta(config).state_dict().items()}
-    if config.tie_word_embeddings:
-        expected.pop("lm_head.weight", None)
-    different = sorted(
-        name for name in stored.keys() | expected.keys() if stored.get(name) != expected.get(name)
+    model, info = type(_on_meta(config)).from_pretrained(
+        None,
+        config=config,
+        state_dict=dict(stored),
+        device_map="meta",
+        ignore_mismatched_sizes=True,  # they are reported below
+        output_loading_info=True,
     )
-    if different:
-        name = different[0]
-        raise ValueError(
-            f"{len(different)} tensors differ, the first {name}: "
-            f"in the files {stored.get(name)}, in the model {expected.get(name)}"
-        )
+    _require_match(info)
+    for name, tensor in model.state_dict().items():
+        if name in stored and stored[name].is_floating_point() != tensor.is_floating_point():
+            raise ValueError(f"{name} is of another kind in the files than in the model")
     return f"{len(stored)} tensors"
-
-
-def _kind(tensor: torch.Tensor) -> str:
-    """Return what a file may hold for a tensor: any floating-point type, or int64."""
-    return "float" if tensor.is_floating_point() else "I64"
 
 
 def _on_meta(config: Any) -> Any:
@@ -141,15 +139,20 @@ def _load(folder: Path, found: dict[str, Any]) -> str:
 def _load_part(folder: Path, memory: int, found: dict[str, Any]) -> str:
     """Load a model of the first and the last layer, with the class that the checkpoint ships.
 
-    Raises MemoryError if it does not fit `memory`.
+    Raises MemoryError if it does not fit `memory`, and _Unlike if such a model differs from a part
+    of the whole one: names and shapes of the whole have been compared before.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-    layers = sorted({0, config.num_hidden_layers - 1})
-    config.num_hidden_layers = len(layers)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[layer] for layer in layers]
-    matrices = _of_layers(config.low_rank["matrices"], layers)
-    config.low_rank = {**config.low_rank, "matrices": matrices}
+    text = config.get_text_config(decoder=True)
+    number = text.num_hidden_layers
+    layers = sorted({0, number - 1})
+    for name, value in vars(text).items():
+        if isinstance(value, list) and len(value) == number:
+            setattr(text, name, [value[layer] for layer in layers])
+    text.num_hidden_layers = len(layers)
+    matrices = config.low_rank["matrices"]
+    prefix = _before_number(next(iter(matrices)))
+    config.low_rank = {**config.low_rank, "matrices": _of_layers(matrices, prefix, layers)}
     model = _on_meta(config)
     size = sum(t.numel() for t in model.state_dict().values()) * config.dtype.itemsize
     if size * _COPIES > memory:
@@ -161,36 +164,58 @@ def _load_part(folder: Path, memory: int, found: dict[str, Any]) -> str:
         dtype=config.dtype,
         output_loading_info=True,
     )
-    return f"layers {' and '.join(map(str, layers))}, {_loaded(model, info, found)}"
+    try:
+        parameters = _loaded(model, info, found)
+    except ValueError as error:
+        raise _Unlike(f"a model of two layers is no part of this one: {error}") from error
+    return f"layers {' and '.join(map(str, layers))}, {parameters}"
+
+
+class _Unlike(Exception):  # noqa: N818 (the checkpoint is not at fault)
+    pass
 
 
 def _tensors_of(folder: Path, layers: list[int]) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
+    places: dict[str, Path] = {}
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            names = _of_layers({name: name for name in file.keys()}, layers)  # noqa: SIM118
-            found |= {new: file.get_tensor(old) for new, old in names.items()}
+            places |= dict.fromkeys(file.keys(), path)
+    factor = next(name for name in places if name.endswith(_FACTORS))
+    wanted = _of_layers({name: name for name in places}, _before_number(factor), layers)
+    found: dict[str, torch.Tensor] = {}
+    for new, old in wanted.items():
+        with safe_open(places[old], framework="pt") as file:
+            found[new] = file.get_tensor(old)
     return found
 
 
-def _of_layers(entries: dict[str, Any], layers: list[int]) -> dict[str, Any]:
+def _before_number(name: str) -> str:
+    """Return the name of the list of layers, from that of something in one of them."""
+    return re.split(r"\.\d+\.", name, maxsplit=1)[0] + "."
+
+
+def _of_layers(entries: dict[str, Any], prefix: str, layers: list[int]) -> dict[str, Any]:
     """Renumber the entries of some layers from 0, and keep those that belong to no layer."""
     found: dict[str, Any] = {}
     for name, entry in entries.items():
-        part = re.search(r"\blayers\.(\d+)\.", name)
-        if part is None:
+        number, _, rest = name.removeprefix(prefix).partition(".")
+        if not (name.startswith(prefix) and number.isdigit()):
             found[name] = entry
-        elif (layer := int(part[1])) in layers:
-            found[f"{name[: part.start(1)]}{layers.index(layer)}{name[part.end(1) :]}"] = entry
+        elif (layer := int(number)) in layers:
+            found[f"{prefix}{layers.index(layer)}.{rest}"] = entry
     return found
 
 
 def _loaded(model: Any, info: dict[str, Any], found: dict[str, Any]) -> str:
+    _require_match(info)
+    found["model"] = model.eval()
+    return f"{sum(p.numel() for p in model.parameters()):,} parameters"
+
+
+def _require_match(info: dict[str, Any]) -> None:
     wrong = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
     if wrong:
         raise ValueError(f"keys not as they should be: {wrong}")
-    found["model"] = model.eval()
-    return f"{sum(p.numel() for p in model.parameters()):,} parameters"
 
 
 def _dtype(model: Any) -> str:
@@ -202,7 +227,7 @@ def _dtype(model: Any) -> str:
 
 
 def _tokens(model: Any) -> torch.Tensor:
-    vocabulary: int = model.config.vocab_size
+    vocabulary: int = model.config.get_text_config().vocab_size
     return torch.tensor([_PROMPT]) % vocabulary
 
 
@@ -262,7 +287,10 @@ def _continue(folder: Path, model: Any) -> str:
 
 
 def _continue_base(folder: Path) -> str:
-    return _continue(folder, AutoModelForCausalLM.from_pretrained(folder, dtype="auto").float())
+    names: Any = transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    sees = AutoConfig.from_pretrained(folder).model_type in names
+    auto: Any = transformers.AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    return _continue(folder, auto.from_pretrained(folder, dtype="auto").float())
 
 
 @torch.no_grad()

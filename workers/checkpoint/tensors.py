@@ -8,7 +8,8 @@ from torch import Tensor
 
 from schemas.errors import CheckpointError
 from schemas.location import Location
-from schemas.model.spec import DecoderSpec, ModelSpec
+from schemas.model.spec import DecoderSpec, ModelSpec, TensorSpec
+from workers.checkpoint.dequantise import values
 from workers.storage.places import read_into
 from workers.storage.tensorfile import DTYPES
 from workers.storage.traffic import moved
@@ -22,11 +23,16 @@ class TensorReader:
         self._tensors = {tensor.name: tensor for tensor in spec.tensors}
 
     def read(self, name: str) -> Tensor:
-        """Return one tensor, on the host, in its stored dtype."""
+        """Return one tensor, on the host, in its stored dtype; dequantised, if it is quantised."""
         spec = self._tensors[name]
-        place = self.file(name)
+        if spec.parts:
+            return values([self._read(part) for part in spec.parts])
+        return self._read(spec)
+
+    def _read(self, spec: TensorSpec) -> Tensor:
+        place = self._weights / spec.file
         if spec.offset is None:
-            raise ValueError(f"{name}: known from config.json alone, not from a file")
+            raise ValueError(f"{spec.name}: known from config.json alone, not from a file")
         try:
             content = _bytes_of(place, spec.offset, spec.nbytes)
         except FileNotFoundError:
@@ -37,11 +43,6 @@ class TensorReader:
     def file(self, name: str) -> Location:
         """Return the file that holds a tensor."""
         return self._weights / self._tensors[name].file
-
-    def below(self, prefix: str) -> dict[str, Tensor]:
-        """Return every tensor whose name starts with `prefix`, by the rest of its name."""
-        names = [name for name in self._tensors if name.startswith(prefix)]
-        return {name.removeprefix(prefix): self.read(name) for name in names}
 
 
 def is_finite(tensor: Tensor) -> bool:

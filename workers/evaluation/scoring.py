@@ -4,7 +4,7 @@ The last shard has the heads, so only a few sums leave it; no process holds a wh
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,10 +13,13 @@ from torch import Tensor
 from schemas.run.plan import LayerRange
 from workers.checkpoint.fetching import resolve
 from workers.checkpoint.source import Source
-from workers.model.layers import Decoder, Head
+from workers.model.layers import Decoder
 from workers.model.shard import Shard, Step
 from workers.process.devices import free_cached
 from workers.storage.tensorfile import DTYPES, Entry, entries
+
+Tail = Callable[[Tensor], Tensor]
+"""From hidden states (sequences, positions, hidden) to logits of the same positions."""
 
 _POSITIONS = 128  # positions whose float32 log-probabilities exist at once, for every model
 
@@ -74,8 +77,7 @@ class ScoringShard:
         free_cached()
         for source, folder, part in zip(self._sources, self._folders, layers, strict=True):
             decoder = Decoder(folder, source.spec, DTYPES[source.dtype], self._device)
-            last = part.stop == source.spec.layers
-            self._shards.append(Shard(decoder, part.range, part.start == 0, last, taps=()))
+            self._shards.append(Shard(decoder, part.range, taps=()))
         self.seconds = [0.0] * len(self._shards)
 
     def forward(self, rows: Rows, step: Step) -> Rows | Score:
@@ -87,7 +89,8 @@ class ScoringShard:
         )
         if not all(shard.is_last for shard in self._shards):
             return Rows(rows.tokens, tuple(hidden.cpu() for hidden in leaving))
-        return score(rows.tokens, leaving, [shard.head for shard in self._shards])
+        sizes = {source.spec.vocab_size for source in self._sources}
+        return score(rows.tokens, leaving, [shard.tail for shard in self._shards], len(sizes) == 1)
 
     def _timed(self, model: int, hidden: Tensor, step: Step) -> Tensor:
         start = time.perf_counter()
@@ -99,23 +102,28 @@ class ScoringShard:
 
 
 @torch.inference_mode()
-def score(tokens: Tensor, hidden: Sequence[Tensor], heads: Sequence[Head]) -> Score:
+def score(
+    tokens: Tensor, hidden: Sequence[Tensor], tails: Sequence[Tail], comparable: bool
+) -> Score:
     """Score tokens (sequences, length) by the last hidden states (sequences, length, hidden).
 
     Each sequence predicts its tokens 2..length. Logits are in the compute dtype and their
     log-probabilities float32, as in `workers.evaluation.perplexity`; sums over tokens are float64.
+    Models are `comparable` if their vocabularies have one size.
     """
-    nll, kl = [0.0] * len(heads), 0.0
-    comparable = len(heads) == 2 and heads[0].embedding.shape[0] == heads[1].embedding.shape[0]
+    nll, kl = [0.0] * len(tails), 0.0
+    compared = len(tails) == 2 and comparable
     targets = torch.split(tokens[:, 1:].to(hidden[0].device), _POSITIONS, dim=1)
     parts = [torch.split(states[:, :-1], _POSITIONS, dim=1) for states in hidden]
     for target, *states in zip(targets, *parts, strict=True):
-        logs = [_log_probabilities(part, head) for part, head in zip(states, heads, strict=True)]
+        logs = [
+            tail(part).float().log_softmax(-1) for part, tail in zip(states, tails, strict=True)
+        ]
         for model, log in enumerate(logs):
             nll[model] -= float(log.gather(-1, target[..., None]).sum(dtype=torch.float64))
-        if comparable:
+        if compared:
             kl += _divergence(*logs)
-    return Score(tuple(nll), kl if comparable else None, tokens[:, 1:].numel())
+    return Score(tuple(nll), kl if compared else None, tokens[:, 1:].numel())
 
 
 def total(scores: Sequence[Score]) -> Score:
@@ -126,12 +134,6 @@ def total(scores: Sequence[Score]) -> Score:
         kl=sum(divergences) if len(divergences) == len(scores) else None,
         tokens=sum(score.tokens for score in scores),
     )
-
-
-def _log_probabilities(hidden: Tensor, head: Head) -> Tensor:
-    """Return log-probabilities (sequences, positions, vocabulary), float32."""
-    logits: Tensor = head.norm(hidden) @ head.embedding.T
-    return logits.float().log_softmax(-1)
 
 
 def _divergence(log_p: Tensor, log_q: Tensor) -> float:

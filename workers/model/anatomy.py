@@ -7,19 +7,18 @@ and whether a layer returns a tuple.
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from torch.func import functional_call
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from schemas.errors import CheckpointError
 from workers.model.carving import hidden_states, layer_list
 
-# A router may be a Linear whose forward is its own: no matrix that another could stand for.
-_PLAIN = (nn.Linear.forward, Conv1D.forward)
 _TOKENS = 12  # more than any kernel of a convolution; sliding windows do not matter to shapes
 
 
@@ -42,23 +41,25 @@ class Linear(NamedTuple):
 
 class Anatomy(NamedTuple):
     """A model: the path of its list of layers; for each layer its linears, in the order of calls,
-    and whether it returns a tuple.
+    and whether it returns a tuple; the modules outside the layers that text goes through.
     """
 
     path: str
     linears: tuple[tuple[Linear, ...], ...]
     tuples: tuple[bool, ...]
+    outside: frozenset[str]
 
 
-def describe(model_class: Any, config: PretrainedConfig) -> Anatomy:
-    """Describe the model of a configuration. Raises CheckpointError if it cannot run on meta."""
-    with torch.device("meta"):  # in bfloat16, which grouped experts need there
-        model: Any = model_class._from_config(config, dtype=torch.bfloat16).eval()
+def describe(model: PreTrainedModel) -> Anatomy:
+    """Describe a model on the meta device, in bfloat16, which grouped experts need there.
+
+    Raises CheckpointError if its forward cannot run without values.
+    """
     path, layers = layer_list(model)
     refused: list[str] = []
     for enabled in (True, False):  # some kinds run on meta without gradients only
         for mask in (_mask(), None):  # and some make their own mask there, others cannot
-            seen = _Seen(layers)
+            seen = _Seen(model, path, layers)
             try:
                 with torch.set_grad_enabled(enabled), seen.observing():
                     tokens = torch.zeros(2, _TOKENS, dtype=torch.long, device="meta")
@@ -69,7 +70,8 @@ def describe(model_class: Any, config: PretrainedConfig) -> Anatomy:
             if seen.complete:  # even if what follows the layers cannot run there
                 return Anatomy(path, *seen.found())
     raise CheckpointError(
-        f"model_type {config.model_type!r}: its forward cannot run without values ({refused[0]})"
+        f"model_type {model.config.model_type!r}: its forward cannot run without values "
+        f"({refused[0]})"
     )
 
 
@@ -87,12 +89,16 @@ class _Observed(NamedTuple):
 
 
 class _Seen:
-    """What one forward shows of a list of layers."""
+    """What one forward shows of a model with a list of layers."""
 
-    def __init__(self, layers: nn.ModuleList) -> None:
+    def __init__(self, model: PreTrainedModel, path: str, layers: nn.ModuleList) -> None:
         self._layers = layers
+        self._others = {
+            module: name for name, module in model.named_modules() if not _is_below(name, path)
+        }
         self._linears: list[dict[str, _Observed]] = [{} for _ in layers]
         self._outputs: dict[int, Any] = {}
+        self._outside: set[str] = set()
 
     @property
     def complete(self) -> bool:
@@ -102,11 +108,11 @@ class _Seen:
     @contextlib.contextmanager
     def observing(self) -> Iterator[None]:
         """Watch a forward."""
-        hooks = []
+        hooks = [module.register_forward_pre_hook(self._on_other) for module in self._others]
         for index, layer in enumerate(self._layers):
             hooks.append(layer.register_forward_hook(self._on_layer(index)))
             for path, module in layer.named_modules():
-                if type(module).forward in _PLAIN:
+                if _is_plain(module):
                     hooks.append(module.register_forward_hook(self._on_linear(index, path)))
         try:
             yield
@@ -114,30 +120,76 @@ class _Seen:
             for hook in hooks:
                 hook.remove()
 
-    def found(self) -> tuple[tuple[tuple[Linear, ...], ...], tuple[bool, ...]]:
-        """Return the linears of every layer, and whether it returns a tuple."""
+    def found(
+        self,
+    ) -> tuple[tuple[tuple[Linear, ...], ...], tuple[bool, ...], frozenset[str]]:
+        """Return the linears of every layer, whether it returns a tuple, and what is outside."""
         outputs = [self._outputs[index] for index in range(len(self._layers))]
-        linears = map(_linears, self._linears, map(hidden_states, outputs))
-        return tuple(linears), tuple(isinstance(output, tuple) for output in outputs)
+        linears, before = [], set[Any]()
+        for observed, output in zip(self._linears, outputs, strict=True):
+            readers = _readers(hidden_states(output), before)
+            linears.append(_linears(observed, readers))
+            before |= readers.keys()
+        tuples = tuple(isinstance(output, tuple) for output in outputs)
+        return tuple(linears), tuples, frozenset(self._outside)
 
-    def _on_layer(self, index: int) -> Any:
+    def _on_other(self, module: nn.Module, _given: Any) -> None:
+        self._outside.add(self._others[module])
+
+    def _on_layer(self, index: int) -> Callable[..., None]:
         def hook(_module: nn.Module, _given: Any, output: Any) -> None:
             self._outputs[index] = output
 
         return hook
 
-    def _on_linear(self, index: int, path: str) -> Any:
+    def _on_linear(self, index: int, path: str) -> Callable[..., None]:
         def hook(module: nn.Module, given: tuple[Tensor, ...], product: Tensor) -> None:
             self._linears[index].setdefault(path, _Observed(module, given[0], product))
 
         return hook
 
 
-def _linears(observed: dict[str, _Observed], output: Tensor) -> tuple[Linear, ...]:
+def _is_below(name: str, path: str) -> bool:
+    return name == path or name.startswith(f"{path}.")
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module is a matrix that another can stand for: W x + b and nothing else.
+
+    A router may be a Linear whose forward is its own.
+    """
+    if type(module).forward in (nn.Linear.forward, Conv1D.forward):
+        return True
+    kind: Any = type(module)
+    return isinstance(module, nn.Linear) and bool(_computes_a_product(kind))
+
+
+@functools.cache
+def _computes_a_product(kind: Any) -> bool:
+    """Whether a forward that is not torch's computes what torch's does."""
+    rows = torch.tensor([[1.0, -2.0, 3.0], [0.5, 4.0, -1.0]])
+    weight = torch.tensor([[2.0, 0.0, 1.0], [-1.0, 3.0, 0.5]])
+    bias = torch.tensor([0.25, -4.0])
+    try:
+        with torch.no_grad():
+            values = {"weight": weight, "bias": bias}
+            found: Any = functional_call(kind(3, 2), values, (rows,))
+    except (RuntimeError, TypeError, AttributeError, ValueError):
+        return False  # it is made, or called, in another way
+    return isinstance(found, Tensor) and torch.equal(found, rows @ weight.T + bias)
+
+
+def _linears(observed: dict[str, _Observed], readers: dict[Any, list[Any]]) -> tuple[Linear, ...]:
+    """Describe the linears of a layer through which gradients go, all if there are no gradients.
+
+    Those of an indexer, which only says what to attend to, are left out.
+    """
     first: dict[tuple[int, ...], str] = {}
-    ends = _ends(observed, output)
     found = []
-    for path, (module, given, _) in observed.items():
+    for path, (module, given, product) in observed.items():
+        node = product.grad_fn
+        if readers and node not in readers:
+            continue
         transposed = isinstance(module, Conv1D)
         weight: Any = module.weight
         rows, columns = reversed(weight.shape) if transposed else weight.shape
@@ -149,7 +201,7 @@ def _linears(observed: dict[str, _Observed], output: Tensor) -> tuple[Linear, ..
                 bias=module.bias is not None,
                 transposed=transposed,
                 reads=first.setdefault(_identity(given), path),
-                ends=path in ends,
+                ends=bool(readers) and _is_only_added(node, readers),
             )
         )
     return tuple(found)
@@ -166,28 +218,25 @@ _SUMS = frozenset(
 )
 
 
-def _ends(observed: dict[str, _Observed], output: Tensor) -> set[str]:
-    """Return the linears whose products are only added to the result: nothing reads their values.
-
-    None, if the forward was without gradients.
+def _readers(output: Tensor, before: set[Any]) -> dict[Any, list[Any]]:
+    """Return the nodes of the graph that lead to a result from those `before` it, and what reads
+    each of them; none if the forward was without gradients.
     """
     if output.grad_fn is None:
-        return set()
+        return {}
     readers: dict[Any, list[Any]] = {output.grad_fn: []}
-    waiting = [output.grad_fn]
+    waiting: list[Any] = [output.grad_fn]
     while waiting:
         reader = waiting.pop()
         for node, _ in reader.next_functions:
-            if node is not None:
+            if node is not None and node not in before:
                 waiting += [] if node in readers else [node]
                 readers.setdefault(node, []).append(reader)
+    return readers
 
-    @functools.cache
-    def only_added(node: Any) -> bool:
-        return all(reader.name() in _SUMS and only_added(reader) for reader in readers[node])
 
-    return {
-        path
-        for path, one in observed.items()
-        if one.product.grad_fn in readers and only_added(one.product.grad_fn)
-    }
+def _is_only_added(node: Any, readers: dict[Any, list[Any]]) -> bool:
+    """Whether a product is only added to the result: nothing reads its values."""
+    return all(
+        reader.name() in _SUMS and _is_only_added(reader, readers) for reader in readers[node]
+    )

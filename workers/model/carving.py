@@ -6,7 +6,7 @@ last one returns. The arguments of every layer (masks, rotary embeddings) are re
 shape of a batch, because they depend on nothing else; a model in which they do is refused.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from schemas.errors import CheckpointError
+from schemas.model.spec import DecoderSpec
 
 _OTHER = 1  # token ids differ from others in this bit
 
@@ -36,47 +37,72 @@ class LayerList(NamedTuple):
 class Carved:
     """A causal language model whose layers are called one by one.
 
-    Hidden states are (batch, tokens, hidden), tokens are ids (batch, tokens), int64. `tuples` tells
-    for each layer whether it returns its hidden states as the first of a tuple.
+    Hidden states are (batch, tokens, hidden), tokens are ids (batch, tokens), int64, both on
+    `device`. Embedding, head and layers may be on the meta device, if they are not needed.
     """
 
-    def __init__(self, model: PreTrainedModel, tuples: Sequence[bool]) -> None:
-        """Raises CheckpointError if the model has no list of decoder layers."""
-        self._model, self._tuples = model, tuples
-        self.path, self._list = layer_list(model)
-        self.layers = tuple(self._list)
+    def __init__(self, model: Any, spec: DecoderSpec, device: torch.device) -> None:
+        self._model = model
+        self._spec, self._device = spec, device
+        self._list = model.get_submodule(spec.path)
+        self.layers: tuple[nn.Module, ...] = tuple(self._list)
+        self._embedding = model.get_input_embeddings()
+        self._head = model.get_output_embeddings()
+        self._recorded: tuple[torch.Size, list[Call]] | None = None
 
+    def module(self, name: str) -> nn.Module:
+        """Return a module by its name relative to the base model."""
+        module: nn.Module = self._model.base_model.get_submodule(name)
+        return module
+
+    def ends(self, index: int) -> list[nn.Module]:
+        """Return the modules of layer `index` whose products are only added to its result."""
+        return [self.layers[index].get_submodule(path) for path in self._spec.ends[index]]
+
+    @torch.no_grad()
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the hidden states before the first layer."""
         return self._until({0: _stop}, tokens)
 
-    def record(self, tokens: Tensor) -> list[Call]:
-        """Return the arguments of every layer for batches of the shape of `tokens`.
+    def calls(self, shape: torch.Size) -> list[Call]:
+        """Return the arguments of every layer for batches of a shape (batch, tokens).
 
-        Raises CheckpointError if one of them depends on the tokens, or if the layers are not called
-        once each, in order: then not all that goes from layer to layer is a hidden state.
+        Those of the last shape are kept. Raises CheckpointError if one of them depends on the
+        tokens, or if the layers are not called once each, in order: then not all that goes from
+        layer to layer is a hidden state.
         """
+        if self._recorded is None or self._recorded[0] != shape:
+            self._recorded = shape, self._calls(self._any_tokens(shape))
+        return self._recorded[1]
+
+    def layer(self, index: int, hidden: Tensor) -> Tensor:
+        """Return what layer `index` makes of hidden states."""
+        call = self.calls(hidden.shape[:2])[index]
+        return hidden_states(self.layers[index](hidden, *call.positional, **call.named))
+
+    def tail(self, hidden: Tensor, product: "Product | None" = None) -> Tensor:
+        """Return logits (batch, tokens, vocabulary) from the hidden states after the last layer.
+
+        Gradients go through it. `product` computes rows (..., hidden) times the output embedding
+        (vocabulary, hidden), transposed, in place of the head.
+        """
+        last = len(self.layers) - 1
+        acts = {index: self._passing(index) for index in range(last)}
+        acts[last] = lambda *_: self._as_layer(last, hidden)
+        with self._standing_in(acts), self._with_head(product):
+            logits: Tensor = self._forward(self._any_tokens(hidden.shape[:2])).logits
+        return logits
+
+    def _any_tokens(self, shape: torch.Size) -> Tensor:
+        return torch.zeros(*shape, dtype=torch.int64, device=self._device)
+
+    @torch.no_grad()
+    def _calls(self, tokens: Tensor) -> list[Call]:
         found, again = self._record(tokens), self._record(tokens ^ _OTHER)
         for index, (call, other) in enumerate(zip(found, again, strict=True)):
             if name := _difference(call, other):
                 raise self._unfit(f"argument {name} of layer {index} depends on the text")
         return found
-
-    def layer(self, index: int, hidden: Tensor, call: Call) -> Tensor:
-        """Return what layer `index` makes of hidden states."""
-        output = self.layers[index](hidden, *call.positional, **call.named)
-        return hidden_states(output)
-
-    def tail(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """Return logits (batch, tokens, vocabulary) from the hidden states after the last layer.
-
-        Gradients go through it. Of `tokens` only the shape counts.
-        """
-        last = len(self.layers) - 1
-        acts = {index: self._passing(index) for index in range(last)}
-        with self._standing_in(acts | {last: lambda *_: self._as_layer(last, hidden)}):
-            logits: Tensor = self._forward(tokens).logits
-        return logits
 
     def _record(self, tokens: Tensor) -> list[Call]:
         found: list[Call] = []
@@ -100,7 +126,7 @@ class Carved:
 
     def _as_layer(self, index: int, hidden: Tensor) -> Any:
         """Return hidden states in the form in which a layer returns them."""
-        return (hidden, None) if self._tuples[index] else hidden
+        return (hidden, None) if self._spec.tuples[index] else hidden
 
     def _until(self, acts: "dict[int, _Act]", tokens: Tensor) -> Tensor:
         """Run the forward until a stand-in stops it; return the hidden states that came there."""
@@ -112,7 +138,36 @@ class Carved:
         raise self._unfit("its forward does not call all its layers")
 
     def _forward(self, tokens: Tensor) -> Any:
-        return self._model(input_ids=tokens, use_cache=False)
+        if not self._embedding.weight.is_meta:
+            return self._model(input_ids=tokens, use_cache=False)
+        self._embedding.forward = self._blank
+        try:
+            return self._model(input_ids=tokens, use_cache=False)
+        finally:
+            del self._embedding.forward
+
+    def _blank(self, tokens: Tensor) -> Tensor:
+        """Stand in for the embedding, of whose result nothing is used."""
+        width, dtype = self._embedding.weight.shape[-1], self._embedding.weight.dtype
+        return torch.zeros(*tokens.shape, width, dtype=dtype, device=self._device)
+
+    @contextmanager
+    def _with_head(self, product: "Product | None") -> Iterator[None]:
+        if product is None:
+            yield
+            return
+        head = self._head
+        bias = getattr(head, "bias", None)
+
+        def forward(rows: Tensor) -> Tensor:
+            logits = product(rows, head.weight)
+            return logits if bias is None else logits + bias.to(logits.dtype)
+
+        head.forward = forward
+        try:
+            yield
+        finally:
+            del head.forward
 
     @contextmanager
     def _standing_in(self, acts: "dict[int, _Act]") -> Iterator[None]:
@@ -130,16 +185,17 @@ class Carved:
 
 
 def layer_list(model: PreTrainedModel) -> LayerList:
-    """Return the decoder layers: the outermost list with as many modules as config.json says.
+    """Return the layers of the text decoder: the outermost list as long as config.json says.
 
     Raises CheckpointError if there is none, or more than one.
     """
     config: PretrainedConfig = model.config.get_text_config(decoder=True)
-    number = config.num_hidden_layers
+    number = getattr(config, "num_hidden_layers", None)
+    decoder = set(_decoder(model).modules())  # a vision tower may have as many layers
     found = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == number
+        if isinstance(module, nn.ModuleList) and len(module) == number and module in decoder
     }
     outer = [name for name in found if not any(name.startswith(f"{one}.") for one in found)]
     if len(outer) != 1:
@@ -150,6 +206,11 @@ def layer_list(model: PreTrainedModel) -> LayerList:
     return LayerList(outer[0], found[outer[0]])
 
 
+def _decoder(model: Any) -> nn.Module:
+    decoder: nn.Module = model.get_decoder()
+    return decoder
+
+
 def hidden_states(output: Any) -> Tensor:
     """Return the hidden states of what a layer returns."""
     found: Tensor = output[0] if isinstance(output, tuple) else output
@@ -157,6 +218,7 @@ def hidden_states(output: Any) -> Tensor:
 
 
 _Act = Callable[[Tensor, Call], Any]
+Product = Callable[[Tensor, Tensor], Tensor]
 
 
 class _Reached(Exception):  # noqa: N818 (it is no error)

@@ -7,13 +7,16 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from schemas.errors import CheckpointError, ConfigError, VerificationError
 from schemas.request.groups import Device, DType
+from workers.checkpoint.config_file import read_config
 from workers.checkpoint.own_code import may_run_code
 
 _UNEXPECTED = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
@@ -28,7 +31,9 @@ def load_model(
     has no place in the model or the reverse: transformers would fill it with random numbers.
     """
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        sees = read_config(folder).get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+        auto: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        loaded: Any = auto.from_pretrained(
             folder,
             dtype=dtype,
             trust_remote_code=may_run_code(folder, trust_remote_code),

@@ -7,7 +7,7 @@ does not need.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -23,94 +23,126 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig
 
 from schemas.errors import CheckpointError
-from workers.model.carving import layer_list
+
+
+class Places:
+    """Where the tensors of a checkpoint's files go in a model."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        transforms: Any = get_model_conversion_mapping(model)
+        self._renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
+        self._converters = [one for one in transforms if isinstance(one, WeightConverter)]
+        self._prefix = model.base_model_prefix
+        self._there: dict[str, Any] = model.state_dict()
+
+    def of(self, name: str) -> tuple[str, bool]:
+        """Return the parameter or buffer that a tensor goes to (of several, the first), and whether
+        it is converted on the way.
+        """
+        rules = self._renamings, self._converters, self._prefix, self._there
+        place, pattern = rename_source_key(name, *rules)
+        if place not in self._there and name in self._there:
+            place, pattern = rename_source_key(name, [], [], self._prefix, self._there)
+        return place, pattern is not None
+
+    def may_follow(self, place: str) -> bool:
+        """Whether a conversion that fills several parameters may fill this one after the first."""
+        splits = [one.target_patterns[1:] for one in self._converters]
+        return any(pattern.replace(r"\1", "") in place for targets in splits for pattern in targets)
 
 
 class Weights:
-    """Fills a causal language model on the meta device from the tensors of a checkpoint.
+    """Fills parts of a model on the meta device from the tensors of a checkpoint.
 
-    `names` are all tensors of its files, `read` returns one of them. Parameters get the dtype of
-    the model.
+    `read` returns a tensor of the files by name, on the device. Parameters get the dtype of the
+    model. `path` is the name of the list of layers.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        names: Collection[str],
+        path: str,
         read: Callable[[str], Tensor],
         device: torch.device,
     ) -> None:
         self._model: Any = model
-        self._read, self._device = read, device
-        self._path, self._layers = layer_list(model)
+        self._path, self._read, self._device = path, read, device
         self._mapping: Any = get_model_conversion_mapping(model)
-        self._places = dict(zip(names, self._in_memory(names), strict=True))
 
-    def fill_layer(self, index: int) -> nn.Module:
-        """Return decoder layer `index` with its weights. Raises CheckpointError if one is amiss."""
-        prefix = f"{self._path}.{index}."
-        self._fill(prefix, [n for n, place in self._places.items() if place.startswith(prefix)])
-        self._compute_buffers(self._layers[index])
-        return self._layers[index]
+    def fill_layer(self, index: int, names: Collection[str]) -> nn.Module:
+        """Return decoder layer `index` with its weights, from the tensors `names`.
 
-    def fill_outside(self) -> None:
-        """Fill all that is not in a layer: embeddings, final norm, head.
-
-        Raises CheckpointError if a tensor is amiss, or if the model has no use for one.
+        Raises CheckpointError if one is amiss.
         """
-        layers = f"{self._path}."
-        self._fill("", [n for n, place in self._places.items() if not place.startswith(layers)])
+        prefix = f"{self._path}.{index}."
+        self._fill(f"layer {index}", names, lambda name: name.startswith(prefix))
+        layer: nn.Module = self._model.get_submodule(prefix[:-1])
+        for name, _ in layer.named_modules(prefix=prefix[:-1]):
+            self._compute_buffers(name)
+        return layer
+
+    def fill_outside(self, names: Collection[str], modules: Collection[str]) -> None:
+        """Fill what is not in a layer: parameters from the tensors `names`, and the buffers of
+        `modules` that no file holds. Raises CheckpointError if a tensor is amiss.
+        """
+        self._fill("outside the layers", names, lambda _: False)
         self._model.tie_weights()
-        left = [name for name, tensor in self._outside() if tensor.is_meta]
-        if left:
-            raise self._amiss(f"tensors missing {left}")
-        for name, module in self._model.named_modules():
-            if not f"{name}.".startswith(layers):
-                self._compute_buffers(module, recurse=False)
+        for name in modules:
+            self._compute_buffers(name)
 
-    def _in_memory(self, names: Collection[str]) -> Iterator[str]:
-        """Yield where each tensor of the files goes; of several parameters, to the first."""
-        renamings = [one for one in self._mapping if isinstance(one, WeightRenaming)]
-        converters = [one for one in self._mapping if isinstance(one, WeightConverter)]
-        prefix, there = self._model.base_model_prefix, self._model.state_dict()
-        for name in names:
-            place, _ = rename_source_key(name, renamings, converters, prefix, there)
-            if place not in there and name in there:
-                place, _ = rename_source_key(name, [], [], prefix, there)
-            yield place
-
-    def _fill(self, prefix: str, names: Collection[str]) -> None:
+    def _fill(self, what: str, names: Collection[str], needed: Callable[[str], bool]) -> None:
         config = LoadStateDictConfig(
             dtype=self._model.dtype,
+            dtype_plan=self._model._get_dtype_plan(self._model.dtype),
             weight_mapping=self._mapping,
             device_map={"": str(self._device)},
         )
         waiting = {name: _Waiting(name, self._read) for name in names}
         found, _ = convert_and_load_state_dict_in_model(self._model, waiting, config)
-        missing = sorted(name for name in found.missing_keys if prefix and name.startswith(prefix))
+        missing = sorted(filter(needed, found.missing_keys))
         idle = self._model._keys_to_ignore_on_load_unexpected or ()
         unexpected = [n for n in found.unexpected_keys if not any(re.search(p, n) for p in idle)]
         wrong = [str(one) for one in (*found.mismatched_keys, *found.conversion_errors.values())]
         if missing or unexpected or wrong:
-            raise self._amiss(f"tensors missing {missing}, unexpected {unexpected}, wrong {wrong}")
+            raise CheckpointError(
+                f"model_type {self._model.config.model_type!r}, {what}: tensors missing {missing}, "
+                f"unexpected {unexpected}, wrong {wrong}"
+            )
 
-    def _outside(self) -> Iterator[tuple[str, Tensor]]:
-        layers = f"{self._path}."
-        for name, tensor in self._model.named_parameters():
-            if not name.startswith(layers):
-                yield name, tensor
+    def _compute_buffers(self, name: str) -> None:
+        """Give the buffers of a module that no file holds, of rotary embeddings say, their values.
 
-    def _compute_buffers(self, part: nn.Module, recurse: bool = True) -> None:
-        """Give the buffers that no file holds (of rotary embeddings) the values of their model."""
-        for module in part.modules() if recurse else (part,):
-            empty = {n: b for n, b in module.named_buffers(recurse=False) if b.is_meta}
-            for name, buffer in empty.items():
-                module._buffers[name] = torch.empty_like(buffer, device=self._device)
-            if empty:
-                self._model._init_weights(module)
+        Raises CheckpointError if the model gives them none.
+        """
+        module = self._model.get_submodule(name)
+        empty = {leaf: b for leaf, b in module.named_buffers(recurse=False) if b.is_meta}
+        for leaf, buffer in empty.items():
+            unlikely = _unlikely(buffer.dtype)
+            module._buffers[leaf] = torch.full_like(buffer, unlikely, device=self._device)
+        if empty:
+            self._model_of(name)._init_weights(module)
+        for leaf, buffer in empty.items():
+            if buffer.dtype != torch.bool and _is_all(module.get_buffer(leaf), buffer.dtype):
+                raise CheckpointError(
+                    f"model_type {self._model.config.model_type!r}: nothing gives buffer "
+                    f"{name}.{leaf} its values"
+                )
 
-    def _amiss(self, why: str) -> CheckpointError:
-        return CheckpointError(f"model_type {self._model.config.model_type!r}: {why}")
+    def _model_of(self, name: str) -> Any:
+        """Return the innermost model that a module is a part of: a decoder, say."""
+        while not isinstance(model := self._model.get_submodule(name), PreTrainedModel):
+            name = name.rpartition(".")[0]
+        return model
+
+
+def _unlikely(dtype: torch.dtype) -> float:
+    return float("nan") if dtype.is_floating_point else 0 if dtype == torch.bool else -99
+
+
+def _is_all(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a tensor still has the unlikely value everywhere."""
+    still = tensor.isnan() if dtype.is_floating_point else tensor == _unlikely(dtype)
+    return tensor.numel() > 0 and bool(still.all())
 
 
 class _Waiting:

@@ -2,18 +2,19 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from schemas.errors import WorkerError
 from schemas.model.spec import MatrixSpec
 from schemas.run.moments import Pass, Tap
 from workers.calibration.moments import MomentAccumulator, MomentSums
-from workers.calibration.sampling import fisher_gradient, label_noise
-from workers.model.layers import Decoder, Head
-from workers.model.unread import unread
+from workers.calibration.sampling import fisher_gradient, label_noise, wide_product
+from workers.model.layers import Decoder
+from workers.model.unread import unread, weight_of
 from workers.process.devices import free_cached
 from workers.process.failures import short_of_memory
 
@@ -42,15 +43,11 @@ class Shard:
         self,
         decoder: Decoder,
         layers: range,
-        first: bool,
-        last: bool,
         taps: Sequence[Tap],
         adapted: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._layers = {index: decoder.layer(index) for index in layers}
-        self._ends = {index: decoder.end(layer) for index, layer in self._layers.items()}
-        self._embedding = decoder.embedding() if first else None
-        self._head = decoder.head() if last else None
+        self._layers = layers
+        self._carved = decoder.part(layers)
         self._sums = {
             tap: MomentAccumulator(tap.size if tap.moment else None, adapted) for tap in taps
         }
@@ -60,25 +57,31 @@ class Shard:
         self._adapted = adapted
         self._singly = False
         self._observed: set[Tap] = set()  # in the current micro-batch
-        for index, layer in self._layers.items():
-            self._observe(layer, [tap for tap in taps if tap.layer == index])
+        for tap in taps:
+            self._observe(tap)
 
     @property
     def is_first(self) -> bool:
         """Whether it begins with the embedding."""
-        return self._embedding is not None
+        return self._layers.start == 0
 
     @property
     def is_last(self) -> bool:
         """Whether it ends with the head."""
-        return self._head is not None
+        return self._layers.stop == len(self._carved.layers)
 
-    @property
-    def head(self) -> Head:
-        """The head. Raises ValueError if it belongs to another shard."""
-        if self._head is None:
+    @torch.no_grad()
+    def tail(self, hidden: Tensor) -> Tensor:
+        """Return logits (sequences, tokens, vocabulary) from the last layer's hidden states.
+
+        Raises ValueError if the head belongs to another shard.
+        """
+        return self._tail()(hidden)
+
+    def _tail(self, **options: Any) -> Callable[[Tensor], Tensor]:
+        if not self.is_last:
             raise ValueError("this shard does not hold the head")
-        return self._head
+        return partial(self._carved.tail, **options)
 
     def forward(self, hidden: Tensor, step: Step, purpose: Purpose = "moments") -> Tensor:
         """Return hidden states after the last layer, from those before the first (or token ids).
@@ -92,24 +95,24 @@ class Shard:
     def _forward(self, hidden: Tensor, step: Step, purpose: Purpose) -> Tensor:
         self._step, self._observing = step, "forward" if purpose == "moments" else None
         keep_inputs = purpose == "gradient"
-        if self._embedding is not None:
-            hidden = nn.functional.embedding(hidden.to(self._embedding.device), self._embedding)
+        if self.is_first:
+            hidden = self._carved.embed(hidden)
         inputs = []
-        for layer in self._layers.values():
+        for index in self._layers:
             if keep_inputs:
                 inputs.append(hidden)
-            hidden = layer(inputs_embeds=hidden, use_cache=False).last_hidden_state
+            hidden = self._carved.layer(index, hidden)
         if keep_inputs:
             self._inputs[step.first_sequence] = inputs
         return hidden
 
     def loss_gradient(self, hidden: Tensor, step: Step, seed: int) -> Tensor:
         """Return the gradient of the summed token loss at the last layer's hidden states."""
-        norm, head = self.head
+        tail = self._tail(product=wide_product)
         parts = []
         for row, sequence in enumerate(hidden):
             noise = label_noise(seed, step.first_sequence + row, sequence.shape[0])
-            parts.append(fisher_gradient(sequence, norm, head, noise))
+            parts.append(fisher_gradient(sequence, tail, noise))
         return torch.stack(parts)
 
     def backward(self, gradient: Tensor, step: Step) -> Tensor:
@@ -127,12 +130,10 @@ class Shard:
     def _backward(self, gradient: Tensor, step: Step) -> Tensor:
         self._step, self._observing = step, "backward"
         inputs = self._inputs[step.first_sequence]
-        for (index, layer), before in zip(
-            reversed(self._layers.items()), reversed(inputs), strict=True
-        ):
+        for index, before in zip(reversed(self._layers), reversed(inputs), strict=True):
             hidden = before.detach().requires_grad_()
-            with torch.enable_grad(), unread(self._ends[index]):
-                output = layer(inputs_embeds=hidden, use_cache=False).last_hidden_state
+            with torch.enable_grad(), unread(self._carved.ends(index)):
+                output = self._carved.layer(index, hidden)
             (gradient,) = torch.autograd.grad(output, hidden, gradient)
         return gradient
 
@@ -186,8 +187,7 @@ class Shard:
 
     @property
     def _where(self) -> str:
-        layers = list(self._layers)
-        return f"layers {layers[0]} to {layers[-1]}"
+        return f"layers {self._layers[0]} to {self._layers[-1]}"
 
     def take_sums(self, direction: Pass) -> Iterator[tuple[Tap, MomentSums]]:
         """Yield the sums of one stream, releasing each as it is taken."""
@@ -196,35 +196,54 @@ class Shard:
 
     def weight(self, matrix: MatrixSpec) -> Tensor | None:
         """Return W (m, n) in the compute dtype, on the device; None if another shard holds it."""
-        layer = self._layers.get(matrix.layer)
-        return None if layer is None else _linear(layer, matrix.name).weight
+        if matrix.layer not in self._layers:
+            return None
+        return weight_of(self._carved.module(matrix.name))
 
-    def _observe(self, layer: nn.Module, taps: Sequence[Tap]) -> None:
-        for tap in taps:
-            module = _linear(layer, tap.module)
-            if tap.direction == "forward":
-                module.register_forward_hook(self._forward_hook(tap))
-            else:
-                module.register_full_backward_hook(self._backward_hook(tap))
+    def _observe(self, tap: Tap) -> None:
+        module = self._carved.module(tap.module)
+        if not isinstance(module, (nn.Linear, Conv1D)):
+            raise TypeError(f"{tap.module} is a {type(module).__name__}, not a linear layer")
+        if tap.direction == "forward":
+            module.register_forward_hook(self._forward_hook(tap))
+        else:
+            self._observe_gradients(tap, module)
 
-    def _forward_hook(self, tap: Tap) -> Callable[[nn.Linear, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def _forward_hook(self, tap: Tap) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             if self._observing == "forward":
                 rows = args[0] if tap.side == "input" else _without_bias(module, output)
                 self._add(tap, rows)
 
         return hook
 
-    def _backward_hook(
-        self, tap: Tap
-    ) -> Callable[[nn.Module, tuple[Tensor, ...], tuple[Tensor, ...]], None]:
-        def hook(
-            module: nn.Module, at_input: tuple[Tensor, ...], at_output: tuple[Tensor, ...]
-        ) -> None:
-            rows = at_input[0] if tap.side == "input" else at_output[0]
-            self._add(tap, rows, trace_of=at_output[0])
+    def _observe_gradients(self, tap: Tap, module: nn.Module) -> None:
+        """Hook the tensors, not the module: torch cannot hook a module whose output the layer then
+        changes in place.
+        """
+        at_output: list[Tensor] = []
 
-        return hook
+        def before(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            if self._observing != "backward" or tap.side == "output":
+                return None
+            mine = args[0].view_as(args[0])  # whose gradient is this module's contribution alone
+            mine.register_hook(  # type: ignore[no-untyped-call]
+                lambda rows: self._add(tap, rows, trace_of=at_output.pop())
+            )
+            return mine, *args[1:]
+
+        def after(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> None:
+            if self._observing == "backward":
+                output.register_hook(arrived)  # type: ignore[no-untyped-call]
+
+        def arrived(gradient: Tensor) -> None:
+            if tap.side == "output":
+                self._add(tap, gradient, trace_of=gradient)
+            else:
+                at_output.append(gradient)
+
+        module.register_forward_pre_hook(before)
+        module.register_forward_hook(after)
 
     def _add(self, tap: Tap, rows: Tensor, trace_of: Tensor | None = None) -> None:
         if tap not in self._observed:
@@ -232,14 +251,6 @@ class Shard:
             self._observed.add(tap)
 
 
-def _linear(layer: nn.Module, name: str) -> nn.Linear:
-    """Return the module of matrix `name` in a base model with only its layer."""
-    module = layer.get_submodule("layers.0." + name.split(".", 2)[2])
-    if not isinstance(module, nn.Linear):
-        raise TypeError(f"{name} is a {type(module).__name__}, not a linear layer")
-    return module
-
-
-def _without_bias(module: nn.Linear, output: Tensor) -> Tensor:
-    bias: Tensor | None = module.bias
+def _without_bias(module: nn.Module, output: Tensor) -> Tensor:
+    bias: Any = module.bias
     return output if bias is None else output.float() - bias.float()

@@ -1,11 +1,13 @@
 """A linear layer whose output is never read, in a graph that exists only for its gradient."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 
 class _Unread(torch.autograd.Function):
@@ -14,7 +16,7 @@ class _Unread(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
-        return rows.new_zeros(()).expand(*rows.shape[:-1], len(weight))
+        return rows.new_zeros(*rows.shape[:-1], len(weight))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -23,18 +25,28 @@ class _Unread(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def unread(linear: nn.Module | None) -> Iterator[None]:
-    """While this lasts, `linear` is a node of the graph, with its hooks, that computes no output.
+def unread(linears: Iterable[nn.Module]) -> Iterator[None]:
+    """While this lasts, `linears` are nodes of the graph, with their hooks, that compute no output.
 
-    Gradients through it equal those of the omitted product, bit by bit.
+    Gradients through them equal those of the omitted products, bit by bit.
     """
-    if linear is None:
-        yield
-        return
-    apply: Any = _Unread.apply
-    replaced: Any = linear
-    replaced.forward = lambda rows: apply(rows, linear.weight)
+    replaced: list[Any] = list(linears)
+    for linear in replaced:
+        linear.forward = partial(_gradient_only, weight_of(linear))
     try:
         yield
     finally:
-        del replaced.forward
+        for linear in replaced:
+            del linear.forward
+
+
+def _gradient_only(weight: Tensor, rows: Tensor) -> Tensor:
+    apply: Any = _Unread.apply
+    product: Tensor = apply(rows, weight)
+    return product
+
+
+def weight_of(linear: nn.Module) -> Tensor:
+    """Return W (m, n) of a linear layer, however it keeps it."""
+    weight: Tensor = linear.weight  # type: ignore[assignment]
+    return weight.T if isinstance(linear, Conv1D) else weight

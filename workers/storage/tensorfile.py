@@ -10,9 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from schemas.model.dtypes import FORMATS
+from schemas.model.dtypes import FORMATS, QUANTISED
 
-DTYPES: dict[str, torch.dtype] = {name: getattr(torch, row.torch) for name, row in FORMATS.items()}
+DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, row.torch) for name, row in (FORMATS | QUANTISED).items()
+}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 

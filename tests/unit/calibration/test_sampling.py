@@ -1,12 +1,13 @@
 """Labels drawn from the model, and the gradient of their loss, against autograd."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from workers.calibration.sampling import fisher_gradient, label_noise
+from workers.calibration.sampling import fisher_gradient, label_noise, wide_product
 
 HIDDEN, VOCABULARY = 16, 50
 
@@ -20,6 +21,11 @@ def random_norm() -> nn.Module:
     with torch.no_grad():
         norm.weight.add_(gaussian(3, HIDDEN), alpha=0.3)
     return norm
+
+
+def tail(norm: nn.Module, head: Tensor) -> Callable[[Tensor], Tensor]:
+    """Logits of hidden states, as the end of a model computes them."""
+    return lambda hidden: wide_product(norm(hidden), head)
 
 
 def sampled(logits: Tensor, noise: Tensor) -> Tensor:
@@ -42,7 +48,7 @@ def autograd(hidden: Tensor, norm: nn.Module, head: Tensor, noise: Tensor) -> Te
 def test_it_is_the_gradient_of_the_loss_of_the_sampled_labels(tokens: int) -> None:
     hidden, head = gaussian(1, tokens, HIDDEN), gaussian(2, VOCABULARY, HIDDEN)
     noise = label_noise(0, 0, tokens)
-    found = fisher_gradient(hidden, random_norm(), head, noise)
+    found = fisher_gradient(hidden, tail(random_norm(), head), noise)
     expected = autograd(hidden, random_norm(), head, noise)
     assert found.shape == hidden.shape
     # Float32 logits and softmax; one wrong label would be an error of 1.
@@ -51,7 +57,8 @@ def test_it_is_the_gradient_of_the_loss_of_the_sampled_labels(tokens: int) -> No
 
 def test_the_gradient_is_of_the_dtype_of_the_hidden_states() -> None:
     hidden, head = gaussian(1, 9, HIDDEN).bfloat16(), gaussian(2, VOCABULARY, HIDDEN).bfloat16()
-    assert fisher_gradient(hidden, nn.Identity(), head, label_noise(0, 0, 9)).dtype == hidden.dtype
+    found = fisher_gradient(hidden, tail(nn.Identity(), head), label_noise(0, 0, 9))
+    assert found.dtype == hidden.dtype
 
 
 def test_labels_of_halves_are_drawn_from_float32_logits() -> None:
@@ -61,7 +68,7 @@ def test_labels_of_halves_are_drawn_from_float32_logits() -> None:
     noise = label_noise(0, 0, 600)
     exact = sampled(hidden.float() @ head.float().T, noise)
     assert (sampled((hidden @ head.T).float(), noise) != exact).any()
-    found = fisher_gradient(hidden, nn.Identity(), head, noise).double()
+    found = fisher_gradient(hidden, tail(nn.Identity(), head), noise).double()
     expected = autograd(hidden, nn.Identity(), head, noise)
     # Where label and its probability are right, what is left is the rounding of bfloat16.
     assert (found - expected).abs().max() < 2e-2 * head.abs().max()
@@ -70,10 +77,10 @@ def test_labels_of_halves_are_drawn_from_float32_logits() -> None:
 def test_tokens_do_not_see_one_another() -> None:
     hidden, head = gaussian(1, 300, HIDDEN), gaussian(2, VOCABULARY, HIDDEN)
     noise = label_noise(0, 0, 300)
-    together = fisher_gradient(hidden, random_norm(), head, noise)
+    together = fisher_gradient(hidden, tail(random_norm(), head), noise)
     alone = torch.cat(
         [
-            fisher_gradient(hidden[i : i + 1], random_norm(), head, noise[i : i + 1])
+            fisher_gradient(hidden[i : i + 1], tail(random_norm(), head), noise[i : i + 1])
             for i in range(0, 300, 37)
         ]
     )
@@ -86,7 +93,8 @@ def test_label_frequencies_follow_the_softmax() -> None:
     logits = torch.linspace(-2, 1.5, labels)
     probabilities = logits.double().softmax(-1)
     hidden = logits.expand(draws, labels)
-    gradient = fisher_gradient(hidden, nn.Identity(), torch.eye(labels), label_noise(7, 0, draws))
+    head = tail(nn.Identity(), torch.eye(labels))
+    gradient = fisher_gradient(hidden, head, label_noise(7, 0, draws))
     counts = (probabilities.float() - gradient).round().sum(0).double()  # softmax - onehot
     assert float(counts.sum()) == draws
     expected = draws * probabilities
@@ -99,7 +107,8 @@ def test_the_mean_gradient_vanishes() -> None:
     draws, labels = 20_000, 5
     logits = torch.tensor([1.0, 0.0, 0.3, -1.0, 2.0])
     hidden = logits.expand(draws, labels)
-    gradient = fisher_gradient(hidden, nn.Identity(), torch.eye(labels), label_noise(1, 2, draws))
+    head = tail(nn.Identity(), torch.eye(labels))
+    gradient = fisher_gradient(hidden, head, label_noise(1, 2, draws))
     probabilities = logits.softmax(-1)
     error = (probabilities * (1 - probabilities) / draws).sqrt()
     assert bool((gradient.mean(0).abs() < 5 * error).all())
@@ -109,7 +118,7 @@ def test_the_mean_gradient_vanishes() -> None:
 def test_the_ends_of_the_noise_are_labels_of_some_probability(noise: float) -> None:
     logits = torch.tensor([[-1e4, 0.0, 0.0, -1e4]])
     gradient = fisher_gradient(
-        logits, nn.Identity(), torch.eye(4), torch.tensor([noise], dtype=torch.float64)
+        logits, tail(nn.Identity(), torch.eye(4)), torch.tensor([noise], dtype=torch.float64)
     )
     [label] = (gradient < 0).nonzero()[:, 1].tolist()
     assert label == (1 if noise == 0.0 else 2)

@@ -9,7 +9,7 @@ import pytest
 
 from schemas.errors import CheckpointError
 from tests.models import tiny_model
-from workers.checkpoint.contents import inspect
+from workers.model.inspection import inspect
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 NORM = "model.norm.weight"

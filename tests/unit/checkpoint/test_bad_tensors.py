@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.models import tiny_model
 from tests.unit.checkpoint.conftest import NORM, Q_PROJ, WEIGHTS, configure, refusal
-from workers.checkpoint.contents import inspect
+from workers.model.inspection import inspect
 
 Entries = dict[str, Any]
 
@@ -159,7 +159,7 @@ def test_packed_weights_are_refused_with_and_without_their_configuration(
     owner = Q_PROJ.removesuffix(".weight")
     with_tensors(folder, **{f"{owner}.{k}": torch.zeros(4, dtype=t) for k, t in parts.items()})
     message = refusal(folder)
-    assert f"{WEIGHTS}: holds {owner}." in message
+    assert f"{WEIGHTS}: {owner}." in message
     assert "compress the original, then quantise the result" in message
     configure(folder, quantization_config={"quant_method": "awq"})
     assert "config.json: the checkpoint is quantised (awq); compress the orig" in refusal(folder)

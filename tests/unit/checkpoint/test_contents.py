@@ -15,9 +15,10 @@ from schemas.errors import CheckpointError
 from tests.models import CONFIGS, tiny_model
 from tests.unit.checkpoint.conftest import configure, refusal
 from workers.checkpoint.config_file import read_config
-from workers.checkpoint.contents import base_files, inspect
+from workers.checkpoint.contents import base_files
 from workers.checkpoint.fetching import resolve
 from workers.checkpoint.tensors import TensorReader, torch_dtype
+from workers.model.inspection import inspect
 from workers.storage.files import file_sha256
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
@@ -106,16 +107,6 @@ def test_tensors_are_read_by_name_from_the_right_file(folder: Path) -> None:
         assert torch.equal(reader.read(name), tensor)
 
 
-def test_a_prefix_gives_the_rest_of_the_names(folder: Path) -> None:
-    """Layer 1 is not layer 10."""
-    tiny_model(folder, num_hidden_layers=11)
-    found = TensorReader(folder, inspect(folder)).below("model.layers.1.")
-    assert len(found) == 9
-    assert torch.equal(
-        found["self_attn.q_proj.weight"], load_file(folder / "model.safetensors")[Q_PROJ]
-    )
-
-
 def test_base_files_are_the_configuration_and_the_weights(folder: Path) -> None:
     names = sharded(folder)
     found = base_files(folder, inspect(folder))
@@ -137,21 +128,29 @@ def test_a_config_that_is_not_json_is_refused(folder: Path, text: str, why: str)
         read_config(folder)
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", None])
-def test_an_unsupported_family_is_refused_with_the_supported_ones(
+@pytest.mark.parametrize("model_type", ["vit", "no-such-family", None])
+def test_an_unsupported_family_is_refused_with_the_way_to_the_supported_ones(
     folder: Path, model_type: str | None
 ) -> None:
     configure(folder, model_type=model_type)
     message = refusal(folder)
-    assert f"model_type '{model_type}' is not supported" in message
-    assert "llama, mistral, qwen2, qwen3" in message
+    assert f"model_type {model_type!r} is not supported" in message
+    assert "`svdllm architectures` lists" in message
 
 
 @pytest.mark.parametrize("key", ["num_hidden_layers", "hidden_size", "vocab_size"])
 @pytest.mark.parametrize("value", [None, 0, -1, "many", 2.5])
 def test_a_size_that_is_none_is_refused(folder: Path, key: str, value: object) -> None:
-    configure(folder, **{key: value})
+    config = json.loads((folder / "config.json").read_text()) | {key: value}
+    (folder / "config.json").write_text(json.dumps(config))
     assert f"config.json: {key} is {value!r}" in refusal(folder)
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "hidden_size", "vocab_size"])
+def test_a_size_that_is_not_there_is_that_of_transformers(folder: Path, key: str) -> None:
+    configure(folder, **{key: None})
+    message = refusal(folder)
+    assert "config.json implies" in message or "config.json describes (llama, 32 layers" in message
 
 
 def test_a_quantised_checkpoint_is_refused_with_the_remedy(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,9 +163,9 @@ def test_a_wrong_shape_or_kind_fails_in_any_layer(checkpoint: Path) -> None:
     orders = sorted(name for name in load_file(checkpoint / WEIGHTS) if name.endswith(".order"))
     norm = "model.layers.2.input_layernorm.weight"
     assert load_check._shapes(checkpoint)
-    with pytest.raises(ValueError, match=f"1 tensors differ, the first {orders[-1]}"):
+    with pytest.raises(ValueError, match=re.escape(orders[-1])):
         load_check._shapes(change(checkpoint, orders[-1], torch.Tensor.float))
-    with pytest.raises(ValueError, match="2 tensors differ"):
+    with pytest.raises(ValueError, match=re.escape(norm)):
         load_check._shapes(change(checkpoint, norm, lambda t: t[:-1]))
 
 

@@ -12,7 +12,7 @@ from pipeline.cluster.object_store import run_bytes, stream_bytes, within_memory
 from pipeline.cluster.session import ray_session
 from schemas.request.config import RunConfig
 from schemas.request.groups import CalibrationConfig, ClusterConfig, EvaluationTextConfig
-from workers.checkpoint.config_file import read_spec
+from workers.model.inspection import read_spec
 
 GB = 10**9
 LLAMA_8B = "tests/configs/llama-3-8b.json"  # hidden states of 4,096

@@ -16,16 +16,17 @@ from transformers import PreTrainedTokenizerFast
 
 from pipeline.cli.tables.evaluation import evaluation_table
 from pipeline.evaluate import evaluate
-from runtime.configuration_lowrank import identity
+from runtime.configuration_lowrank import guarded
 from schemas.errors import CheckpointError, TextError
 from schemas.request.evaluation import EvaluationConfig
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import FORMAT
 from tests.models import tiny_model, tiny_tokenizer
 from tests.prose import prose
-from workers.checkpoint.contents import inspect
-from workers.checkpoint.own_code import RUNTIME, SHIPPED
+from workers.checkpoint.family import family
+from workers.checkpoint.own_code import shipped
 from workers.evaluation.perplexity import perplexity
+from workers.model.inspection import inspect
 from workers.model.loading import load_model
 
 
@@ -113,15 +114,17 @@ def compressed(folders: tuple[Path, Path], tmp_path: Path) -> Path:
     spec = inspect(base)
     shutil.copytree(base, tmp_path, dirs_exist_ok=True)
     names = [matrix.name for matrix in spec.matrices]
-    config = json.loads((base / "config.json").read_text()) | identity("llama")
+    config = json.loads((base / "config.json").read_text())
+    family_of = family(config, "config.json")
+    config |= family_of.entries
     config["low_rank"] = {
         "format": 1,
         "matrices": {name: {"encoding": "dense", "rank": None} for name in names},
     }
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(guarded(config)))
     (tmp_path / "manifest.json").write_text(json.dumps({"format": FORMAT}))
-    for name in SHIPPED:
-        shutil.copy(RUNTIME / name, tmp_path)
+    for file, content in shipped(family_of).items():
+        (tmp_path / file).write_bytes(content)
     tensors = load_file(base / "model.safetensors")
     for name in names:
         tensors[f"model.{name}.dense.weight"] = tensors.pop(f"model.{name}.weight")

@@ -16,8 +16,8 @@ from schemas.request.evaluation import EvaluationConfig
 from schemas.result.manifest import FORMAT
 from tests.models import CONFIGS, tiny_model, tiny_tokenizer
 from tests.prose import VOCABULARY
-from workers.checkpoint import own_code
-from workers.checkpoint.own_code import may_run_code
+from workers.checkpoint.family import family
+from workers.checkpoint.own_code import may_run_code, shipped
 from workers.evaluation import perplexity
 from workers.model.loading import load_model, load_tokenizer
 
@@ -183,22 +183,22 @@ def test_the_device_is_checked(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert load_model(folder, "bfloat16", "auto", trust_remote_code=False).dtype == torch.bfloat16
 
 
-AUTO_MAP = {
-    "AutoConfig": "configuration_lowrank.LowRankLlamaConfig",
-    "AutoModelForCausalLM": "modeling_lowrank.LowRankLlamaForCausalLM",
-}
+FAMILY = family({"model_type": "llama"}, "config.json")
+
+
+def config_with(auto_map: dict[str, Any]) -> str:
+    """config.json of a low-rank checkpoint that names these classes."""
+    return json.dumps({"model_type": "llama", "low_rank": {}, "auto_map": auto_map})
 
 
 @pytest.fixture
-def ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that claims to be a low-rank checkpoint, with stand-ins for the shipped code."""
-    runtime, folder = tmp_path / "runtime", tmp_path / "checkpoint"
-    for place in (runtime, folder):
-        place.mkdir()
-        for name in own_code.SHIPPED:
-            (place / name).write_text(f"# {name}\n")
-    monkeypatch.setattr(own_code, "RUNTIME", runtime)
-    (folder / "config.json").write_text(json.dumps({"low_rank": {}, "auto_map": AUTO_MAP}))
+def ours(tmp_path: Path) -> Path:
+    """A folder that claims to be a low-rank checkpoint, with the shipped code."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    for name, content in shipped(FAMILY).items():
+        (folder / name).write_bytes(content)
+    (folder / "config.json").write_text(config_with(FAMILY.entries["auto_map"]))
     (folder / "manifest.json").write_text(json.dumps({"format": FORMAT}))
     return folder
 
@@ -212,17 +212,13 @@ def test_our_own_code_is_trusted(ours: Path) -> None:
     [
         ("modeling_lowrank.py", "# modeling_lowrank.py\nimport os\n"),
         ("configuration_lowrank.py", None),
+        ("modeling_family.py", FAMILY.code + "import os\n"),
+        ("modeling_family.py", family({"model_type": "qwen2"}, "config.json").code),
         ("custom_generate/generate.py", "import os\n"),
-        ("config.json", json.dumps({"low_rank": {}, "auto_map": {"AutoModel": "evil.Model"}})),
-        (
-            "config.json",
-            json.dumps({"low_rank": {}, "auto_map": {"AutoModel": "/tmp/modeling_lowrank.M"}}),
-        ),
-        (
-            "config.json",
-            json.dumps({"low_rank": {}, "auto_map": {"AutoModel": "o/r--modeling_lowrank.M"}}),
-        ),
-        ("config.json", json.dumps({"low_rank": {}, "auto_map": {"AutoModel": ["evil.Model"]}})),
+        ("config.json", config_with({"AutoModel": "evil.Model"})),
+        ("config.json", config_with({"AutoModel": "/tmp/modeling_family.M"})),
+        ("config.json", config_with({"AutoModel": "o/r--modeling_family.M"})),
+        ("config.json", config_with({"AutoModel": ["evil.Model"]})),
     ],
 )
 def test_any_other_code_is_not(ours: Path, name: str, content: str | None) -> None:

@@ -1,5 +1,7 @@
 """Scores of the last hidden states against logits in float64."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,9 +9,19 @@ from torch.nn import functional
 
 from workers.evaluation import scoring
 from workers.evaluation.scoring import Score, score, total
-from workers.model.layers import Head
 
 SEQUENCES, LENGTH, VOCABULARY = 2, 11, 50
+
+
+class Head(NamedTuple):
+    """The end of a model: a norm, and an output embedding (vocabulary, hidden)."""
+
+    norm: nn.Module
+    embedding: Tensor
+
+    def tail(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.norm(hidden) @ self.embedding.T
+        return logits
 
 
 def random_head(seed: int, hidden: int, vocabulary: int = VOCABULARY) -> tuple[Tensor, Head]:
@@ -30,7 +42,8 @@ def tokens() -> Tensor:
 def exact(hidden: Tensor, head: Head) -> Tensor:
     """Log-probabilities of the predicted tokens in float64."""
     normed = functional.layer_norm(hidden[:, :-1].double(), hidden.shape[-1:])
-    return (normed @ head.embedding.double().T).log_softmax(-1)
+    logs: Tensor = (normed @ head.embedding.double().T).log_softmax(-1)
+    return logs
 
 
 @pytest.mark.parametrize("positions", [1, 3, 10, 128])
@@ -39,7 +52,8 @@ def test_sums_are_those_of_float64(
 ) -> None:
     monkeypatch.setattr(scoring, "_POSITIONS", positions)
     pairs = [random_head(1, 16), random_head(2, 24)]  # widths may differ
-    found = score(tokens, *map(list, zip(*pairs, strict=True)))
+    states, tails = [hidden for hidden, _ in pairs], [head.tail for _, head in pairs]
+    found = score(tokens, states, tails, comparable=True)
     logs = [exact(*pair) for pair in pairs]
     for nll, log in zip(found.nll, logs, strict=True):
         oracle = functional.nll_loss(log.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
@@ -51,17 +65,17 @@ def test_sums_are_those_of_float64(
 
 def test_a_model_does_not_differ_from_itself(tokens: Tensor) -> None:
     hidden, head = random_head(1, 16)
-    found = score(tokens, [hidden, hidden], [head, head])
+    found = score(tokens, [hidden, hidden], [head.tail, head.tail], comparable=True)
     assert found.kl == 0
     assert found.nll[0] == found.nll[1]
 
 
 def test_there_is_no_divergence_of_one_model_or_of_two_vocabularies(tokens: Tensor) -> None:
     hidden, head = random_head(1, 16)
-    alone = score(tokens, [hidden], [head])
+    alone = score(tokens, [hidden], [head.tail], comparable=True)
     assert alone.kl is None
     other, larger = random_head(2, 16, vocabulary=VOCABULARY + 1)
-    both = score(tokens, [hidden, other], [head, larger])
+    both = score(tokens, [hidden, other], [head.tail, larger.tail], comparable=False)
     assert both.kl is None
     assert both.nll[0] == alone.nll[0]
 

@@ -1,156 +1,33 @@
-"""What holds of a model of any kind that is cut into its layers."""
+"""What is refused of a model that is cut into its layers; tests/contract.py has what holds."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import LlamaForCausalLM
 
 from schemas.errors import CheckpointError
-from schemas.model.architectures import ARCHITECTURES
-from tests.kinds import KINDS, TEXT_DEPENDENT, causal_class, tiny_causal_model, tiny_config
-from workers.model.anatomy import Anatomy, Linear, describe
-from workers.model.carving import Carved, layer_list
+from tests.kinds import TEXT_DEPENDENT, tiny_causal_model
+from workers.model.anatomy import describe
+from workers.model.carving import layer_list
+from workers.model.inspection import inspect, planned
+from workers.model.kinds import TESTED, tiny_config
+from workers.model.layers import Decoder
 
-
-@pytest.fixture(scope="module", params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def model(kind: str) -> Any:
-    return tiny_causal_model(kind)
-
-
-@pytest.fixture(scope="module")
-def anatomy(kind: str) -> Anatomy:
-    return describe(causal_class(kind), tiny_config(kind))
-
-
-@pytest.fixture
-def tokens() -> Tensor:
-    return torch.randint(3, 120, (2, 12), generator=torch.Generator().manual_seed(1))
-
-
-@pytest.mark.slow
-def test_the_layers_one_by_one_are_the_whole_model(
-    model: Any, anatomy: Anatomy, tokens: Tensor
-) -> None:
-    """To the last bit; arguments of the layers were recorded on another text."""
-    carved = Carved(model, anatomy.tuples)
-    other = torch.full_like(tokens, 5)
-    with torch.no_grad():
-        calls = carved.record(other)
-        hidden = carved.embed(tokens)
-        for index, call in enumerate(calls):
-            hidden = carved.layer(index, hidden, call)
-        logits = carved.tail(hidden, other)
-        whole = model(input_ids=tokens, use_cache=False).logits
-    assert torch.equal(logits, whole)
-    assert list(layer_list(model).modules) == list(carved.layers)  # as they were before
-
-
-@pytest.mark.slow
-def test_gradients_go_through_it(model: Any, anatomy: Anatomy, tokens: Tensor) -> None:
-    """The gradient at the embedding is that of the whole model."""
-    carved = Carved(model, anatomy.tuples)
-    with torch.no_grad():
-        calls, first = carved.record(tokens), carved.embed(tokens)
-    hidden = first.clone().requires_grad_()
-    after = hidden
-    for index, call in enumerate(calls):
-        after = carved.layer(index, after, call)
-    (gradient,) = torch.autograd.grad(carved.tail(after, tokens).square().sum(), hidden)
-    assert gradient.isfinite().all()
-    assert gradient.abs().sum() > 0
-
-
-@contextlib.contextmanager
-def observing(
-    layer: nn.Module, linears: tuple[Linear, ...], inputs: dict[str, Tensor]
-) -> Iterator[None]:
-    """Keep what each linear of a layer is given first."""
-
-    def keep(path: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
-            inputs.setdefault(path, given[0].detach())
-
-        return hook
-
-    modules = [(one.path, layer.get_submodule(one.path)) for one in linears]
-    hooks = [module.register_forward_pre_hook(keep(path)) for path, module in modules]
-    yield
-    for hook in hooks:
-        hook.remove()
-
-
-@pytest.mark.slow
-def test_its_linears_are_those_that_the_model_calls(
-    model: Any, anatomy: Anatomy, tokens: Tensor
-) -> None:
-    """Found without weights: every shape, and which of them read the same values."""
-    for layer, found in zip(layer_list(model).modules, anatomy.linears, strict=True):
-        inputs: dict[str, Tensor] = {}
-
-        with observing(layer, found, inputs), torch.no_grad():
-            model(input_ids=tokens, use_cache=False)
-        for linear in found:
-            weight: Any = layer.get_submodule(linear.path).weight
-            shape = (linear.out_features, linear.in_features)
-            assert tuple(weight.T.shape if linear.transposed else weight.shape) == shape
-            mine = inputs[linear.path].reshape(-1, linear.in_features)
-            assert torch.equal(mine, inputs[linear.reads].reshape(mine.shape))
-
-
-@pytest.mark.slow
-def test_what_ends_a_layer_is_only_added(model: Any, anatomy: Anatomy, tokens: Tensor) -> None:
-    """The gradient before the layer does not depend on the values of that product."""
-    carved = Carved(model, anatomy.tuples)
-    with torch.no_grad():
-        calls, first = carved.record(tokens), carved.embed(tokens)
-    for index, linears in enumerate(anatomy.linears):
-        for path in [linear.path for linear in linears if linear.ends]:
-            expected = _gradient(carved, index, first, calls[index])
-            linear = carved.layers[index].get_submodule(path)
-            hook = linear.register_forward_hook(lambda _m, _i, product: product + 1.0)
-            changed = _gradient(carved, index, first, calls[index])
-            hook.remove()
-            assert torch.equal(changed, expected)
-
-
-def _gradient(carved: Carved, index: int, hidden: Tensor, call: Any) -> Tensor:
-    before = hidden.clone().requires_grad_()
-    output = carved.layer(index, before, call)
-    (found,) = torch.autograd.grad(output.sum(), before)
-    return found
-
-
-@pytest.mark.parametrize("kind", [name for name, row in ARCHITECTURES.items() if not row.planned])
-def test_it_finds_what_the_table_says(kind: str) -> None:
-    anatomy = describe(causal_class(kind), tiny_config(kind))
-    row = ARCHITECTURES[kind]
-    for linears in anatomy.linears:
-        assert [linear.path for linear in linears] == [target.path for target in row.targets]
-        groups = {linear.path: linear.reads for linear in linears}
-        table = {target.path: target.reads for target in row.targets}
-        for path in groups:
-            same = {other for other in groups if groups[other] == groups[path]}
-            assert same == {other for other in table if table[other] == table[path]}
-        assert [linear.path for linear in linears if linear.ends] == [row.end]
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(("kind", "argument"), TEXT_DEPENDENT.items())
-def test_what_depends_on_the_text_is_refused(kind: str, argument: str, tokens: Tensor) -> None:
-    model = tiny_causal_model(kind)
-    carved = Carved(model, describe(causal_class(kind), model.config).tuples)
+def test_what_depends_on_the_text_is_refused(kind: str, argument: str, tmp_path: Path) -> None:
+    tiny_causal_model(kind).save_pretrained(tmp_path)
+    carved = Decoder(tmp_path, inspect(tmp_path), torch.float32, CPU).part(range(3))
     with pytest.raises(
         CheckpointError, match=f"argument {argument} of layer 0 depends on the text"
     ):
-        carved.record(tokens)
+        carved.calls(torch.Size((2, 12)))
 
 
 def test_a_model_that_does_not_call_its_layers_is_refused() -> None:
@@ -158,12 +35,40 @@ def test_a_model_that_does_not_call_its_layers_is_refused() -> None:
         def forward(self, **_: Any) -> None:
             return None
 
+    with torch.device("meta"):
+        config: Any = tiny_config("llama")
+        model: Any = Idle(config)
     with pytest.raises(CheckpointError, match="it does not call all its layers"):
-        describe(Idle, tiny_config("llama"))
+        describe(model)
 
 
 def test_a_model_without_one_list_of_layers_is_refused() -> None:
     model = tiny_causal_model("llama")
-    model.other = nn.ModuleList(nn.Identity() for _ in range(3))
-    with pytest.raises(CheckpointError, match=r"one list of 3 layers.*model\.layers, other"):
+    model.model.other = nn.ModuleList(nn.Identity() for _ in range(3))
+    with pytest.raises(CheckpointError, match=r"one list of 3 layers.*model\.layers, model\.other"):
         layer_list(model)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart", "bert-japanese", "clip", "whisper"])
+def test_what_is_no_decoder_is_refused(kind: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"'{kind}' is (not supported|an encoder-decoder)"):
+        planned({"model_type": kind}, "config.json", "F32")
+
+
+@pytest.mark.parametrize(
+    ("kind", "ends"),
+    {
+        "llama": {"mlp.down_proj"},
+        "cohere": {"self_attn.o_proj", "mlp.down_proj"},  # attention and MLP side by side
+        "gemma2": set(),  # normed before it is added
+        "gpt2": {"mlp.c_proj"},
+        "qwen2_moe": set(),  # multiplied by a gate
+    }.items(),
+)
+def test_the_products_that_are_only_added_are_found(kind: str, ends: set[str]) -> None:
+    spec = planned(json.loads(tiny_config(kind).to_json_string()), kind, "F32")
+    assert all(set(found) == ends for found in spec.ends)
+
+
+def test_kinds_are_named_once() -> None:
+    assert len(set(TESTED)) == len(TESTED) >= 50

@@ -1,4 +1,4 @@
-"""The pieces of a decoder: refused where the files are not what config.json says."""
+"""The parts of a decoder: refused where the files are not what config.json says."""
 
 import json
 import re
@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from runtime.configuration_lowrank import ARCHITECTURES, ENCODINGS
+from runtime.configuration_lowrank import ENCODINGS
 from schemas.errors import CheckpointError
 from tests.low_rank import PROMPTS, make_checkpoint
-from tests.models import tiny_model
-from workers.checkpoint.contents import inspect, inspect_decoder
-from workers.model.layers import Decoder, require_buildable
+from tests.models import CONFIGS, tiny_model
+from workers.model.inspection import inspect, inspect_decoder
+from workers.model.layers import Decoder
 
 LAYER = "model.layers.1."
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
@@ -37,12 +37,12 @@ def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop(FACTOR), r"layer 1.*missing \['self_attn\.q_proj\.down\.weight'\]"),
+        (lambda t: t.pop(FACTOR), rf"no tensor {FACTOR} in the files"),
         (
             lambda t: t.update({f"{FACTOR}s": torch.zeros(1)}),
-            r"layer 1.*unexpected \['self_attn\.q_proj\.down\.weights'\]",
+            rf"tensor {FACTOR}s is no part of the model",
         ),
-        (lambda t: t.update({FACTOR: torch.zeros(3, 3)}), r"layer 1.*q_proj\.down.*\[3, 3\]"),
+        (lambda t: t.update({FACTOR: torch.zeros(3, 3)}), rf"{FACTOR} has shape \[3, 3\]"),
     ],
     ids=["missing", "unexpected", "shape"],
 )
@@ -51,9 +51,8 @@ def test_the_parts_of_a_compressed_matrix_are_those_of_its_layer(
 ) -> None:
     folder = make_checkpoint(tmp_path / "low-rank", "llama", ("plain",)).folder
     rewrite(folder, change)
-    pieces = Decoder(folder, inspect_decoder(folder), torch.float32, torch.device("cpu"))
     with pytest.raises(CheckpointError, match=message):
-        pieces.layer(1)
+        inspect_decoder(folder)
 
 
 NOT_FINITE = [float("nan"), float("inf"), -float("inf")]
@@ -68,19 +67,21 @@ def test_a_value_that_is_not_finite_is_refused_with_file_and_tensor(
 ) -> None:
     tiny_model(tmp_path)
     rewrite(tmp_path, lambda tensors: tensors[name].view(-1)[-1:].fill_(value))
-    pieces = decoder(tmp_path)
+    read = decoder(tmp_path)
     message = rf"model\.safetensors: {re.escape(name)} holds NaN or infinite values; .* fetch"
     with pytest.raises(CheckpointError, match=message):
-        _ = pieces.embedding(), pieces.layer(1), pieces.head()
-    pieces.layer(0)  # it is as it should be
+        read.part(range(2))
+    if name.startswith(LAYER):
+        read.part(range(1))  # it is as it should be
 
 
 def test_a_value_beyond_the_compute_dtype_is_refused_with_the_remedy(tmp_path: Path) -> None:
     tiny_model(tmp_path)
     rewrite(tmp_path, lambda tensors: tensors[EMBEDDING].view(-1)[:1].fill_(7e4))
-    assert decoder(tmp_path, torch.bfloat16).embedding().isfinite().all()
+    tokens = torch.arange(8)[None]
+    assert decoder(tmp_path, torch.bfloat16).part(range(1)).embed(tokens).isfinite().all()
     with pytest.raises(CheckpointError, match=r"embed_tokens.* beyond the range of float16; use"):
-        decoder(tmp_path, torch.float16).embedding()
+        decoder(tmp_path, torch.float16).part(range(1))
 
 
 @pytest.mark.parametrize(
@@ -99,46 +100,66 @@ def test_a_configuration_that_transformers_cannot_build_is_refused(
     change: dict[str, Any], tmp_path: Path
 ) -> None:
     tiny_model(tmp_path, "qwen2")
-    require_buildable(tmp_path, inspect(tmp_path))
+    inspect(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text()) | change
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"config\.json: transformers cannot compute"):
-        require_buildable(tmp_path, inspect(tmp_path))
+    message = r"config\.json: transformers cannot (build|compute)"
+    with pytest.raises(CheckpointError, match=message):
+        inspect(tmp_path)
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_head_is_the_embedding_where_they_are_tied(tmp_path: Path, tied: bool) -> None:
     tiny_model(tmp_path, tie_word_embeddings=tied)
-    pieces = decoder(tmp_path)
-    assert torch.equal(pieces.head()[1], pieces.embedding()) is tied
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert (HEAD not in tensors) is tied
+    whole, last = (decoder(tmp_path).part(range(start, 2)) for start in (0, 1))
+    tokens = torch.arange(8)[None]
+    assert torch.equal(whole.embed(tokens), tensors[EMBEDDING][tokens])
+    hidden = torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(0))
+    normed = whole.module("norm")(hidden)
+    expected = normed @ tensors[EMBEDDING if tied else HEAD].T
+    for part in (whole, last):
+        torch.testing.assert_close(part.tail(hidden), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_weights_are_of_the_compute_dtype_and_frozen(tmp_path: Path, dtype: torch.dtype) -> None:
-    pieces = decoder(tiny_model(tmp_path), dtype)
-    norm, head = pieces.head()
-    parameters = [*pieces.layer(0).parameters(), *norm.parameters()]
-    assert {p.dtype for p in (*parameters, head, pieces.embedding())} == {dtype}
+    part = decoder(tiny_model(tmp_path), dtype).part(range(2))
+    modules = [*part.layers, part.module("norm"), part.module("embed_tokens")]
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    assert {p.dtype for p in parameters} == {dtype}
     assert not any(p.requires_grad or p.is_meta for p in parameters)
+    tokens = torch.arange(8)[None]
+    assert part.embed(tokens).dtype == part.tail(part.embed(tokens)).dtype == dtype
+    assert not part.tail(part.embed(tokens)).requires_grad
 
 
-def test_a_layer_holds_no_other_layer(tmp_path: Path) -> None:
-    layer = decoder(tiny_model(tmp_path, num_hidden_layers=3)).layer(2)
-    assert {name[:9] for name, _ in layer.named_parameters()} == {"layers.0."}
+@pytest.mark.parametrize(("tied", "held"), [(False, {NORM, HEAD}), (True, {NORM, EMBEDDING})])
+def test_a_part_holds_no_other_layer(tmp_path: Path, tied: bool, held: set[str]) -> None:
+    folder = tiny_model(tmp_path, num_hidden_layers=3, tie_word_embeddings=tied)
+    read = decoder(folder)
+    for layers in (range(1, 2), range(2, 3)):
+        part = read.part(layers)
+        for index, layer in enumerate(part.layers):
+            on_meta = {parameter.is_meta for parameter in layer.parameters()}
+            assert on_meta == {index not in layers}
+    outside = {t.name for t in inspect(folder).held(range(2, 3)) if t.layer is None}
+    assert outside == held
+    assert part.module("embed_tokens").weight.is_meta is not tied
 
 
-@pytest.mark.parametrize("base_type", ARCHITECTURES)
+@pytest.mark.parametrize("base_type", CONFIGS)
 def test_a_compressed_checkpoint_is_built_layer_by_layer(tmp_path: Path, base_type: str) -> None:
     made = make_checkpoint(tmp_path / "low-rank", base_type, ENCODINGS)
     spec = inspect_decoder(made.folder)
-    pieces = Decoder(made.folder, spec, torch.float32, torch.device("cpu"))
-    tokens = PROMPTS["input_ids"][1:]  # without padding
+    read = Decoder(made.folder, spec, torch.float32, torch.device("cpu"))
+    hidden = PROMPTS["input_ids"][1:]  # without padding
     with torch.no_grad():
-        hidden = torch.nn.functional.embedding(tokens, pieces.embedding())
         for index in range(spec.layers):
-            hidden = pieces.layer(index)(inputs_embeds=hidden, use_cache=False).last_hidden_state
-        norm, head = pieces.head()
-        torch.testing.assert_close(norm(hidden) @ head.T, made.logits[1:], rtol=1e-4, atol=1e-4)
+            part = read.part(range(index, index + 1))
+            hidden = part.layer(index, hidden if index else part.embed(hidden))
+        torch.testing.assert_close(part.tail(hidden), made.logits[1:], rtol=1e-4, atol=1e-4)
 
 
 def test_a_compressed_checkpoint_is_no_base(tmp_path: Path) -> None:

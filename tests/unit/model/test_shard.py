@@ -23,7 +23,7 @@ from tests.shards import (
     windows,
 )
 from workers.calibration.sampling import label_noise
-from workers.checkpoint.contents import inspect
+from workers.model.inspection import inspect
 
 SLIDING = ["full_attention", "sliding_attention", "full_attention"]
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -159,14 +159,14 @@ def test_moments_are_those_of_the_whole_model(
 def test_the_papers_gram_is_shared_by_what_reads_one_input(base: Base, oracle: Oracle) -> None:
     moments = stream(base, "svd-llm").moments
     for layer in range(LAYERS):
-        for shared, readers in {
+        for part, readers in {
             "self_attn": ["q_proj", "k_proj", "v_proj"],
             "mlp": ["gate_proj", "up_proj"],
         }.items():
-            moment = moments[f"layers.{layer}.{shared}.input"]
+            moment = moments[f"layers.{layer}.{part}.{readers[0]}.input"]
             assert moment.matrix is not None
             for reader in readers:
-                x = oracle.rows[f"layers.{layer}.{shared}.{reader}"].x
+                x = oracle.rows[f"layers.{layer}.{part}.{reader}"].x
                 assert_close(moment.matrix, x.T @ x / len(x))
 
 

@@ -27,7 +27,7 @@ from tests.shards import (
     windows,
 )
 from workers.calibration.moments import MomentAccumulator
-from workers.checkpoint.contents import inspect
+from workers.model.inspection import inspect
 from workers.model.shard import Step
 
 

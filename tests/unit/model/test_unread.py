@@ -17,7 +17,7 @@ def gradients(linear: nn.Linear, rows: Tensor, skip: bool) -> tuple[Tensor, Tens
     handle = linear.register_full_backward_hook(hook)
     rows = rows.clone().requires_grad_()
     torch.manual_seed(1)
-    with unread(linear if skip else None):
+    with unread([linear] if skip else []):
         output = linear(rows)
     (gradient,) = torch.autograd.grad(output, rows, torch.randn_like(output))
     handle.remove()

@@ -57,6 +57,7 @@ def matrix(layer: int, path: str) -> MatrixSpec:
         layer=layer,
         path=path,
         reads=path,
+        stored=f"model.layers.{layer}.{path}",
         out_features=4,
         in_features=4,
         bias=False,

@@ -12,7 +12,7 @@ from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
 from schemas.run.plan import Plan
 from tests.models import tiny_model
-from workers.checkpoint.contents import inspect
+from workers.model.inspection import inspect
 
 ROOT = Path(__file__).parents[3]
 SHAPES = ROOT / "tests" / "configs"

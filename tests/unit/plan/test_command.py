@@ -30,8 +30,11 @@ REFUSED = [
     ("llama-3-70b", "--gpu-memory 48GB --host-memory 1TB --method svd-llm"),
     ("llama-3-70b", "--gpu-memory 80GB --host-memory 40GB"),
     ("llama-3-70b", "--gpu-memory 7GB --host-memory 40GB"),
-    ("llama-3-8b", "--gpu-memory 6GB --host-memory 1TB --gradient-length 65536"),
-    ("llama-3-8b", "--gpu-memory 6GB --host-memory 1TB --sequence-length 65536"),
+    ("llama-3-8b", "--gpu-memory 4GB --host-memory 1TB --gradient-length 8192"),
+    (
+        "llama-3-8b",
+        "--gpu-memory 6GB --host-memory 1TB --sequence-length 8192 --set calibration.micro_batch=8",
+    ),
     ("qwen3-32b", "--gpu-memory 6GB --host-memory 1TB --set calibration.micro_batch=64"),
     ("llama-3-8b", "--gpu-memory 3700MB --host-memory 1TB --dtype float32"),
 ]

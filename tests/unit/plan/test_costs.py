@@ -8,7 +8,7 @@ from pipeline.plan.planner import make_plan
 from schemas.request.config import RunConfig
 from schemas.run.plan import ClusterSpec
 from tests.unit.plan.conftest import SHAPES, planned
-from workers.checkpoint.config_file import read_spec
+from workers.model.inspection import read_spec
 
 
 def test_less_memory_takes_more_waves_and_more_time() -> None:

@@ -13,8 +13,8 @@ from schemas.errors import ConfigError
 from schemas.run.plan import ClusterSpec
 from tests.low_rank import make_checkpoint
 from tests.models import tiny_model
-from workers.checkpoint.contents import inspect_decoder
 from workers.checkpoint.source import Source
+from workers.model.inspection import inspect_decoder
 
 MUCH = 2**40
 
@@ -66,11 +66,7 @@ def test_no_shard_has_more_work_than_of_layers_equal_in_number(
     (parts,) = planned(sources, workers).waves
     for model, source in enumerate(sources):
         spec = source.spec
-        layer = sum(
-            math.prod(tensor.shape)
-            for tensor in spec.tensors
-            if tensor.name.startswith(spec.architecture.layer.format(1))
-        )
+        layer = sum(math.prod(tensor.shape) for tensor in spec.tensors if tensor.layer == 1)
         head = spec.hidden_size * spec.vocab_size / layer
         work: list[float] = [len(part[model].range) for part in parts[:-1]]
         work.append(len(parts[-1][model].range) + head)

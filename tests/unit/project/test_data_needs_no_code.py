@@ -11,7 +11,6 @@ import pytest
 from pipeline.stages.assemble import write_around
 from tests.clean import run_clean
 from tests.models import CONFIGS, tiny_model
-from workers.checkpoint.contents import inspect
 
 YARN = {"factor": 4.0, "original_max_position_embeddings": 64}
 LLAMA3 = YARN | {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -92,7 +91,7 @@ def result_of(base: Path) -> Path:
     """The result of a run over `base` in which no matrix is compressed."""
     result = base.with_name(f"{base.name}-result")
     result.mkdir()
-    write_around(result, base, inspect(base), {}, [])
+    write_around(result, base, {}, [])
     shutil.copy(base / "model.safetensors", result)
     return result
 

@@ -11,7 +11,6 @@ import pytest
 import typer
 
 from pipeline.cli.app import app
-from schemas.model.architectures import ARCHITECTURES
 from tests.documents import PAGES, ROOT, commands, own_arguments
 
 IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
@@ -55,13 +54,6 @@ def test_benchmarks_that_are_named_exist(page: Path) -> None:
 def test_tests_that_are_named_exist(page: Path) -> None:
     there = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
     assert set(re.findall(r"`(test_\w+\.py)`", page.read_text(encoding="utf-8"))) <= there
-
-
-def test_every_family_is_on_the_page_of_architectures() -> None:
-    text = (ROOT / "docs/architectures.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `(\w+)` \| (yes|planned only) \|", text, re.MULTILINE))
-    said = {name: "planned only" if a.planned else "yes" for name, a in ARCHITECTURES.items()}
-    assert rows == said
 
 
 def test_messages_of_the_troubleshooting_page_are_in_the_program() -> None:

@@ -17,7 +17,6 @@ from pipeline.report.losses import layers, losses
 from pipeline.report.page import render_report
 from pipeline.report.wording import optimism
 from pipeline.stages.present import sample
-from schemas.model.architectures import ARCHITECTURES
 from schemas.result.output import MatrixResult
 from schemas.result.report import SpectrumSample, StageTime
 from tests import reports
@@ -85,7 +84,7 @@ def drawings(text: str) -> list[ElementTree.Element]:
     return [ElementTree.fromstring(found) for found in re.findall(r"<svg.*?</svg>", text, re.S)]
 
 
-@pytest.mark.parametrize("family", ARCHITECTURES)
+@pytest.mark.parametrize("family", reports.TARGETS)
 def test_every_plot_is_there_with_its_words_and_its_table(family: str) -> None:
     text = page(family=family)
     document = Document(text)

@@ -20,6 +20,18 @@ ASKED: dict[str, dict[str, Any]] = {
     "a method but for one part": {"method": "svd-llm", "factors": "pivoted"},
     "parts": {"truncation": "input-only", "allocation": {"method": "uniform"}, "factors": "plain"},
     "a bound": {"method": "svd-llm-v2", "allocation": {"max_ratio": 0.75}},
+    "targets": {
+        "targets": {
+            "only": ("self_attn.*", "mlp.*"),
+            "ignore": ("v_proj", "layers.1.*"),
+            "min_features": 1,
+            "skip_first": 1,
+            "skip_last": 2,
+        },
+        "ratio_by": {"mlp.down_proj": 0.1, "layers.2.*": 0.0},
+        "any_architecture": True,
+        "dequantize": True,
+    },
     "a text": {
         "calibration": {
             "text": "my text's $HOME.txt",

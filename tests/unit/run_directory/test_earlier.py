@@ -17,7 +17,7 @@ from schemas.request.config import RunConfig
 from schemas.run.identity import Ground, identities
 from schemas.run.record import RunRecord
 from tests.models import tiny_model
-from workers.checkpoint.contents import inspect
+from workers.model.inspection import inspect
 from workers.storage.places import write
 
 GROUND = Ground(

@@ -5,7 +5,6 @@ The oracle is the stock dense model, each of its matrices overwritten by the pro
 
 import copy
 import json
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,18 +17,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from runtime.configuration_lowrank import (
-    ARCHITECTURES,
     ENCODINGS,
     LowRankConfig,
-    LowRankLlamaConfig,
     Matrix,
-    identity,
     tensor_parallel_plan,
     tensor_shapes,
 )
-from runtime.modeling_lowrank import LowRankLinear, LowRankLlamaForCausalLM
+from runtime.modeling_lowrank import LowRankLinear, LowRankModel
 from tests.clean import run_clean
 from tests.low_rank import GREEDY, PROMPTS, TIED, Checkpoint, make_checkpoint, random_factors
+from tests.models import CONFIGS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,7 +41,7 @@ def _one_thread() -> Iterator[None]:
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
     """One checkpoint of every architecture, the three encodings mixed within and across layers."""
     root = tmp_path_factory.mktemp("checkpoints")
-    return {t: make_checkpoint(root / t, t, ENCODINGS) for t in ARCHITECTURES}
+    return {t: make_checkpoint(root / t, t, ENCODINGS) for t in CONFIGS}
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -82,7 +79,7 @@ def test_impossible_matrix_is_refused(encoding: str, rank: int | None) -> None:
         tensor_shapes(encoding, rank, 7, 5, bias=False)
 
 
-@pytest.mark.parametrize("base_type", ARCHITECTURES)
+@pytest.mark.parametrize("base_type", CONFIGS)
 def test_same_model_as_dense(checkpoints: dict[str, Checkpoint], base_type: str) -> None:
     checkpoint = checkpoints[base_type]
     model = checkpoint.load()
@@ -94,7 +91,7 @@ def test_same_model_as_dense(checkpoints: dict[str, Checkpoint], base_type: str)
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == TIED[base_type]
 
 
-@pytest.mark.parametrize("base_type", ARCHITECTURES)
+@pytest.mark.parametrize("base_type", CONFIGS)
 def test_dtype_is_kept_and_order_stays_integer(
     checkpoints: dict[str, Checkpoint], base_type: str
 ) -> None:
@@ -121,17 +118,20 @@ def test_gradient_checkpointing_changes_no_gradient(checkpoints: dict[str, Check
     torch.testing.assert_close(recomputed, plain)
 
 
-@pytest.mark.parametrize("base_type", ARCHITECTURES)
-def test_identity_names_classes_of_the_shipped_files(base_type: str) -> None:
-    entries = identity(base_type)
+@pytest.mark.parametrize("base_type", CONFIGS)
+def test_the_entries_name_classes_of_the_shipped_files(
+    checkpoints: dict[str, Checkpoint], base_type: str
+) -> None:
+    checkpoint = checkpoints[base_type]
+    entries = json.loads((checkpoint.folder / "config.json").read_text())
 
-    for reference in entries["auto_map"].values():
+    for auto, reference in entries["auto_map"].items():
         module, name = reference.split(".")
-        cls = getattr(sys.modules[f"runtime.{module}"], name)
-        config = cls if module.startswith("configuration") else cls.config_class
+        assert (checkpoint.folder / f"{module}.py").is_file()
+        cls = getattr(checkpoint.code, name)
+        assert issubclass(cls, LowRankConfig if auto == "AutoConfig" else LowRankModel)
+        config = cls if auto == "AutoConfig" else cls.config_class
         assert config.model_type == base_type
-    with pytest.raises(ValueError, match=r"'gpt2' has no low-rank form; use .*qwen3"):
-        identity("gpt2")
 
 
 @pytest.mark.parametrize(
@@ -145,17 +145,18 @@ def test_identity_names_classes_of_the_shipped_files(base_type: str) -> None:
         ),
         (
             {"low_rank": {"format": 1, "matrices": {"a.b": {"encoding": "plain", "rank": 3}}}},
-            r"names 'a.b', which is not a linear layer of LlamaModel; load",
+            r"names 'a.b', which is not a linear layer of LowRankLlamaForCausalLM; load",
         ),
     ],
 )
 def test_a_config_that_cannot_be_followed_is_refused(
     checkpoints: dict[str, Checkpoint], changes: dict[str, Any], message: str
 ) -> None:
-    entries = json.loads((checkpoints["llama"].folder / "config.json").read_text()) | changes
+    checkpoint = checkpoints["llama"]
+    entries = json.loads((checkpoint.folder / "config.json").read_text()) | changes
 
     with pytest.raises(ValueError, match=message):
-        LowRankLlamaForCausalLM(LowRankLlamaConfig(**entries))
+        checkpoint.code.LowRankLlamaForCausalLM(checkpoint.code.LowRankLlamaConfig(**entries))
 
 
 def test_tensor_parallel_plan_moves_styles_to_the_factors(

@@ -17,11 +17,12 @@ from schemas.location import Url
 from schemas.result.manifest import FileEntry, Manifest
 from schemas.run.identity import Identities
 from tests.models import tiny_model
-from workers.checkpoint.contents import base_files, inspect
+from workers.checkpoint.contents import base_files
 from workers.checkpoint.fetching import resolve
 from workers.checkpoint.headers import read_header
 from workers.checkpoint.published import finished, read_manifest, require_free
 from workers.checkpoint.tensors import TensorReader
+from workers.model.inspection import inspect
 from workers.storage import places
 from workers.storage.files import file_sha256
 

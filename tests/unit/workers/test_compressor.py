@@ -12,8 +12,8 @@ from schemas.request.groups import ClusterConfig
 from schemas.run.moments import forward_tap
 from tests.items import file_of
 from tests.moments import TOKENS, commit, make_run
-from workers.checkpoint.contents import inspect
 from workers.compressor import kept_dense
+from workers.model.inspection import inspect
 from workers.storage.keys import basis_key, factors_key
 from workers.storage.spectra import read_spectrum
 

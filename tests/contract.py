@@ -1,0 +1,282 @@
+"""What must hold of every kind of model, on a tiny random one: the checks of docs/architectures.md.
+
+A subject is calibrated, cut and written as workers do it, without Ray.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from pipeline.stages.assemble import write_around
+from pipeline.stages.weight_files import plan_file, plan_parts
+from schemas.model.spec import ModelSpec
+from schemas.request.config import RunConfig
+from schemas.result.output import MatrixResult
+from schemas.run.identity import Identities
+from schemas.run.moments import Pass, Tap, taps
+from schemas.run.targets import select
+from tests.kinds import model_class, tiny_causal_model
+from tests.models import tiny_tokenizer
+from workers.calibration.moments import Moment
+from workers.calibration.sampling import label_noise
+from workers.checkpoint import verify
+from workers.compressor import Compressor
+from workers.model.carving import layer_list
+from workers.model.inspection import inspect
+from workers.model.layers import Decoder
+from workers.model.shard import Shard, Step
+from workers.output import write_file
+from workers.storage.keys import factors_key
+from workers.storage.moments import commit_moment
+from workers.storage.store import Store
+
+IDS = Identities(forward="x", backward="g", bases="b", factors="f")
+WINDOWS, TOKENS, BATCH, SEED = 16, 24, 4, 5
+REMOVED = 0.3
+CPU = torch.device("cpu")
+
+# Where inputs are so nearly of less than full rank that a root in float32 leaves out directions.
+NEARLY_DEFICIENT = {"deepseek_v2", "deepseek_v3", "nemotron", "olmo_hybrid", "phimoe"}
+
+
+class Subject:
+    """A checkpoint of a kind below `folder`, and what was made of it."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        self.kind, self.folder = kind, folder
+        self.base = folder / "base"
+        tiny_causal_model(kind).save_pretrained(self.base)
+        tiny_tokenizer().save_pretrained(self.base)
+        generator = torch.Generator().manual_seed(1)
+        self.tokens = torch.randint(3, 120, (WINDOWS, TOKENS), generator=generator)
+
+    @cached_property
+    def model(self) -> Any:
+        """The whole model, as plain transformers loads it."""
+        loaded = model_class(self.kind).from_pretrained(self.base, dtype=torch.float32)
+        return loaded.eval()
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        return select(self.config(self.folder / "any", "plain"), inspect(self.base))
+
+    @property
+    def decoder(self) -> Decoder:
+        return Decoder(self.base, self.spec, torch.float32, CPU)
+
+    @property
+    def taps(self) -> list[Tap]:
+        return taps(self.spec.matrices, "fisher", gradients=True)
+
+    def config(self, output: Path, factors: str) -> RunConfig:
+        fields = {"model": str(self.base), "output": output, "ratio": REMOVED, "factors": factors}
+        return RunConfig.model_validate(fields)
+
+    def stream(self, bounds: Sequence[int]) -> tuple[list[Shard], Tensor]:
+        """All windows forward, then forward and backward; the shards and the hidden states."""
+        shards = [
+            Shard(self.decoder, range(a, b), [t for t in self.taps if a <= t.layer < b])
+            for a, b in pairwise(bounds)
+        ]
+        after = []
+        steps = [Step(first, 0) for first in range(0, WINDOWS, BATCH)]
+        for step in steps:
+            hidden = self.tokens[step.first_sequence :][:BATCH]
+            for shard in shards:
+                hidden = shard.forward(hidden, step)
+            after.append(hidden)
+        for step in steps:
+            hidden = self.tokens[step.first_sequence :][:BATCH]
+            for shard in shards:
+                hidden = shard.forward(hidden, step, "gradient")
+            gradient = shards[-1].loss_gradient(hidden, step, SEED)
+            for shard in reversed(shards):
+                gradient = shard.backward(gradient, step)
+        return shards, torch.cat(after)
+
+    @cached_property
+    def streamed(self) -> tuple[Shard, Tensor, dict[Tap, Moment]]:
+        """The shard of all layers, hidden states after the last, and moments."""
+        [shard], hidden = self.stream((0, self.spec.layers))
+        store = Store(self.folder / "run")
+        found = {}
+        for tap, sums in _sums([shard]):
+            commit_moment(store, IDS, tap, sums)
+            found[tap] = sums.mean(tap.name)
+        return shard, hidden, found
+
+    def compressed(self, factors: str, removed: float | None) -> tuple[Path, list[MatrixResult]]:
+        """Write a checkpoint with a part of each matrix removed; None leaves them their rank."""
+        folder = self.folder / f"{factors}-{removed}"
+        shard, _, _ = self.streamed
+        run = self.folder / "run"
+        config = self.config(folder, factors).model_copy(update={"run_dir": run})
+        store = Store(run)
+        worker = Compressor(config, self.spec, self.base, IDS, CPU, shard.weight)
+        results, keys = {}, {}
+        for matrix in self.spec.matrices:
+            rank = matrix.small
+            if removed is not None:
+                rank = int((1 - removed) * matrix.size / (matrix.out_features + matrix.in_features))
+            worker.factorise([matrix])
+            record = worker.truncate(matrix, max(rank, 1))
+            results[matrix.name] = MatrixResult.model_validate(record.facts)
+            keys[matrix.name] = factors_key(IDS.factors, matrix.name, max(rank, 1))
+        folder.mkdir()
+        sizes = {name: result.parameters for name, result in results.items()}
+        plans = [plan_file(self.spec, part, results, keys) for part in plan_parts(self.spec, sizes)]
+        for plan in plans:
+            record = write_file(store, self.base, self.spec, f"files/{plan.name}", plan)
+            (run / record.file).rename(folder / plan.name)
+        write_around(folder, self.base, results, plans)
+        return folder, list(results.values())
+
+    def load(self, folder: Path) -> Any:
+        """A checkpoint of ours, with the code that came with it."""
+        from transformers import AutoModelForCausalLM
+
+        auto: Any = AutoModelForCausalLM
+        return auto.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+
+
+def _sums(shards: Sequence[Shard]) -> list[tuple[Tap, Any]]:
+    return [row for shard in shards for d in get_args(Pass) for row in shard.take_sums(d)]
+
+
+@torch.no_grad()
+def carved_is_whole(subject: Subject) -> None:
+    """Layer by layer, the logits are those of the whole model to the last bit."""
+    shard, hidden, _ = subject.streamed
+    tokens = subject.tokens[:BATCH]
+    assert torch.equal(shard.tail(hidden[:BATCH]), subject.model(input_ids=tokens).logits)
+
+
+def moments_are_those_of_hooks(subject: Subject) -> None:
+    """Moments equal those of hooks on the whole model, labels sampled alike: to 1e-6."""
+    _, _, found = subject.streamed
+    rows = {tap: _hooked(subject, tap) for tap in found}
+    for first in range(0, WINDOWS, BATCH):
+        logits = subject.model(input_ids=subject.tokens[first : first + BATCH]).logits
+        cumulative = logits.detach().float().softmax(-1).cumsum(-1, dtype=torch.float64)
+        noise = torch.stack([label_noise(SEED, first + i, TOKENS) for i in range(BATCH)])
+        labels = torch.searchsorted(cumulative, noise[..., None] * cumulative[..., -1:], right=True)
+        loss: Any = nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), labels.flatten(), reduction="sum"
+        )
+        loss.backward()
+    for tap, moment in found.items():
+        observed = torch.cat(rows[tap]).double()
+        expected = observed.T @ observed / len(observed)
+        assert moment.tokens == len(observed) == WINDOWS * TOKENS
+        assert moment.matrix is not None
+        assert float((moment.matrix - expected).norm() / expected.norm()) < 1e-6
+
+
+def _hooked(subject: Subject, tap: Tap) -> list[Tensor]:
+    """The rows that a tap is about, in the order in which the whole model computes them."""
+    module = subject.model.base_model.get_submodule(tap.module)
+    rows: list[Tensor] = []
+
+    def keep(row: Tensor) -> None:
+        rows.append(row.detach().flatten(0, -2))
+
+    def hook(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if tap.direction == "forward":
+            without = output.clone() if module.bias is None else output - module.bias
+            keep(args[0] if tap.side == "input" else without)  # a layer may add to its output
+        elif tap.side == "output":
+            output.register_hook(keep)  # type: ignore[no-untyped-call]
+        else:
+            weight = module.weight if len(module.weight) == output.shape[-1] else module.weight.T
+            output.register_hook(lambda g: keep(g @ weight))  # type: ignore[no-untyped-call]
+
+    module.register_forward_hook(hook)
+    return rows
+
+
+def two_shards_are_one(subject: Subject) -> None:
+    """Hidden states and moments do not depend on where layers are, to the last bit."""
+    _, hidden, found = subject.streamed
+    shards, after = subject.stream((0, 1, subject.spec.layers))
+    assert torch.equal(hidden, after)
+    for tap, sums in _sums(shards):
+        moment = sums.mean(tap.name)
+        other = found[tap]
+        assert moment.matrix is not None
+        assert other.matrix is not None
+        assert torch.equal(moment.matrix, other.matrix)
+        assert moment[1:] == other[1:]
+
+
+def one_layer_is_read(subject: Subject) -> None:
+    """A shard of layer 1 has that layer as from_pretrained gives it, and no other."""
+    carved = subject.decoder.part(range(1, 2))
+    mine, theirs = carved.layers[1], layer_list(subject.model).modules[1]
+    values = dict(mine.named_parameters()) | dict(mine.named_buffers())
+    expected = dict(theirs.named_parameters()) | dict(theirs.named_buffers())
+    assert values.keys() == expected.keys()
+    assert all(torch.equal(values[name], expected[name]) for name in expected)
+    assert all(p.is_meta for other in (0, 2) for p in carved.layers[other].parameters())
+
+
+@torch.no_grad()
+def full_rank_is_the_base(subject: Subject) -> None:
+    """A checkpoint whose matrices keep their rank has the logits of its base, to 1e-5."""
+    folder, _ = subject.compressed("plain", None)
+    tokens = subject.tokens[:BATCH]
+    found, expected = (m(input_ids=tokens).logits for m in (subject.load(folder), subject.model))
+    bound = 1e-3 if subject.kind in NEARLY_DEFICIENT else 1e-5
+    assert float((found - expected).norm() / expected.norm()) < bound
+
+
+def the_loss_is_what_was_dropped(subject: Subject) -> None:
+    """With 30 % removed the measured loss of a matrix is the sum of its dropped eigenvalues; what
+    other tensors there are is byte for byte that of the base.
+    """
+    folder, results = subject.compressed("pivoted", REMOVED)
+    for result in results:
+        assert result.energy is not None
+        assert abs(result.achieved_loss - result.predicted_loss) < 1e-7 * result.energy
+    cut = {matrix.stored for matrix in subject.spec.matrices}
+    stored, base = _tensors(folder), _tensors(subject.base)
+    untouched = [name for name in base if name.rpartition(".")[0] not in cut]
+    assert untouched
+    assert all(torch.equal(stored[name], base[name]) for name in untouched if name in stored)
+
+
+def plain_transformers_loads_it(subject: Subject) -> None:
+    """In a clean process it is refused without trust; with it, it loads whole, keeps its dtype,
+    saves and loads again, generates with a cache as without, and padded as alone.
+    """
+    folder = subject.folder / f"pivoted-{REMOVED}"
+    rows = verify._clean_process([str(folder), "whole", "0", "--save"], 300.0)
+    assert len(rows) > 7
+    assert [row for row in rows if not row.passed] == []
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return found
+
+
+CHECKS: dict[str, Callable[[Subject], None]] = {
+    check.__name__: check
+    for check in (
+        carved_is_whole,
+        two_shards_are_one,
+        one_layer_is_read,
+        full_rank_is_the_base,
+        the_loss_is_what_was_dropped,
+        plain_transformers_loads_it,
+        moments_are_those_of_hooks,  # it leaves hooks
+    )
+}

@@ -1,0 +1,109 @@
+"""Which matrices are cut, and which of them share a budget."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from schemas.errors import ConfigError
+from schemas.model.spec import ModelSpec
+from schemas.request.config import CompressionConfig
+from schemas.run.context import within_context
+from schemas.run.targets import budgets, matches, select
+from workers.model.inspection import planned
+from workers.model.kinds import tiny_config
+
+
+@pytest.fixture(scope="module")
+def spec() -> ModelSpec:
+    return planned(json.loads(tiny_config("qwen2_moe").to_json_string()), "config", "F32")
+
+
+def asked(**fields: Any) -> CompressionConfig:
+    return CompressionConfig.model_validate({"ratio": 0.2, **fields})
+
+
+def chosen(spec: ModelSpec, **targets: Any) -> set[str]:
+    return {matrix.name for matrix in select(asked(targets=targets), spec).matrices}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "is_named"),
+    {
+        "mlp.down_proj": True,
+        "down_proj": True,
+        "layers.1": True,
+        "layers.1.*": True,
+        "layers.?.mlp.*_proj": True,
+        "down": False,
+        "layers.11": False,
+        "proj": False,
+        "self_attn.*": False,
+    }.items(),
+)
+def test_a_pattern_is_of_whole_parts(pattern: str, is_named: bool) -> None:
+    assert matches("layers.1.mlp.down_proj", pattern) is is_named
+
+
+def test_routers_and_small_matrices_stay(spec: ModelSpec) -> None:
+    every = {matrix.path for matrix in spec.matrices}
+    assert "mlp.shared_expert_gate" in every
+    left = {matrix.path for matrix in select(asked(), spec).matrices}
+    assert left == every - {"mlp.shared_expert_gate"}
+    routed = planned(json.loads(tiny_config("hunyuan_v1_moe").to_json_string()), "config", "F32")
+    assert "mlp.gate.wg" in {matrix.path for matrix in routed.matrices}
+    assert not any("gate.wg" in name for name in chosen(routed, min_features=1))
+
+
+def test_what_is_chosen_and_ignored(spec: ModelSpec) -> None:
+    assert chosen(spec, only="v_proj, o_proj", ignore=["layers.1"]) == {
+        f"layers.{layer}.self_attn.{name}" for layer in (0, 2) for name in ("v_proj", "o_proj")
+    }
+    found = chosen(spec, skip_first=1, skip_last=1)
+    assert {name.split(".")[1] for name in found} == {"1"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"targets": {"only": "nothing"}}, {"targets": {"ignore": "w.v"}}, {"ratio_by": {"w": 0.1}}],
+)
+def test_a_pattern_that_names_nothing_is_refused_with_what_there_is(
+    spec: ModelSpec, fields: Mapping[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match=r"names no matrix; .*self_attn\.q_proj.*shared_expert"):
+        select(asked(**fields), spec)
+
+
+def test_to_leave_everything_is_refused(spec: ModelSpec) -> None:
+    with pytest.raises(ConfigError, match="no matrix is left to be cut"):
+        select(asked(targets={"skip_first": 3}), spec)
+
+
+def test_ratios_of_their_own(spec: ModelSpec) -> None:
+    config = asked(ratio_by='{"mlp.*": 0.5, "layers.1": 0.1, "k_proj": 0}')
+    left = select(config, spec)
+    assert not any(matrix.path == "self_attn.k_proj" for matrix in left.matrices)
+    found = budgets(config, left.matrices, 0.2)
+    names = {ratio: {matrix.name for matrix in group} for ratio, group in found}
+    assert names.keys() == {0.5, 0.1, 0.2}
+    assert all(".mlp." in name for name in names[0.5])
+    assert names[0.1] == {f"layers.1.self_attn.{name}_proj" for name in "qvo"}
+    assert sum(map(len, names.values())) == len(left.matrices)
+
+
+@pytest.mark.parametrize("value", ["{", "[]", '{"a": 1}', '{"a": "x"}'])
+def test_ratios_that_are_none_are_refused(value: str) -> None:
+    with pytest.raises(ValueError, match="ratio_by"):
+        asked(ratio_by=value)
+
+
+def test_windows_fit_the_model(spec: ModelSpec) -> None:
+    assert spec.context == 64
+    lowered = within_context(asked(), spec)
+    assert lowered.calibration.sequence_length == lowered.calibration.gradient_length == 64
+    assert lowered.evaluation.sequence_length == 64
+    with pytest.raises(ConfigError, match="--gradient-length 65 is beyond the 64 tokens"):
+        within_context(asked(calibration={"gradient_length": 65}), spec)
+    unbounded = spec.model_copy(update={"context": None})
+    assert within_context(asked(), unbounded) == asked()

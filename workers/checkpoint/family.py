@@ -1,0 +1,182 @@
+"""The family of a checkpoint: transformers' classes for it, and the code of their low-rank form.
+
+config.json names the family; nothing here knows one.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
+
+from schemas.errors import CheckpointError
+from schemas.model.dtypes import STORED
+from workers.checkpoint.quantised import METHODS
+
+LOW_RANK = "low_rank"  # an entry that only compressed checkpoints have
+PREFIX = "LowRank"  # of the names of their classes
+MODULE = "modeling_family"  # the file of a checkpoint that names the classes of its family
+
+_SIZE = re.compile(
+    r"hidden_size|vocab_size|intermediate_size|head_dim|num_hidden_layers|num_\w*heads|"
+    r"n_layers?|n_embd|n_heads?|n_inner|d_model"
+)
+_NEEDED = ("hidden_size", "vocab_size", "num_hidden_layers")
+_COUNTED = re.compile(r"\w*layers?|\w*experts\w*|\w*depth")  # of which a model is built one by one
+_MOST_COUNTED = 10_000
+_MOST_ELEMENTS = 2**31 - 1  # in one dimension
+
+Config = Mapping[str, Any]
+
+
+class Family(NamedTuple):
+    """Names of transformers' classes: the configuration, the base model, and the model with a head.
+
+    `sees` tells whether the model takes images, too.
+    """
+
+    config: str
+    base: str
+    model: str
+    sees: bool
+
+    @property
+    def code(self) -> str:
+        """The content of the file of a compressed checkpoint that names these classes."""
+        models = sorted({self.base, self.model})
+        names = "".join(f"    {name},\n" for name in sorted({self.config, *models}))
+        config = f"{PREFIX}{self.config}"
+        classes = [f"class {config}(LowRankConfig, {self.config}):\n    pass\n"]
+        classes += [
+            f"class {PREFIX}{name}(LowRankModel, {name}):\n    config_class = {config}\n"
+            for name in models
+        ]
+        return (
+            f'"""{self.model} of transformers, with linear layers replaced by low-rank ones."""\n\n'
+            f"from transformers import (\n{names})\n\n"
+            "from .configuration_lowrank import LowRankConfig\n"
+            "from .modeling_lowrank import LowRankModel\n\n\n" + "\n\n".join(classes)
+        )
+
+    @property
+    def entries(self) -> dict[str, Any]:
+        """The entries by which config.json of a low-rank checkpoint differs from its base's."""
+        model = f"{MODULE}.{PREFIX}{self.model}"
+        auto_map = {
+            "AutoConfig": f"{MODULE}.{PREFIX}{self.config}",
+            "AutoModel": f"{MODULE}.{PREFIX}{self.base}",
+            "AutoModelForCausalLM": model,
+        }
+        return {
+            "architectures": [f"{PREFIX}{self.model}"],
+            "auto_map": auto_map | ({"AutoModelForImageTextToText": model} if self.sees else {}),
+        }
+
+
+def family(config: Config, where: str) -> Family:
+    """Return the family that config.json, named `where` in errors, is of.
+
+    Raises CheckpointError if transformers has no decoder for it, or if a size is none.
+    """
+    model_type = config.get("model_type")
+    known = model_type if isinstance(model_type, str) else ""
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(known)
+    seeing = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(known)
+    base = MODEL_MAPPING_NAMES.get(known)
+    if base is None or (causal is None and seeing is None):
+        raise CheckpointError(
+            f"{where}: model_type {model_type!r} is not supported: transformers knows no decoder "
+            "of that type that generates text; `svdllm architectures` lists what there is"
+        )
+    _require_sizes(config, where)
+    named = config.get("architectures") or [""]
+    asked = str(named[0] if isinstance(named, list) else named).removeprefix(PREFIX)
+    model = asked if asked in (causal, seeing) else seeing or causal
+    return Family(
+        config=CONFIG_MAPPING_NAMES[known],
+        base=base if isinstance(base, str) else base[0],
+        model=str(model),
+        sees=model == seeing,
+    )
+
+
+def unquantised(config: Config, where: str, dequantize: bool = False) -> dict[str, Any]:
+    """Return the content of config.json for weights that are not quantised, or no longer.
+
+    Raises CheckpointError if it says that they are, unless they are to be dequantised and can be.
+    """
+    dense = dict(config)
+    for key in ("quantization_config", "compression_config"):
+        if (method := dense.pop(key, None)) is None:
+            continue
+        name = method.get("quant_method", key) if isinstance(method, dict) else key
+        if name not in METHODS:
+            raise CheckpointError(
+                f"{where}: the checkpoint is quantised ({name}); "
+                "compress the original, then quantise the result"
+            )
+        if not dequantize:
+            raise CheckpointError(
+                f"{where}: the checkpoint is quantised ({name}); compress the original, or its "
+                "values in bfloat16 with --dequantize"
+            )
+        dense["dtype"] = "bfloat16"
+    return dense
+
+
+def require_base(config: Config, where: str) -> None:
+    """Raises CheckpointError if a config.json, named `where`, is a compressed checkpoint's."""
+    if LOW_RANK in config:
+        raise CheckpointError(
+            f"{where}: {LOW_RANK} is there, so this is a compressed checkpoint; name the base that "
+            "it was made from"
+        )
+
+
+def dtype_of(config: Config, where: str) -> str:
+    """Return safetensors' name of the dtype that config.json says the weights have.
+
+    Raises CheckpointError if it is none that is read.
+    """
+    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+    if not isinstance(dtype, str) or dtype not in STORED:
+        raise CheckpointError(
+            f"{where}: dtype {dtype!r} is none of {', '.join(STORED)}; convert the checkpoint to "
+            "one of these"
+        )
+    return STORED[dtype]
+
+
+def _require_sizes(config: Config, where: str) -> None:
+    """Raises CheckpointError if a size is not a whole number above 0, or too large for any model.
+
+    Other values are transformers' to judge: these could keep it busy, or fill the memory.
+    """
+    for key, value in _entries(config):
+        sized = _SIZE.fullmatch(key) and not isinstance(value, list)
+        if (
+            sized
+            and (value is not None or key in _NEEDED)
+            and (type(value) is not int or value < 1)
+        ):
+            raise CheckpointError(
+                f"{where}: {key} is {value!r}, not a whole number above 0; fetch the file again"
+            )
+        counted = _COUNTED.fullmatch(key)
+        most = _MOST_COUNTED if counted else _MOST_ELEMENTS
+        if (counted or sized) and type(value) is int and value > most:
+            raise CheckpointError(
+                f"{where}: {key} is {value:,}, {most:,} are the most; fetch the file again"
+            )
+
+
+def _entries(config: Config) -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        yield key, value
+        if isinstance(value, dict):
+            yield from _entries(value)

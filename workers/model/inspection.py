@@ -1,0 +1,226 @@
+"""Everything about a checkpoint that is known before a weight is read.
+
+The model is built on the meta device from config.json, its forward tells what its layers consist
+of, and the headers of the weight files are compared with it.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from schemas.errors import CheckpointError
+from schemas.location import Url
+from schemas.model.spec import DecoderSpec, MatrixSpec, ModelSpec, Role, TensorSpec
+from workers.checkpoint.config_file import config_of, read_config
+from workers.checkpoint.contents import QUANTISED_ADVICE, tensors_of
+from workers.checkpoint.family import LOW_RANK, Config, dtype_of, require_base, unquantised
+from workers.checkpoint.names import CONFIG
+from workers.model.anatomy import Anatomy, Linear, describe
+from workers.model.reading import Places
+from workers.model.skeleton import skeleton
+
+_FILE = "model.safetensors"  # a name by convention: config.json does not know the files
+
+
+def inspect(folder: Path, weights: Url | None = None, dequantize: bool = False) -> ModelSpec:
+    """Return everything that config.json and the safetensors headers say, without reading weights.
+
+    `weights` is the place of the weight files, if they are not in `folder`; quantised ones are
+    described as the dense ones that they stand for if they are to be dequantised. Raises
+    CheckpointError if transformers cannot compute the model, if a tensor of it is missing, has
+    another shape than config.json implies or a dtype that no base has, or if the files hold a
+    tensor that is not part of the model.
+    """
+    where = str(folder / CONFIG)
+    config = unquantised(read_config(folder), where, dequantize)
+    require_base(config, where)
+    model = _Model(config, where)
+    decoder = _decoder(folder, weights, model, dequantize)
+    matrices = model.matrices(decoder.tensors)
+    return ModelSpec(**dict(decoder), dtype=_dtype(folder, decoder, matrices), matrices=matrices)
+
+
+def inspect_decoder(folder: Path, weights: Url | None = None) -> DecoderSpec:
+    """Do the same for a base or a compressed checkpoint, without describing its matrices."""
+    where = str(folder / CONFIG)
+    return _decoder(folder, weights, _Model(unquantised(read_config(folder), where), where), False)
+
+
+def read_spec(model: str, revision: str | None, dequantize: bool = False) -> ModelSpec:
+    """Derive the same from the config.json of a folder, a file, a hub id or a URL alone."""
+    config, where = config_of(model, revision)
+    config = unquantised(config, where, dequantize)
+    require_base(config, where)
+    return planned(config, where, dtype_of(config, where))
+
+
+def planned(config: Config, where: str, dtype: str) -> ModelSpec:
+    """Derive it from the content of a config.json, for weights stored as `dtype` (safetensors')."""
+    model = _Model(config, where)
+    tensors = model.placed(
+        TensorSpec(name=name, file=_FILE, dtype=dtype, shape=tuple(tensor.shape))
+        for name, tensor in model.state.items()
+        if name not in model.tied
+    )
+    decoder = model.spec(tensors, None)
+    return ModelSpec(**dict(decoder), dtype=dtype, matrices=model.matrices(tensors))
+
+
+class _Part(NamedTuple):
+    """Where a tensor of the files goes: a parameter or buffer, after a conversion or as it is."""
+
+    place: str
+    converted: bool
+
+
+class _Model:
+    """A model without values, described."""
+
+    def __init__(self, config: Config, where: str) -> None:
+        self._config, self._where = config, where
+        dtype_of(config, where)
+        model: Any = skeleton(config, where, torch.bfloat16)
+        self.model = model
+        try:
+            self._anatomy: Anatomy = describe(model)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{where}: transformers cannot compute a layer of it ({error}); correct the file, "
+                "or fetch it again"
+            ) from error
+        self.state: dict[str, torch.Tensor] = self.model.state_dict()
+        names = {module: name for name, module in self.model.named_modules()}
+        self._embedding = names[self.model.get_input_embeddings()]
+        self._head = names[self.model.get_output_embeddings()]
+        table, head = f"{self._embedding}.weight", f"{self._head}.weight"
+        get = self.model.get_parameter
+        self.tied = {head} if get(table) is get(head) else set()
+        self._places = Places(self.model)
+        self._parts: dict[str, _Part] = {}
+
+    def placed(self, tensors: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
+        """Return tensors of the files with their roles in the model."""
+        found = []
+        for tensor in tensors:
+            self._parts[tensor.name] = _Part(*self._places.of(tensor.name))
+            role, layer = self._role(self._parts[tensor.name].place)
+            found.append(tensor.model_copy(update={"role": role, "layer": layer}))
+        return tuple(found)
+
+    def _role(self, place: str) -> tuple[Role, int | None]:
+        owner = place.rpartition(".")[0]
+        if place.startswith(f"{self._anatomy.path}.") and place in self.state:
+            return "layer", int(place.removeprefix(f"{self._anatomy.path}.").partition(".")[0])
+        if place in self.tied:
+            return "tied", None
+        if owner in (self._embedding, self._head):
+            return "embedding" if owner == self._embedding else "head", None
+        return "outside" if owner in self._anatomy.outside else "passing", None
+
+    def compare(self, folder: Path, tensors: tuple[TensorSpec, ...]) -> None:
+        """Raises CheckpointError at the first tensor that is not what config.json implies."""
+        layers = len(self._anatomy.linears)
+        described = f"config.json describes ({self.model.config.model_type}, {layers} layers)"
+        idle = self.model._keys_to_ignore_on_load_unexpected or ()
+        filled: set[str] = set()
+        for tensor in tensors:
+            place, converted = self._parts[tensor.name]
+            if place not in self.state:
+                if any(re.search(pattern, tensor.name) for pattern in idle):
+                    continue
+                raise CheckpointError(
+                    f"{folder / tensor.file}: tensor {tensor.name} is no part of the model that "
+                    f"{described}; remove it, or correct config.json"
+                )
+            filled.add(place)
+            expected = self.state[place]
+            if not converted and tensor.shape != tuple(expected.shape):
+                raise CheckpointError(
+                    f"{folder / tensor.file}: {tensor.name} has shape {list(tensor.shape)}, "
+                    f"config.json implies {list(expected.shape)}; fetch config.json and weights of "
+                    "one model"
+                )
+            if expected.is_floating_point() and not tensor.dtype.startswith(("F", "BF")):
+                raise CheckpointError(
+                    f"{folder / tensor.file}: {tensor.name} is {tensor.dtype}; {QUANTISED_ADVICE}"
+                )
+        filled |= self.tied
+        optional = self.model._keys_to_ignore_on_load_missing or ()
+        for place in self.state:
+            needless = any(re.search(pattern, place) for pattern in optional)
+            if place not in filled and not needless and not self._places.may_follow(place):
+                raise CheckpointError(
+                    f"{folder}: no tensor {place} in the files, though it belongs to the model "
+                    f"that {described}; fetch the whole checkpoint again"
+                )
+
+    def spec(self, tensors: tuple[TensorSpec, ...], weights: Url | None) -> DecoderSpec:
+        """Return the description of a checkpoint with these tensors."""
+        config: Any = self.model.config.get_text_config(decoder=True)
+        return DecoderSpec(
+            model_type=str(self._config["model_type"]),
+            layers=len(self._anatomy.linears),
+            hidden_size=config.hidden_size,
+            vocab_size=len(self.state[f"{self._head}.weight"]),
+            context=getattr(config, "max_position_embeddings", None),
+            tied=bool(self.tied),
+            path=self._anatomy.path,
+            tuples=self._anatomy.tuples,
+            ends=tuple(map(_ends, self._anatomy.linears)),
+            modules=tuple(sorted(self._anatomy.outside)),
+            tensors=tensors,
+            weights=weights,
+            low_rank=LOW_RANK in self._config,
+        )
+
+    def matrices(self, tensors: tuple[TensorSpec, ...]) -> tuple[MatrixSpec, ...]:
+        """Return every linear of every layer whose weight the files hold as it is."""
+        stored = {part.place: name for name, part in self._parts.items() if not part.converted}
+        base = f"{self.model.base_model_prefix}."
+        found = []
+        for layer, linears in enumerate(self._anatomy.linears):
+            for linear in linears:
+                path = f"{self._anatomy.path}.{layer}.{linear.path}"
+                if (name := stored.get(f"{path}.weight")) is None:
+                    continue
+                found.append(
+                    MatrixSpec(
+                        name=path.removeprefix(base),
+                        layer=layer,
+                        path=linear.path,
+                        reads=linear.reads,
+                        stored=name.removesuffix(".weight"),
+                        out_features=linear.out_features,
+                        in_features=linear.in_features,
+                        bias=linear.bias,
+                        transposed=linear.transposed,
+                    )
+                )
+        return tuple(found)
+
+
+def _ends(linears: tuple[Linear, ...]) -> tuple[str, ...]:
+    return tuple(linear.path for linear in linears if linear.ends)
+
+
+def _decoder(folder: Path, weights: Url | None, model: _Model, dequantize: bool) -> DecoderSpec:
+    tensors = model.placed(tensors_of(folder, weights or folder, dequantize).values())
+    model.compare(folder, tensors)
+    return model.spec(tensors, weights)
+
+
+def _dtype(folder: Path, decoder: DecoderSpec, matrices: tuple[MatrixSpec, ...]) -> str:
+    """Return the one dtype that matrices are stored in. Raises CheckpointError if it is several."""
+    found = {tensor.name: tensor for tensor in decoder.tensors}
+    names = [f"{matrix.stored}.{leaf}" for matrix in matrices for leaf in ("weight", "bias")]
+    stored = {found[name].dtype: name for name in names if name in found}
+    if len(stored) > 1:
+        examples = ", ".join(f"{name} in {dtype}" for dtype, name in sorted(stored.items()))
+        raise CheckpointError(
+            f"{folder}: the decoder's matrices are stored in {' and '.join(sorted(stored))} "
+            f"({examples}); convert them to one dtype"
+        )
+    return next(iter(stored))

@@ -1,0 +1,113 @@
+"""The kinds of models that are tested, and the configurations of their tiny models.
+
+A kind is a model_type of transformers. None of these names is needed to compress a model: they say
+which kinds passed every check of docs/architectures.md.
+"""
+
+import inspect
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+
+TESTED = """
+    afmoe apertus arcee aria aria_text axk1 axk2 aya_vision bailing_hybrid beam biogpt bitnet
+    bloom codegen cohere cohere2 cohere2_moe cohere2_vision cosmos3_omni ctrl cwm deepseek_v2
+    deepseek_v3 deepseek_vl deepseek_vl_hybrid doge ernie4_5 ernie4_5_moe exaone4 exaone4_5
+    exaone_moe falcon falcon_mamba flex_olmo flint fuyu gemma gemma2 gemma3 gemma3_text glm
+    glm4 glm4_moe glm4_moe_lite glm4v glm_moe_dsa got_ocr2 gpt2 gpt_bigcode gpt_neox
+    gpt_neox_japanese gpt_oss gptj granite granite_swa granitemoe granitemoe_swa
+    granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax idefics2
+    inkling_text internlm3 internvl iquestcoder jais2 jamba janus kolibri1 kosmos-2.5 laguna
+    lfm2 lfm2_vl lfm3 lfm3_vl lighton_ocr llama llama4 llama4_text llava llava_next
+    llava_next_video llava_onevision mamba mellum mimo_v2_flash minicpm3 minicpm_ocr
+    minicpmv4_6 minicpmv4_7 minimax minimax_m2 minimax_m3_vl minimax_m3_vl_text ministral
+    ministral3 mistral mistral3 mistral4 mixtral moss_transcribe_diarize mpt muse_glimmer
+    nanochat nemotron nemotron_h olmo olmo2 olmo3 olmo_hybrid olmoe opt ovis2 paddleocr_vl
+    persimmon phi phi3 phimoe qianfan_ocr qwen2 qwen2_5_vl qwen2_moe qwen2_vl qwen3 qwen3_5
+    qwen3_5_moe qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next qwen3_vl qwen3_vl_moe
+    recurrent_gemma seed_oss smollm3 smolvlm solar_open stablelm starcoder2 step3p7
+    unlimited_ocr vaultgemma video_llama_3 video_llava vipllava xglm
+""".split()  # noqa: SIM905 (one name a line would hide the rest)
+
+# Sizes by the names that families use; a configuration takes those that it knows.
+_SIZES: dict[str, int] = {
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), 32),
+    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim"), 48),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers"), 3),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads"), 4),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
+    **dict.fromkeys(("moe_num_experts", "mamba_num_heads", "mamba_dt_rank"), 4),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 16),
+    **dict.fromkeys(("shared_intermediate_size", "q_lora_rank", "mamba_head_dim"), 16),
+    **dict.fromkeys(("head_dim", "kv_lora_rank", "qk_nope_head_dim", "v_head_dim"), 8),
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "sliding_window"), 8),
+    **dict.fromkeys(("mamba_d_state", "ssm_state_size"), 8),
+    **dict.fromkeys(("num_key_value_heads", "linear_num_key_heads", "num_experts_per_tok"), 2),
+    **dict.fromkeys(("n_group", "topk_group", "first_k_dense_replace"), 1),
+    **dict.fromkeys(("mamba_n_groups", "n_groups"), 1),
+    "linear_num_value_heads": 4,
+    "qk_rope_head_dim": 4,
+    "rotary_dim": 4,
+    "mamba_expand": 2,
+    "max_position_embeddings": 64,
+    "vocab_size": 384,  # as many as the tests' tokenizer has
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    # Of vision towers, and of the tokens that stand for images.
+    **dict.fromkeys(("depth", "patch_size"), 4),
+    **dict.fromkeys(("num_heads", "temporal_patch_size", "spatial_merge_size"), 2),
+    **dict.fromkeys(("image_size", "out_hidden_size", "vision_output_dim"), 32),
+    **dict.fromkeys(("projector_input_dim", "projector_output_dim"), 32),
+    **dict.fromkeys(("image_token_id", "image_token_index"), 127),
+    "num_position_embeddings": 64,
+    "mm_tokens_per_image": 4,
+    "video_token_id": 126,
+    "vision_start_token_id": 125,
+    "vision_end_token_id": 124,
+}
+_SECTIONS = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}}
+_SPECIAL: dict[str, dict[str, Any]] = {
+    # So that three layers have attention, too.
+    "bailing_hybrid": {"layer_group_size": 2},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "qwen3_5_text": {"full_attention_interval": 2},
+    "qwen3_5_moe_text": {"full_attention_interval": 2},
+    "qwen3_next": {"full_attention_interval": 2},
+    "gpt_oss": {"intermediate_size": 64},  # a multiple of what MXFP4 scales together
+    "glm4v_text": _SECTIONS,
+    "paddleocr_vl_text": _SECTIONS,
+    "qwen2_5_vl_text": _SECTIONS,
+    "qwen2_vl_text": _SECTIONS,
+    # Layers of vision towers, by number.
+    "qwen2_5_vl_vision": {"fullatt_block_indexes": [0], "window_size": 16},
+    "qwen3_vl_vision": {"deepstack_visual_indexes": [0, 1, 2]},
+}
+# Latent attention: these two follow from other sizes.
+_LATENT = {
+    *("axk1", "axk2", "bailing_hybrid", "deepseek_v2", "deepseek_v3", "deepseek_v32"),
+    *("glm4_moe_lite", "glm_moe_dsa", "minicpm3", "mistral4"),
+}
+_DERIVED = {"head_dim", "num_key_value_heads"}
+
+
+def tiny_config(kind: str) -> PretrainedConfig:
+    """Return the configuration of a model of a kind with three layers, 32 wide."""
+    return _tiny(CONFIG_MAPPING[kind])
+
+
+def _tiny(config_class: Any) -> PretrainedConfig:
+    kind = config_class.model_type
+    known = set(inspect.signature(config_class.__init__).parameters)
+    known |= {
+        name for base in config_class.__mro__ for name in vars(base).get("__annotations__", ())
+    }
+    known |= set(config_class.attribute_map)
+    if kind in _LATENT:
+        known -= _DERIVED
+    sizes: dict[str, Any] = {k: v for k, v in _SIZES.items() if k in known}
+    for name, part in config_class.sub_configs.items():
+        part_class = type(getattr(config_class(), name)) if part is AutoConfig else part
+        sizes[name] = _tiny(part_class).to_dict()
+    config: PretrainedConfig = config_class(**sizes | _SPECIAL.get(kind, {}))
+    return config

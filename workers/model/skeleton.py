@@ -1,0 +1,45 @@
+"""A model without values: what config.json alone makes transformers build."""
+
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from runtime.configuration_lowrank import LowRankConfig
+from runtime.modeling_lowrank import LowRankModel
+from schemas.errors import CheckpointError
+from workers.checkpoint.family import LOW_RANK, PREFIX, Config, family
+
+
+def skeleton(config: Config, where: str, dtype: torch.dtype) -> PreTrainedModel:
+    """Build the model of a config.json, named `where` in errors, on the meta device.
+
+    A compressed checkpoint's is built by the classes in `runtime/`; its own code is not run. Raises
+    CheckpointError if transformers cannot build the model.
+    """
+    names = family(config, where)
+    library: Any = transformers
+    config_class, model_class = getattr(library, names.config), getattr(library, names.model)
+    if LOW_RANK in config:
+        config_class = type(f"{PREFIX}{names.config}", (LowRankConfig, config_class), {})
+        fields = {"config_class": config_class}
+        model_class = type(f"{PREFIX}{names.model}", (LowRankModel, model_class), fields)
+    try:
+        settings: Any = config_class.from_dict(config_class._decode_special_floats(dict(config)))
+        is_encoder_decoder = settings.is_encoder_decoder
+        settings.use_cache = False
+        with torch.device("meta"):
+            model: Any = model_class._from_config(settings, dtype=dtype)
+    except Exception as error:  # transformers may raise anything on a value it does not expect
+        raise CheckpointError(
+            f"{where}: transformers cannot build the model ({type(error).__name__}: {error}); "
+            "correct the file, or fetch it again"
+        ) from error
+    if is_encoder_decoder:
+        raise CheckpointError(
+            f"{where}: model_type {settings.model_type!r} is an encoder-decoder model; only "
+            "decoders are compressed"
+        )
+    built: PreTrainedModel = model.eval()
+    return built
