@@ -4,6 +4,8 @@ The model is built on the meta device from config.json, its forward tells what i
 of, and the headers of the weight files are compared with it.
 """
 
+import functools
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -59,7 +61,12 @@ def read_spec(model: str, revision: str | None, dequantize: bool = False) -> Mod
 
 def planned(config: Config, where: str, dtype: str) -> ModelSpec:
     """Derive it from the content of a config.json, for weights stored as `dtype` (safetensors')."""
-    model = _Model(config, where)
+    return _planned(json.dumps(config, sort_keys=True), where, dtype)
+
+
+@functools.lru_cache(maxsize=8)  # a large model takes a second, and is asked for more than once
+def _planned(content: str, where: str, dtype: str) -> ModelSpec:
+    model = _Model(json.loads(content), where)
     tensors = model.placed(
         TensorSpec(name=name, file=_FILE, dtype=dtype, shape=tuple(tensor.shape))
         for name, tensor in model.state.items()
