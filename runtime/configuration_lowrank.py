@@ -97,6 +97,7 @@ def tensor_parallel_plan(
 ) -> dict[str, str]:
     """`base_plan` (module pattern -> style) with the styles moved to the children to be split.
 
+    The patterns may be of a part of the model that the names of `matrices` refer to.
     colwise splits the rows of `up` and rowwise the columns of `down`; the other factor, and a
     matrix of another style, are replicated. A pivoted matrix mixes the attention heads, so one of
     them empties the plan.
@@ -105,7 +106,9 @@ def tensor_parallel_plan(
         return {}
     plan = dict(base_plan)
     for name, matrix in matrices.items():
-        pattern = re.sub(r"\.\d+\.", ".*.", name)
+        parts = re.sub(r"\.\d+\.", ".*.", name).split(".")
+        ends = (".".join(parts[start:]) for start in range(len(parts)))
+        pattern = next((end for end in ends if end in base_plan), "")
         style = base_plan.get(pattern, "")
         plan.pop(pattern, None)
         if "colwise" not in style and "rowwise" not in style:
@@ -126,10 +129,12 @@ class LowRankConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("transformers_weights", None)  # it is for classes that know no factors
         super().__post_init__(**kwargs)
-        if self.low_rank is not None:
+        if self.low_rank is None:
+            return
+        for config in {id(one): one for one in (self, self.get_text_config())}.values():
             # transformers declares the plan of a class, but reads and never saves an instance's.
-            self.base_model_tp_plan = tensor_parallel_plan(  # type: ignore[misc]
-                self.base_model_tp_plan or {}, self.matrices
+            config.base_model_tp_plan = tensor_parallel_plan(  # type: ignore[misc]
+                config.base_model_tp_plan or {}, self.matrices
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 # transformers annotates no __init_subclass__, which mypy would report at every class.
 # mypy: allow-untyped-calls
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ from transformers.conversion_mapping import (
 from transformers.pytorch_utils import Conv1D
 
 from .configuration_lowrank import LowRankConfig, Matrix, tensor_shapes
+
+_DIGITS = re.compile(r"\.\d+\.")
 
 
 class LowRankLinear(nn.Module):
@@ -87,6 +91,13 @@ def replace_linears(model: nn.Module, matrices: dict[str, Matrix]) -> None:
         model.set_submodule(path, LowRankLinear(matrix, rows, columns, old.bias is not None))
 
 
+def _is_uneven(model: nn.Module, matrices: Iterable[str]) -> bool:
+    """Whether a matrix that is replaced in one layer is as it was in another."""
+    replaced = {_DIGITS.sub(".*.", name) for name in matrices}
+    left = (n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)))
+    return any(end in replaced for name in left for end in _ends(_DIGITS.sub(".*.", name)))
+
+
 def _ends(path: str) -> list[str]:
     """Return a dotted path and all its ends, the longest first."""
     parts = path.split(".")
@@ -113,3 +124,5 @@ class LowRankModel(PreTrainedModel):
         matrices = config.matrices
         super().__init__(config)
         replace_linears(self, matrices)
+        if _is_uneven(self, matrices):
+            self._tp_plan = {}  # a plan names no layers, so it cannot say which ones are low-rank

@@ -25,6 +25,7 @@ from runtime.configuration_lowrank import (
 )
 from runtime.modeling_lowrank import LowRankLinear, LowRankModel
 from tests.clean import run_clean
+from tests.contract import Subject
 from tests.low_rank import GREEDY, PROMPTS, TIED, Checkpoint, make_checkpoint, random_factors
 from tests.models import CONFIGS
 
@@ -178,6 +179,23 @@ def test_tensor_parallel_plan_moves_styles_to_the_factors(
     assert plan["model.layers.*.self_attn.q_proj.up"] == "colwise"
     assert plan["model.layers.*.mlp.down_proj.down"] == "rowwise"
     assert "model.layers.*.self_attn.q_proj" not in plan
+
+
+def test_a_model_that_sees_has_the_plan_of_its_text_decoder(tmp_path: Path) -> None:
+    subject = Subject("gemma3", tmp_path)
+    folder, _ = subject.compressed("plain", 0.3)
+    plan = subject.load(folder).tp_plan
+    assert plan["model.language_model.layers.*.self_attn.q_proj.up"] == "colwise"
+    assert plan["model.language_model.layers.*.mlp.down_proj.down"] == "rowwise"
+    assert "model.language_model.layers.*.self_attn.q_proj" not in plan
+
+
+def test_no_plan_where_a_layer_keeps_what_others_do_not(tmp_path: Path) -> None:
+    subject = Subject("llama", tmp_path)
+    kept = subject.spec.matrices[1:]
+    subject.spec = subject.spec.model_copy(update={"matrices": kept})
+    folder, _ = subject.compressed("plain", 0.3)
+    assert subject.load(folder).tp_plan == {}
 
 
 def test_config_survives_a_save(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
