@@ -7,6 +7,7 @@ Loan, 8.6), n the smaller side. Attention's own products are left out: at 2,048 
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 from pipeline.plan.devices import Rates
@@ -156,12 +157,7 @@ def _calibrate(costs: Costs, layout: Layout, waves: list[list[LayerCost]], direc
 
 def _factorise(costs: Costs, layout: Layout) -> Work:
     """Every matrix gets a basis from its moments, on all workers at once, weights still loaded."""
-    found, rooted = [], set[str]()
-    for matrix in costs.spec.matrices:
-        shared = f"{matrix.layer}.{matrix.reads}"
-        found.append(basis_flops(costs.config.truncation, matrix, shared in rooted))
-        rooted.add(shared)
-    eigen, svd, products = summed(found)
+    eigen, svd, products = _basis_flops(costs)
     moments, bases = costs.moments_read, costs.kept_bases
     return Work(
         "factorise",
@@ -177,11 +173,30 @@ def _factorise(costs: Costs, layout: Layout) -> Work:
     )
 
 
+@lru_cache(maxsize=1)  # the same for every layout that is compared
+def _basis_flops(costs: Costs) -> tuple[float, float, float]:
+    found, rooted = [], set[str]()
+    for matrix in costs.spec.matrices:
+        shared = f"{matrix.layer}.{matrix.reads}"
+        found.append(basis_flops(costs.config.truncation, matrix, shared in rooted))
+        rooted.add(shared)
+    return summed(found)
+
+
 def _allocate(costs: Costs) -> Work:
     """One actor searches the ranks of all matrices, with float64 eigenvalues in memory."""
     spectra = 8 * sum(matrix.small for matrix in costs.spec.matrices)
     searched = spectra * _BISECTIONS * len(costs.config.ratio)
     return Work("allocate", 1, 1, 1, host=spectra + searched, read=spectra)
+
+
+@lru_cache(maxsize=1)  # the same for every layout that is compared
+def _factor_flops(costs: Costs) -> float:
+    return sum(
+        factor_flops(matrix, rank_at(matrix, 1 - ratio, costs.config.factors == "pivoted"))
+        for ratio in costs.config.ratio
+        for matrix in costs.spec.matrices
+    )
 
 
 def _truncate(costs: Costs, layout: Layout) -> Work:
@@ -190,11 +205,7 @@ def _truncate(costs: Costs, layout: Layout) -> Work:
     Bases that were not kept are computed again, each with its own root.
     """
     config, ratios = costs.config, costs.config.ratio
-    flops = sum(
-        factor_flops(matrix, rank_at(matrix, 1 - ratio, config.factors == "pivoted"))
-        for ratio in ratios
-        for matrix in costs.spec.matrices
-    )
+    flops = _factor_flops(costs)
     again = [] if config.cluster.keep_bases else costs.spec.matrices
     eigen, svd, products = summed(
         [basis_flops(config.truncation, matrix, rooted=False) for matrix in again]
