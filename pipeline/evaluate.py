@@ -6,6 +6,9 @@ from pathlib import Path
 from schemas.errors import CheckpointError
 from schemas.request.evaluation import EvaluationConfig
 from schemas.result.evaluation import EvaluationReport
+from schemas.run.context import fitted
+from workers.checkpoint.config_file import read_config
+from workers.checkpoint.family import context_of
 from workers.checkpoint.fetching import resolve
 from workers.checkpoint.names import CONFIG
 from workers.evaluation.perplexity import evaluate_checkpoint
@@ -39,6 +42,10 @@ def _folder(name: str, copies: contextlib.ExitStack) -> Path:
 
 
 def _evaluate(config: EvaluationConfig, names: list[str], folders: list[Path]) -> EvaluationReport:
+    for folder in folders:
+        config = fitted(
+            config, context_of(read_config(folder)), sequence_length="--sequence-length "
+        )
     tokenizers = [load_tokenizer(folder, config.trust_remote_code) for folder in folders]
     wanted = config.windows and config.windows * config.sequence_length
     tokens = shared_tokens(config.text, dict(zip(names, tokenizers, strict=True)), wanted)

@@ -213,7 +213,7 @@ class _Hub(Source):
 def _require_complete(folder: Path, weights: Url | None) -> None:
     """Raises CheckpointError if a file is missing or shorter than its header says."""
     try:
-        tensors_of(folder, weights or folder, dequantize=True)
+        tensors_of(folder, weights or folder)
         read_config(folder)
         require_tokenizer(folder)
     except OSError as error:  # it is changing

@@ -14,7 +14,7 @@ from schemas.request.config import RunConfig
 from schemas.run.context import within_context
 from schemas.run.plan import ClusterSpec, DiskUse, MatrixKind, Plan, RatioPlan, StageCost
 from schemas.run.ranks import require_ranks
-from schemas.run.targets import select
+from schemas.run.targets import budgets, select
 from workers.model.inspection import read_spec
 from workers.process.memory import free_bytes
 
@@ -92,7 +92,7 @@ def _describe(
         total_parameters=costs.parameters,
         targeted_parameters=spec.targeted,
         kinds=_kinds(spec),
-        ratios=tuple(_ratio_plan(spec, costs.parameters, ratio) for ratio in costs.config.ratio),
+        ratios=tuple(_ratio_plan(costs, ratio) for ratio in costs.config.ratio),
         memory=layout.memory,
         disk=costs.disk(layout.waves, layout.replicas),
         stages=table,
@@ -110,8 +110,11 @@ def _kinds(spec: ModelSpec) -> tuple[MatrixKind, ...]:
     )
 
 
-def _ratio_plan(spec: ModelSpec, total: int, ratio: float) -> RatioPlan:
-    stays = whole((1 - ratio) * spec.targeted)
-    return RatioPlan(
-        ratio=ratio, targeted_parameters=stays, total_parameters=total - spec.targeted + stays
+def _ratio_plan(costs: Costs, ratio: float) -> RatioPlan:
+    spec = costs.spec
+    stays = sum(
+        whole((1 - own) * sum(matrix.size for matrix in group))
+        for own, group in budgets(costs.config, spec.matrices, ratio)
     )
+    total = costs.parameters - spec.targeted + stays
+    return RatioPlan(ratio=ratio, targeted_parameters=stays, total_parameters=total)

@@ -70,7 +70,8 @@ def look(config: RunConfig) -> Checked:
         weights = url_of(config.model)
         if not weights and not Path(locate(config.model)).expanduser().exists():
             told = select(config, read_spec(config.model, config.revision, config.dequantize))
-            require_ranks(config, told)  # before it is fetched
+            _require_tested(config, told)  # before it is fetched
+            require_ranks(within_context(config, told), told)
         folder = resolve(config.model, config.revision, config.fetched)
         _check_outputs(config, weights or folder)
         spec = select(config, inspect(folder, weights, config.dequantize))

@@ -25,7 +25,7 @@ class TensorSpec(Schema):
 
     Its content begins at byte `offset` of the file; None if only config.json is known. `layer` is
     the decoder layer that it belongs to, if any. If the files hold it quantised, `parts` are its
-    values and its scales.
+    values and its scales, one for every `block` of rows and columns.
     """
 
     name: str
@@ -36,6 +36,7 @@ class TensorSpec(Schema):
     role: Role = "outside"
     layer: int | None = None
     parts: tuple["TensorSpec", ...] = ()
+    block: tuple[int, int] = (1, 1)
 
     @property
     def nbytes(self) -> int:
@@ -49,7 +50,7 @@ class MatrixSpec(Schema):
     `name` is relative to the base model: `layers.3.self_attn.q_proj`. Its `path` in the layer is
     self_attn.q_proj; `stored` is its name in the files, without the leaf. `reads` is equal for
     matrices of a layer that receive the same input. The files hold its transpose if `transposed`.
-    `share` is the fraction of the tokens that reach it: 1, except for an expert.
+    `share` is the fraction of the tokens that reach it.
     """
 
     name: str

@@ -7,6 +7,7 @@ from pydantic import Field, ValidatorFunctionWrapHandler, field_validator, model
 from schemas.base import Schema
 from schemas.location import Location, is_within
 from schemas.request.config import CompressionConfig, RunConfig
+from schemas.request.groups import TargetsConfig
 from schemas.request.settings import Flag
 
 Order = Literal["newest", "oldest"]
@@ -110,7 +111,14 @@ class NightlyConfig(CompressionConfig):
     def method_settings(self) -> dict[str, object]:
         """Settings that change a result, besides the checkpoint and the ratio."""
         own = {"truncation", "allocation", "factors", "seed", "on_failure"}
-        return self.model_dump(mode="json", include=own | {"calibration", "evaluation", "numerics"})
+        found = self.model_dump(
+            mode="json", include=own | {"calibration", "evaluation", "numerics"}
+        )
+        if self.targets != TargetsConfig():  # what was asked for before there was a choice
+            found["targets"] = self.targets.model_dump(mode="json")
+        if self.ratio_by:
+            found["ratio_by"] = list(self.ratio_by.items())  # the first that names a matrix counts
+        return found
 
 
 class CatalogRow(Schema):

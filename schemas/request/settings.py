@@ -47,8 +47,8 @@ class Setting(NamedTuple):
     @property
     def default(self) -> str:
         """The default as people write it; empty if there is none."""
-        value = self.field.default
-        if self.field.is_required() or value in (None, ()):
+        value = self.field.get_default(call_default_factory=True)
+        if self.field.is_required() or value in (None, (), {}):
             return ""
         return format_size(value) if AS_SIZE in self.field.metadata else str(value)
 

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from schemas.base import Schema
 from schemas.location import Location
-from schemas.request.groups import CalibrationConfig, NumericsConfig
+from schemas.request.groups import CalibrationConfig, NumericsConfig, TargetsConfig
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.output import MatrixResult
 from schemas.run.identity import Identities
@@ -40,9 +40,10 @@ class Manifest(Schema):
 class Compression(Schema):
     """compression.json: what was done, to which matrix, and what it cost.
 
-    `ratio` is the fraction of the targeted parameters asked to be removed, `keep` = 1 - ratio, and
-    `removed` the fraction actually removed. `nats` is the predicted increase of the mean token
-    loss. `given_up` are matrices that had to stay dense, each with its error.
+    `ratio` is the fraction of the targeted parameters asked to be removed (`ratio_by` has others
+    for some matrices), `keep` = 1 - ratio, and `removed` the fraction actually removed. `nats` is
+    the predicted increase of the mean token loss. `given_up` are matrices that had to stay dense,
+    each with its error.
     """
 
     model: str
@@ -58,6 +59,9 @@ class Compression(Schema):
     bytes_before: int
     bytes_after: int
     nats: float | None
+    ratio_by: dict[str, float] = Field(default_factory=dict)
+    targets: TargetsConfig = TargetsConfig()
+    dequantize: bool = False
     calibration: CalibrationConfig
     numerics: NumericsConfig
     seed: int

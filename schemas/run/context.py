@@ -14,36 +14,36 @@ S = TypeVar("S", bound=Schema)
 def within_context(config: C, spec: DecoderSpec) -> C:
     """Return the request with windows that fit the model: the default lengths are lowered.
 
-    Raises ConfigError if a length that was asked for is beyond it.
+    Raises ConfigError if another length than the default is beyond it.
     """
     return config.model_copy(
         update={
             "calibration": fitted(
                 config.calibration,
-                spec,
+                spec.context,
                 sequence_length="--sequence-length ",
                 gradient_length="--gradient-length ",
             ),
             "evaluation": fitted(
-                config.evaluation, spec, sequence_length="--set evaluation.sequence_length="
+                config.evaluation, spec.context, sequence_length="--set evaluation.sequence_length="
             ),
         }
     )
 
 
-def fitted(group: S, spec: DecoderSpec, **options: str) -> S:
-    """Do the same for a group of settings; `options` are how its lengths are set."""
-    if spec.context is None:
+def fitted(group: S, context: int | None, **options: str) -> S:
+    """Do the same for a group of settings; `options` say how its lengths are set."""
+    if context is None:
         return group
     update = {}
     for name, option in options.items():
         length: int = getattr(group, name)
-        if length <= spec.context:
+        if length <= context:
             continue
-        if name in group.model_fields_set:
+        if length != type(group).model_fields[name].default:
             raise ConfigError(
-                f"{option}{length} is beyond the {spec.context:,} tokens that the model was made "
-                f"for; use {option}{spec.context} or less"
+                f"{option}{length} is beyond the {context:,} tokens that the model was made "
+                f"for; use {option}{context} or less"
             )
-        update[name] = spec.context
+        update[name] = context
     return group.model_copy(update=update)

@@ -13,6 +13,7 @@ from workers.checkpoint.names import CONFIG
 from workers.checkpoint.strict_json import parse
 from workers.storage.places import url_of
 
+_CHOICES = ("attn_implementation", "experts_implementation")
 HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
 
 
@@ -72,4 +73,13 @@ def _read(path: Location) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not JSON ({error}); fetch the file again") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: not a JSON object; fetch the file again")
-    return config
+    return _without_choice(config)
+
+
+def _without_choice(config: dict[str, Any]) -> dict[str, Any]:
+    """Return it without what would choose the code that computes, which may come from the hub."""
+    return {
+        key: _without_choice(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if not key.endswith(_CHOICES)
+    }

@@ -42,11 +42,28 @@ def base_files(folder: Path, spec: ModelSpec) -> dict[str, str]:
     return sha256_of(folder, [CONFIG]) | dict(zip(files, versions, strict=True))
 
 
-def tensors_of(folder: Path, weights: Location, dequantize: bool = False) -> dict[str, TensorSpec]:
+def dense_tensors_of(
+    folder: Path, weights: Location, block: tuple[int, int] | None
+) -> dict[str, TensorSpec]:
     """Return every tensor by name, in the order of the files, which are in `weights`.
 
-    With `dequantize`, quantised tensors are the dense ones that they stand for. Raises
-    CheckpointError if files and index disagree, or if other weights are quantised.
+    With a `block`, quantised tensors are the dense ones that they stand for. Raises CheckpointError
+    if other weights are quantised, and as `tensors_of` does.
+    """
+    found = tensors_of(folder, weights)
+    found = dequantised(found, block) if block else found
+    for name, tensor in found.items():
+        if name.endswith(_QUANTISED) or tensor.dtype in QUANTISED:
+            raise CheckpointError(
+                f"{weights / tensor.file}: {name} is {tensor.dtype}; {QUANTISED_ADVICE}"
+            )
+    return found
+
+
+def tensors_of(folder: Path, weights: Location) -> dict[str, TensorSpec]:
+    """Return every tensor by name, as the files hold it.
+
+    Raises CheckpointError if files and index disagree.
     """
     require_contained(folder)
     listed = weight_map(folder / INDEX)
@@ -76,13 +93,7 @@ def tensors_of(folder: Path, weights: Location, dequantize: bool = False) -> dic
                 f"{folder / INDEX}: tensor {name} is not in {file}, which the index names for "
                 "it; fetch the whole checkpoint again"
             )
-    found = dequantised(tensors) if dequantize else tensors
-    for name, tensor in found.items():
-        if name.endswith(_QUANTISED) or tensor.dtype in QUANTISED:
-            raise CheckpointError(
-                f"{weights / tensor.file}: {name} is {tensor.dtype}; {QUANTISED_ADVICE}"
-            )
-    return found
+    return tensors
 
 
 def _is_computed(name: str) -> bool:

@@ -10,10 +10,11 @@ _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # the values of four bits; the
 _ROWS = 2**14  # that are worked on at a time
 
 
-def values(parts: Sequence[Tensor]) -> Tensor:
+def values(parts: Sequence[Tensor], block: tuple[int, int] = (1, 1)) -> Tensor:
     """Return the dense tensor, bfloat16, of quantised values and their scales.
 
-    FP8 values are (m, n) with scales (ceil(m / b), ceil(n / b)); MXFP4 ones are (..., m, groups,
+    FP8 values are (m, n) with a scale for every `block` of rows and columns, the last of which may
+    be cut short; MXFP4 ones are (..., m, groups,
     16) bytes with scales (..., m, groups), and give (..., 32 groups, m).
     """
     quantised, scales = parts
@@ -21,8 +22,7 @@ def values(parts: Sequence[Tensor]) -> Tensor:
         return _mxfp4(quantised, scales)
     wide = scales.float()
     for axis, size in enumerate(quantised.shape):
-        block = -(-size // scales.shape[axis])  # the last one may be cut short
-        wide = wide.repeat_interleave(block, axis).narrow(axis, 0, size)
+        wide = wide.repeat_interleave(block[axis], axis).narrow(axis, 0, size)
     return quantised.float().mul_(wide).to(torch.bfloat16)
 
 

@@ -26,9 +26,12 @@ _SIZE = re.compile(
     r"hidden_size|vocab_size|intermediate_size|head_dim|num_hidden_layers|num_\w*heads|"
     r"n_layers?|n_embd|n_heads?|n_inner|d_model"
 )
+_QUANTISATIONS = ("quantization_config", "compression_config")
+_BLOCK = (128, 128)
 _NEEDED = ("hidden_size", "vocab_size", "num_hidden_layers")
-_COUNTED = re.compile(r"\w*layers?|\w*experts\w*|\w*depth")  # of which a model is built one by one
-_MOST_COUNTED = 10_000
+# A model is built of these one by one; its layers are described one by one, too.
+_COUNTED = re.compile(r"\w*(layer|depth|block|stage|repeat)s?|\w*experts\w*|num_\w+_per_\w+")
+_MOST_COUNTED, _MOST_LAYERS = 10_000, 1_000
 _MOST_ELEMENTS = 2**31 - 1  # in one dimension
 
 Config = Mapping[str, Any]
@@ -110,9 +113,13 @@ def unquantised(config: Config, where: str, dequantize: bool = False) -> dict[st
 
     Raises CheckpointError if it says that they are, unless they are to be dequantised and can be.
     """
-    dense = dict(config)
-    for key in ("quantization_config", "compression_config"):
-        if (method := dense.pop(key, None)) is None:
+    dense = {
+        key: unquantised(value, where, dequantize) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in _QUANTISATIONS
+    }
+    for key in _QUANTISATIONS:
+        if (method := config.get(key)) is None:
             continue
         name = method.get("quant_method", key) if isinstance(method, dict) else key
         if name not in METHODS:
@@ -127,6 +134,23 @@ def unquantised(config: Config, where: str, dequantize: bool = False) -> dict[st
             )
         dense["dtype"] = "bfloat16"
     return dense
+
+
+def context_of(config: Config) -> int | None:
+    """Return the number of tokens that a model was made for, if config.json says so."""
+    text = config.get("text_config")
+    part = text if isinstance(text, dict) else config
+    found = (part.get(key) for key in ("max_position_embeddings", "n_positions"))
+    return next((value for value in found if type(value) is int and value > 1), None)
+
+
+def block_of(config: Config) -> tuple[int, int]:
+    """Return the rows and columns that share a scale in an FP8 checkpoint, 128 each by default."""
+    method = config.get(_QUANTISATIONS[0])
+    block = method.get("weight_block_size") if isinstance(method, dict) else None
+    if isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block):
+        return block[0], block[1]
+    return _BLOCK
 
 
 def require_base(config: Config, where: str) -> None:
@@ -169,6 +193,7 @@ def _require_sizes(config: Config, where: str) -> None:
             )
         counted = _COUNTED.fullmatch(key)
         most = _MOST_COUNTED if counted else _MOST_ELEMENTS
+        most = _MOST_LAYERS if counted and "expert" not in key else most
         if (counted or sized) and type(value) is int and value > most:
             raise CheckpointError(
                 f"{where}: {key} is {value:,}, {most:,} are the most; fetch the file again"
@@ -180,3 +205,5 @@ def _entries(config: Config) -> Iterator[tuple[str, Any]]:
         yield key, value
         if isinstance(value, dict):
             yield from _entries(value)
+        elif isinstance(value, list):
+            yield from ((f"{key}", item) for item in value if type(item) is int and item > 0)

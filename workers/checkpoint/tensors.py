@@ -26,7 +26,7 @@ class TensorReader:
         """Return one tensor, on the host, in its stored dtype; dequantised, if it is quantised."""
         spec = self._tensors[name]
         if spec.parts:
-            return values([self._read(part) for part in spec.parts])
+            return values([self._read(part) for part in spec.parts], spec.block)
         return self._read(spec)
 
     def _read(self, spec: TensorSpec) -> Tensor:

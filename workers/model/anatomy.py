@@ -110,6 +110,7 @@ class _Seen:
         """Watch a forward."""
         hooks = [module.register_forward_pre_hook(self._on_other) for module in self._others]
         for index, layer in enumerate(self._layers):
+            hooks.append(layer.register_forward_pre_hook(_from_here, with_kwargs=True))
             hooks.append(layer.register_forward_hook(self._on_layer(index)))
             for path, module in layer.named_modules():
                 if _is_plain(module):
@@ -125,11 +126,7 @@ class _Seen:
     ) -> tuple[tuple[tuple[Linear, ...], ...], tuple[bool, ...], frozenset[str]]:
         """Return the linears of every layer, whether it returns a tuple, and what is outside."""
         outputs = [self._outputs[index] for index in range(len(self._layers))]
-        linears, before = [], set[Any]()
-        for observed, output in zip(self._linears, outputs, strict=True):
-            readers = _readers(hidden_states(output), before)
-            linears.append(_linears(observed, readers))
-            before |= readers.keys()
+        linears = map(_linears, self._linears, map(hidden_states, outputs))
         tuples = tuple(isinstance(output, tuple) for output in outputs)
         return tuple(linears), tuples, frozenset(self._outside)
 
@@ -179,12 +176,19 @@ def _computes_a_product(kind: Any) -> bool:
     return isinstance(found, Tensor) and torch.equal(found, rows @ weight.T + bias)
 
 
-def _linears(observed: dict[str, _Observed], readers: dict[Any, list[Any]]) -> tuple[Linear, ...]:
+def _from_here(_module: nn.Module, given: Any, named: dict[str, Any]) -> tuple[Any, Any]:
+    """Begin the graph at each layer: that of a thousand layers is too deep to be freed."""
+    hidden, *others = given or (named.pop("hidden_states"),)
+    return (hidden.detach().requires_grad_(), *others), named
+
+
+def _linears(observed: dict[str, _Observed], output: Tensor) -> tuple[Linear, ...]:
     """Describe the linears of a layer through which gradients go, all if there are no gradients.
 
     Those of an indexer, which only says what to attend to, are left out.
     """
     first: dict[tuple[int, ...], str] = {}
+    readers = _readers(output)
     found = []
     for path, (module, given, product) in observed.items():
         node = product.grad_fn
@@ -218,9 +222,9 @@ _SUMS = frozenset(
 )
 
 
-def _readers(output: Tensor, before: set[Any]) -> dict[Any, list[Any]]:
-    """Return the nodes of the graph that lead to a result from those `before` it, and what reads
-    each of them; none if the forward was without gradients.
+def _readers(output: Tensor) -> dict[Any, list[Any]]:
+    """Return the nodes of the graph that lead to a result, and what reads each of them; none if the
+    forward was without gradients.
     """
     if output.grad_fn is None:
         return {}
@@ -229,7 +233,7 @@ def _readers(output: Tensor, before: set[Any]) -> dict[Any, list[Any]]:
     while waiting:
         reader = waiting.pop()
         for node, _ in reader.next_functions:
-            if node is not None and node not in before:
+            if node is not None:
                 waiting += [] if node in readers else [node]
                 readers.setdefault(node, []).append(reader)
     return readers

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from schemas.errors import CheckpointError
+from schemas.errors import CheckpointError, CompressorError
 from schemas.model.spec import DecoderSpec
+from workers.process.failures import short_of_memory
 
 _OTHER = 1  # token ids differ from others in this bit
 
@@ -48,6 +49,7 @@ class Carved:
         self.layers: tuple[nn.Module, ...] = tuple(self._list)
         self._embedding = model.get_input_embeddings()
         self._head = model.get_output_embeddings()
+        self._tail_is_checked = False
         self._recorded: tuple[torch.Size, list[Call]] | None = None
 
     def module(self, name: str) -> nn.Module:
@@ -84,13 +86,27 @@ class Carved:
         """Return logits (batch, tokens, vocabulary) from the hidden states after the last layer.
 
         Gradients go through it. `product` computes rows (..., hidden) times the output embedding
-        (vocabulary, hidden), transposed, in place of the head.
+        (vocabulary, hidden), transposed, in place of the head. Raises CheckpointError if the logits
+        depend on the text otherwise than through hidden states.
         """
+        if not self._tail_is_checked:
+            self._require_blind(hidden[:1, :2].detach())
+        return self._tail(hidden, self._any_tokens(hidden.shape[:2]), product)
+
+    @torch.no_grad()
+    def _require_blind(self, hidden: Tensor) -> None:
+        tokens = self._any_tokens(hidden.shape[:2])
+        logits = [self._tail(hidden, text, None) for text in (tokens, tokens ^ _OTHER)]
+        if not _same(*logits):
+            raise self._unfit("what follows the last layer depends on the text")
+        self._tail_is_checked = True
+
+    def _tail(self, hidden: Tensor, tokens: Tensor, product: "Product | None") -> Tensor:
         last = len(self.layers) - 1
         acts = {index: self._passing(index) for index in range(last)}
         acts[last] = lambda *_: self._as_layer(last, hidden)
         with self._standing_in(acts), self._with_head(product):
-            logits: Tensor = self._forward(self._any_tokens(hidden.shape[:2])).logits
+            logits: Tensor = self._forward(tokens).logits
         return logits
 
     def _any_tokens(self, shape: torch.Size) -> Tensor:
@@ -98,7 +114,14 @@ class Carved:
 
     @torch.no_grad()
     def _calls(self, tokens: Tensor) -> list[Call]:
-        found, again = self._record(tokens), self._record(tokens ^ _OTHER)
+        try:
+            found, again = self._record(tokens), self._record(tokens ^ _OTHER)
+        except (CompressorError, MemoryError):
+            raise
+        except Exception as error:  # a model may raise anything
+            if short_of_memory(error):
+                raise
+            raise self._unfit(f"{type(error).__name__}: {error}") from error
         for index, (call, other) in enumerate(zip(found, again, strict=True)):
             if name := _difference(call, other):
                 raise self._unfit(f"argument {name} of layer {index} depends on the text")
@@ -259,9 +282,9 @@ def _difference(call: Call, other: Call) -> str:
 
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.shape == other.shape and torch.equal(one, other)
+        return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
     if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
         return len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
-    return type(one) is type(other)
+    return type(one) is type(other) and (not isinstance(one, (int, float, str)) or one == other)

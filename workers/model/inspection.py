@@ -17,9 +17,17 @@ from schemas.errors import CheckpointError
 from schemas.location import Url
 from schemas.model.spec import DecoderSpec, MatrixSpec, ModelSpec, Role, TensorSpec
 from workers.checkpoint.config_file import config_of, read_config
-from workers.checkpoint.contents import QUANTISED_ADVICE, tensors_of
-from workers.checkpoint.family import LOW_RANK, Config, dtype_of, require_base, unquantised
+from workers.checkpoint.contents import QUANTISED_ADVICE, dense_tensors_of
+from workers.checkpoint.family import (
+    LOW_RANK,
+    Config,
+    block_of,
+    dtype_of,
+    require_base,
+    unquantised,
+)
 from workers.checkpoint.names import CONFIG
+from workers.checkpoint.tensors import TensorReader
 from workers.model.anatomy import Anatomy, Linear, describe
 from workers.model.reading import Places
 from workers.model.skeleton import skeleton
@@ -37,18 +45,23 @@ def inspect(folder: Path, weights: Url | None = None, dequantize: bool = False) 
     tensor that is not part of the model.
     """
     where = str(folder / CONFIG)
-    config = unquantised(read_config(folder), where, dequantize)
+    config = read_config(folder)
     require_base(config, where)
-    model = _Model(config, where)
-    decoder = _decoder(folder, weights, model, dequantize)
+    model = _Model(unquantised(config, where, dequantize), where)
+    decoder = _decoder(folder, weights, model, block_of(config) if dequantize else None)
     matrices = model.matrices(decoder.tensors)
     return ModelSpec(**dict(decoder), dtype=_dtype(folder, decoder, matrices), matrices=matrices)
 
 
 def inspect_decoder(folder: Path, weights: Url | None = None) -> DecoderSpec:
-    """Do the same for a base or a compressed checkpoint, without describing its matrices."""
+    """Do the same for a base or a compressed checkpoint, without describing its matrices.
+
+    Weights that are quantised are described as dequantised.
+    """
     where = str(folder / CONFIG)
-    return _decoder(folder, weights, _Model(unquantised(read_config(folder), where), where), False)
+    config = read_config(folder)
+    model = _Model(unquantised(config, where, dequantize=True), where)
+    return _decoder(folder, weights, model, block_of(config))
 
 
 def read_spec(model: str, revision: str | None, dequantize: bool = False) -> ModelSpec:
@@ -172,7 +185,7 @@ class _Model:
             layers=len(self._anatomy.linears),
             hidden_size=config.hidden_size,
             vocab_size=len(self.state[f"{self._head}.weight"]),
-            context=getattr(config, "max_position_embeddings", None),
+            context=self._context(getattr(config, "max_position_embeddings", None)),
             tied=bool(self.tied),
             path=self._anatomy.path,
             tuples=self._anatomy.tuples,
@@ -181,6 +194,14 @@ class _Model:
             tensors=tensors,
             weights=weights,
             low_rank=LOW_RANK in self._config,
+        )
+
+    def _context(self, value: object) -> int | None:
+        if value is None or (type(value) is int and value > 1):
+            return value
+        raise CheckpointError(
+            f"{self._where}: max_position_embeddings is {value!r}, not a whole number above 1; "
+            "fetch the file again"
         )
 
     def matrices(self, tensors: tuple[TensorSpec, ...]) -> tuple[MatrixSpec, ...]:
@@ -213,10 +234,26 @@ def _ends(linears: tuple[Linear, ...]) -> tuple[str, ...]:
     return tuple(linear.path for linear in linears if linear.ends)
 
 
-def _decoder(folder: Path, weights: Url | None, model: _Model, dequantize: bool) -> DecoderSpec:
-    tensors = model.placed(tensors_of(folder, weights or folder, dequantize).values())
+def _decoder(
+    folder: Path, weights: Url | None, model: _Model, block: tuple[int, int] | None
+) -> DecoderSpec:
+    tensors = model.placed(dense_tensors_of(folder, weights or folder, block).values())
     model.compare(folder, tensors)
-    return model.spec(tensors, weights)
+    spec = model.spec(tensors, weights)
+    _require_tied(folder, spec)
+    return spec
+
+
+def _require_tied(folder: Path, spec: DecoderSpec) -> None:
+    """Raises CheckpointError if config.json ties embedding and head, and the files do not."""
+    reader = TensorReader(folder, spec)
+    [table] = [tensor.name for tensor in spec.tensors if tensor.role == "embedding"]
+    for head in [tensor.name for tensor in spec.tensors if tensor.role == "tied"]:
+        if not torch.equal(reader.read(table), reader.read(head)):
+            raise CheckpointError(
+                f"{folder}: config.json ties {head} to {table}, and the files hold other values; "
+                "set tie_word_embeddings to false, or remove the tensor"
+            )
 
 
 def _dtype(folder: Path, decoder: DecoderSpec, matrices: tuple[MatrixSpec, ...]) -> str:

@@ -11,6 +11,9 @@ from runtime.modeling_lowrank import LowRankModel
 from schemas.errors import CheckpointError
 from workers.checkpoint.family import LOW_RANK, PREFIX, Config, family
 
+# What a forward may return beside logits, some of it from within the layers.
+_ASIDE = ("output_router_logits", "output_attentions", "output_hidden_states")
+
 
 def skeleton(config: Config, where: str, dtype: torch.dtype) -> PreTrainedModel:
     """Build the model of a config.json, named `where` in errors, on the meta device.
@@ -28,7 +31,11 @@ def skeleton(config: Config, where: str, dtype: torch.dtype) -> PreTrainedModel:
     try:
         settings: Any = config_class.from_dict(config_class._decode_special_floats(dict(config)))
         is_encoder_decoder = settings.is_encoder_decoder
-        settings.use_cache = False
+        for part in (settings, settings.get_text_config(decoder=True)):
+            part.use_cache, part.return_dict = False, True
+            for name in _ASIDE:
+                if hasattr(part, name):
+                    setattr(part, name, False)
         with torch.device("meta"):
             model: Any = model_class._from_config(settings, dtype=dtype)
     except Exception as error:  # transformers may raise anything on a value it does not expect

@@ -169,7 +169,10 @@ def test_a_config_that_is_no_strict_json_is_refused(folder: Path, text: bytes, w
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1,000,000,000, 10,000 are the most"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1,000,000,000, 1,000 are the most"),
+        ({"vision_config": {"depths": [100_000]}}, "depths is 100,000, 1,000 are the most"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings is 0"),
+        ({"text_config": {"quantization_config": {"quant_method": "fp8"}}}, "quantised (fp8)"),
         ({"num_hidden_layers": 3}, "no tensor model.layers.2."),
         ({"num_hidden_layers": 1}, "tensor model.layers.1."),
         ({"num_hidden_layers": True}, "num_hidden_layers is True"),

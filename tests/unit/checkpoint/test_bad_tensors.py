@@ -139,8 +139,16 @@ def test_a_tensor_that_is_no_part_of_the_model_is_refused(folder: Path, name: st
 def test_a_head_that_is_not_used_and_frequencies_are_no_error(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path, tie_word_embeddings=True)
     frequencies = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)}
-    with_tensors(folder, **frequencies, lm_head__weight=torch.zeros(384, 32))
+    table = load_file(folder / WEIGHTS)["model.embed_tokens.weight"]
+    with_tensors(folder, **frequencies, lm_head__weight=table.clone())
     assert inspect(folder).tied
+
+
+def test_a_head_that_config_json_ties_and_the_files_do_not_is_refused(tmp_path: Path) -> None:
+    """transformers would use both."""
+    folder = tiny_model(tmp_path, tie_word_embeddings=True)
+    with_tensors(folder, lm_head__weight=torch.zeros(384, 32))
+    assert "set tie_word_embeddings to false" in refusal(folder)
 
 
 @pytest.mark.parametrize(

@@ -30,15 +30,16 @@ def test_fp8_is_what_transformers_reads(shape: tuple[int, int]) -> None:
     scales = random(2, max(shape[0] // 128, 1), shape[1] // 128).abs()
     plain: Any = SimpleNamespace()
     expected = Fp8Dequantize._dequantize_one(plain, quantised, scales, torch.bfloat16)
-    assert torch.equal(values((quantised, scales)), expected)
+    block = shape[0] // len(scales), 128
+    assert torch.equal(values((quantised, scales), block), expected)
 
 
 def test_the_last_block_may_be_cut_short() -> None:
-    quantised, scales = torch.ones(160, 130).to(torch.float8_e4m3fn), random(2, 2, 2)
-    found = values((quantised, scales))
-    assert found.shape == (160, 130)
-    corners = found[[0, 0, 159, 159], [0, 129, 0, 129]]
-    assert torch.equal(corners, scales.flatten().to(torch.bfloat16))
+    """576 rows of DeepSeek's latent attention are four and a half blocks."""
+    quantised, scales = torch.ones(576, 130).to(torch.float8_e4m3fn), random(2, 5, 2)
+    found = values((quantised, scales), (128, 128))
+    wide = scales.repeat_interleave(128, 0).repeat_interleave(128, 1)
+    assert torch.equal(found, wide[:576, :130].to(torch.bfloat16))
 
 
 def test_mxfp4_is_what_transformers_reads() -> None:
@@ -74,8 +75,16 @@ def test_it_is_described_and_read_as_dense(folder: Path) -> None:
     assert not any("scale" in tensor.name for tensor in spec.tensors)
     stored = load_file(folder / "model.safetensors")
     name = f"{spec.matrices[0].stored}.weight"
-    expected = values((stored[name], stored[f"{name}_scale_inv"]))
+    expected = values((stored[name], stored[f"{name}_scale_inv"]), (16, 16))
     assert torch.equal(TensorReader(folder, spec).read(name), expected)
+
+
+def test_scales_of_another_block_are_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["weight_block_size"] = [32, 32]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"weight(_scale_inv)? is F.*quantised base"):
+        inspect(folder, dequantize=True)
 
 
 def test_values_without_their_scales_are_refused(folder: Path) -> None:

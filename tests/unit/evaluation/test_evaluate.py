@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from pipeline.cli.tables.evaluation import evaluation_table
 from pipeline.evaluate import evaluate
 from runtime.configuration_lowrank import guarded
-from schemas.errors import CheckpointError, TextError
+from schemas.errors import CheckpointError, ConfigError, TextError
 from schemas.request.evaluation import EvaluationConfig
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import FORMAT
@@ -158,8 +158,10 @@ def test_another_tokenizer_is_refused(
 
 
 def test_a_request_that_cannot_work_says_why(folders: tuple[Path, Path], text: Path) -> None:
-    with pytest.raises(TextError, match="less than one window of 5000"):
-        evaluate(request(folders, text, sequence_length=5000, windows=None))
+    with pytest.raises(TextError, match="less than one window of 4000"):
+        evaluate(request(folders, text, sequence_length=4000, windows=None))
+    with pytest.raises(ConfigError, match="5000 is beyond the 4,096 tokens"):
+        evaluate(request(folders, text, sequence_length=5000))
     with pytest.raises(CheckpointError, match="no such folder"):
         evaluate(request(folders, text, checkpoint="./nowhere"))
     with pytest.raises(TextError, match="not found"):

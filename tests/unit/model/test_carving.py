@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM
 
 from schemas.errors import CheckpointError
 from tests.kinds import TEXT_DEPENDENT, tiny_causal_model
+from workers.checkpoint.config_file import read_config
 from workers.model.anatomy import describe
 from workers.model.carving import layer_list
 from workers.model.inspection import inspect, planned
@@ -72,3 +73,46 @@ def test_the_products_that_are_only_added_are_found(kind: str, ends: set[str]) -
 
 def test_kinds_are_named_once() -> None:
     assert len(set(TESTED)) == len(TESTED) >= 50
+
+
+def test_a_thousand_layers_are_described() -> None:
+    config = json.loads(tiny_config("llama").to_json_string())
+    spec = planned(config | {"num_hidden_layers": 1000}, "config.json", "F32")
+    assert (spec.layers, len(spec.matrices)) == (1000, 7000)
+
+
+@pytest.mark.parametrize("extra", ["output_router_logits", "output_hidden_states", "return_dict"])
+def test_what_a_configuration_asks_for_beside_logits_is_not_computed(
+    extra: str, tmp_path: Path
+) -> None:
+    tiny_causal_model("mixtral").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {extra: extra != "return_dict"}))
+    carved = Decoder(tmp_path, inspect(tmp_path), torch.float32, CPU).part(range(3))
+    assert carved.tail(torch.zeros(2, 5, 32)).shape == (2, 5, 384)
+
+
+def test_what_follows_the_layers_must_not_read_the_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_causal_model("llama").save_pretrained(tmp_path)
+    carved = Decoder(tmp_path, inspect(tmp_path), torch.float32, CPU).part(range(3))
+    forward = LlamaForCausalLM.forward
+
+    def reading(self: Any, input_ids: torch.Tensor, **named: Any) -> Any:
+        output = forward(self, input_ids=input_ids, **named)
+        output.logits = output.logits + input_ids[..., None]
+        return output
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", reading)
+    with pytest.raises(CheckpointError, match="what follows the last layer depends on the text"):
+        carved.tail(torch.zeros(1, 4, 32))
+
+
+def test_config_json_does_not_choose_the_code_that_computes(tmp_path: Path) -> None:
+    tiny_causal_model("llama").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"attn_implementation": "somebody/kernels"}))
+    assert inspect(tmp_path).layers == 3
+    assert "attn_implementation" not in read_config(tmp_path)

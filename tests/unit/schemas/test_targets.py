@@ -9,6 +9,7 @@ import pytest
 from schemas.errors import ConfigError
 from schemas.model.spec import ModelSpec
 from schemas.request.config import CompressionConfig
+from schemas.request.nightly import NightlyConfig
 from schemas.run.context import within_context
 from schemas.run.targets import budgets, matches, select
 from workers.model.inspection import planned
@@ -107,3 +108,14 @@ def test_windows_fit_the_model(spec: ModelSpec) -> None:
         within_context(asked(calibration={"gradient_length": 65}), spec)
     unbounded = spec.model_copy(update={"context": None})
     assert within_context(asked(), unbounded) == asked()
+
+
+def test_a_night_with_other_targets_is_another_method() -> None:
+    def settings(**fields: Any) -> dict[str, object]:
+        asked = {"watch": "/runs/training", "output": "/out", "ratio": 0.2, **fields}
+        return NightlyConfig.model_validate(asked).method_settings
+
+    some = settings(targets={"only": "mlp.*"})
+    one = settings(ratio_by={"mlp.*": 0.5, "down_proj": 0.1})
+    other = settings(ratio_by={"down_proj": 0.1, "mlp.*": 0.5})  # the first that names it counts
+    assert len({repr(each) for each in (settings(), some, one, other)}) == 4
