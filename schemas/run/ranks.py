@@ -10,7 +10,7 @@ from schemas.run.targets import budgets
 def require_ranks(config: RunConfig, spec: ModelSpec) -> None:
     """Raises ConfigError if a ratio is so high that the rank of some matrix would be zero.
 
-    With loss-aware allocation matrices of one ratio share a budget; with other methods each has its own.
+    With loss-aware allocation the matrices of one ratio share a budget; else each has its own.
     """
     for asked in config.ratio:
         for ratio, matrices in budgets(config, spec.matrices, asked):
