@@ -167,7 +167,10 @@ def dtype_of(config: Config, where: str) -> str:
 
     Raises CheckpointError if it is none that is read.
     """
-    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+    text = config.get("text_config")
+    parts = [config, text] if isinstance(text, dict) else [config]
+    named = (part.get(key) for part in parts for key in ("dtype", "torch_dtype"))
+    dtype = next(filter(None, named), "float32")
     if not isinstance(dtype, str) or dtype not in STORED:
         raise CheckpointError(
             f"{where}: dtype {dtype!r} is none of {', '.join(STORED)}; convert the checkpoint to "

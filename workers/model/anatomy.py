@@ -97,6 +97,7 @@ class _Seen:
             module: name for name, module in model.named_modules() if not _is_below(name, path)
         }
         self._linears: list[dict[str, _Observed]] = [{} for _ in layers]
+        self._repeated: set[tuple[int, str]] = set()  # called more than once: not one product
         self._outputs: dict[int, Any] = {}
         self._outside: set[str] = set()
 
@@ -126,6 +127,8 @@ class _Seen:
     ) -> tuple[tuple[tuple[Linear, ...], ...], tuple[bool, ...], frozenset[str]]:
         """Return the linears of every layer, whether it returns a tuple, and what is outside."""
         outputs = [self._outputs[index] for index in range(len(self._layers))]
+        for index, path in self._repeated:
+            del self._linears[index][path]
         linears = map(_linears, self._linears, map(hidden_states, outputs))
         tuples = tuple(isinstance(output, tuple) for output in outputs)
         return tuple(linears), tuples, frozenset(self._outside)
@@ -141,7 +144,9 @@ class _Seen:
 
     def _on_linear(self, index: int, path: str) -> Callable[..., None]:
         def hook(module: nn.Module, given: tuple[Tensor, ...], product: Tensor) -> None:
-            self._linears[index].setdefault(path, _Observed(module, given[0], product))
+            if path in self._linears[index]:
+                self._repeated.add((index, path))
+            self._linears[index][path] = _Observed(module, given[0], product)
 
         return hook
 

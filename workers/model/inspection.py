@@ -49,7 +49,7 @@ def inspect(folder: Path, weights: Url | None = None, dequantize: bool = False) 
     require_base(config, where)
     model = _Model(unquantised(config, where, dequantize), where)
     decoder = _decoder(folder, weights, model, block_of(config) if dequantize else None)
-    matrices = model.matrices(decoder.tensors)
+    matrices = model.matrices()
     return ModelSpec(**dict(decoder), dtype=_dtype(folder, decoder, matrices), matrices=matrices)
 
 
@@ -86,7 +86,7 @@ def _planned(content: str, where: str, dtype: str) -> ModelSpec:
         if name not in model.tied
     )
     decoder = model.spec(tensors, None)
-    return ModelSpec(**dict(decoder), dtype=dtype, matrices=model.matrices(tensors))
+    return ModelSpec(**dict(decoder), dtype=dtype, matrices=model.matrices())
 
 
 class _Part(NamedTuple):
@@ -204,7 +204,7 @@ class _Model:
             "fetch the file again"
         )
 
-    def matrices(self, tensors: tuple[TensorSpec, ...]) -> tuple[MatrixSpec, ...]:
+    def matrices(self) -> tuple[MatrixSpec, ...]:
         """Return every linear of every layer whose weight the files hold as it is."""
         stored = {part.place: name for name, part in self._parts.items() if not part.converted}
         base = f"{self.model.base_model_prefix}."
@@ -261,6 +261,8 @@ def _dtype(folder: Path, decoder: DecoderSpec, matrices: tuple[MatrixSpec, ...])
     found = {tensor.name: tensor for tensor in decoder.tensors}
     names = [f"{matrix.stored}.{leaf}" for matrix in matrices for leaf in ("weight", "bias")]
     stored = {found[name].dtype: name for name in names if name in found}
+    if not stored:
+        raise CheckpointError(f"{folder}: no layer has a matrix that can be cut")
     if len(stored) > 1:
         examples = ", ".join(f"{name} in {dtype}" for dtype, name in sorted(stored.items()))
         raise CheckpointError(

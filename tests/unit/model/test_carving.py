@@ -116,3 +116,22 @@ def test_config_json_does_not_choose_the_code_that_computes(tmp_path: Path) -> N
     path.write_text(json.dumps(config | {"attn_implementation": "somebody/kernels"}))
     assert inspect(tmp_path).layers == 3
     assert "attn_implementation" not in read_config(tmp_path)
+
+
+def test_a_linear_that_a_layer_calls_twice_is_left_as_it_is() -> None:
+    """It has no one input whose moment could be taken."""
+    config: Any = tiny_config("llama")
+    with torch.device("meta"):
+        made: Any = LlamaForCausalLM(config)
+        model = made.to(torch.bfloat16).eval()
+    attention = model.model.layers[1].self_attn
+    again = attention.forward
+
+    def twice(*args: Any, **named: Any) -> Any:
+        output, *others = again(*args, **named)
+        return attention.o_proj(output), *others
+
+    attention.forward = twice
+    found = describe(model).linears
+    assert "self_attn.o_proj" in [linear.path for linear in found[0]]
+    assert "self_attn.o_proj" not in [linear.path for linear in found[1]]
