@@ -12,8 +12,9 @@ import ray
 from pipeline.compress import compress
 from schemas.request.config import RunConfig
 from schemas.result.manifest import OutputResult
+from tests.integration.rays import small_ray
 from tests.integration.support import ask
-from tests.integration.warm import server, warm_workers
+from tests.integration.warm import server
 from tests.models import tiny_model
 from tests.prose import prose
 
@@ -44,7 +45,7 @@ def warm(endpoint: Endpoint) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def local_ray(warm: None) -> Iterator[None]:
     """A Ray of three CPUs in this process, with warm workers; `compress` uses it as it is."""
-    with warm_workers():
+    with small_ray():
         ray.init(
             address="local",
             num_cpus=3,

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.integration.support import until
+from tests.integration.support import ROOT, until
+from tests.integration.warm import SOCKET, Forked, asked
 
 # Agents of Ray, with and without the name they give themselves: they outlive a driver that is
 # killed, or that ends while Ray starts, by about a minute.
@@ -36,13 +37,14 @@ class Process(NamedTuple):
 
 
 def descendants(pid: int) -> list[Process]:
-    """Children of a process, their children, and so on."""
+    """Children of a process, their children, and so on; a forked one is of the one that asked."""
+    forked = asked()
     found: dict[int, tuple[int, Process]] = {}
     for path in Path("/proc").glob("[0-9]*"):
         number = int(path.name)
         if stat := _stat(number):
             name = stat[3]
-            found[number] = (stat[1], Process(number, stat[2], name))
+            found[number] = (forked.get(number, stat[1]), Process(number, stat[2], name))
     family = {pid}
     while more := {n for n, (parent, _) in found.items() if parent in family} - family:
         family |= more
@@ -59,36 +61,77 @@ def _stat(pid: int) -> tuple[str, int, int, str] | None:
     return fields[0], int(fields[1]), int(fields[19]), command
 
 
+class Stream:
+    """What is written to a pipe, as it comes."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        end, self.pipe = os.pipe()
+        self._reader = threading.Thread(target=self._read, args=(end,))
+        self._reader.start()
+
+    @property
+    def text(self) -> str:
+        """All of it so far."""
+        return "".join(self._lines)
+
+    def join(self) -> None:
+        """Wait until nobody can write any more."""
+        self._reader.join()
+
+    def _read(self, end: int) -> None:
+        with open(end) as stream:
+            for line in stream:
+                self._lines.append(line)
+
+
 class Command:
-    """`python -m pipeline ARGUMENTS`, its lines on standard error as they come.
+    """`python -m pipeline ARGUMENTS`, its lines as they come.
 
     `environment` adds to that of this process; `program` may stand in the place of `-m pipeline`.
+    It is forked from the server of warm processes, where there is one, unless it is to start
+    `cold`, as for a user.
     """
 
     def __init__(
         self,
-        arguments: list[str],
+        arguments: Sequence[str],
         folder: Path,
         environment: Mapping[str, str] | None = None,
         program: Sequence[str] = ("-m", "pipeline"),
+        cold: bool = False,
     ) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, *program, *arguments],
-            cwd=folder,
-            env={**os.environ, **(environment or {})},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._lines: list[str] = []
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
+        words, whole = [*program, *arguments], {**os.environ, **(environment or {})}
+        self._output, self._errors = Stream(), Stream()
+        self._process: Forked | subprocess.Popen[bytes]
+        output, errors = self._output.pipe, self._errors.pipe
+        with (
+            Path(os.devnull).open("rb") as nothing,
+            os.fdopen(output, "wb"),
+            os.fdopen(errors, "wb"),
+        ):
+            if cold or SOCKET not in whole:
+                self._process = subprocess.Popen(
+                    [sys.executable, *words],
+                    cwd=folder,
+                    env=whole,
+                    stdin=nothing,
+                    stdout=output,
+                    stderr=errors,
+                )
+            else:
+                self._process = Forked(words, whole, folder, (nothing.fileno(), output, errors))
         self.family: set[Process] = set()
 
     @property
     def log(self) -> str:
         """Standard error so far."""
-        return "".join(self._lines)
+        return self._errors.text
+
+    @property
+    def printed(self) -> str:
+        """Standard output so far."""
+        return self._output.text
 
     @property
     def code(self) -> int | None:
@@ -120,7 +163,8 @@ class Command:
     def wait(self, seconds: float | None = None) -> int:
         """Its exit code; then all lines are read. Raises TimeoutExpired after `seconds`, if any."""
         code = self._process.wait(seconds)
-        self._reader.join()
+        self._output.join()
+        self._errors.join()
         return code
 
     def close(self) -> None:
@@ -138,11 +182,17 @@ class Command:
             for process in self.family
         )
 
-    def _read(self) -> None:
-        assert self._process.stderr is not None
-        with self._process.stderr as stream:
-            for line in stream:
-                self._lines.append(line)
+
+def run(
+    arguments: Sequence[str], program: Sequence[str] = ("-m", "pipeline"), folder: Path = ROOT
+) -> Command:
+    """A command that has ended."""
+    command = Command(arguments, folder, program=program)
+    try:
+        command.wait()
+    finally:
+        command.close()
+    return command
 
 
-__all__ = ["AGENTS", "Command", "Process", "descendants", "until"]
+__all__ = ["AGENTS", "Command", "Process", "descendants", "run", "until"]

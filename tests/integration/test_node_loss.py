@@ -9,6 +9,7 @@ from ray.cluster_utils import Cluster
 
 from tests.integration.conftest import Reference
 from tests.integration.processes import Command, until
+from tests.integration.rays import small_ray
 from tests.integration.support import KINDS, ROOT, flags, item_attempts, weight_sums
 from tests.items import local
 
@@ -18,18 +19,18 @@ SOON = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
+def cluster(warm: None) -> Iterator[Cluster]:
     """A head without CPUs."""
-    found = Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": 0,
-            "object_store_memory": STORE_BYTES,
-            "_system_config": SOON,
-        },
-    )
-    yield found
-    found.shutdown()  # type: ignore[no-untyped-call]
+    head = {
+        "num_cpus": 0,
+        "include_dashboard": False,
+        "object_store_memory": STORE_BYTES,
+        "_system_config": SOON,
+    }
+    with small_ray():
+        found = Cluster(initialize_head=True, head_node_args=head)
+        yield found
+        found.shutdown()  # type: ignore[no-untyped-call]
 
 
 def test_a_run_outlives_its_nodes(cluster: Cluster, reference: Reference, tmp_path: Path) -> None:

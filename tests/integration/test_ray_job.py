@@ -15,6 +15,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from pipeline.compress import compress
 from schemas.request.config import RunConfig
 from tests.integration.conftest import Reference
+from tests.integration.rays import small_ray
 from tests.integration.support import (
     KINDS,
     ask,
@@ -62,21 +63,21 @@ class Jobs(NamedTuple):
 def jobs(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
     """A head without CPUs, and two nodes with a GPU each."""
     port, agent = free_port(), free_port()
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": 0,
-            "include_dashboard": True,
-            "dashboard_host": "127.0.0.1",
-            "dashboard_port": port,
-            "dashboard_agent_listen_port": agent,  # the default is that of the tests' own Ray
-            "object_store_memory": 100 * 1024**2,
-        },
-    )
-    for _ in range(2):
-        cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=100 * 1024**2)
-    yield Jobs(f"http://127.0.0.1:{port}", copy_packages(tmp_path_factory.mktemp("bare") / "bare"))
-    cluster.shutdown()  # type: ignore[no-untyped-call]
+    head = {
+        "num_cpus": 0,
+        "include_dashboard": True,
+        "dashboard_host": "127.0.0.1",
+        "dashboard_port": port,
+        "dashboard_agent_listen_port": agent,  # the default is that of the tests' own Ray
+        "object_store_memory": 100 * 1024**2,
+    }
+    bare = copy_packages(tmp_path_factory.mktemp("bare") / "bare")
+    with small_ray():
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=100 * 1024**2)
+        yield Jobs(f"http://127.0.0.1:{port}", bare)
+        cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 def test_a_submitted_job_compresses_on_every_gpu(jobs: Jobs, text: Path, tmp_path: Path) -> None:

@@ -22,27 +22,21 @@ def config(reference: Reference, tmp_path: Path) -> RunConfig:
 
 
 @pytest.fixture
-def start(config: RunConfig) -> Iterator[Callable[[], Command]]:
-    """Starts the command; whatever is left of it is ended with the test.
-
-    SIGINT is set to its default for it: where the tests run in the background it is ignored, and
-    a child would inherit that.
-    """
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def start(config: RunConfig) -> Iterator[Callable[..., Command]]:
+    """Starts the command, cold or not; whatever is left of it is ended with the test."""
     started: list[Command] = []
 
-    def begin() -> Command:
-        started.append(Command(flags(config), ROOT))
+    def begin(cold: bool = False) -> Command:
+        started.append(Command(flags(config), ROOT, cold=cold))
         return started[-1]
 
     yield begin
     for command in started:
         command.close()
-    signal.signal(signal.SIGINT, before)
 
 
 def test_a_run_stopped_in_every_stage_ends_with_the_same_bytes(
-    config: RunConfig, reference: Reference, start: Callable[[], Command]
+    config: RunConfig, reference: Reference, start: Callable[..., Command]
 ) -> None:
     run_dir = local(config.run_folder)
     seen: dict[str, str] = {}
@@ -78,7 +72,7 @@ def test_a_run_stopped_in_every_stage_ends_with_the_same_bytes(
     assert stop("factorise", items("bases"), do_without_worker) == 130
     assert stop("verify", lambda c: c.said("assemble: "), lose_host) == -signal.SIGKILL
     assert not local(config.output).exists()
-    last = start()
+    last = start(cold=True)
     assert last.wait() == 0, last.log
     assert weight_sums(local(config.output)) == weight_sums(local(reference.output.path))
     now = item_attempts(run_dir, *KINDS)

@@ -1,11 +1,12 @@
 """Processes that are forked from one that has imported torch and transformers already.
 
-Importing them takes four seconds, and the tests start some hundred workers and checks of a load.
-The Ray of the tests' own process, and `verify` in its workers, start this file instead. It hands
-its arguments, environment, folder and output to a server, whose fork runs the program that was
-meant, and waits for its end. Such a program finds this project among its modules, where a load
-check should have none of it, and runs no exit handlers. Commands that the tests start, and the unit
-tests of `verify`, know nothing of it.
+Importing them takes four seconds, and the tests start some hundred drivers, workers and checks of
+a load. A server forks for every one of them. `Forked` asks it for a program and knows its process.
+Whoever can only name an interpreter (a Ray for its workers, `verify` for its load check) starts
+this file instead, which asks with its own arguments, environment, folder and streams, and waits for
+the end. Such a program finds this project among its modules, where a load check should have none of
+it, and runs no exit handlers. The unit tests of `verify`, and commands that a test starts cold,
+know nothing of it.
 
 Run as `python -m tests.integration.warm`, it is the server.
 """
@@ -18,23 +19,31 @@ import runpy
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-_SOCKET = "WARM_SOCKET"
-# Ray is not among them: it reads the settings of a worker when it is imported.
-_IMPORTS = ("workers.compressor", "workers.evaluation.scoring", "workers.checkpoint.verify")
+SOCKET = "WARM_SOCKET"
+# Ray is not among them: it reads the job of a worker from the environment when it is imported.
+_IMPORTS = (
+    "pipeline.cli.app",
+    "workers.compressor",
+    "workers.evaluation.scoring",
+    "workers.checkpoint.verify",
+)
 _CONTEXT = "--serialized-runtime-env-context="
+_NUMBER = struct.Struct("i")
+_PEER = struct.Struct("3i")  # process, user and group at the other end of a socket
 
 
 @contextlib.contextmanager
 def server(folder: Path) -> Iterator[None]:
     """A server that is ready, with its socket in a folder whose path is short."""
-    os.environ[_SOCKET] = str(folder / "warm")
+    os.environ[SOCKET] = str(folder / "warm")
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.integration.warm"],
         stdin=subprocess.PIPE,
@@ -46,7 +55,7 @@ def server(folder: Path) -> Iterator[None]:
         assert process.stdout.readline() == b"listening\n"
         yield
     finally:
-        del os.environ[_SOCKET]
+        del os.environ[SOCKET]
         process.kill()
         process.wait()
         for pipe in (process.stdin, process.stdout):
@@ -54,21 +63,61 @@ def server(folder: Path) -> Iterator[None]:
             pipe.close()
 
 
-@contextlib.contextmanager
-def warm_workers() -> Iterator[None]:
-    """A Ray that is started meanwhile has such workers for as long as it lives."""
-    from ray._private.parameter import RayParams
+class Forked:
+    """A program that the server runs: a file, or `-m` and a module, and its arguments.
 
-    ordinary = RayParams.__init__
+    It has what the tests need of `subprocess.Popen`; `streams` are its input, output and errors.
+    """
 
-    def with_warm_workers(self: Any, *args: Any, **kwargs: Any) -> None:
-        ordinary(self, *args, **{"setup_worker_path": __file__, **kwargs})
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        folder: Path,
+        streams: Sequence[int],
+    ) -> None:
+        request = {"arguments": arguments, "environment": dict(environment), "folder": str(folder)}
+        content = json.dumps(request).encode()
+        self._connection = socket.socket(socket.AF_UNIX)
+        self._connection.connect(environment[SOCKET])
+        socket.send_fds(self._connection, [b"%8d" % len(content)], streams)
+        self._connection.sendall(content)
+        self.pid = self._receive()
+        self.returncode: int | None = None
 
-    RayParams.__init__ = with_warm_workers  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        RayParams.__init__ = ordinary  # type: ignore[method-assign]
+    def poll(self) -> int | None:
+        """Its exit code, less than zero after a signal; None while it runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code at its end. Raises TimeoutExpired after `timeout` seconds, if any."""
+        if self.returncode is None:
+            if not select.select([self._connection], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("a forked program", timeout or 0)
+            with self._connection:
+                self.returncode = self._receive()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """A signal, if it still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def _receive(self) -> int:
+        """A number from the server, 1 if that has ended."""
+        found = self._connection.recv(_NUMBER.size, socket.MSG_WAITALL)
+        return int(_NUMBER.unpack(found)[0]) if found else 1
+
+
+def asked() -> dict[int, int]:
+    """Which process asked for each one that was forked and still runs."""
+    if SOCKET not in os.environ:
+        return {}
+    name = Path(os.environ[SOCKET])
+    notes = (path.name.split("-") for path in name.parent.glob(f"{name.name}-*"))
+    return {int(process): int(who) for _, process, who in notes}
 
 
 class Server:
@@ -79,7 +128,7 @@ class Server:
 
     def __init__(self, listening: socket.socket) -> None:
         self._listening = listening
-        self._asking: dict[int, socket.socket] = {}  # by the process that was forked for it
+        self._asking: dict[int, tuple[socket.socket, Path]] = {}  # by the forked process
         self._ended, self._ends = socket.socketpair()
         self._ends.setblocking(False)
         signal.set_wakeup_fd(self._ends.fileno())
@@ -88,7 +137,8 @@ class Server:
     def serve(self) -> NoReturn:
         """Wait for requests and ends."""
         while True:
-            waiting = [sys.stdin, self._listening, self._ended, *self._asking.values()]
+            connections = [connection for connection, _ in self._asking.values()]
+            waiting = [sys.stdin, self._listening, self._ended, *connections]
             ready, _, _ = select.select(waiting, [], [])
             if sys.stdin in ready:
                 sys.exit()
@@ -97,86 +147,102 @@ class Server:
                 self._reap()
             if self._listening in ready:
                 self._fork()
-            for process, connection in self._asking.items():
+            for process, (connection, _) in self._asking.items():
                 if connection in ready:  # it was killed: it has nothing else to say
                     os.kill(process, signal.SIGKILL)
 
     def _fork(self) -> None:
         connection, _ = self._listening.accept()
-        size, outputs, _, _ = socket.recv_fds(connection, 8, maxfds=2)
+        size, streams, _, _ = socket.recv_fds(connection, 8, maxfds=3)
         try:
             request = json.loads(connection.recv(int(size), socket.MSG_WAITALL))
         except ValueError:  # who asked has ended meanwhile
             connection.close()
             return
+        peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
         if process := os.fork():
-            self._asking[process] = connection
+            note = Path(f"{os.environ[SOCKET]}-{process}-{_PEER.unpack(peer)[0]}")
+            note.touch()
+            self._asking[process] = connection, note
+            _tell(connection, process)
         else:
             mine = (self._listening, connection, self._ended, self._ends)
-            for one in (*mine, *self._asking.values()):
+            for one in (*mine, *(other for other, _ in self._asking.values())):
                 one.close()
-            become(outputs, **request)
-        for output in outputs:
-            os.close(output)
+            become(streams, **request)
+        for stream in streams:
+            os.close(stream)
 
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
-                connection = self._asking.pop(found[0])
-                with contextlib.suppress(BrokenPipeError):
-                    connection.send(bytes([os.waitstatus_to_exitcode(found[1]) % 256]))
+                connection, note = self._asking.pop(found[0])
+                note.unlink()
+                _tell(connection, os.waitstatus_to_exitcode(found[1]))
                 connection.close()
 
 
+def _tell(connection: socket.socket, number: int) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        connection.send(_NUMBER.pack(number))
+
+
 def become(
-    outputs: list[int], arguments: list[str], environment: dict[str, str], folder: str
+    streams: list[int], arguments: list[str], environment: dict[str, str], folder: str
 ) -> NoReturn:
     """Run a program in this process."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for output, standard in zip(outputs, (1, 2), strict=True):
-        os.dup2(output, standard)
-        os.close(output)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream, standard in zip(streams, (0, 1, 2), strict=True):
+        os.dup2(stream, standard)
+        os.close(stream)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = arguments
     code = 1
     try:
-        runpy.run_path(arguments[0], run_name="__main__")
+        _run(arguments)
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except Exception:  # noqa: BLE001 (as an interpreter does)
+    except BaseException:  # noqa: BLE001 (as an interpreter does)
         traceback.print_exc()
     finally:
         sys.stdout.flush()
         os._exit(code)
 
 
+def _run(arguments: list[str]) -> None:
+    if arguments[0] != "-m":
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
+        return
+    from tests.integration.rays import small_ray
+
+    sys.argv, path = arguments[1:], list(sys.path)
+    with small_ray():
+        sys.path[:] = path  # without what Ray adds when it is imported
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+
+
 def ask(arguments: list[str]) -> int:
-    """Have a program run, and return its exit code; -9 % 256 if it is killed."""
+    """Have a program run, and return its exit code."""
     contexts = [json.loads(one.removeprefix(_CONTEXT)) for one in arguments if _CONTEXT in one]
     for context in contexts:  # Ray's, of a worker
         os.environ.update(context["env_vars"])
     program = [one for one in arguments if not one.startswith((_CONTEXT, "--language="))]
-    request = {"arguments": program, "environment": dict(os.environ), "folder": str(Path.cwd())}
-    content = json.dumps(request).encode()
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(os.environ[_SOCKET])
-        socket.send_fds(connection, [b"%8d" % len(content)], [1, 2])
-        connection.sendall(content)
-        return (connection.recv(1) or b"\1")[0]
+    return Forked(program, os.environ, Path.cwd(), (0, 1, 2)).wait()
 
 
 def main() -> None:
     """Serve, or ask for the program that the arguments name."""
     if sys.argv[1:]:
-        sys.exit(ask(sys.argv[1:]))
+        sys.exit(ask(sys.argv[1:]) % 256)
     modules = [importlib.import_module(name) for name in _IMPORTS]
-    modules[-1].__dict__["INTERPRETER"] = (sys.executable, __file__)  # for the workers
+    modules[-1].__dict__["INTERPRETER"] = (sys.executable, __file__)  # for drivers and workers
     with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(os.environ[_SOCKET])
+        listening.bind(os.environ[SOCKET])
         listening.listen()
         print("listening", flush=True)
         Server(listening).serve()

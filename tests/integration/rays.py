@@ -1,0 +1,33 @@
+"""Rays of the tests: workers that start warm, and no process that no test needs."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import patch
+
+from tests.integration import warm
+
+# What Ray starts on every head for autoscaling and for lines of workers on a driver's terminal.
+_WITHOUT = {"no_monitor": True, "include_log_monitor": False}
+
+
+@contextlib.contextmanager
+def small_ray() -> Iterator[None]:
+    """A Ray that this process starts meanwhile is small, and its workers are forked."""
+    from ray._private import services
+    from ray._private.parameter import RayParams
+
+    ordinary, dashboard = RayParams.__init__, services.start_api_server
+    defaults = _WITHOUT | {"setup_worker_path": warm.__file__}
+
+    def parameters(self: Any, *args: Any, **given: Any) -> None:
+        ordinary(self, *args, **(defaults | given))
+
+    def only_if_asked(wanted: bool | None, *args: Any, **given: Any) -> Any:
+        return dashboard(wanted, *args, **given) if wanted else (None, None)
+
+    with (
+        patch.object(RayParams, "__init__", parameters),
+        patch.object(services, "start_api_server", only_if_asked),
+    ):
+        yield
