@@ -11,6 +11,7 @@ import pytest
 import ray
 
 from schemas.result.evaluation import EvaluationReport
+from tests.integration import processes
 from tests.integration.conftest import Reference
 from tests.integration.support import (
     KINDS,
@@ -27,14 +28,20 @@ from tests.models import tiny_model
 from workers.storage.files import file_sha256
 from workers.storage.store import Store
 
-PYTHON = (sys.executable, "-m", "pipeline")
 SVDLLM = (str(Path(sys.executable).with_name("svdllm")),)
+PYTHON = (sys.executable, "-m", "pipeline")
 
 
-def run(
+def run(*arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command."""
+    command = processes.run([*map(str, arguments)])
+    return command.code or 0, command.printed, command.log
+
+
+def run_cold(
     *arguments: object, command: tuple[str, ...] = PYTHON, folder: Path = ROOT
 ) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of a command line."""
+    """The same of a command line that starts as a user's does."""
     done = subprocess.run(
         [*command, *map(str, arguments)],
         cwd=folder,
@@ -185,7 +192,7 @@ def test_evaluate_writes_its_figures(reference: Reference, text: Path, tmp_path:
 
 
 def test_help_names_every_command() -> None:
-    code, printed, _ = run("--help")
+    code, printed, _ = run_cold("--help")
     assert code == 0
     for command in ("compress", "plan", "evaluate", "verify", "status", "demo"):
         assert f" {command} " in printed
@@ -196,7 +203,7 @@ def test_a_bare_working_directory_is_enough(tmp_path: Path) -> None:
     asked = ("plan", "--model", model, "--ratio", "0.2,0.4")
     # Machines that are described: what this host has free changes from one call to the next.
     machines = ("--gpus", 2, "--gpu-type", "h100", "--host-memory", "1TB")
-    bare = run(*asked, *machines, folder=copy_packages(tmp_path / "bare"))
-    assert bare == run(*asked, *machines, command=SVDLLM, folder=tmp_path)
+    bare = run_cold(*asked, *machines, folder=copy_packages(tmp_path / "bare"))
+    assert bare == run_cold(*asked, *machines, command=SVDLLM, folder=tmp_path)
     assert bare[0] == 0, bare
     assert "2 workers of 2, h100" in bare[1]

@@ -2,8 +2,6 @@
 
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,7 @@ import ray
 
 from schemas.request.config import RunConfig
 from tests.integration.conftest import Reference
-from tests.integration.processes import Command, until
+from tests.integration.processes import Command, run, until
 from tests.integration.support import (
     KINDS,
     ROOT,
@@ -33,16 +31,10 @@ def test_of_two_drivers_one_writes_and_the_other_ends_cleanly(
     asked = ["--repetitions", "1", "--model", str(model), "--calibration", str(text)]
     asked += ["--kind", "one run directory", "--kind", "one output"]
     asked += ["--address", ray.get_runtime_context().gcs_address, "--work-dir", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.campaigns.two_drivers", *asked],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("'written'") == 2
-    assert len(re.findall(r"one (?:run directory|output) .* 1 │$", done.stdout, re.M)) == 2
+    done = run(asked, ("-m", "tests.campaigns.two_drivers"))
+    assert done.code == 0, done.log
+    assert done.log.count("'written'") == 2
+    assert len(re.findall(r"one (?:run directory|output) .* 1 │$", done.printed, re.M)) == 2
 
 
 def test_a_driver_that_lost_its_run_directory_changes_nothing(
