@@ -1,10 +1,8 @@
 """What Prometheus is given of a run: every metric of the table, with true values."""
 
 import contextlib
-import os
 import re
-import subprocess
-import sys
+import signal
 import urllib.request
 from collections import defaultdict
 from pathlib import Path
@@ -13,51 +11,12 @@ from typing import NamedTuple
 from schemas.metrics import Metric
 from schemas.request.config import RunConfig
 from schemas.result.manifest import Compression
+from tests.integration.processes import Command
 from tests.integration.support import CALIBRATION, KINDS, ROOT, ask, until
 from tests.items import local
 from tests.models import tiny_model
 from workers.model.inspection import inspect
 from workers.storage.store import Store
-
-# In a process of its own, on a Ray of its own, whose counters begin at zero. What an undisturbed
-# run on a CPU does not record is recorded by itself.
-SCRIPT = """
-import sys
-import ray
-from pipeline.cluster.session import ray_session
-from pipeline.compress import compress
-from pipeline.metrics import count_nightly, measured, show_perplexity
-from pipeline.progress import Progress
-from schemas.request.config import RunConfig
-from schemas.result.evaluation import EvaluationReport, ModelEvaluation
-from schemas.metrics import Metric
-from workers.actors.metrics import count, show
-
-def scored(name, perplexity):
-    return ModelEvaluation(name=name, perplexity=perplexity, mean_nll=1, windows=1, parameters=1,
-        predicted_tokens=1, bytes_on_disk=1, stored_dtype="F32", sample=None,
-        tokens_per_second=1, seconds=1)
-
-config = RunConfig.model_validate_json(sys.argv[1])
-models = (scored("a", 20.5), scored("b", 25.5))
-report = EvaluationReport(text="t", sequence_length=2, dtype="float32", models=models)
-with ray_session(config.cluster, 1):
-    compress(config)
-    show_perplexity(report, 0.30)
-    count_nightly("succeeded")
-    count_nightly("rejected")
-    count(Metric.RETRIES, kind="item")
-    count(Metric.LOST_WORKERS, 2)
-    count(Metric.QUARANTINED, 3)
-    count(Metric.FALLBACKS, 4, kind="run")
-    show(Metric.GPU_ALLOCATED, 5)
-    show(Metric.GPU_MEMORY, 6)
-    progress = Progress()
-    with measured(progress), progress.stage("under way", 2, "items") as stage:
-        stage.advance()
-        print(ray.nodes()[0]["MetricsExportPort"], flush=True)
-        sys.stdin.read()
-"""
 
 
 class Series(NamedTuple):
@@ -106,16 +65,11 @@ def expected(config: RunConfig) -> dict[Series, float]:
     return found
 
 
-def test_a_run_is_seen_by_prometheus(text: Path, tmp_path: Path) -> None:
+def test_a_run_is_seen_by_prometheus(warm: None, text: Path, tmp_path: Path) -> None:
     config = ask(tiny_model(tmp_path / "model"), text, tmp_path / "out")
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, config.model_dump_json()],
-        cwd=ROOT,
-        env=os.environ | {"RAY_metrics_report_interval_ms": "1000"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    environment = {"RAY_metrics_report_interval_ms": "1000"}
+    program = ("-m", "tests.integration.measured")
+    command = Command([config.model_dump_json()], ROOT, environment, program)
     seen: dict[Series, float] = {}
     last: defaultdict[Series, float] = defaultdict(float)
 
@@ -126,15 +80,15 @@ def test_a_run_is_seen_by_prometheus(text: Path, tmp_path: Path) -> None:
         return {one.name for one in seen} == names and wanted.items() <= last.items()
 
     names = {metric.metric for metric in Metric}
-    with process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        port = int(process.stdout.readline())
-        wanted = expected(config)
+    try:
+        until(lambda: command.said("") and "\n" in command.printed, "all is recorded")
+        port, wanted = int(command.printed), expected(config)
         with contextlib.suppress(AssertionError):  # what is missing is said below
             until(all_there, "every metric has its value")
-        process.stdin.close()
-    assert process.returncode == 0
+        command.send(signal.SIGUSR1)
+        assert command.wait() == 0, command.log
+    finally:
+        command.close()
     assert {one.name for one in seen} == names
     assert {one: last[one] for one in wanted} == wanted
     size = (Path(config.model) / "model.safetensors").stat().st_size
