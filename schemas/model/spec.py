@@ -123,9 +123,9 @@ class DecoderSpec(Schema):
 
     def held(self, layers: range) -> list[TensorSpec]:
         """Return the tensors that a shard of these layers reads: with the first layer the
-        embedding, with the last the head, and always what else is outside.
+        embedding, at the end the head (even with no layer), and always what else is outside.
         """
-        first, last = layers.start == 0, layers.stop == self.layers
+        first, last = 0 in layers, layers.stop == self.layers
         roles = {"outside", *(["embedding"] if first or (last and self.tied) else [])}
         roles |= {"head"} if last else set()
         return [t for t in self.tensors if t.role in roles or t.layer in layers]

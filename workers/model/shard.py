@@ -30,7 +30,8 @@ class Step(NamedTuple):
 
 
 class Shard:
-    """Layers `layers` of a decoder, with the embedding and the head if they belong to it.
+    """Layers `layers` of a decoder, with the embedding and the head if they belong to it. There may
+    be no layer: hidden states then pass as they are.
 
     Hidden states are (sequences, tokens, hidden) in the compute dtype, between layers and between
     shards alike.
@@ -63,7 +64,7 @@ class Shard:
     @property
     def is_first(self) -> bool:
         """Whether it begins with the embedding."""
-        return self._layers.start == 0
+        return 0 in self._layers
 
     @property
     def is_last(self) -> bool:

@@ -113,13 +113,13 @@ def test_the_head_is_the_embedding_where_they_are_tied(tmp_path: Path, tied: boo
     tiny_model(tmp_path, tie_word_embeddings=tied)
     tensors = load_file(tmp_path / "model.safetensors")
     assert (HEAD not in tensors) is tied
-    whole, last = (decoder(tmp_path).part(range(start, 2)) for start in (0, 1))
+    whole, last, none = (decoder(tmp_path).part(range(start, 2)) for start in (0, 1, 2))
     tokens = torch.arange(8)[None]
     assert torch.equal(whole.embed(tokens), tensors[EMBEDDING][tokens])
     hidden = torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(0))
     normed = whole.module("norm")(hidden)
     expected = normed @ tensors[EMBEDDING if tied else HEAD].T
-    for part in (whole, last):
+    for part in (whole, last, none):
         torch.testing.assert_close(part.tail(hidden), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -139,14 +139,16 @@ def test_weights_are_of_the_compute_dtype_and_frozen(tmp_path: Path, dtype: torc
 def test_a_part_holds_no_other_layer(tmp_path: Path, tied: bool, held: set[str]) -> None:
     folder = tiny_model(tmp_path, num_hidden_layers=3, tie_word_embeddings=tied)
     read = decoder(folder)
-    for layers in (range(1, 2), range(2, 3)):
+    for layers in (range(1, 2), range(2, 3), range(3, 3), range(0)):
         part = read.part(layers)
         for index, layer in enumerate(part.layers):
             on_meta = {parameter.is_meta for parameter in layer.parameters()}
             assert on_meta == {index not in layers}
-    outside = {t.name for t in inspect(folder).held(range(2, 3)) if t.layer is None}
-    assert outside == held
-    assert part.module("embed_tokens").weight.is_meta is not tied
+    spec, last = inspect(folder), read.part(range(3, 3))
+    outside = {t.name for t in spec.held(range(2, 3)) if t.layer is None}
+    assert outside == {t.name for t in spec.held(range(3, 3))} == held
+    assert last.module("embed_tokens").weight.is_meta is not tied
+    assert {t.name for t in spec.held(range(0))} == {NORM}
 
 
 @pytest.mark.parametrize("base_type", CONFIGS)
