@@ -29,16 +29,19 @@ class EvaluationPlan(NamedTuple):
 
 
 def plan_evaluation(
-    sources: Sequence[Source], cluster: ClusterSpec, shard_layers: int | None
+    sources: Sequence[Source], cluster: ClusterSpec, shard_layers: int | None, ran: int = 0
 ) -> EvaluationPlan:
-    """Plan as few shards as fit, at least one per worker. Raises ConfigError if none fit."""
+    """Plan as few shards as fit, at least one per worker. Raises ConfigError if none fit.
+
+    The layers of the first `ran` models need not run: the last shard has what follows them.
+    """
     on_cpu = cluster.device == "cpu"
     room = int((cluster.device_memory - on_cpu * PROCESS_BYTES) * _WEIGHT_SHARE)
     most = min(source.spec.layers for source in sources)
     deepest = max(source.spec.layers for source in sources)
     fewest = max(cluster.workers, math.ceil(deepest / (shard_layers or deepest)))
     for count in range(min(fewest, most), most + 1):
-        parts = _cut(sources, count)
+        parts = _cut(sources, count, ran)
         needed = max(_weight_bytes(sources, part) for part in parts)
         if needed <= room:
             break
@@ -62,12 +65,13 @@ def boundary_bytes(sources: Sequence[Source], tokens: int) -> int:
     return 2 * tokens * (hidden + ITEM_BYTES["I64"])
 
 
-def _cut(sources: Sequence[Source], count: int) -> list[Part]:
-    """Cut every model into contiguous parts of work as equal as possible."""
-    bounds = zip(*(_bounds(source, count) for source in sources), strict=True)
+def _cut(sources: Sequence[Source], count: int, ran: int) -> list[Part]:
+    """Cut every model into contiguous parts of work as equal as possible, but the first `ran`."""
+    tails = [[(0, 0)] * (count - 1) + [(s.spec.layers, s.spec.layers)] for s in sources[:ran]]
+    whole = [pairwise(_bounds(source, count)) for source in sources[ran:]]
     return [
-        tuple(LayerRange(start=a, stop=b) for a, b in zip(starts, stops, strict=True))
-        for starts, stops in pairwise(bounds)
+        tuple(LayerRange(start=a, stop=b) for a, b in part)
+        for part in zip(*tails, *whole, strict=True)
     ]
 
 

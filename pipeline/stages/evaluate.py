@@ -9,10 +9,11 @@ from pipeline.request.inputs import EvaluationText, tokens_sha256
 from pipeline.run import Run
 from pipeline.stages.output import Output
 from pipeline.stages.staging import everywhere
-from pipeline.stream.evaluation import Crew, Model, score_models
+from pipeline.stream.boundaries import Boundary
+from pipeline.stream.comparison import compare
+from pipeline.stream.evaluation import Crew, Model
 from schemas.location import Location
 from schemas.model.dtypes import STORED
-from schemas.request.evaluation import EvaluationConfig
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 from schemas.run.identity import fingerprint
 from workers.checkpoint.source import Source
@@ -60,27 +61,17 @@ def read_evaluation(place: Location) -> EvaluationReport | None:
 
 def _score(output: Output, text: EvaluationText) -> tuple[ModelEvaluation, ...]:
     run, place = output.run, str(output.place)
-    config = EvaluationConfig(
-        checkpoint=place,
-        baseline=run.config.model,
-        text=text.name,
-        sequence_length=run.config.evaluation.sequence_length,
-        windows=run.config.evaluation.windows,
-        dtype=run.facts.dtype,
-        device=run.config.cluster.device,
-        streamed=True,
-    )
     there = workers_there(run.config.cluster, run.config.numerics.threads)
     workers = run.pool.workers[:there]  # a node may have been lost that the pool does not miss yet
     where = run.config.cluster.model_copy(update={"workers": len(workers)})
     run.discard(f"boundaries/{output.identity}")
+    crew = Crew(workers, run.store, output.identity)
+    base = Model(run.config.model, run.inputs.folder, _base(run))
+    kept = fingerprint([run.ids.forward, tokens_sha256(text.windows)])
+    last = Boundary(run.store, kept, base.source.spec.layers)
     with everywhere(output, weights=True) as at:
-        models = [
-            Model(run.config.model, run.inputs.folder, _base(run)),
-            Model(place, output.staging, _result(output, at)),
-        ]
-        crew = Crew(workers, run.store, output.identity)
-        return score_models(models, text.windows, config, where, run.progress, crew)
+        result = Model(place, output.staging, _result(output, at))
+        return compare(base, result, text.windows, where, run.progress, crew, last)
 
 
 def _summary(base: ModelEvaluation, result: ModelEvaluation) -> str:

@@ -23,15 +23,16 @@ from pipeline.stream.boundaries import Boundary
 from pipeline.stream.schedule import Batch, as_it_is, drive, micro_batches, stream_forward
 from schemas.errors import CompressorError, ConfigError
 from schemas.location import Location
-from schemas.model.dtypes import ITEM_BYTES
+from schemas.model.dtypes import FORMATS, ITEM_BYTES
 from schemas.request.evaluation import EvaluationConfig
 from schemas.request.groups import ClusterConfig, NumericsConfig
-from schemas.result.evaluation import ModelEvaluation
+from schemas.result.evaluation import ModelEvaluation, Speed
 from workers.checkpoint.own_code import may_run_code
 from workers.checkpoint.source import Source
 from workers.evaluation.perplexity import TokenLoss, require_finite, require_vocabulary
 from workers.evaluation.scoring import Rows, Score, total
 from workers.model.inspection import inspect_decoder
+from workers.model.shard import Purpose
 from workers.process.memory import free_bytes
 from workers.storage.places import size_of, url_of
 from workers.storage.store import Store
@@ -64,66 +65,75 @@ def evaluate_streamed(
 ) -> tuple[ModelEvaluation, ...]:
     """Score one model, or a baseline and a checkpoint, on windows (w, length) of tokens.
 
-    Raises as `evaluate` does.
+    Workers are started, and the rows between waves go to a temporary folder. Raises as `evaluate`
+    does.
     """
-    if config.work_dir is not None and not config.work_dir.is_dir():
-        raise ConfigError(f"work_dir {config.work_dir}: no such folder; create it or name another")
+    start, work_dir, where = time.perf_counter(), config.work_dir, config.cluster
+    if work_dir is not None and not work_dir.is_dir():
+        raise ConfigError(f"work_dir {work_dir}: no such folder; create it or name another")
     models = [
         Model(name, folder, _source(name, folder, config))
         for name, folder in zip(names, folders, strict=True)
     ]
-    return score_models(models, windows, config, config.cluster, Progress())
-
-
-def score_models(
-    models: Sequence[Model],
-    windows: Tensor,
-    config: EvaluationConfig,
-    where: ClusterConfig,
-    progress: Progress,
-    crew: Crew | None = None,
-) -> tuple[ModelEvaluation, ...]:
-    """Score models whose tensors are known, on the cluster that `where` describes.
-
-    Every worker holds the same part of all models, so the last has both distributions of each
-    token. More shards than workers run in waves. Without a `crew`, workers are started, and the
-    rows between waves go to a temporary folder.
-    """
-    start = time.perf_counter()
-    sources = [model.source for model in models]
-    for model in models:
-        require_vocabulary(model.folder, windows, model.source.spec.vocab_size)
-    width = sum(source.spec.hidden_size * ITEM_BYTES[source.dtype] for source in sources)
+    width = sum(m.source.spec.hidden_size * ITEM_BYTES[m.source.dtype] for m in models)
     with ray_session(where, _NUMERICS.threads, stream_bytes(where, windows.shape[1] * width)):
-        cluster = find_cluster(where, _NUMERICS, sources[-1].dtype)
-        plan = plan_evaluation(sources, cluster, where.shard_layers)
-        names = [model.name for model in models]
-        evaluation = _Evaluation(names, sources, config, where, plan, progress)
-        score = total(evaluation.by(crew, windows) if crew else evaluation.run(windows))
-    seconds = time.perf_counter() - start
+        evaluation = planned(models, windows, where, Progress())
+        score = total(evaluation.run(work_dir))
     return tuple(
-        _summary(model, score, number, windows, evaluation.seconds[number], seconds)
-        for number, model in enumerate(models)
+        evaluation.of(number, score, evaluation.speed(number, start))
+        for number in range(len(models))
     )
 
 
-@dataclass(frozen=True)
-class _Evaluation:
-    """A planned evaluation on a started Ray; `seconds` counts the time of each model's layers."""
+def planned(
+    models: Sequence[Model],
+    windows: Tensor,
+    where: ClusterConfig,
+    progress: Progress,
+    below: Boundary | None = None,
+    above: Boundary | None = None,
+) -> "Evaluation":
+    """Plan an evaluation on a started Ray; see the fields of `Evaluation`."""
+    for model in models:
+        require_vocabulary(model.folder, windows, model.source.spec.vocab_size)
+    sources = [model.source for model in models]
+    cluster = find_cluster(where, _NUMERICS, sources[-1].dtype)
+    plan = plan_evaluation(sources, cluster, where.shard_layers, ran=0 if below is None else 1)
+    return Evaluation(models, windows, where, plan, progress, below, above)
 
-    names: Sequence[str]
-    sources: Sequence[Source]
-    config: EvaluationConfig
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A planned evaluation on a started Ray.
+
+    Every worker holds the same part of all models, so the last has both distributions of each
+    token. More shards than workers run in waves. `below` has the last hidden states of the first
+    model, whose layers then do not run. `above` gets those of the only model, which is not scored.
+    `seconds` counts the time of each model's layers.
+    """
+
+    models: Sequence[Model]
+    windows: Tensor
     where: ClusterConfig
     plan: EvaluationPlan
     progress: Progress
+    below: Boundary | None = None
+    above: Boundary | None = None
     seconds: Counter[int] = field(default_factory=Counter)
 
     @property
     def timeout(self) -> float:
         return self.where.item_timeout_s
 
-    def run(self, windows: Tensor) -> list[Score]:
+    @property
+    def sources(self) -> list[Source]:
+        return [model.source for model in self.models]
+
+    @property
+    def dtype(self) -> str:
+        return FORMATS[self.sources[-1].dtype].torch
+
+    def run(self, work_dir: Path | None) -> list[Score]:
         """Return the score of every window, in order; workers are started and ended here."""
         where, plan = self.where, self.plan
         with self.progress.stage("start", 1, "cluster") as stage:
@@ -136,28 +146,52 @@ class _Evaluation:
                 raise
             stage.advance()
         try:
-            with _temporary(self.config.work_dir) as store:
-                return self._waves(Crew(chain, store, "evaluation"), windows)
+            with _temporary(work_dir) as store:
+                return self._waves(Crew(chain, store, "evaluation"))
         finally:
             stop(workers)
 
-    def by(self, crew: Crew, windows: Tensor) -> list[Score]:
+    def by(self, crew: Crew) -> list[Score]:
         """Do the same with workers that stay; they must have released what they held before."""
         chain = self._prepare(crew.workers[: len(self.plan.waves[0])])
-        scores = self._waves(crew._replace(workers=chain), windows)
+        scores = self._waves(crew._replace(workers=chain))
         wait_for({worker.release.remote(): "release" for worker in chain}, self.timeout)
         return scores
 
-    def _waves(self, crew: Crew, windows: Tensor) -> list[Score]:
+    def speed(self, number: int, start: float) -> Speed:
+        """Return what was measured of a model since `start`."""
+        return Speed(
+            tokens_per_second=self.windows.numel() / self.seconds[number],
+            seconds=time.perf_counter() - start,
+        )
+
+    def of(self, number: int, score: Score, speed: Speed) -> ModelEvaluation:
+        """Return the evaluation of one model."""
+        model, loss = self.models[number], TokenLoss(score.nll[number], score.tokens)
+        size, dtype = _stored(model)
+        return ModelEvaluation(
+            name=model.name,
+            perplexity=loss.perplexity,
+            mean_nll=loss.mean,
+            windows=len(self.windows),
+            predicted_tokens=loss.tokens,
+            parameters=model.source.spec.parameters,
+            bytes_on_disk=size,
+            stored_dtype=dtype,
+            kl=None if not number or score.kl is None else score.kl / score.tokens,
+            tokens_per_second=speed.tokens_per_second,
+            sample=None,
+            seconds=speed.seconds,
+        )
+
+    def _waves(self, crew: Crew) -> list[Score]:
         workers, store = crew.workers, crew.store
-        batches, last = micro_batches(windows, size=1, segments=1), len(self.plan.waves) - 1
-        if last:
-            _require_disk(store.root, boundary_bytes(self.sources, windows.numel()))
+        batches, waves = window_batches(self.windows), len(self.plan.waves)
+        if waves > 1:
+            _require_disk(store.root, boundary_bytes(self.sources, self.windows.numel()))
             joins = {worker.join.remote(store.root): "work_dir" for worker in workers}
             wait_for(joins, self.timeout)
-        for wave in range(last):
-            self._wave(wave, crew, batches)
-        return self._wave(last, crew, batches)
+        return [self._wave(wave, crew, batches) for wave in range(waves)][-1]
 
     def _prepare(self, workers: list[Actor]) -> list[Actor]:
         """Arrange the workers in a chain, and tell each of them the models."""
@@ -165,11 +199,12 @@ class _Evaluation:
         calls = [worker.prepare_scoring.remote(self.sources, where.device) for worker in workers]
         facts = agree(where, calls, self.progress)
         [chain] = chains(workers, facts, len(workers))
+        names = " and ".join(model.name for model in self.models)
         waves = f" in {len(plan.waves)} waves" if len(plan.waves) > 1 else ""
         self.progress.note(
-            f"plan: {plan.shards} shards of {' and '.join(self.names)}{waves}, each of up to "
+            f"plan: {plan.shards} shards of {names}{waves}, each of up to "
             f"{plan.weight_bytes / 1e6:,.1f} MB of weights, on {facts[0].device} "
-            f"({facts[0].device_name}) in {self.config.dtype}"
+            f"({facts[0].device_name}) in {self.dtype}"
         )
         return chain
 
@@ -178,9 +213,12 @@ class _Evaluation:
         waves = self.plan.waves
         chain = crew.workers[: len(waves[wave])]
         self._load(wave, chain)
-        boundaries = [Boundary(crew.store, crew.identity, parts[0][0].start) for parts in waves]
-        source = boundaries[wave].source(chain[0]) if wave else _tokens
-        sink = boundaries[wave + 1].sink(chain[-1]) if wave + 1 < len(waves) else as_it_is
+        starts = [parts[0][-1].start for parts in waves[1:]]
+        between = [Boundary(crew.store, crew.identity, start) for start in starts]
+        below, above = [self.below, *between][wave], [*between, self.above][wave]
+        source = below.source(chain[0]) if below else _tokens
+        sink = above.sink(chain[-1]) if above else as_it_is
+        purpose: Purpose = "output" if above else "score"
         found: list[Any] = []
         with self.progress.stage("evaluate", len(batches), "windows") as stage:
 
@@ -190,10 +228,12 @@ class _Evaluation:
                 found.append(score)
                 stage.advance(1, tokens)
 
-            drive([stream_forward(chain, batches, source, sink)], "evaluate", self.timeout, through)
+            stream = stream_forward(chain, batches, source, sink, purpose)
+            drive([stream], "evaluate", self.timeout, through)
         for spent in wait_for({w.seconds.remote(): "seconds" for w in chain}, self.timeout):
             self.seconds.update(dict(enumerate(spent)))
-        crew.store.discard(boundaries[wave].prefix)
+        if below and below is not self.below:
+            crew.store.discard(below.prefix)
         return found
 
     def _load(self, wave: int, chain: list[Actor]) -> None:
@@ -206,9 +246,14 @@ class _Evaluation:
             wait_for(loads, self.timeout, lambda _: stage.advance())
 
     def _check(self, score: Score, window: str) -> None:
-        sums = [*zip(self.names, score.nll, strict=True), ("KL", score.kl or 0.0)]
-        for what, value in sums:
-            require_finite(value / score.tokens, f"{what}, {window}", self.config.dtype)
+        names = [model.name for model in self.models]
+        for what, value in [*zip(names, score.nll, strict=True), ("KL", score.kl or 0.0)]:
+            require_finite(value / score.tokens, f"{what}, {window}", self.dtype)
+
+
+def window_batches(windows: Tensor) -> list[Batch]:
+    """Return windows one by one, as they are scored."""
+    return micro_batches(windows, size=1, segments=1)
 
 
 def _source(name: str, folder: Path, config: EvaluationConfig) -> Source:
@@ -222,27 +267,6 @@ def _source(name: str, folder: Path, config: EvaluationConfig) -> Source:
     if url_of(name) or Path(name).expanduser().is_dir():  # a URL has been copied to `folder`
         return Source(str(folder), None, spec, dtype)
     return Source(name, folder.name, spec, dtype)  # the commit that a hub id stands for now
-
-
-def _summary(
-    model: Model, score: Score, number: int, windows: Tensor, computed: float, seconds: float
-) -> ModelEvaluation:
-    loss = TokenLoss(score.nll[number], score.tokens)
-    size, dtype = _stored(model)
-    return ModelEvaluation(
-        name=model.name,
-        perplexity=loss.perplexity,
-        mean_nll=loss.mean,
-        windows=len(windows),
-        predicted_tokens=loss.tokens,
-        parameters=model.source.spec.parameters,
-        bytes_on_disk=size,
-        stored_dtype=dtype,
-        kl=None if not number or score.kl is None else score.kl / score.tokens,
-        tokens_per_second=windows.numel() / computed,
-        sample=None,
-        seconds=seconds,
-    )
 
 
 def _stored(model: Model) -> tuple[int, str]:

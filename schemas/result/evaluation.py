@@ -6,6 +6,13 @@ from schemas.base import Schema
 from schemas.request.groups import DType
 
 
+class Speed(Schema):
+    """What was measured when a model was scored; see the fields of `ModelEvaluation`."""
+
+    tokens_per_second: float
+    seconds: float
+
+
 class ModelEvaluation(Schema):
     """One model on the text."""
 
@@ -32,7 +39,8 @@ class ModelEvaluation(Schema):
         description="The prompt and its greedy continuation; none of a streamed evaluation"
     )
     seconds: float = Field(
-        description="Wall time of loading, scoring and the sample; streamed, of all models together"
+        description="Wall time of loading, scoring and the sample; streamed, of all models "
+        "together, but a run streams the base by itself, once"
     )
 
 

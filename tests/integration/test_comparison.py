@@ -1,12 +1,15 @@
 """A run compares base and result on a text before it publishes, and says what it found."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.compress import compress
 from pipeline.evaluate import evaluate
+from pipeline.plan.evaluation import EvaluationPlan, plan_evaluation
 from schemas.errors import TextError
 from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig
@@ -17,6 +20,7 @@ from tests.integration.support import ask, file_sums
 from tests.models import tiny_model
 from workers.checkpoint.verify import require, samples_of, verify_checkpoint
 from workers.storage.files import file_sha256
+from workers.storage.store import Store
 
 LENGTH, WINDOWS = 64, 6
 FLOAT32 = 2e-6  # of a mean over tokens, whatever the order in which products were added
@@ -84,6 +88,80 @@ def test_what_is_published_is_not_compared_again(
     again = compress(config).outputs
     assert [output.evaluation for output in again] == [output.evaluation for output in outputs]
     assert file_sums(Path(str(config.output))) == before
+
+
+MEASURED = {"name", "seconds", "tokens_per_second"}  # what differs between equal runs
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many layers of the base the workers read for each pass of an evaluation, in order."""
+    found: list[int] = []
+
+    def plan(*given: Any, **named: Any) -> EvaluationPlan:
+        made = plan_evaluation(*given, **named)
+        found.append(sum(len(part[0].range) for wave in made.waves for part in wave))
+        return made
+
+    monkeypatch.setattr("pipeline.stream.evaluation.plan_evaluation", plan)
+    return found
+
+
+@pytest.mark.parametrize("shape", [{"workers": 2}, {"shard_layers": 1}], ids=["chain", "waves"])
+def test_the_base_is_scored_once_for_all_ratios(
+    config: RunConfig,
+    outputs: tuple[OutputResult, ...],
+    loaded: list[int],
+    shape: dict[str, int],
+    tmp_path: Path,
+) -> None:
+    cluster = config.cluster.model_copy(update=shape)
+    again = config.model_copy(update={"output": tmp_path / "output", "cluster": cluster})
+    found = [output.evaluation for output in compress(again).outputs]
+    assert loaded == [2, 0, 0]
+    assert found[0]
+    assert found[1]
+    assert found[0].models[0] == found[1].models[0]
+    assert figures(found) == figures(output.evaluation for output in outputs)
+
+    alone = again.model_copy(update={"output": tmp_path / "alone", "ratio": (0.5,)})
+    assert figures(output.evaluation for output in compress(alone).outputs) == figures(found)[1:]
+    assert loaded == [2, 0, 0, 2, 0]
+
+
+def test_a_later_start_does_not_score_the_base_again(
+    config: RunConfig, outputs: tuple[OutputResult, ...], loaded: list[int], tmp_path: Path
+) -> None:
+    def start(ratio: float) -> EvaluationReport | None:
+        update = {"run_dir": config.run_folder, "output": tmp_path / str(ratio), "ratio": (ratio,)}
+        return compress(config.model_copy(update=update)).outputs[0].evaluation
+
+    store = Store(config.run_folder)
+    kept = {record.key: record.attempt for record in store.records("boundaries")}
+    assert len(kept) == WINDOWS + 1
+    first, known = start(0.4), outputs[0].evaluation
+    assert loaded == [0]
+    assert first
+    assert known
+    assert first.models[0] == known.models[0]
+
+    lost = next(key for key in kept if "/hidden/" in key)
+    store.forget(lost)
+    second = start(0.3)
+    assert loaded == [0, 2, 0]
+    assert second
+    assert second.models[0] == known.models[0]
+    now = {record.key: record.attempt for record in store.records("boundaries")}
+    assert {key for key in kept if now[key] != kept[key]} == {lost}
+
+
+def figures(reports: Iterable[EvaluationReport | None]) -> list[list[dict[str, Any]]]:
+    """What must be equal, of every model of every report."""
+    return [
+        [model.model_dump(exclude=MEASURED) for model in report.models]
+        for report in reports
+        if report
+    ]
 
 
 def test_a_text_that_is_too_short_is_refused_before_any_work(

@@ -145,9 +145,9 @@ class LayerShard:
         self, hidden: Tensor | Rows, step: Step, purpose: Purpose = "output"
     ) -> Tensor | Rows | Score | None:
         """Run one micro-batch through these layers. After the model's last layer: None, or the
-        gradient of its loss if `purpose` is "gradient"; for scored models, their score."""
+        gradient of its loss if `purpose` is "gradient". Scored models, see `ScoringShard`."""
         if isinstance(hidden, Rows):
-            return self._scored.forward(hidden, step)
+            return self._scored.forward(hidden, step, purpose)
         with self._working():
             output = self._loaded.forward(hidden.to(self._device), step, purpose)
             if not self._loaded.is_last:

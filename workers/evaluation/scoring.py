@@ -14,7 +14,7 @@ from schemas.run.plan import LayerRange
 from workers.checkpoint.fetching import resolve
 from workers.checkpoint.source import Source
 from workers.model.layers import Decoder
-from workers.model.shard import Shard, Step
+from workers.model.shard import Purpose, Shard, Step
 from workers.process.devices import free_cached
 from workers.storage.tensorfile import DTYPES, Entry, entries
 
@@ -27,8 +27,8 @@ _POSITIONS = 128  # positions whose float32 log-probabilities exist at once, for
 class Rows(NamedTuple):
     """One micro-batch between two shards.
 
-    tokens (sequences, length), int64, and for every model its hidden states (sequences, length,
-    hidden) in the compute dtype; none before the first shard.
+    tokens (sequences, length), int64, and hidden states (sequences, length, hidden) in the compute
+    dtype, of every model; before the first shard, of the first models or none.
     """
 
     tokens: Tensor
@@ -80,14 +80,17 @@ class ScoringShard:
             self._shards.append(Shard(decoder, part.range, taps=()))
         self.seconds = [0.0] * len(self._shards)
 
-    def forward(self, rows: Rows, step: Step) -> Rows | Score:
-        """Run a micro-batch through these layers of every model; score it after the last layers."""
-        entering = rows.hidden or (rows.tokens,) * len(self._shards)
+    def forward(self, rows: Rows, step: Step, purpose: Purpose) -> Rows | Score:
+        """Run a micro-batch through these layers of every model. After the last layers, score it if
+        that is the purpose.
+        """
+        beginning = len(self._shards) - len(rows.hidden)
+        entering = (*rows.hidden, *[rows.tokens] * beginning)
         leaving = tuple(
             self._timed(model, hidden.to(self._device), step)
             for model, hidden in enumerate(entering)
         )
-        if not all(shard.is_last for shard in self._shards):
+        if purpose != "score" or not all(shard.is_last for shard in self._shards):
             return Rows(rows.tokens, tuple(hidden.cpu() for hidden in leaving))
         sizes = {source.spec.vocab_size for source in self._sources}
         return score(rows.tokens, leaving, [shard.tail for shard in self._shards], len(sizes) == 1)

@@ -18,8 +18,9 @@ from workers.model.unread import unread, weight_of
 from workers.process.devices import free_cached
 from workers.process.failures import short_of_memory
 
-# The purpose of a forward pass: its moments, a backward pass that follows, or only its output.
-Purpose = Literal["moments", "gradient", "output"]
+# The purpose of a forward pass: its moments, a backward pass that follows, the score of its tokens,
+# or only its output.
+Purpose = Literal["moments", "gradient", "score", "output"]
 
 
 class Step(NamedTuple):

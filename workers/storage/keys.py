@@ -27,6 +27,11 @@ def boundary_prefix(identity: str, layer: int, carried: Carried) -> str:
     return f"boundaries/{identity}/layer-{layer}/{carried}"
 
 
+def speed_key(identity: str) -> str:
+    """The key of how fast the hidden states of an identity were computed: it has no tensors."""
+    return f"boundaries/{identity}/speed.safetensors"
+
+
 def basis_key(identity: str, matrix: str) -> str:
     return f"bases/{identity}/{matrix}.safetensors"
 

@@ -1,5 +1,6 @@
 """Scores of the last hidden states against logits in float64."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -7,10 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from schemas.run.plan import LayerRange
+from tests.low_rank import make_checkpoint
+from tests.models import tiny_model
+from workers.checkpoint.source import Source
 from workers.evaluation import scoring
-from workers.evaluation.scoring import Score, score, total
+from workers.evaluation.scoring import Rows, Score, ScoringShard, score, total
+from workers.model.inspection import inspect_decoder
+from workers.model.shard import Purpose, Step
 
-SEQUENCES, LENGTH, VOCABULARY = 2, 11, 50
+SEQUENCES, LENGTH, VOCABULARY, LAYERS = 2, 11, 50, 3
 
 
 class Head(NamedTuple):
@@ -83,3 +90,24 @@ def test_there_is_no_divergence_of_one_model_or_of_two_vocabularies(tokens: Tens
 def test_scores_add_up() -> None:
     assert total([Score((1.0, 2.0), 0.5, 3), Score((4.0, 8.0), 0.25, 5)]) == ((5.0, 10.0), 0.75, 8)
     assert total([Score((1.0,), None, 3), Score((4.0,), None, 5)]) == ((5.0,), None, 8)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_stored_hidden_states_stand_for_the_layers_of_the_base(tied: bool, tmp_path: Path) -> None:
+    base = tiny_model(tmp_path / "base", num_hidden_layers=LAYERS, tie_word_embeddings=tied)
+    made = make_checkpoint(tmp_path / "small", "llama", ("plain",), num_hidden_layers=LAYERS)
+    folders = base, made.folder
+    sources = [Source(str(f), None, inspect_decoder(f), "F32") for f in folders]
+
+    def run(rows: Rows, purpose: Purpose, *layers: tuple[int, int]) -> Rows | Score:
+        shard = ScoringShard(sources[: len(layers)], torch.device("cpu"))
+        shard.load([LayerRange(start=start, stop=stop) for start, stop in layers])
+        return shard.forward(rows, Step(0, 0), purpose)
+
+    start = Rows(torch.arange(LENGTH)[None], ())
+    expected = run(start, "score", (0, LAYERS), (0, LAYERS))
+    rows = run(start, "output", (0, LAYERS))
+    for layers in [((0, 0), (0, 1)), ((LAYERS, LAYERS), (1, LAYERS))]:
+        assert isinstance(rows, Rows)
+        rows = run(rows, "score", *layers)
+    assert rows == expected

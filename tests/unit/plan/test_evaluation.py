@@ -29,7 +29,11 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Source]:
 
 
 def planned(
-    sources: list[Source], workers: int, shard_layers: int | None = None, memory: int = MUCH
+    sources: list[Source],
+    workers: int,
+    shard_layers: int | None = None,
+    memory: int = MUCH,
+    ran: int = 0,
 ) -> EvaluationPlan:
     cluster = ClusterSpec(
         workers=workers,
@@ -39,7 +43,7 @@ def planned(
         host_memory=MUCH,
         dtype="float32",
     )
-    return plan_evaluation(sources, cluster, shard_layers)
+    return plan_evaluation(sources, cluster, shard_layers, ran)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +98,19 @@ def test_shards_are_as_few_as_fit(sources: list[Source]) -> None:
     assert tight.weight_bytes == planned(sources, 2).weight_bytes < whole
     with pytest.raises(ConfigError, match="one layer of each model takes"):
         planned(sources, 1, memory=1000)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_of_a_base_that_has_run_the_last_shard_has_the_head(
+    sources: list[Source], workers: int
+) -> None:
+    plan, alone = planned(sources, workers, ran=1), planned(sources[1:], workers)
+    (parts,), (others,) = plan.waves, alone.waves
+    assert [part[1] for part in parts] == [part[0] for part in others]
+    held = [sources[0].spec.held(part[0].range) for part in parts]
+    roles = [{tensor.role for tensor in tensors} for tensors in held]
+    assert roles == [{"outside"}] * (workers - 1) + [{"outside", "head"}]
+    assert alone.weight_bytes < plan.weight_bytes < planned(sources, workers).weight_bytes
 
 
 def test_what_waits_between_waves(sources: list[Source]) -> None:

@@ -15,14 +15,13 @@ from pipeline.stages.output import Output
 from pipeline.stream import evaluation as streamed
 from schemas.errors import WorkerDiedError
 from schemas.request.config import RunConfig
-from schemas.request.evaluation import EvaluationConfig
 from schemas.request.groups import ClusterConfig
 from schemas.result.evaluation import EvaluationReport
 from tests.nights import report
 
 
 class Scored:
-    """Stands for `score_models`: keeps where it was to run, and says the same each time."""
+    """Stands for `compare`: keeps where it was to run, and says the same each time."""
 
     def __init__(self) -> None:
         self.where: list[ClusterConfig] = []
@@ -35,7 +34,7 @@ class Scored:
 @pytest.fixture
 def scored(monkeypatch: pytest.MonkeyPatch) -> Scored:
     found = Scored()
-    monkeypatch.setattr(stage, "score_models", found)
+    monkeypatch.setattr(stage, "compare", found)
     monkeypatch.setattr(stage, "inspect_decoder", mock.Mock())
     monkeypatch.setattr(stage, "workers_there", lambda *_: 2)  # of 3: one was lost
     return found
@@ -50,12 +49,12 @@ def compare(folder: Path, windows: list[list[int]]) -> EvaluationReport | None:
         ),
         store=SimpleNamespace(root=folder),
         facts=SimpleNamespace(dtype="float32"),
-        spec=None,
+        spec=SimpleNamespace(layers=2),
         pool=mock.Mock(workers=[mock.Mock()] * 3),
         progress=Progress(),
         discard=mock.Mock(),
         given_up={},
-        ids=mock.Mock(output=lambda *_: "identity"),
+        ids=SimpleNamespace(forward="calibration", output=lambda *_: "identity"),
     )
     output = Output(run, 0.2)
     output.staging = folder
@@ -90,8 +89,7 @@ def test_workers_that_do_not_start_are_ended(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(streamed, "agree", lose)
     monkeypatch.setattr(streamed, "stop", ended.extend)
     plan: Any = SimpleNamespace(waves=[[(), ()]], host_bytes=1)
-    config = EvaluationConfig(checkpoint="c")
-    evaluation = streamed._Evaluation([], [], config, config.cluster, plan, Progress())
+    evaluation = streamed.Evaluation([], torch.zeros(1, 2), ClusterConfig(), plan, Progress())
     with pytest.raises(WorkerDiedError):
-        evaluation.run(torch.zeros(1, 2))
+        evaluation.run(None)
     assert ended == workers

@@ -1,0 +1,41 @@
+"""Results compared with one base, whose layers run once for all of them."""
+
+import time
+
+from torch import Tensor
+
+from pipeline.progress import Progress
+from pipeline.stream.boundaries import Boundary
+from pipeline.stream.evaluation import Crew, Model, planned, window_batches
+from schemas.request.groups import ClusterConfig
+from schemas.result.evaluation import ModelEvaluation, Speed
+from workers.evaluation.scoring import total
+from workers.storage.keys import speed_key
+
+
+def compare(
+    base: Model,
+    result: Model,
+    windows: Tensor,
+    where: ClusterConfig,
+    progress: Progress,
+    crew: Crew,
+    kept: Boundary,
+) -> tuple[ModelEvaluation, ...]:
+    """Score base and result on windows (w, length) of tokens with a crew, on a started Ray.
+
+    `kept` are the base's last hidden states. Unless they are complete, its layers run, by
+    themselves, and leave them there with their speed. Comparing takes no more than its head.
+    """
+    speed_at = speed_key(kept.identity)
+    record = crew.store.record(speed_at) if kept.holds(window_batches(windows)) else None
+    if record is None:
+        start = time.perf_counter()
+        alone = planned([base], windows, where, progress, above=kept)
+        alone.by(crew)
+        record = crew.store.commit(speed_at, (), alone.speed(0, start).model_dump())
+    start = time.perf_counter()
+    both = planned([base, result], windows, where, progress, below=kept)
+    score = total(both.by(crew))
+    speeds = Speed.model_validate(record.facts), both.speed(1, start)
+    return tuple(both.of(number, score, speed) for number, speed in enumerate(speeds))
