@@ -17,6 +17,7 @@ from schemas.request.methods import TRUNCATIONS
 from schemas.run.moments import Pass, Tap, backward_tap, forward_tap, taps
 from schemas.run.plan import DiskUse, LayerRange, WorkerMemory
 from schemas.run.targets import budgets
+from workers.text.documents import evaluation_source
 
 COMPUTE_BYTES = {dtype: ITEM_BYTES[name] for dtype, name in STORED.items()}
 PROCESS_BYTES = 600 * 1024**2  # python, torch and ray themselves
@@ -81,6 +82,7 @@ class Costs:
             boundaries=max(
                 min(2, count - 1) * self.boundary("forward"),
                 (count if count > 1 else 0) * self.boundary("backward"),
+                self.compared_bytes,
             ),
             partial_sums=SUM_BYTES * partial * replicas if replicas > 1 else 0,
             outputs=sum(self.output(ratio) for ratio in self.config.ratio),
@@ -121,6 +123,18 @@ class Costs:
     def boundary(self, direction: Pass) -> int:
         """Bytes of the hidden states of all windows of a stream, between two layers."""
         return self.tokens(direction) * self.spec.hidden_size * self.item
+
+    @property
+    def compared_tokens(self) -> int:
+        """Tokens on which results are compared with the base; 0 without a text for it."""
+        asked = self.config.evaluation
+        there = evaluation_source(asked.text, self.config.calibration.text) is not None
+        return there * asked.windows * asked.sequence_length
+
+    @property
+    def compared_bytes(self) -> int:
+        """Bytes of the base's last hidden states of these tokens."""
+        return self.compared_tokens * self.spec.hidden_size * self.item
 
     def windows(self, direction: Pass) -> tuple[int, int]:
         """Windows of a stream, and tokens in each."""

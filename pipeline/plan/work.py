@@ -19,7 +19,6 @@ from schemas.run.plan import ClusterSpec, Resource, StageCost
 from schemas.run.stages import StageName
 from workers.checkpoint.stored import UNASKED
 from workers.checkpoint.verify import FULL_LOAD_BYTES
-from workers.text.documents import evaluation_source
 
 _BISECTIONS = 100  # of the multiplier, each over every rank of every matrix
 _HASH_THREADS = 8  # over the files of a checkpoint
@@ -86,23 +85,25 @@ def stages(costs: Costs, layout: Layout, rates: Rates | None) -> tuple[StageCost
 
 
 def evaluation(costs: Costs, cluster: ClusterSpec, rates: Rates | None) -> tuple[StageCost, ...]:
-    """Evaluate base and result on a text, if there is one: both are read once more, by all workers
-    of the cluster whatever the layout, with 2 operations per parameter and token through each.
+    """Evaluate base and results on a text, if there is one: all are read once more, by all workers
+    of the cluster whatever the layout, with 2 operations per parameter and token through each. The
+    base's last hidden states are kept; every result takes them and the base's head.
     """
-    ratios, asked = costs.config.ratio, costs.config.evaluation
-    if evaluation_source(asked.text, costs.config.calibration.text) is None:
+    ratios, tokens = costs.config.ratio, costs.compared_tokens
+    if not tokens:
         return ()
-    tokens = asked.windows * asked.sequence_length
-    stored = sum(costs.base_bytes + costs.output(ratio) for ratio in ratios)
-    rows = tokens * costs.spec.hidden_size * costs.item
+    stored = costs.base_bytes * (1 + len(ratios) * costs.ends / costs.parameters)
+    stored += sum(costs.output(ratio) for ratio in ratios)
+    rows = costs.compared_bytes
     work = Work(
         "evaluate",
         cluster.workers,
         cluster.workers,
         cluster.nodes,
         compute=2 * tokens * costs.parameters * stored / costs.base_bytes,
-        read=stored,
-        hidden=2 * len(ratios) * (cluster.workers - 1) * rows,
+        read=stored + len(ratios) * rows,
+        written=rows,
+        hidden=(1 + 2 * len(ratios)) * (cluster.workers - 1) * rows,
     )
     return (work.cost(rates),)
 

@@ -104,7 +104,8 @@ class DiskUse(Schema):
     """Bytes of a run on disk: the first four and twice `outputs` (factors, and checkpoints before
     they are published) in the run directory, then `outputs`, the checkpoints of all ratios.
 
-    `boundaries` are hidden states and gradients between waves, `partial_sums` what replicas add up.
+    `boundaries` are hidden states and gradients between waves, or later the base's last hidden
+    states on the text of the comparison; `partial_sums` what replicas add up.
     """
 
     moments: int

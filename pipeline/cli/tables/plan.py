@@ -109,7 +109,7 @@ def _disk(plan: Plan) -> str:
     parts = {
         "moments": disk.moments,
         "bases": disk.bases,
-        "boundaries of waves": disk.boundaries,
+        "hidden states": disk.boundaries,
         "sums of replicas": disk.partial_sums,
         "factors and files not yet published": 2 * disk.outputs,
     }

@@ -18,7 +18,7 @@ def test_less_memory_takes_more_waves_and_more_time() -> None:
     assert waves[0] == 1
     assert waves == sorted(set(waves))
     assert seconds == sorted(set(seconds))
-    assert plans[0].disk.boundaries == 0 < plans[-1].disk.boundaries
+    assert plans[0].disk.boundaries < plans[-1].disk.boundaries
     loads = [plan.stages[1].read_bytes for plan in plans]
     assert loads[0] < loads[1] < 2 * loads[0]  # each wave again on the way back, but the last
 
@@ -93,6 +93,18 @@ def test_verify_reads_a_large_model_once_and_two_layers(
     [verify] = [stage for stage in plan.stages if stage.name == "verify"]
     assert verify.read_bytes / plan.disk.outputs == pytest.approx(1 + loaded, abs=0.01)
     assert verify.written_bytes == 0
+
+
+def test_the_base_is_scored_once_for_all_ratios() -> None:
+    """And its last hidden states are kept: 32 windows of 2,048 tokens, 8,192 wide, in bfloat16."""
+    kept = 32 * 2048 * 8192 * 2
+    plans = [planned("llama-3-70b", {"ratio": ratio}) for ratio in ("0.2", "0.2,0.4")]
+    assert [plan.disk.boundaries for plan in plans] == [kept, kept]
+    one, two = ({s.name: s for s in plan.stages}["evaluate"] for plan in plans)
+    assert one.written_bytes == two.written_bytes == kept
+    head = 2 * 128_256 * 8192
+    second = plans[1].disk.outputs - plans[0].disk.outputs
+    assert two.read_bytes - one.read_bytes == pytest.approx(second + head + kept, rel=1e-3)
 
 
 def test_stages_add_up_and_the_bottleneck_is_one_of_them() -> None:
