@@ -64,6 +64,23 @@ def test_it_says_what_an_evaluation_in_memory_says(
     assert one.kl < other.kl  # more is removed of it
 
 
+def test_its_figures_are_those_of_both_models_streamed_at_once(
+    config: RunConfig, outputs: tuple[OutputResult, ...], text: Path
+) -> None:
+    both = EvaluationConfig(
+        checkpoint=str(outputs[1].path),
+        baseline=config.model,
+        text=str(text),
+        sequence_length=LENGTH,
+        windows=WINDOWS,
+        streamed=True,
+        workers=1,
+    )
+    assert outputs[1].evaluation
+    found, expected = outputs[1].evaluation.models, evaluate(both).models
+    assert [(m.mean_nll, m.kl) for m in found] == [(m.mean_nll, m.kl) for m in expected]
+
+
 def test_it_is_part_of_the_checkpoint(outputs: tuple[OutputResult, ...]) -> None:
     for output in outputs:
         folder = Path(str(output.path))
