@@ -1,11 +1,13 @@
 """A whole run: inspect, plan, calibrate, factorise, allocate, truncate, assemble, verify."""
 
+from typing import NamedTuple
+
 from pipeline.cluster.object_store import run_bytes
 from pipeline.cluster.session import ray_session
 from pipeline.metrics import measured
 from pipeline.plan.planner import require_disk
 from pipeline.progress import Progress
-from pipeline.request.inputs import gather
+from pipeline.request.inputs import Inputs, gather
 from pipeline.request.preflight import Checked, look
 from pipeline.run import Run, announce, start
 from pipeline.run_directory.earlier import set_aside
@@ -19,6 +21,7 @@ from pipeline.stages.factorise import factorise
 from pipeline.stages.output import Output, OutputStage
 from pipeline.stages.present import present
 from pipeline.stages.publish import find_published, publish
+from pipeline.stages.recover import awaits_recovery, job_of
 from pipeline.stages.staging import staged
 from pipeline.stages.truncate import truncate
 from pipeline.stages.verify import verify
@@ -27,8 +30,10 @@ from pipeline.supervise import supervise
 from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
 from schemas.result.manifest import OutputResult, RunResult
+from schemas.run.plan import Plan
 from workers.process.failures import storage_explained
 from workers.process.memory import give_back, peak_anonymous_bytes, share_arena
+from workers.recovery.job import Job
 from workers.storage.keys import OWNER
 
 _AROUND: tuple[OutputStage, ...] = (assemble, verify, evaluate, present, publish)
@@ -58,24 +63,50 @@ def compress(
         ray_session(config.cluster, config.numerics.threads, run_bytes(config, inputs.spec)),
         measured(progress),
     ):
-        outputs, worker_peaks = supervise(
-            config,
-            progress,
-            lambda config, quarantine: start(config, inputs, progress, ownership, quarantine),
-            _stages,
-        )
+        while True:
+            made = supervise(
+                config,
+                progress,
+                lambda config, quarantine: start(config, inputs, progress, ownership, quarantine),
+                _stages,
+            )
+            if not made.recoveries:
+                break
+            _recover(made, inputs, progress)
     give_back()
     return RunResult(
-        outputs=outputs,
+        outputs=made.outputs,
         seconds=progress.seconds,
         busy=progress.busy,
         driver_peak_bytes=peak_anonymous_bytes(),
-        worker_peak_bytes=worker_peaks,
+        worker_peak_bytes=made.worker_peaks,
     )
 
 
-def _stages(run: Run) -> tuple[tuple[OutputResult, ...], tuple[int, ...]]:
-    """Return the checkpoint at every ratio, and the peak memory of the remaining workers."""
+class _Made(NamedTuple):
+    """What the workers of a run have made: checkpoints, or factors that wait for recovery.
+
+    `worker_peaks` is the peak memory of each worker that was there at the end, in bytes.
+    """
+
+    outputs: tuple[OutputResult, ...]
+    recoveries: tuple[Job, ...]
+    worker_peaks: tuple[int, ...]
+    plan: Plan
+
+
+def _recover(made: _Made, inputs: Inputs, progress: Progress) -> None:
+    """Train the factors that wait for it; the workers have ended."""
+    from pipeline.cluster.training import train  # Ray Train loads only when needed
+
+    job, *_ = made.recoveries
+    with journal(job.config.run_folder, made.plan, progress):
+        for job in made.recoveries:
+            train(job, inputs, progress)
+
+
+def _stages(run: Run) -> _Made:
+    """Make the checkpoint at every ratio, or its factors if recovery is still to train them."""
     found = {ratio: find_published(run, ratio) for ratio in run.config.ratio}
     if None in found.values():
         require_disk(run.plan.disk, run.config, run.committed_bytes())
@@ -85,31 +116,45 @@ def _stages(run: Run) -> tuple[tuple[OutputResult, ...], tuple[int, ...]]:
             calibrate(run)
             factorise(run, run.spec.matrices)
             run.pool.quarantine.require()
-        outputs = tuple(there or make_output(run, ratio) for ratio, there in found.items())
-    return outputs, tuple(run.pool.each("peak_memory"))
+        made = [there or make_output(run, ratio) for ratio, there in found.items()]
+    return _Made(
+        outputs=tuple(one for one in made if isinstance(one, OutputResult)),
+        recoveries=tuple(one for one in made if isinstance(one, Job)),
+        worker_peaks=tuple(run.pool.each("peak_memory")),
+        plan=run.plan,
+    )
 
 
-def make_output(run: Run, ratio: float) -> OutputResult:
-    """Allocate, truncate, write, assemble, verify, evaluate, present and publish one checkpoint.
+def make_output(run: Run, ratio: float) -> OutputResult | Job:
+    """Allocate, truncate, write, assemble, verify, evaluate, present and publish one checkpoint;
+    stop after truncation if its factors are to be trained, and are not yet.
 
     Raises QuarantineError if an item failed again and again, unless its matrices may stay dense.
     """
     output = _written(run, ratio)
+    if isinstance(output, Job):
+        return output
     with staged(output):
         for stage in _AROUND:
             stage(output)
     return output.result()
 
 
-def _written(run: Run, ratio: float) -> Output:
-    """Write an output's weight files; ranks are shared out once more if a matrix was given up."""
+def _written(run: Run, ratio: float) -> Output | Job:
+    """Write an output's weight files, or describe the recovery that has to come before.
+
+    Ranks are shared out once more if a matrix was given up.
+    """
     while True:
         output = Output(run, ratio)
         allocate(output)
-        files = WeightFiles(output)
-        truncate(output, files.ready)
-        files.write()
+        if waits := awaits_recovery(output):
+            truncate(output)
+        else:
+            files = WeightFiles(output)
+            truncate(output, files.ready)
+            files.write()
         run.pool.quarantine.require()
         if run.given_up == output.given_up:
-            return output
+            return job_of(output) if waits else output
         output.discard()

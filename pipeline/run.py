@@ -4,6 +4,8 @@ from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
 
+import torch
+
 from pipeline.cluster.actors import agree, chains, start_allocator, start_workers
 from pipeline.cluster.calls import Actor, start_timeout, stop, wait_for
 from pipeline.cluster.capacity import find_cluster, workers_there
@@ -174,11 +176,12 @@ def announce(run: Run) -> None:
 
 
 def _ground(inputs: Inputs, facts: WorkerFacts) -> Ground:
-    backward = inputs.backward
+    backward, recovery = inputs.backward, inputs.recovery
     return Ground(
         base_files=inputs.base_files,
         forward_tokens=tokens_sha256(inputs.forward),
         backward_tokens=None if backward is None else tokens_sha256(backward),
+        recovery_tokens=None if recovery is None else tokens_sha256(torch.cat(recovery)),
         dtype=facts.dtype,
         device=facts.device_name,
         versions={name: version(name) for name in ("torch", "transformers")},

@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pipeline.report.wording import optimism
 from schemas.printable import printable
 from schemas.request.config import RunConfig
+from schemas.request.recovery import share_of
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import Compression
 from workers.checkpoint.names import CARD
@@ -38,6 +39,7 @@ def write_card(
         c=compression,
         e=evaluation,
         optimism=optimism,
+        recovery_text=_markdown(_texts(compression)),
         calibration=_markdown(Path(compression.calibration.text).name),
         text=None if evaluation is None else _markdown(Path(evaluation.text).name),
         counts={kind: encodings.count(kind) for kind in ("pivoted", "plain", "dense")},
@@ -45,6 +47,14 @@ def write_card(
         remarks=[(m.name, note) for m in compression.matrices for note in m.remarks],
     )
     write_text(folder / CARD, text)
+
+
+def _texts(compression: Compression) -> str:
+    """Name the texts of a recovery, without their folders."""
+    recovery = compression.recovery
+    asked = () if recovery is None else recovery.config.text
+    names = [share_of(text)[0] for text in asked] or [compression.calibration.text]
+    return ", ".join(Path(name).name for name in names)
 
 
 def front_matter(base: Path, config: RunConfig) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from pipeline.report.figures import (
 )
 from pipeline.report.losses import layers, losses
 from pipeline.report.notes import notes_of
+from pipeline.report.recovery import recovery
 from schemas.printable import escaped, printable
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 from schemas.result.manifest import Compression
@@ -76,6 +77,8 @@ def render_report(
             stages(facts),
         )
     }
+    if compression.recovery is not None:
+        figures["recovery"] = recovery(compression.recovery)
     encodings = [matrix.encoding for matrix in compression.matrices]
     return render_page(
         "report.html.j2",

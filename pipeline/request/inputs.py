@@ -1,17 +1,21 @@
 """The inputs of a run: the base checkpoint, and the windows of text."""
 
 import hashlib
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.request.preflight import Checked
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, TextError
 from schemas.model.spec import ModelSpec
+from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
+from schemas.request.recovery import share_of
 from workers.checkpoint.contents import base_files
 from workers.model.loading import load_tokenizer
 from workers.text.documents import (
@@ -23,12 +27,21 @@ from workers.text.documents import (
 )
 from workers.text.windows import calibration_windows, evaluation_windows, tokenize
 
+_MOST_TOKENS = 8 * 2**20  # of a recovery text, if no number is asked for
+
 
 class EvaluationText(NamedTuple):
     """The name of a text, and its windows (w, length) of tokens."""
 
     name: str
     windows: Tensor
+
+
+class RecoveryText(NamedTuple):
+    """Windows (w, length) of tokens to train on, and others to judge by."""
+
+    windows: Tensor
+    held_out: Tensor
 
 
 class Inputs(NamedTuple):
@@ -40,6 +53,7 @@ class Inputs(NamedTuple):
     forward: Tensor
     backward: Tensor | None
     evaluation: EvaluationText | None = None
+    recovery: RecoveryText | None = None
 
 
 def tokens_sha256(windows: Tensor) -> str:
@@ -79,7 +93,35 @@ def gather(checked: Checked) -> Inputs:
         forward=calibration_windows(tokens, text.sequence_length, text.samples, config.seed),
         backward=backward,
         evaluation=_evaluation(checked, tokenizer),
+        recovery=_recovery(config, tokenizer) if config.recovery.enabled else None,
     )
+
+
+def _recovery(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> RecoveryText:
+    """Return windows of the texts to train on, mixed by their shares. Raises TextError if they have
+    too few.
+    """
+    asked = config.recovery
+    sources = dict(map(share_of, asked.text or (config.calibration.text,)))
+    most = asked.tokens or _MOST_TOKENS
+    wanted = most // asked.sequence_length + asked.held_out
+    found = []
+    for name, share in sources.items():
+        count = math.ceil(wanted * share / sum(sources.values()))
+        documents = iter_documents(name, "calibration")
+        at_least = count * asked.sequence_length
+        tokens = tokenize(documents, tokenizer, separator_of(name), at_least)
+        there = min(count, tokens.numel() // asked.sequence_length)
+        found.append(calibration_windows(tokens, asked.sequence_length, max(there, 1), config.seed))
+    windows = torch.cat(found)
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(config.seed))
+    windows = windows[order]
+    if len(windows) <= asked.held_out:
+        raise TextError(
+            f"recovery text: {len(windows)} windows of {asked.sequence_length} tokens, and "
+            f"{asked.held_out} of them are held out; name a longer text, or set recovery.held_out"
+        )
+    return RecoveryText(windows[asked.held_out :], windows[: asked.held_out])
 
 
 def _evaluation(checked: Checked, tokenizer: PreTrainedTokenizerBase) -> EvaluationText | None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from schemas.location import absolute, locate
 from schemas.request.config import RunConfig
+from schemas.request.recovery import share_of
 from workers.storage.places import url_of
 from workers.text.documents import is_local
 
@@ -14,8 +15,10 @@ def settled(config: RunConfig) -> RunConfig:
         name: group.model_copy(update={"text": _full_name(group.text)})
         for name, group in (("calibration", config.calibration), ("evaluation", config.evaluation))
     }
+    mixed = (f"{_full_name(name)}:{share:g}" for name, share in map(share_of, config.recovery.text))
+    recovery = config.recovery.model_copy(update={"text": tuple(mixed)})
     places = {"output": absolute(config.output), "run_dir": absolute(config.run_folder)}
-    return config.model_copy(update=texts | places)
+    return config.model_copy(update={**texts, **places, "recovery": recovery})
 
 
 def pinned(config: RunConfig, folder: Path) -> RunConfig:

@@ -21,6 +21,7 @@ from workers.checkpoint.family import family, unquantised
 from workers.checkpoint.names import COMPRESSION, CONFIG, INDEX, MANIFEST
 from workers.checkpoint.own_code import shipped
 from workers.process.logs import about_matrices
+from workers.recovery.job import recovery_of
 from workers.storage.files import copy, file_sha256, write_text
 from workers.storage.moments import fallbacks_of
 
@@ -127,6 +128,7 @@ def describe(output: Output) -> Compression:
         dtype=run.facts.dtype,
         fallbacks=(*_calibration_fallbacks(run), *output.allocation.fallbacks),
         given_up=output.given_up,
+        recovery=recovery_of(run.store, output.identity),
         matrices=results,
     )
 

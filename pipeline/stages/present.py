@@ -29,7 +29,8 @@ def present(output: Output) -> None:
     compression, evaluation = output.compression, output.evaluation
     if evaluation is not None:
         show_perplexity(evaluation, output.ratio)
-        if said := optimism(compression.nats, evaluation.nats):
+        untrained = compression.recovery is None
+        if untrained and (said := optimism(compression.nats, evaluation.nats)):
             run.progress.warn(
                 f"ratio {output.ratio}: +{compression.nats:.4f} nats a token were predicted, "
                 f"and {evaluation.nats:+.4f} measured{said}"

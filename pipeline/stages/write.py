@@ -5,7 +5,7 @@ from pipeline.progress import Stage
 from pipeline.stages.output import Output
 from pipeline.stages.weight_files import plan_file, plan_parts
 from workers.allocation.budget import cost
-from workers.storage.keys import factors_key
+from workers.storage.keys import factors_key, recovered_key
 
 
 class WeightFiles:
@@ -17,8 +17,11 @@ class WeightFiles:
     def __init__(self, output: Output) -> None:
         run, ranks = output.run, output.allocation.ranks
         self._output = output
+        recovered = run.config.recovery.enabled
         self._keys = {
-            name: factors_key(run.ids.factors, name, rank)
+            name: recovered_key(output.identity, name)
+            if recovered
+            else factors_key(run.ids.factors, name, rank)
             for name, rank in ranks.items()
             if rank is not None
         }

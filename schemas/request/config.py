@@ -25,6 +25,7 @@ from schemas.request.methods import (
     Method,
     Truncation,
 )
+from schemas.request.recovery import RecoveryConfig
 from schemas.request.settings import Flag
 
 OnFailure = Literal["fail", "keep_dense"]
@@ -66,6 +67,7 @@ class CompressionConfig(Schema):
     )
     targets: TargetsConfig = TargetsConfig()
     calibration: CalibrationConfig = CalibrationConfig()
+    recovery: RecoveryConfig = RecoveryConfig()
     evaluation: EvaluationTextConfig = EvaluationTextConfig()
     numerics: NumericsConfig = NumericsConfig()
     cluster: ClusterConfig = ClusterConfig()

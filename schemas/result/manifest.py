@@ -9,6 +9,7 @@ from schemas.location import Location
 from schemas.request.groups import CalibrationConfig, NumericsConfig, TargetsConfig
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.output import MatrixResult
+from schemas.result.recovery import RecoveryResult
 from schemas.run.identity import Identities
 from schemas.run.stages import StageName
 
@@ -43,7 +44,7 @@ class Compression(Schema):
     `ratio` is the fraction of the targeted parameters asked to be removed (`ratio_by` has others
     for some matrices), `keep` = 1 - ratio, and `removed` the fraction actually removed. `nats` is
     the predicted increase of the mean token loss. `given_up` are matrices that had to stay dense,
-    each with its error.
+    each with its error. Losses of matrices are before `recovery`, if there was one.
     """
 
     model: str
@@ -69,6 +70,7 @@ class Compression(Schema):
     dtype: str
     fallbacks: tuple[str, ...]
     given_up: dict[str, str] = Field(default_factory=dict)
+    recovery: RecoveryResult | None = None
     matrices: tuple[MatrixResult, ...]
 
 

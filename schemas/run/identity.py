@@ -19,6 +19,8 @@ from schemas.run.moments import Pass
 
 _ARTEFACTS = 3  # raised whenever an item of the run directory changes its content or its meaning
 
+_TRAINED_ALIKE = {"enabled", "text", "micro_batch", "checkpointing"}  # of recovery's settings
+
 
 class Record(Schema):
     """The commit record of one finished item: it exists only if the item is complete.
@@ -52,12 +54,15 @@ class Record(Schema):
 
 
 class Identities(Schema):
-    """The identities of one run, each a SHA-256 prefix; `backward` is None without gradients."""
+    """The identities of one run, each a SHA-256 prefix; `backward` is None without gradients,
+    `recovery` if the factors are not trained.
+    """
 
     forward: str
     backward: str | None
     bases: str
     factors: str
+    recovery: str | None = None
 
     def moments(self, direction: Pass) -> str:
         """Return the identity of one stream's moments. Raises ValueError if there is none."""
@@ -72,7 +77,8 @@ class Identities(Schema):
         bound = [asked.max_ratio] if ALLOCATIONS[asked.method].bounded else []
         kept = [sorted(given_up)] if given_up else []
         chosen = [config.targets.model_dump(mode="json"), list(config.ratio_by.items())]
-        return fingerprint([self.factors, asked.method, ratio, *bound, *kept, *chosen])
+        trained = [self.recovery] if self.recovery else []
+        return fingerprint([self.factors, asked.method, ratio, *bound, *kept, *chosen, *trained])
 
 
 class Ground(Schema):
@@ -85,6 +91,7 @@ class Ground(Schema):
     base_files: dict[str, str]
     forward_tokens: str
     backward_tokens: str | None
+    recovery_tokens: str | None = None
     dtype: str
     device: str
     versions: dict[str, str]
@@ -111,7 +118,13 @@ def identities(config: RunConfig, ground: Ground) -> Identities:
     bases = fingerprint([forward, backward, config.truncation, shrinkage])
     pivot_bound = config.numerics.pivot_bound if config.factors == "pivoted" else None
     factors = fingerprint([bases, config.factors, pivot_bound])
-    return Identities(forward=forward, backward=backward, bases=bases, factors=factors)
+    recovery = None
+    if ground.recovery_tokens is not None:
+        settings = config.recovery.model_dump(mode="json", exclude=_TRAINED_ALIKE)
+        recovery = fingerprint([factors, ground.recovery_tokens, settings])
+    return Identities(
+        forward=forward, backward=backward, bases=bases, factors=factors, recovery=recovery
+    )
 
 
 def fingerprint(value: object) -> str:

@@ -13,6 +13,7 @@ StageName = Literal[
     "factorise",
     "allocate",
     "truncate",
+    "recover",
     "write",
     "assemble",
     "verify",

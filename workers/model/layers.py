@@ -1,9 +1,10 @@
 """The parts of a checkpoint that a shard computes, with their weights."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from schemas.errors import CheckpointError
 from schemas.model.spec import DecoderSpec
@@ -15,6 +16,9 @@ from workers.model.carving import Carved
 from workers.model.reading import Weights
 from workers.model.skeleton import skeleton
 
+Finish = Callable[[int, nn.Module], None]
+"""Does something to the layer of an index."""
+
 
 class Decoder:
     """Reads parts of one checkpoint, to one device, in one compute dtype."""
@@ -24,28 +28,30 @@ class Decoder:
     ) -> None:
         self._folder = folder
         self._spec = spec
-        self._dtype = dtype
+        self.dtype = dtype
         self._device = device
         self._reader = TensorReader(folder, spec)
 
-    def part(self, layers: range) -> Carved:
+    def part(self, layers: range, finish: Finish = lambda _index, _layer: None) -> Carved:
         """Return a model with these layers, and what is outside the layers as far as they need it.
 
-        All parameters are frozen. Raises CheckpointError if a tensor of the files is amiss.
+        All parameters are frozen; `finish` may change each layer before the next one is read.
+        Raises CheckpointError if a tensor of the files is amiss.
         """
         spec = self._spec
         where = str(self._folder / CONFIG)
         config = unquantised(read_config(self._folder), where, dequantize=True)
-        model = skeleton(config, where, self._dtype).requires_grad_(False)
+        model = skeleton(config, where, self.dtype)
         weights = Weights(model, spec.path, self._read, self._device)
         held = spec.held(layers)
         try:
             weights.fill_outside([t.name for t in held if t.layer is None], spec.modules)
+            model.requires_grad_(False)
             for index in layers:
-                weights.fill_layer(index, [t.name for t in held if t.layer == index])
+                names = [t.name for t in held if t.layer == index]
+                finish(index, weights.fill_layer(index, names).requires_grad_(False))
         except CheckpointError as error:
             raise CheckpointError(f"{self._folder}: {error}") from error
-        model.requires_grad_(False)
         return Carved(model, spec, self._device)
 
     def _read(self, name: str) -> Tensor:
@@ -61,7 +67,7 @@ class Decoder:
                 f"{where} holds NaN or infinite values; nothing can be computed with them: fetch "
                 "the file again, or an earlier state of the model"
             )
-        if self._dtype == torch.float16 and not is_finite(tensor.to(self._dtype)):
+        if self.dtype == torch.float16 and not is_finite(tensor.to(self.dtype)):
             raise CheckpointError(
                 f"{where} holds values beyond the range of float16; use --dtype bfloat16 or float32"
             )

@@ -6,7 +6,7 @@ from schemas.run.identity import Identities
 from schemas.run.moments import Tap
 
 RUN_RECORD = "run.json"
-KINDS = ("moments", "parts", "boundaries", "bases", "spectra", "factors", "outputs")
+KINDS = ("moments", "parts", "boundaries", "bases", "spectra", "factors", "recovered", "outputs")
 STAGING = "staging"
 OWNER = "owner"
 Carried = Literal["hidden", "gradient"]
@@ -42,3 +42,15 @@ def spectrum_key(identity: str, matrix: str) -> str:
 
 def factors_key(identity: str, matrix: str, rank: int) -> str:
     return f"factors/{identity}/{matrix}.rank-{rank}.safetensors"
+
+
+def recovered_key(identity: str, matrix: str | None) -> str:
+    """The key of a matrix's factors after recovery; without a matrix, of what recovery found, which
+    is committed last.
+    """
+    return f"recovered/{identity}/{matrix or 'result'}.safetensors"
+
+
+def recovered_text_key(identity: str) -> str:
+    """The key of the windows that a recovery trains on, and of those held out."""
+    return f"recovered/{identity}/text.safetensors"

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from pipeline.report.wording import plain_size
 from schemas.printable import printable
-from schemas.result.manifest import Check, OutputResult, RunResult
+from schemas.result.manifest import Check, Compression, OutputResult, RunResult
 
 _MARKS = {
     True: Text("ok", "green"),
@@ -67,9 +67,15 @@ def _output_column(output: OutputResult) -> list[tuple[str, str]]:
         ("measured loss", _nats(output.evaluation.nats if output.evaluation else None)),
         ("perplexity before", f"{base.perplexity:.2f}" if base else "-"),
         ("perplexity after", f"{result.perplexity:.2f}" if result else "-"),
+        ("recovery, held-out loss", _recovered(done)),
         ("fallbacks", str(fallbacks)),
         ("could not be cut", str(len(done.given_up)) if done.given_up else "-"),
     ]
+
+
+def _recovered(done: Compression) -> str:
+    found = done.recovery
+    return "-" if found is None else f"{found.before:.4f} to {found.after:.4f}"
 
 
 def _nats(value: float | None) -> str:

@@ -1,0 +1,127 @@
+"""Ray Train trains the factors of an output against the base, on all of the cluster.
+
+It stands between two starts of a run's workers: what they held is free, and what they committed is
+all that it needs. Its own checkpoints are below `training` in the run directory until it ends.
+"""
+
+import threading
+from typing import Any
+
+from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
+from ray.train import RunConfig as TrainConfig
+from ray.train.torch import TorchTrainer
+from ray.util.queue import Empty, Queue
+
+from pipeline.cluster.capacity import on_gpus, workers_there
+from pipeline.progress import Progress
+from pipeline.request.inputs import Inputs
+from schemas.errors import CompressorError, RunError, WorkerError
+from schemas.result.recovery import Look
+from workers.actors.recovery import recover
+from workers.recovery.job import Job, recovery_of
+from workers.recovery.training import steps
+from workers.storage.keys import recovered_text_key
+from workers.storage.places import remove_below
+from workers.storage.store import Store
+from workers.storage.tensorfile import entries
+
+_TRAINING = "training"
+_LOOK_EVERY_S = 1.0
+
+
+def train(job: Job, inputs: Inputs, progress: Progress) -> None:
+    """Train the factors of one output; the workers of the run must have ended.
+
+    Raises the error of a training worker, or WorkerError if training failed in another way.
+    """
+    text = inputs.recovery
+    if text is None:
+        raise RunError("the run has no text for its recovery; start it again")
+    store = Store(job.config.run_folder)
+    windows = {"windows": text.windows.int(), "held_out": text.held_out.int()}
+    store.commit(recovered_text_key(job.identity), entries(windows))
+    reports = Queue(actor_options={"num_cpus": 0})
+    fit = _Fit(_trainer(job, reports))
+    total, done = steps(job.config.recovery, len(text.windows)), 0
+    with progress.stage("recover", total, "steps") as stage:
+        fit.start()
+        while fit.is_alive() or not reports.empty():
+            try:
+                look: Look = reports.get(timeout=_LOOK_EVERY_S)
+            except Empty:
+                continue
+            before = done * look.tokens // look.step if look.step else 0
+            stage.advance(look.step - done, look.tokens - before)
+            progress.note(_said(look))
+            done = look.step
+    reports.shutdown()
+    fit.require()
+    found = recovery_of(store, job.identity)
+    if found is None:
+        raise RunError(f"{store.root}: recovery ended without a result; start it again")
+    remove_below(store.root / _TRAINING / job.identity)
+    progress.note(
+        f"recovery: {found.before:.4f} -> {found.after:.4f} on held-out text after "
+        f"{found.step} of {found.steps} steps"
+    )
+
+
+def _trainer(job: Job, reports: Queue) -> TorchTrainer:
+    config = job.config
+    cluster, threads = config.cluster, config.numerics.threads
+    there = workers_there(cluster, threads)
+    gpus = on_gpus(cluster)
+    return TorchTrainer(
+        recover,
+        train_loop_config={"job": job, "reports": reports},
+        scaling_config=ScalingConfig(
+            num_workers=(1, there) if there > 1 else 1,  # type: ignore[arg-type]  # elastic
+            use_gpu=gpus,
+            resources_per_worker={"GPU": 1, "CPU": 0} if gpus else {"CPU": threads},
+        ),
+        run_config=TrainConfig(
+            name=job.identity,
+            storage_path=str(config.run_folder / _TRAINING),
+            failure_config=FailureConfig(max_failures=cluster.attempts - 1),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+
+
+class _Fit(threading.Thread):
+    """Training on a thread of its own, so that looks can be shown meanwhile."""
+
+    def __init__(self, trainer: TorchTrainer) -> None:
+        super().__init__(daemon=True)
+        self._trainer = trainer
+        self._error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self._trainer.fit()
+        except Exception as error:  # noqa: BLE001 (it is raised where it is awaited)
+            self._error = error
+
+    def require(self) -> None:
+        """Wait for the end. Raises the error that training ended with."""
+        self.join()
+        if self._error is None:
+            return
+        failures: dict[int, Any] = getattr(self._error, "worker_failures", {})
+        for cause in failures.values():
+            if isinstance(cause, CompressorError):
+                raise cause
+        raise WorkerError(
+            f"recovery: {_last_line(*failures.values(), self._error)}; start the same command "
+            "again to continue from its last checkpoint"
+        ) from self._error
+
+
+def _last_line(*errors: Exception) -> str:
+    lines = [line for line in str(errors[0]).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(errors[0]).__name__
+
+
+def _said(look: Look) -> str:
+    trained = "" if look.loss is None else f", {look.loss:.4f} on what was trained on"
+    return f"recover: step {look.step}: {look.held_out:.4f} on held-out text{trained}"

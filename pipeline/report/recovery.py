@@ -1,0 +1,45 @@
+"""The figure of a recovery: loss against the tokens trained on."""
+
+from pipeline.report import plots
+from pipeline.report.figures import Figure, Table
+from pipeline.report.wording import duration, figure, short
+from schemas.request.recovery import Objective
+from schemas.result.recovery import RecoveryResult
+
+UNITS: dict[Objective, str] = {
+    "kl": "KL from the base, nats a token",
+    "tokens": "loss, nats a token",
+    "hidden": "relative squared distance",
+}
+
+
+def recovery(found: RecoveryResult) -> Figure:
+    """Draw the loss on held-out text, and on the text trained on, as training went on."""
+    unit = UNITS[found.config.objective]
+    held_out = [plots.Point(x.tokens, x.held_out, _tip(x.step, x.held_out)) for x in found.looks]
+    trained = [
+        plots.Point(look.tokens, look.loss, _tip(look.step, look.loss))
+        for look in found.looks
+        if look.loss is not None
+    ]
+    named = [("held-out text", held_out), ("text trained on", trained)]
+    series = [plots.Series(name, points, ["" for _ in points]) for name, points in named if points]
+    gist = (
+        f"{unit}, on held-out text: {found.before:.4f} before, {found.after:.4f} after "
+        f"{found.step} of {found.steps} steps, in "
+        f"{duration(found.seconds)}. The best state is kept."
+    )
+    table = Table(
+        "Looks",
+        ("step", "tokens", "held out", "trained on"),
+        [
+            (str(look.step), short(look.tokens), figure(look.held_out), figure(look.loss))
+            for look in found.looks
+        ],
+    )
+    drawing = plots.curves(series, "tokens trained on", unit, f"Curve. {gist}")
+    return Figure("recovery", gist, [drawing], table)
+
+
+def _tip(step: int, loss: float) -> str:
+    return f"step {step}: {loss:.4f}"

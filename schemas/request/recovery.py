@@ -1,0 +1,83 @@
+"""The settings of recovery: how the factors are trained after truncation."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from schemas.base import Schema
+from schemas.request.settings import Flag
+
+Objective = Literal["kl", "tokens", "hidden"]
+"""What is minimised: KL(base || student) of the next token, its cross-entropy with the text, or the
+squared distance of the last hidden states relative to the base's.
+"""
+
+
+class RecoveryConfig(Schema):
+    """Training of the factors after truncation; everything else of the model is frozen.
+
+    The base is the teacher (knowledge distillation: Hinton et al., arXiv 1503.02531). SVD-LLM
+    (section 3.2) updates the factors after truncation, too, by LoRA on the text alone.
+    """
+
+    enabled: Annotated[bool, Flag("recover")] = Field(
+        False, description="Train the factors against the base after truncation"
+    )
+    text: Annotated[tuple[str, ...], Flag("recovery-text", unset="the calibration text")] = Field(
+        (),
+        description="Texts to train on, as --calibration, each with its share: a.txt:0.7,c4:0.3",
+    )
+    tokens: Annotated[int | None, Flag("recovery-tokens", unset="the text once, 8 M at most")] = (
+        Field(None, ge=1, description="Tokens to train on; a shorter text is repeated")
+    )
+    sequence_length: int = Field(1024, ge=2, description="Tokens in a window")
+    batch: int = Field(4, ge=1, description="Windows in a step, of all workers together")
+    micro_batch: int = Field(1, ge=1, description="Windows that a worker computes at once")
+    learning_rate: float = Field(
+        2e-4, gt=0.0, description="Of AdamW, after warm-up; it falls linearly to zero"
+    )
+    warmup: float = Field(0.1, ge=0.0, lt=1.0, description="Share of the steps for warm-up")
+    clip: float = Field(1.0, gt=0.0, description="Largest norm of a step's gradient")
+    objective: Objective = Field(
+        "kl",
+        description="What is minimised: kl from the base's next tokens, tokens (their loss alone), "
+        "or hidden (distance of the last hidden states)",
+    )
+    held_out: int = Field(
+        8, ge=1, description="Windows that are not trained on and say which state is best"
+    )
+    evaluations: int = Field(10, ge=1, description="Looks at the held-out windows")
+    patience: int = Field(3, ge=1, description="Looks without progress that end it")
+    checkpointing: bool = Field(
+        True, description="Compute each layer twice instead of keeping what is within it"
+    )
+
+    @field_validator("text", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        words = [value] if isinstance(value, str) else value
+        if not isinstance(words, (list, tuple)) or not all(isinstance(w, str) for w in words):
+            return value
+        return tuple(part.strip() for word in words for part in word.split(",") if part.strip())
+
+    @field_validator("text")
+    @classmethod
+    def _shares(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            share_of(one)
+        return value
+
+
+def share_of(text: str) -> tuple[str, float]:
+    """Split "c4:0.3" in the name of a text and its share; 1 if it has none.
+
+    Raises ValueError if the share is not a positive number.
+    """
+    name, _, share = text.rpartition(":")
+    try:
+        found = float(share)
+    except ValueError:  # a name with a colon in it, or without one
+        return text, 1.0
+    if not 0 < found < float("inf"):
+        raise ValueError(f"{text}: the share after the colon must be above zero")
+    return name, found

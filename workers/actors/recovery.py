@@ -1,0 +1,141 @@
+"""What every worker of a Ray Train job does: it builds both models, trains, and commits factors."""
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch.distributed as dist
+from ray.train import Checkpoint, CheckpointUploadMode
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from schemas.result.recovery import Look, RecoveryResult
+from workers.checkpoint.fetching import resolve
+from workers.model.layers import Decoder
+from workers.process.devices import compute_dtype, find_device, set_threads
+from workers.process.logs import set_up_logging
+from workers.recovery.job import Job
+from workers.recovery.models import FACTORS, build_student, build_teacher
+from workers.recovery.training import Trainer
+from workers.storage.keys import factors_key, recovered_key, recovered_text_key
+from workers.storage.store import Store
+from workers.storage.tensorfile import entries
+
+_PROGRESS = "progress.json"
+
+
+def recover(asked: dict[str, Any]) -> None:
+    """Train as `asked["job"]` says, and commit the factors of every matrix and the result.
+
+    Looks go to the queue `asked["reports"]`. Continues from the last checkpoint, if there is one.
+    """
+    job: Job = asked["job"]
+    config, settings = job.config, job.config.recovery
+    set_up_logging()
+    set_threads(config.numerics.threads)
+    start = time.monotonic()
+    trainer = _trainer(job)
+    spent = _restore(trainer)
+    first = dist.get_rank() == 0
+    for look in trainer.run():
+        seconds = spent + time.monotonic() - start
+        if first:
+            asked["reports"].put(look)
+        _save(trainer, seconds)
+    step = trainer.take_best()
+    _commit(job, trainer.trained)
+    if first:
+        result = RecoveryResult(
+            config=settings,
+            windows=len(trainer.windows),
+            parameters=sum(p.numel() for p in trainer.trained.values()),
+            steps=trainer.steps,
+            step=step,
+            looks=tuple(trainer.looks),
+            workers=dist.get_world_size(),
+            seconds=round(spent + time.monotonic() - start, 3),
+        )
+        key = recovered_key(job.identity, None)
+        Store(config.run_folder).commit(key, [], result.model_dump(mode="json"))
+
+
+def _trainer(job: Job) -> Trainer:
+    config, store = job.config, Store(job.config.run_folder)
+    folder = resolve(config.model, config.revision, config.fetched)
+    device = find_device(config.cluster.device)
+    dtype = compute_dtype(config.numerics.dtype, job.spec.dtype, device)
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    decoder = Decoder(folder, job.spec, dtype, device)
+
+    def factors(name: str) -> dict[str, Tensor]:
+        rank = job.ranks[name]
+        if rank is None:
+            raise ValueError(f"{name} is not cut")
+        tensors = store.load(factors_key(job.factors, name, rank)).tensors
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+    student = build_student(decoder, job.spec, job.rows, factors, mesh)
+    teacher = build_teacher(decoder, job.spec, mesh)
+    text = store.load(recovered_text_key(job.identity)).tensors
+    windows, held_out = text["windows"].long(), text["held_out"].long()
+    return Trainer(student, teacher, windows, held_out, config.recovery, device)
+
+
+def _save(trainer: Trainer, seconds: float) -> None:
+    """Give Ray Train a checkpoint, which it uploads while training goes on."""
+    folder = Path(tempfile.mkdtemp(prefix="svdllm-recovery-"))
+    save(trainer.state(), checkpoint_id=folder)
+    progress = {
+        "step": trainer.step,
+        "looks": [look.model_dump() for look in trainer.looks],
+        "seconds": seconds,
+    }
+    if dist.get_rank() == 0:
+        (folder / _PROGRESS).write_text(json.dumps(progress))
+    ray.train.report(
+        {"step": trainer.step},
+        checkpoint=Checkpoint.from_directory(folder),
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+    )
+
+
+def _restore(trainer: Trainer) -> float:
+    """Continue from the last checkpoint, if any; return the seconds that went before it."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0.0
+    with checkpoint.as_directory() as folder:
+        load(trainer.state(), checkpoint_id=folder)
+        progress: dict[str, Any] = json.loads((Path(folder) / _PROGRESS).read_text())
+    trainer.resume(progress["step"], [Look(**look) for look in progress["looks"]])
+    return float(progress["seconds"])
+
+
+def _commit(job: Job, trained: Mapping[str, Tensor]) -> None:
+    """Commit the factors of every cut matrix as the checkpoint stores them, by the first worker."""
+    store = Store(job.config.run_folder)
+    for matrix in job.spec.matrices:
+        if (rank := job.ranks[matrix.name]) is None:
+            continue
+        stored = store.load(factors_key(job.factors, matrix.name, rank)).tensors
+        place = f"{job.spec.path}.{matrix.layer}.{matrix.path}"
+        for factor in FACTORS:
+            if (parameter := trained.get(f"{place}.{factor}")) is not None:
+                stored[factor] = _whole(parameter).to(stored[factor].dtype).cpu()
+        if dist.get_rank() == 0:
+            row = job.rows[matrix.name].model_dump(mode="json")
+            store.commit(recovered_key(job.identity, matrix.name), entries(stored), row)
+    dist.barrier()
+
+
+def _whole(parameter: Tensor) -> Tensor:
+    found = parameter.detach()
+    return found.full_tensor() if isinstance(found, DTensor) else found

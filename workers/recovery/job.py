@@ -1,0 +1,32 @@
+"""What a recovery is asked to do."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from schemas.model.spec import ModelSpec
+from schemas.request.config import RunConfig
+from schemas.result.output import MatrixResult
+from schemas.result.recovery import RecoveryResult
+from workers.storage.keys import recovered_key
+from workers.storage.store import Store
+
+
+class Job(NamedTuple):
+    """One recovery: which matrices at which ranks, and under which identity.
+
+    `factors` is the identity of the truncated factors; `rows` has the result of every matrix by its
+    name.
+    """
+
+    config: RunConfig
+    spec: ModelSpec
+    identity: str
+    factors: str
+    ranks: Mapping[str, int | None]
+    rows: Mapping[str, MatrixResult]
+
+
+def recovery_of(store: Store, identity: str) -> RecoveryResult | None:
+    """Return what the recovery of an output found; None if it has not ended, or never began."""
+    record = store.record(recovered_key(identity, None))
+    return None if record is None else RecoveryResult.model_validate(record.facts)

@@ -1,0 +1,94 @@
+"""Student and teacher: a truncated model and its base, both cut at their layers and sharded.
+
+Every layer of both is sharded over all workers by `fully_shard` (FSDP2: Zhao et al., arXiv
+2304.11277), and gathered only while it is computed. What is outside the layers is frozen and whole
+on every worker.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from runtime.configuration_lowrank import BIASES, Matrix
+from runtime.modeling_lowrank import replace_linears
+from schemas.model.spec import ModelSpec
+from schemas.result.output import MatrixResult
+from workers.model.carving import Carved
+from workers.model.layers import Decoder
+
+FACTORS = ("down.weight", "up.weight")
+Factors = Callable[[str], dict[str, Tensor]]
+"""From the name of a matrix to the tensors that store it."""
+
+
+class Student(NamedTuple):
+    """A truncated model, and what is trained of it, by its name in it."""
+
+    model: Carved
+    trained: dict[str, nn.Parameter]
+
+
+def build_teacher(decoder: Decoder, spec: ModelSpec, mesh: DeviceMesh) -> Carved:
+    """Return the base, frozen, in the dtype of `decoder`."""
+    return decoder.part(range(spec.layers), lambda _, layer: _shard(layer, mesh, None))
+
+
+def build_student(
+    decoder: Decoder,
+    spec: ModelSpec,
+    rows: Mapping[str, MatrixResult],
+    factors: Factors,
+    mesh: DeviceMesh,
+) -> Student:
+    """Return the truncated model, `rows` saying how each matrix is stored.
+
+    The factors are trainable and in float32, the rest is frozen. All of it computes in the dtype of
+    `decoder`.
+    """
+    trained: dict[str, nn.Parameter] = {}
+
+    def truncate(index: int, layer: nn.Module) -> None:
+        mine = [m for m in spec.matrices if m.layer == index and rows[m.name].encoding != "dense"]
+        biases: dict[str, Any] = {m.path: layer.get_submodule(m.path).bias for m in mine}
+        stored = {m.path: Matrix(rows[m.name].encoding, rows[m.name].rank) for m in mine}
+        replace_linears(layer, stored)
+        for matrix in mine:
+            module = layer.get_submodule(matrix.path)
+            _fill(module, factors(matrix.name), biases[matrix.path])
+        layer.requires_grad_(False)
+        for name in [f"{path}.{factor}" for path in stored for factor in FACTORS]:
+            _train(layer, name)
+        _shard(layer, mesh, decoder.dtype)
+        trained.update(
+            (f"{spec.path}.{index}.{name}", parameter)
+            for name, parameter in layer.named_parameters()
+            if parameter.requires_grad
+        )
+
+    return Student(decoder.part(range(spec.layers), truncate), trained)
+
+
+def _shard(layer: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None) -> None:
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    fully_shard(layer, mesh=mesh, mp_policy=policy if dtype else MixedPrecisionPolicy())
+
+
+def _fill(module: nn.Module, tensors: dict[str, Tensor], bias: Tensor | None) -> None:
+    """Give a low-rank layer the tensors of its item, and the bias of the linear that it was."""
+    state = dict(tensors)
+    if bias is not None:
+        state |= {name: bias for name in module.state_dict() if name in BIASES}
+    module.load_state_dict(state, assign=True)
+
+
+def _train(layer: nn.Module, name: str) -> None:
+    """Make a parameter trainable, in float32."""
+    owner, _, leaf = name.rpartition(".")
+    module = layer.get_submodule(owner)
+    if leaf in dict(module.named_parameters(recurse=False)):  # `up` may be empty of full rank
+        value = module.get_parameter(leaf).detach().float()
+        module.register_parameter(leaf, nn.Parameter(value))

@@ -1,0 +1,198 @@
+"""One worker's part of a recovery: steps, looks at held-out windows, and the state between them."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import AdamW
+from torch.utils.checkpoint import checkpoint
+
+from schemas.request.recovery import RecoveryConfig
+from schemas.result.recovery import Look
+from workers.model.carving import Carved
+from workers.recovery.models import Student
+from workers.recovery.objectives import LOSSES, chunks
+
+
+class Trainer:
+    """Trains the factors of `student` towards `teacher` on windows (w, length) of tokens, int64.
+
+    All workers call the same methods with the same arguments; each computes its own windows of a
+    batch, and gradients are averaged where layers are sharded. `held_out` windows are never trained
+    on; the state that was best on them is the result.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        teacher: Carved,
+        windows: Tensor,
+        held_out: Tensor,
+        config: RecoveryConfig,
+        device: torch.device,
+    ) -> None:
+        self._student, self._teacher = student.model, teacher
+        self.windows, self._held_out = windows, held_out
+        self._config, self._device = config, device
+        self.steps = steps(config, len(windows))
+        self.trained = student.trained
+        self.step, self.looks = 0, list[Look]()
+        self._best = {name: p.detach().clone() for name, p in self.trained.items()}
+        self._optimizer = AdamW(
+            self.trained.values(), lr=config.learning_rate, weight_decay=0.0, fused=True
+        )
+        for parameter in self.trained.values():
+            self._optimizer.state[parameter] = {
+                "step": torch.zeros((), device=device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+    def run(self) -> Iterator[Look]:
+        """Train to the end, or until looks bring no progress; yield each look, the first before
+        any step.
+        """
+        every = math.ceil(self.steps / self._config.evaluations)
+        if not self.looks:
+            yield self._look(None)
+        while self.step < self.steps and self._since_best() < self._config.patience:
+            count = min(every, self.steps - self.step)
+            yield self._look(sum(self._step() for _ in range(count)) / count)
+
+    def take_best(self) -> int:
+        """Set the trained parameters to the best state; return its step."""
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(self._best[name])
+        return best(self.looks).step
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors that a continuation needs, sharded as the parameters are, to be saved
+        or to be filled.
+        """
+        found: dict[str, Tensor] = {}
+        for name, parameter in self.trained.items():
+            moments = self._optimizer.state[parameter]
+            found |= {name: parameter.detach(), f"{name}.best": self._best[name]}
+            found |= {f"{name}.{kind}": moments[kind] for kind in ("exp_avg", "exp_avg_sq")}
+        return found
+
+    def resume(self, step: int, looks: Sequence[Look]) -> None:
+        """Continue after so many steps, once `state` was filled."""
+        self.step, self.looks = step, list(looks)
+        for parameter in self.trained.values():
+            self._optimizer.state[parameter]["step"].fill_(step)
+
+    def _step(self) -> float:
+        """Take one step; return the mean loss of its windows, of all workers."""
+        rows = batch(self.step, len(self.windows), self._config.batch)
+        loss = self._losses(self.windows[rows], train=True)
+        clip_grad_norm_(self.trained.values(), self._config.clip)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._config.learning_rate * share_of_rate(
+                self.step, self.steps, self._config.warmup
+            )
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.step += 1
+        return loss
+
+    def _look(self, loss: float | None) -> Look:
+        """Score the held-out windows, and keep this state if it is the best."""
+        with torch.no_grad():
+            held_out = self._losses(self._held_out, train=False)
+        tokens = self.step * self._config.batch * self.windows.shape[1]
+        look = Look(step=self.step, tokens=tokens, held_out=held_out, loss=loss)
+        self.looks.append(look)
+        if best(self.looks) is look:
+            self._best = {name: p.detach().clone() for name, p in self.trained.items()}
+        return look
+
+    def _since_best(self) -> int:
+        """Return how many looks there were since the best one."""
+        return sum(look.step > best(self.looks).step for look in self.looks)
+
+    def _losses(self, windows: Tensor, train: bool) -> float:
+        """Return the mean loss a position over windows, of all workers; with their gradients, if
+        they are trained on.
+
+        Every worker computes as many micro-batches: layers are gathered by all at once. Where
+        windows are missing, it computes others with weight zero.
+        """
+        rank, world = dist.get_rank(), dist.get_world_size()
+        each = math.ceil(len(windows) / world)
+        mine = [(rank + world * turn) for turn in range(each)]
+        weights = torch.tensor([float(row < len(windows)) for row in mine], device=self._device)
+        rows = windows[torch.tensor(mine) % len(windows)].to(self._device)
+        scale = 1 / (len(windows) * (windows.shape[1] - 1))
+        size, sum_ = self._config.micro_batch, torch.zeros((), device=self._device)
+        parts = zip(torch.split(rows, size), torch.split(weights, size), strict=True)
+        for tokens, weight in parts:
+            sum_ += self._loss(tokens, weight * scale, world if train else 0)
+        dist.all_reduce(sum_)
+        return float(sum_)
+
+    def _loss(self, tokens: Tensor, weight: Tensor, gradients: int) -> Tensor:
+        """Return the weighted loss of windows (w, length), `weight` (w,) of each position of one.
+
+        Its gradient is taken `gradients` times, unless that is 0: averaging over so many workers
+        makes a sum of it.
+        """
+        with torch.no_grad():
+            target = self._hidden(self._teacher, tokens)
+        hidden = self._hidden(self._student, tokens)
+        leaf = hidden.detach().requires_grad_(bool(gradients))
+        loss_of, total = LOSSES[self._config.objective], torch.zeros((), device=self._device)
+        for chunk in chunks(tokens, leaf, target):
+            loss = (loss_of(self._student, self._teacher, chunk).sum(-1) * weight).sum()
+            total += loss.detach()
+            if gradients:
+                (loss * gradients).backward()  # type: ignore[no-untyped-call]
+        if gradients:
+            hidden.backward(leaf.grad)  # type: ignore[no-untyped-call]
+        return total
+
+    def _hidden(self, model: Carved, tokens: Tensor) -> Tensor:
+        """Return the hidden states after the last layer (w, length, hidden)."""
+        hidden = model.embed(tokens)
+        again = torch.is_grad_enabled() and self._config.checkpointing
+        for index in range(len(model.layers)):
+            if again:
+                hidden = checkpoint(model.layer, index, hidden, use_reentrant=False)
+            else:
+                hidden = model.layer(index, hidden)
+        return hidden
+
+
+def best(looks: Sequence[Look]) -> Look:
+    """Return the first look with the smallest loss on held-out windows; NaN counts as infinite."""
+    return min(looks, key=lambda look: math.inf if math.isnan(look.held_out) else look.held_out)
+
+
+def share_of_rate(step: int, steps: int, warmup: float) -> float:
+    """Rise linearly to 1 during the warm-up share of the steps, then fall linearly towards 0."""
+    warm = max(1, round(warmup * steps))
+    return min((step + 1) / warm, (steps - step) / max(steps - warm, 1))
+
+
+def steps(config: RecoveryConfig, windows: int) -> int:
+    """Return the number of steps: through `windows` once, or as the tokens that are asked for."""
+    wanted = config.tokens or windows * config.sequence_length
+    return max(1, wanted // (config.batch * config.sequence_length))
+
+
+def batch(step: int, windows: int, size: int) -> Tensor:
+    """Return the windows of a step (size,): all of them once in order, then again in others."""
+    first, last = step * size // windows, ((step + 1) * size - 1) // windows
+    orders = [_order(turn, windows) for turn in range(first, last + 1)]
+    start = step * size - first * windows
+    return torch.cat(orders)[start : start + size]
+
+
+def _order(turn: int, windows: int) -> Tensor:
+    if not turn:
+        return torch.arange(windows)
+    return torch.randperm(windows, generator=torch.Generator().manual_seed(turn))
