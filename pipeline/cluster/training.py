@@ -19,7 +19,6 @@ from schemas.errors import CompressorError, RunError, WorkerError
 from schemas.result.recovery import Look
 from workers.actors.recovery import recover
 from workers.recovery.job import Job, recovery_of
-from workers.recovery.training import steps
 from workers.storage.keys import recovered_text_key
 from workers.storage.places import remove_below
 from workers.storage.store import Store
@@ -42,7 +41,7 @@ def train(job: Job, inputs: Inputs, progress: Progress) -> None:
     store.commit(recovered_text_key(job.identity), entries(windows))
     reports = Queue(actor_options={"num_cpus": 0})
     fit = _Fit(_trainer(job, reports))
-    total, done = steps(job.config.recovery, len(text.windows)), 0
+    total, done = job.config.recovery.steps(len(text.windows)), 0
     with progress.stage("recover", total, "steps") as stage:
         fit.start()
         while fit.is_alive() or not reports.empty():

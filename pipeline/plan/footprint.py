@@ -14,6 +14,7 @@ from schemas.model.spec import MatrixSpec, ModelSpec
 from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
 from schemas.request.methods import TRUNCATIONS
+from schemas.request.recovery import MOST_TOKENS
 from schemas.run.moments import Pass, Tap, backward_tap, forward_tap, taps
 from schemas.run.plan import DiskUse, LayerRange, WorkerMemory
 from schemas.run.targets import budgets
@@ -57,7 +58,7 @@ class Costs:
         self.base_bytes = sum(tensor.nbytes for tensor in spec.tensors)
         self.ends = spec.vocab_size * spec.hidden_size  # the embedding, or the head
         self.layers = self._layers()
-        self._outputs = self._outputs_of_a_token()
+        self.outputs_of_a_token = self._most_outputs()
         self._widest = max(tap.size for tap in self.taps)
         self._largest_basis = 4 * max(self.basis_size(matrix) for matrix in spec.matrices)
         self._workspace = max(self._factorise(matrix) for matrix in spec.matrices)
@@ -147,6 +148,12 @@ class Costs:
     def tokens(self, direction: Pass) -> int:
         return math.prod(self.windows(direction))
 
+    @property
+    def recovered_tokens(self) -> int:
+        """Tokens that the factors of each ratio are trained on."""
+        asked = self.config.recovery
+        return (asked.tokens or MOST_TOKENS) if asked.enabled else 0
+
     def basis_size(self, matrix: MatrixSpec) -> int:
         """Elements of a matrix's basis: two squares, or U and V on the full Gram."""
         if TRUNCATIONS[self.config.truncation].full_gram:
@@ -187,7 +194,7 @@ class Costs:
         2 x `chain` micro-batches, and the logits of 256 tokens.
         """
         hidden, micro_batch = self.spec.hidden_size, self.config.calibration.micro_batch
-        per_token = (2 * hidden + self._outputs) * self.item + 4 * self._widest
+        per_token = (2 * hidden + self.outputs_of_a_token) * self.item + 4 * self._widest
         forward = micro_batch * self.config.calibration.sequence_length * per_token
         if not self.tokens("backward"):
             return int(forward)
@@ -225,7 +232,7 @@ class Costs:
         )
         return [LayerCost(*values) for values in zip(*columns, strict=True)]
 
-    def _outputs_of_a_token(self) -> float:
+    def _most_outputs(self) -> float:
         """Return how many elements all matrices of a layer output for one token."""
         outputs = [0.0] * self.spec.layers
         for matrix in self.spec.matrices:

@@ -6,6 +6,7 @@ from pipeline.plan.devices import DEFAULT, assumptions, rates
 from pipeline.plan.footprint import Costs
 from pipeline.plan.layouts import Layout, layouts
 from pipeline.plan.machines import Machines, find
+from pipeline.plan.recovery import recovery, require_recovery
 from pipeline.plan.refusal import refusal
 from pipeline.plan.work import evaluation, stages
 from schemas.errors import ConfigError
@@ -45,11 +46,17 @@ def make_plan(config: RunConfig, spec: ModelSpec, cluster: ClusterSpec) -> Plan:
     best = min(layouts(costs, cluster), key=preference, default=None)
     if best is None:
         raise refusal(config, spec, cluster)
+    if config.recovery.enabled:
+        require_recovery(costs, cluster)
     return _describe(
         costs,
         cluster,
         best,
-        (*stages(costs, best, speed), *evaluation(costs, cluster, speed)),
+        (
+            *stages(costs, best, speed),
+            *recovery(costs, cluster, speed),
+            *evaluation(costs, cluster, speed),
+        ),
     )
 
 

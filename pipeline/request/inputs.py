@@ -15,7 +15,7 @@ from schemas.errors import ConfigError, TextError
 from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
-from schemas.request.recovery import share_of
+from schemas.request.recovery import MOST_TOKENS, share_of
 from workers.checkpoint.contents import base_files
 from workers.model.loading import load_tokenizer
 from workers.text.documents import (
@@ -26,8 +26,6 @@ from workers.text.documents import (
     separator_of,
 )
 from workers.text.windows import calibration_windows, evaluation_windows, tokenize
-
-_MOST_TOKENS = 8 * 2**20  # of a recovery text, if no number is asked for
 
 
 class EvaluationText(NamedTuple):
@@ -103,7 +101,7 @@ def _recovery(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Recovery
     """
     asked = config.recovery
     sources = dict(map(share_of, asked.text or (config.calibration.text,)))
-    most = asked.tokens or _MOST_TOKENS
+    most = asked.tokens or MOST_TOKENS
     wanted = most // asked.sequence_length + asked.held_out
     found = []
     for name, share in sources.items():

@@ -12,6 +12,9 @@ Objective = Literal["kl", "tokens", "hidden"]
 squared distance of the last hidden states relative to the base's.
 """
 
+MOST_TOKENS = 8 * 2**20  # to train on, if no number is asked for
+_STEPS, _LARGEST_BATCH = 100, 64
+
 
 class RecoveryConfig(Schema):
     """Training of the factors after truncation; everything else of the model is frozen.
@@ -31,8 +34,10 @@ class RecoveryConfig(Schema):
         Field(None, ge=1, description="Tokens to train on; a shorter text is repeated")
     )
     sequence_length: int = Field(1024, ge=2, description="Tokens in a window")
-    batch: int = Field(4, ge=1, description="Windows in a step, of all workers together")
-    micro_batch: int = Field(1, ge=1, description="Windows that a worker computes at once")
+    batch: Annotated[int | None, Flag(unset="what makes 100 steps, 64 at most")] = Field(
+        None, ge=1, description="Windows in a step, of all workers together"
+    )
+    micro_batch: int = Field(4, ge=1, description="Windows that a worker computes at once")
     learning_rate: float = Field(
         2e-4, gt=0.0, description="Of AdamW, after warm-up; it falls linearly to zero"
     )
@@ -66,6 +71,18 @@ class RecoveryConfig(Schema):
         for one in value:
             share_of(one)
         return value
+
+    def windows_in_all(self, there: int) -> int:
+        """Return how many windows are trained on, `there` of which differ; repeated ones count."""
+        return max(1, (self.tokens or there * self.sequence_length) // self.sequence_length)
+
+    def windows_in_step(self, there: int) -> int:
+        """Return the windows of a step."""
+        return self.batch or min(max(self.windows_in_all(there) // _STEPS, 1), _LARGEST_BATCH)
+
+    def steps(self, there: int) -> int:
+        """Return the number of steps."""
+        return max(1, self.windows_in_all(there) // self.windows_in_step(there))
 
 
 def share_of(text: str) -> tuple[str, float]:

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from schemas.result.recovery import Look, RecoveryResult
 from workers.checkpoint.fetching import resolve
 from workers.model.layers import Decoder
-from workers.process.devices import compute_dtype, find_device, set_threads
+from workers.process.devices import find_device, set_threads, training_dtype
 from workers.process.logs import set_up_logging
 from workers.recovery.job import Job
 from workers.recovery.models import FACTORS, build_student, build_teacher
@@ -70,7 +70,7 @@ def _trainer(job: Job) -> Trainer:
     config, store = job.config, Store(job.config.run_folder)
     folder = resolve(config.model, config.revision, config.fetched)
     device = find_device(config.cluster.device)
-    dtype = compute_dtype(config.numerics.dtype, job.spec.dtype, device)
+    dtype = training_dtype(config.numerics.dtype, device)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     decoder = Decoder(folder, job.spec, dtype, device)
 

@@ -40,6 +40,17 @@ def compute_dtype(asked: DType, stored: str, device: torch.device) -> torch.dtyp
     return computed
 
 
+def training_dtype(asked: DType, device: torch.device) -> torch.dtype:
+    """Return the dtype in which a model is trained, with its factors in float32: bfloat16 where
+    the device has matrix units for it (CUDA, Intel AMX), float32 elsewhere.
+    """
+    if asked != "auto":
+        found: torch.dtype = getattr(torch, asked)
+        return found
+    has_units = device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return torch.bfloat16 if has_units else torch.float32
+
+
 def free_cached() -> None:
     """Free unreferenced memory: collects cycles and empties the device's cache."""
     gc.collect()

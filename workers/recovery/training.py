@@ -37,7 +37,7 @@ class Trainer:
         self._student, self._teacher = student.model, teacher
         self.windows, self._held_out = windows, held_out
         self._config, self._device = config, device
-        self.steps = steps(config, len(windows))
+        self.steps, self._batch = config.steps(len(windows)), config.windows_in_step(len(windows))
         self.trained = student.trained
         self.step, self.looks = 0, list[Look]()
         self._best = {name: p.detach().clone() for name, p in self.trained.items()}
@@ -88,7 +88,7 @@ class Trainer:
 
     def _step(self) -> float:
         """Take one step; return the mean loss of its windows, of all workers."""
-        rows = batch(self.step, len(self.windows), self._config.batch)
+        rows = batch(self.step, len(self.windows), self._batch)
         loss = self._losses(self.windows[rows], train=True)
         clip_grad_norm_(self.trained.values(), self._config.clip)
         for group in self._optimizer.param_groups:
@@ -104,7 +104,7 @@ class Trainer:
         """Score the held-out windows, and keep this state if it is the best."""
         with torch.no_grad():
             held_out = self._losses(self._held_out, train=False)
-        tokens = self.step * self._config.batch * self.windows.shape[1]
+        tokens = self.step * self._batch * self.windows.shape[1]
         look = Look(step=self.step, tokens=tokens, held_out=held_out, loss=loss)
         self.looks.append(look)
         if best(self.looks) is look:
@@ -176,12 +176,6 @@ def share_of_rate(step: int, steps: int, warmup: float) -> float:
     """Rise linearly to 1 during the warm-up share of the steps, then fall linearly towards 0."""
     warm = max(1, round(warmup * steps))
     return min((step + 1) / warm, (steps - step) / max(steps - warm, 1))
-
-
-def steps(config: RecoveryConfig, windows: int) -> int:
-    """Return the number of steps: through `windows` once, or as the tokens that are asked for."""
-    wanted = config.tokens or windows * config.sequence_length
-    return max(1, wanted // (config.batch * config.sequence_length))
 
 
 def batch(step: int, windows: int, size: int) -> Tensor:

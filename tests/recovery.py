@@ -1,0 +1,90 @@
+"""A tiny base and its truncated factors, to be trained."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+
+from schemas.model.spec import ModelSpec
+from schemas.request.recovery import RecoveryConfig
+from schemas.result.output import MatrixResult
+from workers.model.inspection import inspect
+from workers.model.layers import Decoder
+from workers.recovery.models import Student, build_student, build_teacher
+from workers.recovery.training import Trainer
+
+RANK, LENGTH = 6, 16
+CPU = torch.device("cpu")
+
+
+class Cut(NamedTuple):
+    """A base, and what its matrices became: all plain at one rank, but one that is dense."""
+
+    folder: Path
+    spec: ModelSpec
+    rows: Mapping[str, MatrixResult]
+    factors: Mapping[str, dict[str, Tensor]]
+
+
+@contextmanager
+def group(store: Path, rank: int = 0, world: int = 1) -> Iterator[None]:
+    """A process group that meets in a file."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def cut(folder: Path) -> Cut:
+    """Cut the matrices of a model by plain SVD."""
+    spec = inspect(folder)
+    weights = Decoder(folder, spec, torch.float32, CPU).part(range(spec.layers))
+    rows, factors = {}, {}
+    for matrix in spec.matrices:
+        dense = matrix == spec.matrices[-1]
+        rows[matrix.name] = MatrixResult(
+            name=matrix.name,
+            shape=(matrix.out_features, matrix.in_features),
+            encoding="dense" if dense else "plain",
+            rank=None if dense else RANK,
+            parameters=matrix.size,
+            predicted_loss=0.0,
+            achieved_loss=0.0,
+            energy=None,
+        )
+        weight: Any = weights.module(matrix.name).weight
+        left, values, right = torch.linalg.svd(weight, full_matrices=False)
+        factors[matrix.name] = {
+            "up.weight": (left * values)[:, :RANK].contiguous(),
+            "down.weight": right[:RANK].contiguous(),
+        }
+    return Cut(folder, spec, rows, factors)
+
+
+def student_of(cut: Cut, dtype: torch.dtype = torch.float32) -> Student:
+    """The truncated model, sharded over the processes of the group."""
+    decoder = Decoder(cut.folder, cut.spec, dtype, CPU)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    return build_student(decoder, cut.spec, cut.rows, lambda name: cut.factors[name], mesh)
+
+
+def trainer_of(cut: Cut, windows: int = 8, **settings: Any) -> Trainer:
+    """A trainer on seeded random tokens."""
+    decoder = Decoder(cut.folder, cut.spec, torch.float32, CPU)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    generator = torch.Generator().manual_seed(0)
+    size = (windows + 3, LENGTH)
+    tokens = torch.randint(0, cut.spec.vocab_size, size, generator=generator)
+    config = RecoveryConfig(
+        **{"enabled": True, "sequence_length": LENGTH, "batch": 3, "learning_rate": 1e-2}
+        | {"tokens": 8 * 3 * LENGTH, "evaluations": 4}
+        | settings
+    )
+    teacher = build_teacher(decoder, cut.spec, mesh)
+    return Trainer(student_of(cut), teacher, tokens[3:], tokens[:3], config, CPU)

@@ -1,0 +1,118 @@
+"""Training lowers the loss on held-out text, keeps the best state, and continues where it was."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from schemas.result.recovery import Look
+from tests.models import tiny_model
+from tests.recovery import RANK, Cut, cut, group, student_of, trainer_of
+from workers.recovery.training import Trainer, batch, best, share_of_rate
+
+
+@pytest.fixture(scope="module")
+def truncated(tmp_path_factory: pytest.TempPathFactory) -> Cut:
+    return cut(tiny_model(tmp_path_factory.mktemp("base") / "model"))
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path) -> Iterator[None]:
+    with group(tmp_path / "group"):
+        yield
+
+
+def looks(trainer: Trainer) -> list[Look]:
+    return list(trainer.run())
+
+
+def test_only_factors_are_trained(truncated: Cut) -> None:
+    student = student_of(truncated, torch.bfloat16)
+    low_rank = [name for name, row in truncated.rows.items() if row.rank == RANK]
+    assert len(student.trained) == 2 * len(low_rank)
+    assert {p.dtype for p in student.trained.values()} == {torch.float32}
+    others = [p for n, p in student.model.module("").named_parameters() if "up" not in n]
+    assert {p.dtype for p in others if not p.requires_grad} == {torch.bfloat16}
+
+
+def test_the_loss_falls(truncated: Cut) -> None:
+    trainer = trainer_of(truncated)
+    before = {name: p.detach().clone() for name, p in trainer.trained.items()}
+    found = looks(trainer)
+    assert [look.step for look in found] == [0, 2, 4, 6, 8]
+    assert found[0].loss is None
+    assert found[-1].tokens == 8 * 3 * 16
+    assert best(found).held_out < found[0].held_out
+    assert found[-1].loss is not None
+    assert found[1].loss is not None
+    assert found[-1].loss < 0.9 * found[1].loss
+    assert trainer.take_best() == best(found).step
+    assert all(not torch.equal(before[name], p) for name, p in trainer.trained.items())
+
+
+def test_a_rate_that_destroys_changes_nothing(truncated: Cut) -> None:
+    trainer = trainer_of(truncated, learning_rate=30.0, patience=2)
+    before = {name: p.detach().clone() for name, p in trainer.trained.items()}
+    found = looks(trainer)
+    assert [look.step for look in found] == [0, 2, 4]  # patience ended it
+    assert trainer.take_best() == 0
+    assert all(torch.equal(before[name], p) for name, p in trainer.trained.items())
+
+
+def test_what_is_continued_ends_as_what_was_not_stopped(truncated: Cut) -> None:
+    whole = trainer_of(truncated)
+    looks(whole)
+    stopped = trainer_of(truncated)
+    run = stopped.run()
+    seen = [next(run) for _ in range(3)]
+    kept = {name: tensor.clone() for name, tensor in stopped.state().items()}
+    next(run)  # lost
+    again = trainer_of(truncated)
+    for name, tensor in again.state().items():
+        tensor.copy_(kept[name])
+    again.resume(4, seen)
+    assert looks(again) == whole.looks[3:]
+    assert all(torch.equal(p, whole.trained[name]) for name, p in again.trained.items())
+
+
+@pytest.mark.parametrize("settings", [{"micro_batch": 2}, {"checkpointing": False}])
+def test_how_it_is_computed_changes_rounding_alone(
+    truncated: Cut, settings: dict[str, int]
+) -> None:
+    one, other = looks(trainer_of(truncated)), looks(trainer_of(truncated, **settings))
+    assert [x.held_out for x in one] == pytest.approx([x.held_out for x in other], rel=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["tokens", "hidden"])
+def test_other_objectives_fall_on_what_is_trained_on(truncated: Cut, objective: str) -> None:
+    found = looks(trainer_of(truncated, objective=objective, patience=9))
+    losses = [look.loss for look in found if look.loss is not None]
+    assert losses[-1] < losses[0]
+
+
+def test_every_window_comes_once_before_any_comes_again() -> None:
+    rows = [batch(step, windows=10, size=4).tolist() for step in range(10)]
+    taken = [row for step in rows for row in step]
+    assert taken[:10] == list(range(10))
+    assert Counter(taken) == dict.fromkeys(range(10), 4)
+    assert taken[10:20] != taken[:10]
+    assert len(batch(0, windows=3, size=8)) == 8
+
+
+def test_the_rate_rises_then_falls_to_almost_nothing() -> None:
+    shares = [share_of_rate(step, 100, 0.1) for step in range(100)]
+    assert shares[9] == max(shares) == 1.0
+    assert shares[0] == pytest.approx(0.1)
+    assert 0 < shares[-1] < 0.02
+    assert share_of_rate(0, 1, 0.1) == 1.0
+
+
+def test_what_is_not_finite_is_never_the_best() -> None:
+    found = [
+        Look(step=step, tokens=step, held_out=loss, loss=None)
+        for step, loss in enumerate([math.nan, 2.0, math.inf, 2.0])
+    ]
+    assert best(found).step == 1
