@@ -14,6 +14,7 @@ from schemas.errors import ConfigError, StorageError
 from schemas.location import Location, is_within, locate
 from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
+from schemas.request.recovery import share_of
 from schemas.run.context import within_context
 from schemas.run.ranks import require_ranks
 from schemas.run.targets import select
@@ -96,14 +97,16 @@ def _require_tested(config: RunConfig, spec: ModelSpec) -> None:
 def _local_texts(config: RunConfig) -> dict[str, list[str]]:
     """Return the documents of a local calibration text, all of which are used.
 
-    Raises TextError if it or the evaluation text cannot be read, or is of no known kind.
+    Raises TextError if it or another text cannot be read, or is of no known kind.
     """
     text = config.calibration.text
     found = {} if is_on_hub(text) else {text: list(iter_documents(text, "calibration"))}
-    other = evaluation_source(config.evaluation.text, text)
-    if other is not None and other != text and not is_on_hub(other):
-        for _ in iter_documents(other, "evaluation"):
-            pass
+    others = {evaluation_source(config.evaluation.text, text)}
+    others |= {name for name, _ in map(share_of, config.recovery.text)}
+    for other in others - {text, None}:
+        if other is not None and not is_on_hub(other):
+            for _ in iter_documents(other, "evaluation"):
+                pass
     return found
 
 

@@ -44,6 +44,24 @@ ASKED: dict[str, dict[str, Any]] = {
         },
         "evaluation": {"text": "none", "sequence_length": 512, "windows": 5},
     },
+    "a recovery": {
+        "recovery": {
+            "enabled": True,
+            "text": ("my text's $HOME.txt:0.5", "c4:2"),
+            "tokens": 10_000,
+            "sequence_length": 64,
+            "batch": 2,
+            "micro_batch": 1,
+            "learning_rate": 3e-5,
+            "warmup": 0.0,
+            "clip": 0.5,
+            "objective": "hidden",
+            "held_out": 2,
+            "evaluations": 3,
+            "patience": 1,
+            "checkpointing": False,
+        },
+    },
     "numbers": {
         "numerics": {"dtype": "bfloat16", "threads": 2, "shrinkage": 1e-05, "pivot_bound": 1e20}
     },

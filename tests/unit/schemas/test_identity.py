@@ -21,12 +21,14 @@ def of(
     dtype: str = "float32",
     device: str = "x86_64",
     torch: str = "2",
+    trained: str | None = None,
     **fields: Any,
 ) -> Identities:
     ground = Ground(
         base_files=base,
         forward_tokens=tokens,
         backward_tokens=labels,
+        recovery_tokens=trained,
         dtype=dtype,
         device=device,
         versions={"torch": torch},
@@ -132,6 +134,19 @@ def test_an_output_depends_on_ratio_and_allocation(fields: dict[str, Any], ratio
 
 def test_an_output_does_not_depend_on_the_other_ratios() -> None:
     assert of().output(config(ratio=[0.2, 0.4]), 0.2) == of().output(config(), 0.2)
+
+
+def test_an_output_depends_on_how_its_factors_were_trained() -> None:
+    cut, trained = of(), of(trained="ff")
+    assert cut.recovery is None
+    assert trained.factors == cut.factors  # which it starts from
+    outputs = {
+        ids.output(config(), 0.2)
+        for ids in (cut, trained, of(trained="gg"), of(trained="ff", recovery={"batch": 2}))
+    }
+    assert len(outputs) == 4
+    computed = {"micro_batch": 2, "checkpointing": False, "text": ["elsewhere/same.txt"]}
+    assert of(trained="ff", recovery=computed) == trained
 
 
 def test_a_fingerprint_is_16_hexadecimal_digits_of_the_content() -> None:

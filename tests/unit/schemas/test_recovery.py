@@ -1,0 +1,55 @@
+"""The settings of recovery: shares of texts, and how many steps there are."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from schemas.request.recovery import RecoveryConfig, share_of
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("c4", ("c4", 1.0)),
+        ("c4:0.3", ("c4", 0.3)),
+        ("/data/a.txt:2", ("/data/a.txt", 2.0)),
+        ("s3://bucket/a.txt", ("s3://bucket/a.txt", 1.0)),
+        ("s3://bucket/a.txt:0.5", ("s3://bucket/a.txt", 0.5)),
+        ("a:b.txt", ("a:b.txt", 1.0)),
+    ],
+)
+def test_a_share_follows_the_last_colon(text: str, expected: tuple[str, float]) -> None:
+    assert share_of(text) == expected
+
+
+@pytest.mark.parametrize("text", ["c4:0", "c4:-1", "c4:inf", "c4:nan"])
+def test_a_share_is_above_zero(text: str) -> None:
+    with pytest.raises(ValidationError, match="must be above zero"):
+        RecoveryConfig.model_validate({"text": text})
+
+
+def test_texts_are_separated_by_commas() -> None:
+    assert RecoveryConfig.model_validate({"text": "a.txt:0.7, c4:0.3"}).text == (
+        "a.txt:0.7",
+        "c4:0.3",
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "there", "step", "steps"),
+    [
+        ({}, 1000, 10, 100),  # the text once
+        ({}, 50, 1, 50),
+        ({}, 100_000, 64, 1562),
+        ({"tokens": 64 * 1024}, 1000, 1, 64),
+        ({"tokens": 400 * 1024}, 100, 4, 100),  # four times
+        ({"tokens": 400 * 1024, "batch": 8}, 100, 8, 50),
+        ({"tokens": 10}, 100, 1, 1),
+    ],
+)
+def test_a_hundred_steps_unless_the_batch_is_given(
+    settings: dict[str, Any], there: int, step: int, steps: int
+) -> None:
+    config = RecoveryConfig(**settings)
+    assert (config.windows_in_step(there), config.steps(there)) == (step, steps)
