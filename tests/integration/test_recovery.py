@@ -1,0 +1,105 @@
+"""Factors that are trained: better than those that were cut, and the same after a kill."""
+
+import threading
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from pipeline.compress import compress
+from pipeline.progress import Progress, Stage
+from schemas.request.config import RunConfig
+from schemas.request.groups import EvaluationTextConfig
+from schemas.request.recovery import RecoveryConfig
+from schemas.result.manifest import OutputResult
+from tests.integration.processes import descendants
+from tests.integration.support import ask, weight_sums
+from tests.models import tiny_model
+
+STEPS = 12
+# Ray Train makes a context of Ray Data, which warns of its own settings.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated")
+
+
+@pytest.fixture(scope="module")
+def config(local_ray: None, text: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A run that cuts and compares."""
+    folder = tmp_path_factory.mktemp("recovery")
+    return ask(
+        tiny_model(folder / "model"),
+        text,
+        folder / "cut",
+        ratio=0.4,
+        run_dir=folder / "run",
+        evaluation=EvaluationTextConfig(text=str(text), sequence_length=64, windows=8),
+    )
+
+
+def trained(config: RunConfig, name: str, progress: Progress | None = None) -> OutputResult:
+    """The checkpoint of the same run with trained factors, in a run directory of its own."""
+    recovery = RecoveryConfig(
+        enabled=True,
+        sequence_length=64,
+        batch=2,
+        tokens=STEPS * 2 * 64,
+        learning_rate=1e-3,
+        evaluations=STEPS // 2,
+        held_out=4,
+    )
+    folder = config.run_folder
+    assert isinstance(folder, Path)
+    places = {"output": folder.parent / name, "run_dir": folder.parent / f"{name}.run"}
+    asked = config.model_copy(update={"recovery": recovery, **places})
+    [output] = compress(asked, progress).outputs
+    return output
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config: RunConfig) -> OutputResult:
+    return trained(config, "trained")
+
+
+def test_trained_factors_are_nearer_to_the_base(
+    config: RunConfig, undisturbed: OutputResult
+) -> None:
+    [cut] = compress(config).outputs
+    found = undisturbed.compression.recovery
+    assert cut.compression.recovery is None
+    assert found is not None
+    assert found.after < found.before
+    assert [look.step for look in found.looks] == list(range(0, STEPS + 1, 2))
+    assert cut.evaluation is not None
+    assert undisturbed.evaluation is not None
+    (_, before), (_, after) = cut.evaluation.models, undisturbed.evaluation.models
+    assert before.kl is not None
+    assert after.kl is not None
+    assert after.kl < before.kl
+    assert undisturbed.compression.matrices == cut.compression.matrices
+    one, other = (load_file(Path(str(o.path)) / "model.safetensors") for o in (cut, undisturbed))
+    changed = {name for name in one if not one[name].equal(other[name])}
+    assert {name.rpartition(".")[0].rpartition(".")[2] for name in changed} == {"up", "down"}
+    assert "held-out text" in (Path(str(undisturbed.path)) / "README.md").read_text()
+    assert 'id="recovery"' in (Path(str(undisturbed.path)) / "report.html").read_text()
+
+
+def test_a_killed_training_worker_changes_nothing(
+    config: RunConfig, undisturbed: OutputResult
+) -> None:
+    progress, killed = Progress(), threading.Event()
+
+    def kill(stage: Stage) -> None:
+        if stage.name == "recover" and stage.done == STEPS // 2 and not killed.is_set():
+            workers = [p for p in descendants(1) if "ray::RayTrainWorker" in p.name]
+            for worker in workers:
+                worker.kill()
+            assert workers
+            killed.set()
+
+    progress.watchers.append(kill)
+    again = trained(config, "killed", progress)
+    assert killed.is_set()
+    assert weight_sums(Path(str(again.path))) == weight_sums(Path(str(undisturbed.path)))
+    mine, theirs = again.compression.recovery, undisturbed.compression.recovery
+    assert mine is not None
+    assert theirs is not None
+    assert mine.looks == theirs.looks
