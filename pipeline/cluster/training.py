@@ -41,7 +41,8 @@ def train(job: Job, inputs: Inputs, progress: Progress) -> None:
     store.commit(recovered_text_key(job.identity), entries(windows))
     reports = Queue(actor_options={"num_cpus": 0})
     fit = _Fit(_trainer(job, reports))
-    total, done = job.config.recovery.steps(len(text.windows)), 0
+    total = job.config.recovery.steps(len(text.windows))
+    last: Look | None = None
     with progress.stage("recover", total, "steps") as stage:
         fit.start()
         while fit.is_alive() or not reports.empty():
@@ -49,10 +50,12 @@ def train(job: Job, inputs: Inputs, progress: Progress) -> None:
                 look: Look = reports.get(timeout=_LOOK_EVERY_S)
             except Empty:
                 continue
-            before = done * look.tokens // look.step if look.step else 0
-            stage.advance(look.step - done, look.tokens - before)
+            if last is None:  # what an earlier start has done was not trained now
+                stage.advance(look.step)
+            elif look.step > last.step:  # else a worker was lost, and training went back
+                stage.advance(look.step - last.step, look.tokens - last.tokens)
             progress.note(_said(look))
-            done = look.step
+            last = max(last or look, look, key=lambda look: look.step)
     reports.shutdown()
     fit.require()
     found = recovery_of(store, job.identity)

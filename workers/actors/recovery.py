@@ -44,6 +44,8 @@ def recover(asked: dict[str, Any]) -> None:
     trainer = _trainer(job)
     spent = _restore(trainer)
     first = dist.get_rank() == 0
+    if first and trainer.looks:
+        asked["reports"].put(trainer.looks[-1])
     for look in trainer.run():
         seconds = spent + time.monotonic() - start
         if first:
