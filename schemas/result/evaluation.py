@@ -5,12 +5,39 @@ from pydantic import Field
 from schemas.base import Schema
 from schemas.request.groups import DType
 
+EARLY = 16  # tokens; a continuation of fewer was ended early
+
 
 class Speed(Schema):
     """What was measured when a model was scored; see the fields of `ModelEvaluation`."""
 
     tokens_per_second: float
     seconds: float
+
+
+class Written(Schema):
+    """What a model wrote after a dozen prompts, in the order of `EvaluationReport.prompts`."""
+
+    repetition: float = Field(
+        description="seq-rep-4 (Welleck et al., arXiv 1908.04319): share of a continuation's "
+        "4-grams of tokens that occurred in it before; mean over the continuations"
+    )
+    degenerate: int = Field(
+        description="Continuations that are empty, a cycle, or of hardly any distinct words"
+    )
+    early: int = Field(description=f"Continuations that the model ended within {EARLY} tokens")
+    texts: tuple[str, ...] = Field(min_length=1, description="The continuations, without prompts")
+
+
+class Generation(Schema):
+    """Continuations of the same prompts, each of up to 64 tokens; the prompts are of several kinds.
+
+    They are sampled at temperature 1 from the nucleus of 95 % (Holtzman et al., arXiv 1904.09751),
+    with one seed for all models.
+    """
+
+    greedy: Written
+    sampled: Written
 
 
 class ModelEvaluation(Schema):
@@ -38,8 +65,11 @@ class ModelEvaluation(Schema):
     sample: str | None = Field(
         description="The prompt and its greedy continuation; none of a streamed evaluation"
     )
+    generation: Generation | None = Field(
+        None, description="None if no host could load the model, and of a streamed evaluation"
+    )
     seconds: float = Field(
-        description="Wall time of loading, scoring and the sample; streamed, of all models "
+        description="Wall time of loading, scoring and generation; streamed, of all models "
         "together, but a run streams the base by itself, once"
     )
 
@@ -50,6 +80,7 @@ class EvaluationReport(Schema):
     text: str
     sequence_length: int
     dtype: DType
+    prompts: tuple[str, ...] = Field((), description="What the texts of `generation` continue")
     models: tuple[ModelEvaluation, ...] = Field(min_length=1)
 
     @property

@@ -1,9 +1,9 @@
-"""The quality gate, and which generated texts it takes for degenerate."""
+"""The quality gate: what it lets pass, and why it rejects the rest."""
 
 import pytest
 from pydantic import ValidationError
 
-from pipeline.nightly.gate import degenerate, reasons
+from pipeline.nightly.gate import reasons
 from schemas.request.nightly import Gate
 from tests.nights import report
 
@@ -11,34 +11,6 @@ STORY = (
     "The city lies on the river, and the river gives it its name. In the old town there are "
     "narrow streets, a market that is held on Saturdays, and the church of the weavers."
 )
-POEM = "Row, row, row your boat, gently down the stream. Merrily, merrily, merrily, merrily, life"
-ITEMS = "1. Open the file. 2. Read the file. 3. Close the file. 4. Open the next file. 5. Read it."
-TABLE = "a | 1 | 2 b | 3 | 4 c | 5 | 6 d | 7 | 8 e | 9 | 10 f | 11 | 12 g | 13 | 14"
-CODE = "for i in range(3): print(i) for j in range(4): print(j) return i + j if i else None"
-CHINESE = "这座城市位于河边，河流给了它名字。老城区有狭窄的街道和每周六举行的集市。"
-
-
-@pytest.mark.parametrize("text", [STORY, POEM, ITEMS, TABLE, CODE, CHINESE, "yes", "no no no"])
-def test_a_sound_text_passes(text: str) -> None:
-    assert degenerate(text) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("", "empty"),
-        (" \n\t ", "empty"),
-        ("the " * 20, "'the' again"),
-        ("aaaaaaaaaaaaaaaa", "'a' again"),
-        ("The city is " + "the city of " * 8, "again and again"),
-        ("It begins well, then " + "and it goes on, " * 9 + "and it go", "again and again"),
-        ("好的" * 10, "again and again"),
-        ("a b c b a c c b b a c a a b c c a b a c b a b c b a c", "3 distinct words of 27"),
-        (STORY + " of" * 40, "'of' again"),
-    ],
-)
-def test_a_degenerate_text_is_told_why(text: str, why: str) -> None:
-    assert why in (degenerate(text) or "")
 
 
 @pytest.mark.parametrize(
