@@ -11,6 +11,7 @@ from workers.checkpoint.config_file import read_config
 from workers.checkpoint.family import context_of
 from workers.checkpoint.fetching import resolve
 from workers.checkpoint.names import CONFIG
+from workers.evaluation.continuations import PROMPTS
 from workers.evaluation.perplexity import evaluate_checkpoint
 from workers.model.loading import load_tokenizer
 from workers.storage.places import local_copy, url_of
@@ -63,5 +64,6 @@ def _evaluate(config: EvaluationConfig, names: list[str], folders: list[Path]) -
         text=config.text,
         sequence_length=config.sequence_length,
         dtype=config.dtype,
+        prompts=PROMPTS if any(model.generation for model in models) else (),
         models=models,
     )

@@ -17,7 +17,8 @@ from schemas.model.dtypes import STORED
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 from schemas.run.identity import fingerprint
 from workers.checkpoint.source import Source
-from workers.checkpoint.verify import samples_of
+from workers.checkpoint.verify import generations_of, samples_of
+from workers.evaluation.continuations import PROMPTS
 from workers.model.inspection import inspect_decoder
 from workers.storage.places import read_bytes, write
 
@@ -38,13 +39,15 @@ def evaluate(output: Output) -> None:
     if output.evaluation is not None:
         return
     scores = _score(output, text)
+    wrote = zip(samples_of(output.checks), generations_of(output.checks), strict=True)
     output.evaluation = EvaluationReport(
         text=text.name,
         sequence_length=asked.sequence_length,
         dtype=run.facts.dtype,
+        prompts=PROMPTS if any(generations_of(output.checks)) else (),
         models=tuple(
-            score.model_copy(update={"sample": sample})
-            for score, sample in zip(scores, samples_of(output.checks), strict=True)
+            score.model_copy(update={"sample": sample, "generation": generation})
+            for score, (sample, generation) in zip(scores, wrote, strict=True)
         ),
     )
     write(kept, output.evaluation.model_dump_json(indent=2).encode())

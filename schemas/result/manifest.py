@@ -7,7 +7,7 @@ from pydantic import Field
 from schemas.base import Schema
 from schemas.location import Location
 from schemas.request.groups import CalibrationConfig, NumericsConfig, TargetsConfig
-from schemas.result.evaluation import EvaluationReport
+from schemas.result.evaluation import EvaluationReport, Generation
 from schemas.result.output import MatrixResult
 from schemas.result.recovery import RecoveryResult
 from schemas.run.identity import Identities
@@ -77,13 +77,14 @@ class Compression(Schema):
 class Check(Schema):
     """One check of a checkpoint; `passed` is None if it was not judged.
 
-    `files` names the faulty files, if the check can tell.
+    `files` names the faulty files, if the check can tell; `generation` is what a model wrote in it.
     """
 
     name: str
     passed: bool | None
     detail: str = ""
     files: tuple[str, ...] = ()
+    generation: Generation | None = None
 
 
 class OutputResult(Schema):

@@ -18,7 +18,7 @@ from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import OutputResult
 from tests.integration.support import ask, file_sums
 from tests.models import tiny_model
-from workers.checkpoint.verify import require, samples_of, verify_checkpoint
+from workers.checkpoint.verify import generations_of, require, samples_of, verify_checkpoint
 from workers.storage.files import file_sha256
 from workers.storage.store import Store
 
@@ -96,6 +96,11 @@ def test_it_is_part_of_the_checkpoint(outputs: tuple[OutputResult, ...]) -> None
         for model in (base, result):
             assert model.sample
             assert model.sample.startswith("The city lies")
+            assert model.generation
+            for wrote in (model.generation.greedy, model.generation.sampled):
+                assert len(wrote.texts) == len(written.prompts) == 12
+            assert written.prompts[0] in model.sample
+            assert model.sample.removeprefix(written.prompts[0]) in model.generation.greedy.texts[0]
 
 
 def test_what_is_published_is_not_compared_again(
@@ -201,3 +206,6 @@ def test_a_base_that_cannot_be_loaded_is_not_judged(
     base, result = samples_of(checks)
     assert base is None
     assert result
+    unwritten, wrote = generations_of(checks)
+    assert unwritten is None
+    assert wrote

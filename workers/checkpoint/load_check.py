@@ -3,7 +3,8 @@
     python -I load_check.py CHECKPOINT shapes|part|whole MEMORY [--save] [--base FOLDER]
 
 Prints {"name", "passed", "detail"} for every check, one JSON object per line, as soon as it is
-done; `passed` is null if this host could not do it. Imports torch and transformers only.
+done; `passed` is null if this host could not do it. With a base, the rows of both have what they
+wrote, too: {"written"}. Imports torch and transformers only.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import runpy
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,8 +28,7 @@ from transformers import AutoConfig
 
 AutoModelForCausalLM: Any = transformers.AutoModelForCausalLM
 
-_TEXT = "The city lies on the river"
-_NEW_TOKENS = 32
+_CONTINUATIONS = Path(__file__).parents[1] / "evaluation/continuations.py"
 _GREEDY = 4
 _PROMPT = [11, 7, 5, 3, 2, 13, 17, 19, 23, 29]
 _PADDED = 4  # places of padding in the second row
@@ -42,7 +43,7 @@ def main(folder: Path, depth: str, memory: int, save: bool, base: Path | None) -
 
     `depth` is "shapes" for names and shapes, "part" to load the first and the last layer too,
     "whole" for the whole model; `memory` bounds a part, in bytes. With `save` the model is saved to
-    a temporary folder and read back. A `base` continues a text, too.
+    a temporary folder and read back. With a `base`, both continue a dozen texts.
     """
     logging: Any = transformers.utils.logging
     logging.set_verbosity_error()
@@ -64,14 +65,17 @@ def main(folder: Path, depth: str, memory: int, save: bool, base: Path | None) -
     yield _run("finite loss", lambda: _finite(found["model"], exact=depth == "whole"))
     if depth == "whole":
         yield _run("neither cache nor padding changes a token", lambda: _greedy(found["model"]))
-        yield _run("continues a text", lambda: _continue(folder, found.pop("model")))
+        dozen = base is not None
+        yield _run("continues a text", lambda: _continue(folder, found.pop("model"), dozen))
         if base is not None:
             yield _run("the base continues a text", lambda: _continue_base(base))
 
 
-def _run(name: str, check: Callable[[], str]) -> Row:
+def _run(name: str, check: Callable[[], str | Row]) -> Row:
     try:
-        return {"name": name, "passed": True, "detail": check()}
+        said = check()
+        found = said if isinstance(said, dict) else {"detail": said}
+        return {"name": name, "passed": True, **found}
     except Exception as error:  # noqa: BLE001 (a check reports its failure, whatever it is)
         passed = None if _is_of_the_host(error) else False
         return {"name": name, "passed": passed, "detail": f"{type(error).__name__}: {error}"}
@@ -272,25 +276,22 @@ def _greedy(model: Any) -> str:
     return f"batch of 2, {_GREEDY} greedy tokens"
 
 
-def _continue(folder: Path, model: Any) -> str:
+def _continue(folder: Path, model: Any, dozen: bool) -> Row:
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
-    tokens = tokenizer(_TEXT, return_tensors="pt")["input_ids"]
-    output = model.generate(
-        tokens,
-        attention_mask=torch.ones_like(tokens),
-        max_new_tokens=_NEW_TOKENS,
-        do_sample=False,
-        repetition_penalty=1.0,
-        pad_token_id=0,
-    )
-    return str(tokenizer.decode(output[0], skip_special_tokens=True))
+    shared = runpy.run_path(str(_CONTINUATIONS))
+    if not dozen:
+        prompt, tokens = shared["PROMPTS"][0], shared["SAMPLE_TOKENS"]
+        return {"detail": shared["sample"](model, tokenizer, prompt, tokens)}
+    written = shared["written"](model, tokenizer)
+    return {"detail": written.pop("sample"), "written": written}
 
 
-def _continue_base(folder: Path) -> str:
+def _continue_base(folder: Path) -> Row:
     names: Any = transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     sees = AutoConfig.from_pretrained(folder).model_type in names
     auto: Any = transformers.AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    return _continue(folder, auto.from_pretrained(folder, dtype="auto").float())
+    model = auto.from_pretrained(folder, dtype="auto").float()
+    return _continue(folder, model, dozen=True)
 
 
 @torch.no_grad()

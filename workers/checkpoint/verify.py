@@ -1,18 +1,22 @@
 """Checks that a compressed checkpoint is what it says, and that plain transformers loads it."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from schemas.errors import CheckpointError, VerificationError
 from schemas.location import Url
+from schemas.result.evaluation import Generation
 from schemas.result.manifest import Check, Manifest
 from workers.checkpoint.names import SUCCESS
 from workers.checkpoint.own_code import may_run_code
 from workers.checkpoint.published import read_manifest
 from workers.checkpoint.stored import UNASKED, stored_sha256
+from workers.evaluation.repetition import generation_of
 from workers.process.cores import available_cores
 from workers.process.memory import available_bytes
 from workers.storage.files import sha256_of
@@ -37,8 +41,8 @@ def verify_checkpoint(
 ) -> list[Check]:
     """Check checksums of every file, then load in a clean process; `published` expects _SUCCESS.
 
-    A `base`, if small enough, writes a text to compare with the result's; it is not judged. For
-    `stored` weights the folder has only the headers: they are hashed in the store.
+    With a `base` that is small enough both write a dozen texts to compare; the base is not judged.
+    For `stored` weights the folder has only the headers: they are hashed in the store.
 
     Loading runs the code in the folder, so it is not done if a checksum is wrong or the code is
     not this program's own. Above FULL_LOAD_BYTES, or if the whole does not fit in memory, the
@@ -68,8 +72,19 @@ def verify_checkpoint(
 
 def samples_of(checks: list[Check]) -> tuple[str | None, str | None]:
     """Return what base and result wrote when they were loaded; None for one that was not loaded."""
-    said = {check.name: check.detail for check in checks if check.passed}
-    base, result = (said.get(name) for name in _SAMPLES)
+    base, result = _wrote(checks)
+    return (base.detail if base else None), (result.detail if result else None)
+
+
+def generations_of(checks: list[Check]) -> tuple[Generation | None, Generation | None]:
+    """Return the figures of all texts that base and result wrote; None for one that wrote none."""
+    base, result = _wrote(checks)
+    return (base.generation if base else None), (result.generation if result else None)
+
+
+def _wrote(checks: list[Check]) -> tuple[Check | None, Check | None]:
+    passed = {check.name: check for check in checks if check.passed}
+    base, result = (passed.get(name) for name in _SAMPLES)
     return base, result
 
 
@@ -141,8 +156,14 @@ def _clean_process(arguments: list[str], limit_s: float) -> list[Check]:
     except subprocess.TimeoutExpired as error:
         output, why = error.stdout or b"", f"not finished in {limit_s:g} s"
     lines = output[: output.rfind(b"\n") + 1].splitlines()
-    rows = [_without_base(Check.model_validate_json(line)) for line in lines]
+    rows = [_without_base(_check(json.loads(line))) for line in lines]
     return [*rows, Check(name=_CLEAN, passed=None, detail=why)] if why else rows
+
+
+def _check(row: dict[str, Any]) -> Check:
+    """Return a row of the script as a check, with figures of what a model wrote."""
+    written = row.pop("written", None)
+    return Check(**row, generation=written and generation_of(written))
 
 
 def _without_base(check: Check) -> Check:

@@ -15,6 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from schemas.errors import CheckpointError, NumericsError
 from schemas.request.evaluation import EvaluationConfig
 from schemas.result.evaluation import ModelEvaluation
+from workers.evaluation.continuations import sample, written
+from workers.evaluation.repetition import generation_of
 from workers.model.loading import load_model
 
 _POSITIONS = 256  # positions whose float32 logits and log-probabilities exist at once
@@ -85,30 +87,6 @@ def _window_loss(model: PreTrainedModel, window: Tensor) -> float:
     return float(torch.stack(losses).sum())
 
 
-@torch.inference_mode()
-def generate_sample(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, tokens: int
-) -> str:
-    """Return the prompt and up to `tokens` tokens of its greedy continuation.
-
-    The checkpoint's own sampling settings and penalties are ignored.
-    """
-    encoded = tokenizer(prompt, return_tensors="pt").to(model.device)
-    output = model.generate(  # type: ignore[operator]  # a mixin's method, seen as a Tensor
-        input_ids=encoded["input_ids"],
-        attention_mask=encoded["attention_mask"],
-        max_new_tokens=tokens,
-        pad_token_id=tokenizer.pad_token_id or 0,
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-    )
-    return str(tokenizer.decode(output[0], skip_special_tokens=True))
-
-
 def evaluate_checkpoint(
     name: str,
     folder: Path,
@@ -116,7 +94,7 @@ def evaluate_checkpoint(
     tokenizer: PreTrainedTokenizerBase,
     config: EvaluationConfig,
 ) -> ModelEvaluation:
-    """Load a checkpoint, score it on windows (w, length), generate a sample, and free it."""
+    """Load a checkpoint, score it on windows (w, length), let it write texts, and free it."""
     try:
         return _measure(name, folder, windows, tokenizer, config)
     finally:
@@ -139,7 +117,8 @@ def _measure(
     scoring = time.perf_counter()
     loss = perplexity(model, windows)
     rate = windows.numel() / (time.perf_counter() - scoring)
-    sample = generate_sample(model, tokenizer, config.sample_prompt, config.sample_tokens)
+    text = sample(model, tokenizer, config.sample_prompt, config.sample_tokens)
+    generation = generation_of(written(model, tokenizer))
     size, dtype = stored(folder)
     return ModelEvaluation(
         name=name,
@@ -151,7 +130,8 @@ def _measure(
         bytes_on_disk=size,
         stored_dtype=dtype,
         tokens_per_second=rate,
-        sample=sample,
+        sample=text,
+        generation=generation,
         seconds=time.perf_counter() - start,
     )
 

@@ -18,7 +18,7 @@ from tests.models import CONFIGS, tiny_model, tiny_tokenizer
 from tests.prose import VOCABULARY
 from workers.checkpoint.family import family
 from workers.checkpoint.own_code import may_run_code, shipped
-from workers.evaluation import perplexity
+from workers.evaluation import continuations, perplexity
 from workers.model.loading import load_model, load_tokenizer
 
 
@@ -112,8 +112,8 @@ def test_the_sample_is_greedy_whatever_the_checkpoint_ships(
             best = model(input_ids=ids, use_cache=False).logits[0, -1, :].argmax()
             ids = torch.cat([ids, best.view(1, 1)], dim=1)
     assert int(ids.min()) > 0, "the oracle does not stop at <eos>"
-    sample = perplexity.generate_sample(model, tokenizer, "The statement", 8)
-    assert sample == tokenizer.decode(ids[0])
+    found = continuations.sample(model, tokenizer, "The statement", 8)
+    assert found == tokenizer.decode(ids[0])
     assert not caplog.records
 
 
@@ -134,6 +134,8 @@ def test_every_family_is_evaluated(tmp_path: Path, windows: Tensor, model_type: 
     assert row.bytes_on_disk == (folder / "model.safetensors").stat().st_size
     assert row.sample is not None
     assert row.sample.startswith(config.sample_prompt)
+    assert row.generation is not None
+    assert len(row.generation.greedy.texts) == len(continuations.PROMPTS)
     assert row.seconds > 0
 
 
