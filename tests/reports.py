@@ -4,7 +4,7 @@ from typing import Any
 
 from schemas.request.groups import CalibrationConfig, NumericsConfig
 from schemas.request.methods import METHODS
-from schemas.result.evaluation import EvaluationReport, ModelEvaluation
+from schemas.result.evaluation import EvaluationReport, Generation, ModelEvaluation, Written
 from schemas.result.manifest import Compression
 from schemas.result.output import MatrixResult
 from schemas.result.report import ReportFacts, SpectrumSample, StageTime
@@ -69,6 +69,18 @@ def compression(rows: tuple[MatrixResult, ...], **fields: Any) -> Compression:
     return Compression(**(given | fields))
 
 
+PROMPTS = tuple(f"Prompt {at}:" for at in range(12))
+
+
+def wrote(report: EvaluationReport, text: str = "a text") -> EvaluationReport:
+    """The report, with 1 loop of the base and 5 of the result, and `text` otherwise."""
+    models = tuple(
+        model.model_copy(update={"generation": generation(loops, "again " * 20, text)})
+        for loops, model in zip((1, 5), report.models, strict=True)
+    )
+    return report.model_copy(update={"models": models, "prompts": PROMPTS})
+
+
 def evaluation(before: float = 22.59, after: float = 25.9, **fields: Any) -> EvaluationReport:
     """Base and result on one text; `fields` are of the compressed model."""
 
@@ -92,6 +104,16 @@ def evaluation(before: float = 22.59, after: float = 25.9, **fields: Any) -> Eva
     return EvaluationReport(
         text="text/test.txt", sequence_length=1024, dtype="float32", models=models
     )
+
+
+def generation(loops: int, loop: str, text: str) -> Generation:
+    """Twelve greedy continuations, of which the last ones are a text; all sampled ones are."""
+
+    def wrote(number: int) -> Written:
+        texts = (loop,) * number + (text,) * (12 - number)
+        return Written(repetition=number / 12, degenerate=number, early=1, texts=texts)
+
+    return Generation(greedy=wrote(loops), sampled=wrote(0))
 
 
 def facts(rows: tuple[MatrixResult, ...], points: int = 62, **fields: Any) -> ReportFacts:

@@ -6,13 +6,15 @@ from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 from workers.evaluation.repetition import degenerate
 
 _PROMPT: str = EvaluationConfig.model_fields["sample_prompt"].default
+_QUOTED = 60  # characters of a text that a reason quotes
 
 
 def reasons(gate: Gate, report: EvaluationReport | None) -> tuple[str, ...]:
     """Return why an output is rejected; empty if it passes. What was not measured does not pass.
 
-    A degenerate sample is not held against a result if its base wrote one too. If there is no
-    sample, because no host could load the result, the text check is skipped.
+    A degenerate sample is not held against a result if its base wrote one too, and of the dozen
+    greedy continuations only those beyond the base's count. What a model did not write, because no
+    host could load it, is not looked at.
     """
     if report is None or len(report.models) < 2:
         return ("it was not evaluated",)
@@ -31,7 +33,31 @@ def reasons(gate: Gate, report: EvaluationReport | None) -> tuple[str, ...]:
     why = _wrong_with(compressed) if gate.generation else None
     if why is not None and not _wrong_with(base):
         found.append(f"degenerate generation: {why}")
+    if gate.generation and (why := _more_degenerate(gate.degenerate, report)):
+        found.append(why)
     return tuple(found)
+
+
+def _more_degenerate(allowed: int, report: EvaluationReport) -> str | None:
+    """Return a reason if too many more greedy continuations are degenerate than of the base."""
+    base, compressed = report.models[0].generation, report.models[-1].generation
+    if base is None or compressed is None:
+        return None
+    before = [degenerate(text) for text in base.greedy.texts]
+    after = [degenerate(text) for text in compressed.greedy.texts]
+    counts = [sum(why is not None for why in model) for model in (before, after)]
+    if counts[1] - counts[0] <= allowed:
+        return None
+    new = next(at for at, why in enumerate(after) if why is not None and before[at] is None)
+    return (
+        f"{counts[1]} of {len(after)} greedy continuations are degenerate, {counts[0]} of the "
+        f"base's (allowed {allowed} more): {_quoted(report.prompts[new])} goes on "
+        f"{_quoted(compressed.greedy.texts[new])}, {after[new]}"
+    )
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= _QUOTED else f"{text[:_QUOTED]}...")
 
 
 def _wrong_with(model: ModelEvaluation) -> str | None:

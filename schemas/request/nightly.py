@@ -27,7 +27,13 @@ class Gate(Schema):
         None, ge=0.0, description="Largest KL(base || compressed), in nats a token"
     )
     generation: bool = Field(
-        True, description="Whether a degenerate continuation of a text is a reason, too"
+        True, description="Whether degenerate continuations of texts are a reason, too"
+    )
+    degenerate: int = Field(
+        3,
+        ge=0,
+        description="Most greedy continuations of a dozen prompts that may be degenerate beyond "
+        "those of the base",
     )
 
     @field_validator("perplexity", mode="wrap")

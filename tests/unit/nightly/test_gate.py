@@ -5,7 +5,9 @@ from pydantic import ValidationError
 
 from pipeline.nightly.gate import reasons
 from schemas.request.nightly import Gate
+from schemas.result.evaluation import EvaluationReport
 from tests.nights import report
+from tests.reports import generation
 
 STORY = (
     "The city lies on the river, and the river gives it its name. In the old town there are "
@@ -59,6 +61,35 @@ def test_a_text_is_held_against_a_result_unless_its_base_writes_no_better() -> N
 def test_the_prompt_is_no_part_of_what_was_generated() -> None:
     (why,) = reasons(Gate(), report(0.0, "The city lies on the river", base=STORY))
     assert why == "degenerate generation: empty"
+
+
+LOOP = " and on" * 20
+
+
+def dozen(before: int | None, after: int | None) -> EvaluationReport:
+    """A report whose models write so many loops and otherwise a story; None writes nothing."""
+    evaluated = report(0.0)
+    models = tuple(
+        model.model_copy(
+            update={"generation": None if loops is None else generation(loops, LOOP, STORY)}
+        )
+        for model, loops in zip(evaluated.models, (before, after), strict=True)
+    )
+    prompts = tuple(f"prompt\n{at}" for at in range(12))
+    return evaluated.model_copy(update={"models": models, "prompts": prompts})
+
+
+def test_clearly_more_degenerate_continuations_than_the_bases_do_not_pass() -> None:
+    (why,) = reasons(Gate(), dozen(2, 6))
+    assert why == (
+        "6 of 12 greedy continuations are degenerate, 2 of the base's (allowed 3 more): "
+        f"'prompt\\n2' goes on '{LOOP[:60]}...', 'on and' again and again"
+    )
+    for before, after in ((2, 5), (6, 2), (12, 12), (None, 12), (0, None)):
+        assert reasons(Gate(), dozen(before, after)) == ()
+    assert reasons(Gate(degenerate=4), dozen(2, 6)) == ()
+    assert reasons(Gate(degenerate=0), dozen(2, 3))
+    assert reasons(Gate(generation=False), dozen(0, 12)) == ()
 
 
 def test_what_was_not_evaluated_does_not_pass() -> None:
