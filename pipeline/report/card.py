@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from pipeline.report.generation import compared
 from pipeline.report.wording import optimism
 from schemas.printable import printable
 from schemas.request.config import RunConfig
@@ -39,6 +40,7 @@ def write_card(
         c=compression,
         e=evaluation,
         optimism=optimism,
+        wrote=compared(evaluation),
         recovery_text=_markdown(_texts(compression)),
         calibration=_markdown(Path(compression.calibration.text).name),
         text=None if evaluation is None else _markdown(Path(evaluation.text).name),

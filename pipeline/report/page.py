@@ -10,7 +10,7 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.report import wording
+from pipeline.report import generation, wording
 from pipeline.report.figures import (
     Figure,
     Matrices,
@@ -90,6 +90,7 @@ def render_report(
         tiles=_tiles(compression, evaluation),
         figures=figures,
         before_after=_before_after(compression, evaluation),
+        texts=generation.texts(evaluation),
         all_matrices=_all_matrices(matrices),
         counts={kind: encodings.count(kind) for kind in ("pivoted", "plain", "dense")},
         notes=notes_of(compression, facts),
@@ -155,6 +156,7 @@ def _before_after(compression: Compression, evaluation: EvaluationReport | None)
     ]
     if models := base_and_made(evaluation):
         rows += _evaluated(*models)
+        rows += [(*row, "") for row in generation.compared(evaluation)]
     return Table("In full", ("", "before", "after", "change"), rows)
 
 

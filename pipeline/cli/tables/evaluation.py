@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.report.generation import figures
 from schemas.printable import escaped, printable
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 
@@ -21,14 +22,15 @@ def evaluation_table(report: EvaluationReport) -> RenderableType:
     table.add_column()
     for model in report.models:
         table.add_column(Text(printable(Path(model.name).name)), justify="right", overflow="fold")
-    for row in zip(*(_column(model, first) for model in report.models), strict=True):
+    for row in zip(*(_column(model, report) for model in report.models), strict=True):
         if any(value for _, value in row):
             table.add_row(row[0][0], *(value for _, value in row))
     samples = [_sample(model, model.sample) for model in report.models if model.sample is not None]
     return Group(table, *samples)
 
 
-def _column(model: ModelEvaluation, first: ModelEvaluation) -> list[tuple[str, str]]:
+def _column(model: ModelEvaluation, report: EvaluationReport) -> list[tuple[str, str]]:
+    first = report.models[0]
     change, removed, faster = "", "", ""
     if model is not first:
         change = f" ({model.perplexity / first.perplexity - 1:+.1%})"
@@ -38,6 +40,7 @@ def _column(model: ModelEvaluation, first: ModelEvaluation) -> list[tuple[str, s
     return [
         ("perplexity", f"{model.perplexity:.2f}{change}"),
         ("KL from the base", divergence),
+        *figures(model.generation, len(report.prompts)).items(),
         ("parameters", f"{model.parameters:,}{removed}"),
         ("weights on disk", f"{model.bytes_on_disk / 1e6:,.1f} MB, {model.stored_dtype}"),
         ("tokens a second", f"{model.tokens_per_second:,.0f}{faster}"),

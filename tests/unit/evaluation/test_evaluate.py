@@ -97,6 +97,11 @@ def test_the_table_compares_with_the_baseline(report: EvaluationReport) -> None:
     assert rows["perplexity"][1].strip() == f"{small.perplexity:.2f} ({change:+.1%})"
     assert f"({small.parameters / base.parameters - 1:+.1%})" in rows["parameters"][1]
     assert "[small]" in shown
+    assert base.generation is not None
+    figures = rows["degenerate of 12, greedy / sampled"]
+    wrote = base.generation
+    assert figures[0].strip() == f"{wrote.greedy.degenerate} / {wrote.sampled.degenerate}"
+    assert "repetition (seq-rep-4), greedy / sampled" in rows
     for model in report.models:
         assert model.sample is not None
         assert model.sample.split("\n")[0] in shown
@@ -139,6 +144,7 @@ def test_our_own_checkpoint_needs_no_leave_to_load(
     base, same = again.models
     assert same.mean_nll == base.mean_nll == report.models[0].mean_nll
     assert same.sample == base.sample
+    assert same.generation == base.generation == report.models[0].generation
     assert same.parameters == base.parameters
     with (compressed / "modeling_lowrank.py").open("a") as file:
         file.write("# changed\n")

@@ -37,7 +37,7 @@ def test_a_card_has_the_perplexity_that_was_measured_and_a_link(
     evaluation = reports.evaluation() if measured else None
     write_card(tmp_path, tmp_path, config, done, evaluation)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert ("| perplexity | 22.59 | 25.90 |\n" in text) == measured
+    assert ("| perplexity | 22.59 | 25.90 |\n\n" in text) == measured
     assert (
         "\nPerplexity on test.txt, 16 windows of 1024 tokens, in float32; KL(base ‖ compressed) "
         "0.1200 nats a token.\n" in text
@@ -46,3 +46,18 @@ def test_a_card_has_the_perplexity_that_was_measured_and_a_link(
     assert "\nAsked: ratio 0.2" in text
     assert f"Calibrated on {Path(done.calibration.text).name},\n" in text
     assert "[report.html](report.html)" in text
+
+
+def test_a_card_says_how_far_what_they_write_repeats_itself(tmp_path: Path) -> None:
+    config = RunConfig(model="org/name", output=tmp_path / "out", ratio=0.2)
+    done = reports.compression(reports.matrices(1))
+    write_card(tmp_path, tmp_path, config, done, reports.wrote(reports.evaluation()))
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert (
+        "| perplexity | 22.59 | 25.90 |\n"
+        "| repetition (seq-rep-4), greedy / sampled | 0.08 / 0.00 | 0.42 / 0.00 |\n"
+        "| degenerate of 12, greedy / sampled | 1 / 0 | 5 / 0 |\n"
+        "| ended within 16 tokens, of 12, greedy / sampled | 1 / 1 | 1 / 1 |\n\nPerplexity"
+    ) in text
+    assert "nats a token. Repetition: the share of 4-grams of tokens that occurred before\n" in text
+    assert "mean over 12 prompts; [report.html](report.html) shows the texts.\n\nAsked" in text

@@ -159,6 +159,23 @@ def test_what_strangers_named_is_text() -> None:
     assert "second line" in "".join(document.text).splitlines()
 
 
+def test_both_texts_after_every_prompt_are_shown() -> None:
+    rows = reports.matrices(1)
+    evaluation = reports.wrote(reports.evaluation(), f"{HOSTILE} end\n\n\n")
+    text = render_report(reports.compression(rows), evaluation, reports.facts(rows))
+    document = Document(text)
+    assert not document.of("script") + document.of("img")
+    found = "".join(document.text)
+    assert all(prompt in found for prompt in reports.PROMPTS)
+    assert found.count(" end\n[3 line breaks]") == 11 + 7
+    assert "repetition (seq-rep-4), greedy / sampled" in found
+    assert "What they write after 12 prompts, greedy" in found
+    evaluation = reports.evaluation()
+    assert "seq-rep-4" not in render_report(
+        reports.compression(rows), evaluation, reports.facts(rows)
+    )
+
+
 def test_a_credential_in_a_warning_is_hidden() -> None:
     text = page(warnings=("s3://key:secretsecret@bucket failed",))
     assert "secretsecret" not in text
