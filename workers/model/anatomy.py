@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from schemas.errors import CheckpointError
 from workers.model.carving import hidden_states, layer_list
+from workers.model.graph import is_only_added, readers_of, split_of
 
 _TOKENS = 12  # more than any kernel of a convolution; sliding windows do not matter to shapes
 
@@ -27,7 +28,8 @@ class Linear(NamedTuple):
 
     `path` is its name in the layer, `reads` the path of the first linear that receives the same
     tensor. The weight of a Conv1D is stored as (n, m): `transposed`. `ends` tells whether the
-    layer adds its product to the result, and computes nothing else from it.
+    layer adds its product to the result, and computes nothing else from it. If it only takes the
+    product apart (q, k and v in one), `split` is how many rows each part has.
     """
 
     path: str
@@ -37,6 +39,7 @@ class Linear(NamedTuple):
     transposed: bool
     reads: str
     ends: bool
+    split: tuple[int, ...]
 
 
 class Anatomy(NamedTuple):
@@ -193,7 +196,7 @@ def _linears(observed: dict[str, _Observed], output: Tensor) -> tuple[Linear, ..
     Those of an indexer, which only says what to attend to, are left out.
     """
     first: dict[tuple[int, ...], str] = {}
-    readers = _readers(output)
+    readers = readers_of(output)
     found = []
     for path, (module, given, product) in observed.items():
         node = product.grad_fn
@@ -210,7 +213,8 @@ def _linears(observed: dict[str, _Observed], output: Tensor) -> tuple[Linear, ..
                 bias=module.bias is not None,
                 transposed=transposed,
                 reads=first.setdefault(_identity(given), path),
-                ends=bool(readers) and _is_only_added(node, readers),
+                ends=bool(readers) and is_only_added(node, readers),
+                split=split_of(node, rows, readers) if readers else (),
             )
         )
     return tuple(found)
@@ -220,32 +224,3 @@ def _identity(tensor: Tensor) -> tuple[int, ...]:
     """Identify the values of a tensor: a view with the same rows is the same."""
     storage = tensor.untyped_storage()._cdata
     return storage, int(tensor.storage_offset()), tensor.numel(), tensor.shape[-1]
-
-
-_SUMS = frozenset(
-    f"{name}Backward0" for name in ("Add", "Alias", "Clone", "ToCopy", "UnsafeView", "View")
-)
-
-
-def _readers(output: Tensor) -> dict[Any, list[Any]]:
-    """Return the nodes of the graph that lead to a result, and what reads each of them; none if the
-    forward was without gradients.
-    """
-    if output.grad_fn is None:
-        return {}
-    readers: dict[Any, list[Any]] = {output.grad_fn: []}
-    waiting: list[Any] = [output.grad_fn]
-    while waiting:
-        reader = waiting.pop()
-        for node, _ in reader.next_functions:
-            if node is not None:
-                waiting += [] if node in readers else [node]
-                readers.setdefault(node, []).append(reader)
-    return readers
-
-
-def _is_only_added(node: Any, readers: dict[Any, list[Any]]) -> bool:
-    """Whether a product is only added to the result: nothing reads its values."""
-    return all(
-        reader.name() in _SUMS and _is_only_added(reader, readers) for reader in readers[node]
-    )

@@ -1,0 +1,100 @@
+"""What the graph of a layer's forward tells of the product of a linear: what is made of it."""
+
+import itertools
+from typing import Any
+
+from torch import Tensor
+
+Readers = dict[Any, list[Any]]  # of each node of a graph, the nodes that read its result
+
+_SUMS = frozenset(
+    f"{name}Backward0" for name in ("Add", "Alias", "Clone", "ToCopy", "UnsafeView", "View")
+)
+_KEEP_ROWS = frozenset({"Alias", "Clamp", "Clone", "ToCopy"})
+_KEEP_LAST_DIMENSION = frozenset({"UnsafeView", "Unsqueeze", "View"})
+
+
+def readers_of(output: Tensor) -> Readers:
+    """Return the nodes of the graph that lead to a result, and what reads each of them; none if the
+    forward was without gradients.
+    """
+    if output.grad_fn is None:
+        return {}
+    readers: Readers = {output.grad_fn: []}
+    waiting: list[Any] = [output.grad_fn]
+    while waiting:
+        reader = waiting.pop()
+        for node, _ in reader.next_functions:
+            if node is not None:
+                waiting += [] if node in readers else [node]
+                readers.setdefault(node, []).append(reader)
+    return readers
+
+
+def is_only_added(node: Any, readers: Readers) -> bool:
+    """Whether a product is only added to the result: nothing reads its values."""
+    return all(
+        reader.name() in _SUMS and is_only_added(reader, readers) for reader in readers[node]
+    )
+
+
+def split_of(node: Any, rows: int, readers: Readers) -> tuple[int, ...]:
+    """Return how many of its rows each part of a product has that is only taken apart; none if it
+    is read as one, or if its parts are not all of its rows, each once.
+    """
+    parts = sorted(_taken(node, -1, rows, readers))
+    starts, stops = [start for start, _ in parts], [stop for _, stop in parts]
+    if len(parts) < 2 or [*starts, rows] != [0, *stops]:
+        return ()
+    return tuple(stop - start for start, stop in parts)
+
+
+def _taken(node: Any, axis: int, rows: int, readers: Readers) -> set[tuple[int, int]]:
+    """Return the ranges of rows that are read of a tensor; rows are along `axis`, from the end."""
+    found: set[tuple[int, int]] = set()
+    for reader in readers[node]:
+        kind, shape = reader.name().partition("Backward")[0], reader._input_metadata[0].shape
+        if kind == "Transpose":
+            dims = [_from_end(dim, len(shape)) for dim in (reader._saved_dim0, reader._saved_dim1)]
+            there = dims[1 - dims.index(axis)] if axis in dims else axis
+            found |= _taken(reader, there, rows, readers)
+        elif kind in _KEEP_ROWS or (
+            kind in _KEEP_LAST_DIMENSION and axis == -1 and shape[-1] == rows
+        ):
+            found |= _taken(reader, axis, rows, readers)
+        elif (
+            kind in _RANGES
+            and _from_end(reader._saved_dim, len(reader._saved_self_sym_sizes)) == axis
+        ):
+            found.update(_RANGES[kind](reader, rows))
+        else:
+            found.add((0, rows))
+    return found
+
+
+def _of_slice(node: Any, rows: int) -> list[tuple[int, int]]:
+    ends = slice(_signed(node._saved_start), _signed(node._saved_end), node._saved_step)
+    start, stop, step = ends.indices(rows)
+    return [(start, stop) if step == 1 else (0, rows)]
+
+
+def _of_split(node: Any, rows: int) -> list[tuple[int, int]]:
+    size = node._saved_split_size
+    return [(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def _of_sizes(node: Any, _: int) -> list[tuple[int, int]]:
+    stops = itertools.accumulate(node._saved_split_sizes, initial=0)
+    return [(start, stop) for start, stop in itertools.pairwise(stops) if start < stop]
+
+
+_RANGES = {"Slice": _of_slice, "Split": _of_split, "SplitWithSizes": _of_sizes}
+
+
+def _signed(number: int) -> int:
+    """Return a number that torch shows without its sign."""
+    return number - 2**64 if number >= 2**63 else number
+
+
+def _from_end(dim: int, dims: int) -> int:
+    return _signed(dim) % dims - dims
