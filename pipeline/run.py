@@ -218,7 +218,9 @@ def _record(run: Run) -> RunRecord:
         taps=dict(Counter(tap.direction for tap in run.taps)),
         matrices=len(run.spec.matrices),
         outputs={
-            str(run.config.output_folder(ratio)): run.ids.output(run.config, ratio)
+            str(run.config.output_folder(ratio)): run.ids.output(
+                run.config, ratio, split=run.spec.split
+            )
             for ratio in run.config.ratio
         },
     )

@@ -10,6 +10,13 @@ A matrix is a linear layer of the base model, (out m, in n), named relative to i
     pivoted  W' = [down; up down]      the rows taken in `order` (m,), up (m-k, k), down (k, n)
     dense    W' = dense                dense (m, n)
 
+Where the base holds several matrices as one (q, k and v), the entry has format 2, and says how many
+rows each part has. The parts are named by their numbers; one that is not among the matrices is
+dense.
+
+    "split": {"layers.0.self_attn.qkv_proj": [32, 16, 16], ...}
+    "matrices": {"layers.0.self_attn.qkv_proj.0": {"encoding": "plain", "rank": 12}, ...}
+
 The model type is that of the base, which is all that transformers asks before it loads a tokenizer:
 tokenizers are the base's own and need no code. `transformers_weights` is where transformers' own
 classes look for the weights of that type; they refuse what it says, where random weights would do.
@@ -18,12 +25,13 @@ classes look for the weights of that type; they refuse what it says, where rando
 # mypy: allow-untyped-calls
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedConfig
 
 FORMAT = 1
+SPLIT_FORMAT = 2  # where matrices are parts of those of the base
 ENCODINGS = ("plain", "pivoted", "dense")
 NEEDS_CODE = "low-rank factors, which load with trust_remote_code=True"
 BIASES = ("up.bias", "offset", "dense.bias")  # where each of them keeps the bias of the layer
@@ -77,10 +85,10 @@ def parse_low_rank(low_rank: Mapping[str, Any] | None) -> dict[str, Matrix]:
             "config.low_rank is missing: nothing says which matrices are low-rank; "
             "load the config.json that was written with the weights"
         )
-    if low_rank.get("format") != FORMAT:
+    if low_rank.get("format") != (SPLIT_FORMAT if "split" in low_rank else FORMAT):
         raise ValueError(
-            f"config.low_rank.format is {low_rank.get('format')!r}, this code reads {FORMAT}; "
-            "use the code files that were written with the weights"
+            f"config.low_rank.format is {low_rank.get('format')!r}, this code reads {FORMAT}, and "
+            f"{SPLIT_FORMAT} with a split; use the code files that were written with the weights"
         )
     matrices = {name: Matrix(**entry) for name, entry in low_rank["matrices"].items()}
     for name, matrix in matrices.items():
@@ -93,16 +101,16 @@ def parse_low_rank(low_rank: Mapping[str, Any] | None) -> dict[str, Matrix]:
 
 
 def tensor_parallel_plan(
-    base_plan: Mapping[str, str], matrices: Mapping[str, Matrix]
+    base_plan: Mapping[str, str], matrices: Mapping[str, Matrix], split: Collection[str] = ()
 ) -> dict[str, str]:
     """`base_plan` (module pattern -> style) with the styles moved to the children to be split.
 
     The patterns may be of a part of the model that the names of `matrices` refer to.
     colwise splits the rows of `up` and rowwise the columns of `down`; the other factor, and a
     matrix of another style, are replicated. A pivoted matrix mixes the attention heads, so one of
-    them empties the plan.
+    them empties the plan; so does one that is split, whose parts need not divide as the whole does.
     """
-    if any(matrix.encoding == "pivoted" for matrix in matrices.values()):
+    if split or any(matrix.encoding == "pivoted" for matrix in matrices.values()):
         return {}
     plan = dict(base_plan)
     for name, matrix in matrices.items():
@@ -134,7 +142,7 @@ class LowRankConfig(PreTrainedConfig):
         for config in {id(one): one for one in (self, self.get_text_config())}.values():
             # transformers declares the plan of a class, but reads and never saves an instance's.
             config.base_model_tp_plan = tensor_parallel_plan(  # type: ignore[misc]
-                config.base_model_tp_plan or {}, self.matrices
+                config.base_model_tp_plan or {}, self.matrices, self.split
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,3 +153,8 @@ class LowRankConfig(PreTrainedConfig):
     def matrices(self) -> dict[str, Matrix]:
         """The low-rank matrices by name, relative to the base model."""
         return parse_low_rank(self.low_rank)
+
+    @property
+    def split(self) -> dict[str, list[int]]:
+        """How many rows each part has of the linear layers whose parts are matrices."""
+        return dict((self.low_rank or {}).get("split", {}))

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from .configuration_lowrank import LowRankConfig, Matrix, tensor_shapes
 
 _DIGITS = re.compile(r"\.\d+\.")
+_DENSE = Matrix("dense", None)
 
 
 class LowRankLinear(nn.Module):
@@ -72,14 +73,24 @@ class LowRankLinear(nn.Module):
         )
 
 
-def replace_linears(model: nn.Module, matrices: dict[str, Matrix]) -> None:
-    """Replace each named linear layer of `model` by a `LowRankLinear` of the same shape.
+class SplitLinear(nn.ModuleList):
+    """The outputs of several linear layers of the same input, one after the other."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([part(x) for part in self], dim=-1)
+
+
+def replace_linears(
+    model: nn.Module, matrices: dict[str, Matrix], split: dict[str, list[int]]
+) -> None:
+    """Replace each named linear layer of `model` by a `LowRankLinear` of the same shape, or by one
+    for each part of those that are `split`.
 
     The model may be a part of the one that the names refer to, or have it as a part.
     """
     linears = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
     owners = {end: path for path in linears for end in _ends(path)} | {n: n for n in linears}
-    for name, matrix in matrices.items():
+    for name in modules_of(matrices, split):
         path = owners.get(name) or next((end for end in _ends(name) if end in linears), None)
         if path is None:
             raise ValueError(
@@ -88,12 +99,28 @@ def replace_linears(model: nn.Module, matrices: dict[str, Matrix]) -> None:
             )
         old = linears[path]
         rows, columns = old.weight.shape[::-1] if isinstance(old, Conv1D) else old.weight.shape
-        model.set_submodule(path, LowRankLinear(matrix, rows, columns, old.bias is not None))
+        parts = {f"{name}.{part}": m for part, m in enumerate(split.get(name, []))} or {name: rows}
+        if sum(parts.values()) != rows:
+            raise ValueError(
+                f"config.low_rank.split says {split[name]} of {name!r}, which has {rows} rows; "
+                "load the config.json written with the weights"
+            )
+        new = [
+            LowRankLinear(matrices.get(part, _DENSE), m, columns, old.bias is not None)
+            for part, m in parts.items()
+        ]
+        model.set_submodule(path, SplitLinear(new) if name in split else new[0])
 
 
-def _is_uneven(model: nn.Module, matrices: Iterable[str]) -> bool:
-    """Whether a matrix that is replaced in one layer is as it was in another."""
-    replaced = {_DIGITS.sub(".*.", name) for name in matrices}
+def modules_of(matrices: Iterable[str], split: dict[str, list[int]]) -> list[str]:
+    """The linear layers that matrices are, or are parts of, each once."""
+    owners = {f"{name}.{part}": name for name in split for part in range(len(split[name]))}
+    return list(dict.fromkeys(owners.get(name, name) for name in matrices))
+
+
+def _is_uneven(model: nn.Module, modules: Iterable[str]) -> bool:
+    """Whether a linear layer that is replaced in one layer is as it was in another."""
+    replaced = {_DIGITS.sub(".*.", name) for name in modules}
     left = (n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)))
     return any(end in replaced for name in left for end in _ends(_DIGITS.sub(".*.", name)))
 
@@ -121,8 +148,8 @@ class LowRankModel(PreTrainedModel):
                 return
 
     def __init__(self, config: LowRankConfig) -> None:
-        matrices = config.matrices
+        matrices, split = config.matrices, config.split
         super().__init__(config)
-        replace_linears(self, matrices)
-        if _is_uneven(self, matrices):
+        replace_linears(self, matrices, split)
+        if _is_uneven(self, modules_of(matrices, split)):
             self._tp_plan = {}  # a plan names no layers, so it cannot say which ones are low-rank

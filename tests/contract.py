@@ -134,7 +134,7 @@ class Subject:
         for plan in plans:
             record = write_file(store, self.base, self.spec, f"files/{plan.name}", plan)
             (run / record.file).rename(folder / plan.name)
-        write_around(folder, self.base, results, plans)
+        write_around(folder, self.base, self.spec.split, results, plans)
         return folder, list(results.values())
 
     def load(self, folder: Path) -> Any:
@@ -182,6 +182,7 @@ def _hooked(subject: Subject, tap: Tap) -> list[Tensor]:
     """The rows that a tap is about, in the order in which the whole model computes them."""
     module = subject.model.base_model.get_submodule(tap.module)
     rows: list[Tensor] = []
+    mine = slice(*tap.rows) if tap.rows else slice(None)
 
     def keep(row: Tensor) -> None:
         rows.append(row.detach().flatten(0, -2))
@@ -189,12 +190,15 @@ def _hooked(subject: Subject, tap: Tap) -> list[Tensor]:
     def hook(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
         if tap.direction == "forward":
             without = output.clone() if module.bias is None else output - module.bias
-            keep(args[0] if tap.side == "input" else without)  # a layer may add to its output
+            # A layer may add to its output.
+            keep(args[0] if tap.side == "input" else without[..., mine])
         elif tap.side == "output":
-            output.register_hook(keep)  # type: ignore[no-untyped-call]
+            output.register_hook(lambda g: keep(g[..., mine]))  # type: ignore[no-untyped-call]
         else:
             weight = module.weight if len(module.weight) == output.shape[-1] else module.weight.T
-            output.register_hook(lambda g: keep(g @ weight))  # type: ignore[no-untyped-call]
+            output.register_hook(  # type: ignore[no-untyped-call]
+                lambda g: keep(g[..., mine] @ weight[mine])
+            )
 
     module.register_forward_hook(hook)
     return rows

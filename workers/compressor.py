@@ -181,7 +181,7 @@ class Compressor:
         weight = self._loaded(matrix)
         if weight is None:
             weight = self._reader.read(f"{matrix.stored}.weight")
-            weight = weight.T if matrix.transposed else weight
+            weight = (weight.T if matrix.transposed else weight)[matrix.rows]
         return Problem(
             truncation=truncation,
             weight=weight.to(device),

@@ -23,7 +23,8 @@ def write_file(store: Store, folder: Path, spec: ModelSpec, key: str, plan: Outp
             found: Tensor = factors(tensor.factors.key)[tensor.factors.tensor]
             return found
         stored = reader.read(tensor.base or tensor.name)
-        return stored.T.contiguous() if tensor.transposed else stored
+        stored = stored.T if tensor.transposed else stored
+        return stored if tensor.rows is None else stored[slice(*tensor.rows)]
 
     content = [
         Entry(tensor.name, DTYPES[tensor.dtype], tensor.shape, lambda tensor=tensor: load(tensor))  # type: ignore[misc]

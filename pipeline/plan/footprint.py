@@ -214,7 +214,7 @@ class Costs:
         for tensor in spec.tensors:
             if tensor.layer is not None:
                 parameters[tensor.layer] += math.prod(tensor.shape)
-        share = {matrix.name: matrix.share for matrix in spec.matrices}
+        share = {matrix.module: matrix.share for matrix in spec.matrices}
         for matrix in spec.matrices:
             reached[matrix.layer] += matrix.size * matrix.share
         elements = {d: [0] * spec.layers for d in ("forward", "backward")}

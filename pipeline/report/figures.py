@@ -1,5 +1,6 @@
 """The figures of a report: each a drawing, its gist in words, and the same numbers as a table."""
 
+import re
 from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
@@ -50,8 +51,10 @@ def place_of(name: str) -> Place:
 
 
 def short_kinds(kinds: Sequence[str]) -> dict[str, str]:
-    """Shorten every type to its last part if no other type ends so; otherwise keep it whole."""
-    lasts = [kind.rpartition(".")[2] for kind in kinds]
+    """Shorten every type to its last name, with the numbers after it, if no other type ends so;
+    otherwise keep it whole.
+    """
+    lasts = [re.sub(r".*\.(?=\D)", "", kind) for kind in kinds]
     return {
         kind: last if lasts.count(last) == 1 else kind
         for kind, last in zip(kinds, lasts, strict=True)

@@ -3,13 +3,14 @@
 import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from pipeline.run import Run
 from pipeline.stages.output import Output
-from runtime.configuration_lowrank import FORMAT, guarded
+from runtime.configuration_lowrank import FORMAT, SPLIT_FORMAT, guarded
 from schemas.errors import RunError
 from schemas.metrics import Metric
 from schemas.result.manifest import Compression, FileEntry, Manifest
@@ -48,7 +49,7 @@ def assemble(output: Output) -> None:
     run, staging = output.run, output.staging
     with run.progress.stage("assemble", 1, "checkpoint") as stage:
         files = list(output.files.values())
-        write_around(staging, run.inputs.folder, output.matrices, files)
+        write_around(staging, run.inputs.folder, run.spec.split, output.matrices, files)
         output.compression = describe(output)
         text = output.compression.model_dump_json(indent=2) + "\n"
         write_text(staging / COMPRESSION, text)
@@ -60,10 +61,14 @@ def assemble(output: Output) -> None:
 def write_around(
     folder: Path,
     base: Path,
+    split: Mapping[str, tuple[int, ...]],
     results: dict[str, MatrixResult],
     files: list[OutputFile],
 ) -> None:
-    """Write everything beside the weights: config, index, code, tokenizer files byte for byte."""
+    """Write everything beside the weights: config, index, code, tokenizer files byte for byte.
+
+    `split` is how many rows each part has of the linear layers that are cut in parts.
+    """
     for pattern in _COPIED:
         for source in base.glob(pattern):
             if source.is_file():
@@ -75,7 +80,8 @@ def write_around(
         (folder / name).write_bytes(content)
     config |= names.entries
     config["low_rank"] = {
-        "format": FORMAT,
+        "format": SPLIT_FORMAT if split else FORMAT,
+        **({"split": dict(split)} if split else {}),
         "matrices": {
             name: {"encoding": result.encoding, "rank": result.rank}
             for name, result in results.items()

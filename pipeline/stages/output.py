@@ -33,7 +33,9 @@ class Output:
 
     def __post_init__(self) -> None:
         self.given_up = dict(self.run.given_up)
-        self.identity = self.run.ids.output(self.run.config, self.ratio, self.given_up)
+        self.identity = self.run.ids.output(
+            self.run.config, self.ratio, self.given_up, self.run.spec.split
+        )
 
     @property
     def place(self) -> Location:

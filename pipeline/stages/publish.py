@@ -44,7 +44,7 @@ def find_published(run: Run, ratio: float) -> OutputResult | None:
             f"output {folder}: {', '.join(given_up)} could not be cut and are dense there; "
             "ask for --on-failure keep_dense to leave it so, or remove it to try again"
         )
-    found = finished(folder, run.ids.output(run.config, ratio, given_up))
+    found = finished(folder, run.ids.output(run.config, ratio, given_up, run.spec.split))
     if found is None:
         return None
     run.progress.note(f"{folder}: already there, nothing to do")

@@ -33,7 +33,8 @@ def plan_parts(spec: ModelSpec, parameters: dict[str, int]) -> list[Part]:
         owner, _, leaf = tensor.name.rpartition(".")
         size = tensor.nbytes
         if leaf == "weight" and owner in owners:
-            size = parameters[owners[owner].name] * ITEM_BYTES[tensor.dtype]
+            left = sum(parameters.get(matrix.name, matrix.size) for matrix in owners[owner])
+            size = left * ITEM_BYTES[tensor.dtype]
         if groups[-1] and size > room:
             groups.append([])
             room = _FILE_BYTES
@@ -47,9 +48,10 @@ def plan_parts(spec: ModelSpec, parameters: dict[str, int]) -> list[Part]:
             name,
             tuple(group),
             frozenset(
-                owners[owner].name
+                matrix.name
                 for tensor in group
-                if (owner := tensor.name.rpartition(".")[0]) in owners
+                for matrix in owners.get(tensor.name.rpartition(".")[0], [])
+                if matrix.name in parameters
             ),
         )
         for name, group in zip(names, groups, strict=True)
@@ -64,33 +66,51 @@ def plan_file(
     planned = []
     for tensor in part.tensors:
         owner, _, leaf = tensor.name.rpartition(".")
-        matrix = owners.get(owner)
-        if matrix is None:
+        if owner not in owners:
             planned.append(OutputTensor(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape))
         elif leaf == "weight":
-            planned += _matrix_tensors(owner, matrix, results[matrix.name], tensor.dtype, keys)
+            for matrix in owners[owner]:
+                planned += _matrix_tensors(matrix, results.get(matrix.name), tensor.dtype, keys)
     return OutputFile(name=part.name, tensors=tuple(planned))
 
 
-def _owners(spec: ModelSpec) -> dict[str, MatrixSpec]:
-    """Return the targeted matrices by the names of their modules in the checkpoint."""
-    return {matrix.stored: matrix for matrix in spec.matrices}
+def _owners(spec: ModelSpec) -> dict[str, list[MatrixSpec]]:
+    """Return the matrices by the names of their modules in the checkpoint: those that are targeted,
+    and the other parts of what is split.
+    """
+    found: dict[str, dict[int, MatrixSpec]] = {}
+    for matrix in spec.matrices:
+        found.setdefault(matrix.stored, {})[matrix.part] = matrix
+    return {stored: _whole(parts) for stored, parts in found.items()}
+
+
+def _whole(parts: dict[int, MatrixSpec]) -> list[MatrixSpec]:
+    one = next(iter(parts.values()))
+    return [
+        parts.get(part)
+        or one.model_copy(
+            update={"name": f"{one.module}.{part}", "part": part, "out_features": rows}
+        )
+        for part, rows in enumerate(one.split or (one.out_features,))
+    ]
 
 
 def _matrix_tensors(
-    owner: str, matrix: MatrixSpec, result: MatrixResult, dtype: str, keys: dict[str, str]
+    matrix: MatrixSpec, result: MatrixResult | None, dtype: str, keys: dict[str, str]
 ) -> list[OutputTensor]:
-    shapes = tensor_shapes(
-        result.encoding, result.rank, matrix.out_features, matrix.in_features, matrix.bias
-    )
+    """Plan the tensors of a matrix; one without a result stays as it is."""
+    encoding, rank = (result.encoding, result.rank) if result else ("dense", None)
+    shapes = tensor_shapes(encoding, rank, matrix.out_features, matrix.in_features, matrix.bias)
+    owner = matrix.stored
+    rows = {"rows": (matrix.rows.start, matrix.rows.stop)} if matrix.split else {}
     planned = []
     for tail, shape in shapes.items():
-        name = f"{owner}.{tail}"
+        name = f"{owner}.{matrix.part}.{tail}" if matrix.split else f"{owner}.{tail}"
         kind = "I64" if tail == "order" else dtype
         if tail in BIASES:
-            source: dict[str, Any] = {"base": f"{owner}.bias"}
-        elif result.encoding == "dense":
-            source = {"base": f"{owner}.weight", "transposed": matrix.transposed}
+            source: dict[str, Any] = {"base": f"{owner}.bias", **rows}
+        elif encoding == "dense":
+            source = {"base": f"{owner}.weight", "transposed": matrix.transposed, **rows}
         else:
             source = {"factors": FactorSource(key=keys[matrix.name], tensor=tail)}
         planned.append(OutputTensor(name=name, dtype=kind, shape=shape, **source))

@@ -51,6 +51,9 @@ class MatrixSpec(Schema):
     self_attn.q_proj; `stored` is its name in the files, without the leaf. `reads` is equal for
     matrices of a layer that receive the same input. The files hold its transpose if `transposed`.
     `share` is the fraction of the tokens that reach it.
+
+    If the files hold several matrices as one (q, k and v), `split` is how many rows each has, and
+    this is number `part` of them: layers.3.self_attn.qkv_proj.0.
     """
 
     name: str
@@ -63,6 +66,19 @@ class MatrixSpec(Schema):
     bias: bool
     transposed: bool = False
     share: float = 1.0
+    split: tuple[int, ...] = ()
+    part: int = 0
+
+    @property
+    def module(self) -> str:
+        """The name of the linear layer that it is, or is a part of."""
+        return self.name.rpartition(".")[0] if self.split else self.name
+
+    @property
+    def rows(self) -> slice:
+        """Its rows of what is stored."""
+        start = sum(self.split[: self.part])
+        return slice(start, start + self.out_features)
 
     @property
     def size(self) -> int:
@@ -141,3 +157,8 @@ class ModelSpec(DecoderSpec):
     def targeted(self) -> int:
         """Parameters of all targeted matrices."""
         return sum(matrix.size for matrix in self.matrices)
+
+    @property
+    def split(self) -> dict[str, tuple[int, ...]]:
+        """How many rows each part has of the linear layers of which parts are targeted."""
+        return {matrix.module: matrix.split for matrix in self.matrices if matrix.split}

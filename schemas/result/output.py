@@ -18,8 +18,8 @@ class FactorSource(Schema):
 
 
 class OutputTensor(Schema):
-    """One tensor of the checkpoint, from the base under `base` (or the transpose of what is there),
-    or from the run's factors.
+    """One tensor of the checkpoint, from the base under `base` (or the transpose of what is there;
+    then, of that, only the rows (start, stop) if any are named), or from the run's factors.
     """
 
     name: str
@@ -27,6 +27,7 @@ class OutputTensor(Schema):
     shape: tuple[int, ...]
     base: str | None = None
     transposed: bool = False
+    rows: tuple[int, int] | None = None
     factors: FactorSource | None = None
 
     @property

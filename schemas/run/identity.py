@@ -7,7 +7,8 @@ Settings that do not change numbers (workers, addresses, folders) are in none of
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Self
 
 from pydantic import Field, JsonValue
@@ -71,14 +72,24 @@ class Identities(Schema):
             raise ValueError("this run takes no gradients")
         return found
 
-    def output(self, config: RunConfig, ratio: float, given_up: Collection[str] = ()) -> str:
-        """Identify the checkpoint at one ratio; `given_up` matrices had to stay dense in it."""
+    def output(
+        self,
+        config: RunConfig,
+        ratio: float,
+        given_up: Collection[str] = (),
+        split: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+    ) -> str:
+        """Identify the checkpoint at one ratio; `given_up` matrices had to stay dense in it, those
+        of `split` are cut in parts.
+        """
         asked = config.allocation
         bound = [asked.max_ratio] if ALLOCATIONS[asked.method].bounded else []
         kept = [sorted(given_up)] if given_up else []
         chosen = [config.targets.model_dump(mode="json"), list(config.ratio_by.items())]
         trained = [self.recovery] if self.recovery else []
-        return fingerprint([self.factors, asked.method, ratio, *bound, *kept, *chosen, *trained])
+        apart = [dict(split)] if split else []
+        rest = [*bound, *kept, *chosen, *trained, *apart]
+        return fingerprint([self.factors, asked.method, ratio, *rest])
 
 
 class Ground(Schema):

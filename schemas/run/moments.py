@@ -18,8 +18,9 @@ Pass = Literal["forward", "backward"]
 class Tap(Schema):
     """A place where one second moment is accumulated, shared by the matrices that read it.
 
-    `module` is a matrix whose input or output is observed. A backward tap always gives tr G;
-    with `moment` false it gives nothing else.
+    `module` is a linear layer whose input or output is observed, `rows` (start, stop) are those of
+    its output if only some are. A backward tap always gives tr G; with `moment` false it gives
+    nothing else.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Tap(Schema):
     side: Side
     size: int
     moment: bool = True
+    rows: tuple[int, int] | None = None
 
 
 def forward_tap(matrix: MatrixSpec, truncation: Truncation) -> Tap:
@@ -62,12 +64,14 @@ def taps(matrices: tuple[MatrixSpec, ...], truncation: Truncation, gradients: bo
 def _tap(
     name: str, matrix: MatrixSpec, direction: Pass, side: Side, size: int, moment: bool = True
 ) -> Tap:
+    at_input = direction == "forward" and side == "input"  # where there are no rows of its own
     return Tap(
         name=name,
         layer=matrix.layer,
-        module=matrix.name,
+        module=matrix.module,
         direction=direction,
         side=side,
         size=size,
         moment=moment,
+        rows=(matrix.rows.start, matrix.rows.stop) if matrix.split and not at_input else None,
     )

@@ -18,7 +18,7 @@ class Architecture(NamedTuple):
     """A kind of model. `path` is the name of its list of layers.
 
     `groups` are the paths of matrices that read one input, of any layer; `stays` are the modules of
-    layers whose parameters stay as they are.
+    layers whose parameters stay as they are, and parts of others.
     """
 
     kind: str
@@ -51,6 +51,13 @@ def describe(spec: ModelSpec) -> Architecture:
         if tensor.layer is not None
     ]
     stays = [name.partition(f".{layer}.")[2] for layer, name in owners if name not in cut]
+    chosen = {matrix.name for matrix in spec.matrices}
+    stays += [
+        f"{matrix.path.rpartition('.')[0]}.{part}"
+        for matrix in spec.matrices
+        for part in range(len(matrix.split))
+        if f"{matrix.module}.{part}" not in chosen
+    ]
     return Architecture(
         kind=spec.model_type,
         path=spec.path,

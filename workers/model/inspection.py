@@ -214,19 +214,23 @@ class _Model:
                 path = f"{self._anatomy.path}.{layer}.{linear.path}"
                 if (name := stored.get(f"{path}.weight")) is None:
                     continue
-                found.append(
-                    MatrixSpec(
-                        name=path.removeprefix(base),
-                        layer=layer,
-                        path=linear.path,
-                        reads=linear.reads,
-                        stored=name.removesuffix(".weight"),
-                        out_features=linear.out_features,
-                        in_features=linear.in_features,
-                        bias=linear.bias,
-                        transposed=linear.transposed,
+                for part, rows in enumerate(linear.split or (linear.out_features,)):
+                    end = f".{part}" if linear.split else ""
+                    found.append(
+                        MatrixSpec(
+                            name=path.removeprefix(base) + end,
+                            layer=layer,
+                            path=linear.path + end,
+                            reads=linear.reads,
+                            stored=name.removesuffix(".weight"),
+                            out_features=rows,
+                            in_features=linear.in_features,
+                            bias=linear.bias,
+                            transposed=linear.transposed,
+                            split=linear.split,
+                            part=part,
+                        )
                     )
-                )
         return tuple(found)
 
 

@@ -200,7 +200,7 @@ class Shard:
         """Return W (m, n) in the compute dtype, on the device; None if another shard holds it."""
         if matrix.layer not in self._layers:
             return None
-        return weight_of(self._carved.module(matrix.name))
+        return weight_of(self._carved.module(matrix.module))[matrix.rows]
 
     def _observe(self, tap: Tap) -> None:
         module = self._carved.module(tap.module)
@@ -214,19 +214,19 @@ class Shard:
     def _forward_hook(self, tap: Tap) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             if self._observing == "forward":
-                rows = args[0] if tap.side == "input" else _without_bias(module, output)
+                rows = args[0] if tap.side == "input" else _without_bias(module, output, tap)
                 self._add(tap, rows)
 
         return hook
 
     def _observe_gradients(self, tap: Tap, module: nn.Module) -> None:
         """Hook the tensors, not the module: torch cannot hook a module whose output the layer then
-        changes in place.
+        changes in place. What some rows contribute to the input gradient, no tensor has.
         """
         at_output: list[Tensor] = []
 
         def before(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-            if self._observing != "backward" or tap.side == "output":
+            if self._observing != "backward" or tap.side == "output" or tap.rows:
                 return None
             mine = args[0].view_as(args[0])  # whose gradient is this module's contribution alone
             mine.register_hook(  # type: ignore[no-untyped-call]
@@ -239,8 +239,11 @@ class Shard:
                 output.register_hook(arrived)  # type: ignore[no-untyped-call]
 
         def arrived(gradient: Tensor) -> None:
+            mine = _of(tap, gradient)
             if tap.side == "output":
-                self._add(tap, gradient, trace_of=gradient)
+                self._add(tap, mine, trace_of=mine)
+            elif tap.rows:
+                self._add(tap, mine @ weight_of(module)[slice(*tap.rows)], trace_of=mine)
             else:
                 at_output.append(gradient)
 
@@ -253,6 +256,12 @@ class Shard:
             self._observed.add(tap)
 
 
-def _without_bias(module: nn.Module, output: Tensor) -> Tensor:
+def _of(tap: Tap, rows: Tensor) -> Tensor:
+    """Return what a tap is about of the outputs of its module, or of their gradients."""
+    return rows if tap.rows is None else rows[..., slice(*tap.rows)]
+
+
+def _without_bias(module: nn.Module, output: Tensor, tap: Tap) -> Tensor:
     bias: Any = module.bias
-    return output if bias is None else output.float() - bias.float()
+    output = _of(tap, output)
+    return output if bias is None else output.float() - _of(tap, bias).float()

@@ -91,7 +91,7 @@ def result_of(base: Path) -> Path:
     """The result of a run over `base` in which no matrix is compressed."""
     result = base.with_name(f"{base.name}-result")
     result.mkdir()
-    write_around(result, base, {}, [])
+    write_around(result, base, {}, {}, [])
     shutil.copy(base / "model.safetensors", result)
     return result
 

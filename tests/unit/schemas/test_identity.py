@@ -67,6 +67,13 @@ def test_an_output_depends_on_what_had_to_stay_dense_in_it() -> None:
     assert len(found) == 4
 
 
+def test_an_output_depends_on_what_is_cut_in_parts() -> None:
+    ids = of()
+    assert ids.output(config(), 0.2, split={}) == ids.output(config(), 0.2)
+    found = {ids.output(config(), 0.2, split=split) for split in ({}, {"a": (1, 2)}, {"a": (3,)})}
+    assert len(found) == 3
+
+
 def test_each_stream_depends_on_its_own_tokens() -> None:
     assert of(tokens="dd").forward != of().forward
     assert of(tokens="dd").backward == of().backward

@@ -57,6 +57,18 @@ def test_routers_and_small_matrices_stay(spec: ModelSpec) -> None:
     assert not any("gate.wg" in name for name in chosen(routed, min_features=1))
 
 
+def test_a_pattern_names_the_parts_of_a_linear_layer() -> None:
+    fused = planned(json.loads(tiny_config("phi3").to_json_string()), "config", "F32")
+    names = {f"layers.1.self_attn.qkv_proj.{part}" for part in range(3)}
+    assert chosen(fused, only="layers.1.self_attn.qkv_proj") == names
+    assert chosen(fused, only="layers.1.*", ignore=["mlp", "o_proj", "qkv_proj.0"]) == {
+        f"layers.1.self_attn.qkv_proj.{part}" for part in (1, 2)
+    }
+    assert chosen(fused, only="layers.1.self_attn.qkv_proj", min_features=17) == {
+        "layers.1.self_attn.qkv_proj.0"
+    }
+
+
 def test_what_is_chosen_and_ignored(spec: ModelSpec) -> None:
     assert chosen(spec, only="v_proj, o_proj", ignore=["layers.1"]) == {
         f"layers.{layer}.self_attn.{name}" for layer in (0, 2) for name in ("v_proj", "o_proj")
