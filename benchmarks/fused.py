@@ -3,7 +3,7 @@
     python -m benchmarks.fused --model DIR --calibration TEXT --evaluation TEXT --work-dir DIR
 
 A Llama and a Phi-3 of the same weights compute the same function. Both are compressed at the same
-ratios, so at equal parameters; a fused matrix is cut as it is stored.
+ratios, so at equal parameters, and should lose as much: the parts of what is fused are cut apart.
 """
 
 import argparse

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from pydantic import ValidationError
 
-from pipeline.report.figures import Matrices, ranks
+from pipeline.report.figures import Matrices, ranks, short_kinds
 from pipeline.report.losses import layers, losses
 from pipeline.report.page import render_report
 from pipeline.report.wording import optimism
@@ -52,6 +52,12 @@ class Document(html.parser.HTMLParser):
 
     def of(self, name: str) -> list[dict[str, str | None]]:
         return [attributes for tag, attributes in self.elements if tag == name]
+
+
+def test_a_type_is_named_shortly_with_the_number_of_its_part() -> None:
+    kinds = ["attn.c_attn.0", "attn.c_attn.1", "attn.c_proj", "mlp.c_proj", "ffn.2", "up"]
+    found = ["c_attn.0", "c_attn.1", "attn.c_proj", "mlp.c_proj", "ffn.2", "up"]
+    assert list(short_kinds(kinds).values()) == found
 
 
 @pytest.mark.parametrize(

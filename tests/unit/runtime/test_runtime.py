@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from runtime.configuration_lowrank import (
     ENCODINGS,
@@ -29,6 +29,9 @@ from tests.contract import Subject, full_rank_is_the_base
 from tests.low_rank import GREEDY, PROMPTS, TIED, Checkpoint, make_checkpoint, random_factors
 from tests.models import CONFIGS
 from workers.checkpoint.verify import _clean_process
+from workers.model.inspection import inspect_decoder
+from workers.model.layers import Decoder
+from workers.model.shard import Shard, Step
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -235,6 +238,14 @@ def test_parts_of_a_linear_layer_are_matrices_of_their_own(tmp_path: Path) -> No
     rows = base.qkv_proj.weight.split([32, 16, 16])
     assert torch.equal(fused[0].dense.weight, rows[0])
     assert torch.equal(fused[2].dense.weight, rows[2])
+    tokens = subject.tokens[:2]
+    expected = model(input_ids=tokens).logits
+    auto: Any = AutoModel
+    body = auto.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+    torch.testing.assert_close(model.lm_head(body(tokens).last_hidden_state), expected)
+    decoder = Decoder(folder, inspect_decoder(folder), torch.float32, torch.device("cpu"))
+    shard = Shard(decoder, range(3), [])
+    assert torch.equal(shard.tail(shard.forward(tokens, Step(0, 0))), expected)
     x = torch.randn(2, 3, 32)
     expected = torch.cat((x @ rows[0].T, fused[1](x), x @ rows[2].T), -1)
     torch.testing.assert_close(fused(x), expected)
