@@ -78,21 +78,7 @@ def _owners(spec: ModelSpec) -> dict[str, list[MatrixSpec]]:
     """Return the matrices by the names of their modules in the checkpoint: those that are targeted,
     and the other parts of what is split.
     """
-    found: dict[str, dict[int, MatrixSpec]] = {}
-    for matrix in spec.matrices:
-        found.setdefault(matrix.stored, {})[matrix.part] = matrix
-    return {stored: _whole(parts) for stored, parts in found.items()}
-
-
-def _whole(parts: dict[int, MatrixSpec]) -> list[MatrixSpec]:
-    one = next(iter(parts.values()))
-    return [
-        parts.get(part)
-        or one.model_copy(
-            update={"name": f"{one.module}.{part}", "part": part, "out_features": rows}
-        )
-        for part, rows in enumerate(one.split or (one.out_features,))
-    ]
+    return {parts[0].stored: parts for parts in spec.linears}
 
 
 def _matrix_tensors(

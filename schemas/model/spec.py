@@ -162,3 +162,28 @@ class ModelSpec(DecoderSpec):
     def split(self) -> dict[str, tuple[int, ...]]:
         """How many rows each part has of the linear layers of which parts are targeted."""
         return {matrix.module: matrix.split for matrix in self.matrices if matrix.split}
+
+    @property
+    def linears(self) -> list[list[MatrixSpec]]:
+        """The targeted matrices by linear layer, with those parts of it that are not targeted."""
+        found: dict[str, dict[int, MatrixSpec]] = {}
+        for matrix in self.matrices:
+            found.setdefault(matrix.module, {})[matrix.part] = matrix
+        return [_whole(parts) for parts in found.values()]
+
+
+def _whole(parts: dict[int, MatrixSpec]) -> list[MatrixSpec]:
+    one = next(iter(parts.values()))
+    path = one.path.rpartition(".")[0]
+    return [
+        parts.get(part)
+        or one.model_copy(
+            update={
+                "name": f"{one.module}.{part}",
+                "path": f"{path}.{part}",
+                "part": part,
+                "out_features": rows,
+            }
+        )
+        for part, rows in enumerate(one.split or (one.out_features,))
+    ]

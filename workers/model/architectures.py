@@ -52,12 +52,7 @@ def describe(spec: ModelSpec) -> Architecture:
     ]
     stays = [name.partition(f".{layer}.")[2] for layer, name in owners if name not in cut]
     chosen = {matrix.name for matrix in spec.matrices}
-    stays += [
-        f"{matrix.path.rpartition('.')[0]}.{part}"
-        for matrix in spec.matrices
-        for part in range(len(matrix.split))
-        if f"{matrix.module}.{part}" not in chosen
-    ]
+    stays += [m.path for parts in spec.linears for m in parts if m.name not in chosen]
     return Architecture(
         kind=spec.model_type,
         path=spec.path,

@@ -15,10 +15,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from runtime.configuration_lowrank import BIASES, Matrix
 from runtime.modeling_lowrank import replace_linears
-from schemas.model.spec import ModelSpec
+from schemas.model.spec import MatrixSpec, ModelSpec
 from schemas.result.output import MatrixResult
 from workers.model.carving import Carved
 from workers.model.layers import Decoder
+from workers.model.unread import weight_of
 
 FACTORS = ("down.weight", "up.weight")
 Factors = Callable[[str], dict[str, Tensor]]
@@ -52,13 +53,27 @@ def build_student(
     trained: dict[str, nn.Parameter] = {}
 
     def truncate(index: int, layer: nn.Module) -> None:
-        mine = [m for m in spec.matrices if m.layer == index and rows[m.name].encoding != "dense"]
-        biases: dict[str, Any] = {m.path: layer.get_submodule(m.path).bias for m in mine}
-        stored = {m.path: Matrix(rows[m.name].encoding, rows[m.name].rank) for m in mine}
-        replace_linears(layer, stored)
-        for matrix in mine:
-            module = layer.get_submodule(matrix.path)
-            _fill(module, factors(matrix.name), biases[matrix.path])
+        cut = {m.name for m in spec.matrices if rows[m.name].encoding != "dense"}
+        mine = [
+            parts
+            for parts in spec.linears
+            if parts[0].layer == index and any(m.name in cut for m in parts)
+        ]
+        stored = {
+            m.path: Matrix(rows[m.name].encoding, rows[m.name].rank)
+            for parts in mine
+            for m in parts
+            if m.name in cut
+        }
+        old: list[Any] = [layer.get_submodule(_place(parts[0])) for parts in mine]
+        split = {_place(parts[0]): list(parts[0].split) for parts in mine if parts[0].split}
+        replace_linears(layer, stored, split)
+        for parts, linear in zip(mine, old, strict=True):
+            for m in parts:
+                whole = {"dense.weight": weight_of(linear)[m.rows].contiguous()}
+                tensors = factors(m.name) if m.name in cut else whole
+                bias = None if linear.bias is None else linear.bias[m.rows]
+                _fill(layer.get_submodule(m.path), tensors, bias)
         layer.requires_grad_(False)
         for name in [f"{path}.{factor}" for path in stored for factor in FACTORS]:
             _train(layer, name)
@@ -70,6 +85,11 @@ def build_student(
         )
 
     return Student(decoder.part(range(spec.layers), truncate), trained)
+
+
+def _place(matrix: MatrixSpec) -> str:
+    """Return the path, in its layer, of the linear layer that a matrix is, or is a part of."""
+    return matrix.path.rpartition(".")[0] if matrix.split else matrix.path
 
 
 def _shard(layer: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None) -> None:

@@ -49,7 +49,7 @@ def compare(folder: Path, windows: list[list[int]]) -> EvaluationReport | None:
         ),
         store=SimpleNamespace(root=folder),
         facts=SimpleNamespace(dtype="float32"),
-        spec=SimpleNamespace(layers=2),
+        spec=SimpleNamespace(layers=2, split={}),
         pool=mock.Mock(workers=[mock.Mock()] * 3),
         progress=Progress(),
         discard=mock.Mock(),

@@ -1,0 +1,48 @@
+"""What is trained where a linear layer holds several matrices."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from tests.contract import IDS, Subject
+from workers.recovery.models import build_student
+from workers.storage.keys import factors_key
+from workers.storage.store import Store
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[DeviceMesh]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@torch.no_grad()
+def test_the_student_is_the_checkpoint_that_keeps_a_part_as_it_is(
+    alone: DeviceMesh, tmp_path: Path
+) -> None:
+    subject = Subject("gpt2", tmp_path)
+    cut = tuple(m for m in subject.spec.matrices if m.path != "attn.c_attn.1")
+    subject.spec = subject.spec.model_copy(update={"matrices": cut})
+    folder, results = subject.compressed("pivoted", 0.3)
+    rows, store = {result.name: result for result in results}, Store(tmp_path / "run")
+
+    def factors(name: str) -> dict[str, Tensor]:
+        return store.load(factors_key(IDS.factors, name, rows[name].rank or 0)).tensors
+
+    student = build_student(subject.decoder, subject.spec, rows, factors, alone)
+
+    tokens = subject.tokens[:2]
+    hidden = student.model.embed(tokens)
+    for index in range(subject.spec.layers):
+        hidden = student.model.layer(index, hidden)
+    expected = subject.load(folder)(input_ids=tokens).logits
+    assert torch.equal(student.model.tail(hidden), expected)
+    layer = {name.partition(".0.")[2] for name in student.trained if ".h.0." in name}
+    assert {f"attn.c_attn.{part}.down.weight" for part in (0, 2)} < layer
+    assert not any("c_attn.1" in name for name in layer)
