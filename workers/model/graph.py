@@ -1,6 +1,7 @@
 """What the graph of a layer's forward tells of the product of a linear: what is made of it."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +12,6 @@ _SUMS = frozenset(
     f"{name}Backward0" for name in ("Add", "Alias", "Clone", "ToCopy", "UnsafeView", "View")
 )
 _KEEP_ROWS = frozenset({"Alias", "Clamp", "Clone", "ToCopy"})
-_KEEP_LAST_DIMENSION = frozenset({"UnsafeView", "Unsqueeze", "View"})
 
 
 def readers_of(output: Tensor) -> Readers:
@@ -53,23 +53,26 @@ def _taken(node: Any, axis: int, rows: int, readers: Readers) -> set[tuple[int, 
     """Return the ranges of rows that are read of a tensor; rows are along `axis`, from the end."""
     found: set[tuple[int, int]] = set()
     for reader in readers[node]:
-        kind, shape = reader.name().partition("Backward")[0], reader._input_metadata[0].shape
-        if kind == "Transpose":
-            dims = [_from_end(dim, len(shape)) for dim in (reader._saved_dim0, reader._saved_dim1)]
-            there = dims[1 - dims.index(axis)] if axis in dims else axis
-            found |= _taken(reader, there, rows, readers)
-        elif kind in _KEEP_ROWS or (
-            kind in _KEEP_LAST_DIMENSION and axis == -1 and shape[-1] == rows
-        ):
-            found |= _taken(reader, axis, rows, readers)
-        elif (
-            kind in _RANGES
-            and _from_end(reader._saved_dim, len(reader._saved_self_sym_sizes)) == axis
-        ):
+        kind, _, number = reader.name().partition("Backward")
+        kind = kind if number else ""  # it is not torch's own
+        if kind in _RANGES and _axes(reader, "_saved_dim") == [axis]:
             found.update(_RANGES[kind](reader, rows))
+        elif kind == "Transpose":
+            axes = _axes(reader, "_saved_dim0", "_saved_dim1")
+            there = axes[1 - axes.index(axis)] if axis in axes else axis
+            found |= _taken(reader, there, rows, readers)
+        elif kind in _KEEP_ROWS or (axis == -1 and _keeps_last(reader, kind, rows)):
+            found |= _taken(reader, axis, rows, readers)
         else:
             found.add((0, rows))
     return found
+
+
+def _keeps_last(node: Any, kind: str, rows: int) -> bool:
+    """Whether a node keeps the last dimension as it is; a view into heads does not, even of one."""
+    if kind in ("UnsafeView", "View"):
+        return _shape(node)[-1] == rows and len(_shape(node)) <= len(node._saved_self_sym_sizes)
+    return kind == "Unsqueeze" and _shape(node)[-1] == rows
 
 
 def _of_slice(node: Any, rows: int) -> list[tuple[int, int]]:
@@ -96,5 +99,13 @@ def _signed(number: int) -> int:
     return number - 2**64 if number >= 2**63 else number
 
 
-def _from_end(dim: int, dims: int) -> int:
-    return _signed(dim) % dims - dims
+def _shape(node: Any) -> Sequence[int]:
+    """Return the shape of a node's first result."""
+    shape: Sequence[int] = node._input_metadata[0].shape
+    return shape
+
+
+def _axes(node: Any, *names: str) -> list[int]:
+    """Return dimensions that a node works on, counted from the end."""
+    dims = len(_shape(node))
+    return [_signed(getattr(node, name)) % dims - dims for name in names]

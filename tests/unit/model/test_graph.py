@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -46,6 +47,18 @@ def _three(y: Tensor) -> Tensor:
     return first.sum() + others[0].sum() + others[1].sum()
 
 
+class Slice(torch.autograd.Function):
+    """Is not torch's own."""
+
+    @staticmethod
+    def forward(_: Any, y: Tensor) -> Tensor:
+        return y.sum()
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
 @pytest.mark.parametrize(
     ("reads", "split"),
     [
@@ -62,7 +75,9 @@ def _three(y: Tensor) -> Tensor:
         (lambda y: y[:, :8].sum() + y[:, 8:].sum(), ()),  # of tokens
         (lambda y: _three(y.mT), ()),
         (lambda y: _three(y.unflatten(-1, (2, 6))), ()),
+        (lambda y: _three(y.view(2, 12, 1, 12)), ()),  # a head of its own
         (lambda y: y.sum(), ()),
+        (Slice.apply, ()),
     ],
 )
 def test_parts_are_all_rows_each_once(
