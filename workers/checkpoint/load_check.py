@@ -156,9 +156,8 @@ def _load_part(folder: Path, memory: int, found: dict[str, Any]) -> str:
     text.num_hidden_layers = len(layers)
     matrices = config.low_rank["matrices"]
     prefix = _before_number(next(iter(matrices)))
-    kept = {"matrices": _of_layers(matrices, prefix, layers)}
-    if "split" in config.low_rank:
-        kept["split"] = _of_layers(config.low_rank["split"], prefix, layers)
+    low_rank = config.low_rank.items()
+    kept = {key: _of_layers(v, prefix, layers) for key, v in low_rank if isinstance(v, dict)}
     config.low_rank = {**config.low_rank, **kept}
     model = _on_meta(config)
     size = sum(t.numel() for t in model.state_dict().values()) * config.dtype.itemsize
