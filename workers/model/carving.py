@@ -114,14 +114,7 @@ class Carved:
 
     @torch.no_grad()
     def _calls(self, tokens: Tensor) -> list[Call]:
-        try:
-            found, again = self._record(tokens), self._record(tokens ^ _OTHER)
-        except (CompressorError, MemoryError):
-            raise
-        except Exception as error:  # a model may raise anything
-            if short_of_memory(error):
-                raise
-            raise self._unfit(f"{type(error).__name__}: {error}") from error
+        found, again = self._record(tokens), self._record(tokens ^ _OTHER)
         for index, (call, other) in enumerate(zip(found, again, strict=True)):
             if name := _difference(call, other):
                 raise self._unfit(f"argument {name} of layer {index} depends on the text")
@@ -161,13 +154,20 @@ class Carved:
         raise self._unfit("its forward does not call all its layers")
 
     def _forward(self, tokens: Tensor) -> Any:
-        if not self._embedding.weight.is_meta:
-            return self._model(input_ids=tokens, use_cache=False)
-        self._embedding.forward = self._blank
+        blank = self._embedding.weight.is_meta
+        if blank:
+            self._embedding.forward = self._blank
         try:
             return self._model(input_ids=tokens, use_cache=False)
+        except (CompressorError, MemoryError, _Reached):
+            raise
+        except Exception as error:  # a model may raise anything
+            if short_of_memory(error):
+                raise
+            raise self._unfit(f"{type(error).__name__}: {error}") from error
         finally:
-            del self._embedding.forward
+            if blank:
+                del self._embedding.forward
 
     def _blank(self, tokens: Tensor) -> Tensor:
         """Stand in for the embedding, of whose result nothing is used."""
