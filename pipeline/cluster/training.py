@@ -4,7 +4,9 @@ It stands between two starts of a run's workers: what they held is free, and wha
 all that it needs. Its own checkpoints are below `training` in the run directory until it ends.
 """
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
@@ -16,7 +18,7 @@ from pipeline.cluster.capacity import on_gpus, workers_there
 from pipeline.progress import Progress
 from pipeline.request.inputs import Inputs
 from schemas.errors import CompressorError, RunError, WorkerError
-from schemas.result.recovery import Look
+from schemas.result.recovery import Look, Refined
 from workers.actors.recovery import recover
 from workers.recovery.job import Job, recovery_of
 from workers.storage.keys import recovered_text_key
@@ -40,31 +42,28 @@ def train(job: Job, inputs: Inputs, progress: Progress) -> None:
     windows = {"windows": text.windows.int(), "held_out": text.held_out.int()}
     store.commit(recovered_text_key(job.identity), entries(windows))
     reports = Queue(actor_options={"num_cpus": 0})
-    fit = _Fit(_trainer(job, reports))
-    total = job.config.recovery.steps(len(text.windows))
-    last: Look | None = None
-    with progress.stage("recover", total, "steps") as stage:
-        fit.start()
-        while fit.is_alive() or not reports.empty():
-            try:
-                look: Look = reports.get(timeout=_LOOK_EVERY_S)
-            except Empty:
+    fit = _Fit(_trainer(job, reports), reports)
+    layers = job.spec.layers if job.config.refinement.enabled else 0
+    steps = job.config.recovery.steps(len(text.windows)) if job.config.recovery.enabled else 0
+    tokens: int | None = None
+    with progress.stage("recover", layers + steps, "steps") as stage:
+        for event in fit.events():
+            if isinstance(event, Refined):
+                stage.advance(max(event.layer + 1 - stage.done, 0))
                 continue
-            if last is None:  # what an earlier start has done was not trained now
-                stage.advance(look.step)
-            elif look.step > last.step:  # else a worker was lost, and training went back
-                stage.advance(look.step - last.step, look.tokens - last.tokens)
-            progress.note(_said(look))
-            last = max(last or look, look, key=lambda look: look.step)
-    reports.shutdown()
+            progress.note(_said(event))
+            done = layers + event.step if event.step else stage.done
+            if done > stage.done:  # else a worker was lost, and training went back
+                stage.advance(done - stage.done, event.tokens - (tokens or 0))
+            tokens = max(tokens or 0, event.tokens)
     fit.require()
     found = recovery_of(store, job.identity)
     if found is None:
         raise RunError(f"{store.root}: recovery ended without a result; start it again")
     remove_below(store.root / _TRAINING / job.identity)
     progress.note(
-        f"recovery: {found.before:.4f} -> {found.after:.4f} on held-out text after "
-        f"{found.step} of {found.steps} steps"
+        f"recovery: {found.before:.4f} -> {found.after:.4f} on held-out text in "
+        f"{found.seconds:,.0f} s"
     )
 
 
@@ -91,14 +90,23 @@ def _trainer(job: Job, reports: Queue) -> TorchTrainer:
 
 
 class _Fit(threading.Thread):
-    """Training on a thread of its own, so that looks can be shown meanwhile."""
+    """Training on a thread of its own, so that what it reports can be shown meanwhile."""
 
-    def __init__(self, trainer: TorchTrainer) -> None:
+    def __init__(self, trainer: TorchTrainer, reports: Queue) -> None:
         super().__init__(daemon=True)
-        self._trainer = trainer
+        self._trainer, self._reports = trainer, reports
         self._error: Exception | None = None
 
+    def events(self) -> Iterator[Look | Refined]:
+        """Start, and yield what is reported, until training ends."""
+        self.start()
+        while self.is_alive() or not self._reports.empty():
+            with contextlib.suppress(Empty):
+                yield self._reports.get(timeout=_LOOK_EVERY_S)
+        self._reports.shutdown()
+
     def run(self) -> None:
+        """Train; what it raises is kept."""
         try:
             self._trainer.fit()
         except Exception as error:  # noqa: BLE001 (it is raised where it is awaited)

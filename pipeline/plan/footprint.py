@@ -14,7 +14,6 @@ from schemas.model.spec import MatrixSpec, ModelSpec
 from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
 from schemas.request.methods import TRUNCATIONS
-from schemas.request.recovery import MOST_TOKENS
 from schemas.run.moments import Pass, Tap, backward_tap, forward_tap, taps
 from schemas.run.plan import DiskUse, LayerRange, WorkerMemory
 from schemas.run.targets import budgets
@@ -151,8 +150,14 @@ class Costs:
     @property
     def recovered_tokens(self) -> int:
         """Tokens that the factors of each ratio are trained on."""
-        asked = self.config.recovery
-        return (asked.tokens or MOST_TOKENS) if asked.enabled else 0
+        return self.config.training_tokens if self.config.recovery.enabled else 0
+
+    @property
+    def refined_tokens(self) -> int:
+        """Tokens that the factors of each layer are trained on alone, each pass counted."""
+        asked = self.config.refinement
+        length = self.config.recovery.sequence_length
+        return asked.windows * asked.passes * length if asked.enabled else 0
 
     def basis_size(self, matrix: MatrixSpec) -> int:
         """Elements of a matrix's basis: two squares, or U and V on the full Gram."""

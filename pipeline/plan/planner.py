@@ -46,7 +46,7 @@ def make_plan(config: RunConfig, spec: ModelSpec, cluster: ClusterSpec) -> Plan:
     best = min(layouts(costs, cluster), key=preference, default=None)
     if best is None:
         raise refusal(config, spec, cluster)
-    if config.recovery.enabled:
+    if config.trains:
         require_recovery(costs, cluster)
     return _describe(
         costs,

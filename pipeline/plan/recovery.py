@@ -55,13 +55,15 @@ def require_recovery(costs: Costs, cluster: ClusterSpec) -> None:
 
 
 def recovery(costs: Costs, cluster: ClusterSpec, rates: Rates | None) -> tuple[StageCost, ...]:
-    """Train the factors of every ratio: 2 operations per parameter and token forward, of base and
-    student, 4 backward of the student (its input, its factors), and its forward once more if
-    activations are not kept. Every micro-batch gathers all layers, at the rate of the link to the
-    host: links between GPUs are faster.
+    """Train the factors of every ratio.
+
+    Recovery takes 2 operations per parameter and token forward, of base and student, 4 backward of
+    the student (its input, its factors), and its forward once more if activations are not kept.
+    Refinement takes 6 of the student for every pass, and 2 of both to go on. Every micro-batch
+    gathers all layers, at the rate of the link to the host: links between GPUs are faster.
     """
     config = costs.config.recovery
-    if not config.enabled:
+    if not costs.config.trains:
         return ()
     passes = 8 if config.checkpointing else 6
     tokens = costs.recovered_tokens
@@ -70,6 +72,8 @@ def recovery(costs: Costs, cluster: ClusterSpec, rates: Rates | None) -> tuple[S
     times = len(costs.config.ratio)
     heads = 6 * costs.ends * times  # of both forward, of the student backward
     flops = tokens * (reached * (2 * times + passes * kept) + heads)
+    refined, turns = costs.refined_tokens, costs.config.refinement.passes
+    flops += refined * reached * (6 * kept + 2 * (times + kept) / turns)
     rounds = tokens / (config.micro_batch * config.sequence_length) / cluster.workers
     gathered = (2 * times + (3 if config.checkpointing else 2) * kept) * reached * costs.item
     work = Work(

@@ -1,8 +1,10 @@
 """The figure of a recovery: loss against the tokens trained on."""
 
+from statistics import fmean
+
 from pipeline.report import plots
 from pipeline.report.figures import Figure, Table
-from pipeline.report.wording import duration, figure, short
+from pipeline.report.wording import duration, figure, share, short
 from schemas.request.recovery import Objective
 from schemas.result.recovery import RecoveryResult
 
@@ -26,8 +28,8 @@ def recovery(found: RecoveryResult) -> Figure:
     series = [plots.Series(name, points, ["" for _ in points]) for name, points in named if points]
     gist = (
         f"{unit}, on held-out text: {found.before:.4f} before, {found.after:.4f} after "
-        f"{found.step} of {found.steps} steps, in "
-        f"{duration(found.seconds)}. The best state is kept."
+        f"{found.looks[found.best].step} of {found.steps} steps, in "
+        f"{duration(found.seconds)}{_refined(found)}. The best state is kept."
     )
     table = Table(
         "Looks",
@@ -39,6 +41,13 @@ def recovery(found: RecoveryResult) -> Figure:
     )
     drawing = plots.curves(series, "tokens trained on", unit, f"Curve. {gist}")
     return Figure("recovery", gist, [drawing], table)
+
+
+def _refined(found: RecoveryResult) -> str:
+    """Say what refinement left of the error of the layers."""
+    if not found.refined:
+        return ""
+    return f"; layers alone were brought to {share(fmean(found.refined), 0)} of their error"
 
 
 def _tip(step: int, loss: float) -> str:

@@ -15,7 +15,7 @@ from schemas.errors import ConfigError, TextError
 from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
-from schemas.request.recovery import MOST_TOKENS, share_of
+from schemas.request.recovery import share_of
 from workers.checkpoint.contents import base_files
 from workers.model.loading import load_tokenizer
 from workers.text.documents import (
@@ -91,7 +91,7 @@ def gather(checked: Checked) -> Inputs:
         forward=calibration_windows(tokens, text.sequence_length, text.samples, config.seed),
         backward=backward,
         evaluation=_evaluation(checked, tokenizer),
-        recovery=_recovery(config, tokenizer) if config.recovery.enabled else None,
+        recovery=_recovery(config, tokenizer) if config.trains else None,
     )
 
 
@@ -101,8 +101,7 @@ def _recovery(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Recovery
     """
     asked = config.recovery
     sources = dict(map(share_of, asked.text or (config.calibration.text,)))
-    most = asked.tokens or MOST_TOKENS
-    wanted = most // asked.sequence_length + asked.held_out
+    wanted = config.training_tokens // asked.sequence_length + asked.held_out
     found = []
     for name, share in sources.items():
         count = math.ceil(wanted * share / sum(sources.values()))

@@ -6,7 +6,7 @@ from workers.recovery.job import Job, recovery_of
 
 def awaits_recovery(output: Output) -> bool:
     """Whether the factors of an output are to be trained, and are not yet."""
-    asked = output.run.config.recovery.enabled
+    asked = output.run.config.trains
     return asked and recovery_of(output.run.store, output.identity) is None
 
 

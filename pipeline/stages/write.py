@@ -17,7 +17,7 @@ class WeightFiles:
     def __init__(self, output: Output) -> None:
         run, ranks = output.run, output.allocation.ranks
         self._output = output
-        recovered = run.config.recovery.enabled
+        recovered = run.config.trains
         self._keys = {
             name: recovered_key(output.identity, name)
             if recovered

@@ -25,7 +25,7 @@ from schemas.request.methods import (
     Method,
     Truncation,
 )
-from schemas.request.recovery import RecoveryConfig
+from schemas.request.recovery import MOST_TOKENS, RecoveryConfig, RefinementConfig
 from schemas.request.settings import Flag
 
 OnFailure = Literal["fail", "keep_dense"]
@@ -67,6 +67,7 @@ class CompressionConfig(Schema):
     )
     targets: TargetsConfig = TargetsConfig()
     calibration: CalibrationConfig = CalibrationConfig()
+    refinement: RefinementConfig = RefinementConfig()
     recovery: RecoveryConfig = RecoveryConfig()
     evaluation: EvaluationTextConfig = EvaluationTextConfig()
     numerics: NumericsConfig = NumericsConfig()
@@ -137,6 +138,18 @@ class CompressionConfig(Schema):
                 "another --truncation"
             )
         return self
+
+    @property
+    def trains(self) -> bool:
+        """Whether factors are trained after truncation."""
+        return self.refinement.enabled or self.recovery.enabled
+
+    @property
+    def training_tokens(self) -> int:
+        """Tokens of text that training asks for: those of recovery, if it is asked for."""
+        if self.recovery.enabled:
+            return self.recovery.tokens or MOST_TOKENS
+        return self.refinement.windows * self.recovery.sequence_length if self.trains else 0
 
     @property
     def needs_gradients(self) -> bool:

@@ -12,6 +12,20 @@ Objective = Literal["kl", "tokens", "hidden"]
 squared distance of the last hidden states relative to the base's.
 """
 
+
+class RefinementConfig(Schema):
+    """Training of the factors of each layer alone, before recovery or instead of it: the layer is
+    to give what the base's gives (AA-SVD: arXiv 2604.02119).
+    """
+
+    enabled: Annotated[bool, Flag("refine")] = Field(
+        False, description="Train the factors of each layer alone after truncation"
+    )
+    windows: int = Field(24, ge=1, description="First windows of the recovery text to train on")
+    passes: int = Field(3, ge=1, description="How often each of them is taken")
+    learning_rate: float = Field(1e-4, gt=0.0, description="Of AdamW, constant")
+
+
 MOST_TOKENS = 8 * 2**20  # to train on, if no number is asked for
 _STEPS, _LARGEST_BATCH = 100, 64
 

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from schemas.base import Schema
-from schemas.request.recovery import RecoveryConfig
+from schemas.request.recovery import RecoveryConfig, RefinementConfig
 
 
 class Look(Schema):
@@ -17,17 +17,28 @@ class Look(Schema):
     loss: float | None
 
 
-class RecoveryResult(Schema):
-    """A recovery: `looks` in order, `step` of the best state, which is the result.
+class Refined(Schema):
+    """A layer was trained alone: the error that is left of it on held-out windows, as a share."""
 
-    `windows` is how many different ones there were to train on, `seconds` the time of training.
+    layer: int
+    left: float
+
+
+class RecoveryResult(Schema):
+    """How factors were trained: `looks` in order, and the number of the `best`, which is the
+    result. The first is before any training, the second after refinement if there was one.
+
+    `refined` has a share for each layer, of `Refined`. `windows` is how many different ones there
+    were to train on, `seconds` the time of training.
     """
 
     config: RecoveryConfig
+    refinement: RefinementConfig
+    refined: tuple[float, ...]
     windows: int
     parameters: int
     steps: int
-    step: int
+    best: int
     looks: tuple[Look, ...]
     workers: int
     seconds: float
@@ -40,4 +51,4 @@ class RecoveryResult(Schema):
     @property
     def after(self) -> float:
         """The same of the best state."""
-        return next(look.held_out for look in self.looks if look.step == self.step)
+        return self.looks[self.best].held_out

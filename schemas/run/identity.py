@@ -131,7 +131,11 @@ def identities(config: RunConfig, ground: Ground) -> Identities:
     factors = fingerprint([bases, config.factors, pivot_bound])
     recovery = None
     if ground.recovery_tokens is not None:
-        settings = config.recovery.model_dump(mode="json", exclude=_TRAINED_ALIKE)
+        asked = (config.refinement, config.recovery)
+        settings = [
+            group.model_dump(mode="json", exclude=_TRAINED_ALIKE) if group.enabled else None
+            for group in asked
+        ]
         recovery = fingerprint([factors, ground.recovery_tokens, settings])
     return Identities(
         forward=forward, backward=backward, bases=bases, factors=factors, recovery=recovery

@@ -10,7 +10,7 @@ from pipeline.compress import compress
 from pipeline.progress import Progress, Stage
 from schemas.request.config import RunConfig
 from schemas.request.groups import EvaluationTextConfig
-from schemas.request.recovery import RecoveryConfig
+from schemas.request.recovery import RecoveryConfig, RefinementConfig
 from schemas.result.manifest import OutputResult
 from tests.integration.processes import descendants
 from tests.integration.support import ask, weight_sums
@@ -49,7 +49,8 @@ def trained(config: RunConfig, name: str, progress: Progress | None = None) -> O
     folder = config.run_folder
     assert isinstance(folder, Path)
     places = {"output": folder.parent / name, "run_dir": folder.parent / f"{name}.run"}
-    asked = config.model_copy(update={"recovery": recovery, **places})
+    refinement = RefinementConfig(enabled=True, windows=4, passes=2)
+    asked = config.model_copy(update={"refinement": refinement, "recovery": recovery, **places})
     [output] = compress(asked, progress).outputs
     return output
 
@@ -67,7 +68,9 @@ def test_trained_factors_are_nearer_to_the_base(
     assert cut.compression.recovery is None
     assert found is not None
     assert found.after < found.before
-    assert [look.step for look in found.looks] == list(range(0, STEPS + 1, 2))
+    assert [look.step for look in found.looks] == [0, *range(0, STEPS + 1, 2)]
+    assert found.looks[1].held_out < found.before  # after refinement
+    assert len(found.refined) == 2
     assert cut.evaluation is not None
     assert undisturbed.evaluation is not None
     (_, before), (_, after) = cut.evaluation.models, undisturbed.evaluation.models
@@ -88,7 +91,7 @@ def test_a_killed_training_worker_changes_nothing(
     progress, killed = Progress(), threading.Event()
 
     def kill(stage: Stage) -> None:
-        if stage.name == "recover" and stage.done == STEPS // 2 and not killed.is_set():
+        if stage.name == "recover" and stage.done == 2 + STEPS // 2 and not killed.is_set():
             workers = [p for p in descendants(1) if "ray::RayTrainWorker" in p.name]
             for worker in workers:
                 worker.kill()

@@ -3,7 +3,7 @@
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from schemas.result.recovery import Look, RecoveryResult
+from schemas.request.config import RunConfig
+from schemas.result.recovery import Look, RecoveryResult, Refined
 from workers.checkpoint.fetching import resolve
 from workers.model.layers import Decoder
 from workers.process.devices import find_device, set_threads, training_dtype
 from workers.process.logs import set_up_logging
+from workers.recovery.blocks import Refinement
 from workers.recovery.job import Job
 from workers.recovery.models import FACTORS, build_student, build_teacher
 from workers.recovery.training import Trainer
@@ -29,46 +31,72 @@ from workers.storage.store import Store
 from workers.storage.tensorfile import entries
 
 _PROGRESS = "progress.json"
+_SAVED_LAYERS = 8  # refined layers from one saved state to the next
 
 
 def recover(asked: dict[str, Any]) -> None:
     """Train as `asked["job"]` says, and commit the factors of every matrix and the result.
 
-    Looks go to the queue `asked["reports"]`. Continues from the last checkpoint, if there is one.
+    What happens goes to the queue `asked["reports"]`. Continues from the last checkpoint, if there
+    is one.
     """
     job: Job = asked["job"]
     config, settings = job.config, job.config.recovery
     set_up_logging()
     set_threads(config.numerics.threads)
     start = time.monotonic()
-    trainer = _trainer(job)
+    trainer, refinement = _models(job)
     spent = _restore(trainer)
     first = dist.get_rank() == 0
-    if first and trainer.looks:
-        asked["reports"].put(trainer.looks[-1])
-    for look in trainer.run():
-        seconds = spent + time.monotonic() - start
+
+    def report(event: Look | Refined) -> None:
         if first:
-            asked["reports"].put(look)
-        _save(trainer, seconds)
-    step = trainer.take_best()
+            asked["reports"].put(event)
+
+    def seconds() -> float:
+        return round(spent + time.monotonic() - start, 3)
+
+    if trainer.looks:
+        report(trainer.looks[-1])
+    for event in _train(config, trainer, refinement):
+        report(event)
+        if isinstance(event, Look) or event.layer % _SAVED_LAYERS == 0:
+            _save(trainer, seconds())
+    best = trainer.take_best()
     _commit(job, trainer.trained)
     if first:
         result = RecoveryResult(
             config=settings,
+            refinement=config.refinement,
+            refined=tuple(trainer.refined),
             windows=len(trainer.windows),
             parameters=sum(p.numel() for p in trainer.trained.values()),
-            steps=trainer.steps,
-            step=step,
+            steps=trainer.steps if settings.enabled else 0,
+            best=best,
             looks=tuple(trainer.looks),
             workers=dist.get_world_size(),
-            seconds=round(spent + time.monotonic() - start, 3),
+            seconds=seconds(),
         )
         key = recovered_key(job.identity, None)
         Store(config.run_folder).commit(key, [], result.model_dump(mode="json"))
 
 
-def _trainer(job: Job) -> Trainer:
+def _train(config: RunConfig, trainer: Trainer, refinement: Refinement) -> Iterator[Look | Refined]:
+    """Look, refine the layers that are not refined yet, look again, and take the steps that are
+    left.
+    """
+    if not trainer.looks:
+        yield trainer.look()
+    if config.refinement.enabled and len(trainer.looks) == 1:
+        for left in refinement.run(done=len(trainer.refined)):
+            trainer.refined.append(left)
+            yield Refined(layer=len(trainer.refined) - 1, left=left)
+        yield trainer.look()
+    if config.recovery.enabled:
+        yield from trainer.run()
+
+
+def _models(job: Job) -> tuple[Trainer, Refinement]:
     config, store = job.config, Store(job.config.run_folder)
     folder = resolve(config.model, config.revision, config.fetched)
     device = find_device(config.cluster.device)
@@ -85,9 +113,10 @@ def _trainer(job: Job) -> Trainer:
 
     student = build_student(decoder, job.spec, job.rows, factors, mesh)
     teacher = build_teacher(decoder, job.spec, mesh)
-    text = store.load(recovered_text_key(job.identity)).tensors
-    windows, held_out = text["windows"].long(), text["held_out"].long()
-    return Trainer(student, teacher, windows, held_out, config.recovery, device)
+    tokens = store.load(recovered_text_key(job.identity)).tensors
+    windows, held_out = tokens["windows"].long(), tokens["held_out"].long()
+    text = (student, teacher, windows, held_out)
+    return Trainer(*text, config.recovery, device), Refinement(*text, config.refinement, device)
 
 
 def _save(trainer: Trainer, seconds: float) -> None:
@@ -96,6 +125,7 @@ def _save(trainer: Trainer, seconds: float) -> None:
     save(trainer.state(), checkpoint_id=folder)
     progress = {
         "step": trainer.step,
+        "refined": trainer.refined,
         "looks": [look.model_dump() for look in trainer.looks],
         "seconds": seconds,
     }
@@ -117,7 +147,8 @@ def _restore(trainer: Trainer) -> float:
     with checkpoint.as_directory() as folder:
         load(trainer.state(), checkpoint_id=folder)
         progress: dict[str, Any] = json.loads((Path(folder) / _PROGRESS).read_text())
-    trainer.resume(progress["step"], [Look(**look) for look in progress["looks"]])
+    looks = [Look(**look) for look in progress["looks"]]
+    trainer.resume(progress["step"], looks, progress["refined"])
     return float(progress["seconds"])
 
 

@@ -27,10 +27,18 @@ Factors = Callable[[str], dict[str, Tensor]]
 
 
 class Student(NamedTuple):
-    """A truncated model, and what is trained of it, by its name in it."""
+    """A truncated model, and what is trained of it, by its name in it; `path` is the name of the
+    list of layers.
+    """
 
     model: Carved
     trained: dict[str, nn.Parameter]
+    path: str
+
+    def of_layer(self, index: int) -> list[nn.Parameter]:
+        """Return what is trained of a layer."""
+        prefix = f"{self.path}.{index}."
+        return [p for name, p in self.trained.items() if name.startswith(prefix)]
 
 
 def build_teacher(decoder: Decoder, spec: ModelSpec, mesh: DeviceMesh) -> Carved:
@@ -84,7 +92,7 @@ def build_student(
             if parameter.requires_grad
         )
 
-    return Student(decoder.part(range(spec.layers), truncate), trained)
+    return Student(decoder.part(range(spec.layers), truncate), trained, spec.path)
 
 
 def _place(matrix: MatrixSpec) -> str:
@@ -94,7 +102,12 @@ def _place(matrix: MatrixSpec) -> str:
 
 def _shard(layer: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None) -> None:
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    fully_shard(layer, mesh=mesh, mp_policy=policy if dtype else MixedPrecisionPolicy())
+    fully_shard(
+        layer,
+        mesh=mesh,
+        mp_policy=policy if dtype else MixedPrecisionPolicy(),
+        reshard_after_forward=True,  # the default would keep whole a layer that stands alone
+    )
 
 
 def _fill(module: nn.Module, tensors: dict[str, Tensor], bias: Tensor | None) -> None:

@@ -39,7 +39,7 @@ class Trainer:
         self._config, self._device = config, device
         self.steps, self._batch = config.steps(len(windows)), config.windows_in_step(len(windows))
         self.trained = student.trained
-        self.step, self.looks = 0, list[Look]()
+        self.step, self.looks, self.refined = 0, list[Look](), list[float]()
         self._best = {name: p.detach().clone() for name, p in self.trained.items()}
         self._optimizer = AdamW(
             self.trained.values(), lr=config.learning_rate, weight_decay=0.0, fused=True
@@ -52,22 +52,18 @@ class Trainer:
             }
 
     def run(self) -> Iterator[Look]:
-        """Train to the end, or until looks bring no progress; yield each look, the first before
-        any step.
-        """
+        """Train to the end, or until looks bring no progress; yield each look."""
         every = math.ceil(self.steps / self._config.evaluations)
-        if not self.looks:
-            yield self._look(None)
         while self.step < self.steps and self._since_best() < self._config.patience:
             count = min(every, self.steps - self.step)
-            yield self._look(sum(self._step() for _ in range(count)) / count)
+            yield self.look(sum(self._step() for _ in range(count)) / count)
 
     def take_best(self) -> int:
-        """Set the trained parameters to the best state; return its step."""
+        """Set the trained parameters to the best state; return the number of its look."""
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(self._best[name])
-        return best(self.looks).step
+        return best(self.looks)
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that a continuation needs, sharded as the parameters are, to be saved
@@ -80,9 +76,9 @@ class Trainer:
             found |= {f"{name}.{kind}": moments[kind] for kind in ("exp_avg", "exp_avg_sq")}
         return found
 
-    def resume(self, step: int, looks: Sequence[Look]) -> None:
+    def resume(self, step: int, looks: Sequence[Look], refined: Sequence[float]) -> None:
         """Continue after so many steps, once `state` was filled."""
-        self.step, self.looks = step, list(looks)
+        self.step, self.looks, self.refined = step, list(looks), list(refined)
         for parameter in self.trained.values():
             self._optimizer.state[parameter]["step"].fill_(step)
 
@@ -100,20 +96,20 @@ class Trainer:
         self.step += 1
         return loss
 
-    def _look(self, loss: float | None) -> Look:
+    def look(self, loss: float | None = None) -> Look:
         """Score the held-out windows, and keep this state if it is the best."""
         with torch.no_grad():
             held_out = self._losses(self._held_out, train=False)
         tokens = self.step * self._batch * self.windows.shape[1]
         look = Look(step=self.step, tokens=tokens, held_out=held_out, loss=loss)
         self.looks.append(look)
-        if best(self.looks) is look:
+        if best(self.looks) == len(self.looks) - 1:
             self._best = {name: p.detach().clone() for name, p in self.trained.items()}
         return look
 
     def _since_best(self) -> int:
         """Return how many looks there were since the best one."""
-        return sum(look.step > best(self.looks).step for look in self.looks)
+        return len(self.looks) - 1 - best(self.looks)
 
     def _losses(self, windows: Tensor, train: bool) -> float:
         """Return the mean loss a position over windows, of all workers; with their gradients, if
@@ -167,9 +163,12 @@ class Trainer:
         return hidden
 
 
-def best(looks: Sequence[Look]) -> Look:
-    """Return the first look with the smallest loss on held-out windows; NaN counts as infinite."""
-    return min(looks, key=lambda look: math.inf if math.isnan(look.held_out) else look.held_out)
+def best(looks: Sequence[Look]) -> int:
+    """Return the number of the first look with the smallest loss on held-out windows; NaN counts as
+    infinite.
+    """
+    losses = [math.inf if math.isnan(look.held_out) else look.held_out for look in looks]
+    return losses.index(min(losses))
 
 
 def share_of_rate(step: int, steps: int, warmup: float) -> float:

@@ -144,16 +144,29 @@ def test_an_output_does_not_depend_on_the_other_ratios() -> None:
 
 
 def test_an_output_depends_on_how_its_factors_were_trained() -> None:
-    cut, trained = of(), of(trained="ff")
+    def by(tokens: str = "ff", **settings: Any) -> Identities:
+        return of(trained=tokens, recovery={"enabled": True} | settings)
+
+    cut, trained = of(), by()
     assert cut.recovery is None
     assert trained.factors == cut.factors  # which it starts from
     outputs = {
         ids.output(config(), 0.2)
-        for ids in (cut, trained, of(trained="gg"), of(trained="ff", recovery={"batch": 2}))
+        for ids in (
+            cut,
+            trained,
+            by("gg"),
+            by(batch=2),
+            of(trained="ff", refinement={"enabled": True}),
+            of(trained="ff", refinement={"enabled": True}, recovery={"enabled": True}),
+        )
     }
-    assert len(outputs) == 4
-    computed = {"micro_batch": 2, "checkpointing": False, "text": ["elsewhere/same.txt"]}
-    assert of(trained="ff", recovery=computed) == trained
+    assert len(outputs) == 6
+    assert by(micro_batch=2, checkpointing=False, text=["elsewhere/same.txt"]) == trained
+    assert (
+        by().recovery
+        == of(trained="ff", recovery={"enabled": True}, refinement={"passes": 9}).recovery
+    )
 
 
 def test_a_fingerprint_is_16_hexadecimal_digits_of_the_content() -> None:

@@ -1,0 +1,78 @@
+"""A layer that is trained alone comes nearer to what the base's layer gives, or stays."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+
+from schemas.request.recovery import RefinementConfig
+from tests.models import tiny_model
+from tests.recovery import CPU, LENGTH, Cut, cut, group, student_of
+from workers.model.layers import Decoder
+from workers.recovery.blocks import Refinement, relative_error
+from workers.recovery.models import Student, build_teacher
+
+
+@pytest.fixture(scope="module")
+def truncated(tmp_path_factory: pytest.TempPathFactory) -> Cut:
+    return cut(tiny_model(tmp_path_factory.mktemp("base") / "model"))
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path) -> Iterator[None]:
+    with group(tmp_path / "group"):
+        yield
+
+
+def refinement_of(cut: Cut, rate: float = 3e-3) -> tuple[Student, Refinement]:
+    student = student_of(cut)
+    decoder = Decoder(cut.folder, cut.spec, torch.float32, CPU)
+    teacher = build_teacher(decoder, cut.spec, init_device_mesh("cpu", (1,)))
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, cut.spec.vocab_size, (20, LENGTH), generator=generator)
+    config = RefinementConfig(enabled=True, windows=16, passes=3, learning_rate=rate)
+    return student, Refinement(student, teacher, tokens[4:], tokens[:4], config, CPU)
+
+
+def test_every_layer_has_less_error_left(truncated: Cut) -> None:
+    _, refinement = refinement_of(truncated)
+    left = list(refinement.run())
+    assert len(left) == refinement.layers == truncated.spec.layers
+    assert all(0 < share < 1 for share in left)
+
+
+def test_a_rate_that_destroys_changes_nothing(truncated: Cut) -> None:
+    student, refinement = refinement_of(truncated, rate=30.0)
+    before = {name: p.detach().clone() for name, p in student.trained.items()}
+    left = list(refinement.run())
+    assert 1.0 in left
+    assert max(left) == 1.0
+    destroyed = tuple(f"{student.path}.{layer}." for layer in range(2) if left[layer] == 1.0)
+    assert all(
+        torch.equal(before[name], p)
+        for name, p in student.trained.items()
+        if name.startswith(destroyed)
+    )
+
+
+def test_what_is_continued_ends_as_what_was_not_stopped(truncated: Cut) -> None:
+    whole, refinement = refinement_of(truncated)
+    left = list(refinement.run())
+    stopped, first = refinement_of(truncated)
+    assert next(first.run()) == left[0]
+    again, second = refinement_of(truncated)
+    with torch.no_grad():
+        for name, parameter in again.trained.items():
+            parameter.copy_(stopped.trained[name])
+    assert list(second.run(done=1)) == left[1:]
+    assert all(torch.equal(p, whole.trained[name]) for name, p in again.trained.items())
+
+
+def test_the_error_is_relative_at_every_position() -> None:
+    target = torch.tensor([[[3.0, 4.0], [300.0, 400.0]]])
+    assert relative_error(target, target) == 0
+    assert relative_error(torch.zeros_like(target), target) == 1
+    one_wrong = torch.tensor([[[0.0, 0.0], [300.0, 400.0]]])
+    assert relative_error(one_wrong, target) == 0.5

@@ -1,0 +1,134 @@
+"""Block refinement: the factors of each layer trained alone, from the first layer to the last.
+
+A layer's input is what the student's earlier layers, already refined, make of the text; its target
+is what the base's layer gives in the base's own stream (AA-SVD: arXiv 2604.02119). No gradient goes
+beyond a layer, so it needs little memory and few tokens.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import AdamW
+
+from schemas.request.recovery import RefinementConfig
+from workers.model.carving import Carved
+from workers.recovery.models import Student
+
+
+class Stream(NamedTuple):
+    """Hidden states (1, length, hidden) before a layer, of student and teacher, for each window of
+    this worker; `weights` is zero for those that only keep workers in step.
+    """
+
+    student: list[Tensor]
+    teacher: list[Tensor]
+    weights: list[float]
+
+
+class Refinement:
+    """Refines the layers of `student` towards `teacher` on windows (w, length) of tokens, int64.
+
+    All workers call the same methods; each computes its own windows, and gradients are averaged
+    where layers are sharded. A layer keeps the state that was best on `held_out` windows.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        teacher: Carved,
+        windows: Tensor,
+        held_out: Tensor,
+        config: RefinementConfig,
+        device: torch.device,
+    ) -> None:
+        self._student, self._teacher = student, teacher
+        self._config, self._device = config, device
+        self._windows = windows[: config.windows]
+        self._held_out = held_out
+
+    @property
+    def layers(self) -> int:
+        """The number of layers."""
+        return len(self._teacher.layers)
+
+    def run(self, done: int = 0) -> Iterator[float]:
+        """Refine the layers after the first `done`; yield, for each, the held-out error that is
+        left as a share of what it was.
+        """
+        text, held_out = self._begin(self._windows), self._begin(self._held_out)
+        for index in range(self.layers):
+            aims = [self._aims(index, stream) for stream in (text, held_out)]
+            if index >= done:
+                yield self._refine(index, text, held_out, *aims)
+            for stream, targets in zip((text, held_out), aims, strict=True):
+                self._advance(index, stream, targets)
+
+    @torch.no_grad()
+    def _begin(self, windows: Tensor) -> Stream:
+        """Embed this worker's windows: as many on every worker, of layers gathered by all."""
+        rank, world = dist.get_rank(), dist.get_world_size()
+        rows = [rank + world * turn for turn in range(math.ceil(len(windows) / world))]
+        mine = [windows[row % len(windows)][None].to(self._device) for row in rows]
+        return Stream(
+            [self._student.model.embed(tokens) for tokens in mine],
+            [self._teacher.embed(tokens) for tokens in mine],
+            [float(row < len(windows)) for row in rows],
+        )
+
+    @torch.no_grad()
+    def _aims(self, index: int, stream: Stream) -> list[Tensor]:
+        return [self._teacher.layer(index, hidden) for hidden in stream.teacher]
+
+    @torch.no_grad()
+    def _advance(self, index: int, stream: Stream, targets: list[Tensor]) -> None:
+        stream.student[:] = [self._student.model.layer(index, one) for one in stream.student]
+        stream.teacher[:] = targets
+
+    def _refine(
+        self, index: int, text: Stream, held_out: Stream, aims: list[Tensor], judged: list[Tensor]
+    ) -> float:
+        parameters = self._student.of_layer(index)
+        if not parameters:
+            return 1.0
+        before = smallest = self._error(index, held_out, judged)
+        best = [p.detach().clone() for p in parameters]
+        optimizer = AdamW(parameters, lr=self._config.learning_rate, weight_decay=0.0, fused=True)
+        for _ in range(self._config.passes):
+            for at, weight in enumerate(text.weights):
+                self._step(index, text.student[at], aims[at], weight)
+                optimizer.step()
+                optimizer.zero_grad()
+            error = self._error(index, held_out, judged)
+            if error < smallest:
+                smallest, best = error, [p.detach().clone() for p in parameters]
+        with torch.no_grad():
+            for parameter, state in zip(parameters, best, strict=True):
+                parameter.copy_(state)
+        return smallest / before if before else 1.0
+
+    def _step(self, index: int, hidden: Tensor, target: Tensor, weight: float) -> None:
+        """Take the gradient of one window's relative error, of a mean over all workers."""
+        found = self._student.model.layer(index, hidden)
+        (relative_error(found, target) * weight).backward()  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def _error(self, index: int, stream: Stream, targets: list[Tensor]) -> float:
+        """Return the mean relative error over all windows of a stream, of all workers."""
+        sums = torch.zeros(2, device=self._device)
+        for hidden, target, weight in zip(stream.student, targets, stream.weights, strict=True):
+            error = relative_error(self._student.model.layer(index, hidden), target)
+            sums += torch.stack((error * weight, torch.full_like(error, weight)))
+        dist.all_reduce(sums)
+        return float(sums[0] / sums[1])
+
+
+def relative_error(found: Tensor, target: Tensor) -> Tensor:
+    """Return the squared distance of hidden states from a target, relative to its own square; the
+    few positions of large norm at the start of a text do not outweigh the others.
+    """
+    distance = (found.float() - target.float()).square().sum(-1)
+    return (distance / target.float().square().sum(-1)).mean()
