@@ -48,12 +48,12 @@ class RecoveryConfig(Schema):
         Field(None, ge=1, description="Tokens to train on; a shorter text is repeated")
     )
     sequence_length: int = Field(1024, ge=2, description="Tokens in a window")
-    batch: Annotated[int | None, Flag(unset="what makes 100 steps, 64 at most")] = Field(
+    batch: Annotated[int | None, Flag(unset="what makes 100 steps, 2 to 64")] = Field(
         None, ge=1, description="Windows in a step, of all workers together"
     )
     micro_batch: int = Field(4, ge=1, description="Windows that a worker computes at once")
     learning_rate: float = Field(
-        2e-4, gt=0.0, description="Of AdamW, after warm-up; it falls linearly to zero"
+        5e-5, gt=0.0, description="Of AdamW, after warm-up; it falls linearly to zero"
     )
     warmup: float = Field(0.1, ge=0.0, lt=1.0, description="Share of the steps for warm-up")
     clip: float = Field(1.0, gt=0.0, description="Largest norm of a step's gradient")
@@ -92,7 +92,7 @@ class RecoveryConfig(Schema):
 
     def windows_in_step(self, there: int) -> int:
         """Return the windows of a step."""
-        return self.batch or min(max(self.windows_in_all(there) // _STEPS, 1), _LARGEST_BATCH)
+        return self.batch or min(max(self.windows_in_all(there) // _STEPS, 2), _LARGEST_BATCH)
 
     def steps(self, there: int) -> int:
         """Return the number of steps."""

@@ -40,12 +40,12 @@ def test_texts_are_separated_by_commas() -> None:
     ("settings", "there", "step", "steps"),
     [
         ({}, 1000, 10, 100),  # the text once
-        ({}, 50, 1, 50),
+        ({}, 50, 2, 25),
         ({}, 100_000, 64, 1562),
-        ({"tokens": 64 * 1024}, 1000, 1, 64),
+        ({"tokens": 64 * 1024}, 1000, 2, 32),
         ({"tokens": 400 * 1024}, 100, 4, 100),  # four times
         ({"tokens": 400 * 1024, "batch": 8}, 100, 8, 50),
-        ({"tokens": 10}, 100, 1, 1),
+        ({"tokens": 10}, 100, 2, 1),
     ],
 )
 def test_a_hundred_steps_unless_the_batch_is_given(
