@@ -34,7 +34,8 @@ from schemas.run.plan import Plan
 from workers.process.failures import storage_explained
 from workers.process.memory import give_back, peak_anonymous_bytes, share_arena
 from workers.recovery.job import Job
-from workers.storage.keys import OWNER
+from workers.storage.keys import OWNER, TRAINING
+from workers.storage.places import remove_below
 
 _AROUND: tuple[OutputStage, ...] = (assemble, verify, evaluate, present, publish)
 """What happens to a checkpoint after its weight files are written, in this order."""
@@ -73,6 +74,8 @@ def compress(
             if not made.recoveries:
                 break
             _recover(made, inputs, progress)
+        if config.trains:
+            remove_below(config.run_folder / TRAINING)
     give_back()
     return RunResult(
         outputs=made.outputs,

@@ -182,6 +182,7 @@ def _ground(inputs: Inputs, facts: WorkerFacts) -> Ground:
         forward_tokens=tokens_sha256(inputs.forward),
         backward_tokens=None if backward is None else tokens_sha256(backward),
         recovery_tokens=None if recovery is None else tokens_sha256(torch.cat(recovery)),
+        training_dtype=facts.training_dtype if recovery is not None else None,
         dtype=facts.dtype,
         device=facts.device_name,
         versions={name: version(name) for name in ("torch", "transformers")},

@@ -9,24 +9,25 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import ray
 from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train import RunConfig as TrainConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster.capacity import on_gpus, workers_there
 from pipeline.progress import Progress
+from pipeline.report.wording import figure
 from pipeline.request.inputs import Inputs
 from schemas.errors import CompressorError, RunError, WorkerError
 from schemas.result.recovery import Look, Refined
 from workers.actors.recovery import recover
 from workers.recovery.job import Job, recovery_of
-from workers.storage.keys import recovered_text_key
-from workers.storage.places import remove_below
+from workers.storage.keys import TRAINING, recovered_text_key
 from workers.storage.store import Store
 from workers.storage.tensorfile import entries
 
-_TRAINING = "training"
 _LOOK_EVERY_S = 1.0
 
 
@@ -41,7 +42,8 @@ def train(job: Job, inputs: Inputs, progress: Progress) -> None:
     store = Store(job.config.run_folder)
     windows = {"windows": text.windows.int(), "held_out": text.held_out.int()}
     store.commit(recovered_text_key(job.identity), entries(windows))
-    reports = Queue(actor_options={"num_cpus": 0})
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     fit = _Fit(_trainer(job, reports), reports)
     layers = job.spec.layers if job.config.refinement.enabled else 0
     steps = job.config.recovery.steps(len(text.windows)) if job.config.recovery.enabled else 0
@@ -60,9 +62,8 @@ def train(job: Job, inputs: Inputs, progress: Progress) -> None:
     found = recovery_of(store, job.identity)
     if found is None:
         raise RunError(f"{store.root}: recovery ended without a result; start it again")
-    remove_below(store.root / _TRAINING / job.identity)
     progress.note(
-        f"recovery: {found.before:.4f} -> {found.after:.4f} on held-out text in "
+        f"recovery: {figure(found.before)} -> {figure(found.after)} on held-out text in "
         f"{found.seconds:,.0f} s"
     )
 
@@ -82,7 +83,7 @@ def _trainer(job: Job, reports: Queue) -> TorchTrainer:
         ),
         run_config=TrainConfig(
             name=job.identity,
-            storage_path=str(config.run_folder / _TRAINING),
+            storage_path=str(config.run_folder / TRAINING),
             failure_config=FailureConfig(max_failures=cluster.attempts - 1),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
@@ -100,10 +101,12 @@ class _Fit(threading.Thread):
     def events(self) -> Iterator[Look | Refined]:
         """Start, and yield what is reported, until training ends."""
         self.start()
-        while self.is_alive() or not self._reports.empty():
-            with contextlib.suppress(Empty):
-                yield self._reports.get(timeout=_LOOK_EVERY_S)
-        self._reports.shutdown()
+        try:
+            while self.is_alive() or not self._reports.empty():
+                with contextlib.suppress(Empty):
+                    yield self._reports.get(timeout=_LOOK_EVERY_S)
+        finally:  # what is still trained then, after an interrupt, ends at its next report
+            self._reports.shutdown(force=True)
 
     def run(self) -> None:
         """Train; what it raises is kept."""
@@ -121,17 +124,18 @@ class _Fit(threading.Thread):
         for cause in failures.values():
             if isinstance(cause, CompressorError):
                 raise cause
+        causes = [_last_line(error) for error in (*failures.values(), self._error)]
+        first = next((line for line in causes if "onnection" not in line), causes[0])
         raise WorkerError(
-            f"recovery: {_last_line(*failures.values(), self._error)}; start the same command "
-            "again to continue from its last checkpoint"
+            f"recovery: {first}; start the same command again to continue from its last checkpoint"
         ) from self._error
 
 
-def _last_line(*errors: Exception) -> str:
-    lines = [line for line in str(errors[0]).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(errors[0]).__name__
+def _last_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 def _said(look: Look) -> str:
-    trained = "" if look.loss is None else f", {look.loss:.4f} on what was trained on"
-    return f"recover: step {look.step}: {look.held_out:.4f} on held-out text{trained}"
+    trained = "" if look.loss is None else f", {figure(look.loss)} on what was trained on"
+    return f"recover: step {look.step}: {figure(look.held_out)} on held-out text{trained}"

@@ -8,7 +8,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.report.generation import compared
-from pipeline.report.wording import optimism
+from pipeline.report.wording import figure, optimism
 from schemas.printable import printable
 from schemas.request.config import RunConfig
 from schemas.request.recovery import share_of
@@ -40,6 +40,7 @@ def write_card(
         c=compression,
         e=evaluation,
         optimism=optimism,
+        figure=figure,
         wrote=compared(evaluation),
         recovery_text=_markdown(_texts(compression)),
         calibration=_markdown(Path(compression.calibration.text).name),

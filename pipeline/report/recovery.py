@@ -18,7 +18,11 @@ UNITS: dict[Objective, str] = {
 def recovery(found: RecoveryResult) -> Figure:
     """Draw the loss on held-out text, and on the text trained on, as training went on."""
     unit = UNITS[found.config.objective]
-    held_out = [plots.Point(x.tokens, x.held_out, _tip(x.step, x.held_out)) for x in found.looks]
+    held_out = [
+        plots.Point(look.tokens, look.held_out, _tip(look.step, look.held_out))
+        for look in found.looks
+        if look.held_out is not None
+    ]
     trained = [
         plots.Point(look.tokens, look.loss, _tip(look.step, look.loss))
         for look in found.looks
@@ -27,7 +31,7 @@ def recovery(found: RecoveryResult) -> Figure:
     named = [("held-out text", held_out), ("text trained on", trained)]
     series = [plots.Series(name, points, ["" for _ in points]) for name, points in named if points]
     gist = (
-        f"{unit}, on held-out text: {found.before:.4f} before, {found.after:.4f} after "
+        f"{unit}, on held-out text: {figure(found.before)} before, {figure(found.after)} after "
         f"{found.looks[found.best].step} of {found.steps} steps, in "
         f"{duration(found.seconds)}{_refined(found)}. The best state is kept."
     )

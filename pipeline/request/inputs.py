@@ -101,7 +101,7 @@ def _recovery(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Recovery
     """
     asked = config.recovery
     sources = dict(map(share_of, asked.text or (config.calibration.text,)))
-    wanted = config.training_tokens // asked.sequence_length + asked.held_out
+    wanted = max(1, config.training_tokens // asked.sequence_length) + asked.held_out
     found = []
     for name, share in sources.items():
         count = math.ceil(wanted * share / sum(sources.values()))

@@ -18,6 +18,7 @@ def job_of(output: Output) -> Job:
         spec=run.spec,
         identity=output.identity,
         factors=run.ids.factors,
+        dtype=run.facts.training_dtype,
         ranks=output.allocation.ranks,
         rows=output.rows,
     )

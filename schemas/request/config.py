@@ -130,6 +130,11 @@ class CompressionConfig(Schema):
                 "numerics.dtype is float16, whose range gradients leave: they would be zero; use "
                 "--dtype bfloat16 or float32"
             )
+        if self.trains and self.numerics.dtype == "float16":
+            raise ValueError(
+                "numerics.dtype is float16, in which the gradients of --refine and --recover would "
+                "be zero; use --dtype bfloat16 or float32"
+            )
         weighed = TRUNCATIONS[self.truncation].weighed
         if weighed and ALLOCATIONS[self.allocation.method].layer_outputs:
             raise ValueError(

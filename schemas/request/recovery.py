@@ -23,6 +23,7 @@ class RefinementConfig(Schema):
     )
     windows: int = Field(24, ge=1, description="First windows of the recovery text to train on")
     passes: int = Field(3, ge=1, description="How often each of them is taken")
+    batch: int = Field(1, ge=1, description="Windows in a step, of all workers together")
     learning_rate: float = Field(1e-4, gt=0.0, description="Of AdamW, constant")
 
 

@@ -8,12 +8,12 @@ from schemas.request.recovery import RecoveryConfig, RefinementConfig
 
 class Look(Schema):
     """The state after some steps: the mean loss a position on held-out windows, and on the windows
-    trained on since the look before.
+    trained on since the look before; None if it is not finite, or nothing was trained on.
     """
 
     step: int
     tokens: int = Field(description="Trained on so far")
-    held_out: float
+    held_out: float | None
     loss: float | None
 
 
@@ -44,11 +44,11 @@ class RecoveryResult(Schema):
     seconds: float
 
     @property
-    def before(self) -> float:
+    def before(self) -> float | None:
         """The loss on held-out windows before the first step."""
         return self.looks[0].held_out
 
     @property
-    def after(self) -> float:
+    def after(self) -> float | None:
         """The same of the best state."""
         return self.looks[self.best].held_out

@@ -103,6 +103,7 @@ class Ground(Schema):
     forward_tokens: str
     backward_tokens: str | None
     recovery_tokens: str | None = None
+    training_dtype: str | None = None
     dtype: str
     device: str
     versions: dict[str, str]
@@ -136,7 +137,7 @@ def identities(config: RunConfig, ground: Ground) -> Identities:
             group.model_dump(mode="json", exclude=_TRAINED_ALIKE) if group.enabled else None
             for group in asked
         ]
-        recovery = fingerprint([factors, ground.recovery_tokens, settings])
+        recovery = fingerprint([factors, ground.recovery_tokens, ground.training_dtype, settings])
     return Identities(
         forward=forward, backward=backward, bases=bases, factors=factors, recovery=recovery
     )

@@ -7,7 +7,7 @@ from schemas.run.stages import StageName
 
 
 class WorkerFacts(Schema):
-    """The node, device and dtype of a worker."""
+    """The node, device and dtypes of a worker: that of streams, and that of training."""
 
     host: str
     node: str
@@ -15,6 +15,7 @@ class WorkerFacts(Schema):
     device_name: str
     device_memory: int
     dtype: str
+    training_dtype: str
     gpu_reserved: bool
 
 

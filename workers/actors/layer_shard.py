@@ -84,7 +84,7 @@ class LayerShard:
         self._device = find_device(self._config.cluster.device)
         self._dtype = compute_dtype(self._config.numerics.dtype, self._spec.dtype, self._device)
         show_memory(self._device)
-        return worker_facts(self._device, self._dtype)
+        return worker_facts(self._device, self._dtype, self._config.numerics.dtype)
 
     @guarded(repeatable=True)
     def identify(self, ids: Identities) -> None:
@@ -103,7 +103,7 @@ class LayerShard:
         found = find_device(device)
         self._scoring = ScoringShard(sources, found)
         show_memory(found)
-        return worker_facts(found, DTYPES[sources[-1].dtype])
+        return worker_facts(found, DTYPES[sources[-1].dtype], "auto")
 
     @guarded(repeatable=True)
     def join(self, place: Location) -> None:

@@ -8,18 +8,18 @@ import torch
 
 from schemas.request.groups import Device, DType
 from schemas.run.plan import WorkerFacts
-from workers.process.devices import compute_dtype, find_device
+from workers.process.devices import compute_dtype, find_device, training_dtype
 
 
 @ray.remote(max_retries=0)
 def probe(device: Device, dtype: DType, stored: str) -> WorkerFacts:
     """Return what a worker would run on, on the node of this task."""
     found = find_device(device)
-    return worker_facts(found, compute_dtype(dtype, stored, found))
+    return worker_facts(found, compute_dtype(dtype, stored, found), dtype)
 
 
-def worker_facts(device: torch.device, dtype: torch.dtype) -> WorkerFacts:
-    """Return what this worker runs on."""
+def worker_facts(device: torch.device, dtype: torch.dtype, asked: DType) -> WorkerFacts:
+    """Return what this worker runs on, in `dtype`, and what it trains in if `asked` to."""
     cuda = device.type == "cuda"
     return WorkerFacts(
         host=socket.gethostname(),
@@ -28,5 +28,6 @@ def worker_facts(device: torch.device, dtype: torch.dtype) -> WorkerFacts:
         device_name=torch.cuda.get_device_name() if cuda else platform.machine(),
         device_memory=torch.cuda.mem_get_info()[1] if cuda else 0,
         dtype=str(dtype).removeprefix("torch."),
+        training_dtype=str(training_dtype(asked, device)).removeprefix("torch."),
         gpu_reserved=bool(ray.get_gpu_ids()),
     )

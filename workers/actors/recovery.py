@@ -1,6 +1,7 @@
 """What every worker of a Ray Train job does: it builds both models, trains, and commits factors."""
 
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
 from torch import Tensor
@@ -20,7 +22,7 @@ from schemas.request.config import RunConfig
 from schemas.result.recovery import Look, RecoveryResult, Refined
 from workers.checkpoint.fetching import resolve
 from workers.model.layers import Decoder
-from workers.process.devices import find_device, set_threads, training_dtype
+from workers.process.devices import find_device, set_threads
 from workers.process.logs import set_up_logging
 from workers.recovery.blocks import Refinement
 from workers.recovery.job import Job
@@ -31,6 +33,7 @@ from workers.storage.store import Store
 from workers.storage.tensorfile import entries
 
 _PROGRESS = "progress.json"
+_PREFIX = "svdllm-recovery-"
 _SAVED_LAYERS = 8  # refined layers from one saved state to the next
 
 
@@ -45,6 +48,8 @@ def recover(asked: dict[str, Any]) -> None:
     set_up_logging()
     set_threads(config.numerics.threads)
     start = time.monotonic()
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}{job.identity}-{dist.get_rank()}-*"):
+        shutil.rmtree(left, ignore_errors=True)  # by a worker that was killed
     trainer, refinement = _models(job)
     spent = _restore(trainer)
     first = dist.get_rank() == 0
@@ -61,7 +66,7 @@ def recover(asked: dict[str, Any]) -> None:
     for event in _train(config, trainer, refinement):
         report(event)
         if isinstance(event, Look) or event.layer % _SAVED_LAYERS == 0:
-            _save(trainer, seconds())
+            _save(job, trainer, seconds())
     best = trainer.take_best()
     _commit(job, trainer.trained)
     if first:
@@ -100,7 +105,7 @@ def _models(job: Job) -> tuple[Trainer, Refinement]:
     config, store = job.config, Store(job.config.run_folder)
     folder = resolve(config.model, config.revision, config.fetched)
     device = find_device(config.cluster.device)
-    dtype = training_dtype(config.numerics.dtype, device)
+    dtype = getattr(torch, job.dtype)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     decoder = Decoder(folder, job.spec, dtype, device)
 
@@ -119,9 +124,9 @@ def _models(job: Job) -> tuple[Trainer, Refinement]:
     return Trainer(*text, config.recovery, device), Refinement(*text, config.refinement, device)
 
 
-def _save(trainer: Trainer, seconds: float) -> None:
+def _save(job: Job, trainer: Trainer, seconds: float) -> None:
     """Give Ray Train a checkpoint, which it uploads while training goes on."""
-    folder = Path(tempfile.mkdtemp(prefix="svdllm-recovery-"))
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{job.identity}-{dist.get_rank()}-"))
     save(trainer.state(), checkpoint_id=folder)
     progress = {
         "step": trainer.step,

@@ -95,11 +95,14 @@ class Refinement:
         if not parameters:
             return 1.0
         before = smallest = self._error(index, held_out, judged)
+        if not math.isfinite(before):
+            return 1.0
         best = [p.detach().clone() for p in parameters]
         optimizer = AdamW(parameters, lr=self._config.learning_rate, weight_decay=0.0, fused=True)
         for _ in range(self._config.passes):
-            for at, weight in enumerate(text.weights):
-                self._step(index, text.student[at], aims[at], weight)
+            for first in range(0, len(self._windows), self._config.batch):
+                for at, weight in self._turns(first):
+                    self._add_gradient(index, text.student[at], aims[at], weight)
                 optimizer.step()
                 optimizer.zero_grad()
             error = self._error(index, held_out, judged)
@@ -110,8 +113,20 @@ class Refinement:
                 parameter.copy_(state)
         return smallest / before if before else 1.0
 
-    def _step(self, index: int, hidden: Tensor, target: Tensor, weight: float) -> None:
-        """Take the gradient of one window's relative error, of a mean over all workers."""
+    def _turns(self, first: int) -> list[tuple[int, float]]:
+        """Return which of its windows this worker takes of the batch that begins with window
+        `first`, and their weights in a mean over all workers: as many on every worker, of weight
+        zero if the batch has no more for it.
+        """
+        rank, world = dist.get_rank(), dist.get_world_size()
+        last = min(first + self._config.batch, len(self._windows))
+        mine = [row // world for row in range(first, last) if row % world == rank]
+        weight = world / (last - first)
+        missing = math.ceil((last - first) / world) - len(mine)
+        return [(at, weight) for at in mine] + [(0, 0.0)] * missing
+
+    def _add_gradient(self, index: int, hidden: Tensor, target: Tensor, weight: float) -> None:
+        """Add the gradient of one window's relative error."""
         found = self._student.model.layer(index, hidden)
         (relative_error(found, target) * weight).backward()  # type: ignore[no-untyped-call]
 

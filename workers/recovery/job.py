@@ -14,14 +14,15 @@ from workers.storage.store import Store
 class Job(NamedTuple):
     """One recovery: which matrices at which ranks, and under which identity.
 
-    `factors` is the identity of the truncated factors; `rows` has the result of every matrix by its
-    name.
+    `factors` is the identity of the truncated factors, `dtype` what layers compute in; `rows` has
+    the result of every matrix by its name.
     """
 
     config: RunConfig
     spec: ModelSpec
     identity: str
     factors: str
+    dtype: str
     ranks: Mapping[str, int | None]
     rows: Mapping[str, MatrixResult]
 

@@ -83,7 +83,8 @@ def build_student(
                 bias = None if linear.bias is None else linear.bias[m.rows]
                 _fill(layer.get_submodule(m.path), tensors, bias)
         layer.requires_grad_(False)
-        for name in [f"{path}.{factor}" for path in stored for factor in FACTORS]:
+        factor_names = tuple(f"{path}.{factor}" for path in stored for factor in FACTORS)
+        for name in [name for name, _ in layer.named_parameters() if name in factor_names]:
             _train(layer, name)
         _shard(layer, mesh, decoder.dtype)
         trained.update(
@@ -122,6 +123,5 @@ def _train(layer: nn.Module, name: str) -> None:
     """Make a parameter trainable, in float32."""
     owner, _, leaf = name.rpartition(".")
     module = layer.get_submodule(owner)
-    if leaf in dict(module.named_parameters(recurse=False)):  # `up` may be empty of full rank
-        value = module.get_parameter(leaf).detach().float()
-        module.register_parameter(leaf, nn.Parameter(value))
+    value = module.get_parameter(leaf).detach().float()
+    module.register_parameter(leaf, nn.Parameter(value))

@@ -101,15 +101,15 @@ class Trainer:
         with torch.no_grad():
             held_out = self._losses(self._held_out, train=False)
         tokens = self.step * self._batch * self.windows.shape[1]
-        look = Look(step=self.step, tokens=tokens, held_out=held_out, loss=loss)
+        look = Look(step=self.step, tokens=tokens, held_out=_finite(held_out), loss=_finite(loss))
         self.looks.append(look)
         if best(self.looks) == len(self.looks) - 1:
             self._best = {name: p.detach().clone() for name, p in self.trained.items()}
         return look
 
     def _since_best(self) -> int:
-        """Return how many looks there were since the best one."""
-        return len(self.looks) - 1 - best(self.looks)
+        """Return how many looks after some steps there were since the best one."""
+        return sum(look.step > 0 for look in self.looks[best(self.looks) + 1 :])
 
     def _losses(self, windows: Tensor, train: bool) -> float:
         """Return the mean loss a position over windows, of all workers; with their gradients, if
@@ -164,11 +164,15 @@ class Trainer:
 
 
 def best(looks: Sequence[Look]) -> int:
-    """Return the number of the first look with the smallest loss on held-out windows; NaN counts as
-    infinite.
+    """Return the number of the first look with the smallest loss on held-out windows; one that is
+    not finite counts as infinite.
     """
-    losses = [math.inf if math.isnan(look.held_out) else look.held_out for look in looks]
+    losses = [math.inf if look.held_out is None else look.held_out for look in looks]
     return losses.index(min(losses))
+
+
+def _finite(loss: float | None) -> float | None:
+    return None if loss is None or not math.isfinite(loss) else loss
 
 
 def share_of_rate(step: int, steps: int, warmup: float) -> float:

@@ -8,6 +8,7 @@ from schemas.run.moments import Tap
 RUN_RECORD = "run.json"
 KINDS = ("moments", "parts", "boundaries", "bases", "spectra", "factors", "recovered", "outputs")
 STAGING = "staging"
+TRAINING = "training"  # Ray Train's own checkpoints
 OWNER = "owner"
 Carried = Literal["hidden", "gradient"]
 

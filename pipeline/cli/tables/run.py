@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.report.wording import plain_size
+from pipeline.report.wording import figure, plain_size
 from schemas.printable import printable
 from schemas.result.manifest import Check, Compression, OutputResult, RunResult
 
@@ -75,7 +75,7 @@ def _output_column(output: OutputResult) -> list[tuple[str, str]]:
 
 def _recovered(done: Compression) -> str:
     found = done.recovery
-    return "-" if found is None else f"{found.before:.4f} to {found.after:.4f}"
+    return "-" if found is None else f"{figure(found.before)} to {figure(found.after)}"
 
 
 def _nats(value: float | None) -> str:

@@ -57,6 +57,7 @@ def on_node(name: str) -> WorkerFacts:
         device_name="a GPU",
         device_memory=1,
         dtype="bfloat16",
+        training_dtype="bfloat16",
         gpu_reserved=True,
     )
 

@@ -45,7 +45,13 @@ ASKED: dict[str, dict[str, Any]] = {
         "evaluation": {"text": "none", "sequence_length": 512, "windows": 5},
     },
     "a recovery": {
-        "refinement": {"enabled": True, "windows": 3, "passes": 1, "learning_rate": 1e-5},
+        "refinement": {
+            "enabled": True,
+            "windows": 3,
+            "passes": 1,
+            "batch": 2,
+            "learning_rate": 1e-5,
+        },
         "recovery": {
             "enabled": True,
             "text": ("my text's $HOME.txt:0.5", "c4:2"),
