@@ -1,5 +1,10 @@
 """Factors that are trained: better than those that were cut, and the same after a kill."""
 
+import contextlib
+import json
+import logging
+import re
+import signal
 import threading
 from pathlib import Path
 
@@ -8,15 +13,17 @@ from safetensors.torch import load_file
 
 from pipeline.compress import compress
 from pipeline.progress import Progress, Stage
+from pipeline.request.flags import command_of
 from schemas.request.config import RunConfig
 from schemas.request.groups import EvaluationTextConfig
 from schemas.request.recovery import RecoveryConfig, RefinementConfig
 from schemas.result.manifest import OutputResult
-from tests.integration.processes import descendants
-from tests.integration.support import ask, weight_sums
+from tests.integration.processes import Command, descendants
+from tests.integration.support import ROOT, ask, until, weight_sums
+from tests.items import local
 from tests.models import tiny_model
 
-STEPS = 12
+STEPS, LONG = 12, 100
 # Ray Train makes a context of Ray Data, which warns of its own settings.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated")
 
@@ -35,8 +42,8 @@ def config(local_ray: None, text: Path, tmp_path_factory: pytest.TempPathFactory
     )
 
 
-def trained(config: RunConfig, name: str, progress: Progress | None = None) -> OutputResult:
-    """The checkpoint of the same run with trained factors, in a run directory of its own."""
+def asking(config: RunConfig, name: str) -> RunConfig:
+    """The same run with trained factors, in a run directory of its own."""
     recovery = RecoveryConfig(
         enabled=True,
         sequence_length=64,
@@ -50,9 +57,22 @@ def trained(config: RunConfig, name: str, progress: Progress | None = None) -> O
     assert isinstance(folder, Path)
     places = {"output": folder.parent / name, "run_dir": folder.parent / f"{name}.run"}
     refinement = RefinementConfig(enabled=True, windows=4, passes=2)
-    asked = config.model_copy(update={"refinement": refinement, "recovery": recovery, **places})
-    [output] = compress(asked, progress).outputs
+    return config.model_copy(update={"refinement": refinement, "recovery": recovery, **places})
+
+
+def trained(config: RunConfig, name: str, progress: Progress | None = None) -> OutputResult:
+    """The checkpoint of that run."""
+    [output] = compress(asking(config, name), progress).outputs
     return output
+
+
+def registered(training: Path) -> int:
+    """The step of the last checkpoint that Ray Train knows of; it looks every second or two."""
+    for path in training.glob("*/checkpoint_manager_snapshot.json"):
+        with contextlib.suppress(ValueError):  # it is just being written
+            last = json.loads(path.read_text())["latest_checkpoint_result"]
+            return int(last["metrics"]["step"]) if last else 0
+    return 0
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +127,28 @@ def test_a_killed_training_worker_changes_nothing(
     assert mine is not None
     assert theirs is not None
     assert mine.looks == theirs.looks
+
+
+def test_what_a_killed_driver_has_trained_is_not_trained_again(
+    config: RunConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = asking(config, "continued")
+    longer = {"tokens": LONG * 2 * 64, "evaluations": LONG // 2, "patience": LONG}
+    recovery = asked.recovery.model_copy(update=longer)
+    asked = asked.model_copy(update={"recovery": recovery})
+    training = local(asked.run_folder) / "training"
+    command = Command(command_of(asked)[1:], ROOT)
+    try:
+        until(lambda: command.said("") and registered(training) > 0, "a checkpoint of some steps")
+        command.lose_host()
+        assert command.wait() == -signal.SIGKILL
+    finally:
+        command.close()
+    with caplog.at_level(logging.INFO):
+        [again] = compress(asked).outputs
+    steps = [int(step) for step in re.findall(r"recover: step (\d+):", caplog.text)]
+    assert 0 < steps[0] < steps[-1] == LONG
+    assert not training.exists()
+    found = again.compression.recovery
+    assert found is not None
+    assert [look.step for look in found.looks] == [0, *range(0, LONG + 1, 2)]
