@@ -199,6 +199,7 @@ def test_only_a_fault_of_the_checkpoint_fails(checkpoint: Path) -> None:
     assert passed == [None, None, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("end", "why"),
     [

@@ -75,6 +75,7 @@ def test_kinds_are_named_once() -> None:
     assert len(set(TESTED)) == len(TESTED) >= 50
 
 
+@pytest.mark.slow
 def test_a_thousand_layers_are_described() -> None:
     config = json.loads(tiny_config("llama").to_json_string())
     spec = planned(config | {"num_hidden_layers": 1000}, "config.json", "F32")

@@ -50,6 +50,7 @@ class Rehearsal(Month):
         return code, *refused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_a_month_ends_as_it_was_drawn(seed: int, tmp_path: Path) -> None:
     month = Rehearsal(tmp_path, seed)

@@ -43,6 +43,7 @@ def test_a_store_that_refuses_is_a_wrong_request_before_a_run(
         look(config)
 
 
+@pytest.mark.slow
 def test_ray_is_not_needed_to_refuse(model: Path, tmp_path: Path) -> None:
     code = (
         "import sys\n"

@@ -248,6 +248,7 @@ assert not ours & {name.partition(".")[0] for name in sys.modules}
 """.replace("**GREEDY", f"**{GREEDY}")
 
 
+@pytest.mark.slow
 def test_plain_transformers_loads_it(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
     for checkpoint in checkpoints.values():
         expected = {"logits": checkpoint.logits, "tokens": checkpoint.tokens, **PROMPTS}
@@ -287,6 +288,7 @@ os._exit(0)  # gloo's threads can abort an interpreter that shuts down around th
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_plain_model(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "plain", "qwen2", ("plain",))
     save_file({"logits": checkpoint.logits, **PROMPTS}, f"{checkpoint.folder}.expected")

@@ -16,6 +16,7 @@ from workers.model.layers import Decoder
 from workers.model.shard import Shard, Step
 
 
+@pytest.mark.slow
 def test_parts_of_a_linear_layer_are_matrices_of_their_own(tmp_path: Path) -> None:
     """Some of them: the others are the rows of the base, and nothing is split across devices."""
     subject = Subject("phi3", tmp_path)
