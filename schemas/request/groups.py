@@ -1,13 +1,13 @@
 """Groups of settings of a run."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from schemas.base import Schema
 from schemas.printable import has_credentials
 from schemas.request.methods import Allocation
-from schemas.request.settings import Flag
+from schemas.request.settings import Flag, Words
 from schemas.request.sizes import Size
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -51,10 +51,10 @@ class TargetsConfig(Schema):
     A pattern is some consecutive parts of a dotted name, as mlp.down_proj or layers.0.*.
     """
 
-    only: Annotated[tuple[str, ...], Flag("targets", unset="all")] = Field(
+    only: Annotated[Words, Flag("targets", unset="all")] = Field(
         ("*",), description="Patterns of the matrices to cut, as mlp.down_proj or layers.0.*"
     )
-    ignore: Annotated[tuple[str, ...], Flag("ignore")] = Field(
+    ignore: Annotated[Words, Flag("ignore")] = Field(
         (), description="Patterns of matrices that stay as they are"
     )
     min_features: int = Field(
@@ -62,14 +62,6 @@ class TargetsConfig(Schema):
     )
     skip_first: int = Field(0, ge=0, description="First layers that stay as they are")
     skip_last: int = Field(0, ge=0, description="Last layers that stay as they are")
-
-    @field_validator("only", "ignore", mode="before")
-    @classmethod
-    def _one_or_several(cls, value: Any) -> Any:
-        words = [value] if isinstance(value, str) else value
-        if not isinstance(words, (list, tuple)) or not all(isinstance(w, str) for w in words):
-            return value
-        return tuple(part.strip() for word in words for part in word.split(",") if part.strip())
 
 
 class NumericsConfig(Schema):

@@ -1,11 +1,11 @@
 """The settings of recovery: how the factors are trained after truncation."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from schemas.base import Schema
-from schemas.request.settings import Flag
+from schemas.request.settings import Flag, Words
 
 Objective = Literal["kl", "tokens", "hidden"]
 """What is minimised: KL(base || student) of the next token, its cross-entropy with the text, or the
@@ -41,7 +41,7 @@ class RecoveryConfig(Schema):
     enabled: Annotated[bool, Flag("recover")] = Field(
         False, description="Train the factors against the base after truncation"
     )
-    text: Annotated[tuple[str, ...], Flag("recovery-text", unset="the calibration text")] = Field(
+    text: Annotated[Words, Flag("recovery-text", unset="the calibration text")] = Field(
         (),
         description="Texts to train on, as --calibration, each with its share: a.txt:0.7,c4:0.3",
     )
@@ -71,14 +71,6 @@ class RecoveryConfig(Schema):
     checkpointing: bool = Field(
         True, description="Compute each layer twice instead of keeping what is within it"
     )
-
-    @field_validator("text", mode="before")
-    @classmethod
-    def _one_or_several(cls, value: Any) -> Any:
-        words = [value] if isinstance(value, str) else value
-        if not isinstance(words, (list, tuple)) or not all(isinstance(w, str) for w in words):
-            return value
-        return tuple(part.strip() for word in words for part in word.split(",") if part.strip())
 
     @field_validator("text")
     @classmethod

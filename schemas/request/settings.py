@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
 from schemas.request.sizes import AS_SIZE, format_size
@@ -21,6 +21,18 @@ class Flag:
     name: str = ""
     unset: str = ""
     positional: bool = False
+
+
+def _words(value: Any) -> Any:
+    """Split words that stand in one text, or in several; anything else is for pydantic to judge."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        return value
+    return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+"""One or several words, separated by commas."""
 
 
 class Setting(NamedTuple):
