@@ -91,13 +91,15 @@ def gather(checked: Checked) -> Inputs:
         forward=calibration_windows(tokens, text.sequence_length, text.samples, config.seed),
         backward=backward,
         evaluation=_evaluation(checked, tokenizer),
-        recovery=_recovery(config, tokenizer) if config.trains else None,
+        recovery=_recovery(config, tokenizer, tokens) if config.trains else None,
     )
 
 
-def _recovery(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> RecoveryText:
-    """Return windows of the texts to train on, mixed by their shares. Raises TextError if they have
-    too few.
+def _recovery(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, calibration: Tensor
+) -> RecoveryText:
+    """Return windows of the texts to train on, mixed by their shares; `calibration` are tokens of
+    the calibration text, all of them if it is local. Raises TextError if there are too few.
     """
     asked = config.recovery
     sources = dict(map(share_of, asked.text or (config.calibration.text,)))
@@ -105,11 +107,12 @@ def _recovery(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Recovery
     found = []
     for name, share in sources.items():
         count = math.ceil(wanted * share / sum(sources.values()))
-        documents = iter_documents(name, "calibration")
-        at_least = count * asked.sequence_length
-        tokens = tokenize(documents, tokenizer, separator_of(name), at_least)
-        there = min(count, tokens.numel() // asked.sequence_length)
-        found.append(calibration_windows(tokens, asked.sequence_length, max(there, 1), config.seed))
+        length, tokens = asked.sequence_length, calibration
+        if name != config.calibration.text or not is_local(name):
+            documents = iter_documents(name, "calibration")
+            tokens = tokenize(documents, tokenizer, separator_of(name), count * length)
+        there = max(min(count, tokens.numel() // length), 1)
+        found.append(calibration_windows(tokens, length, there, config.seed, f"recovery ({name})"))
     windows = torch.cat(found)
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(config.seed))
     windows = windows[order]

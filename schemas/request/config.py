@@ -130,6 +130,10 @@ class CompressionConfig(Schema):
                 "numerics.dtype is float16, whose range gradients leave: they would be zero; use "
                 "--dtype bfloat16 or float32"
             )
+        if not self.trains and (self.recovery.text or self.recovery.tokens):
+            raise ValueError(
+                "recovery.text and recovery.tokens are for training; add --refine or --recover"
+            )
         if self.trains and self.numerics.dtype == "float16":
             raise ValueError(
                 "numerics.dtype is float16, in which the gradients of --refine and --recover would "

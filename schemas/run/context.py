@@ -27,6 +27,9 @@ def within_context(config: C, spec: DecoderSpec) -> C:
             "evaluation": fitted(
                 config.evaluation, spec.context, sequence_length="--set evaluation.sequence_length="
             ),
+            "recovery": fitted(
+                config.recovery, spec.context, sequence_length="--set recovery.sequence_length="
+            ),
         }
     )
 

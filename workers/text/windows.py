@@ -73,15 +73,17 @@ def shared_tokens(
     return tokens
 
 
-def calibration_windows(tokens: Tensor, length: int, count: int, seed: int) -> Tensor:
+def calibration_windows(
+    tokens: Tensor, length: int, count: int, seed: int, purpose: str = "calibration"
+) -> Tensor:
     """Return `count` non-overlapping windows of tokens (t,), in seeded order: (count, length).
 
-    Raises TextError if the text has fewer windows.
+    Raises TextError, which names the `purpose`, if the text has fewer windows.
     """
     windows = _cut(tokens, length)
     if len(windows) < count:
         raise TextError(
-            f"calibration text: {len(tokens)} tokens are {len(windows)} windows of {length}, but "
+            f"{purpose} text: {len(tokens)} tokens are {len(windows)} windows of {length}, but "
             f"{count} are asked for; name a longer text, or lower the samples or their length"
         )
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))

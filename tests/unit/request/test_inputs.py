@@ -2,9 +2,10 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
@@ -13,6 +14,7 @@ from pyarrow import parquet
 from pipeline.request.inputs import gather
 from pipeline.request.preflight import check
 from schemas.errors import CheckpointError, TextError
+from schemas.request.config import RunConfig
 from tests.prose import prose
 from tests.unit.request.conftest import refusal
 from workers.model.loading import load_tokenizer
@@ -129,3 +131,35 @@ def test_a_tokenizer_that_is_code_is_refused_and_not_run(
     with pytest.raises(CheckpointError):
         load_tokenizer(folder, trust_remote_code=False)
     assert not marker.exists()
+
+
+SMALL = {"samples": 4, "sequence_length": 16, "gradient_samples": 4, "gradient_length": 16}
+
+
+def training(request_for: Any, calibration: Path, **recovery: Any) -> RunConfig:
+    config = request_for(recovery={"enabled": True, "sequence_length": 16} | recovery)
+    small = config.calibration.model_copy(update={**SMALL, "text": str(calibration)})
+    return cast(RunConfig, config.model_copy(update={"calibration": small}))
+
+
+def test_texts_to_train_on_are_mixed_by_their_shares(request_for: Any, tmp_path: Path) -> None:
+    one, other = tmp_path / "one.txt", tmp_path / "other.txt"
+    one.write_text("a " * 4_000)
+    other.write_text("b " * 4_000)
+    mixed = training(request_for, one, text=(f"{one}:3", f"{other}:1"), tokens=16 * 36, held_out=4)
+    text = gather(check(mixed)).recovery
+    assert text is not None
+    assert (len(text.windows), len(text.held_out)) == (36, 4)
+    kinds = Counter(tuple(sorted(set(row.tolist()))) for row in (*text.windows, *text.held_out))
+    assert sorted(kinds.values()) == [10, 30]
+
+
+def test_a_text_that_is_too_short_to_train_on_is_refused(request_for: Any, tmp_path: Path) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text(prose(600))
+    checked = check(training(request_for, text, tokens=16, held_out=10_000))
+    with pytest.raises(TextError, match="10000 of them are held out"):
+        gather(checked)
+    checked = check(training(request_for, text, sequence_length=4_096))
+    with pytest.raises(TextError, match=r"recovery .* are 0 windows of 4096"):
+        gather(checked)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from schemas.request.config import RunConfig
 from schemas.request.recovery import RecoveryConfig, share_of
 
 
@@ -27,6 +28,16 @@ def test_a_share_follows_the_last_colon(text: str, expected: tuple[str, float]) 
 def test_a_share_is_above_zero(text: str) -> None:
     with pytest.raises(ValidationError, match="must be above zero"):
         RecoveryConfig.model_validate({"text": text})
+
+
+@pytest.mark.parametrize("settings", [{"tokens": 9}, {"text": ["a.txt"]}])
+def test_settings_of_a_training_that_is_not_asked_for_are_refused(
+    settings: dict[str, Any],
+) -> None:
+    asked = {"model": "m", "output": "out", "ratio": 0.2, "recovery": settings}
+    with pytest.raises(ValidationError, match="add --refine or --recover"):
+        RunConfig.model_validate(asked)
+    assert RunConfig.model_validate(asked | {"refinement": {"enabled": True}}).trains
 
 
 def test_texts_are_separated_by_commas() -> None:

@@ -115,7 +115,7 @@ def test_windows_fit_the_model(spec: ModelSpec) -> None:
     assert spec.context == 64
     lowered = within_context(asked(), spec)
     assert lowered.calibration.sequence_length == lowered.calibration.gradient_length == 64
-    assert lowered.evaluation.sequence_length == 64
+    assert lowered.evaluation.sequence_length == lowered.recovery.sequence_length == 64
     with pytest.raises(ConfigError, match="--gradient-length 65 is beyond the 64 tokens"):
         within_context(asked(calibration={"gradient_length": 65}), spec)
     unbounded = spec.model_copy(update={"context": None})
