@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from schemas.model.dtypes import ITEM_BYTES, STORED
-from schemas.model.spec import MatrixSpec, ModelSpec
+from schemas.model.spec import MatrixSpec, ModelSpec, whole
 from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
 from schemas.request.methods import TRUNCATIONS
@@ -113,12 +113,15 @@ class Costs:
 
     def output(self, ratio: float) -> int:
         """Bytes of the checkpoint at one ratio."""
-        removed = sum(
-            own * matrix.size
-            for own, group in budgets(self.config, self.spec.matrices, ratio)
-            for matrix in group
-        )
+        removed = self.spec.targeted - self.stays(ratio)
         return int(self.base_bytes * (1 - removed / self.parameters))
+
+    def stays(self, ratio: float) -> int:
+        """Parameters of the targeted matrices that stay at one ratio."""
+        return sum(
+            whole((1 - own) * sum(matrix.size for matrix in group))
+            for own, group in budgets(self.config, self.spec.matrices, ratio)
+        )
 
     def boundary(self, direction: Pass) -> int:
         """Bytes of the hidden states of all windows of a stream, between two layers."""

@@ -10,12 +10,12 @@ from pipeline.plan.recovery import recovery, require_recovery
 from pipeline.plan.refusal import refusal
 from pipeline.plan.work import evaluation, stages
 from schemas.errors import ConfigError
-from schemas.model.spec import ModelSpec, whole
+from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
 from schemas.run.context import within_context
 from schemas.run.plan import ClusterSpec, DiskUse, MatrixKind, Plan, RatioPlan, StageCost
 from schemas.run.ranks import require_ranks
-from schemas.run.targets import budgets, select
+from schemas.run.targets import select
 from workers.model.inspection import read_spec
 from workers.process.memory import free_bytes
 
@@ -118,10 +118,6 @@ def _kinds(spec: ModelSpec) -> tuple[MatrixKind, ...]:
 
 
 def _ratio_plan(costs: Costs, ratio: float) -> RatioPlan:
-    spec = costs.spec
-    stays = sum(
-        whole((1 - own) * sum(matrix.size for matrix in group))
-        for own, group in budgets(costs.config, spec.matrices, ratio)
-    )
-    total = costs.parameters - spec.targeted + stays
+    stays = costs.stays(ratio)
+    total = costs.parameters - costs.spec.targeted + stays
     return RatioPlan(ratio=ratio, targeted_parameters=stays, total_parameters=total)

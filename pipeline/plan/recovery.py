@@ -20,7 +20,7 @@ def memory(costs: Costs, workers: int) -> int:
     outside of them, the layers that are gathered now, and activations.
     """
     config, spec = costs.config.recovery, costs.spec
-    trained = (1 - min(costs.config.ratio)) * spec.targeted
+    trained = max(map(costs.stays, costs.config.ratio))
     layers = sum(layer.parameters for layer in costs.layers)
     largest = max(layer.parameters for layer in costs.layers)
     frozen = 2 * layers - spec.targeted
@@ -68,7 +68,7 @@ def recovery(costs: Costs, cluster: ClusterSpec, rates: Rates | None) -> tuple[S
     passes = 8 if config.checkpointing else 6
     tokens = costs.recovered_tokens
     reached = sum(layer.reached for layer in costs.layers)
-    kept = sum(1 - ratio for ratio in costs.config.ratio)
+    kept = sum(map(costs.stays, costs.config.ratio)) / costs.spec.targeted
     times = len(costs.config.ratio)
     heads = 6 * costs.ends * times  # of both forward, of the student backward
     flops = tokens * (reached * (2 * times + passes * kept) + heads)
