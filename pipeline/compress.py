@@ -73,7 +73,7 @@ def compress(
             )
             if not made.recoveries:
                 break
-            _recover(made, inputs, progress)
+            _recover(config, made, inputs, progress)
         if config.trains:
             remove_below(config.run_folder / TRAINING)
     give_back()
@@ -98,12 +98,11 @@ class _Made(NamedTuple):
     plan: Plan
 
 
-def _recover(made: _Made, inputs: Inputs, progress: Progress) -> None:
+def _recover(config: RunConfig, made: _Made, inputs: Inputs, progress: Progress) -> None:
     """Train the factors that wait for it; the workers have ended."""
     from pipeline.cluster.training import train  # Ray Train loads only when needed
 
-    job, *_ = made.recoveries
-    with journal(job.config.run_folder, made.plan, progress):
+    with journal(config.run_folder, made.plan, progress):
         for job in made.recoveries:
             train(job, inputs, progress)
 

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train import RunConfig as TrainConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.cluster.calls import explained
 from pipeline.cluster.capacity import on_gpus, workers_there
 from pipeline.progress import Progress
 from pipeline.report.wording import figure
@@ -105,6 +107,8 @@ class _Fit(threading.Thread):
             while self.is_alive() or not self._reports.empty():
                 with contextlib.suppress(Empty):
                     yield self._reports.get(timeout=_LOOK_EVERY_S)
+        except RayError as error:
+            raise explained(error, "what training reports", _LOOK_EVERY_S) from error
         finally:  # what is still trained then, after an interrupt, ends at its next report
             self._reports.shutdown(force=True)
 
