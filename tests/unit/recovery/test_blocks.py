@@ -1,29 +1,16 @@
 """A layer that is trained alone comes nearer to what the base's layer gives, or stays."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 
 from schemas.request.recovery import RefinementConfig
-from tests.models import tiny_model
-from tests.recovery import CPU, LENGTH, Cut, cut, group, student_of
+from tests.recovery import CPU, LENGTH, Cut, student_of
 from workers.model.layers import Decoder
 from workers.recovery.blocks import Refinement, relative_error
 from workers.recovery.models import Student, build_teacher
 
-
-@pytest.fixture(scope="module")
-def truncated(tmp_path_factory: pytest.TempPathFactory) -> Cut:
-    return cut(tiny_model(tmp_path_factory.mktemp("base") / "model"))
-
-
-@pytest.fixture(autouse=True)
-def alone(tmp_path: Path) -> Iterator[None]:
-    with group(tmp_path / "group"):
-        yield
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def refinement_of(cut: Cut, rate: float = 3e-3) -> tuple[Student, Refinement]:

@@ -1,27 +1,15 @@
 """Training lowers the loss on held-out text, keeps the best state, and continues where it was."""
 
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
 from schemas.result.recovery import Look
-from tests.models import tiny_model
-from tests.recovery import RANK, Cut, cut, group, student_of, trainer_of
+from tests.recovery import RANK, Cut, student_of, trainer_of
 from workers.recovery.training import Trainer, batch, best, share_of_rate
 
-
-@pytest.fixture(scope="module")
-def truncated(tmp_path_factory: pytest.TempPathFactory) -> Cut:
-    return cut(tiny_model(tmp_path_factory.mktemp("base") / "model"))
-
-
-@pytest.fixture(autouse=True)
-def alone(tmp_path: Path) -> Iterator[None]:
-    with group(tmp_path / "group"):
-        yield
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def looks(trainer: Trainer) -> list[Look]:
