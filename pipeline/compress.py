@@ -21,7 +21,7 @@ from pipeline.stages.factorise import factorise
 from pipeline.stages.output import Output, OutputStage
 from pipeline.stages.present import present
 from pipeline.stages.publish import find_published, publish
-from pipeline.stages.recover import awaits_recovery, job_of
+from pipeline.stages.recover import awaits_recovery, forget, job_of, teach
 from pipeline.stages.staging import staged
 from pipeline.stages.truncate import truncate
 from pipeline.stages.verify import verify
@@ -119,9 +119,11 @@ def _stages(run: Run) -> _Made:
             factorise(run, run.spec.matrices)
             run.pool.quarantine.require()
         made = [there or make_output(run, ratio) for ratio, there in found.items()]
+        recoveries = tuple(one for one in made if isinstance(one, Job))
+        (teach if recoveries else forget)(run)
     return _Made(
         outputs=tuple(one for one in made if isinstance(one, OutputResult)),
-        recoveries=tuple(one for one in made if isinstance(one, Job)),
+        recoveries=recoveries,
         worker_peaks=tuple(run.pool.each("peak_memory")),
         plan=run.plan,
     )

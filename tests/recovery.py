@@ -15,7 +15,8 @@ from schemas.request.recovery import RecoveryConfig
 from schemas.result.output import MatrixResult
 from workers.model.inspection import inspect
 from workers.model.layers import Decoder
-from workers.recovery.models import Student, build_student, build_teacher
+from workers.recovery.models import Student, build_student
+from workers.recovery.text import Text
 from workers.recovery.training import Trainer
 
 RANK, LENGTH = 6, 16
@@ -76,15 +77,26 @@ def student_of(cut: Cut, dtype: torch.dtype = torch.float32) -> Student:
 
 def trainer_of(cut: Cut, windows: int = 8, **settings: Any) -> Trainer:
     """A trainer on seeded random tokens."""
-    decoder = Decoder(cut.folder, cut.spec, torch.float32, CPU)
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    generator = torch.Generator().manual_seed(0)
-    size = (windows + 3, LENGTH)
-    tokens = torch.randint(0, cut.spec.vocab_size, size, generator=generator)
     config = RecoveryConfig(
         **{"enabled": True, "sequence_length": LENGTH, "batch": 3, "learning_rate": 1e-2}
         | {"tokens": 8 * 3 * LENGTH, "evaluations": 4}
         | settings
     )
-    teacher = build_teacher(decoder, cut.spec, mesh)
-    return Trainer(student_of(cut), teacher, tokens[3:], tokens[:3], config, CPU)
+    return Trainer(student_of(cut), text_of(cut, windows), config, CPU)
+
+
+def text_of(cut: Cut, windows: int = 8, held_out: int = 3) -> Text:
+    """Seeded random tokens, and what the base makes of them."""
+    generator = torch.Generator().manual_seed(0)
+    size = (windows + held_out, LENGTH)
+    tokens = torch.randint(0, cut.spec.vocab_size, size, generator=generator)
+    base = Decoder(cut.folder, cut.spec, torch.float32, CPU).part(range(cut.spec.layers))
+
+    @torch.no_grad()
+    def taught(row: int) -> Tensor:
+        hidden = base.embed(tokens[row][None])
+        for index in range(cut.spec.layers):
+            hidden = base.layer(index, hidden)
+        return hidden[0]
+
+    return Text(tokens, held_out, taught)

@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayError
 from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train import RunConfig as TrainConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -78,6 +78,7 @@ def _trainer(job: Job, reports: Queue) -> TorchTrainer:
     return TorchTrainer(
         recover,
         train_loop_config={"job": job, "reports": reports},
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(1, there) if there > 1 else 1,  # type: ignore[arg-type]  # elastic
             use_gpu=gpus,

@@ -82,7 +82,7 @@ class Costs:
             boundaries=max(
                 min(2, count - 1) * self.boundary("forward"),
                 (count if count > 1 else 0) * self.boundary("backward"),
-                self.compared_bytes,
+                self.compared_bytes + self.taught_bytes,
             ),
             partial_sums=SUM_BYTES * partial * replicas if replicas > 1 else 0,
             outputs=sum(self.output(ratio) for ratio in self.config.ratio),
@@ -154,6 +154,19 @@ class Costs:
     def recovered_tokens(self) -> int:
         """Tokens that the factors of each ratio are trained on."""
         return self.config.training_tokens if self.config.recovery.enabled else 0
+
+    @property
+    def taught_tokens(self) -> int:
+        """Tokens of which a recovery needs the base's last hidden states, if none is repeated."""
+        asked = self.config.recovery
+        if not self.config.trains or not asked.taught:
+            return 0
+        return self.config.training_tokens + asked.held_out * asked.sequence_length
+
+    @property
+    def taught_bytes(self) -> int:
+        """Bytes of these hidden states."""
+        return self.taught_tokens * self.spec.hidden_size * self.item
 
     @property
     def refined_tokens(self) -> int:

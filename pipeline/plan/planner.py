@@ -6,14 +6,22 @@ from pipeline.plan.devices import DEFAULT, assumptions, rates
 from pipeline.plan.footprint import Costs
 from pipeline.plan.layouts import Layout, layouts
 from pipeline.plan.machines import Machines, find
-from pipeline.plan.recovery import recovery, require_recovery
+from pipeline.plan.recovery import recovery, recovery_memory
 from pipeline.plan.refusal import refusal
 from pipeline.plan.work import evaluation, stages
 from schemas.errors import ConfigError
 from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
 from schemas.run.context import within_context
-from schemas.run.plan import ClusterSpec, DiskUse, MatrixKind, Plan, RatioPlan, StageCost
+from schemas.run.plan import (
+    ClusterSpec,
+    DiskUse,
+    MatrixKind,
+    Plan,
+    RatioPlan,
+    RecoveryMemory,
+    StageCost,
+)
 from schemas.run.ranks import require_ranks
 from schemas.run.targets import select
 from workers.model.inspection import read_spec
@@ -46,8 +54,7 @@ def make_plan(config: RunConfig, spec: ModelSpec, cluster: ClusterSpec) -> Plan:
     best = min(layouts(costs, cluster), key=preference, default=None)
     if best is None:
         raise refusal(config, spec, cluster)
-    if config.trains:
-        require_recovery(costs, cluster)
+    training = recovery_memory(costs, cluster) if config.trains else None
     return _describe(
         costs,
         cluster,
@@ -57,6 +64,7 @@ def make_plan(config: RunConfig, spec: ModelSpec, cluster: ClusterSpec) -> Plan:
             *recovery(costs, cluster, speed),
             *evaluation(costs, cluster, speed),
         ),
+        training,
     )
 
 
@@ -87,7 +95,11 @@ def _without_bases(disk: DiskUse, lacking: int) -> str:
 
 
 def _describe(
-    costs: Costs, cluster: ClusterSpec, layout: Layout, table: tuple[StageCost, ...]
+    costs: Costs,
+    cluster: ClusterSpec,
+    layout: Layout,
+    table: tuple[StageCost, ...],
+    training: RecoveryMemory | None,
 ) -> Plan:
     spec = costs.spec
     slowest = max(table, key=lambda stage: stage.total or 0.0)
@@ -101,6 +113,7 @@ def _describe(
         kinds=_kinds(spec),
         ratios=tuple(_ratio_plan(costs, ratio) for ratio in costs.config.ratio),
         memory=layout.memory,
+        recovery=training,
         disk=costs.disk(layout.waves, layout.replicas),
         stages=table,
         seconds=None if slowest.total is None else sum(stage.total or 0.0 for stage in table),

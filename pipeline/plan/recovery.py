@@ -1,13 +1,11 @@
 """From shapes alone: the memory and the work of a recovery."""
 
-import math
-
 from pipeline.plan.devices import Rates
 from pipeline.plan.footprint import PROCESS_BYTES, Costs
 from pipeline.plan.layouts import USABLE
 from pipeline.plan.work import Work
 from schemas.errors import ConfigError
-from schemas.run.plan import ClusterSpec, StageCost
+from schemas.run.plan import ClusterSpec, RecoveryMemory, StageCost
 
 _TRAINED_BYTES = 20  # float32: a parameter, its gradient, two moments of AdamW, the best state
 _LOGITS = 4  # float32 copies of a chunk of logits
@@ -15,75 +13,128 @@ _POSITIONS = 128  # of a chunk
 _GB = 10**9
 
 
-def memory(costs: Costs, workers: int) -> int:
-    """Return the bytes that a worker needs: its share of the layers of base and student, what is
-    outside of them, the layers that are gathered now, and activations.
+def memory(costs: Costs, workers: int, offload: bool) -> RecoveryMemory:
+    """Return the bytes that a worker needs: its share of the trained parameters with all that
+    belongs to them, on the host if they are to be off the device; its share of the layers of the
+    base, which only refinement needs; and, whole, what is outside of the layers, those that are
+    gathered now, and activations.
     """
     config, spec = costs.config.recovery, costs.spec
-    trained = max(map(costs.stays, costs.config.ratio))
+    trained = max(map(costs.stays, costs.config.ratio)) * _TRAINED_BYTES / workers
     layers = sum(layer.parameters for layer in costs.layers)
     largest = max(layer.parameters for layer in costs.layers)
-    frozen = 2 * layers - spec.targeted
-    outside = 2 * (costs.parameters - layers)
+    refined = costs.config.refinement.enabled
+    frozen = (refined * layers + layers - spec.targeted) / workers
+    outside = (1 + refined) * (costs.parameters - layers)
     tokens = config.micro_batch * config.sequence_length
     inputs = tokens * spec.hidden_size * (spec.layers if config.checkpointing else 0)
     within = tokens * costs.outputs_of_a_token * (2 if config.checkpointing else 2 * spec.layers)
     logits = _LOGITS * 4 * config.micro_batch * _POSITIONS * spec.vocab_size
-    sharded = (trained * _TRAINED_BYTES + frozen * costs.item) / workers
-    whole = (outside + 3 * largest + inputs + within) * costs.item
-    return int(sharded + whole + logits)
-
-
-def require_recovery(costs: Costs, cluster: ClusterSpec) -> None:
-    """Raises ConfigError if the workers cannot hold base and student, with how many could."""
-    room = cluster.device_memory * USABLE if cluster.on_gpu else cluster.device_memory
-    room -= 0 if cluster.on_gpu else PROCESS_BYTES
-    needed = memory(costs, cluster.workers)
-    if needed <= room:
-        return
-    least = memory(costs, 10**9)  # what more workers do not share
-    shared = (needed - least) * cluster.workers
-    advice = (
-        f"{math.ceil(shared / (room - least))} workers could hold it"
-        if room > least
-        else "set recovery.sequence_length or recovery.micro_batch lower"
+    whole = (frozen + outside + 3 * largest + inputs + within) * costs.item + logits
+    return RecoveryMemory(
+        device=int(whole + (0 if offload else trained)),
+        host=int(PROCESS_BYTES + (trained if offload else 0)),
+        offload=offload,
     )
+
+
+def recovery_memory(costs: Costs, cluster: ClusterSpec) -> RecoveryMemory:
+    """Return what a recovery holds where. Trained parameters leave the device only if it is too
+    small for them, unless `recovery.offload` says. Raises ConfigError if the workers cannot hold
+    them, with how many could.
+    """
+    asked = costs.config.recovery.offload
+    choices = [asked] if asked is not None else [False, True]
+    if not cluster.on_gpu:
+        choices = [False]
+    for offload in choices:
+        found = memory(costs, cluster.workers, offload)
+        if not _lacks(found, cluster):
+            return found
     raise ConfigError(
-        f"recovery needs about {needed / _GB:,.1f} GB of each of {cluster.workers} workers, which "
-        f"have {room / _GB:,.1f}; {advice}, or compress without --recover"
+        f"recovery needs {_needs(found, cluster)} of each of {cluster.workers} workers; "
+        f"{_advice(costs, cluster, choices)}, or compress without --recover"
     )
+
+
+def _lacks(found: RecoveryMemory, cluster: ClusterSpec) -> bool:
+    if not cluster.on_gpu:
+        return found.device + found.host > cluster.device_memory
+    return found.device > cluster.device_memory * USABLE or found.host > cluster.host_memory
+
+
+def _needs(found: RecoveryMemory, cluster: ClusterSpec) -> str:
+    if not cluster.on_gpu:
+        have = cluster.device_memory / _GB
+        return f"about {(found.device + found.host) / _GB:,.1f} GB (there are {have:,.1f})"
+    device, host = cluster.device_memory * USABLE / _GB, cluster.host_memory / _GB
+    return (
+        f"about {found.device / _GB:,.1f} GB of device memory (there are {device:,.1f}) and "
+        f"{found.host / _GB:,.1f} GB of host memory (there are {host:,.1f})"
+    )
+
+
+def _advice(costs: Costs, cluster: ClusterSpec, choices: list[bool]) -> str:
+    """Say how many workers like these could hold the recovery: the least number that does, doubling
+    from those that there are and halving between.
+    """
+
+    def hold(workers: int) -> bool:
+        return any(not _lacks(memory(costs, workers, o), cluster) for o in choices)
+
+    low, high = cluster.workers, cluster.workers * 2
+    while not hold(high):
+        if high > 2**20:
+            return "set recovery.sequence_length or recovery.micro_batch lower"
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if hold(middle) else (middle, high)
+    return f"{high} workers could hold it"
 
 
 def recovery(costs: Costs, cluster: ClusterSpec, rates: Rates | None) -> tuple[StageCost, ...]:
-    """Train the factors of every ratio.
+    """Teach and train the factors of every ratio.
 
-    Recovery takes 2 operations per parameter and token forward, of base and student, 4 backward of
-    the student (its input, its factors), and its forward once more if activations are not kept.
-    Refinement takes 6 of the student for every pass, and 2 of both to go on. Every micro-batch
-    gathers all layers, at the rate of the link to the host: links between GPUs are faster.
+    The base takes 2 operations per parameter and token, once for all ratios. Recovery takes 2
+    forward, 4 backward of the student (its input, its factors), and its forward once more if
+    activations are not kept. Refinement takes 6 of the student for every pass, and 2 of both to go
+    on. Every micro-batch gathers all layers, at the rate of the link to the host: links between
+    GPUs are faster.
     """
     config = costs.config.recovery
     if not costs.config.trains:
         return ()
     passes = 8 if config.checkpointing else 6
-    tokens = costs.recovered_tokens
+    tokens, taught = costs.recovered_tokens, costs.taught_tokens
     reached = sum(layer.reached for layer in costs.layers)
     kept = sum(map(costs.stays, costs.config.ratio)) / costs.spec.targeted
     times = len(costs.config.ratio)
     heads = 6 * costs.ends * times  # of both forward, of the student backward
-    flops = tokens * (reached * (2 * times + passes * kept) + heads)
+    flops = tokens * (reached * passes * kept + heads)
     refined, turns = costs.refined_tokens, costs.config.refinement.passes
     flops += refined * reached * (6 * kept + 2 * (times + kept) / turns)
     rounds = tokens / (config.micro_batch * config.sequence_length) / cluster.workers
-    gathered = (2 * times + (3 if config.checkpointing else 2) * kept) * reached * costs.item
-    work = Work(
+    gathered = (3 if config.checkpointing else 2) * kept * reached * costs.item
+    teach = Work(
+        "teach",
+        cluster.workers,
+        cluster.workers,
+        cluster.nodes,
+        compute=2 * taught * reached,
+        read=costs.base_bytes,
+        written=costs.taught_bytes,
+        hidden=(cluster.workers - 1) * costs.taught_bytes,
+    )
+    train = Work(
         "recover",
         cluster.workers,
         cluster.workers,
         cluster.nodes,
         compute=flops,
-        read=costs.base_bytes * cluster.workers * times,
+        read=(costs.base_bytes * cluster.workers + tokens / max(taught, 1) * costs.taught_bytes)
+        * times,
         written=_TRAINED_BYTES * kept * costs.spec.targeted * config.evaluations,
         link=rounds * gathered * (cluster.workers - 1),
     )
-    return (work.cost(rates),)
+    return tuple(work.cost(rates) for work in ([teach] if taught else []) + [train])

@@ -4,14 +4,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipeline.cluster.capacity import workers_there
 from pipeline.request.inputs import EvaluationText, tokens_sha256
-from pipeline.run import Run
 from pipeline.stages.output import Output
+from pipeline.stages.scored import base_of, crew_of
 from pipeline.stages.staging import everywhere
 from pipeline.stream.boundaries import Boundary
 from pipeline.stream.comparison import compare
-from pipeline.stream.evaluation import Crew, Model
+from pipeline.stream.evaluation import Model
 from schemas.location import Location
 from schemas.model.dtypes import STORED
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
@@ -64,12 +63,9 @@ def read_evaluation(place: Location) -> EvaluationReport | None:
 
 def _score(output: Output, text: EvaluationText) -> tuple[ModelEvaluation, ...]:
     run, place = output.run, str(output.place)
-    there = workers_there(run.config.cluster, run.config.numerics.threads)
-    workers = run.pool.workers[:there]  # a node may have been lost that the pool does not miss yet
-    where = run.config.cluster.model_copy(update={"workers": len(workers)})
+    crew, where = crew_of(run, output.identity)
     run.discard(f"boundaries/{output.identity}")
-    crew = Crew(workers, run.store, output.identity)
-    base = Model(run.config.model, run.inputs.folder, _base(run))
+    base = base_of(run, run.facts.dtype)
     kept = fingerprint([run.ids.forward, tokens_sha256(text.windows)])
     last = Boundary(run.store, kept, base.source.spec.layers)
     with everywhere(output, weights=True) as at:
@@ -83,11 +79,6 @@ def _summary(base: ModelEvaluation, result: ModelEvaluation) -> str:
         f"perplexity {base.perplexity:.2f} -> {result.perplexity:.2f} "
         f"({result.perplexity / base.perplexity - 1:+.1%}){divergence}"
     )
-
-
-def _base(run: Run) -> Source:
-    config, dtype = run.config, STORED[run.facts.dtype]
-    return Source(config.model, config.revision, run.spec, dtype, config.fetched)
 
 
 def _result(output: Output, at: Location) -> Source:

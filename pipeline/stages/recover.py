@@ -1,6 +1,15 @@
-"""Recover: which outputs have factors that are to be trained before their files are written."""
+"""Recover: which outputs have factors that are to be trained before their files are written, and
+what the base teaches them.
+"""
 
+import torch
+
+from pipeline.run import Run
 from pipeline.stages.output import Output
+from pipeline.stages.scored import base_of, crew_of
+from pipeline.stream.boundaries import Boundary
+from pipeline.stream.evaluation import planned, window_batches
+from schemas.errors import RunError
 from workers.recovery.job import Job, recovery_of
 
 
@@ -18,7 +27,35 @@ def job_of(output: Output) -> Job:
         spec=run.spec,
         identity=output.identity,
         factors=run.ids.factors,
+        taught=_taught(run).identity,
         dtype=run.facts.training_dtype,
+        offload=run.plan.recovery is not None and run.plan.recovery.offload,
         ranks=output.allocation.ranks,
         rows=output.rows,
     )
+
+
+def teach(run: Run) -> None:
+    """Commit the base's last hidden states on the text of a recovery, which are its exact logits in
+    less space (2 bytes x hidden size a token in bfloat16); the base runs shard by shard, once.
+    """
+    text = run.inputs.recovery
+    if text is None or not run.config.recovery.taught:
+        return
+    windows, above = torch.cat((text.held_out, text.windows)), _taught(run)
+    if above.holds(window_batches(windows)):
+        return
+    base, (crew, where) = base_of(run, run.facts.training_dtype), crew_of(run, above.identity)
+    planned([base], windows, where, run.progress, above=above, stage="teach").by(crew)
+
+
+def forget(run: Run) -> None:
+    """Remove these hidden states, once every output is trained."""
+    if run.ids.taught is not None:
+        run.discard(_taught(run).prefix)
+
+
+def _taught(run: Run) -> Boundary:
+    if run.ids.taught is None:
+        raise RunError("the run has no text for its recovery; start it again")
+    return Boundary(run.store, run.ids.taught, run.spec.layers)

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.cluster.calls import Actor
 from pipeline.stream.schedule import Batch, Sink, Source
-from workers.storage.keys import Carried, boundary_prefix
+from workers.storage.keys import Carried, boundary_key, boundary_prefix
 from workers.storage.store import Store
 
 
@@ -23,7 +23,7 @@ class Boundary:
         return boundary_prefix(self.identity, self.layer, self.carried)
 
     def key(self, batch: Batch) -> str:
-        return f"{self.prefix}/{batch.step.first_sequence}.safetensors"
+        return boundary_key(self.identity, self.layer, self.carried, batch.step.first_sequence)
 
     def holds(self, batches: list[Batch]) -> bool:
         """Whether every micro-batch is stored."""

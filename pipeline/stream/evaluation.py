@@ -27,6 +27,7 @@ from schemas.model.dtypes import FORMATS, ITEM_BYTES
 from schemas.request.evaluation import EvaluationConfig
 from schemas.request.groups import ClusterConfig, NumericsConfig
 from schemas.result.evaluation import ModelEvaluation, Speed
+from schemas.run.stages import StageName
 from workers.checkpoint.own_code import may_run_code
 from workers.checkpoint.source import Source
 from workers.evaluation.perplexity import TokenLoss, require_finite, require_vocabulary
@@ -92,6 +93,7 @@ def planned(
     progress: Progress,
     below: Boundary | None = None,
     above: Boundary | None = None,
+    stage: StageName = "evaluate",
 ) -> "Evaluation":
     """Plan an evaluation on a started Ray; see the fields of `Evaluation`."""
     for model in models:
@@ -99,7 +101,7 @@ def planned(
     sources = [model.source for model in models]
     cluster = find_cluster(where, _NUMERICS, sources[-1].dtype)
     plan = plan_evaluation(sources, cluster, where.shard_layers, ran=0 if below is None else 1)
-    return Evaluation(models, windows, where, plan, progress, below, above)
+    return Evaluation(models, windows, where, plan, progress, below, above, stage)
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,9 @@ class Evaluation:
 
     Every worker holds the same part of all models, so the last has both distributions of each
     token. More shards than workers run in waves. `below` has the last hidden states of the first
-    model, whose layers then do not run. `above` gets those of the only model, which is not scored.
-    `seconds` counts the time of each model's layers.
+    model, whose layers then do not run. `above` gets those of the only model, which is not scored;
+    windows that are there do not run again. `seconds` counts the time of each model's layers,
+    `tokens` those that went through them.
     """
 
     models: Sequence[Model]
@@ -119,7 +122,9 @@ class Evaluation:
     progress: Progress
     below: Boundary | None = None
     above: Boundary | None = None
+    stage: StageName = "evaluate"
     seconds: Counter[int] = field(default_factory=Counter)
+    tokens: Counter[int] = field(default_factory=Counter)
 
     @property
     def timeout(self) -> float:
@@ -161,7 +166,7 @@ class Evaluation:
     def speed(self, number: int, start: float) -> Speed:
         """Return what was measured of a model since `start`."""
         return Speed(
-            tokens_per_second=self.windows.numel() / self.seconds[number],
+            tokens_per_second=self.tokens[number] / self.seconds[number],
             seconds=time.perf_counter() - start,
         )
 
@@ -187,6 +192,10 @@ class Evaluation:
     def _waves(self, crew: Crew) -> list[Score]:
         workers, store = crew.workers, crew.store
         batches, waves = window_batches(self.windows), len(self.plan.waves)
+        if above := self.above:
+            batches = [batch for batch in batches if not store.record(above.key(batch))]
+        count = sum(batch.tokens.numel() for batch in batches)
+        self.tokens.update(dict.fromkeys(range(len(self.models)), count))
         if waves > 1:
             _require_disk(store.root, boundary_bytes(self.sources, self.windows.numel()))
             joins = {worker.join.remote(store.root): "work_dir" for worker in workers}
@@ -220,7 +229,7 @@ class Evaluation:
         sink = above.sink(chain[-1]) if above else as_it_is
         purpose: Purpose = "output" if above else "score"
         found: list[Any] = []
-        with self.progress.stage("evaluate", len(batches), "windows") as stage:
+        with self.progress.stage(self.stage, len(batches), "windows") as stage:
 
             def through(tokens: int, score: Score | None) -> None:
                 if score is not None:
@@ -229,7 +238,7 @@ class Evaluation:
                 stage.advance(1, tokens)
 
             stream = stream_forward(chain, batches, source, sink, purpose)
-            drive([stream], "evaluate", self.timeout, through)
+            drive([stream], self.stage, self.timeout, through)
         for spent in wait_for({w.seconds.remote(): "seconds" for w in chain}, self.timeout):
             self.seconds.update(dict(enumerate(spent)))
         if below and below is not self.below:

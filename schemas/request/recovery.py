@@ -72,12 +72,21 @@ class RecoveryConfig(Schema):
         True, description="Compute each layer twice instead of keeping what is within it"
     )
 
+    offload: Annotated[bool | None, Flag(unset="if the device is too small for them")] = Field(
+        None, description="Keep factors and optimiser in host memory, and their steps on the host"
+    )
+
     @field_validator("text")
     @classmethod
     def _shares(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for one in value:
             share_of(one)
         return value
+
+    @property
+    def taught(self) -> bool:
+        """Whether the objective needs the base's last hidden states."""
+        return self.objective != "tokens"
 
     def windows_in_all(self, there: int) -> int:
         """Return how many windows are trained on, `there` of which differ; repeated ones count."""

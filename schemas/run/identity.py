@@ -20,7 +20,13 @@ from schemas.run.moments import Pass
 
 _ARTEFACTS = 3  # raised whenever an item of the run directory changes its content or its meaning
 
-_TRAINED_ALIKE = {"enabled", "text", "micro_batch", "checkpointing"}  # of recovery's settings
+_TRAINED_ALIKE = {
+    "enabled",
+    "text",
+    "micro_batch",
+    "checkpointing",
+    "offload",
+}  # of recovery's settings
 
 
 class Record(Schema):
@@ -56,13 +62,15 @@ class Record(Schema):
 
 class Identities(Schema):
     """The identities of one run, each a SHA-256 prefix; `backward` is None without gradients,
-    `recovery` if the factors are not trained.
+    `taught` (the base's last hidden states on the text of a recovery) and `recovery` if the factors
+    are not trained.
     """
 
     forward: str
     backward: str | None
     bases: str
     factors: str
+    taught: str | None = None
     recovery: str | None = None
 
     def moments(self, direction: Pass) -> str:
@@ -130,8 +138,9 @@ def identities(config: RunConfig, ground: Ground) -> Identities:
     bases = fingerprint([forward, backward, config.truncation, shrinkage])
     pivot_bound = config.numerics.pivot_bound if config.factors == "pivoted" else None
     factors = fingerprint([bases, config.factors, pivot_bound])
-    recovery = None
+    taught = recovery = None
     if ground.recovery_tokens is not None:
+        taught = fingerprint([common, ground.recovery_tokens, ground.training_dtype])
         asked = (config.refinement, config.recovery)
         settings = [
             group.model_dump(mode="json", exclude=_TRAINED_ALIKE) if group.enabled else None
@@ -139,7 +148,12 @@ def identities(config: RunConfig, ground: Ground) -> Identities:
         ]
         recovery = fingerprint([factors, ground.recovery_tokens, ground.training_dtype, settings])
     return Identities(
-        forward=forward, backward=backward, bases=bases, factors=factors, recovery=recovery
+        forward=forward,
+        backward=backward,
+        bases=bases,
+        factors=factors,
+        taught=taught,
+        recovery=recovery,
     )
 
 

@@ -151,6 +151,16 @@ class StageCost(Schema):
         return by_seconds[-1][1] if by_seconds else None
 
 
+class RecoveryMemory(Schema):
+    """What a worker of a recovery holds, in bytes; with `offload`, parameters and the states of the
+    optimiser are on the host.
+    """
+
+    device: int
+    host: int
+    offload: bool
+
+
 class Plan(Schema):
     """What a run does, on which machines, and what it takes.
 
@@ -169,6 +179,7 @@ class Plan(Schema):
     kinds: tuple[MatrixKind, ...]
     ratios: tuple[RatioPlan, ...]
     memory: WorkerMemory
+    recovery: RecoveryMemory | None = None
     disk: DiskUse
     stages: tuple[StageCost, ...]
     seconds: float | None

@@ -13,6 +13,7 @@ StageName = Literal[
     "factorise",
     "allocate",
     "truncate",
+    "teach",
     "recover",
     "write",
     "assemble",
@@ -20,4 +21,6 @@ StageName = Literal[
     "evaluate",
     "upload",
 ]
-"""In the order of a run; `carry` brings hidden states to a later wave, without moments."""
+"""In the order of a run; `carry` brings hidden states to a later wave, without moments, `teach` the
+base's last ones to a recovery.
+"""

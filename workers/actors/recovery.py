@@ -21,14 +21,16 @@ from torch.distributed.tensor import DTensor
 from schemas.request.config import RunConfig
 from schemas.result.recovery import Look, RecoveryResult, Refined
 from workers.checkpoint.fetching import resolve
+from workers.evaluation.scoring import Rows
 from workers.model.layers import Decoder
 from workers.process.devices import find_device, set_threads
 from workers.process.logs import set_up_logging
 from workers.recovery.blocks import Refinement
 from workers.recovery.job import Job
 from workers.recovery.models import FACTORS, build_student, build_teacher
+from workers.recovery.text import Text
 from workers.recovery.training import Trainer
-from workers.storage.keys import factors_key, recovered_key, recovered_text_key
+from workers.storage.keys import boundary_key, factors_key, recovered_key, recovered_text_key
 from workers.storage.store import Store
 from workers.storage.tensorfile import entries
 
@@ -74,7 +76,7 @@ def recover(asked: dict[str, Any]) -> None:
             config=settings,
             refinement=config.refinement,
             refined=tuple(trainer.refined),
-            windows=len(trainer.windows),
+            windows=trainer.windows,
             parameters=sum(p.numel() for p in trainer.trained.values()),
             steps=trainer.steps if settings.enabled else 0,
             best=best,
@@ -86,13 +88,15 @@ def recover(asked: dict[str, Any]) -> None:
         Store(config.run_folder).commit(key, [], result.model_dump(mode="json"))
 
 
-def _train(config: RunConfig, trainer: Trainer, refinement: Refinement) -> Iterator[Look | Refined]:
+def _train(
+    config: RunConfig, trainer: Trainer, refinement: Refinement | None
+) -> Iterator[Look | Refined]:
     """Look, refine the layers that are not refined yet, look again, and take the steps that are
     left.
     """
     if not trainer.looks:
         yield trainer.look()
-    if config.refinement.enabled and len(trainer.looks) == 1:
+    if refinement is not None and len(trainer.looks) == 1:
         for left in refinement.run(done=len(trainer.refined)):
             trainer.refined.append(left)
             yield Refined(layer=len(trainer.refined) - 1, left=left)
@@ -101,7 +105,7 @@ def _train(config: RunConfig, trainer: Trainer, refinement: Refinement) -> Itera
         yield from trainer.run()
 
 
-def _models(job: Job) -> tuple[Trainer, Refinement]:
+def _models(job: Job) -> tuple[Trainer, Refinement | None]:
     config, store = job.config, Store(job.config.run_folder)
     folder = resolve(config.model, config.revision, config.fetched)
     device = find_device(config.cluster.device)
@@ -116,12 +120,23 @@ def _models(job: Job) -> tuple[Trainer, Refinement]:
         tensors = store.load(factors_key(job.factors, name, rank)).tensors
         return {name: tensor.to(device) for name, tensor in tensors.items()}
 
-    student = build_student(decoder, job.spec, job.rows, factors, mesh)
-    teacher = build_teacher(decoder, job.spec, mesh)
+    student = build_student(decoder, job.spec, job.rows, factors, mesh, job.offload)
+    text, refinement = _text(job, store), None
+    if config.refinement.enabled:  # nothing else needs the layers of the base
+        teacher = build_teacher(decoder, job.spec, mesh)
+        refinement = Refinement(student, teacher, text, config.refinement, device)
+    return Trainer(student, text, config.recovery, device), refinement
+
+
+def _text(job: Job, store: Store) -> Text:
     tokens = store.load(recovered_text_key(job.identity)).tensors
-    windows, held_out = tokens["windows"].long(), tokens["held_out"].long()
-    text = (student, teacher, windows, held_out)
-    return Trainer(*text, config.recovery, device), Refinement(*text, config.refinement, device)
+    judges, windows = tokens["held_out"].long(), tokens["windows"].long()
+
+    def taught(row: int) -> Tensor:
+        key = boundary_key(job.taught, job.spec.layers, "hidden", row)
+        return Rows.of(store.load(key).tensors).hidden[0][0]
+
+    return Text(torch.cat((judges, windows)), len(judges), taught)
 
 
 def _save(job: Job, trainer: Trainer, seconds: float) -> None:

@@ -17,6 +17,7 @@ from torch.optim import AdamW
 from schemas.request.recovery import RefinementConfig
 from workers.model.carving import Carved
 from workers.recovery.models import Student
+from workers.recovery.text import Text
 
 
 class Stream(NamedTuple):
@@ -30,25 +31,24 @@ class Stream(NamedTuple):
 
 
 class Refinement:
-    """Refines the layers of `student` towards `teacher` on windows (w, length) of tokens, int64.
+    """Refines the layers of `student` towards `teacher` on the first windows of a text.
 
     All workers call the same methods; each computes its own windows, and gradients are averaged
-    where layers are sharded. A layer keeps the state that was best on `held_out` windows.
+    where layers are sharded. A layer keeps the state that was best on the windows that judge.
     """
 
     def __init__(
         self,
         student: Student,
         teacher: Carved,
-        windows: Tensor,
-        held_out: Tensor,
+        text: Text,
         config: RefinementConfig,
         device: torch.device,
     ) -> None:
         self._student, self._teacher = student, teacher
         self._config, self._device = config, device
-        self._windows = windows[: config.windows]
-        self._held_out = held_out
+        self._windows = text.windows[text.trained[: config.windows]]
+        self._held_out = text.windows[text.judges]
 
     @property
     def layers(self) -> int:

@@ -14,15 +14,18 @@ from workers.storage.store import Store
 class Job(NamedTuple):
     """One recovery: which matrices at which ranks, and under which identity.
 
-    `factors` is the identity of the truncated factors, `dtype` what layers compute in; `rows` has
-    the result of every matrix by its name.
+    `factors` is the identity of the truncated factors, `taught` that of the base's last hidden
+    states on the text; `dtype` is what layers compute in; with `offload`, parameters are in host
+    memory; `rows` has the result of every matrix by its name.
     """
 
     config: RunConfig
     spec: ModelSpec
     identity: str
     factors: str
+    taught: str
     dtype: str
+    offload: bool
     ranks: Mapping[str, int | None]
     rows: Mapping[str, MatrixResult]
 

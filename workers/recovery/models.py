@@ -11,7 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 
 from runtime.configuration_lowrank import BIASES, Matrix
 from runtime.modeling_lowrank import replace_linears
@@ -43,7 +48,7 @@ class Student(NamedTuple):
 
 def build_teacher(decoder: Decoder, spec: ModelSpec, mesh: DeviceMesh) -> Carved:
     """Return the base, frozen, in the dtype of `decoder`."""
-    return decoder.part(range(spec.layers), lambda _, layer: _shard(layer, mesh, None))
+    return decoder.part(range(spec.layers), lambda _, layer: _shard(layer, mesh))
 
 
 def build_student(
@@ -52,11 +57,12 @@ def build_student(
     rows: Mapping[str, MatrixResult],
     factors: Factors,
     mesh: DeviceMesh,
+    offload: bool = False,
 ) -> Student:
     """Return the truncated model, `rows` saying how each matrix is stored.
 
     The factors are trainable and in float32, the rest is frozen. All of it computes in the dtype of
-    `decoder`.
+    `decoder`; with `offload`, the parameters of layers are in host memory while they do not.
     """
     trained: dict[str, nn.Parameter] = {}
 
@@ -86,7 +92,7 @@ def build_student(
         factor_names = tuple(f"{path}.{factor}" for path in stored for factor in FACTORS)
         for name in [name for name, _ in layer.named_parameters() if name in factor_names]:
             _train(layer, name)
-        _shard(layer, mesh, decoder.dtype)
+        _shard(layer, mesh, decoder.dtype, offload)
         trained.update(
             (f"{spec.path}.{index}.{name}", parameter)
             for name, parameter in layer.named_parameters()
@@ -101,12 +107,15 @@ def _place(matrix: MatrixSpec) -> str:
     return matrix.path.rpartition(".")[0] if matrix.split else matrix.path
 
 
-def _shard(layer: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None) -> None:
+def _shard(
+    layer: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None = None, offload: bool = False
+) -> None:
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     fully_shard(
         layer,
         mesh=mesh,
         mp_policy=policy if dtype else MixedPrecisionPolicy(),
+        offload_policy=CPUOffloadPolicy() if offload else OffloadPolicy(),
         reshard_after_forward=True,  # the default would keep whole a layer that stands alone
     )
 

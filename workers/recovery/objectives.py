@@ -3,7 +3,7 @@
 Logits exist for a few positions at a time: the gradient of each chunk is taken at once and added.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -11,42 +11,55 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from schemas.request.recovery import Objective
-from workers.model.carving import Carved
 
 _POSITIONS = 128  # positions of a sequence whose float32 logits exist at once, of both models
 
 
 class Chunk(NamedTuple):
-    """Some positions of windows: the hidden states of student and teacher before the head
-    (windows, positions, hidden), and the tokens that follow them (windows, positions), int64.
+    """Some positions of windows: the student's hidden states before the head (windows, positions,
+    hidden), the base's, if the objective needs them, and the tokens that follow (windows,
+    positions), int64.
     """
 
     student: Tensor
-    teacher: Tensor
+    teacher: Tensor | None
     targets: Tensor
 
+    @property
+    def taught(self) -> Tensor:
+        """The base's hidden states. Raises ValueError if nobody asked for them."""
+        if self.teacher is None:
+            raise ValueError("the hidden states of the base are missing")
+        return self.teacher
 
-Loss = Callable[[Carved, Carved, Chunk], Tensor]
-"""From student, teacher and a chunk to the loss of each position (windows, positions), float32."""
+
+Tail = Callable[[Tensor], Tensor]
+"""From the last hidden states (windows, positions, hidden) to logits. It is the same of student and
+base: nothing that follows the layers is trained.
+"""
 
 
-def divergence(student: Carved, teacher: Carved, chunk: Chunk) -> Tensor:
-    """Return KL(teacher || student) of the next token, in nats, at temperature 1."""
+Loss = Callable[[Tail, Chunk], Tensor]
+"""From the head and a chunk to the loss of each position (windows, positions), float32."""
+
+
+def divergence(tail: Tail, chunk: Chunk) -> Tensor:
+    """Return KL(base || student) of the next token, in nats, at temperature 1."""
     with torch.no_grad():
-        log_p = teacher.tail(chunk.teacher).float().log_softmax(-1)
-    log_q = student.tail(chunk.student).float().log_softmax(-1)
+        log_p = tail(chunk.taught).float().log_softmax(-1)
+    log_q = tail(chunk.student).float().log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def token_loss(student: Carved, _teacher: Carved, chunk: Chunk) -> Tensor:
+def token_loss(tail: Tail, chunk: Chunk) -> Tensor:
     """Return the cross-entropy with the token that follows, in nats."""
-    logits = student.tail(chunk.student).float()
+    logits = tail(chunk.student).float()
     return cross_entropy(logits.transpose(1, 2), chunk.targets, reduction="none")
 
 
-def hidden_distance(_student: Carved, _teacher: Carved, chunk: Chunk) -> Tensor:
-    """Return the squared distance of the hidden states, relative to the teacher's."""
-    target = chunk.teacher.float()
+def hidden_distance(_tail: Tail, chunk: Chunk) -> Tensor:
+    """Return the squared distance of the hidden states, relative to the base's."""
+    target = chunk.taught.float()
     return (chunk.student.float() - target).square().sum(-1) / target.square().sum(-1)
 
 
@@ -57,10 +70,13 @@ LOSSES: Mapping[Objective, Loss] = {
 }
 
 
-def chunks(tokens: Tensor, student: Tensor, teacher: Tensor) -> list[Chunk]:
+def chunks(tokens: Tensor, student: Tensor, teacher: Tensor | None) -> Iterator[Chunk]:
     """Split windows (w, length) and their hidden states (w, length, hidden); the last position has
     no token that follows.
     """
-    parts = (student[:, :-1], teacher[:, :-1], tokens[:, 1:])
-    split = (torch.split(part, _POSITIONS, dim=1) for part in parts)
-    return [Chunk(*each) for each in zip(*split, strict=True)]
+    last = tokens.shape[1] - 1
+    for start in range(0, last, _POSITIONS):
+        part = slice(start, min(start + _POSITIONS, last))
+        target = None if teacher is None else teacher[:, part]
+        following = tokens[:, part.start + 1 : part.stop + 1]
+        yield Chunk(student[:, part], target, following)

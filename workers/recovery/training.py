@@ -12,32 +12,26 @@ from torch.utils.checkpoint import checkpoint
 
 from schemas.request.recovery import RecoveryConfig
 from schemas.result.recovery import Look
-from workers.model.carving import Carved
 from workers.recovery.models import Student
 from workers.recovery.objectives import LOSSES, chunks
+from workers.recovery.text import Text
 
 
 class Trainer:
-    """Trains the factors of `student` towards `teacher` on windows (w, length) of tokens, int64.
+    """Trains the factors of `student` on a text.
 
     All workers call the same methods with the same arguments; each computes its own windows of a
-    batch, and gradients are averaged where layers are sharded. `held_out` windows are never trained
-    on; the state that was best on them is the result.
+    batch, and gradients are averaged where layers are sharded. The state that was best on the
+    windows that judge is the result.
     """
 
     def __init__(
-        self,
-        student: Student,
-        teacher: Carved,
-        windows: Tensor,
-        held_out: Tensor,
-        config: RecoveryConfig,
-        device: torch.device,
+        self, student: Student, text: Text, config: RecoveryConfig, device: torch.device
     ) -> None:
-        self._student, self._teacher = student.model, teacher
-        self.windows, self._held_out = windows, held_out
+        self._student, self._text = student.model, text
         self._config, self._device = config, device
-        self.steps, self._batch = config.steps(len(windows)), config.windows_in_step(len(windows))
+        self.windows = len(text.trained)
+        self.steps, self._batch = config.steps(self.windows), config.windows_in_step(self.windows)
         self.trained = student.trained
         self.step, self.looks, self.refined = 0, list[Look](), list[float]()
         self._best = {name: p.detach().clone() for name, p in self.trained.items()}
@@ -46,7 +40,7 @@ class Trainer:
         )
         for parameter in self.trained.values():
             self._optimizer.state[parameter] = {
-                "step": torch.zeros((), device=device),
+                "step": torch.zeros((), device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
@@ -84,8 +78,8 @@ class Trainer:
 
     def _step(self) -> float:
         """Take one step; return the mean loss of its windows, of all workers."""
-        rows = batch(self.step, len(self.windows), self._batch)
-        loss = self._losses(self.windows[rows], train=True)
+        rows = batch(self.step, self.windows, self._batch)
+        loss = self._losses(self._text.trained[rows], train=True)
         clip_grad_norm_(self.trained.values(), self._config.clip)
         for group in self._optimizer.param_groups:
             group["lr"] = self._config.learning_rate * share_of_rate(
@@ -99,8 +93,8 @@ class Trainer:
     def look(self, loss: float | None = None) -> Look:
         """Score the held-out windows, and keep this state if it is the best."""
         with torch.no_grad():
-            held_out = self._losses(self._held_out, train=False)
-        tokens = self.step * self._batch * self.windows.shape[1]
+            held_out = self._losses(self._text.judges, train=False)
+        tokens = self.step * self._batch * self._text.windows.shape[1]
         look = Look(step=self.step, tokens=tokens, held_out=_finite(held_out), loss=_finite(loss))
         self.looks.append(look)
         if best(self.looks) == len(self.looks) - 1:
@@ -112,38 +106,39 @@ class Trainer:
         return sum(look.step > 0 for look in self.looks[best(self.looks) + 1 :])
 
     def _losses(self, windows: Tensor, train: bool) -> float:
-        """Return the mean loss a position over windows, of all workers; with their gradients, if
-        they are trained on.
+        """Return the mean loss a position over windows of these numbers, of all workers; with their
+        gradients, if they are trained on.
 
         Every worker computes as many micro-batches: layers are gathered by all at once. Where
         windows are missing, it computes others with weight zero.
         """
         rank, world = dist.get_rank(), dist.get_world_size()
         each = math.ceil(len(windows) / world)
-        mine = [(rank + world * turn) for turn in range(each)]
-        weights = torch.tensor([float(row < len(windows)) for row in mine], device=self._device)
-        rows = windows[torch.tensor(mine) % len(windows)].to(self._device)
-        scale = 1 / (len(windows) * (windows.shape[1] - 1))
+        mine = torch.tensor([(rank + world * turn) for turn in range(each)])
+        scale = 1 / (len(windows) * (self._text.windows.shape[1] - 1))
+        weights = ((mine < len(windows)) * scale).to(self._device)
+        rows = windows[mine % len(windows)]
         size, sum_ = self._config.micro_batch, torch.zeros((), device=self._device)
         parts = zip(torch.split(rows, size), torch.split(weights, size), strict=True)
-        for tokens, weight in parts:
-            sum_ += self._loss(tokens, weight * scale, world if train else 0)
+        for some, weight in parts:
+            sum_ += self._loss(some, weight, world if train else 0)
         dist.all_reduce(sum_)
         return float(sum_)
 
-    def _loss(self, tokens: Tensor, weight: Tensor, gradients: int) -> Tensor:
-        """Return the weighted loss of windows (w, length), `weight` (w,) of each position of one.
+    def _loss(self, rows: Tensor, weight: Tensor, gradients: int) -> Tensor:
+        """Return the weighted loss of windows of these numbers, `weight` (rows,) of each position
+        of one.
 
         Its gradient is taken `gradients` times, unless that is 0: averaging over so many workers
         makes a sum of it.
         """
-        with torch.no_grad():
-            target = self._hidden(self._teacher, tokens)
-        hidden = self._hidden(self._student, tokens)
-        leaf = hidden.detach().requires_grad_(bool(gradients))
         loss_of, total = LOSSES[self._config.objective], torch.zeros((), device=self._device)
+        tokens = self._text.windows[rows].to(self._device)
+        target = self._text.teach(rows).to(self._device) if self._config.taught else None
+        hidden = self._hidden(tokens)
+        leaf = hidden.detach().requires_grad_(bool(gradients))
         for chunk in chunks(tokens, leaf, target):
-            loss = (loss_of(self._student, self._teacher, chunk).sum(-1) * weight).sum()
+            loss = (loss_of(self._student.tail, chunk).sum(-1) * weight).sum()
             total += loss.detach()
             if gradients:
                 (loss * gradients).backward()  # type: ignore[no-untyped-call]
@@ -151,8 +146,9 @@ class Trainer:
             hidden.backward(leaf.grad)  # type: ignore[no-untyped-call]
         return total
 
-    def _hidden(self, model: Carved, tokens: Tensor) -> Tensor:
+    def _hidden(self, tokens: Tensor) -> Tensor:
         """Return the hidden states after the last layer (w, length, hidden)."""
+        model = self._student
         hidden = model.embed(tokens)
         again = torch.is_grad_enabled() and self._config.checkpointing
         for index in range(len(model.layers)):

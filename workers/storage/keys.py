@@ -28,6 +28,11 @@ def boundary_prefix(identity: str, layer: int, carried: Carried) -> str:
     return f"boundaries/{identity}/layer-{layer}/{carried}"
 
 
+def boundary_key(identity: str, layer: int, carried: Carried, sequence: int) -> str:
+    """The key of one micro-batch of these, by the number of its first window."""
+    return f"{boundary_prefix(identity, layer, carried)}/{sequence}.safetensors"
+
+
 def speed_key(identity: str) -> str:
     """The key of how fast the hidden states of an identity were computed: it has no tensors."""
     return f"boundaries/{identity}/speed.safetensors"

@@ -81,6 +81,9 @@ def _memory(plan: Plan) -> Table:
     ):
         table.add_row(name, "", plain_size(size))
     table.add_row("peak", plain_size(memory.device), plain_size(memory.host))
+    if training := plan.recovery:
+        where = ", parameters on the host" if training.offload else ""
+        table.add_row(f"recovery{where}", plain_size(training.device), plain_size(training.host))
     if cluster.on_gpu:
         has = (cluster.device_memory, cluster.host_memory)
     else:

@@ -5,7 +5,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 
 from schemas.request.recovery import RefinementConfig
-from tests.recovery import CPU, LENGTH, Cut, student_of
+from tests.recovery import CPU, Cut, student_of, text_of
 from workers.model.layers import Decoder
 from workers.recovery.blocks import Refinement, relative_error
 from workers.recovery.models import Student, build_teacher
@@ -17,10 +17,9 @@ def refinement_of(cut: Cut, rate: float = 3e-3) -> tuple[Student, Refinement]:
     student = student_of(cut)
     decoder = Decoder(cut.folder, cut.spec, torch.float32, CPU)
     teacher = build_teacher(decoder, cut.spec, init_device_mesh("cpu", (1,)))
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, cut.spec.vocab_size, (20, LENGTH), generator=generator)
     config = RefinementConfig(enabled=True, windows=16, passes=3, learning_rate=rate)
-    return student, Refinement(student, teacher, tokens[4:], tokens[:4], config, CPU)
+    text = text_of(cut, windows=16, held_out=4)
+    return student, Refinement(student, teacher, text, config, CPU)
 
 
 def test_every_layer_has_less_error_left(truncated: Cut) -> None:

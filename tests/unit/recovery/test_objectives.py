@@ -1,13 +1,12 @@
 """Each loss is what its name says, and zero where both models agree."""
 
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from workers.model.carving import Carved
 from workers.recovery.objectives import (
     Chunk,
     chunks,
@@ -19,19 +18,10 @@ from workers.recovery.objectives import (
 VOCABULARY, HIDDEN = 11, 6
 
 
-class Head:
-    """Stands for a model of which only the tail is asked."""
-
-    def __init__(self, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.weight = torch.randn(VOCABULARY, HIDDEN, generator=generator)
-
-    def tail(self, hidden: Tensor) -> Tensor:
-        return hidden @ self.weight.T
-
-
-def head(seed: int) -> Carved:
-    return cast(Carved, Head(seed))
+def tail(hidden: Tensor) -> Tensor:
+    """The head that student and base share."""
+    generator = torch.Generator().manual_seed(1)
+    return hidden @ torch.randn(HIDDEN, VOCABULARY, generator=generator)
 
 
 @pytest.fixture
@@ -42,34 +32,40 @@ def chunk() -> Chunk:
 
 
 def test_divergence_is_of_the_teacher_from_the_student(chunk: Chunk) -> None:
-    found = divergence(head(1), head(2), chunk)
-    log_q = head(1).tail(chunk.student).log_softmax(-1)
-    log_p = head(2).tail(chunk.teacher).log_softmax(-1)
+    found = divergence(tail, chunk)
+    log_q = tail(chunk.student).log_softmax(-1)
+    log_p = tail(chunk.taught).log_softmax(-1)
     expected = kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
     torch.testing.assert_close(found, expected)
     assert found.min() > 0
 
 
 def test_the_token_loss_asks_no_teacher(chunk: Chunk) -> None:
-    found = token_loss(head(1), cast(Any, None), chunk)
-    log_q = head(1).tail(chunk.student).log_softmax(-1)
+    found = token_loss(tail, chunk._replace(teacher=None))
+    log_q = tail(chunk.student).log_softmax(-1)
     torch.testing.assert_close(found, -log_q.gather(-1, chunk.targets[..., None])[..., 0])
 
 
 def test_the_distance_is_relative(chunk: Chunk) -> None:
-    double = chunk._replace(student=2 * chunk.teacher)
-    torch.testing.assert_close(hidden_distance(head(1), head(2), double), torch.ones(2, 5))
+    double = chunk._replace(student=2 * chunk.taught)
+    torch.testing.assert_close(hidden_distance(tail, double), torch.ones(2, 5))
 
 
 @pytest.mark.parametrize("loss", [divergence, hidden_distance])
 def test_equal_models_have_no_loss(loss: Any, chunk: Chunk) -> None:
-    same = chunk._replace(student=chunk.teacher)
-    torch.testing.assert_close(loss(head(1), head(1), same), torch.zeros(2, 5))
+    same = chunk._replace(student=chunk.taught)
+    torch.testing.assert_close(loss(tail, same), torch.zeros(2, 5))
 
 
 def test_chunks_are_of_the_positions_that_a_token_follows() -> None:
     tokens, states = torch.arange(600).view(2, 300), torch.randn(2, 300, HIDDEN)
-    found = chunks(tokens, states, states)
+    found = list(chunks(tokens, states, states))
     assert [chunk.targets.shape[1] for chunk in found] == [128, 128, 43]
     assert torch.equal(torch.cat([chunk.targets for chunk in found], 1), tokens[:, 1:])
     assert torch.equal(torch.cat([chunk.student for chunk in found], 1), states[:, :-1])
+
+
+@pytest.mark.parametrize("loss", [divergence, hidden_distance])
+def test_an_objective_that_is_taught_needs_the_base(loss: Any, chunk: Chunk) -> None:
+    with pytest.raises(ValueError, match="the base are missing"):
+        loss(tail, chunk._replace(teacher=None))
