@@ -129,7 +129,8 @@ def start(
 ) -> Run:
     """Plan, start the actors, and check that they agree. `quarantine` has what failed before."""
     spec = inputs.spec
-    plan = make_plan(config, spec, find_cluster(config.cluster, config.numerics, spec.dtype))
+    cluster = find_cluster(config.cluster, config.numerics, spec.dtype)
+    plan = make_plan(_counted(config, inputs), spec, cluster)
     threads = config.numerics.threads
     workers = start_workers(config.cluster, threads, plan.host_memory, plan.workers)
     try:
@@ -173,6 +174,16 @@ def announce(run: Run) -> None:
     write(run.store.root / RUN_RECORD, record.model_dump_json(indent=2).encode())
     calls = {worker.identify.remote(run.ids): "identity of a worker" for worker in run.workers}
     wait_for(calls, run.timeout)
+
+
+def _counted(config: RunConfig, inputs: Inputs) -> RunConfig:
+    """Return the request with as many tokens to train on as there are, now that they are known."""
+    if inputs.recovery is None:
+        return config
+    windows = config.recovery.windows_in_all(len(inputs.recovery.windows))
+    tokens = windows * config.recovery.sequence_length
+    recovery = config.recovery.model_copy(update={"tokens": tokens})
+    return config.model_copy(update={"recovery": recovery})
 
 
 def _ground(inputs: Inputs, facts: WorkerFacts) -> Ground:

@@ -18,12 +18,13 @@ from schemas.request.config import RunConfig
 from schemas.request.groups import EvaluationTextConfig
 from schemas.request.recovery import RecoveryConfig, RefinementConfig
 from schemas.result.manifest import OutputResult
+from schemas.run.record import RunRecord
 from tests.integration.processes import Command, descendants
 from tests.integration.support import ROOT, ask, until, weight_sums
 from tests.items import local
 from tests.models import tiny_model
 
-STEPS, LONG = 12, 100
+STEPS, LONG = 12, 40
 # Ray Train makes a context of Ray Data, which warns of its own settings.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated")
 
@@ -104,6 +105,18 @@ def test_trained_factors_are_nearer_to_the_base(
     assert {name.rpartition(".")[0].rpartition(".")[2] for name in changed} == {"up", "down"}
     assert "held-out text" in (Path(str(undisturbed.path)) / "README.md").read_text()
     assert 'id="recovery"' in (Path(str(undisturbed.path)) / "report.html").read_text()
+
+
+def test_the_base_teaches_once_and_is_forgotten(
+    config: RunConfig, undisturbed: OutputResult
+) -> None:
+    folder = local(asking(config, "trained").run_folder)
+    record = RunRecord.model_validate_json((folder / "run.json").read_bytes())
+    [teach] = [stage for stage in record.plan.stages if stage.name == "teach"]
+    tokens = (STEPS * 2 + 4) * 64  # what is trained on, and what is held out
+    assert teach.written_bytes == tokens * 32 * 4
+    assert record.ids.taught is not None
+    assert not list((folder / "records/boundaries").glob(f"{record.ids.taught}/**/*.json"))
 
 
 def test_a_killed_training_worker_changes_nothing(
