@@ -25,7 +25,7 @@ from pipeline.compress import compress
 from pipeline.evaluate import evaluate
 from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig
-from schemas.request.groups import CalibrationConfig, ClusterConfig
+from schemas.request.groups import AllocationConfig, CalibrationConfig, ClusterConfig
 from schemas.request.methods import METHODS, TITLES, Method
 from schemas.result.evaluation import ModelEvaluation
 from workers.process.logs import set_up_logging
@@ -100,11 +100,14 @@ def _cells(scores: list[Scored]) -> list[str]:
 def _config(options: argparse.Namespace, method: Method, seed: int) -> RunConfig:
     return RunConfig(
         model=options.model,
-        output=options.work_dir / f"{method}-{seed}",
+        output=options.work_dir / f"{method}-{seed}-{options.rank_multiple}",
         run_dir=options.work_dir / f"run-{seed}",
         ratio=tuple(options.ratio),
         method=method,
         seed=seed,
+        allocation=AllocationConfig.model_validate(
+            {"method": METHODS[method]["allocation"], "rank_multiple": options.rank_multiple}
+        ),
         calibration=CalibrationConfig(text=options.calibration, samples=64, sequence_length=1024),
         cluster=ClusterConfig(workers=options.workers),
     )
@@ -131,6 +134,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--method", choices=METHODS, nargs="+", default=list(METHODS))
     parser.add_argument("--ratio", type=float, nargs="+", default=[0.2, 0.4])
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rank-multiple", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
     return parser.parse_args()
 

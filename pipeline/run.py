@@ -22,6 +22,7 @@ from schemas.request.config import RunConfig
 from schemas.run.identity import Ground, Identities, Record, identities
 from schemas.run.moments import Tap, taps
 from schemas.run.plan import Plan, WorkerFacts
+from schemas.run.ranks import require_ranks, with_rank_multiple
 from schemas.run.record import RunRecord
 from workers.storage.keys import KINDS, RUN_RECORD, STAGING, moment_key
 from workers.storage.places import remove_below, write
@@ -127,9 +128,14 @@ def start(
     ownership: Ownership,
     quarantine: Quarantine | None = None,
 ) -> Run:
-    """Plan, start the actors, and check that they agree. `quarantine` has what failed before."""
+    """Plan, start the actors, and check that they agree. `quarantine` has what failed before.
+
+    Raises ConfigError if the plan does not fit, or a ratio is too high for the ranks of the device.
+    """
     spec = inputs.spec
     cluster = find_cluster(config.cluster, config.numerics, spec.dtype)
+    config = with_rank_multiple(config, cluster.device)
+    require_ranks(config, spec)
     plan = make_plan(_counted(config, inputs), spec, cluster)
     threads = config.numerics.threads
     workers = start_workers(config.cluster, threads, plan.host_memory, plan.workers)

@@ -1,5 +1,6 @@
 """The allocator's logic: the losses of all matrices, and the ranks that follow from them."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 from schemas.errors import RunError
@@ -30,14 +31,15 @@ class RankAllocator:
         store = Store(self._config.run_folder)
         self._dense = [matrix for matrix in matrices if matrix.name in given_up]
         cut = [matrix for matrix in matrices if matrix.name not in given_up]
-        self._losses = [read_spectrum(store, identity, matrix)[0] for matrix in cut]
+        multiple = self._config.allocation.rank_multiple
+        self._losses = [read_spectrum(store, identity, matrix, multiple)[0] for matrix in cut]
         return len(self._losses)
 
     def allocate(self, ratio: float) -> AllocationResult:
         """Return the ranks of all matrices at a ratio; if some stay dense, others are cut more.
 
         Matrices with a ratio of their own (`ratio_by`) share a budget of their own. Raises
-        ConfigError if rank 1 everywhere is over the budget, RunError if the dense ones are.
+        ConfigError if the lowest ranks are over the budget, RunError if the dense ones are.
         """
         everything = [*(loss.matrix for loss in self._losses), *self._dense]
         parts = [
@@ -45,14 +47,16 @@ class RankAllocator:
             for own, group in budgets(self._config, everything, ratio)
         ]
         nats = [part.nats for part in parts]
+        ranks = {name: rank for part in parts for name, rank in part.ranks.items()}
+        notes = [note for part in parts for note in part.fallbacks]
         return AllocationResult(
             ratio=ratio,
-            ranks={name: rank for part in parts for name, rank in part.ranks.items()},
+            ranks=ranks,
             budget=sum(part.budget for part in parts),
             parameters=sum(part.parameters for part in parts),
             dense_parameters=sum(part.dense_parameters for part in parts),
             nats=None if None in nats else sum(value or 0.0 for value in nats),
-            fallbacks=tuple(note for part in parts for note in part.fallbacks),
+            fallbacks=(*notes, *_off_grid(self._losses, ranks)),
         )
 
     def _allocate(self, ratio: float, names: Collection[str]) -> AllocationResult:
@@ -82,6 +86,20 @@ class RankAllocator:
             nats=_nats(losses, found.ranks),
             fallbacks=found.fallbacks + (over if parameters > budget else ()),
         )
+
+
+def _off_grid(losses: Sequence[MatrixLoss], ranks: dict[str, int | None]) -> list[str]:
+    """Describe the ranks that are no multiples of what was asked for, once for each shape."""
+    found = Counter(
+        (loss.multiple, loss.matrix.out_features, loss.matrix.in_features, loss.grid)
+        for loss in losses
+        if (rank := ranks[loss.matrix.name]) is not None and rank % loss.multiple
+    )
+    return [
+        f"{times} of {rows} x {columns}, which have few multiples of {multiple}: their ranks are "
+        f"multiples of {grid}"
+        for (multiple, rows, columns, grid), times in found.items()
+    ]
 
 
 def _nats(losses: Sequence[MatrixLoss], ranks: dict[str, int | None]) -> float | None:

@@ -127,7 +127,8 @@ class Compressor:
     def _truncate(
         self, matrix: MatrixSpec, rank: int, device: torch.device, notes: Notes
     ) -> Record:
-        loss, facts = read_spectrum(self._store, self._ids.bases, matrix)
+        multiple = self._config.allocation.rank_multiple
+        loss, facts = read_spectrum(self._store, self._ids.bases, matrix, multiple)
         problem = self._problem(matrix, device)
         basis = self._basis(matrix, problem, loss, facts)
         stored = encode(self._config, basis, problem.weight, loss, rank, self._dtype)

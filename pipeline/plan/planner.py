@@ -22,7 +22,7 @@ from schemas.run.plan import (
     RecoveryMemory,
     StageCost,
 )
-from schemas.run.ranks import require_ranks
+from schemas.run.ranks import require_ranks, with_rank_multiple
 from schemas.run.targets import select
 from workers.model.inspection import read_spec
 from workers.process.memory import free_bytes
@@ -31,9 +31,10 @@ from workers.process.memory import free_bytes
 def plan_checkpoint(config: RunConfig, machines: Machines) -> Plan:
     """Plan a run from config.json alone, before anything is started."""
     spec = select(config, read_spec(config.model, config.revision, config.dequantize))
-    config = within_context(config, spec)
+    cluster = find(config, spec, machines)
+    config = with_rank_multiple(within_context(config, spec), cluster.device)
     require_ranks(config, spec)
-    return make_plan(config, spec, find(config, spec, machines))
+    return make_plan(config, spec, cluster)
 
 
 def make_plan(config: RunConfig, spec: ModelSpec, cluster: ClusterSpec) -> Plan:
@@ -112,6 +113,7 @@ def _describe(
         targeted_parameters=spec.targeted,
         kinds=_kinds(spec),
         ratios=tuple(_ratio_plan(costs, ratio) for ratio in costs.config.ratio),
+        rank_multiple=costs.config.allocation.rank_multiple or 1,
         memory=layout.memory,
         recovery=training,
         disk=costs.disk(layout.waves, layout.replicas),

@@ -124,6 +124,7 @@ def describe(output: Output) -> Compression:
         bytes_before=sum(tensor.nbytes for tensor in spec.tensors),
         bytes_after=sum(tensor.nbytes for tensor in written),
         nats=None if None in nats else sum(value or 0.0 for value in nats),
+        rank_multiple=config.allocation.rank_multiple or 1,
         ratio_by=config.ratio_by,
         targets=config.targets,
         dequantize=config.dequantize,

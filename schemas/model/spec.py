@@ -101,6 +101,18 @@ def factor_parameters(factors: Factors, rank: int, out_features: int, in_feature
     return rank * (out_features + in_features - (rank if factors == "pivoted" else 0))
 
 
+_CHOICES = 8
+
+
+def rank_grid(multiple: int, ranks: int) -> int:
+    """Return what the ranks of a matrix that has `ranks` of them below full rank are multiples of:
+    `multiple`, or half of it again and again until there are 8 choices; 1 in the end.
+    """
+    while multiple > 1 and ranks // multiple < _CHOICES:
+        multiple = 1 if multiple % 2 else multiple // 2
+    return multiple
+
+
 def whole(parameters: float) -> int:
     """Truncate a number of parameters despite rounding: (1 - 0.8) * 10 gives 2, not 1.9999999."""
     return int(parameters * (1 + 1e-12))

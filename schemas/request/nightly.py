@@ -117,10 +117,14 @@ class NightlyConfig(CompressionConfig):
     def method_settings(self) -> dict[str, object]:
         """Settings that change a result, besides the checkpoint and the ratio."""
         own = {"truncation", "allocation", "factors", "seed", "on_failure"}
+        # What was asked for before there was a choice keeps its key.
+        unasked = {"rank_multiple"} if self.allocation.rank_multiple is None else set()
         found = self.model_dump(
-            mode="json", include=own | {"calibration", "evaluation", "numerics"}
+            mode="json",
+            include=own | {"calibration", "evaluation", "numerics"},
+            exclude={"allocation": unasked},
         )
-        if self.targets != TargetsConfig():  # what was asked for before there was a choice
+        if self.targets != TargetsConfig():
             found["targets"] = self.targets.model_dump(mode="json")
         if self.ratio_by:
             found["ratio_by"] = list(self.ratio_by.items())  # the first that names a matrix counts

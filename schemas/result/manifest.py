@@ -42,9 +42,10 @@ class Compression(Schema):
     """compression.json: what was done, to which matrix, and what it cost.
 
     `ratio` is the fraction of the targeted parameters asked to be removed (`ratio_by` has others
-    for some matrices), `keep` = 1 - ratio, and `removed` the fraction actually removed. `nats` is
-    the predicted increase of the mean token loss. `given_up` are matrices that had to stay dense,
-    each with its error. Losses of matrices are before `recovery`, if there was one.
+    for some matrices), `keep` = 1 - ratio, and `removed` the fraction actually removed, which is
+    more if ranks have to be multiples of `rank_multiple`. `nats` is the predicted increase of the
+    mean token loss. `given_up` are matrices that had to stay dense, each with its error. Losses of
+    matrices are before `recovery`, if there was one.
     """
 
     model: str
@@ -60,6 +61,7 @@ class Compression(Schema):
     bytes_before: int
     bytes_after: int
     nats: float | None
+    rank_multiple: int = 1
     ratio_by: dict[str, float] = Field(default_factory=dict)
     targets: TargetsConfig = TargetsConfig()
     dequantize: bool = False

@@ -1,7 +1,8 @@
 """Names that say what an artefact depends on.
 
 A calibration depends on (base files, tokens, numeric settings); bases on a calibration and a
-truncation; factors on bases and an encoding; an output on all of it, the ratio and the allocation.
+truncation; factors on bases and an encoding, and on what ranks are multiples of if they can fall
+back to a lower one; an output on all of it, the ratio and the allocation.
 Settings that do not change numbers (workers, addresses, folders) are in none of them.
 """
 
@@ -96,7 +97,7 @@ class Identities(Schema):
         chosen = [config.targets.model_dump(mode="json"), list(config.ratio_by.items())]
         trained = [self.recovery] if self.recovery else []
         apart = [dict(split)] if split else []
-        rest = [*bound, *kept, *chosen, *trained, *apart]
+        rest = [*bound, *kept, *chosen, *trained, *apart, *_grid(config)]
         return fingerprint([self.factors, asked.method, ratio, *rest])
 
 
@@ -137,7 +138,8 @@ def identities(config: RunConfig, ground: Ground) -> Identities:
     shrinkage = config.numerics.shrinkage if weighed else None
     bases = fingerprint([forward, backward, config.truncation, shrinkage])
     pivot_bound = config.numerics.pivot_bound if config.factors == "pivoted" else None
-    factors = fingerprint([bases, config.factors, pivot_bound])
+    fallback = _grid(config) if config.factors == "pivoted" else []  # to plain ones, on the grid
+    factors = fingerprint([bases, config.factors, pivot_bound, *fallback])
     taught = recovery = None
     if ground.recovery_tokens is not None:
         taught = fingerprint([common, ground.recovery_tokens, ground.training_dtype])
@@ -155,6 +157,11 @@ def identities(config: RunConfig, ground: Ground) -> Identities:
         taught=taught,
         recovery=recovery,
     )
+
+
+def _grid(config: RunConfig) -> list[dict[str, int]]:
+    multiple = config.allocation.rank_multiple or 1
+    return [{"rank_multiple": multiple}] if multiple > 1 else []
 
 
 def fingerprint(value: object) -> str:

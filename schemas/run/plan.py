@@ -165,9 +165,10 @@ class Plan(Schema):
     """What a run does, on which machines, and what it takes.
 
     The shards are in the order of the layers. `chain` of them run at once, one per worker, on
-    `replicas` copies of the chain; the next `chain` shards are the next wave. `seconds` is the
-    whole run; `bottleneck` names the longest stage and the resource that limits it; `assumed`
-    lists assumptions behind these figures that nobody stated or measured.
+    `replicas` copies of the chain; the next `chain` shards are the next wave. Ranks are multiples
+    of `rank_multiple`. `seconds` is the whole run; `bottleneck` names the longest stage and the
+    resource that limits it; `assumed` lists assumptions behind these figures that nobody stated or
+    measured.
     """
 
     cluster: ClusterSpec
@@ -178,6 +179,7 @@ class Plan(Schema):
     targeted_parameters: int
     kinds: tuple[MatrixKind, ...]
     ratios: tuple[RatioPlan, ...]
+    rank_multiple: int = 1
     memory: WorkerMemory
     recovery: RecoveryMemory | None = None
     disk: DiskUse

@@ -1,16 +1,28 @@
-"""Whether a ratio leaves every matrix a rank, from shapes alone."""
+"""Which ranks there are, and whether a ratio leaves every matrix one, from shapes alone."""
 
 from schemas.base import Schema
 from schemas.errors import ConfigError
-from schemas.model.spec import MatrixSpec, ModelSpec, factor_parameters, whole
+from schemas.model.spec import MatrixSpec, ModelSpec, factor_parameters, rank_grid, whole
 from schemas.request.config import RunConfig
 from schemas.run.targets import budgets
+
+_MULTIPLES = {"cuda": 64}  # on which the matrix units of a device are fastest (arXiv 2604.09595)
+
+
+def with_rank_multiple(config: RunConfig, device: str) -> RunConfig:
+    """Set what ranks are multiples of on this kind of device, if nothing was asked for."""
+    asked = config.allocation
+    if asked.rank_multiple is not None:
+        return config
+    settled = asked.model_copy(update={"rank_multiple": _MULTIPLES.get(device, 1)})
+    return config.model_copy(update={"allocation": settled})
 
 
 def require_ranks(config: RunConfig, spec: ModelSpec) -> None:
     """Raises ConfigError if a ratio is so high that the rank of some matrix would be zero.
 
     With loss-aware allocation the matrices of one ratio share a budget; else each has its own.
+    Before `with_rank_multiple` it asks for any rank, then for one on the grid.
     """
     for asked in config.ratio:
         for ratio, matrices in budgets(config, spec.matrices, asked):
@@ -19,12 +31,14 @@ def require_ranks(config: RunConfig, spec: ModelSpec) -> None:
 
 def _require_ranks(config: RunConfig, ratio: float, matrices: list[MatrixSpec]) -> None:
     keep, size = 1 - ratio, sum(matrix.size for matrix in matrices)
+    multiple = config.allocation.rank_multiple or 1
     if config.allocation.method == "loss-aware":
         least = sum(_least(config, matrix) for matrix in matrices)
         if least > (budget := whole(keep * size)):
+            what = "rank 1" if multiple == 1 else f"the lowest rank (--rank-multiple {multiple})"
             raise _refusal(
                 ratio,
-                f"rank 1 in all {len(matrices)} matrices takes {least:,} parameters, more than the "
+                f"{what} in all {len(matrices)} matrices takes {least:,} parameters, more than the "
                 f"{budget:,} that may stay",
                 1 - least / size,
             )
@@ -35,17 +49,21 @@ def _require_ranks(config: RunConfig, ratio: float, matrices: list[MatrixSpec]) 
             raise _refusal(
                 ratio,
                 f"{matrix.name} ({matrix.out_features} x {matrix.in_features}) may keep "
-                f"{budget:,} parameters, but rank 1 takes {least:,}",
+                f"{budget:,} parameters, but rank {_lowest(config, matrix)} takes {least:,}",
                 highest,
             )
 
 
+def _lowest(config: RunConfig, matrix: MatrixSpec) -> int:
+    return rank_grid(config.allocation.rank_multiple or 1, matrix.small - 1)
+
+
 def _least(config: RunConfig, matrix: MatrixSpec) -> int:
-    """Parameters of a matrix at rank 1, or dense if that is smaller or the only choice."""
+    """Parameters of a matrix at its lowest rank, or dense if that is smaller or the only choice."""
     if matrix.small == 1:
         return matrix.size
-    rank_one = factor_parameters(config.factors, 1, matrix.out_features, matrix.in_features)
-    return min(matrix.size, rank_one)
+    rank, shape = _lowest(config, matrix), (matrix.out_features, matrix.in_features)
+    return min(matrix.size, factor_parameters(config.factors, rank, *shape))
 
 
 def _refusal(ratio: float, why: str, highest: float) -> ConfigError:

@@ -6,20 +6,22 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from schemas.model.spec import Factors, MatrixSpec, factor_parameters, whole
+from schemas.model.spec import Factors, MatrixSpec, factor_parameters, rank_grid, whole
 
 
 class MatrixLoss(NamedTuple):
     """One matrix as an allocation sees it.
 
     `eigenvalues` (q,) float64, descending: truncating at k loses sum(eigenvalues[k:]) a token.
-    `nats` converts that into the increase of the token loss, if gradients were taken.
+    `nats` converts that into the increase of the token loss, if gradients were taken. `multiple` is
+    what ranks are asked to be multiples of.
     """
 
     matrix: MatrixSpec
     eigenvalues: Float64[Tensor, " q"]
     nats: float | None
     tokens: int
+    multiple: int = 1
 
     def tail(self) -> Float64[Tensor, " ranks"]:
         """Loss at rank 0, 1, ..., q: (q + 1,) float64."""
@@ -30,6 +32,11 @@ class MatrixLoss(NamedTuple):
     def ranks(self) -> int:
         """The largest rank that is worth storing: a matrix of full rank is stored dense."""
         return min(self.eigenvalues.numel(), self.matrix.small - 1)
+
+    @property
+    def grid(self) -> int:
+        """What this matrix' ranks are multiples of: less than `multiple` if it has few of them."""
+        return rank_grid(self.multiple, self.ranks)
 
 
 class Ranks(NamedTuple):
@@ -51,18 +58,19 @@ def cost(matrix: MatrixSpec, factors: Factors, rank: int | None) -> int:
 
 
 def rank_within(loss: MatrixLoss, factors: Factors, budget: float) -> int | None:
-    """Return the largest rank with at most `budget` parameters; None if all of W fits.
+    """Return the largest rank on the grid with at most `budget` parameters; None if all of W fits.
 
-    Never below 1, nor above the number of eigenvalues.
+    Never below the lowest on the grid, nor above the number of eigenvalues.
     """
     budget = whole(budget)
     if budget >= loss.matrix.size:
         return None
-    low, high = 1, max(loss.ranks, 1)
+    grid = loss.grid
+    low, high = 1, max(loss.ranks // grid, 1)
     while low < high:
         middle = (low + high + 1) // 2
-        if cost(loss.matrix, factors, middle) <= budget:
+        if cost(loss.matrix, factors, middle * grid) <= budget:
             low = middle
         else:
             high = middle - 1
-    return low
+    return low * grid

@@ -13,18 +13,18 @@ _BISECTIONS = 200
 def loss_aware(losses: list[MatrixLoss], ratio: float, factors: Factors) -> Ranks:
     """Minimise sum of nats(k_i) subject to sum of parameters(k_i) <= (1 - ratio) sum of m n.
 
-    For a multiplier, each matrix takes its best choice among every rank and dense (the pivoted cost
-    is concave in k, so marginal gains mislead); the multiplier is bisected; the rest of the budget
-    is spent on the best steps that fit. Never over the budget. Raises ConfigError if rank 1
-    everywhere is over it.
+    For a multiplier, each matrix takes its best choice among every rank on its grid and dense (the
+    pivoted cost is concave in k, so marginal gains mislead); the multiplier is bisected; the rest
+    of the budget is spent on the best steps that fit. Never over the budget. Raises ConfigError if
+    the lowest rank everywhere is over it.
     """
     menus = [_Menu(loss, factors) for loss in losses]
     budget = whole((1 - ratio) * sum(loss.matrix.size for loss in losses))
     least = sum(int(menu.costs.min()) for menu in menus)
     if least > budget:
         raise ConfigError(
-            f"ratio {ratio}: rank 1 in all {len(losses)} matrices takes {least:,} parameters, more "
-            f"than the {budget:,} that may stay; lower the ratio"
+            f"ratio {ratio}: the lowest rank in all {len(losses)} matrices takes {least:,} "
+            f"parameters, more than the {budget:,} that may stay; lower the ratio"
         )
     picks = _bisect(menus, budget)
     _spend(menus, picks, budget - sum(int(m.costs[p]) for m, p in zip(menus, picks, strict=True)))
@@ -32,21 +32,22 @@ def loss_aware(losses: list[MatrixLoss], ratio: float, factors: Factors) -> Rank
 
 
 class _Menu:
-    """Choices of one matrix: ranks 1..q, then dense. `costs` int64, `nats` float64: (q + 1,)."""
+    """Choices of a matrix: c rising ranks, then dense. `costs` int64, `nats` float64: (c + 1,)."""
 
     def __init__(self, loss: MatrixLoss, factors: Factors) -> None:
         matrix = loss.matrix
         if loss.nats is None:
             raise ConfigError(f"{matrix.name}: loss-aware allocation needs gradients")
         self.name = matrix.name
-        ranks = [k for k in range(1, loss.ranks + 1) if cost(matrix, factors, k) < matrix.size]
-        costs = [cost(matrix, factors, k) for k in ranks]
+        on_grid = range(loss.grid, loss.ranks + 1, loss.grid)
+        self._ranks = [k for k in on_grid if cost(matrix, factors, k) < matrix.size]
+        costs = [cost(matrix, factors, k) for k in self._ranks]
         self.costs = torch.tensor([*costs, matrix.size])
         tail = loss.nats * loss.tail()
-        self.nats = torch.cat([tail[1 : len(ranks) + 1], tail.new_zeros(1)])
+        self.nats = torch.cat([tail[self._ranks], tail.new_zeros(1)])
 
     def rank(self, pick: int) -> int | None:
-        return None if pick == len(self.costs) - 1 else pick + 1
+        return None if pick == len(self._ranks) else self._ranks[pick]
 
     def best(self, multiplier: float) -> int:
         return int((self.nats + multiplier * self.costs.double()).argmin())

@@ -15,8 +15,8 @@ def svd_llm_v2(
     L_i is the theoretical minimum loss ||(W - W') X||_F at the uniform ratio R, on the
     un-normalised Gram. The formula has no bound: a matrix with little loss may be asked to give up
     more than it has. Ratios are clipped to `max_ratio` (or R, if that is more; at most what
-    leaves rank 1) and the excess is shared out again, recorded. If some L_i <= 1 the formula is
-    undefined: that group gets the uniform ratio, recorded.
+    leaves the lowest rank) and the excess is shared out again, recorded. If some L_i <= 1 the
+    formula is undefined: that group gets the uniform ratio, recorded.
     """
     groups: defaultdict[str, list[MatrixLoss]] = defaultdict(list)
     for loss in losses:
@@ -28,7 +28,8 @@ def svd_llm_v2(
         if min(minima) > 1:
             most = max(max_ratio, ratio)
             caps = [
-                min(most, 1 - cost(loss.matrix, factors, 1) / loss.matrix.size) for loss in group
+                min(most, 1 - cost(loss.matrix, factors, loss.grid) / loss.matrix.size)
+                for loss in group
             ]
             ratios, notes = _share_out(
                 group, [1 / math.log(value) for value in minima], ratio, caps

@@ -5,7 +5,7 @@ from workers.allocation.budget import MatrixLoss, Ranks, rank_within
 
 
 def uniform(losses: list[MatrixLoss], ratio: float, factors: Factors) -> Ranks:
-    """Each matrix gets the largest rank whose parameters are at most (1 - ratio) m n."""
+    """Each matrix gets the largest rank on its grid with at most (1 - ratio) m n parameters."""
     return Ranks(
         {
             loss.matrix.name: rank_within(loss, factors, (1 - ratio) * loss.matrix.size)

@@ -8,9 +8,13 @@ from workers.storage.store import Store
 
 
 def read_spectrum(
-    store: Store, identity: str, matrix: MatrixSpec
+    store: Store, identity: str, matrix: MatrixSpec, multiple: int | None = None
 ) -> tuple[MatrixLoss, SpectrumFacts]:
-    """Read the committed spectrum of a matrix, as an allocation sees it, and its facts."""
+    """Read the committed spectrum of a matrix, as an allocation sees it, and its facts.
+
+    `multiple` is what ranks are asked to be multiples of, if anything.
+    """
     item = store.load(spectrum_key(identity, matrix.name))
     facts = SpectrumFacts.model_validate(item.facts)
-    return MatrixLoss(matrix, item.tensors["eigenvalues"], facts.nats, facts.tokens), facts
+    spectrum = item.tensors["eigenvalues"]
+    return MatrixLoss(matrix, spectrum, facts.nats, facts.tokens, multiple or 1), facts

@@ -37,8 +37,7 @@ def encode(
     pivoted = pivot(a, b)
     bound = config.numerics.pivot_bound
     if pivoted.magnitude > bound:
-        budget = cost(loss.matrix, "pivoted", rank)
-        lower = rank_within(loss, "plain", budget) or rank
+        lower = _as_small(loss, rank)
         note = (
             f"pivoted at rank {rank} has max|T| = {pivoted.magnitude:.3g} > {bound:g}: "
             f"plain factors at rank {lower} used, within the same parameters"
@@ -57,6 +56,18 @@ def encode(
         written, tensors["down.weight"], lambda rows: a[order[rows]], b, len(a)
     )
     return Stored("pivoted", rank, tensors, rounding, magnitude, ())
+
+
+def _as_small(loss: MatrixLoss, rank: int) -> int:
+    """Return the rank of plain factors within the parameters of pivoted ones: on the matrix' grid,
+    unless its lowest rank takes more.
+    """
+    budget = cost(loss.matrix, "pivoted", rank)
+    for ranks in (loss, loss._replace(multiple=1)):
+        lower = rank_within(ranks, "plain", budget) or rank
+        if cost(loss.matrix, "plain", lower) <= budget:
+            break
+    return lower
 
 
 def _plain(a: Tensor, b: Tensor, dtype: torch.dtype, fallbacks: tuple[str, ...]) -> Stored:

@@ -53,6 +53,7 @@ def _layout(plan: Plan) -> str:
         f"{' or '.join(map(str, sizes))} layer{'' if sizes == [1] else 's'}, "
         f"{_count(len(plan.waves), 'wave')} of a chain of {plan.chain}, "
         f"{_count(plan.replicas, 'replica')}"
+        f"{'' if plan.rank_multiple == 1 else f'; ranks are multiples of {plan.rank_multiple}'}"
     )
 
 

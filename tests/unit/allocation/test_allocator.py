@@ -34,10 +34,18 @@ def matrix(index: int, size: int) -> MatrixSpec:
 
 
 def allocator(
-    folder: Path, method: Method, spectra: list[Tensor], nats: float | None
+    folder: Path, method: Method, spectra: list[Tensor], nats: float | None, multiple: int = 1
 ) -> RankAllocator:
     """An allocator that has read these spectra of square matrices."""
-    config = RunConfig(model="m", output=folder / "out", ratio=(0.2,), method=method)
+    config = RunConfig.model_validate(
+        {
+            "model": "m",
+            "output": folder / "out",
+            "ratio": 0.2,
+            "method": method,
+            "allocation": {"rank_multiple": multiple},
+        }
+    )
     store = Store(config.run_folder)
     matrices = [matrix(index, len(spectrum)) for index, spectrum in enumerate(spectra)]
     facts = SpectrumFacts(
@@ -89,6 +97,24 @@ def test_rank_1_over_the_budget_is_recorded(tmp_path: Path) -> None:
     found = allocator(tmp_path, "svd-llm", [spectrum(10)] * 2, 0.5).allocate(0.9)
     assert set(found.ranks.values()) == {1}
     assert found.fallbacks == ("the ranks take 20 parameters more than the budget",)
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_ranks_are_on_the_grid_and_those_of_small_matrices_are_recorded(
+    tmp_path: Path, method: Method
+) -> None:
+    """Of 39 ranks below full rank, 2 are multiples of 16, and 9 are multiples of 4."""
+    spectra = [spectrum(40) / 8] * 3 + [spectrum(160)] * 2
+    found = allocator(tmp_path, method, spectra, 0.5, multiple=16).allocate(0.42)
+    narrow = [rank for rank in list(found.ranks.values())[:3] if rank]
+    wide = [rank for rank in list(found.ranks.values())[3:] if rank]
+    assert narrow
+    assert wide
+    assert not any(rank % 4 for rank in narrow)
+    assert not any(rank % 16 for rank in wide)
+    small = sum(1 for rank in narrow if rank % 16)
+    note = f"{small} of 40 x 40, which have few multiples of 16: their ranks are multiples of 4"
+    assert [one for one in found.fallbacks if "multiples" in one] == [note]
 
 
 @pytest.mark.parametrize("method", get_args(Method))

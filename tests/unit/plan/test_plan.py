@@ -29,6 +29,17 @@ def test_shards_are_contiguous_complete_and_even(base: Base, workers: int) -> No
     assert max(sizes) - min(sizes) <= 1
 
 
+def test_ranks_are_multiples_of_64_on_gpus(base: Base) -> None:
+    assert planned("llama-3-8b").rank_multiple == 64
+    assert planned("llama-3-8b", {"rank_multiple": 16}).rank_multiple == 16
+    assert plan_checkpoint(base.config(), Machines()).rank_multiple == 1
+    with pytest.raises(
+        ConfigError, match=r"ratio 0\.98: the lowest rank \(--rank-multiple 64\) in"
+    ):
+        planned("llama-3-8b", {"ratio": 0.98})
+    assert planned("llama-3-8b", {"ratio": 0.98, "rank_multiple": 1}).rank_multiple == 1
+
+
 def test_parameters_are_those_of_the_files(base: Base) -> None:
     tensors = load_file(base.folder / "model.safetensors")
     linear = [t.numel() for name, t in tensors.items() if name.endswith("_proj.weight")]

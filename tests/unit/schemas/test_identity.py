@@ -74,6 +74,21 @@ def test_an_output_depends_on_what_is_cut_in_parts() -> None:
     assert len(found) == 3
 
 
+@pytest.mark.parametrize("factors", ["pivoted", "plain"])
+def test_an_output_depends_on_what_its_ranks_are_multiples_of(factors: str) -> None:
+    """Pivoted factors too: past the bound they are plain ones of the next lower rank there is."""
+    asked = [
+        config(factors=factors, allocation={"rank_multiple": multiple})
+        for multiple in (None, 1, 16, 64)
+    ]
+    found = [of(factors=factors, allocation=one.allocation) for one in asked]
+    outputs = [ids.output(one, 0.2) for ids, one in zip(found, asked, strict=True)]
+    assert outputs[0] == outputs[1] == of(factors=factors).output(config(factors=factors), 0.2)
+    assert len(set(outputs)) == 3
+    assert len({ids.bases for ids in found}) == 1
+    assert len({ids.factors for ids in found}) == (3 if factors == "pivoted" else 1)
+
+
 def test_each_stream_depends_on_its_own_tokens() -> None:
     assert of(tokens="dd").forward != of().forward
     assert of(tokens="dd").backward == of().backward

@@ -131,3 +131,15 @@ def test_a_night_with_other_targets_is_another_method() -> None:
     one = settings(ratio_by={"mlp.*": 0.5, "down_proj": 0.1})
     other = settings(ratio_by={"down_proj": 0.1, "mlp.*": 0.5})  # the first that names it counts
     assert len({repr(each) for each in (settings(), some, one, other)}) == 4
+
+
+def test_a_night_with_other_ranks_is_another_method() -> None:
+    """What was asked for before ranks could be multiples of a number keeps its key."""
+    found = [
+        NightlyConfig.model_validate(
+            {"watch": "/runs/training", "output": "/out", "ratio": 0.2, "allocation": allocation}
+        ).method_settings["allocation"]
+        for allocation in ({}, {"rank_multiple": 64})
+    ]
+    assert found[0] == {"method": "loss-aware", "max_ratio": 0.9}
+    assert found[1] == {"method": "loss-aware", "max_ratio": 0.9, "rank_multiple": 64}

@@ -104,6 +104,21 @@ def test_past_the_pivot_bound_plain_factors_of_no_more_parameters_are_used(
     assert result.achieved_loss == pytest.approx(result.predicted_loss, rel=1e-5)
 
 
+@pytest.mark.parametrize(("rank", "lower"), [(18, 14), (2, 1)])
+def test_past_the_pivot_bound_the_rank_stays_on_the_grid_unless_none_fits(
+    tmp_path: Path, rank: int, lower: int
+) -> None:
+    """18 (80 + 32 - 18) parameters are enough for rank 15, 2 (80 + 32 - 2) for rank 1."""
+    run = make_run(tmp_path, pivot_bound=1e-3)
+    allocation = run.config.allocation.model_copy(update={"rank_multiple": 2})
+    run = run._replace(config=run.config.model_copy(update={"allocation": allocation}))
+    result = run.cut("mlp.up_proj", rank)
+    assert (result.encoding, result.rank) == ("plain", lower)
+    assert result.parameters <= rank * (80 + 32 - rank)
+    [note] = result.fallbacks
+    assert f"plain factors at rank {lower} used" in note
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_factors_are_of_the_dtype_of_the_base_and_its_rounding_is_told(
     tmp_path: Path, dtype: torch.dtype
