@@ -4,7 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of its library
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+)
 
 from schemas.errors import CheckpointError
 from schemas.location import Location, locate
@@ -14,7 +18,7 @@ from workers.checkpoint.strict_json import parse
 from workers.storage.places import url_of
 
 _CHOICES = ("attn_implementation", "experts_implementation")
-HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
+HUB_ERRORS = (HTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
