@@ -33,8 +33,7 @@ from workers.model.inspection import inspect
 from workers.model.layers import Decoder
 from workers.model.loading import load_model, load_tokenizer
 from workers.model.shard import Shard, Step
-from workers.text.documents import iter_documents, separator_of
-from workers.text.windows import calibration_windows, tokenize
+from workers.text.windows import calibration_windows, read_text
 
 SEED = 0
 
@@ -131,7 +130,7 @@ def _smollm2(options: argparse.Namespace) -> Subject:
     calibration, _ = write_texts(options.work_dir / "text")
     text = str(calibration)
     tokenizer = load_tokenizer(folder, trust_remote_code=False)
-    tokens = tokenize(iter_documents(text, "calibration"), tokenizer, separator_of(text))
+    tokens, _ = read_text(text, "calibration", tokenizer)
     return Subject(
         folder,
         inspect(folder),

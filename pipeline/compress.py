@@ -56,6 +56,9 @@ def compress(
         inputs = gather(checked)
         config = with_gradients(checked.config, inputs.spec)
         stage.advance()
+    for text in inputs.texts:
+        if text.remarks:
+            progress.note(str(text))
     if fresh:
         set_aside(config.run_folder, progress)
     with (

@@ -241,4 +241,5 @@ def _record(run: Run) -> RunRecord:
             )
             for ratio in run.config.ratio
         },
+        texts=tuple(run.inputs.texts),
     )

@@ -1,11 +1,10 @@
 """The texts of a night, checked before its work begins."""
 
-from pathlib import Path
-
 from schemas.errors import ConfigError
 from schemas.request.nightly import NightlyConfig
 from workers.storage.files import file_sha256
-from workers.text.documents import evaluation_source, is_local, is_on_hub, iter_documents
+from workers.text.documents import iter_documents
+from workers.text.sources import evaluation_source, is_on_hub, local_file
 
 
 def text_sums(config: NightlyConfig) -> dict[str, str]:
@@ -21,6 +20,6 @@ def text_sums(config: NightlyConfig) -> dict[str, str]:
         if not is_on_hub(text):
             for _ in iter_documents(text, "calibration"):
                 pass
-        if is_local(text):
-            found[text] = file_sha256(Path(text).expanduser())
+        if path := local_file(text):
+            found[text] = file_sha256(path)
     return found

@@ -17,7 +17,7 @@ from schemas.request.methods import TRUNCATIONS
 from schemas.run.moments import Pass, Tap, backward_tap, forward_tap, taps
 from schemas.run.plan import DiskUse, LayerRange, WorkerMemory
 from schemas.run.targets import budgets
-from workers.text.documents import evaluation_source
+from workers.text.sources import evaluation_source
 
 COMPUTE_BYTES = {dtype: ITEM_BYTES[name] for dtype, name in STORED.items()}
 PROCESS_BYTES = 600 * 1024**2  # python, torch and ray themselves

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,16 +16,11 @@ from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
 from schemas.request.recovery import share_of
+from schemas.run.texts import TextFacts
 from workers.checkpoint.contents import base_files
 from workers.model.loading import load_tokenizer
-from workers.text.documents import (
-    Split,
-    evaluation_source,
-    is_local,
-    iter_documents,
-    separator_of,
-)
-from workers.text.windows import calibration_windows, evaluation_windows, tokenize
+from workers.text.sources import evaluation_source, is_local
+from workers.text.windows import calibration_windows, evaluation_windows, read_text
 
 
 class EvaluationText(NamedTuple):
@@ -43,7 +38,9 @@ class RecoveryText(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """A base checkpoint, known from its headers, and tokens (windows, length) for each stream."""
+    """A base checkpoint, known from its headers, tokens (windows, length) for each stream, and how
+    each of its texts was read.
+    """
 
     folder: Path
     spec: ModelSpec
@@ -52,6 +49,7 @@ class Inputs(NamedTuple):
     backward: Tensor | None
     evaluation: EvaluationText | None = None
     recovery: RecoveryText | None = None
+    texts: Sequence[TextFacts] = ()
 
 
 def tokens_sha256(windows: Tensor) -> str:
@@ -70,11 +68,12 @@ def gather(checked: Checked) -> Inputs:
     gradient_samples = text.gradient_samples or 0
     needed = max(text.samples * text.sequence_length, gradient_samples * text.gradient_length)
     tokenizer = load_tokenizer(folder, trust_remote_code=False)
-    tokens = tokenize(
-        _documents(checked, text.text, "calibration"),
+    tokens, facts = read_text(
+        text.text,
+        "calibration",
         tokenizer,
-        separator_of(text.text),
         at_least=None if is_local(text.text) else needed,
+        documents=checked.texts.pop(text.text, None),
     )
     if tokens.numel() and int(tokens.max()) >= spec.vocab_size:
         raise ConfigError(
@@ -84,22 +83,28 @@ def gather(checked: Checked) -> Inputs:
     backward = None
     if config.needs_gradients:
         backward = calibration_windows(tokens, text.gradient_length, gradient_samples, config.seed)
+    texts = [facts]
     return Inputs(
         folder=folder,
         spec=spec,
         base_files=base_files(folder, spec),
         forward=calibration_windows(tokens, text.sequence_length, text.samples, config.seed),
         backward=backward,
-        evaluation=_evaluation(checked, tokenizer),
-        recovery=_recovery(config, tokenizer, tokens) if config.trains else None,
+        evaluation=_evaluation(checked, tokenizer, texts),
+        recovery=_recovery(config, tokenizer, tokens, texts) if config.trains else None,
+        texts=texts,
     )
 
 
 def _recovery(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, calibration: Tensor
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    calibration: Tensor,
+    texts: list[TextFacts],
 ) -> RecoveryText:
     """Return windows of the texts to train on, mixed by their shares; `calibration` are tokens of
-    the calibration text, all of them if it is local. Raises TextError if there are too few.
+    the calibration text, all of them if it is local. Adds how others were read to `texts`. Raises
+    TextError if there are too few tokens.
     """
     asked = config.recovery
     sources = dict(map(share_of, asked.text or (config.calibration.text,)))
@@ -109,8 +114,8 @@ def _recovery(
         count = math.ceil(wanted * share / sum(sources.values()))
         length, tokens = asked.sequence_length, calibration
         if name != config.calibration.text or not is_local(name):
-            documents = iter_documents(name, "calibration")
-            tokens = tokenize(documents, tokenizer, separator_of(name), count * length)
+            tokens, facts = read_text(name, "recovery", tokenizer, count * length)
+            texts.append(facts)
         there = max(min(count, tokens.numel() // length), 1)
         found.append(calibration_windows(tokens, length, there, config.seed, f"recovery ({name})"))
     windows = torch.cat(found)
@@ -124,17 +129,18 @@ def _recovery(
     return RecoveryText(windows[asked.held_out :], windows[: asked.held_out])
 
 
-def _evaluation(checked: Checked, tokenizer: PreTrainedTokenizerBase) -> EvaluationText | None:
-    """Return the text to compare models on, if any. Raises TextError if it is too short."""
+def _evaluation(
+    checked: Checked, tokenizer: PreTrainedTokenizerBase, texts: list[TextFacts]
+) -> EvaluationText | None:
+    """Return the text to compare models on, if any; add to `texts` how it was read.
+
+    Raises TextError if it is too short.
+    """
     config, asked = checked.config, checked.config.evaluation
     if (name := evaluation_source(asked.text, config.calibration.text)) is None:
         return None
-    documents = _documents(checked, name, "evaluation")
     wanted = asked.windows * asked.sequence_length
-    tokens = tokenize(documents, tokenizer, separator_of(name), wanted)
+    known = checked.texts.pop(name, None)
+    tokens, facts = read_text(name, "evaluation", tokenizer, wanted, known)
+    texts.append(facts)
     return EvaluationText(name, evaluation_windows(tokens, asked.sequence_length, asked.windows))
-
-
-def _documents(checked: Checked, text: str, split: Split) -> Iterable[str]:
-    """Return the documents of a text: those that were read, else a stream."""
-    return checked.texts.pop(text, None) or iter_documents(text, split)

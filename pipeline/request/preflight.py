@@ -27,7 +27,9 @@ from workers.model.kinds import TESTED
 from workers.process.logs import now_about
 from workers.storage.keys import OWNER, RUN_RECORD
 from workers.storage.places import exists, files_below, url_of
-from workers.text.documents import evaluation_source, is_on_hub, iter_documents
+from workers.text.documents import iter_documents
+from workers.text.rows import Document
+from workers.text.sources import evaluation_source, is_on_hub
 
 
 class Checked(NamedTuple):
@@ -40,7 +42,7 @@ class Checked(NamedTuple):
     config: RunConfig
     folder: Path
     spec: ModelSpec
-    texts: dict[str, list[str]]
+    texts: dict[str, list[Document]]
 
 
 def check(config: RunConfig) -> Checked:
@@ -94,7 +96,7 @@ def _require_tested(config: RunConfig, spec: ModelSpec) -> None:
         )
 
 
-def _local_texts(config: RunConfig) -> dict[str, list[str]]:
+def _local_texts(config: RunConfig) -> dict[str, list[Document]]:
     """Return the documents of a local calibration text, all of which are used.
 
     Raises TextError if it or another text cannot be read, or is of no known kind.

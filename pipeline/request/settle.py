@@ -6,7 +6,7 @@ from schemas.location import absolute, locate
 from schemas.request.config import RunConfig
 from schemas.request.recovery import share_of
 from workers.storage.places import url_of
-from workers.text.documents import is_local
+from workers.text.sources import is_local
 
 
 def settled(config: RunConfig) -> RunConfig:

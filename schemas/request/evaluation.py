@@ -19,7 +19,8 @@ class EvaluationConfig(Schema):
     baseline: str | None = Field(None, description="The base checkpoint to compare with")
     text: str = Field(
         "wikitext2",
-        description="A .txt, .jsonl or .parquet file, a known data set (wikitext2, c4) or a hub id",
+        description="A .txt, .jsonl or .parquet file, a known data set (wikitext2, c4, ptb, "
+        "slimpajama, fineweb-edu, codeparrot, ultrachat) or a hub id; #FIELD after it is optional",
     )
     sequence_length: int = Field(2048, ge=2, description="Tokens in a window")
     windows: Annotated[int | None, Flag(unset="all")] = Field(

@@ -21,7 +21,8 @@ class CalibrationConfig(Schema):
 
     text: Annotated[str, Flag("calibration")] = Field(
         "wikitext2",
-        description="A .txt, .jsonl or .parquet file, a known data set (wikitext2, c4) or a hub id",
+        description="A .txt, .jsonl or .parquet file, a known data set (wikitext2, c4, ptb, "
+        "slimpajama, fineweb-edu, codeparrot, ultrachat) or a hub id; #FIELD after it is optional",
     )
     samples: Annotated[int, Flag("calibration-samples")] = Field(
         256, ge=1, description="Windows of text for the forward moments"

@@ -29,6 +29,8 @@ class RefinementConfig(Schema):
 
 MOST_TOKENS = 8 * 2**20  # to train on, if no number is asked for
 _STEPS, _LARGEST_BATCH = 100, 64
+MIXED = "mixed"
+_MIXTURE = {"fineweb-edu": 0.5, "codeparrot": 0.2, "ultrachat": 0.3}  # web, code, instructions
 
 
 class RecoveryConfig(Schema):
@@ -43,7 +45,8 @@ class RecoveryConfig(Schema):
     )
     text: Annotated[Words, Flag("recovery-text", unset="the calibration text")] = Field(
         (),
-        description="Texts to train on, as --calibration, each with its share: a.txt:0.7,c4:0.3",
+        description="Texts to train on, as --calibration, each with its share: a.txt:0.7,c4:0.3; "
+        "mixed is web, code and instructions from the hub",
     )
     tokens: Annotated[int | None, Flag("recovery-tokens", unset="the text once, 8 M at most")] = (
         Field(None, ge=1, description="Tokens to train on; a shorter text is repeated")
@@ -79,9 +82,7 @@ class RecoveryConfig(Schema):
     @field_validator("text")
     @classmethod
     def _shares(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for one in value:
-            share_of(one)
-        return value
+        return tuple(text for one in value for text in _without_presets(one))
 
     @property
     def taught(self) -> bool:
@@ -99,6 +100,17 @@ class RecoveryConfig(Schema):
     def steps(self, there: int) -> int:
         """Return the number of steps."""
         return max(1, self.windows_in_all(there) // self.windows_in_step(there))
+
+
+def _without_presets(text: str) -> list[str]:
+    """Return a text with its share as it is, but the mixture as the texts that it consists of.
+
+    Raises ValueError as `share_of` does.
+    """
+    name, share = share_of(text)
+    if name != MIXED:
+        return [text]
+    return [f"{part}:{share * of_it:g}" for part, of_it in _MIXTURE.items()]
 
 
 def share_of(text: str) -> tuple[str, float]:

@@ -6,6 +6,7 @@ from schemas.run.identity import Ground, Identities
 from schemas.run.moments import Pass
 from schemas.run.plan import Plan
 from schemas.run.stages import StageName
+from schemas.run.texts import TextFacts
 
 
 class Owner(Schema):
@@ -25,8 +26,8 @@ class Owner(Schema):
 class RunRecord(Schema):
     """run.json: the last command started here, and the items that it has to commit.
 
-    `ground` is what its numbers depend on; `outputs` are the folders of the checkpoints and their
-    identities.
+    `ground` is what its numbers depend on, `texts` how it has read its texts; `outputs` are the
+    folders of the checkpoints and their identities.
     """
 
     config: RunConfig
@@ -36,6 +37,7 @@ class RunRecord(Schema):
     taps: dict[Pass, int]
     matrices: int
     outputs: dict[str, str]
+    texts: tuple[TextFacts, ...] = ()
 
 
 class StageStatus(Schema):

@@ -20,7 +20,6 @@ from schemas.result.manifest import FORMAT
 from tests.low_rank import make_checkpoint
 from tests.models import tiny_model, tiny_tokenizer
 from tests.prose import VOCABULARY
-from workers.text.documents import iter_documents
 
 LAYERS, LENGTH, WINDOWS = 3, 64, 6
 FLOAT32 = 2e-6  # of a mean over tokens, whatever the order in which products were added
@@ -66,7 +65,7 @@ def make_pair(folder: Path, family: str, text: Path) -> Pair:
         device="cpu",
         sample_tokens=1,
     )
-    ids = tiny_tokenizer()("".join(iter_documents(str(text), "evaluation")), verbose=False)
+    ids = tiny_tokenizer()(text.read_text("utf-8"), verbose=False)
     windows = torch.tensor(ids["input_ids"][: WINDOWS * LENGTH]).view(WINDOWS, LENGTH)
     dense = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
     with torch.no_grad():

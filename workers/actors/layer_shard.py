@@ -48,7 +48,7 @@ from workers.storage.moments import commit_moment, commit_part, merge_parts
 from workers.storage.places import exists, transfer
 from workers.storage.store import Store
 from workers.storage.tensorfile import DTYPES, entries
-from workers.text.documents import evaluation_source
+from workers.text.sources import evaluation_source
 
 
 @ray.remote

@@ -3,16 +3,51 @@
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from schemas.errors import CheckpointError, TextError
-from workers.text.documents import iter_documents, separator_of
+from schemas.run.texts import TextFacts, Use
+from workers.process.logs import log
+from workers.text.documents import iter_documents
+from workers.text.rendering import Rendering
+from workers.text.rows import Document
+from workers.text.sources import Split, commit_of, hub_text, separator_of
 
 _CHARACTERS_PER_TOKEN = 5  # a first guess for how much of a stream to read; English is near it
 _SPARE_TOKENS = 32  # extra tokens to read: the last tokens before a cut can differ
+
+
+class Text(NamedTuple):
+    """The tokens (t,), int64, of a text, and how it was read."""
+
+    tokens: Tensor
+    facts: TextFacts
+
+
+def read_text(
+    source: str,
+    use: Use,
+    tokenizer: PreTrainedTokenizerBase,
+    at_least: int | None = None,
+    documents: Iterable[Document] | None = None,
+    commit: str | None = None,
+) -> Text:
+    """Read a text as a model sees it; `documents` are those of the source, at a commit of a data
+    set on the hub, if they are known.
+
+    With `at_least`, it is read as far as `tokenize` says. Raises TextError as `iter_documents`.
+    """
+    rendering = Rendering(tokenizer, hub_text(source).joins_empty)
+    if documents is None:
+        commit = commit_of(source)
+        split: Split = "evaluation" if use == "evaluation" else "calibration"
+        documents = iter_documents(source, split, commit)
+    tokens = tokenize(rendering(documents), tokenizer, separator_of(source), at_least)
+    return Text(tokens, rendering.facts(source, use, commit))
 
 
 def tokenize(
@@ -55,13 +90,16 @@ def shared_tokens(
 
     Raises CheckpointError at the first token that differs, TextError as `iter_documents`.
     """
-    streams = itertools.tee(iter_documents(source, "evaluation"), len(tokenizers))
+    commit = commit_of(source)
+    streams = itertools.tee(iter_documents(source, "evaluation", commit), len(tokenizers))
     rows = [
-        (name, tokenize(stream, tokenizer, separator_of(source), at_least))
+        (name, read_text(source, "evaluation", tokenizer, at_least, stream, commit))
         for stream, (name, tokenizer) in zip(streams, tokenizers.items(), strict=True)
     ]
-    (first, tokens), *others = rows
-    for name, other in others:
+    (first, (tokens, facts)), *others = rows
+    if facts.remarks:
+        log.info("%s", facts)
+    for name, (other, _) in others:
         if not torch.equal(tokens, other):
             length = min(len(tokens), len(other))
             same = int((tokens[:length] == other[:length]).long().cumprod(0).sum())

@@ -18,7 +18,9 @@ from schemas.request.config import RunConfig
 from tests.prose import prose
 from tests.unit.request.conftest import refusal
 from workers.model.loading import load_tokenizer
-from workers.text.documents import Split, iter_documents
+from workers.text.documents import iter_documents
+from workers.text.rows import Document
+from workers.text.sources import Split
 
 # --- text -------------------------------------------------------------------------------------
 
@@ -78,11 +80,11 @@ def test_a_calibration_text_is_read_once(
     assert checked.texts == {str(text): [text.read_text()]}
     read: list[str] = []
 
-    def reading(name: str, split: Split) -> Iterator[str]:
+    def reading(name: str, split: Split, commit: str | None) -> Iterator[Document]:
         read.append(name)
-        return iter_documents(name, split)
+        return iter_documents(name, split, commit)
 
-    monkeypatch.setattr("pipeline.request.inputs.iter_documents", reading)
+    monkeypatch.setattr("workers.text.windows.iter_documents", reading)
     assert gather(checked).evaluation is not None
     assert read == [str(other)]  # its first windows
     assert not checked.texts

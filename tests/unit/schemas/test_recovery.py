@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from schemas.request.config import RunConfig
 from schemas.request.recovery import RecoveryConfig, share_of
+from workers.text.sources import KNOWN
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,16 @@ def test_texts_are_separated_by_commas() -> None:
         "a.txt:0.7",
         "c4:0.3",
     )
+
+
+def test_the_mixture_is_web_code_and_instructions_and_has_a_share_itself() -> None:
+    alone = RecoveryConfig.model_validate({"text": "mixed"}).text
+    assert alone == ("fineweb-edu:0.5", "codeparrot:0.2", "ultrachat:0.3")
+    assert {share_of(text)[0] for text in alone} <= KNOWN.keys()
+    beside = RecoveryConfig.model_validate({"text": "a.txt, mixed:2"}).text
+    assert beside == ("a.txt", "fineweb-edu:1", "codeparrot:0.4", "ultrachat:0.6")
+    with pytest.raises(ValidationError, match="must be above zero"):
+        RecoveryConfig.model_validate({"text": "mixed:0"})
 
 
 @pytest.mark.parametrize(
