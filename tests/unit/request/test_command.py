@@ -67,6 +67,7 @@ ASKED: dict[str, dict[str, Any]] = {
             "evaluations": 3,
             "patience": 1,
             "checkpointing": False,
+            "offload": False,
         },
     },
     "numbers": {
