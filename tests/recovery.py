@@ -68,11 +68,11 @@ def cut(folder: Path) -> Cut:
     return Cut(folder, spec, rows, factors)
 
 
-def student_of(cut: Cut, dtype: torch.dtype = torch.float32) -> Student:
+def student_of(cut: Cut, dtype: torch.dtype = torch.float32, offload: bool = False) -> Student:
     """The truncated model, sharded over the processes of the group."""
     decoder = Decoder(cut.folder, cut.spec, dtype, CPU)
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    return build_student(decoder, cut.spec, cut.rows, lambda name: cut.factors[name], mesh)
+    return build_student(decoder, cut.spec, cut.rows, lambda name: cut.factors[name], mesh, offload)
 
 
 def trainer_of(cut: Cut, windows: int = 8, **settings: Any) -> Trainer:
@@ -82,7 +82,8 @@ def trainer_of(cut: Cut, windows: int = 8, **settings: Any) -> Trainer:
         | {"tokens": 8 * 3 * LENGTH, "evaluations": 4}
         | settings
     )
-    return Trainer(student_of(cut), text_of(cut, windows), config, CPU)
+    student = student_of(cut, offload=bool(config.offload))
+    return Trainer(student, text_of(cut, windows), config, CPU)
 
 
 def text_of(cut: Cut, windows: int = 8, held_out: int = 3) -> Text:

@@ -115,7 +115,7 @@ def _shard(
         layer,
         mesh=mesh,
         mp_policy=policy if dtype else MixedPrecisionPolicy(),
-        offload_policy=CPUOffloadPolicy() if offload else OffloadPolicy(),
+        offload_policy=CPUOffloadPolicy(torch.cuda.is_available()) if offload else OffloadPolicy(),
         reshard_after_forward=True,  # the default would keep whole a layer that stands alone
     )
 

@@ -40,6 +40,11 @@ def test_the_loss_falls(truncated: Cut) -> None:
     assert all(not torch.equal(before[name], p) for name, p in trainer.trained.items())
 
 
+def test_on_the_host_it_takes_the_same_steps(truncated: Cut) -> None:
+    here, on_host = (looks(trainer_of(truncated, offload=offload)) for offload in (False, True))
+    assert here == on_host
+
+
 def test_a_rate_that_destroys_changes_nothing(truncated: Cut) -> None:
     trainer = trainer_of(truncated, learning_rate=30.0, patience=2)
     before = {name: p.detach().clone() for name, p in trainer.trained.items()}
