@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from runtime.configuration_lowrank import (
@@ -21,12 +21,11 @@ from runtime.configuration_lowrank import (
     LowRankConfig,
     Matrix,
     tensor_parallel_plan,
-    tensor_shapes,
 )
-from runtime.modeling_lowrank import LowRankLinear, LowRankModel
+from runtime.modeling_lowrank import LowRankModel
 from tests.clean import run_clean
 from tests.contract import Subject
-from tests.low_rank import GREEDY, PROMPTS, TIED, Checkpoint, make_checkpoint, random_factors
+from tests.low_rank import GREEDY, PROMPTS, TIED, Checkpoint, make_checkpoint
 from tests.models import CONFIGS
 
 
@@ -45,41 +44,6 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoin
     return {t: make_checkpoint(root / t, t, ENCODINGS) for t in CONFIGS}
 
 
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(
-    "matrix",
-    [
-        Matrix("plain", 3),
-        Matrix("plain", 5),
-        Matrix("pivoted", 1),
-        Matrix("pivoted", 5),
-        Matrix("dense", None),
-    ],
-)
-@pytest.mark.parametrize("shape", [(5, 7), (7, 5)])
-def test_linear_is_the_matrix_it_stores(matrix: Matrix, bias: bool, shape: tuple[int, int]) -> None:
-    reference = nn.Linear(shape[1], shape[0], bias=bias)
-    layer = LowRankLinear(matrix, *shape, bias)
-    tensors, weight = random_factors(matrix, reference)
-    layer.load_state_dict(tensors)
-    x = torch.randn(2, 3, shape[1])
-
-    torch.testing.assert_close(layer(x), nn.functional.linear(x, weight, layer.bias))
-    assert (layer.out_features, layer.in_features) == shape
-    assert (layer.bias is not None) == bias
-    assert {k: tuple(v.shape) for k, v in layer.state_dict().items()} == tensor_shapes(
-        *matrix, *shape, bias
-    )
-
-
-@pytest.mark.parametrize(
-    ("encoding", "rank"), [("plain", None), ("pivoted", 6), ("plain", 0), ("dense", 3), ("csr", 3)]
-)
-def test_impossible_matrix_is_refused(encoding: str, rank: int | None) -> None:
-    with pytest.raises(ValueError, match=r"shape \(7, 5\) cannot have encoding .* use "):
-        tensor_shapes(encoding, rank, 7, 5, bias=False)
-
-
 @pytest.mark.parametrize("base_type", CONFIGS)
 def test_same_model_as_dense(checkpoints: dict[str, Checkpoint], base_type: str) -> None:
     checkpoint = checkpoints[base_type]
@@ -90,6 +54,13 @@ def test_same_model_as_dense(checkpoints: dict[str, Checkpoint], base_type: str)
         torch.testing.assert_close(each(**PROMPTS).logits, checkpoint.logits, atol=1e-5, rtol=1e-5)
         assert torch.equal(each.generate(**PROMPTS, **GREEDY), checkpoint.tokens)
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == TIED[base_type]
+
+
+def test_it_is_compiled_whole(checkpoints: dict[str, Checkpoint]) -> None:
+    model = checkpoints["llama"].load()
+    compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**PROMPTS).logits, model(**PROMPTS).logits)
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("base_type", CONFIGS)
