@@ -1,12 +1,16 @@
-"""Pivoted against plain factors of the same W', on a finished run.
+"""Pivoted against plain factors of the same W', on a finished run, and the speed of a layer.
 
     python -m benchmarks.encodings --checkpoint DIR --run-dir DIR.run --evaluation TEXT
+    python -m benchmarks.encodings --speed
 
-Takes the ranks of a pivoted checkpoint and the bases of its run, builds both encodings in float32
-(greatest difference of logits), and rounds both to bf16 (perplexity).
+The first takes the ranks of a pivoted checkpoint and the bases of its run, builds both encodings in
+float32 (greatest difference of logits), and rounds both to bf16 (perplexity). The second times
+single layers with 20 % removed, of one thread, against the dense one.
 """
 
 import argparse
+import itertools
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +19,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.timing import interleave
 from runtime.configuration_lowrank import Matrix
 from runtime.modeling_lowrank import LowRankLinear
 from schemas.errors import ConfigError
+from schemas.model.spec import Factors, factor_parameters
 from schemas.result.manifest import Compression
 from workers.checkpoint.fetching import resolve
 from workers.checkpoint.names import SUCCESS
@@ -32,10 +38,20 @@ from workers.text.windows import evaluation_windows, shared_tokens
 from workers.truncation.basis import Basis
 from workers.truncation.pivoting import pivot
 
+FACTORS: tuple[Factors, ...] = ("plain", "pivoted")
+_REMOVED = 0.2
+_DTYPES = (torch.float32, torch.bfloat16)
+_LAYERS = ((576, 576), (1536, 576), (576, 1536), (2048, 2048), (6144, 2048), (2048, 6144))
+_TOKENS = (1, 8, 512)
+_TOKENS_A_ROUND = 16
+
 
 def main() -> None:
     """Build both encodings of every low-rank matrix, and compare."""
     options = _parse()
+    if options.speed:
+        speed(options.rounds)
+        return
     if not (options.checkpoint / SUCCESS).is_file():
         raise ConfigError(f"{options.checkpoint} is no finished checkpoint")
     done = Compression.model_validate_json((options.checkpoint / "compression.json").read_bytes())
@@ -45,7 +61,7 @@ def main() -> None:
     windows = evaluation_windows(tokens, 1024, 16)
     logits: dict[str, Tensor] = {}
     scores: dict[str, float] = {}
-    for encoding in ("plain", "pivoted"):
+    for encoding in FACTORS:
         model = _encoded(options, done, base, encoding)
         with torch.no_grad():
             logits[encoding] = model(windows[:1]).logits
@@ -54,6 +70,36 @@ def main() -> None:
                 linear.weight.data = linear.weight.data.bfloat16().float()
         scores[encoding] = perplexity(model, windows).perplexity
     _print(done.ratio, logits, scores)
+
+
+@torch.inference_mode()
+def speed(rounds: int) -> None:
+    """Print the speed of both encodings, forward, over that of a dense layer."""
+    torch.set_num_threads(1)
+    table = Table("dtype", "m x n, tokens", title=f"One layer, {_REMOVED:.0%} removed, dense = 1")
+    for encoding in FACTORS:
+        table.add_column(encoding, justify="right")
+    for dtype, (m, n), tokens in itertools.product(_DTYPES, _LAYERS, _TOKENS):
+        x = torch.randn(1, tokens, n, dtype=dtype)
+        layers: dict[str, nn.Module] = {"dense": nn.Linear(n, m, bias=False)}
+        for factors in FACTORS:
+            kept = (1 - _REMOVED) * m * n
+            ranks = range(1, min(m, n) + 1)
+            rank = max(k for k in ranks if factor_parameters(factors, k, m, n) <= kept)
+            layers[factors] = LowRankLinear(Matrix(factors, rank), m, n, bias=False)
+            if factors == "pivoted":
+                layers[factors].get_buffer("order").copy_(torch.randperm(m))
+        calls = {name: partial(_repeat, layer.to(dtype), x) for name, layer in layers.items()}
+        interleave(calls, 1)
+        timings = interleave(calls, rounds)
+        shown = [f"{timings.ratio('dense', factors):.2f}" for factors in FACTORS]
+        table.add_row(str(dtype).removeprefix("torch."), f"{m} x {n}, {tokens}", *shown)
+    Console(width=100).print(table)
+
+
+def _repeat(layer: nn.Module, x: Tensor) -> None:
+    for _ in range(max(1, _TOKENS_A_ROUND // x.shape[1])):
+        layer(x)
 
 
 def _encoded(options: argparse.Namespace, done: Compression, base: Path, encoding: str) -> Any:
@@ -101,10 +147,15 @@ def _print(ratio: float, logits: dict[str, Tensor], scores: dict[str, float]) ->
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--run-dir", type=Path, required=True)
-    parser.add_argument("--evaluation", required=True)
-    return parser.parse_args()
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--run-dir", type=Path)
+    parser.add_argument("--evaluation")
+    parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    if not options.speed and None in (options.checkpoint, options.run_dir, options.evaluation):
+        parser.error("name --checkpoint, --run-dir and --evaluation, or --speed")
+    return options
 
 
 if __name__ == "__main__":

@@ -62,8 +62,8 @@ class LowRankLinear(nn.Module):
         else:
             z = self.down(x)
             rows = z if self.rank == self.out_features else torch.cat((z, self.up(z)), dim=-1)
-            # Not index_select, which copies column by column; and not transposed, with rows as
-            # columns: attention and sums read such an output slowly (docs/serving.md).
+            # Not index_select, which copies column by column; and not transposed, where gathering
+            # is cheap, but the output lies in columns: attention and sums read it slowly.
             y = rows.gather(-1, self.order.expand_as(rows))
             y = y if self.offset is None else y + self.offset
         return y
