@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel
 
+from schemas.request.bench import BenchConfig
 from schemas.request.config import CompressionConfig, RunConfig
 from schemas.request.evaluation import EvaluationConfig
 from schemas.request.nightly import NightlyConfig
@@ -22,6 +23,7 @@ SECTIONS: dict[str, tuple[type[BaseModel], str]] = {
     "svdllm compress": (RunConfig, ""),
     "svdllm nightly": (NightlyConfig, "Beside those of compress from `ratio` on:"),
     "svdllm evaluate": (EvaluationConfig, "`checkpoint` is the argument of the command."),
+    "svdllm bench": (BenchConfig, "`checkpoint` is the argument of the command."),
 }
 COMMON = {"svdllm nightly": {setting.path for setting in settings(CompressionConfig)}}
 

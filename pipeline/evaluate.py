@@ -26,10 +26,10 @@ def evaluate(config: EvaluationConfig) -> EvaluationReport:
     """
     names = [name for name in (config.baseline, config.checkpoint) if name is not None]
     with contextlib.ExitStack() as copies:
-        return _evaluate(config, names, [_folder(name, copies) for name in names])
+        return _evaluate(config, names, [local_folder(name, copies) for name in names])
 
 
-def _folder(name: str, copies: contextlib.ExitStack) -> Path:
+def local_folder(name: str, copies: contextlib.ExitStack) -> Path:
     """Return a checkpoint's folder; a URL gets a local copy for as long as `copies` is open."""
     if url := url_of(name):
         return copies.enter_context(local_copy(url))

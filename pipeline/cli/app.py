@@ -15,6 +15,7 @@ from pipeline.cli.report import report
 from pipeline.cli.tables.plan import plan_table
 from pipeline.cli.tables.run import check_table, run_table
 from pipeline.cli.tables.status import status_table
+from schemas.request.bench import BenchConfig
 from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig
 from workers.process.logs import LOG_FORMAT, LogFormat, set_up_logging
@@ -121,6 +122,22 @@ def evaluate(
 
     report = run(request)
     _out.print(table(report))
+    if json:
+        json.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+@app.command()
+@asks(BenchConfig)
+def bench(
+    request: BenchConfig,
+    json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
+) -> None:
+    """Speed and memory as served, side by side with the base; both take turns in one run."""
+    from pipeline.bench import bench as run
+    from pipeline.cli.tables.bench import bench_table
+
+    report = run(request)
+    _out.print(bench_table(report))
     if json:
         json.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
 

@@ -26,7 +26,7 @@ from schemas.request.methods import (
     Truncation,
 )
 from schemas.request.recovery import MOST_TOKENS, RecoveryConfig, RefinementConfig
-from schemas.request.settings import Flag
+from schemas.request.settings import SEVERAL, Flag
 
 OnFailure = Literal["fail", "keep_dense"]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
@@ -38,7 +38,7 @@ class CompressionConfig(Schema):
     `ratio` is the fraction of the targeted parameters REMOVED, as in the papers.
     """
 
-    ratio: tuple[Ratio, ...] = Field(
+    ratio: Annotated[tuple[Ratio, ...], SEVERAL] = Field(
         description="Fraction of the targeted parameters REMOVED; one or several, as 0.2,0.4"
     )
     method: Method = Field("two-sided", description="A preset of the next three")
@@ -87,13 +87,6 @@ class CompressionConfig(Schema):
         if isinstance(asked := given.get("allocation", {}), dict):
             given["allocation"] = allocation | asked
         return preset | given
-
-    @field_validator("ratio", mode="before")
-    @classmethod
-    def _one_or_several(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(","))
-        return (value,) if isinstance(value, (int, float)) else value
 
     @field_validator("ratio_by", mode="before")
     @classmethod

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, get_args
 
-from pydantic import BaseModel, BeforeValidator
+from pydantic import BaseModel, BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
 from schemas.request.sizes import AS_SIZE, format_size
@@ -35,6 +35,18 @@ Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 """One or several words, separated by commas."""
 
 
+def _several(value: Any) -> Any:
+    """Split numbers that stand in one text; one number is a tuple of it."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(","))
+    return (value,) if isinstance(value, (int, float)) else value
+
+
+SEVERAL = BeforeValidator(_several)
+Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], SEVERAL, Field(min_length=1)]
+"""One or several counts, separated by commas."""
+
+
 class Setting(NamedTuple):
     """One setting. `path` is its name in YAML and --set, such as calibration.samples; `flag` its
     option, such as --calibration-samples, or empty; `unset` what holds without it, in words.
@@ -62,6 +74,8 @@ class Setting(NamedTuple):
         value = self.field.get_default(call_default_factory=True)
         if self.field.is_required() or value in (None, (), {}):
             return ""
+        if SEVERAL in self.field.metadata:
+            return ",".join(map(str, value))
         return format_size(value) if AS_SIZE in self.field.metadata else str(value)
 
 

@@ -17,6 +17,16 @@ def peak_anonymous_bytes() -> int:
     return _field("VmHWM") - _field("RssFile") - _field("RssShmem")
 
 
+def resident_bytes() -> int:
+    """Return the memory of this process now, files that it has mapped included."""
+    return _field("VmRSS")
+
+
+def peak_resident_bytes() -> int:
+    """Return the most memory that this process ever had, files that it had mapped included."""
+    return _field("VmHWM")
+
+
 def available_bytes() -> int:
     """Return the bytes available without swapping: the host's, or the container's if less."""
     text = Path("/proc/meminfo").read_text(encoding="ascii")

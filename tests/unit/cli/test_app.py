@@ -121,7 +121,7 @@ def test_plan_counts_parameters(model: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("command", ["verify", "status", "catalog", "report", "evaluate"])
+@pytest.mark.parametrize("command", ["verify", "status", "catalog", "report", "evaluate", "bench"])
 def test_a_url_without_a_bucket_is_refused(command: str, caplog: pytest.LogCaptureFixture) -> None:
     assert run(command, "s3://") == 2
     assert "'s3://' names no bucket or folder; write it like s3://bucket/prefix" in caplog.text
@@ -161,6 +161,7 @@ def test_nightly_takes_every_flag_of_compress() -> None:
         ("nightly", {"PREFIX/runs", "two-sided", "no gate", "newest", "3"}),
         ("plan", {"this host's CPU", "8, or all"}),
         ("evaluate", {"wikitext2", "float32", "what fits"}),
+        ("bench", {"1,8", "512", "bfloat16", "every core"}),
     ],
 )
 def test_help_tells_the_defaults(command: str, told: set[str]) -> None:

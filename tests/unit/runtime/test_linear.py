@@ -76,7 +76,8 @@ class _Adapted(nn.Module):
         self.base_layer = base
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base_layer(x) + x.sum(-1, keepdim=True)
+        y: Tensor = self.base_layer(x)
+        return y + x.sum(-1, keepdim=True)
 
 
 class _Quantised(nn.Linear):

@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 
+from schemas.request.bench import BenchConfig
 from schemas.request.config import CompressionConfig, RunConfig
 from schemas.request.evaluation import EvaluationConfig
 from schemas.request.nightly import NightlyConfig
 from schemas.request.settings import settings
 from schemas.request.sizes import format_size, parse_size
 
-COMMANDS: tuple[Any, ...] = (RunConfig, NightlyConfig, EvaluationConfig)
+COMMANDS: tuple[Any, ...] = (RunConfig, NightlyConfig, EvaluationConfig, BenchConfig)
 
 
 @pytest.mark.parametrize("schema", COMMANDS)

@@ -1,0 +1,62 @@
+"""The configuration of `svdllm bench`."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from schemas.base import Schema
+from schemas.request.groups import Device
+from schemas.request.settings import Counts, Flag
+
+
+class Workload(Schema):
+    """Sequences that are served at once: their number, and the tokens of each."""
+
+    batch: int
+    prompt_tokens: int
+    new_tokens: int
+
+
+class BenchConfig(Schema):
+    """Speed and memory of a checkpoint as it is served, alone or beside its base."""
+
+    checkpoint: Annotated[str, Flag(positional=True)] = Field(
+        description="A local checkpoint folder, a hub id or a URL"
+    )
+    baseline: str | None = Field(None, description="The base checkpoint to compare with")
+    batch: Counts = Field((1, 8), description="Sequences at once; one or several, as 1,8")
+    prompt_tokens: Counts = Field((512,), description="Tokens of each prompt; one or several")
+    new_tokens: Counts = Field((32,), description="Tokens to follow each prompt; one or several")
+    rounds: int = Field(5, ge=1, description="Times that each figure is taken, the models in turn")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "bfloat16", description="Compute type of both models"
+    )
+    device: Device = Field("auto", description="Where to compute; auto: cuda if there is one")
+    threads: Annotated[int | None, Flag(unset="every core")] = Field(
+        None, ge=1, description="CPU threads"
+    )
+    compiled: bool = Field(
+        False,
+        description="Compile the forward by torch.compile, with CUDA graphs on a GPU, and keep "
+        "keys and values in a cache of fixed size",
+    )
+    trust_remote_code: bool = Field(
+        False,
+        description="Run code that came with a checkpoint; not needed for this program's own",
+    )
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if min(self.new_tokens) < 2:
+            raise ValueError("new_tokens: 2 at least, as the first one belongs to the prompt")
+        return self
+
+    @property
+    def workloads(self) -> list[Workload]:
+        """Every batch size with every length of a prompt and of what follows it."""
+        return [
+            Workload(batch=batch, prompt_tokens=prompt, new_tokens=new)
+            for prompt in self.prompt_tokens
+            for new in self.new_tokens
+            for batch in self.batch
+        ]
