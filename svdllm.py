@@ -1,6 +1,6 @@
 """The Python interface: the commands as functions. docs/python.md has examples.
 
-from svdllm import RunConfig, compress, evaluate, load
+from svdllm import RunConfig, bench, compress, evaluate, load
 """
 
 from pathlib import Path
@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.bench import bench
 from pipeline.compress import compress
 from pipeline.evaluate import evaluate
 from schemas.errors import CompressorError, InputError, RunError
+from schemas.request.bench import BenchConfig
 from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig
 from schemas.request.groups import (
@@ -21,12 +23,15 @@ from schemas.request.groups import (
     EvaluationTextConfig,
     NumericsConfig,
 )
+from schemas.result.bench import BenchReport
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 from schemas.result.manifest import Compression, OutputResult, RunResult
 from workers.checkpoint.fetching import resolve
 from workers.model.loading import load_model, load_tokenizer
 
 __all__ = [
+    "BenchConfig",
+    "BenchReport",
     "CalibrationConfig",
     "ClusterConfig",
     "Compression",
@@ -42,6 +47,7 @@ __all__ = [
     "RunConfig",
     "RunError",
     "RunResult",
+    "bench",
     "compress",
     "evaluate",
     "load",
