@@ -18,6 +18,8 @@ from pipeline.cli.tables.status import status_table
 from schemas.request.bench import BenchConfig
 from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig
+from schemas.result.evaluation import EvaluationReport
+from schemas.result.tasks import TaskReport
 from workers.process.logs import LOG_FORMAT, LogFormat, set_up_logging
 
 app = typer.Typer(
@@ -116,12 +118,20 @@ def evaluate(
     request: EvaluationConfig,
     json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
 ) -> None:
-    """Perplexity, size and a generated sample, side by side with the base."""
-    from pipeline.cli.tables.evaluation import evaluation_table as table
-    from pipeline.evaluate import evaluate as run
+    """Perplexity, size and a sample, or any tasks of lm-eval, side by side with the base."""
+    report: EvaluationReport | TaskReport
+    if request.tasks.names:
+        from pipeline.cli.tables.tasks import tasks_table
+        from pipeline.tasks import evaluate_tasks
 
-    report = run(request)
-    _out.print(table(report))
+        report = evaluate_tasks(request)
+        _out.print(tasks_table(report))
+    else:
+        from pipeline.cli.tables.evaluation import evaluation_table
+        from pipeline.evaluate import evaluate as run
+
+        report = run(request)
+        _out.print(evaluation_table(report))
     if json:
         json.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
 

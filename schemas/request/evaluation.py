@@ -1,17 +1,77 @@
 """The configuration of `svdllm evaluate`."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from schemas.base import Schema
 from schemas.request.groups import EVERY_WORKER, ClusterConfig, Device, DType
-from schemas.request.settings import Flag
+from schemas.request.settings import Flag, Words
+
+PAPER = "paper"
+PAPER_TASKS = (
+    *("openbookqa", "arc_easy", "arc_challenge", "winogrande", "hellaswag", "piqa", "mathqa"),
+    *("truthfulqa_gen", "gsm8k"),
+)
+"""The tasks of SVD-LLM's tables (arXiv 2403.07378, Table 1) by their names in lm-eval."""
+
+DeviceMap = Literal["auto", "balanced", "sequential"]
+
+
+class TasksConfig(Schema):
+    """Tasks of lm-eval, on which models are compared document by document."""
+
+    names: Annotated[Words, Flag("tasks")] = Field(
+        (),
+        description="Tasks, groups or tags of lm-eval, separated by commas; "
+        f"{PAPER}: the nine of SVD-LLM's tables",
+    )
+    folder: Annotated[Path | None, Flag("task-folder")] = Field(
+        None, description="A folder with YAML files of your own tasks"
+    )
+    limit: Annotated[int | None, Flag("limit", unset="all")] = Field(
+        None, ge=1, description="First documents of each task that count"
+    )
+    fewshot: Annotated[int | None, Flag("fewshot", unset="as each task says")] = Field(
+        None, ge=0, description="Solved examples before each document"
+    )
+    batch_size: Annotated[int | Literal["auto"], Flag("batch-size")] = Field(
+        8, description="Texts in one forward pass; auto: the most that fit"
+    )
+    chat_template: Annotated[bool, Flag("chat-template")] = Field(
+        False, description="Ask through the chat template of each tokenizer"
+    )
+    results: Annotated[Path, Flag("results")] = Field(
+        Path("svdllm-tasks"),
+        description="Folder that keeps what each model got on each task; a later command takes it "
+        "from there",
+    )
+    samples: Annotated[Path | None, Flag("samples")] = Field(
+        None, description="Also write every document, answer and score to this Parquet file"
+    )
+    spread: Annotated[bool, Flag("spread")] = Field(
+        False, description="Run every model on every task as one job of the Ray cluster"
+    )
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The names, each once, with those that `paper` stands for in its place."""
+        groups = [PAPER_TASKS if name == PAPER else (name,) for name in self.names]
+        return tuple(dict.fromkeys(name for group in groups for name in group))
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if isinstance(self.batch_size, int) and self.batch_size < 1:
+            raise ValueError(f"tasks.batch_size {self.batch_size}: 1 or more, or auto")
+        given = sorted(self.model_fields_set - {"names"})
+        if given and not self.names:
+            raise ValueError(f"{', '.join(given)}: for tasks only; add --tasks")
+        return self
 
 
 class EvaluationConfig(Schema):
-    """Perplexity of a checkpoint, alone or beside the base that it was made from."""
+    """Perplexity and tasks of a checkpoint, alone or beside the base that it was made from."""
 
     checkpoint: Annotated[str, Flag(positional=True)] = Field(
         description="A local checkpoint folder, a hub id or a URL"
@@ -20,14 +80,21 @@ class EvaluationConfig(Schema):
     text: str = Field(
         "wikitext2",
         description="A .txt, .jsonl or .parquet file, a known data set (wikitext2, c4, ptb, "
-        "slimpajama, fineweb-edu, codeparrot, ultrachat) or a hub id; #FIELD after it is optional",
+        "slimpajama, fineweb-edu, codeparrot, ultrachat) or a hub id; #FIELD after it is "
+        "optional; beside tasks, only if given",
     )
+    tasks: TasksConfig = Field(default_factory=TasksConfig)
     sequence_length: int = Field(2048, ge=2, description="Tokens in a window")
     windows: Annotated[int | None, Flag(unset="all")] = Field(
         None, ge=1, description="First windows of the text that are scored"
     )
     dtype: DType = Field("float32", description="Compute type; auto: as the weights are stored")
     device: Device = Field("auto", description="Where to compute; auto: cuda if there is one")
+    device_map: Annotated[DeviceMap | None, Flag(unset="one device")] = Field(
+        None,
+        description="Lay each model over all GPUs, and over main memory if they are too small, "
+        "as transformers does",
+    )
     sample_prompt: str = Field(
         "The city lies on the river", min_length=1, description="Text that each model continues"
     )
@@ -58,12 +125,22 @@ class EvaluationConfig(Schema):
         named = [n for n in ("workers", "shard_layers", "work_dir") if getattr(self, n) is not None]
         if named and not self.streamed:
             raise ValueError(f"{', '.join(named)}: for a streamed evaluation only; add --streamed")
+        if self.streamed and (self.tasks.names or self.device_map):
+            raise ValueError(
+                "a streamed evaluation scores a text only; leave out --streamed, or --tasks and "
+                "--device-map"
+            )
         if self.streamed and self.trust_remote_code:
             raise ValueError(
                 "a streamed evaluation runs no code of a checkpoint; leave out --streamed or "
                 "--trust-remote-code"
             )
         return self
+
+    @property
+    def scores_text(self) -> bool:
+        """Whether perplexity is asked for: always without tasks, else if a text was given."""
+        return not self.tasks.names or "text" in self.model_fields_set
 
     @property
     def cluster(self) -> ClusterConfig:

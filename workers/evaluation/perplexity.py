@@ -111,7 +111,9 @@ def _measure(
     config: EvaluationConfig,
 ) -> ModelEvaluation:
     start = time.perf_counter()
-    model = load_model(folder, config.dtype, config.device, config.trust_remote_code)
+    model = load_model(
+        folder, config.dtype, config.device, config.trust_remote_code, config.device_map
+    )
     vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
     require_vocabulary(folder, windows, vocabulary)
     scoring = time.perf_counter()

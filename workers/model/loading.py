@@ -1,5 +1,6 @@
 """Loading a whole checkpoint with plain transformers; anything but an exact match is refused."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from schemas.errors import CheckpointError, ConfigError, VerificationError
+from schemas.request.evaluation import DeviceMap
 from schemas.request.groups import Device, DType
 from workers.checkpoint.config_file import read_config
 from workers.checkpoint.own_code import may_run_code
@@ -23,19 +25,27 @@ _UNEXPECTED = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs
 
 
 def load_model(
-    folder: Path, dtype: DType, device: Device, trust_remote_code: bool
+    folder: Path,
+    dtype: DType,
+    device: Device,
+    trust_remote_code: bool,
+    device_map: DeviceMap | None = None,
 ) -> PreTrainedModel:
     """Load a checkpoint folder in evaluation mode; device auto is cuda if there is one.
 
-    Raises CheckpointError if it cannot be read, VerificationError if a tensor of the files
-    has no place in the model or the reverse: transformers would fill it with random numbers.
+    A `device_map` lays it over all devices instead. Raises CheckpointError if it cannot be read,
+    VerificationError if a tensor of the files has no place in the model or the reverse:
+    transformers would fill it with random numbers. Raises ConfigError if the device is not there.
     """
+    if device_map and find_spec("accelerate") is None:
+        raise ConfigError("device_map needs the package accelerate: pip install accelerate")
     try:
         sees = read_config(folder).get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
         auto: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
         loaded: Any = auto.from_pretrained(
             folder,
             dtype=dtype,
+            device_map=device_map,
             trust_remote_code=may_run_code(folder, trust_remote_code),
             use_safetensors=True,
             local_files_only=True,
@@ -54,7 +64,7 @@ def load_model(
             + "; ".join(f"{len(keys)} {kind}, first {keys[0]}" for kind, keys in wrong.items())
             + "; write the checkpoint anew, its values would be random there"
         )
-    placed: PreTrainedModel = model.to(_place(device)).eval()
+    placed: PreTrainedModel = (model if device_map else model.to(device_of(device))).eval()
     return placed
 
 
@@ -75,7 +85,8 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizer
     return tokenizer
 
 
-def _place(device: Device) -> torch.device:
+def device_of(device: Device) -> torch.device:
+    """Return the device that a setting stands for here. Raises ConfigError if there is none."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():

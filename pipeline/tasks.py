@@ -1,0 +1,166 @@
+"""`svdllm evaluate --tasks`: a checkpoint and its base on tasks of lm-eval."""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+from pydantic import ValidationError
+
+from pipeline.evaluate import evaluate, local_folder
+from schemas.errors import ConfigError
+from schemas.request.evaluation import EvaluationConfig
+from schemas.result.tasks import TaskReport, TaskResult
+from schemas.run.identity import fingerprint
+from workers.evaluation.harness import Harness, Job, run_job
+from workers.evaluation.task_results import rows
+from workers.model.loading import device_of
+from workers.process.logs import log
+from workers.storage.files import sha256_of, write_text
+from workers.storage.places import url_of
+
+_COMPUTES = (".json", ".jinja", ".model", ".py", ".safetensors", ".txt")
+
+
+class Pair(NamedTuple):
+    """A model, a task, and the file of what that model gets on that task."""
+
+    model: int
+    task: str
+    file: Path
+
+
+def evaluate_tasks(config: EvaluationConfig) -> TaskReport:
+    """Run the baseline, if there is one, and the checkpoint on every task that is asked for.
+
+    What is found in `tasks.results` is not run again; what is finished is kept there at once.
+    Raises as `evaluate` does; also ConfigError if lm-eval is not installed or refuses a task, and
+    TextError if the documents of a task cannot be had.
+    """
+    start = perf_counter()
+    harness = Harness(config.tasks)
+    names = [name for name in (config.baseline, config.checkpoint) if name is not None]
+    with contextlib.ExitStack() as copies:
+        folders = [local_folder(name, copies) for name in names]
+        pairs = _pairs(config, harness, folders)
+        found = {pair: result for pair in pairs if (result := _read(pair, names))}
+        kept = len(found)
+        missing = [pair for pair in pairs if pair not in found]
+
+        def keep(result: TaskResult) -> None:
+            [pair] = [p for p in missing if (names[p.model], p.task) == (result.model, result.task)]
+            write_text(pair.file, result.model_dump_json() + "\n")
+            found[pair] = result
+            log.info(
+                f"{result.task}, {Path(result.model).name}: {result.documents} documents in "
+                f"{result.seconds:.1f} s; {len(found)} of {len(pairs)}"
+            )
+
+        _run(_jobs(config, names, folders, missing), config, harness, keep)
+    models = [
+        {pair.task: found[pair] for pair in pairs if pair.model == number}
+        for number in range(len(names))
+    ]
+    if config.tasks.samples is not None:
+        _write_samples(config.tasks.samples, found.values())
+    report = TaskReport(
+        models=tuple(names),
+        rows=rows([[*model.values(), *harness.aggregated(model)] for model in models]),
+        lm_eval=harness.version,
+        dtype=config.dtype,
+        limit=config.tasks.limit,
+        chat_template=config.tasks.chat_template,
+        kept=kept,
+        seconds=perf_counter() - start,
+    )
+    if not config.scores_text:
+        return report
+    return report.model_copy(update={"text": evaluate(config)})
+
+
+def _pairs(config: EvaluationConfig, harness: Harness, folders: Sequence[Path]) -> list[Pair]:
+    """Return every model and task, with a file that is named by all that their figures depend on:
+    the files of the model, the task, the dtype and the kind of device.
+    """
+    device = config.device_map or device_of(config.device).type
+    found = []
+    for number, folder in enumerate(folders):
+        files = sorted(p.name for p in folder.iterdir() if p.is_file() and p.suffix in _COMPUTES)
+        model = [sha256_of(folder, files), config.dtype, device]
+        for task, identity in harness.identities.items():
+            plain = re.sub(r"[^\w.-]+", "_", task)
+            file = config.tasks.results / f"{plain}.{fingerprint([model, identity])}.json"
+            found.append(Pair(number, task, file))
+    return found
+
+
+def _read(pair: Pair, names: Sequence[str]) -> TaskResult | None:
+    """Return a kept result under the name that the model has now; None if there is none."""
+    if not pair.file.exists():
+        return None
+    try:
+        kept = TaskResult.model_validate_json(pair.file.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{pair.file}: not a result of a task ({type(error).__name__}); remove the file, and "
+            "the task runs again"
+        ) from error
+    return kept.model_copy(update={"model": names[pair.model]})
+
+
+def _jobs(
+    config: EvaluationConfig, names: Sequence[str], folders: Sequence[Path], pairs: Iterable[Pair]
+) -> list[Job]:
+    """Return one job for each model, or for each pair if they are spread over a cluster."""
+    tasks: dict[int, list[str]] = {}
+    for pair in pairs:
+        tasks.setdefault(pair.model, []).append(pair.task)
+    jobs = []
+    for number, missing in tasks.items():
+        name, folder = names[number], folders[number]
+        local = url_of(name) or Path(name).expanduser().is_dir()
+        model, revision = (str(folder), None) if local else (name, folder.name)
+        groups = [[task] for task in missing] if config.tasks.spread else [missing]
+        jobs += [Job(name, model, revision, tuple(group), config) for group in groups]
+    return jobs
+
+
+def _run(
+    jobs: Sequence[Job],
+    config: EvaluationConfig,
+    harness: Harness,
+    keep: Callable[[TaskResult], None],
+) -> None:
+    if config.tasks.spread and jobs:
+        from pipeline.cluster.jobs import spread  # ray loads only when needed
+
+        spread(jobs, config.cluster, keep)
+        return
+    for job in jobs:
+        for result in run_job(job, harness):
+            keep(result)
+
+
+def _write_samples(path: Path, results: Iterable[TaskResult]) -> None:
+    """Write a row for every document of every task, model and filter."""
+    table = [
+        {"model": result.model, "task": result.task}
+        | answer.model_dump(exclude={"scores"})
+        | {"scores": list(answer.scores.items())}
+        for result in results
+        for answer in result.answers
+    ]
+    texts = ["model", "task", "filter", "doc", "target", "responses"]
+    schema = pa.schema(
+        [
+            *((name, pa.string()) for name in texts),
+            ("document", pa.int64()),
+            ("scores", pa.map_(pa.string(), pa.float64())),
+        ]
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(table, schema), path)
