@@ -11,10 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.bench import bench
 from pipeline.compress import compress
 from pipeline.evaluate import evaluate
+from pipeline.tasks import evaluate_tasks
 from schemas.errors import CompressorError, InputError, RunError
 from schemas.request.bench import BenchConfig
 from schemas.request.config import RunConfig
-from schemas.request.evaluation import EvaluationConfig
+from schemas.request.evaluation import EvaluationConfig, TasksConfig
 from schemas.request.groups import (
     CalibrationConfig,
     ClusterConfig,
@@ -26,6 +27,7 @@ from schemas.request.groups import (
 from schemas.result.bench import BenchReport
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 from schemas.result.manifest import Compression, OutputResult, RunResult
+from schemas.result.tasks import TaskReport
 from workers.checkpoint.fetching import resolve
 from workers.model.loading import load_model, load_tokenizer
 
@@ -47,9 +49,12 @@ __all__ = [
     "RunConfig",
     "RunError",
     "RunResult",
+    "TaskReport",
+    "TasksConfig",
     "bench",
     "compress",
     "evaluate",
+    "evaluate_tasks",
     "load",
 ]
 

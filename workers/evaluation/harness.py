@@ -110,7 +110,7 @@ class Harness:
                 task_manager=self._manager,
             )
         except ValueError as error:  # as of a task that runs what a model writes
-            raise ConfigError(f"task {name}: lm-eval refuses to run it ({error})") from error
+            raise ConfigError(f"task {name}: lm-eval does not run it ({error})") from error
         return task_result(found, name, model, self.version, perf_counter() - start)
 
     def aggregated(self, results: Mapping[str, TaskResult]) -> list[TaskResult]:
