@@ -117,6 +117,9 @@ def plan(
 def evaluate(
     request: EvaluationConfig,
     json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
+    model_index: Annotated[
+        Path | None, typer.Option(help="Also write the figures to this file, as a card has them.")
+    ] = None,
 ) -> None:
     """Perplexity, size and a sample, or any tasks of lm-eval, side by side with the base."""
     report: EvaluationReport | TaskReport
@@ -134,6 +137,10 @@ def evaluate(
         _out.print(evaluation_table(report))
     if json:
         json.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    if model_index:
+        from pipeline.report.model_index import write_model_index
+
+        write_model_index(model_index, request.checkpoint, report)
 
 
 @app.command()

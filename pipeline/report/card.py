@@ -8,6 +8,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.report.generation import compared
+from pipeline.report.model_index import model_index
 from pipeline.report.wording import figure, optimism
 from schemas.printable import printable
 from schemas.request.config import RunConfig
@@ -35,7 +36,10 @@ def write_card(
         loader=FileSystemLoader(_TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True
     )
     text = environment.get_template("card.md.j2").render(
-        front=yaml.safe_dump(front_matter(base, config), sort_keys=False).strip(),
+        front=yaml.safe_dump(
+            front_matter(base, config) | _figures(config, compression, evaluation),
+            sort_keys=False,
+        ).strip(),
         name=_markdown(Path(config.model).name),
         c=compression,
         e=evaluation,
@@ -58,6 +62,15 @@ def _texts(compression: Compression) -> str:
     asked = () if recovery is None else recovery.config.text
     names = [share_of(text)[0] for text in asked] or [compression.calibration.text]
     return ", ".join(Path(name).name for name in names)
+
+
+def _figures(
+    config: RunConfig, compression: Compression, evaluation: EvaluationReport | None
+) -> dict[str, Any]:
+    """Return the perplexity of the result as metadata, if it was evaluated."""
+    if evaluation is None or len(evaluation.models) < 2:
+        return {}
+    return model_index(f"{Path(config.model).name}-{100 * compression.ratio:.0f}", evaluation)
 
 
 def front_matter(base: Path, config: RunConfig) -> dict[str, Any]:

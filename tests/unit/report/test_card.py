@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 from pipeline.report.card import front_matter, write_card
 from schemas.request.config import RunConfig
@@ -61,3 +62,16 @@ def test_a_card_says_how_far_what_they_write_repeats_itself(tmp_path: Path) -> N
     ) in text
     assert "nats a token. Repetition: the share of 4-grams of tokens that occurred before\n" in text
     assert "mean over 12 prompts; [report.html](report.html) shows the texts.\n\nAsked" in text
+
+
+def test_the_hub_reads_the_perplexity_of_a_card(tmp_path: Path) -> None:
+    config = RunConfig(model="org/name", output=tmp_path / "out", ratio=0.2)
+    done = reports.compression(reports.matrices(1))
+    write_card(tmp_path, tmp_path, config, done, reports.evaluation())
+    [found] = ModelCard.load(tmp_path / "README.md").data.eval_results
+    assert (found.dataset_name, found.metric_type, found.metric_value) == (
+        *("test.txt", "perplexity"),
+        25.9,
+    )
+    write_card(tmp_path, tmp_path, config, done)
+    assert ModelCard.load(tmp_path / "README.md").data.eval_results is None
