@@ -47,26 +47,22 @@ def evaluate_tasks(config: EvaluationConfig) -> TaskReport:
     with contextlib.ExitStack() as copies:
         folders = [local_folder(name, copies) for name in names]
         pairs = _pairs(config, harness, folders)
-        found = {pair: result for pair in pairs if (result := _read(pair, names))}
-        kept = len(found)
-        missing = [pair for pair in pairs if pair not in found]
-
-        def keep(result: TaskResult) -> None:
-            [pair] = [p for p in missing if (names[p.model], p.task) == (result.model, result.task)]
-            write_text(pair.file, result.model_dump_json() + "\n")
-            found[pair] = result
-            log.info(
-                f"{result.task}, {Path(result.model).name}: {result.documents} documents in "
-                f"{result.seconds:.1f} s; {len(found)} of {len(pairs)}"
-            )
-
-        _run(_jobs(config, names, folders, missing), config, harness, keep)
+        found = {pair.file: kept for pair in pairs if (kept := _read(pair.file))}
+        there = sum(pair.file in found for pair in pairs)
+        # Of the same weights under two names there is one file.
+        missing = list({pair.file: pair for pair in pairs if pair.file not in found}.values())
+        jobs = _jobs(config, names, folders, missing)
+        _run(jobs, config, harness, _keeper(names, missing, found))
     models = [
-        {pair.task: found[pair] for pair in pairs if pair.model == number}
-        for number in range(len(names))
+        {
+            pair.task: found[pair.file].model_copy(update={"model": name})
+            for pair in pairs
+            if pair.model == number
+        }
+        for number, name in enumerate(names)
     ]
     if config.tasks.samples is not None:
-        _write_samples(config.tasks.samples, found.values())
+        _write_samples(config.tasks.samples, [r for model in models for r in model.values()])
     report = TaskReport(
         models=tuple(names),
         rows=rows([[*model.values(), *harness.aggregated(model)] for model in models]),
@@ -74,7 +70,7 @@ def evaluate_tasks(config: EvaluationConfig) -> TaskReport:
         dtype=config.dtype,
         limit=config.tasks.limit,
         chat_template=config.tasks.chat_template,
-        kept=kept,
+        kept=there,
         seconds=perf_counter() - start,
     )
     if not config.scores_text:
@@ -98,18 +94,37 @@ def _pairs(config: EvaluationConfig, harness: Harness, folders: Sequence[Path]) 
     return found
 
 
-def _read(pair: Pair, names: Sequence[str]) -> TaskResult | None:
-    """Return a kept result under the name that the model has now; None if there is none."""
-    if not pair.file.exists():
+def _read(file: Path) -> TaskResult | None:
+    """Return a kept result, under the name that the model had then; None if there is none."""
+    if not file.exists():
         return None
     try:
-        kept = TaskResult.model_validate_json(pair.file.read_text(encoding="utf-8"))
+        return TaskResult.model_validate_json(file.read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"{pair.file}: not a result of a task ({type(error).__name__}); remove the file, and "
+            f"{file}: not a result of a task ({type(error).__name__}); remove the file, and "
             "the task runs again"
         ) from error
-    return kept.model_copy(update={"model": names[pair.model]})
+
+
+def _keeper(
+    names: Sequence[str], missing: Sequence[Pair], found: dict[Path, TaskResult]
+) -> Callable[[TaskResult], None]:
+    """Return what writes a result to its file, adds it to those that are `found`, and says so."""
+    files = {(names[pair.model], pair.task): pair.file for pair in missing}
+    wanted = len(found) + len(missing)
+
+    def keep(result: TaskResult) -> None:
+        file = files[result.model, result.task]
+        write_text(file, result.model_dump_json() + "\n")
+        found[file] = result
+        log.info(
+            "%s, %s: %d documents in %.1f s; %d of %d",
+            *(result.task, Path(result.model).name, result.documents, result.seconds),
+            *(len(found), wanted),
+        )
+
+    return keep
 
 
 def _jobs(

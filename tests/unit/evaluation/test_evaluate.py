@@ -81,6 +81,15 @@ def test_without_a_limit_the_whole_text_counts(folders: tuple[Path, Path], text:
     assert model.windows == len(ids) // 64
 
 
+def test_a_model_that_is_laid_over_devices_says_the_same(
+    folders: tuple[Path, Path], text: Path, report: EvaluationReport
+) -> None:
+    laid = evaluate(request(folders, text, device_map="auto", device="auto"))
+    if not torch.cuda.is_available():
+        assert [m.mean_nll for m in laid.models] == [m.mean_nll for m in report.models]
+    assert all(math.isfinite(model.perplexity) for model in laid.models)
+
+
 def cut(line: str) -> list[str]:
     """The cells of a row of a printed table, the first and the last of them empty."""
     return line.split("│")

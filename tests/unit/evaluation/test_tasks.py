@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,14 +17,12 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from benchmarks.tasks import TASKS
-from benchmarks.tasks import write_tasks as write_offline
 from pipeline.cli.app import app
 from pipeline.cli.tables.tasks import tasks_table
 from pipeline.tasks import evaluate_tasks
 from schemas.errors import ConfigError, NumericsError, TextError
 from schemas.request.evaluation import PAPER_TASKS, EvaluationConfig, TasksConfig
-from schemas.result.tasks import TaskReport, TaskResult
+from schemas.result.tasks import Score, TaskReport, TaskResult
 from tests.models import tiny_model
 from tests.prose import prose
 from tests.tasks import DOCUMENTS, write_choice, write_texts, write_written
@@ -169,10 +168,20 @@ def test_other_documents_and_other_weights_run_again(models: Models, tmp_path: P
     assert evaluate_tasks(request).kept == 2
     write_choice(tmp_path / "tasks", seed=7)
     assert evaluate_tasks(request).kept == 0
-    moved = request.model_copy(update={"checkpoint": str(models.base)})
-    assert evaluate_tasks(moved).kept == 2
+    same = request.model_copy(update={"checkpoint": str(models.base)})
+    report = evaluate_tasks(same)
+    assert report.kept == 2
+    assert report.rows[0].difference == Score(value=0, stderr=0)
     other = tiny_model(tmp_path / "other", seed=2)
     assert evaluate_tasks(request.model_copy(update={"checkpoint": str(other)})).kept == 1
+
+
+def test_the_same_weights_under_two_names_run_once(models: Models, tmp_path: Path) -> None:
+    again = shutil.copytree(models.base, tmp_path / "copy")
+    report = evaluate_tasks(models.request(tmp_path / "results", checkpoint=str(again)))
+    assert report.models == (str(models.base), str(again))
+    assert report.rows[0].difference == Score(value=0, stderr=0)
+    assert len(list((tmp_path / "results").iterdir())) == 1
 
 
 def test_a_damaged_result_is_named(models: Models, tmp_path: Path) -> None:
@@ -287,16 +296,3 @@ def test_a_text_beside_tasks_counts_only_if_it_is_given() -> None:
     assert not EvaluationConfig(checkpoint="x", tasks=TasksConfig(names=("a",))).scores_text
     asked = EvaluationConfig(checkpoint="x", tasks=TasksConfig(names=("a",)), text="wikitext2")
     assert asked.scores_text
-
-
-def test_the_offline_tasks_are_the_same_every_time(tmp_path: Path) -> None:
-    for folder in ("one", "two"):
-        write_offline(tmp_path / folder)
-    for path in sorted((tmp_path / "one").glob("*.jsonl")):
-        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
-        assert len(path.read_text().splitlines()) >= 100
-    harness = Harness(TasksConfig(names=("offline",), folder=tmp_path / "one"))
-    assert set(harness.tasks) == set(TASKS)
-    for document in harness.tasks["addition"].eval_docs:
-        a, _, b, _ = document["query"].split()
-        assert document["choices"][document["gold"]] == str(int(a) + int(b))
