@@ -152,6 +152,7 @@ def test_every_token_is_timed_even_after_an_end(base: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # by torch's own compiler
 def test_a_compiled_model_is_compiled_once_for_prompts_and_once_for_tokens(small: Path) -> None:
     one = ServedModel(small, request(small, compiled=True))
     one.load()
