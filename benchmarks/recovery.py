@@ -2,13 +2,14 @@
 
     python -m benchmarks.recovery --model DIR --calibration TEXT --evaluation TEXT... --work-dir DIR
 
-A row for every ratio and way: the cut alone, refined layer by layer, recovered, or both. All share
-one run directory, so the model is calibrated once; a row that is there already is only scored.
+A row for every ratio and way: the cut alone, refined layer by layer, recovered, or both; and the
+update of SVD-LLM, LoRA of one factor after the other or of both at once. All share one run
+directory, so the model is calibrated once; a row that is there already is only scored.
 """
 
 import argparse
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -20,8 +21,16 @@ from schemas.request.groups import CalibrationConfig, ClusterConfig, EvaluationT
 from schemas.request.recovery import RecoveryConfig, RefinementConfig
 from workers.process.logs import set_up_logging
 
-_WAYS = {"cut": (False, False), "refine": (True, False), "recover": (False, True)}
-_WAYS |= {"both": (True, True)}
+_REFINED: dict[str, dict[str, Any]] = {"refinement": {"enabled": True}}
+_RECOVERED: dict[str, dict[str, Any]] = {"recovery": {"enabled": True}}
+_WAYS: dict[str, dict[str, dict[str, Any]]] = {
+    "cut": {},
+    "refine": _REFINED,
+    "recover": _RECOVERED,
+    "both": _REFINED | _RECOVERED,
+    "lora": {"recovery": {"method": "svd-llm"}},
+    "lora-one-pass": {"recovery": {"method": "svd-llm", "order": "one-pass"}},
+}
 
 
 class Row(NamedTuple):
@@ -40,7 +49,7 @@ def main() -> None:
     set_up_logging()
     rows = [_row(options, ratio, way) for ratio in options.ratio for way in options.way]
     dense = [score(options.model, text, options.windows).perplexity for text in options.evaluation]
-    table = Table("removed", "factors", "held-out KL", "seconds", *map(_name, options.evaluation))
+    table = Table("removed", "factors", "held-out loss", "seconds", *map(_name, options.evaluation))
     table.add_row("0 %", "dense", "", "", *(f"{value:.2f}" for value in dense))
     for row in rows:
         cells = [f"{value:.2f}" for value in row.perplexities]
@@ -49,7 +58,9 @@ def main() -> None:
 
 
 def _row(options: argparse.Namespace, ratio: float, way: str) -> Row:
-    refine, recover = _WAYS[way]
+    asked = _WAYS[way]
+    trained = {"tokens": options.tokens, "text": tuple(options.text)} if asked else {}
+    recovery = asked.get("recovery", {}) | trained | {"checkpointing": False}
     config = RunConfig(
         model=options.model,
         output=options.work_dir / f"{way}-{ratio:g}",
@@ -57,10 +68,8 @@ def _row(options: argparse.Namespace, ratio: float, way: str) -> Row:
         ratio=(ratio,),
         calibration=CalibrationConfig(text=options.calibration, samples=64, sequence_length=1024),
         evaluation=EvaluationTextConfig(text="none"),
-        refinement=RefinementConfig(enabled=refine),
-        recovery=RecoveryConfig(
-            enabled=recover, tokens=options.tokens, text=tuple(options.text), checkpointing=False
-        ),
+        refinement=RefinementConfig(**asked.get("refinement", {})),
+        recovery=RecoveryConfig(**recovery),
         cluster=ClusterConfig(workers=options.workers),
     )
     [output] = compress(config).outputs

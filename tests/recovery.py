@@ -68,11 +68,19 @@ def cut(folder: Path) -> Cut:
     return Cut(folder, spec, rows, factors)
 
 
-def student_of(cut: Cut, dtype: torch.dtype = torch.float32, offload: bool = False) -> Student:
+def student_of(
+    cut: Cut,
+    dtype: torch.dtype = torch.float32,
+    offload: bool = False,
+    rank_of_updates: int | None = None,
+) -> Student:
     """The truncated model, sharded over the processes of the group."""
     decoder = Decoder(cut.folder, cut.spec, dtype, CPU)
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    return build_student(decoder, cut.spec, cut.rows, lambda name: cut.factors[name], mesh, offload)
+    factors = cut.factors.__getitem__
+    return build_student(
+        decoder, cut.spec, cut.rows, factors, mesh, offload, rank_of_updates=rank_of_updates
+    )
 
 
 def trainer_of(cut: Cut, windows: int = 8, **settings: Any) -> Trainer:
@@ -82,7 +90,7 @@ def trainer_of(cut: Cut, windows: int = 8, **settings: Any) -> Trainer:
         | {"tokens": 8 * 3 * LENGTH, "evaluations": 4}
         | settings
     )
-    student = student_of(cut, offload=bool(config.offload))
+    student = student_of(cut, offload=bool(config.offload), rank_of_updates=config.rank_of_updates)
     return Trainer(student, text_of(cut, windows), config, CPU)
 
 

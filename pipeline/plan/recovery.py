@@ -15,16 +15,17 @@ _GB = 10**9
 
 def memory(costs: Costs, workers: int, offload: bool) -> RecoveryMemory:
     """Return the bytes that a worker needs: its share of the trained parameters with all that
-    belongs to them, on the host if they are to be off the device; its share of the layers of the
-    base, which only refinement needs; and, whole, what is outside of the layers, those that are
-    gathered now, and activations.
+    belongs to them, on the host if they are to be off the device; its share of what is frozen in
+    layers, and of the layers of the base, which only refinement needs; and, whole, what is outside
+    of the layers, those that are gathered now, and activations.
     """
     config, spec = costs.config.recovery, costs.spec
-    trained = max(map(costs.stays, costs.config.ratio)) * _TRAINED_BYTES / workers
+    trained = max(_trained(costs, ratio) for ratio in costs.config.ratio) * _TRAINED_BYTES / workers
+    factors = max(map(costs.stays, costs.config.ratio)) if config.rank_of_updates else 0
     layers = sum(layer.parameters for layer in costs.layers)
     largest = max(layer.parameters for layer in costs.layers)
     refined = costs.config.refinement.enabled
-    frozen = (refined * layers + layers - spec.targeted) / workers
+    frozen = (refined * layers + layers - spec.targeted + factors) / workers
     outside = (1 + refined) * (costs.parameters - layers)
     tokens = config.micro_batch * config.sequence_length
     inputs = tokens * spec.hidden_size * (spec.layers if config.checkpointing else 0)
@@ -36,6 +37,16 @@ def memory(costs: Costs, workers: int, offload: bool) -> RecoveryMemory:
         host=int(PROCESS_BYTES + (trained if offload else 0)),
         offload=offload,
     )
+
+
+def _trained(costs: Costs, ratio: float) -> int:
+    """Return how many parameters are trained at one ratio: the factors, or the updates beside them
+    of a rank r, of two factors r (m + n + 2 k) at most, k being the rank of the matrix.
+    """
+    if (rank := costs.config.recovery.rank_of_updates) is None:
+        return costs.stays(ratio)
+    sides = (m.out_features + m.in_features + 2 * m.small for m in costs.spec.matrices)
+    return rank * sum(sides)
 
 
 def recovery_memory(costs: Costs, cluster: ClusterSpec) -> RecoveryMemory:
@@ -97,20 +108,20 @@ def recovery(costs: Costs, cluster: ClusterSpec, rates: Rates | None) -> tuple[S
     """Teach and train the factors of every ratio.
 
     The base takes 2 operations per parameter and token, once for all ratios. Recovery takes 2
-    forward, 4 backward of the student (its input, its factors), and its forward once more if
-    activations are not kept. Refinement takes 6 of the student for every pass, and 2 of both to go
-    on. Every micro-batch gathers all layers, at the rate of the link to the host: links between
-    GPUs are faster.
+    forward, 4 backward of the student (its input, its factors; 2 if these are frozen, beside
+    updates that cost little), and its forward once more if activations are not kept. Refinement
+    takes 6 of the student for every pass, and 2 of both to go on. Every micro-batch gathers all
+    layers, at the rate of the link to the host: links between GPUs are faster.
     """
     config = costs.config.recovery
     if not costs.config.trains:
         return ()
-    passes = 8 if config.checkpointing else 6
+    passes = (8 if config.checkpointing else 6) - (2 if config.rank_of_updates else 0)
     tokens, taught = costs.recovered_tokens, costs.taught_tokens
     reached = sum(layer.reached for layer in costs.layers)
     kept = sum(map(costs.stays, costs.config.ratio)) / costs.spec.targeted
     times = len(costs.config.ratio)
-    heads = 6 * costs.ends * times  # of both forward, of the student backward
+    heads = (6 if config.taught else 4) * costs.ends * times  # of both forward, one backward
     flops = tokens * (reached * passes * kept + heads)
     refined, turns = costs.refined_tokens, costs.config.refinement.passes
     flops += refined * reached * (6 * kept + 2 * (times + kept) / turns)
@@ -134,7 +145,9 @@ def recovery(costs: Costs, cluster: ClusterSpec, rates: Rates | None) -> tuple[S
         compute=flops,
         read=(costs.base_bytes * cluster.workers + tokens / max(taught, 1) * costs.taught_bytes)
         * times,
-        written=_TRAINED_BYTES * kept * costs.spec.targeted * config.evaluations,
+        written=_TRAINED_BYTES
+        * sum(_trained(costs, ratio) for ratio in costs.config.ratio)
+        * config.evaluations,
         link=rounds * gathered * (cluster.workers - 1),
     )
     return tuple(work.cost(rates) for work in ([teach] if taught else []) + [train])

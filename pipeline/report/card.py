@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.report.generation import compared
 from pipeline.report.model_index import model_index
+from pipeline.report.recovery import way
 from pipeline.report.wording import figure, optimism
 from schemas.printable import printable
 from schemas.request.config import RunConfig
@@ -46,6 +47,7 @@ def write_card(
         optimism=optimism,
         figure=figure,
         wrote=compared(evaluation),
+        way=way,
         recovery_text=_markdown(_texts(compression)),
         calibration=_markdown(Path(compression.calibration.text).name),
         text=None if evaluation is None else _markdown(Path(evaluation.text).name),

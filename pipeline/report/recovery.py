@@ -5,7 +5,7 @@ from statistics import fmean
 from pipeline.report import plots
 from pipeline.report.figures import Figure, Table
 from pipeline.report.wording import duration, figure, share, short
-from schemas.request.recovery import Objective
+from schemas.request.recovery import Objective, RecoveryConfig
 from schemas.result.recovery import RecoveryResult
 
 UNITS: dict[Objective, str] = {
@@ -13,6 +13,16 @@ UNITS: dict[Objective, str] = {
     "tokens": "loss, nats a token",
     "hidden": "relative squared distance",
 }
+
+
+def way(asked: RecoveryConfig) -> str:
+    """Say what of the factors was trained, and for what."""
+    if not asked.enabled:
+        return "those of each layer alone"
+    if (rank := asked.rank_of_updates) is None:
+        return f"all at once, objective {asked.objective}"
+    turns = ", then of ".join(" and ".join(factors) for factors in asked.phases)
+    return f"as SVD-LLM does: LoRA of rank {rank} of {turns}, objective {asked.objective}"
 
 
 def recovery(found: RecoveryResult) -> Figure:
@@ -33,7 +43,8 @@ def recovery(found: RecoveryResult) -> Figure:
     gist = (
         f"{unit}, on held-out text: {figure(found.before)} before, {figure(found.after)} after "
         f"{found.looks[found.best].step} of {found.steps} steps, in "
-        f"{duration(found.seconds)}{_refined(found)}. The best state is kept."
+        f"{duration(found.seconds)}{_refined(found)}. The best state is kept. Factors were trained "
+        f"{way(found.config)}."
     )
     table = Table(
         "Looks",

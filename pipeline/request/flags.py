@@ -13,6 +13,7 @@ from schemas.errors import ConfigError
 from schemas.printable import printable
 from schemas.request.config import RunConfig
 from schemas.request.methods import METHODS
+from schemas.request.recovery import METHODS as RECOVERIES
 from schemas.request.settings import settings
 
 T = TypeVar("T", bound=BaseModel)
@@ -97,16 +98,17 @@ def command_of(config: RunConfig) -> tuple[str, ...]:
     A run directory in its default place is left out.
     """
     words = ["svdllm", "compress"]
-    presets = METHODS[config.method]
-    presets = presets | {"allocation.method": presets["allocation"]}
+    of_method, of_recovery = METHODS[config.method], RECOVERIES[config.recovery.method]
+    presets: dict[str, Any] = of_method | {"allocation.method": of_method["allocation"]}
+    presets |= {f"recovery.{name}": value for name, value in of_recovery.items()}
     for setting in settings(RunConfig):
         path, value = setting.path, attrgetter(setting.path)(config)
         usual = value == presets.get(path, setting.field.get_default(call_default_factory=True))
         if usual or (path == "run_dir" and value == Path(f"{config.output}.run")):
             continue
         flag = setting.flag
-        if flag and value is True:
-            words.append(flag)
+        if flag and isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
         else:
             words += [flag, _plain(value)] if flag else ["--set", f"{path}={_yaml(value)}"]
     return tuple(words)

@@ -127,6 +127,11 @@ class CompressionConfig(Schema):
             raise ValueError(
                 "recovery.text and recovery.tokens are for training; add --refine or --recover"
             )
+        if self.refinement.enabled and self.recovery.rank_of_updates:
+            raise ValueError(
+                "--refine trains whole factors, --recovery svd-llm updates of low rank in their "
+                "place; ask for one of them"
+            )
         if self.trains and self.numerics.dtype == "float16":
             raise ValueError(
                 "numerics.dtype is float16, in which the gradients of --refine and --recover would "

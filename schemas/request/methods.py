@@ -12,7 +12,7 @@ METHODS: dict[Method, dict[str, str]] = {
     "svd-llm": {"truncation": "svd-llm", "allocation": "uniform", "factors": "plain"},
 }
 # Names for tables. SVD-LLM is a truncation by whitening, "(W)" in its paper, and a later update of
-# the factors, which this program does not have yet.
+# the factors, which is a method of recovery here.
 TITLES: dict[Method, str] = {
     "two-sided": "two-sided",
     "svd-llm-v2": "SVD-LLM V2",

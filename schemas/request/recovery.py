@@ -1,8 +1,8 @@
 """The settings of recovery: how the factors are trained after truncation."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from schemas.base import Schema
 from schemas.request.settings import Flag, Words
@@ -11,6 +11,21 @@ Objective = Literal["kl", "tokens", "hidden"]
 """What is minimised: KL(base || student) of the next token, its cross-entropy with the text, or the
 squared distance of the last hidden states relative to the base's.
 """
+
+RecoveryMethod = Literal["all-factors", "svd-llm"]
+Factor = Literal["down", "up"]  # W' = up down, or its rows [down; up down]
+Order = Literal["up-first", "down-first", "one-pass"]
+METHODS: dict[RecoveryMethod, dict[str, Any]] = {
+    "all-factors": {},
+    "svd-llm": {"enabled": True, "objective": "tokens", "learning_rate": 1e-4},
+}
+"""The settings that a method presets, for those that are not given."""
+
+_PHASES: dict[Order, tuple[tuple[Factor, ...], ...]] = {
+    "up-first": (("up",), ("down",)),
+    "down-first": (("down",), ("up",)),
+    "one-pass": (("up", "down"),),
+}
 
 
 class RefinementConfig(Schema):
@@ -36,13 +51,25 @@ _MIXTURE = {"fineweb-edu": 0.5, "codeparrot": 0.2, "ultrachat": 0.3}  # web, cod
 class RecoveryConfig(Schema):
     """Training of the factors after truncation; everything else of the model is frozen.
 
-    The base is the teacher (knowledge distillation: Hinton et al., arXiv 1503.02531). SVD-LLM
-    (section 3.2) updates the factors after truncation, too, by LoRA on the text alone.
+    By default all factors are trained at once, and the base is the teacher (knowledge distillation:
+    Hinton et al., arXiv 1503.02531). SVD-LLM (arXiv 2403.07378, section 3.2) freezes the factors
+    and trains updates of low rank (LoRA: Hu et al., arXiv 2106.09685) on the text alone: first of
+    one factor of every matrix, then of the other.
     """
 
     enabled: Annotated[bool, Flag("recover")] = Field(
         False, description="Train the factors against the base after truncation"
     )
+    method: Annotated[RecoveryMethod, Flag("recovery")] = Field(
+        "all-factors",
+        description="all-factors are trained, or, as svd-llm does, LoRA of one factor, then of the "
+        "other; a preset of enabled, objective tokens and learning_rate 1e-4",
+    )
+    order: Order = Field(
+        "up-first",
+        description="Of svd-llm: the factor that is trained first, or one-pass for both together",
+    )
+    lora_rank: int = Field(8, ge=1, description="Of svd-llm: the rank of LoRA, at alpha 16")
     text: Annotated[Words, Flag("recovery-text", unset="the calibration text")] = Field(
         (),
         description="Texts to train on, as --calibration, each with its share: a.txt:0.7,c4:0.3; "
@@ -74,10 +101,15 @@ class RecoveryConfig(Schema):
     checkpointing: bool = Field(
         True, description="Compute each layer twice instead of keeping what is within it"
     )
-
     offload: Annotated[bool | None, Flag(unset="if the device is too small for them")] = Field(
         None, description="Keep factors and optimiser in host memory, and their steps on the host"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, data: Any) -> Any:
+        method = data.get("method") if isinstance(data, dict) else None
+        return METHODS[method] | data if isinstance(method, str) and method in METHODS else data
 
     @field_validator("text")
     @classmethod
@@ -88,6 +120,16 @@ class RecoveryConfig(Schema):
     def taught(self) -> bool:
         """Whether the objective needs the base's last hidden states."""
         return self.objective != "tokens"
+
+    @property
+    def rank_of_updates(self) -> int | None:
+        """The rank of the updates that are trained in the place of the factors, if they are."""
+        return self.lora_rank if self.enabled and self.method == "svd-llm" else None
+
+    @property
+    def phases(self) -> tuple[tuple[Factor, ...], ...]:
+        """The factors that are trained together, one phase after the other."""
+        return _PHASES[self.order if self.rank_of_updates else "one-pass"]
 
     def windows_in_all(self, there: int) -> int:
         """Return how many windows are trained on, `there` of which differ; repeated ones count."""

@@ -11,6 +11,7 @@ class Look(Schema):
     trained on since the look before; None if it is not finite, or nothing was trained on.
     """
 
+    phase: int = Field(0, description="Of training: a number of `RecoveryConfig.phases`")
     step: int
     tokens: int = Field(description="Trained on so far")
     held_out: float | None

@@ -28,6 +28,7 @@ _TRAINED_ALIKE = {
     "checkpointing",
     "offload",
 }  # of recovery's settings
+_OF_UPDATES = {"method", "order", "lora_rank"}  # that count if updates are trained
 
 
 class Record(Schema):
@@ -144,8 +145,9 @@ def identities(config: RunConfig, ground: Ground) -> Identities:
     if ground.recovery_tokens is not None:
         taught = fingerprint([common, ground.recovery_tokens, ground.training_dtype])
         asked = (config.refinement, config.recovery)
+        alike = _TRAINED_ALIKE | (set() if config.recovery.rank_of_updates else _OF_UPDATES)
         settings = [
-            group.model_dump(mode="json", exclude=_TRAINED_ALIKE) if group.enabled else None
+            group.model_dump(mode="json", exclude=alike) if group.enabled else None
             for group in asked
         ]
         recovery = fingerprint([factors, ground.recovery_tokens, ground.training_dtype, settings])

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor
 
 from schemas.request.config import RunConfig
 from schemas.result.recovery import Look, RecoveryResult, Refined
@@ -27,9 +26,10 @@ from workers.process.devices import find_device, set_threads
 from workers.process.logs import set_up_logging
 from workers.recovery.blocks import Refinement
 from workers.recovery.job import Job
-from workers.recovery.models import FACTORS, build_student, build_teacher
+from workers.recovery.models import build_student, build_teacher
 from workers.recovery.text import Text
 from workers.recovery.training import Trainer
+from workers.recovery.updates import after_training
 from workers.storage.keys import boundary_key, factors_key, recovered_key, recovered_text_key
 from workers.storage.store import Store
 from workers.storage.tensorfile import entries
@@ -120,7 +120,8 @@ def _models(job: Job) -> tuple[Trainer, Refinement | None]:
         tensors = store.load(factors_key(job.factors, name, rank)).tensors
         return {name: tensor.to(device) for name, tensor in tensors.items()}
 
-    student = build_student(decoder, job.spec, job.rows, factors, mesh, job.offload)
+    rank = config.recovery.rank_of_updates
+    student = build_student(decoder, job.spec, job.rows, factors, mesh, job.offload, rank)
     text, refinement = _text(job, store), None
     if config.refinement.enabled:  # nothing else needs the layers of the base
         teacher = build_teacher(decoder, job.spec, mesh)
@@ -180,15 +181,8 @@ def _commit(job: Job, trained: Mapping[str, Tensor]) -> None:
             continue
         stored = store.load(factors_key(job.factors, matrix.name, rank)).tensors
         place = f"{job.spec.path}.{matrix.layer}.{matrix.path}"
-        for factor in FACTORS:
-            if (parameter := trained.get(f"{place}.{factor}")) is not None:
-                stored[factor] = _whole(parameter).to(stored[factor].dtype).cpu()
+        tensors = after_training(stored, place, trained)
         if dist.get_rank() == 0:
             row = job.rows[matrix.name].model_dump(mode="json")
-            store.commit(recovered_key(job.identity, matrix.name), entries(stored), row)
+            store.commit(recovered_key(job.identity, matrix.name), entries(tensors), row)
     dist.barrier()
-
-
-def _whole(parameter: Tensor) -> Tensor:
-    found = parameter.detach()
-    return found.full_tensor() if isinstance(found, DTensor) else found

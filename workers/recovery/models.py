@@ -25,8 +25,8 @@ from schemas.result.output import MatrixResult
 from workers.model.carving import Carved
 from workers.model.layers import Decoder
 from workers.model.unread import weight_of
+from workers.recovery.updates import FACTORS, add_updates
 
-FACTORS = ("down.weight", "up.weight")
 Factors = Callable[[str], dict[str, Tensor]]
 """From the name of a matrix to the tensors that store it."""
 
@@ -58,11 +58,13 @@ def build_student(
     factors: Factors,
     mesh: DeviceMesh,
     offload: bool = False,
+    rank_of_updates: int | None = None,
 ) -> Student:
     """Return the truncated model, `rows` saying how each matrix is stored.
 
-    The factors are trainable and in float32, the rest is frozen. All of it computes in the dtype of
-    `decoder`; with `offload`, the parameters of layers are in host memory while they do not.
+    The factors, or updates of them of some rank, are trainable and in float32, the rest is frozen.
+    All of it computes in the dtype of `decoder`; with `offload`, the parameters of layers are in
+    host memory while they do not.
     """
     trained: dict[str, nn.Parameter] = {}
 
@@ -89,8 +91,15 @@ def build_student(
                 bias = None if linear.bias is None else linear.bias[m.rows]
                 _fill(layer.get_submodule(m.path), tensors, bias)
         layer.requires_grad_(False)
-        factor_names = tuple(f"{path}.{factor}" for path in stored for factor in FACTORS)
-        for name in [name for name, _ in layer.named_parameters() if name in factor_names]:
+        there = dict(layer.named_parameters())
+        cut_factors = [f"{path}.{factor}" for path in stored for factor in FACTORS]
+        cut_factors = [factor for factor in cut_factors if f"{factor}.weight" in there]
+        names = [f"{factor}.weight" for factor in cut_factors]
+        if cut_factors and rank_of_updates:
+            for factor in cut_factors:
+                layer.get_submodule(factor).to(decoder.dtype)
+            names = add_updates(layer, cut_factors, rank_of_updates, seed=index)
+        for name in names:
             _train(layer, name)
         _shard(layer, mesh, decoder.dtype, offload)
         trained.update(

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 from torch.utils.checkpoint import checkpoint
@@ -15,14 +15,15 @@ from schemas.result.recovery import Look
 from workers.recovery.models import Student
 from workers.recovery.objectives import LOSSES, chunks
 from workers.recovery.text import Text
+from workers.recovery.updates import factor_of
 
 
 class Trainer:
-    """Trains the factors of `student` on a text.
+    """Trains the factors of `student` on a text, all of them or, phase by phase, some of them.
 
     All workers call the same methods with the same arguments; each computes its own windows of a
     batch, and gradients are averaged where layers are sharded. The state that was best on the
-    windows that judge is the result.
+    windows that judge is the result, and that from which the next phase starts.
     """
 
     def __init__(
@@ -44,13 +45,19 @@ class Trainer:
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
+        self._phases = list(filter(None, map(self._of, config.phases)))
+        self._enter(0)
 
     def run(self) -> Iterator[Look]:
-        """Train to the end, or until looks bring no progress; yield each look."""
+        """Train every phase to its end, or until looks bring no progress; yield each look."""
         every = math.ceil(self.steps / self._config.evaluations)
-        while self.step < self.steps and self._since_best() < self._config.patience:
-            count = min(every, self.steps - self.step)
-            yield self.look(sum(self._step() for _ in range(count)) / count)
+        for phase in range(self._phase, len(self._phases)):
+            if phase > self._phase:
+                self.take_best()
+                self._enter(phase, self.step)
+            while self._left and self._since_best() < self._config.patience:
+                count = min(every, self._left)
+                yield self.look(sum(self._step() for _ in range(count)) / count)
 
     def take_best(self) -> int:
         """Set the trained parameters to the best state; return the number of its look."""
@@ -73,8 +80,34 @@ class Trainer:
     def resume(self, step: int, looks: Sequence[Look], refined: Sequence[float]) -> None:
         """Continue after so many steps, once `state` was filled."""
         self.step, self.looks, self.refined = step, list(looks), list(refined)
+        phase = looks[-1].phase
+        before = [look.step for look in looks if look.phase < phase]
+        self._enter(phase, before[-1] if before else 0)
+        for parameter in self._phases[phase]:
+            self._optimizer.state[parameter]["step"].fill_(step - self._begun)
+
+    def _of(self, factors: Sequence[str]) -> list[nn.Parameter]:
+        """Return what is trained of these factors."""
+        return [p for name, p in self.trained.items() if factor_of(name) in factors]
+
+    def _enter(self, phase: int, begun: int = 0) -> None:
+        """Train what a phase does, and nothing else; it began after so many steps."""
+        self._phase, self._begun = phase, begun
         for parameter in self.trained.values():
-            self._optimizer.state[parameter]["step"].fill_(step)
+            parameter.requires_grad_(False)
+        for parameter in self._phases[phase]:
+            parameter.requires_grad_()
+
+    @property
+    def _steps(self) -> int:
+        """The steps of this phase: phases share them equally, earlier ones have what is over."""
+        each, over = divmod(self.steps, len(self._phases))
+        return each + (self._phase < over)
+
+    @property
+    def _left(self) -> int:
+        """The steps that are left of this phase."""
+        return self._begun + self._steps - self.step
 
     def _step(self) -> float:
         """Take one step; return the mean loss of its windows, of all workers."""
@@ -83,7 +116,7 @@ class Trainer:
         clip_grad_norm_(self.trained.values(), self._config.clip)
         for group in self._optimizer.param_groups:
             group["lr"] = self._config.learning_rate * share_of_rate(
-                self.step, self.steps, self._config.warmup
+                self.step - self._begun, self._steps, self._config.warmup
             )
         self._optimizer.step()
         self._optimizer.zero_grad()
@@ -95,15 +128,21 @@ class Trainer:
         with torch.no_grad():
             held_out = self._losses(self._text.judges, train=False)
         tokens = self.step * self._batch * self._text.windows.shape[1]
-        look = Look(step=self.step, tokens=tokens, held_out=_finite(held_out), loss=_finite(loss))
+        look = Look(
+            phase=self._phase,
+            step=self.step,
+            tokens=tokens,
+            held_out=_finite(held_out),
+            loss=_finite(loss),
+        )
         self.looks.append(look)
         if best(self.looks) == len(self.looks) - 1:
             self._best = {name: p.detach().clone() for name, p in self.trained.items()}
         return look
 
     def _since_best(self) -> int:
-        """Return how many looks after some steps there were since the best one."""
-        return sum(look.step > 0 for look in self.looks[best(self.looks) + 1 :])
+        """Return how many looks after some steps of this phase there were since the best one."""
+        return sum(look.step > self._begun for look in self.looks[best(self.looks) + 1 :])
 
     def _losses(self, windows: Tensor, train: bool) -> float:
         """Return the mean loss a position over windows of these numbers, of all workers; with their

@@ -55,6 +55,32 @@ def test_the_base_runs_once_for_all_ratios() -> None:
     assert "teach" not in [stage.name for stage in plan.stages]
 
 
+def test_updates_of_low_rank_take_the_memory_of_frozen_factors() -> None:
+    tokens = 2**20
+    flags: dict[str, Any] = {"ratio": 0.4, "recovery_tokens": tokens}
+    asked: list[dict[str, Any]] = [RECOVER, {"recovery": "svd-llm"}]
+    whole, updates = (planned("llama-3-70b", flags | one).recovery for one in asked)
+    assert whole is not None
+    assert updates is not None
+    assert (whole.offload, updates.offload) == (True, False)
+    assert updates.device > 2 * 0.6 * 68e9 / 8  # factors, in bfloat16
+    ranks = (
+        planned("llama-3-70b", flags | asked[1] | {"settings": [f"recovery.lora_rank={rank}"]})
+        for rank in (8, 16)
+    )
+    low, high = (plan.recovery.device for plan in ranks if plan.recovery is not None)
+    # Of a layer: q, o, gate, up, down, and k, v of 1,024 rows, at the rank of the smaller side.
+    sides = 2 * 4 * 8192 + 3 * (28_672 + 3 * 8192) + 2 * (8192 + 3 * 1024)
+    assert high - low == pytest.approx(20 * 8 * 80 * sides / 8, rel=1e-6)
+    matrices, head = 6_979_321_856, 128_256 * 4096
+    plan = planned("llama-3-8b", flags | asked[1])
+    stages = {stage.name: stage for stage in plan.stages}
+    assert "teach" not in stages
+    assert stages["recover"].flops == pytest.approx(
+        tokens * (matrices * 6 * 0.6 + 4 * head), rel=1e-3
+    )
+
+
 def test_what_does_not_fit_a_device_is_on_the_host() -> None:
     flags: dict[str, Any] = RECOVER | {"ratio": 0.4}
     small, large = (planned(name, flags).recovery for name in ("llama-3-8b", "llama-3-70b"))

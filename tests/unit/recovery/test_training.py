@@ -54,19 +54,23 @@ def test_a_rate_that_destroys_changes_nothing(truncated: Cut) -> None:
     assert all(torch.equal(before[name], p) for name, p in trainer.trained.items())
 
 
-def test_what_is_continued_ends_as_what_was_not_stopped(truncated: Cut) -> None:
-    whole = trainer_of(truncated)
+@pytest.mark.parametrize("method", ["all-factors", "svd-llm"])
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_what_is_continued_ends_as_what_was_not_stopped(
+    truncated: Cut, method: str, done: int
+) -> None:
+    whole = trainer_of(truncated, method=method)
     looks(whole)
-    stopped = trainer_of(truncated)
+    stopped = trainer_of(truncated, method=method)
     seen, run = [stopped.look()], stopped.run()
-    seen += [next(run), next(run)]
+    seen += [next(run) for _ in range(done)]
     kept = {name: tensor.clone() for name, tensor in stopped.state().items()}
     next(run)  # lost
-    again = trainer_of(truncated)
+    again = trainer_of(truncated, method=method)
     for name, tensor in again.state().items():
         tensor.copy_(kept[name])
-    again.resume(4, seen, [])
-    assert list(again.run()) == whole.looks[3:]
+    again.resume(2 * done, seen, [])
+    assert list(again.run()) == whole.looks[done + 1 :]
     assert all(torch.equal(p, whole.trained[name]) for name, p in again.trained.items())
 
 

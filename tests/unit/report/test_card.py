@@ -7,6 +7,8 @@ from huggingface_hub import ModelCard
 
 from pipeline.report.card import front_matter, write_card
 from schemas.request.config import RunConfig
+from schemas.request.recovery import RecoveryConfig, RefinementConfig
+from schemas.result.recovery import Look, RecoveryResult
 from tests import reports
 
 
@@ -75,3 +77,34 @@ def test_the_hub_reads_the_perplexity_of_a_card(tmp_path: Path) -> None:
     )
     write_card(tmp_path, tmp_path, config, done)
     assert ModelCard.load(tmp_path / "README.md").data.eval_results is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"enabled": True}, "all at once, objective kl"),
+        ({"method": "svd-llm"}, "LoRA of rank 8 of up, then of down, objective tokens"),
+        ({"method": "svd-llm", "order": "one-pass"}, "rank 8 of up and down, objective tokens"),
+    ],
+)
+def test_a_card_says_how_factors_were_trained(
+    settings: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    config = RunConfig(model="org/name", output=tmp_path / "out", ratio=0.2)
+    looks = [Look(step=step, tokens=9 * step, held_out=3.0 - step, loss=None) for step in (0, 1)]
+    recovery = RecoveryResult(
+        config=RecoveryConfig.model_validate(settings),
+        refinement=RefinementConfig(),
+        refined=(),
+        windows=3,
+        parameters=1,
+        steps=1,
+        best=1,
+        looks=tuple(looks),
+        workers=1,
+        seconds=1.0,
+    )
+    done = reports.compression(reports.matrices(1)).model_copy(update={"recovery": recovery})
+    write_card(tmp_path, tmp_path, config, done)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert f"{said}, on 9 tokens\n" in text

@@ -70,6 +70,15 @@ ASKED: dict[str, dict[str, Any]] = {
             "offload": False,
         },
     },
+    "a recovery by updates": {
+        "recovery": {
+            "method": "svd-llm",
+            "order": "down-first",
+            "lora_rank": 4,
+            "learning_rate": 5e-5,  # the usual one, but not that of the method
+        },
+    },
+    "a method without its training": {"recovery": {"method": "svd-llm", "enabled": False}},
     "numbers": {
         "numerics": {"dtype": "bfloat16", "threads": 2, "shrinkage": 1e-05, "pivot_bound": 1e20}
     },

@@ -177,6 +177,9 @@ def test_an_output_depends_on_how_its_factors_were_trained() -> None:
         )
     }
     assert len(outputs) == 6
+    assert by(order="down-first", lora_rank=4) == trained  # settings of what is not asked for
+    updates = [by(method="svd-llm", **own) for own in ({}, {"order": "one-pass"}, {"lora_rank": 4})]
+    assert len({ids.recovery for ids in (trained, *updates)}) == 4
     assert by(micro_batch=2, checkpointing=False, text=["elsewhere/same.txt"]) == trained
     assert (
         by().recovery

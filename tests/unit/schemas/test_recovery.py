@@ -75,3 +75,25 @@ def test_a_hundred_steps_unless_the_batch_is_given(
 ) -> None:
     config = RecoveryConfig(**settings)
     assert (config.windows_in_step(there), config.steps(there)) == (step, steps)
+
+
+def test_the_way_of_svd_llm_is_a_preset() -> None:
+    found = RecoveryConfig.model_validate({"method": "svd-llm"})
+    assert (found.enabled, found.objective, found.learning_rate) == (True, "tokens", 1e-4)
+    assert found.phases == (("up",), ("down",))
+    given = {"method": "svd-llm", "objective": "kl", "learning_rate": 5e-5, "order": "one-pass"}
+    own = RecoveryConfig.model_validate(given)
+    assert (own.objective, own.learning_rate) == ("kl", 5e-5)
+    assert own.phases == RecoveryConfig().phases == (("up", "down"),)
+    assert (own.rank_of_updates, RecoveryConfig(enabled=True).rank_of_updates) == (8, None)
+    with pytest.raises(ValidationError, match="svd-llm"):
+        RecoveryConfig.model_validate({"method": ["svd-llm"]})
+
+
+def test_updates_of_low_rank_are_not_refined_before() -> None:
+    asked: dict[str, Any] = {"model": "m", "output": "out", "ratio": 0.2}
+    asked |= {"recovery": {"method": "svd-llm"}, "refinement": {"enabled": True}}
+    with pytest.raises(ValidationError, match="ask for one of them"):
+        RunConfig.model_validate(asked)
+    alone = RunConfig.model_validate(asked | {"recovery": {"method": "svd-llm", "enabled": False}})
+    assert alone.recovery.phases == (("up", "down"),)
