@@ -121,11 +121,11 @@ def test_one_factor_is_trained_after_the_other(
 
 
 def test_the_second_phase_starts_from_the_best_state_of_the_first(truncated: Cut) -> None:
-    trainer = lora(truncated, learning_rate=30.0, patience=1)
+    trainer = lora(truncated, learning_rate=1e20, patience=1)
     before = state(trainer)
     found = looks(trainer)
     assert [(look.phase, look.step) for look in found] == [(0, 0), (0, 2), (1, 4)]
-    assert found[1].held_out is None or found[1].held_out > cast(float, found[0].held_out)
+    assert found[1].held_out is None
     assert changed(before, trainer) == {"down"}  # what destroyed the model in the first is gone
     assert trainer.take_best() == best(found) == 0
     assert changed(before, trainer) == set()
