@@ -1,6 +1,6 @@
 """The Python interface: the commands as functions. docs/python.md has examples.
 
-from svdllm import RunConfig, bench, compress, evaluate, load
+from svdllm import AdoptionConfig, RunConfig, bench, compress, evaluate, load, recover
 """
 
 from pathlib import Path
@@ -11,8 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.bench import bench
 from pipeline.compress import compress
 from pipeline.evaluate import evaluate
+from pipeline.recover import recover
 from pipeline.tasks import evaluate_tasks
 from schemas.errors import CompressorError, InputError, RunError
+from schemas.request.adoption import AdoptionConfig
 from schemas.request.bench import BenchConfig
 from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig, TasksConfig
@@ -24,6 +26,7 @@ from schemas.request.groups import (
     EvaluationTextConfig,
     NumericsConfig,
 )
+from schemas.request.recovery import RecoveryConfig, RefinementConfig
 from schemas.result.bench import BenchReport
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 from schemas.result.manifest import Compression, OutputResult, RunResult
@@ -32,6 +35,7 @@ from workers.checkpoint.fetching import resolve
 from workers.model.loading import load_model, load_tokenizer
 
 __all__ = [
+    "AdoptionConfig",
     "BenchConfig",
     "BenchReport",
     "CalibrationConfig",
@@ -46,6 +50,8 @@ __all__ = [
     "ModelEvaluation",
     "NumericsConfig",
     "OutputResult",
+    "RecoveryConfig",
+    "RefinementConfig",
     "RunConfig",
     "RunError",
     "RunResult",
@@ -56,6 +62,7 @@ __all__ = [
     "evaluate",
     "evaluate_tasks",
     "load",
+    "recover",
 ]
 
 

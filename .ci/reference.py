@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel
 
+from schemas.request.adoption import AdoptionConfig
 from schemas.request.bench import BenchConfig
 from schemas.request.config import CompressionConfig, RunConfig
 from schemas.request.evaluation import EvaluationConfig
@@ -21,11 +22,20 @@ default that is not shown is none.
 HEADING = "| setting | flag | default | |\n|---|---|---|---|"
 SECTIONS: dict[str, tuple[type[BaseModel], str]] = {
     "svdllm compress": (RunConfig, ""),
+    "svdllm recover": (
+        AdoptionConfig,
+        "`checkpoint` is the argument of the command. Beside those of compress from `refinement` on:",
+    ),
     "svdllm nightly": (NightlyConfig, "Beside those of compress from `ratio` on:"),
     "svdllm evaluate": (EvaluationConfig, "`checkpoint` is the argument of the command."),
     "svdllm bench": (BenchConfig, "`checkpoint` is the argument of the command."),
 }
-COMMON = {"svdllm nightly": {setting.path for setting in settings(CompressionConfig)}}
+COMMON = {
+    "svdllm nightly": {setting.path for setting in settings(CompressionConfig)},
+    "svdllm recover": {
+        setting.path for setting in settings(CompressionConfig) if "." in setting.path
+    },
+}
 
 
 def rows(schema: type[BaseModel], listed: set[str]) -> list[str]:

@@ -13,6 +13,7 @@ from pipeline.run import Run, announce, start
 from pipeline.run_directory.earlier import set_aside
 from pipeline.run_directory.journal import journal
 from pipeline.run_directory.ownership import owned
+from pipeline.stages.adopt import adopt, inherit
 from pipeline.stages.allocate import allocate
 from pipeline.stages.assemble import assemble
 from pipeline.stages.calibrate import calibrate
@@ -117,7 +118,7 @@ def _stages(run: Run) -> _Made:
         require_disk(run.plan.disk, run.config, run.committed_bytes())
         announce(run)
     with journal(run.store.root, run.plan, run.progress):
-        if None in found.values():
+        if None in found.values() and run.config.calibrates:
             calibrate(run)
             factorise(run, run.spec.matrices)
             run.pool.quarantine.require()
@@ -150,16 +151,18 @@ def make_output(run: Run, ratio: float) -> OutputResult | Job:
 def _written(run: Run, ratio: float) -> Output | Job:
     """Write an output's weight files, or describe the recovery that has to come before.
 
-    Ranks are shared out once more if a matrix was given up.
+    Ranks are shared out once more if a matrix was given up. Both they and factors may be those of a
+    finished checkpoint.
     """
+    share_out, cut = (allocate, truncate) if run.config.calibrates else (inherit, adopt)
     while True:
         output = Output(run, ratio)
-        allocate(output)
+        share_out(output)
         if waits := awaits_recovery(output):
-            truncate(output)
+            cut(output)
         else:
             files = WeightFiles(output)
-            truncate(output, files.ready)
+            cut(output, files.ready)
             files.write()
         run.pool.quarantine.require()
         if run.given_up == output.given_up:

@@ -61,12 +61,16 @@ class Run:
 
     @property
     def given_up(self) -> dict[str, str]:
-        """The matrices that could not be cut, each with its error."""
-        return self.pool.quarantine.matrices
+        """The matrices that could not be cut, each with its error: here, or in what is adopted."""
+        adopted = self.inputs.adopted
+        before = {} if adopted is None else adopted.compression.given_up
+        return before | self.pool.quarantine.matrices
 
     @property
     def taps(self) -> list[Tap]:
         """Every moment that this run needs."""
+        if not self.config.calibrates:
+            return []
         return taps(self.spec.matrices, self.config.truncation, self.config.needs_gradients)
 
     def moments_of(self, matrix: MatrixSpec) -> set[str]:
@@ -193,13 +197,14 @@ def _counted(config: RunConfig, inputs: Inputs) -> RunConfig:
 
 
 def _ground(inputs: Inputs, facts: WorkerFacts) -> Ground:
-    backward, recovery = inputs.backward, inputs.recovery
+    backward, recovery, adopted = inputs.backward, inputs.recovery, inputs.adopted
     return Ground(
         base_files=inputs.base_files,
         forward_tokens=tokens_sha256(inputs.forward),
         backward_tokens=None if backward is None else tokens_sha256(backward),
         recovery_tokens=None if recovery is None else tokens_sha256(torch.cat(recovery)),
         training_dtype=facts.training_dtype if recovery is not None else None,
+        adopted=None if adopted is None else adopted.identity,
         dtype=facts.dtype,
         device=facts.device_name,
         versions={name: version(name) for name in ("torch", "transformers")},

@@ -15,6 +15,7 @@ from pipeline.cli.report import report
 from pipeline.cli.tables.plan import plan_table
 from pipeline.cli.tables.run import check_table, run_table
 from pipeline.cli.tables.status import status_table
+from schemas.request.adoption import AdoptionConfig
 from schemas.request.bench import BenchConfig
 from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig
@@ -56,6 +57,19 @@ def compress(request: RunConfig, fresh: Fresh = False) -> None:
         from workers.model.architectures import describe
 
         _out.print(architectures_table([describe(checked.spec)]))
+    from pipeline.compress import compress as run  # ray loads only when needed
+
+    _out.print(run_table(run(checked, fresh=fresh)))
+
+
+@app.command()
+@asks(AdoptionConfig)
+def recover(request: AdoptionConfig, fresh: Fresh = False) -> None:
+    """Train the factors of a finished checkpoint against its base, into a new one."""
+    from pipeline.request.adopt import adopting
+    from pipeline.request.preflight import check
+
+    checked = check(adopting(request))
     from pipeline.compress import compress as run  # ray loads only when needed
 
     _out.print(run_table(run(checked, fresh=fresh)))

@@ -48,19 +48,17 @@ class Costs:
         self.config = with_gradients(config, spec)
         self.spec = spec
         self.item = COMPUTE_BYTES[dtype]
-        self.taps = [
-            tap
-            for tap in taps(spec.matrices, config.truncation, config.needs_gradients)
-            if tap.moment
-        ]
+        needed = taps(spec.matrices, config.truncation, config.needs_gradients)
+        self.taps = [tap for tap in needed if tap.moment and config.calibrates]
         self.parameters = sum(math.prod(tensor.shape) for tensor in spec.tensors)
         self.base_bytes = sum(tensor.nbytes for tensor in spec.tensors)
         self.ends = spec.vocab_size * spec.hidden_size  # the embedding, or the head
         self.layers = self._layers()
         self.outputs_of_a_token = self._most_outputs()
-        self._widest = max(tap.size for tap in self.taps)
-        self._largest_basis = 4 * max(self.basis_size(matrix) for matrix in spec.matrices)
-        self._workspace = max(self._factorise(matrix) for matrix in spec.matrices)
+        self._widest = max((tap.size for tap in self.taps), default=0)
+        factorised = spec.matrices if config.calibrates else ()
+        self._largest_basis = 4 * max(map(self.basis_size, factorised), default=0)
+        self._workspace = max(map(self._factorise, factorised), default=0)
 
     def memory(self, shards: tuple[LayerRange, ...], chain: int) -> WorkerMemory:
         """Return what the worker with the largest shard holds, on its device and on its host."""
@@ -107,7 +105,7 @@ class Costs:
     @property
     def kept_bases(self) -> int:
         """Bytes of the stored bases: all of them in float32, or none."""
-        if not self.config.cluster.keep_bases:
+        if not (self.config.cluster.keep_bases and self.config.calibrates):
             return 0
         return sum(4 * self.basis_size(matrix) for matrix in self.spec.matrices)
 
@@ -143,7 +141,7 @@ class Costs:
         """Windows of a stream, and tokens in each."""
         text = self.config.calibration
         if direction == "forward":
-            return text.samples, text.sequence_length
+            return text.samples * self.config.calibrates, text.sequence_length
         windows = text.gradient_samples if self.config.needs_gradients else 0
         return windows or 0, text.gradient_length
 
@@ -197,8 +195,9 @@ class Costs:
         # which is more than a moment being committed (its sums in one piece, and the mean).
         read = 4 * max(self.ends, *(layer.parameters for layer in self.layers))
         transit = max(read, self._largest_basis + 4 * 4 * self._widest**2)
+        weights = (mine.parameters + (first + last) * self.ends) * self.item
         return WorkerMemory(
-            weights=(mine.parameters + (first + last) * self.ends) * self.item,
+            weights=weights if self.config.calibrates else 0,
             forward_moments=4 * mine.forward,
             backward_moments=4 * mine.backward,
             activations=self._activations(len(shard.range), chain, last),
@@ -216,6 +215,8 @@ class Costs:
         """
         hidden, micro_batch = self.spec.hidden_size, self.config.calibration.micro_batch
         per_token = (2 * hidden + self.outputs_of_a_token) * self.item + 4 * self._widest
+        if not self.tokens("forward"):
+            return 0
         forward = micro_batch * self.config.calibration.sequence_length * per_token
         if not self.tokens("backward"):
             return int(forward)

@@ -75,13 +75,17 @@ class Work(NamedTuple):
 
 def stages(costs: Costs, layout: Layout, rates: Rates | None) -> tuple[StageCost, ...]:
     """Return the cost of every stage in order; stages of an output count all ratios."""
+    made = _cut(costs, layout) if costs.config.calibrates else [_adopt(costs, layout)]
+    work = [_inspect(costs), *made, _write(costs, layout), _verify(costs)]
+    return tuple(one.cost(rates) for one in work)
+
+
+def _cut(costs: Costs, layout: Layout) -> list[Work]:
     waves = [[costs.of(shard.range) for shard in wave] for wave in layout.waves]
-    work = [_inspect(costs), _load(costs, layout), _calibrate(costs, layout, waves, "forward")]
+    work = [_load(costs, layout), _calibrate(costs, layout, waves, "forward")]
     if costs.tokens("backward"):
         work.append(_calibrate(costs, layout, waves, "backward"))
-    work += [_factorise(costs, layout), _allocate(costs), _truncate(costs, layout)]
-    work += [_write(costs, layout), _verify(costs)]
-    return tuple(one.cost(rates) for one in work)
+    return [*work, _factorise(costs, layout), _allocate(costs), _truncate(costs, layout)]
 
 
 def evaluation(costs: Costs, cluster: ClusterSpec, rates: Rates | None) -> tuple[StageCost, ...]:
@@ -225,6 +229,13 @@ def _truncate(costs: Costs, layout: Layout) -> Work:
         read=read + _weights(costs) * len(ratios),
         written=factors,
     )
+
+
+def _adopt(costs: Costs, layout: Layout) -> Work:
+    """The driver hashes the finished checkpoint; the workers copy its factors."""
+    size = sum(costs.output(ratio) for ratio in costs.config.ratio)
+    workers = layout.workers
+    return Work("adopt", workers, workers, layout.nodes, host=2 * size, read=2 * size, written=size)
 
 
 def _write(costs: Costs, layout: Layout) -> Work:

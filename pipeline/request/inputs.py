@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.request.adopt import Adopted, adopt
 from pipeline.request.preflight import Checked
 from schemas.errors import ConfigError, TextError
+from schemas.location import Location
 from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
@@ -40,6 +42,8 @@ class RecoveryText(NamedTuple):
 class Inputs(NamedTuple):
     """A base checkpoint, known from its headers, tokens (windows, length) for each stream, and how
     each of its texts was read.
+
+    There are no windows in `forward` if the run does not calibrate, but trains what is `adopted`.
     """
 
     folder: Path
@@ -50,6 +54,7 @@ class Inputs(NamedTuple):
     evaluation: EvaluationText | None = None
     recovery: RecoveryText | None = None
     texts: Sequence[TextFacts] = ()
+    adopted: Adopted | None = None
 
 
 def tokens_sha256(windows: Tensor) -> str:
@@ -64,6 +69,8 @@ def gather(checked: Checked) -> Inputs:
     Raises CheckpointError, TextError or ConfigError.
     """
     config, folder, spec, _ = checked
+    if config.adopt is not None:
+        return _adopted(checked, config.adopt)
     text = with_gradients(config, spec).calibration
     gradient_samples = text.gradient_samples or 0
     needed = max(text.samples * text.sequence_length, gradient_samples * text.gradient_length)
@@ -75,11 +82,7 @@ def gather(checked: Checked) -> Inputs:
         at_least=None if is_local(text.text) else needed,
         documents=checked.texts.pop(text.text, None),
     )
-    if tokens.numel() and int(tokens.max()) >= spec.vocab_size:
-        raise ConfigError(
-            f"model {config.model!r}: its tokenizer gives token {int(tokens.max())}, but the "
-            f"embedding has {spec.vocab_size} rows; the tokenizer is not this model's"
-        )
+    _require_vocabulary(config, spec, tokens)
     backward = None
     if config.needs_gradients:
         backward = calibration_windows(tokens, text.gradient_length, gradient_samples, config.seed)
@@ -96,15 +99,46 @@ def gather(checked: Checked) -> Inputs:
     )
 
 
+def _adopted(checked: Checked, place: Location) -> Inputs:
+    """Do the same for a run that trains the factors of the checkpoint at `place`."""
+    config, folder, spec, _ = checked
+    tokenizer = load_tokenizer(folder, trust_remote_code=False)
+    texts: list[TextFacts] = []
+    recovery = _recovery(config, tokenizer, None, texts)
+    _require_vocabulary(config, spec, torch.cat(recovery))
+    evaluation = _evaluation(checked, tokenizer, texts)
+    files = base_files(folder, spec)
+    return Inputs(
+        folder=folder,
+        spec=spec,
+        base_files=files,
+        forward=torch.empty(0, config.calibration.sequence_length, dtype=torch.long),
+        backward=None,
+        evaluation=evaluation,
+        recovery=recovery,
+        texts=texts,
+        adopted=adopt(place, config, spec, files),
+    )
+
+
+def _require_vocabulary(config: RunConfig, spec: ModelSpec, tokens: Tensor) -> None:
+    """Raises ConfigError if a token has no row in the embedding."""
+    if tokens.numel() and int(tokens.max()) >= spec.vocab_size:
+        raise ConfigError(
+            f"model {config.model!r}: its tokenizer gives token {int(tokens.max())}, but the "
+            f"embedding has {spec.vocab_size} rows; the tokenizer is not this model's"
+        )
+
+
 def _recovery(
     config: RunConfig,
     tokenizer: PreTrainedTokenizerBase,
-    calibration: Tensor,
+    calibration: Tensor | None,
     texts: list[TextFacts],
 ) -> RecoveryText:
     """Return windows of the texts to train on, mixed by their shares; `calibration` are tokens of
-    the calibration text, all of them if it is local. Adds how others were read to `texts`. Raises
-    TextError if there are too few tokens.
+    the calibration text, all of them if it is local, None if it was not read. Adds how others were
+    read to `texts`. Raises TextError if there are too few tokens.
     """
     asked = config.recovery
     sources = dict(map(share_of, asked.text or (config.calibration.text,)))
@@ -113,8 +147,10 @@ def _recovery(
     for name, share in sources.items():
         count = math.ceil(wanted * share / sum(sources.values()))
         length, tokens = asked.sequence_length, calibration
-        if name != config.calibration.text or not is_local(name):
-            tokens, facts = read_text(name, "recovery", tokenizer, count * length)
+        whole = name == config.calibration.text and is_local(name)
+        if tokens is None or not whole:
+            least = None if whole else count * length
+            tokens, facts = read_text(name, "recovery", tokenizer, least)
             texts.append(facts)
         there = max(min(count, tokens.numel() // length), 1)
         found.append(calibration_windows(tokens, length, there, config.seed, f"recovery ({name})"))

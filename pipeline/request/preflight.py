@@ -10,7 +10,7 @@ from pipeline.plan.footprint import Costs
 from pipeline.plan.layouts import cut
 from pipeline.plan.planner import require_disk
 from pipeline.request.settle import pinned, settled
-from schemas.errors import ConfigError, StorageError
+from schemas.errors import ConfigError, StorageError, TextError
 from schemas.location import Location, is_within, locate
 from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
@@ -29,7 +29,7 @@ from workers.storage.keys import OWNER, RUN_RECORD
 from workers.storage.places import exists, files_below, url_of
 from workers.text.documents import iter_documents
 from workers.text.rows import Document
-from workers.text.sources import evaluation_source, is_on_hub
+from workers.text.sources import evaluation_source, is_on_hub, local_file
 
 
 class Checked(NamedTuple):
@@ -97,15 +97,24 @@ def _require_tested(config: RunConfig, spec: ModelSpec) -> None:
 
 
 def _local_texts(config: RunConfig) -> dict[str, list[Document]]:
-    """Return the documents of a local calibration text, all of which are used.
+    """Return the documents of a local calibration text, all of which are used; none if the run does
+    not calibrate.
 
     Raises TextError if it or another text cannot be read, or is of no known kind.
     """
-    text = config.calibration.text
-    found = {} if is_on_hub(text) else {text: list(iter_documents(text, "calibration"))}
+    text, found = config.calibration.text, dict[str, list[Document]]()
     others = {evaluation_source(config.evaluation.text, text)}
     others |= {name for name, _ in map(share_of, config.recovery.text)}
-    for other in others - {text, None}:
+    if config.calibrates and not is_on_hub(text):
+        found[text] = list(iter_documents(text, "calibration"))
+    elif not config.calibrates and not config.recovery.text:
+        if (file := local_file(text)) is not None and not file.is_file():
+            raise TextError(
+                f"{text}: gone; {config.adopt} was calibrated on it, and is trained on it if no "
+                "other text is named; name one with --recovery-text"
+            )
+        others.add(text)
+    for other in others - {None, *found}:
         if other is not None and not is_on_hub(other):
             for _ in iter_documents(other, "evaluation"):
                 pass
@@ -170,14 +179,20 @@ def _no_permission(folder: Path, place: Path) -> ConfigError:
 
 
 def _check_outputs(config: RunConfig, base: Location) -> None:
+    for what, read in (("model", base), ("checkpoint", config.adopt)):
+        if read is None:
+            continue
+        for output in map(config.output_folder, config.ratio):
+            if _is_within(output, read):
+                raise ConfigError(
+                    f"output {output} is inside the {what} {read}; name another folder"
+                )
+        if _is_within(config.run_folder, read):
+            raise ConfigError(
+                f"run_dir {config.run_folder} is inside the {what} {read}; name another --run-dir"
+            )
     for output in map(config.output_folder, config.ratio):
-        if _is_within(output, base):
-            raise ConfigError(f"output {output} is inside the model {base}; name another folder")
         require_free(output)
-    if _is_within(config.run_folder, base):
-        raise ConfigError(
-            f"run_dir {config.run_folder} is inside the model {base}; name another --run-dir"
-        )
     if len(config.ratio) > 1 and exists(config.output / SUCCESS):
         raise ConfigError(
             f"output {config.output} is a checkpoint itself, so several ratios cannot go below it; "

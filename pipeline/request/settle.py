@@ -10,7 +10,7 @@ from workers.text.sources import is_local
 
 
 def settled(config: RunConfig) -> RunConfig:
-    """Return the request with full paths of text files, output and run directory."""
+    """Return the request with full paths of text files, output, run directory and so on."""
     texts = {
         name: group.model_copy(update={"text": _full_name(group.text)})
         for name, group in (("calibration", config.calibration), ("evaluation", config.evaluation))
@@ -18,6 +18,8 @@ def settled(config: RunConfig) -> RunConfig:
     mixed = (f"{_full_name(name)}:{share:g}" for name, share in map(share_of, config.recovery.text))
     recovery = config.recovery.model_copy(update={"text": tuple(mixed)})
     places = {"output": absolute(config.output), "run_dir": absolute(config.run_folder)}
+    if config.adopt is not None:
+        places["adopt"] = absolute(config.adopt)
     return config.model_copy(update={**texts, **places, "recovery": recovery})
 
 

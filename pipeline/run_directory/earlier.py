@@ -76,4 +76,5 @@ def _asked(record: RunRecord) -> dict[str, object]:
 def _found(record: RunRecord) -> dict[str, str]:
     ground = record.ground
     files = {f"file {name} of the base": found[:12] for name, found in ground.base_files.items()}
-    return {"dtype": ground.dtype, "device": ground.device, **ground.versions, **files}
+    adopted = {"adopted checkpoint": ground.adopted} if ground.adopted else {}
+    return {"dtype": ground.dtype, "device": ground.device, **ground.versions, **files, **adopted}

@@ -32,15 +32,20 @@ def read_status(run_dir: Location) -> RunStatus:
         return StageStatus(name=name, done=len(items), total=total, bytes=size)
 
     ids, taps = record.ids, record.taps
+    factors = f"factors/{ids.factors}"
+    if record.config.calibrates:
+        made = (
+            *(stage(name, f"moments/{ids.moments(name)}", count) for name, count in taps.items()),
+            stage("factorise", f"bases/{ids.bases}", record.matrices),
+            stage("truncate", factors, None),
+        )
+    else:
+        made = (stage("adopt", factors, None),)
     return RunStatus(
         model=record.config.model,
         owner=describe(run_dir / OWNER),
         activity=_activity(run_dir),
-        stages=(
-            *(stage(name, f"moments/{ids.moments(name)}", count) for name, count in taps.items()),
-            stage("factorise", f"bases/{ids.bases}", record.matrices),
-            stage("truncate", f"factors/{ids.factors}", None),
-        ),
+        stages=made,
         outputs={folder: exists(locate(folder) / SUCCESS) for folder in record.outputs},
     )
 

@@ -103,6 +103,7 @@ def describe(output: Output) -> Compression:
     before = sum(math.prod(tensor.shape) for tensor in spec.tensors)
     written = [tensor for file in output.files.values() for tensor in file.tensors]
     nats = [result.nats for result in results]
+    adopted = run.inputs.adopted
     return Compression(
         model=config.model,
         model_type=spec.model_type,
@@ -136,6 +137,8 @@ def describe(output: Output) -> Compression:
         fallbacks=(*_calibration_fallbacks(run), *output.allocation.fallbacks),
         given_up=output.given_up,
         recovery=recovery_of(run.store, output.identity),
+        adopted=None if adopted is None else adopted.manifest.output,
+        earlier=() if adopted is None else adopted.recoveries,
         matrices=results,
     )
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
+from pydantic import ValidationError
+
 from pipeline.metrics import show_perplexity
 from pipeline.report.card import write_card
 from pipeline.report.page import render_report
@@ -17,7 +19,7 @@ from schemas.result.report import ReportFacts, SpectrumSample, StageTime
 from workers.checkpoint.names import EVALUATION, REPORT, REPORT_PAGE
 from workers.storage.files import write_text
 from workers.storage.keys import spectrum_key
-from workers.storage.places import IN_FLIGHT
+from workers.storage.places import IN_FLIGHT, read_bytes
 
 _HEAD, _BODY = 24, 36  # points of a spectrum: spaced by logarithm, and evenly
 _DIGITS = 4
@@ -46,9 +48,6 @@ def present(output: Output) -> None:
 def gather_facts(output: Output) -> ReportFacts:
     """Gather what a run knows of its checkpoint beyond what the checkpoint's files say."""
     run, progress = output.run, output.run.progress
-    cut = [row for name, row in output.matrices.items() if name not in output.given_up]
-    with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        spectra = tuple(pool.map(lambda matrix: _spectrum(run, matrix), cut))
     return ReportFacts(
         output=output.identity,
         command=command_of(run.config),
@@ -66,7 +65,7 @@ def gather_facts(output: Output) -> ReportFacts:
             for name, seconds in progress.seconds.items()
         ),
         warnings=tuple(progress.warnings),
-        spectra=spectra,
+        spectra=_spectra(output),
     )
 
 
@@ -80,6 +79,19 @@ def sample(name: str, eigenvalues: Sequence[float], rank: int | None) -> Spectru
     chosen = tuple(sorted(ranks))
     values = tuple(float(f"{eigenvalues[at - 1]:.{_DIGITS}g}") for at in chosen)
     return SpectrumSample(name=name, size=size, ranks=chosen, values=values)
+
+
+def _spectra(output: Output) -> tuple[SpectrumSample, ...]:
+    """Sample the spectra of all matrices; of an adopted checkpoint, those of its report, if any."""
+    run, adopted = output.run, output.run.config.adopt
+    if adopted is not None:
+        try:
+            return ReportFacts.model_validate_json(read_bytes(adopted / REPORT)).spectra
+        except (FileNotFoundError, ValidationError):
+            return ()
+    cut = [row for name, row in output.matrices.items() if name not in output.given_up]
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        return tuple(pool.map(lambda matrix: _spectrum(run, matrix), cut))
 
 
 def _spectrum(run: Run, matrix: MatrixResult) -> SpectrumSample:

@@ -91,7 +91,7 @@ def _matrix_tensors(
     rows = {"rows": (matrix.rows.start, matrix.rows.stop)} if matrix.split else {}
     planned = []
     for tail, shape in shapes.items():
-        name = f"{owner}.{matrix.part}.{tail}" if matrix.split else f"{owner}.{tail}"
+        name = f"{matrix.written}.{tail}"
         kind = "I64" if tail == "order" else dtype
         if tail in BIASES:
             source: dict[str, Any] = {"base": f"{owner}.bias", **rows}

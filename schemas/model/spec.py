@@ -75,6 +75,11 @@ class MatrixSpec(Schema):
         return self.name.rpartition(".")[0] if self.split else self.name
 
     @property
+    def written(self) -> str:
+        """Its name in the files of a compressed checkpoint, without the tails of its tensors."""
+        return f"{self.stored}.{self.part}" if self.split else self.stored
+
+    @property
     def rows(self) -> slice:
         """Its rows of what is stored."""
         start = sum(self.split[: self.part])

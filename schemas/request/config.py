@@ -173,6 +173,20 @@ class RunConfig(CompressionConfig):
     run_dir: Annotated[Location | None, Flag(unset="OUTPUT.run, none for a URL")] = Field(
         None, description="Folder or URL of the run"
     )
+    adopt: Annotated[Location | None, Flag(hidden=True)] = Field(
+        None,
+        description="A finished checkpoint whose factors are trained, instead of cutting the "
+        "matrices: what `svdllm recover` sets",
+    )
+
+    @model_validator(mode="after")
+    def _adopts_to_train(self) -> Self:
+        if self.adopt is not None and not (self.trains and len(self.ratio) == 1):
+            raise ValueError(
+                f"adopt {self.adopt}: a checkpoint has one ratio, and its factors are adopted to "
+                "be trained; use `svdllm recover`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _folders_apart(self) -> Self:
@@ -188,6 +202,16 @@ class RunConfig(CompressionConfig):
                     "the other; name another --run-dir"
                 )
         return self
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether matrices are cut, by statistics of a text; else factors are adopted."""
+        return self.adopt is None
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether calibration includes a backward stream."""
+        return self.calibrates and super().needs_gradients
 
     @property
     def fetched(self) -> Path:

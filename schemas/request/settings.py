@@ -15,12 +15,14 @@ class Flag:
     """Metadata of a field, in its `Annotated`.
 
     `name` is its option on a command line: without one, a field of the configuration itself has its
-    own name, and a field of a group none. `unset` says in words what holds if it is not given.
+    own name, and a field of a group none. `unset` says in words what holds if it is not given. A
+    `hidden` one has no option.
     """
 
     name: str = ""
     unset: str = ""
     positional: bool = False
+    hidden: bool = False
 
 
 def _words(value: Any) -> Any:
@@ -97,7 +99,7 @@ def _settings(name: str, field: FieldInfo, prefix: str) -> Iterator[Setting]:
     option = flag.name or ("" if prefix else name.replace("_", "-"))
     yield Setting(
         path=path,
-        flag=f"--{option}" if option and not flag.positional else "",
+        flag=f"--{option}" if option and not (flag.positional or flag.hidden) else "",
         unset=flag.unset,
         positional=flag.positional,
         field=field,

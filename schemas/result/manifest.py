@@ -45,7 +45,9 @@ class Compression(Schema):
     for some matrices), `keep` = 1 - ratio, and `removed` the fraction actually removed, which is
     more if ranks have to be multiples of `rank_multiple`. `nats` is the predicted increase of the
     mean token loss. `given_up` are matrices that had to stay dense, each with its error. Losses of
-    matrices are before `recovery`, if there was one.
+    matrices are before `recovery`, if there was one. `adopted` is the identity of the checkpoint
+    whose factors it began with, if they were not cut by this run; `earlier` are the recoveries that
+    had trained them already.
     """
 
     model: str
@@ -73,6 +75,8 @@ class Compression(Schema):
     fallbacks: tuple[str, ...]
     given_up: dict[str, str] = Field(default_factory=dict)
     recovery: RecoveryResult | None = None
+    adopted: str | None = None
+    earlier: tuple[RecoveryResult, ...] = ()
     matrices: tuple[MatrixResult, ...]
 
 

@@ -3,6 +3,7 @@
 A calibration depends on (base files, tokens, numeric settings); bases on a calibration and a
 truncation; factors on bases and an encoding, and on what ranks are multiples of if they can fall
 back to a lower one; an output on all of it, the ratio and the allocation.
+Adopted factors depend on the checkpoint that they are from.
 Settings that do not change numbers (workers, addresses, folders) are in none of them.
 """
 
@@ -106,7 +107,8 @@ class Ground(Schema):
     """What all numbers of a run depend on, besides its configuration.
 
     Identity of every base file (as in `Manifest`), SHA-256 of the tokens of each stream; compute
-    dtype and device as the workers found them; versions of the libraries that compute.
+    dtype and device as the workers found them; versions of the libraries that compute. `adopted`
+    identifies the checkpoint whose factors are trained, if none are made.
     """
 
     base_files: dict[str, str]
@@ -114,6 +116,7 @@ class Ground(Schema):
     backward_tokens: str | None
     recovery_tokens: str | None = None
     training_dtype: str | None = None
+    adopted: str | None = None
     dtype: str
     device: str
     versions: dict[str, str]
@@ -141,6 +144,8 @@ def identities(config: RunConfig, ground: Ground) -> Identities:
     pivot_bound = config.numerics.pivot_bound if config.factors == "pivoted" else None
     fallback = _grid(config) if config.factors == "pivoted" else []  # to plain ones, on the grid
     factors = fingerprint([bases, config.factors, pivot_bound, *fallback])
+    if ground.adopted is not None:
+        bases = factors = fingerprint([common, "adopted", ground.adopted])
     taught = recovery = None
     if ground.recovery_tokens is not None:
         taught = fingerprint([common, ground.recovery_tokens, ground.training_dtype])

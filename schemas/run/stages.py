@@ -13,6 +13,7 @@ StageName = Literal[
     "factorise",
     "allocate",
     "truncate",
+    "adopt",
     "teach",
     "recover",
     "write",
@@ -22,5 +23,6 @@ StageName = Literal[
     "upload",
 ]
 """In the order of a run; `carry` brings hidden states to a later wave, without moments, `teach` the
-base's last ones to a recovery.
+base's last ones to a recovery. `adopt` takes the factors of a finished checkpoint instead of all
+from `load` to `truncate`.
 """

@@ -5,10 +5,10 @@ to the next, are the only tensors that travel between actors; the driver sees no
 """
 
 import contextlib
+import functools
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import ray
@@ -21,18 +21,19 @@ from schemas.model.spec import MatrixSpec, ModelSpec
 from schemas.request.config import RunConfig
 from schemas.request.groups import Device
 from schemas.result.manifest import Check
-from schemas.result.output import OutputFile
+from schemas.result.output import MatrixResult, OutputFile
 from schemas.run.identity import Identities, Record
 from schemas.run.moments import Pass, Tap
 from schemas.run.plan import LayerRange, WorkerFacts
 from workers.actors.metrics import count_traffic, show_memory
 from workers.actors.probe import worker_facts
 from workers.actors.tensors import share_tensors
+from workers.adoption import adopt, adopted_tensors
 from workers.calibration.moments import MomentSums
 from workers.checkpoint.fetching import resolve
 from workers.checkpoint.source import Source
 from workers.checkpoint.stored import at_hand
-from workers.checkpoint.tensors import torch_dtype
+from workers.checkpoint.tensors import TensorReader, torch_dtype
 from workers.checkpoint.verify import LIMIT_S, verify_checkpoint
 from workers.compressor import Compressor
 from workers.evaluation.scoring import Rows, Score, ScoringShard
@@ -74,12 +75,12 @@ class LayerShard:
     def prepare(self, config: RunConfig, spec: ModelSpec) -> WorkerFacts:
         """Find the checkpoint and the device of a compression; return what they are.
 
-        Raises ConfigError if the checkpoint is a folder that this node does not see.
+        Raises ConfigError if it, or what is adopted, is a folder that this node does not see.
         """
         self._config, self._spec, self.place = config, spec, config.run_folder
-        model = Path(self._config.model)
-        if model.is_absolute() and not model.is_dir():
-            raise _not_seen("model", model)
+        for what, folder in (("model", Path(config.model)), ("checkpoint", config.adopt)):
+            if isinstance(folder, Path) and folder.is_absolute() and not folder.is_dir():
+                raise _not_seen(what, folder)
         self._folder = resolve(self._config.model, self._config.revision, self._config.fetched)
         self._device = find_device(self._config.cluster.device)
         self._dtype = compute_dtype(self._config.numerics.dtype, self._spec.dtype, self._device)
@@ -183,7 +184,8 @@ class LayerShard:
             return commit_part(self._store, self._ids, tap, sums, replica, replicas, notes)
 
         return [
-            patiently(partial(commit, tap, sums)) for tap, sums in self._loaded.take_sums(direction)
+            patiently(functools.partial(commit, tap, sums))
+            for tap, sums in self._loaded.take_sums(direction)
         ]
 
     @guarded(repeatable=True)
@@ -206,6 +208,11 @@ class LayerShard:
     def truncate(self, matrix: MatrixSpec, rank: int) -> Record:
         """Commit the factors of a matrix at a rank."""
         return self._compressor.truncate(matrix, rank)
+
+    @guarded(repeatable=True)
+    def adopt(self, matrix: MatrixSpec, row: MatrixResult) -> Record:
+        """Commit the factors of a matrix that a finished checkpoint stores as `row` says."""
+        return adopt(self._store, self._ids, self._adopted, matrix, row)
 
     @guarded(repeatable=True)
     def write_output(self, key: str, plan: OutputFile) -> Record:
@@ -255,6 +262,10 @@ class LayerShard:
         """Return the weight on the device, if its compute dtype holds stored values exactly."""
         exact = torch.promote_types(torch_dtype(self._spec), self._dtype) == self._dtype
         return self._shard.weight(matrix) if self._shard is not None and exact else None
+
+    @functools.cached_property
+    def _adopted(self) -> TensorReader:
+        return adopted_tensors(self._config)
 
     @property
     def _scored(self) -> ScoringShard:

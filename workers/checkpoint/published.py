@@ -1,14 +1,18 @@
 """A published checkpoint: its mark of success, its manifest and its description."""
 
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
+from schemas.base import Schema
 from schemas.errors import CheckpointError, ConfigError
 from schemas.location import Location
 from schemas.result.manifest import Compression, Manifest
 from workers.checkpoint.names import CLAIM, COMPRESSION, MANIFEST, SUCCESS
 from workers.storage.places import exists, names_in, read_bytes
+
+S = TypeVar("S", bound=Schema)
 
 
 def finished(place: Location, identity: str) -> Compression | None:
@@ -45,10 +49,19 @@ def require_free(place: Location) -> None:
 
 def read_manifest(folder: Location) -> Manifest:
     """Return the manifest of a compressed checkpoint. Raises CheckpointError if there is none."""
-    path = folder / MANIFEST
+    return _read(folder / MANIFEST, Manifest)
+
+
+def read_compression(folder: Location) -> Compression:
+    """Return compression.json of a checkpoint. Raises CheckpointError if there is none."""
+    return _read(folder / COMPRESSION, Compression)
+
+
+def _read(path: Location, schema: type[S]) -> S:
     try:
-        return Manifest.model_validate_json(read_bytes(path))
-    except FileNotFoundError:
+        return schema.model_validate_json(read_bytes(path))
+    except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{path}: not found; not a checkpoint of this program") from None
     except ValidationError as error:
-        raise CheckpointError(f"{path}: not a manifest of this program ({error})") from None
+        what = schema.__name__.lower()
+        raise CheckpointError(f"{path}: not a {what} of this program ({error})") from None

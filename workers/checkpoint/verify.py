@@ -51,7 +51,7 @@ def verify_checkpoint(
     """
     folder = folder.absolute()  # the clean process has another working directory
     manifest = read_manifest(folder)
-    checks = [_files(folder, manifest, stored or {})]
+    checks = [check_files(folder, manifest, stored or {})]
     if published:
         there = (folder / SUCCESS).is_file()
         checks.append(Check(name="success marker", passed=there, detail="" if there else "absent"))
@@ -95,7 +95,8 @@ def require(checks: list[Check], folder: Path | str) -> None:
         raise VerificationError(f"{folder}: {'; '.join(failed)}")
 
 
-def _files(folder: Path, manifest: Manifest, stored: Mapping[str, Url]) -> Check:
+def check_files(folder: Path, manifest: Manifest, stored: Mapping[str, Url]) -> Check:
+    """Compare every file with the manifest; of `stored` weights, what the store holds."""
     there = {path.name for path in folder.iterdir() if path.is_file()}
     local = there & manifest.files.keys() - stored.keys()
     found = sha256_of(folder, sorted(local)) | stored_sha256(stored)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from schemas.request.adoption import AdoptionConfig
 from schemas.request.bench import BenchConfig
 from schemas.request.config import CompressionConfig, RunConfig
 from schemas.request.evaluation import EvaluationConfig
@@ -11,7 +12,13 @@ from schemas.request.nightly import NightlyConfig
 from schemas.request.settings import settings
 from schemas.request.sizes import format_size, parse_size
 
-COMMANDS: tuple[Any, ...] = (RunConfig, NightlyConfig, EvaluationConfig, BenchConfig)
+COMMANDS: tuple[Any, ...] = (
+    RunConfig,
+    AdoptionConfig,
+    NightlyConfig,
+    EvaluationConfig,
+    BenchConfig,
+)
 
 
 @pytest.mark.parametrize("schema", COMMANDS)
