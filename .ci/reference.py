@@ -24,7 +24,7 @@ SECTIONS: dict[str, tuple[type[BaseModel], str]] = {
     "svdllm compress": (RunConfig, ""),
     "svdllm recover": (
         AdoptionConfig,
-        "`checkpoint` is the argument of the command. Beside those of compress from `refinement` on:",
+        "`checkpoint` is the argument of the command. Beside the groups of compress:",
     ),
     "svdllm nightly": (NightlyConfig, "Beside those of compress from `ratio` on:"),
     "svdllm evaluate": (EvaluationConfig, "`checkpoint` is the argument of the command."),

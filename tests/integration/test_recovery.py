@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import re
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -13,7 +14,9 @@ from safetensors.torch import load_file
 
 from pipeline.compress import compress
 from pipeline.progress import Progress, Stage
+from pipeline.recover import recover
 from pipeline.request.flags import command_of
+from schemas.request.adoption import AdoptionConfig
 from schemas.request.config import RunConfig
 from schemas.request.groups import EvaluationTextConfig
 from schemas.request.recovery import RecoveryConfig, RefinementConfig
@@ -23,6 +26,8 @@ from tests.integration.processes import Command, descendants
 from tests.integration.support import ROOT, ask, until, weight_sums
 from tests.items import local
 from tests.models import tiny_model
+from workers.checkpoint.published import read_manifest
+from workers.checkpoint.verify import require, verify_checkpoint
 
 STEPS, LONG = 12, 40
 # Ray Train makes a context of Ray Data, which warns of its own settings.
@@ -165,3 +170,38 @@ def test_what_a_killed_driver_has_trained_is_not_trained_again(
     found = again.compression.recovery
     assert found is not None
     assert [look.step for look in found.looks] == [0, *range(0, LONG + 1, 2)]
+
+
+def test_a_finished_checkpoint_is_trained_as_if_its_run_went_on(
+    config: RunConfig, undisturbed: OutputResult
+) -> None:
+    [cut] = compress(config).outputs
+    shutil.rmtree(local(config.run_folder), ignore_errors=True)
+    asked = asking(config, "adopted")
+    request = AdoptionConfig(
+        checkpoint=cut.path,
+        base=config.model,
+        output=asked.output,
+        refinement=asked.refinement,
+        recovery=asked.recovery,
+        evaluation=asked.evaluation,
+        cluster=asked.cluster,
+    )
+    [output] = recover(request).outputs
+    found, folder = output.compression, Path(str(output.path))
+    assert found.matrices == cut.compression.matrices
+    assert found.bytes_after == cut.compression.bytes_after
+    assert found.adopted == read_manifest(cut.path).output
+    assert weight_sums(folder) == weight_sums(Path(str(undisturbed.path)))
+    require(verify_checkpoint(folder, published=True), folder)
+    assert cut.evaluation is not None
+    assert output.evaluation is not None
+    before, after = (one.models[1].kl or 0.0 for one in (cut.evaluation, output.evaluation))
+    assert 0 < after < before
+    spectra = [json.loads((p / "report.json").read_text())["spectra"] for p in (folder, cut.path)]
+    assert spectra[0] == spectra[1] != []
+    assert "those of a finished checkpoint" in (folder / "README.md").read_text()
+
+    progress = Progress()
+    assert recover(request, progress).outputs[0].compression == found
+    assert not {"adopt", "teach", "recover", "write", "verify"} & progress.seconds.keys()
