@@ -24,7 +24,8 @@ SECTIONS: dict[str, tuple[type[BaseModel], str]] = {
     "svdllm compress": (RunConfig, ""),
     "svdllm recover": (
         AdoptionConfig,
-        "`checkpoint` is the argument of the command. Beside the groups of compress:",
+        "`checkpoint` is the argument of the command. Beside those of compress in `refinement`, "
+        "`recovery`, `evaluation` and `cluster`:",
     ),
     "svdllm nightly": (NightlyConfig, "Beside those of compress from `ratio` on:"),
     "svdllm evaluate": (EvaluationConfig, "`checkpoint` is the argument of the command."),

@@ -45,6 +45,7 @@ def adopting(request: AdoptionConfig) -> RunConfig:
     does not answer.
     """
     there = _read(request.checkpoint).compression
+    cut = there.method.get
     recovery = request.recovery
     if not request.refinement.enabled:
         recovery = recovery.model_copy(update={"enabled": True})
@@ -56,13 +57,13 @@ def adopting(request: AdoptionConfig) -> RunConfig:
             "run_dir": request.run_dir,
             "adopt": request.checkpoint,
             "ratio": there.ratio,
-            "method": there.method["preset"],
-            "truncation": there.method["truncation"],
+            "method": cut("preset"),
+            "truncation": cut("truncation"),
             "allocation": {
-                "method": there.method["allocation"],
+                "method": cut("allocation"),
                 "rank_multiple": there.rank_multiple,
             },
-            "factors": there.method["factors"],
+            "factors": cut("factors"),
             "ratio_by": there.ratio_by,
             "targets": there.targets,
             "dequantize": there.dequantize,
@@ -135,8 +136,8 @@ def _require_files(place: Location, manifest: Manifest) -> None:
     wrong = [n for n in changed if _is_weights(n) or n in (CONFIG, COMPRESSION, INDEX)]
     if wrong:
         raise CheckpointError(
-            f"{place}: {', '.join(wrong)} not as {place.name}'s manifest says; `svdllm verify` "
-            "tells more; fetch the checkpoint again"
+            f"{place}: {', '.join(wrong)} not as the manifest says; fetch the checkpoint again "
+            "(`svdllm verify` tells more)"
         )
 
 

@@ -121,5 +121,6 @@ def _plain(value: object) -> str:
 
 
 def _yaml(value: object) -> str:
-    text: str = yaml.safe_dump(value, allow_unicode=True, width=float("inf"))
+    plain = str(value) if isinstance(value, (str, Path)) else value  # a URL is more than a str
+    text: str = yaml.safe_dump(plain, allow_unicode=True, width=float("inf"))
     return text.removesuffix("...\n").rstrip("\n")

@@ -104,7 +104,12 @@ def _adopted(checked: Checked, place: Location) -> Inputs:
     config, folder, spec, _ = checked
     tokenizer = load_tokenizer(folder, trust_remote_code=False)
     texts: list[TextFacts] = []
-    recovery = _recovery(config, tokenizer, None, texts)
+    try:
+        recovery = _recovery(config, tokenizer, None, texts)
+    except TextError as error:
+        if config.recovery.text:
+            raise
+        raise TextError(f"{error}; or name another text with --recovery-text") from error
     _require_vocabulary(config, spec, torch.cat(recovery))
     evaluation = _evaluation(checked, tokenizer, texts)
     files = base_files(folder, spec)

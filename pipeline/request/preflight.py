@@ -201,5 +201,5 @@ def _check_outputs(config: RunConfig, base: Location) -> None:
 
 
 def _is_within(place: Location, base: Location) -> bool:
-    resolved = Path(os.path.realpath(place)) if isinstance(place, Path) else place
-    return is_within(resolved, base)
+    one, other = (Path(os.path.realpath(p)) if isinstance(p, Path) else p for p in (place, base))
+    return is_within(one, other)
