@@ -103,3 +103,20 @@ def test_what_does_not_fit_is_refused_with_how_many_workers_do() -> None:
     enough = int(found[1])
     nodes: dict[str, Any] = {"host_memory": "400GB", "gpus_per_node": 8}
     assert stage("llama-3-70b", {}, **nodes, gpus=8 * -(-enough // 8)).flops > 0
+
+
+def test_what_is_adopted_is_neither_calibrated_nor_cut() -> None:
+    flags: dict[str, Any] = RECOVER | {"ratio": 0.4}
+    cut = planned("llama-3-8b", flags)
+    plan = planned("llama-3-8b", flags | {"settings": ["adopt=/out/cut"]})
+    names = [stage.name for stage in plan.stages]
+    assert names == ["inspect", "adopt", "write", "verify", "teach", "recover", "evaluate"]
+    same = {stage.name: stage for stage in cut.stages}
+    assert [stage for stage in plan.stages if stage.name not in ("adopt", "write")] == [
+        same[name] for name in names if name not in ("adopt", "write")
+    ]
+    assert plan.memory.device == plan.memory.sums == plan.disk.moments == plan.disk.bases == 0
+    assert plan.disk.outputs == cut.disk.outputs
+    assert plan.seconds is not None
+    assert cut.seconds is not None
+    assert plan.seconds < cut.seconds

@@ -22,6 +22,7 @@ def of(
     device: str = "x86_64",
     torch: str = "2",
     trained: str | None = None,
+    adopted: str | None = None,
     **fields: Any,
 ) -> Identities:
     ground = Ground(
@@ -29,6 +30,7 @@ def of(
         forward_tokens=tokens,
         backward_tokens=labels,
         recovery_tokens=trained,
+        adopted=adopted,
         dtype=dtype,
         device=device,
         versions={"torch": torch},
@@ -197,3 +199,12 @@ def test_a_fingerprint_is_16_hexadecimal_digits_of_the_content() -> None:
 def test_a_fingerprint_is_the_same_in_every_process() -> None:
     """Python's own hash of a string is not."""
     assert fingerprint({"a": "b"}) == "db4a7ecb114bc66c"
+
+
+def test_adopted_factors_are_those_of_their_checkpoint() -> None:
+    one, other = (of(trained="tt", adopted=name) for name in ("aa", "bb"))
+    assert one.factors == one.bases != other.factors
+    assert one.recovery != other.recovery
+    assert one.taught == other.taught == of(trained="tt").taught
+    assert one.factors == of(trained="tt", adopted="aa", truncation="input-only").factors
+    assert one.factors != of(trained="tt").factors
