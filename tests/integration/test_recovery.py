@@ -198,7 +198,9 @@ def test_a_finished_checkpoint_is_trained_as_if_its_run_went_on(
     assert output.evaluation is not None
     before, after = (one.models[1].kl or 0.0 for one in (cut.evaluation, output.evaluation))
     assert 0 < after < before
-    spectra = [json.loads((p / "report.json").read_text())["spectra"] for p in (folder, cut.path)]
+    spectra = [
+        json.loads((p / "report.json").read_text())["spectra"] for p in (folder, local(cut.path))
+    ]
     assert spectra[0] == spectra[1] != []
     assert "those of a finished checkpoint" in (folder / "README.md").read_text()
 
