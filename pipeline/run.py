@@ -95,7 +95,11 @@ class Run:
 
     def committed_bytes(self) -> int:
         """Return the bytes that this run has committed so far."""
-        return sum(record.bytes for record in self.there("moments", "bases", "factors").values())
+        taught = (
+            [] if self.ids.taught is None else self.store.records(f"boundaries/{self.ids.taught}")
+        )
+        found = self.there("moments", "bases", "factors").values()
+        return sum(record.bytes for record in (*found, *taught))
 
     def home(self, layer: int) -> Actor:
         """Return the worker that holds a layer in its wave. Raises ValueError if none does."""
@@ -140,7 +144,8 @@ def start(
     cluster = find_cluster(config.cluster, config.numerics, spec.dtype)
     config = with_rank_multiple(config, cluster.device)
     require_ranks(config, spec)
-    plan = make_plan(_counted(config, inputs), spec, cluster)
+    windows = None if inputs.recovery is None else len(inputs.recovery.windows)
+    plan = make_plan(_counted(config, inputs), spec, cluster, windows)
     threads = config.numerics.threads
     workers = start_workers(config.cluster, threads, plan.host_memory, plan.workers)
     try:
@@ -176,8 +181,10 @@ def announce(run: Run) -> None:
     Raises ConfigError if the folder holds a run of another identity.
     """
     record = _record(run)
-    require_same(run.store.root, record)
+    earlier = require_same(run.store.root, record)
     run.ownership.require()
+    if earlier is not None and earlier.ids.taught not in (None, run.ids.taught):
+        run.discard(f"boundaries/{earlier.ids.taught}")  # of a recovery that nobody asks for now
     for kind in KINDS:
         run.store.sweep(kind)
     remove_below(run.store.root / STAGING)

@@ -42,8 +42,9 @@ def evaluate_tasks(config: EvaluationConfig) -> TaskReport:
     TextError if the documents of a task cannot be had.
     """
     start = perf_counter()
-    harness = Harness(config.tasks)
     names = [name for name in (config.baseline, config.checkpoint) if name is not None]
+    config = _everywhere(config, names)
+    harness = Harness(config.tasks)
     with contextlib.ExitStack() as copies:
         folders = [local_folder(name, copies) for name in names]
         pairs = _pairs(config, harness, folders)
@@ -78,11 +79,28 @@ def evaluate_tasks(config: EvaluationConfig) -> TaskReport:
     return report.model_copy(update={"text": evaluate(config)})
 
 
+def _everywhere(config: EvaluationConfig, names: Sequence[str]) -> EvaluationConfig:
+    """Return the request with a folder of tasks that means the same to every worker.
+
+    Raises ConfigError if models in an object store are to be spread, of which nodes have no copy.
+    """
+    if config.tasks.spread and (urls := [name for name in names if url_of(name)]):
+        raise ConfigError(
+            f"{', '.join(urls)}: --spread needs models that every node sees as folders or hub ids; "
+            "copy it to shared storage, or leave out --spread"
+        )
+    if config.tasks.folder is None:
+        return config
+    folder = config.tasks.folder.absolute()
+    tasks = config.tasks.model_copy(update={"folder": folder})
+    return config.model_copy(update={"tasks": tasks})
+
+
 def _pairs(config: EvaluationConfig, harness: Harness, folders: Sequence[Path]) -> list[Pair]:
     """Return every model and task, with a file that is named by all that their figures depend on:
     the files of the model, the task, the dtype and the kind of device.
     """
-    device = config.device_map or device_of(config.device).type
+    device = _device(config)
     found = []
     for number, folder in enumerate(folders):
         files = sorted(p.name for p in folder.iterdir() if p.is_file() and p.suffix in _COMPUTES)
@@ -92,6 +110,14 @@ def _pairs(config: EvaluationConfig, harness: Harness, folders: Sequence[Path]) 
             file = config.tasks.results / f"{plain}.{fingerprint([model, identity])}.json"
             found.append(Pair(number, task, file))
     return found
+
+
+def _device(config: EvaluationConfig) -> str:
+    """Return the kind of device that figures are of; only its jobs know that of a cluster."""
+    if config.tasks.spread:
+        return f"{config.device} of a cluster"
+    kind = device_of(config.device).type
+    return f"{config.device_map} on {kind}" if config.device_map else kind
 
 
 def _read(file: Path) -> TaskResult | None:
@@ -138,7 +164,7 @@ def _jobs(
     for number, missing in tasks.items():
         name, folder = names[number], folders[number]
         local = url_of(name) or Path(name).expanduser().is_dir()
-        model, revision = (str(folder), None) if local else (name, folder.name)
+        model, revision = (str(folder.absolute()), None) if local else (name, folder.name)
         groups = [[task] for task in missing] if config.tasks.spread else [missing]
         jobs += [Job(name, model, revision, tuple(group), config) for group in groups]
     return jobs

@@ -75,12 +75,13 @@ def _trainer(job: Job, reports: Queue) -> TorchTrainer:
     cluster, threads = config.cluster, config.numerics.threads
     there = workers_there(cluster, threads)
     gpus = on_gpus(cluster)
+    least = job.least_workers  # it is elastic above
     return TorchTrainer(
         recover,
         train_loop_config={"job": job, "reports": reports},
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=(1, there) if there > 1 else 1,  # type: ignore[arg-type]  # elastic
+            num_workers=(least, there) if there > least else there,  # type: ignore[arg-type]
             use_gpu=gpus,
             resources_per_worker={"GPU": 1, "CPU": 0} if gpus else {"CPU": threads},
         ),

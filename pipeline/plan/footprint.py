@@ -42,9 +42,15 @@ class LayerCost(NamedTuple):
 
 
 class Costs:
-    """Costs of one model under one configuration, computed in one dtype."""
+    """Costs of one model under one configuration, computed in one dtype.
 
-    def __init__(self, config: RunConfig, spec: ModelSpec, dtype: str) -> None:
+    `windows` is how many different ones a recovery trains on, if that is known.
+    """
+
+    def __init__(
+        self, config: RunConfig, spec: ModelSpec, dtype: str, windows: int | None = None
+    ) -> None:
+        self._windows = windows
         self.config = with_gradients(config, spec)
         self.spec = spec
         self.item = COMPUTE_BYTES[dtype]
@@ -155,11 +161,16 @@ class Costs:
 
     @property
     def taught_tokens(self) -> int:
-        """Tokens of which a recovery needs the base's last hidden states, if none is repeated."""
+        """Tokens of which a recovery needs the base's last hidden states: those to train on, each
+        once, and those that judge.
+        """
         asked = self.config.recovery
         if not self.config.trains or not asked.taught:
             return 0
-        return self.config.training_tokens + asked.held_out * asked.sequence_length
+        windows = self._windows
+        if windows is None:
+            windows = self.config.training_tokens // asked.sequence_length
+        return (windows * asked.enabled + asked.held_out) * asked.sequence_length
 
     @property
     def taught_bytes(self) -> int:

@@ -37,14 +37,16 @@ def plan_checkpoint(config: RunConfig, machines: Machines) -> Plan:
     return make_plan(config, spec, cluster)
 
 
-def make_plan(config: RunConfig, spec: ModelSpec, cluster: ClusterSpec) -> Plan:
+def make_plan(
+    config: RunConfig, spec: ModelSpec, cluster: ClusterSpec, windows: int | None = None
+) -> Plan:
     """Return the fastest plan that fits; at a tie, the one with fewer replicas, then fewer waves.
 
     A chain has as few waves as fit its memory. If the device's throughput is unknown, return the
     plan that would be fastest on a known device, with seconds None. Raises ConfigError if nothing
     fits, saying what would.
     """
-    costs = Costs(config, spec, cluster.dtype)
+    costs = Costs(config, spec, cluster.dtype, windows)
     speed = rates(cluster, config)
     supposed = speed or rates(cluster.model_copy(update={"device_name": DEFAULT}), config)
 

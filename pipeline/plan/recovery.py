@@ -25,17 +25,19 @@ def memory(costs: Costs, workers: int, offload: bool) -> RecoveryMemory:
     layers = sum(layer.parameters for layer in costs.layers)
     largest = max(layer.parameters for layer in costs.layers)
     refined = costs.config.refinement.enabled
-    frozen = (refined * layers + layers - spec.targeted + factors) / workers
+    base = refined * layers * costs.item / workers
+    frozen = (layers - spec.targeted + factors) * costs.item / workers
     outside = (1 + refined) * (costs.parameters - layers)
     tokens = config.micro_batch * config.sequence_length
     inputs = tokens * spec.hidden_size * (spec.layers if config.checkpointing else 0)
     within = tokens * costs.outputs_of_a_token * (2 if config.checkpointing else 2 * spec.layers)
     logits = _LOGITS * 4 * config.micro_batch * _POSITIONS * spec.vocab_size
-    whole = (frozen + outside + 3 * largest + inputs + within) * costs.item + logits
+    whole = base + (outside + 3 * largest + inputs + within) * costs.item + logits
     return RecoveryMemory(
-        device=int(whole + (0 if offload else trained)),
-        host=int(PROCESS_BYTES + (trained if offload else 0)),
+        device=int(whole + (0 if offload else trained + frozen)),
+        host=int(PROCESS_BYTES + (trained + frozen if offload else 0)),
         offload=offload,
+        least_workers=workers,
     )
 
 
@@ -61,7 +63,9 @@ def recovery_memory(costs: Costs, cluster: ClusterSpec) -> RecoveryMemory:
     for offload in choices:
         found = memory(costs, cluster.workers, offload)
         if not _lacks(found, cluster):
-            return found
+            fewer = (memory(costs, count, offload) for count in range(1, cluster.workers))
+            least = next((one.least_workers for one in fewer if not _lacks(one, cluster)), None)
+            return found.model_copy(update={"least_workers": least or cluster.workers})
     raise ConfigError(
         f"recovery needs {_needs(found, cluster)} of each of {cluster.workers} workers; "
         f"{_advice(costs, cluster, choices)}, or compress without --recover"

@@ -2,7 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -146,7 +147,7 @@ def _recovery(
     read to `texts`. Raises TextError if there are too few tokens.
     """
     asked = config.recovery
-    sources = dict(map(share_of, asked.text or (config.calibration.text,)))
+    sources = _shares(asked.text or (config.calibration.text,))
     wanted = max(1, config.training_tokens // asked.sequence_length) + asked.held_out
     found = []
     for name, share in sources.items():
@@ -168,6 +169,14 @@ def _recovery(
             f"{asked.held_out} of them are held out; name a longer text, or set recovery.held_out"
         )
     return RecoveryText(windows[asked.held_out :], windows[: asked.held_out])
+
+
+def _shares(texts: Sequence[str]) -> Mapping[str, float]:
+    """Return the share of every text; those of one that is named twice are added."""
+    found: defaultdict[str, float] = defaultdict(float)
+    for name, share in map(share_of, texts):
+        found[name] += share
+    return found
 
 
 def _evaluation(

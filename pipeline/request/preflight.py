@@ -154,7 +154,7 @@ def _require_disk(config: RunConfig, spec: ModelSpec) -> None:
     if not ratios or not isinstance(config.run_folder, Path):
         return
     left = config.model_copy(update={"ratio": tuple(ratios)})
-    least = Costs(left, spec, "float32").disk([cut(spec.layers, 1)], replicas=1)
+    least = Costs(left, spec, "float32", windows=0).disk([cut(spec.layers, 1)], replicas=1)
     require_disk(least, config, sum(files_below(config.run_folder).values()))
 
 

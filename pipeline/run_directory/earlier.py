@@ -13,20 +13,21 @@ from workers.storage.keys import OWNER, RUN_RECORD
 from workers.storage.places import files_below, read_bytes
 
 
-def require_same(root: Location, now: RunRecord) -> None:
-    """Raises ConfigError if the last run here has other moments than `now`.
+def require_same(root: Location, now: RunRecord) -> RunRecord | None:
+    """Return the record of the last run here. Raises ConfigError if it has other moments than
+    `now`.
 
     Truncation, ratio, allocation, encoding and placement may differ: its items can still be used.
     """
     try:
         before = RunRecord.model_validate_json(read_bytes(root / RUN_RECORD))
     except (FileNotFoundError, ValidationError):
-        return
+        return None
     same_gradients = None in (before.ids.backward, now.ids.backward) or (
         before.ids.backward == now.ids.backward
     )
     if before.ids.forward == now.ids.forward and same_gradients:
-        return
+        return before
     raise ConfigError(
         f"run_dir {root} holds a run of another identity: {'; '.join(changes(before, now))}. "
         "Ask for what was asked then, name another --run-dir, or start over beside it with --fresh"

@@ -63,14 +63,14 @@ def read_evaluation(place: Location) -> EvaluationReport | None:
 
 def _score(output: Output, text: EvaluationText) -> tuple[ModelEvaluation, ...]:
     run, place = output.run, str(output.place)
-    crew, where = crew_of(run, output.identity)
+    crew, where, cluster = crew_of(run, output.identity)
     run.discard(f"boundaries/{output.identity}")
     base = base_of(run, run.facts.dtype)
     kept = fingerprint([run.ids.forward, tokens_sha256(text.windows)])
     last = Boundary(run.store, kept, base.source.spec.layers)
     with everywhere(output, weights=True) as at:
         result = Model(place, output.staging, _result(output, at))
-        return compare(base, result, text.windows, where, run.progress, crew, last)
+        return compare(base, result, text.windows, where, cluster, run.progress, crew, last)
 
 
 def _summary(base: ModelEvaluation, result: ModelEvaluation) -> str:

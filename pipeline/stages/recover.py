@@ -29,7 +29,7 @@ def job_of(output: Output) -> Job:
         factors=run.ids.factors,
         taught=_taught(run).identity,
         dtype=run.facts.training_dtype,
-        offload=run.plan.recovery is not None and run.plan.recovery.offload,
+        memory=run.plan.recovery,
         ranks=output.allocation.ranks,
         rows=output.rows,
     )
@@ -42,17 +42,19 @@ def teach(run: Run) -> None:
     text = run.inputs.recovery
     if text is None or not run.config.recovery.taught:
         return
-    windows, above = torch.cat((text.held_out, text.windows)), _taught(run)
+    trained = [text.windows] if run.config.recovery.enabled else []  # else they only judge
+    windows, above = torch.cat((text.held_out, *trained)), _taught(run)
     if above.holds(window_batches(windows)):
         return
-    base, (crew, where) = base_of(run, run.facts.training_dtype), crew_of(run, above.identity)
-    planned([base], windows, where, run.progress, above=above, stage="teach").by(crew)
+    base = base_of(run, run.facts.training_dtype)
+    crew, where, cluster = crew_of(run, above.identity)
+    planned([base], windows, where, cluster, run.progress, above=above, stage="teach").by(crew)
 
 
 def forget(run: Run) -> None:
     """Remove these hidden states, once every output is trained."""
     if run.ids.taught is not None:
-        run.discard(_taught(run).prefix)
+        run.discard(f"boundaries/{run.ids.taught}")
 
 
 def _taught(run: Run) -> Boundary:

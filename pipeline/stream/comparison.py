@@ -9,6 +9,7 @@ from pipeline.stream.boundaries import Boundary
 from pipeline.stream.evaluation import Crew, Model, planned, window_batches
 from schemas.request.groups import ClusterConfig
 from schemas.result.evaluation import ModelEvaluation, Speed
+from schemas.run.plan import ClusterSpec
 from workers.evaluation.scoring import total
 from workers.storage.keys import speed_key
 
@@ -18,6 +19,7 @@ def compare(
     result: Model,
     windows: Tensor,
     where: ClusterConfig,
+    cluster: ClusterSpec,
     progress: Progress,
     crew: Crew,
     kept: Boundary,
@@ -28,14 +30,17 @@ def compare(
     themselves, and leave them there with their speed. Comparing takes no more than its head.
     """
     speed_at = speed_key(kept.identity)
-    record = crew.store.record(speed_at) if kept.holds(window_batches(windows)) else None
+    held = kept.holds(window_batches(windows))
+    record = crew.store.record(speed_at) if held else None
     if record is None:
+        if held:  # it was stopped before it had said how fast it was
+            crew.store.discard(kept.prefix)
         start = time.perf_counter()
-        alone = planned([base], windows, where, progress, above=kept)
+        alone = planned([base], windows, where, cluster, progress, above=kept)
         alone.by(crew)
         record = crew.store.commit(speed_at, (), alone.speed(0, start).model_dump())
     start = time.perf_counter()
-    both = planned([base, result], windows, where, progress, below=kept)
+    both = planned([base, result], windows, where, cluster, progress, below=kept)
     score = total(both.by(crew))
     speeds = Speed.model_validate(record.facts), both.speed(1, start)
     return tuple(both.of(number, score, speed) for number, speed in enumerate(speeds))

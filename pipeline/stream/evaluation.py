@@ -27,6 +27,7 @@ from schemas.model.dtypes import FORMATS, ITEM_BYTES
 from schemas.request.evaluation import EvaluationConfig
 from schemas.request.groups import ClusterConfig, NumericsConfig
 from schemas.result.evaluation import ModelEvaluation, Speed
+from schemas.run.plan import ClusterSpec
 from schemas.run.stages import StageName
 from workers.checkpoint.own_code import may_run_code
 from workers.checkpoint.source import Source
@@ -78,7 +79,8 @@ def evaluate_streamed(
     ]
     width = sum(m.source.spec.hidden_size * ITEM_BYTES[m.source.dtype] for m in models)
     with ray_session(where, _NUMERICS.threads, stream_bytes(where, windows.shape[1] * width)):
-        evaluation = planned(models, windows, where, Progress())
+        cluster = find_cluster(where, _NUMERICS, models[-1].source.dtype)
+        evaluation = planned(models, windows, where, cluster, Progress())
         score = total(evaluation.run(work_dir))
     return tuple(
         evaluation.of(number, score, evaluation.speed(number, start))
@@ -90,16 +92,16 @@ def planned(
     models: Sequence[Model],
     windows: Tensor,
     where: ClusterConfig,
+    cluster: ClusterSpec,
     progress: Progress,
     below: Boundary | None = None,
     above: Boundary | None = None,
     stage: StageName = "evaluate",
 ) -> "Evaluation":
-    """Plan an evaluation on a started Ray; see the fields of `Evaluation`."""
+    """Plan an evaluation on the workers of a cluster; see the fields of `Evaluation`."""
     for model in models:
         require_vocabulary(model.folder, windows, model.source.spec.vocab_size)
     sources = [model.source for model in models]
-    cluster = find_cluster(where, _NUMERICS, sources[-1].dtype)
     plan = plan_evaluation(sources, cluster, where.shard_layers, ran=0 if below is None else 1)
     return Evaluation(models, windows, where, plan, progress, below, above, stage)
 

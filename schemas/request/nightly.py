@@ -117,12 +117,9 @@ class NightlyConfig(CompressionConfig):
     def method_settings(self) -> dict[str, object]:
         """Settings that change a result, besides the checkpoint and the ratio."""
         own = {"truncation", "allocation", "factors", "seed", "on_failure"}
-        # What was asked for before there was a choice keeps its key.
-        unasked = {"rank_multiple"} if self.allocation.rank_multiple is None else set()
+        trained = {name for name in ("refinement", "recovery") if getattr(self, name).enabled}
         found = self.model_dump(
-            mode="json",
-            include=own | {"calibration", "evaluation", "numerics"},
-            exclude={"allocation": unasked},
+            mode="json", include=own | trained | {"calibration", "evaluation", "numerics"}
         )
         if self.targets != TargetsConfig():
             found["targets"] = self.targets.model_dump(mode="json")

@@ -155,6 +155,8 @@ def identities(config: RunConfig, ground: Ground) -> Identities:
             group.model_dump(mode="json", exclude=alike) if group.enabled else None
             for group in asked
         ]
+        if not config.recovery.enabled:  # it still says which state is best
+            settings.append({"objective": config.recovery.objective})
         recovery = fingerprint([factors, ground.recovery_tokens, ground.training_dtype, settings])
     return Identities(
         forward=forward,

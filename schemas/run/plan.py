@@ -153,12 +153,13 @@ class StageCost(Schema):
 
 class RecoveryMemory(Schema):
     """What a worker of a recovery holds, in bytes; with `offload`, parameters and the states of the
-    optimiser are on the host.
+    optimiser are on the host. `least_workers` can hold it in this way: fewer may not go on.
     """
 
     device: int
     host: int
     offload: bool
+    least_workers: int
 
 
 class Plan(Schema):

@@ -7,6 +7,7 @@ from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
 from schemas.result.output import MatrixResult
 from schemas.result.recovery import RecoveryResult
+from schemas.run.plan import RecoveryMemory
 from workers.storage.keys import recovered_key
 from workers.storage.store import Store
 
@@ -15,8 +16,8 @@ class Job(NamedTuple):
     """One recovery: which matrices at which ranks, and under which identity.
 
     `factors` is the identity of the truncated factors, `taught` that of the base's last hidden
-    states on the text; `dtype` is what layers compute in; with `offload`, parameters are in host
-    memory; `rows` has the result of every matrix by its name.
+    states on the text; `dtype` is what layers compute in; `memory` tells where parameters are to
+    be; `rows` has the result of every matrix by its name.
     """
 
     config: RunConfig
@@ -25,9 +26,19 @@ class Job(NamedTuple):
     factors: str
     taught: str
     dtype: str
-    offload: bool
+    memory: RecoveryMemory | None
     ranks: Mapping[str, int | None]
     rows: Mapping[str, MatrixResult]
+
+    @property
+    def offload(self) -> bool:
+        """Whether parameters and optimiser are in host memory."""
+        return self.memory is not None and self.memory.offload
+
+    @property
+    def least_workers(self) -> int:
+        """With how many workers it may go on if others are lost."""
+        return 1 if self.memory is None else self.memory.least_workers
 
 
 def recovery_of(store: Store, identity: str) -> RecoveryResult | None:

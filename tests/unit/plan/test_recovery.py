@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.plan.footprint import Costs
 from schemas.errors import ConfigError
 from schemas.run.plan import StageCost
-from tests.unit.plan.conftest import planned
+from tests.unit.plan.conftest import Base, planned
 
 RECOVER: dict[str, Any] = {"recover": True}
 
@@ -120,3 +121,24 @@ def test_what_is_adopted_is_neither_calibrated_nor_cut() -> None:
     assert plan.seconds is not None
     assert cut.seconds is not None
     assert plan.seconds < cut.seconds
+
+
+def test_each_window_is_taught_once_however_often_it_is_trained_on(base: Base) -> None:
+    config = base.config(recovery={"enabled": True, "tokens": 10 * 2**20, "sequence_length": 64})
+    alone = base.config(refinement={"enabled": True}, recovery={"sequence_length": 64})
+    known, unknown, refined = (
+        Costs(asked, base.spec, "float32", windows).taught_tokens
+        for asked, windows in ((config, 5), (config, None), (alone, 5))
+    )
+    assert (known, unknown, refined) == ((5 + 8) * 64, 10 * 2**20 + 8 * 64, 8 * 64)
+
+
+def test_training_does_not_go_on_with_fewer_workers_than_can_hold_it() -> None:
+    flags: dict[str, Any] = RECOVER | {"ratio": 0.4}
+    for model in ("llama-3-8b", "llama-3-70b"):
+        found = planned(model, flags).recovery
+        assert found is not None
+        assert 1 <= found.least_workers <= 8
+    large = planned("llama-3-70b", flags).recovery
+    assert large is not None
+    assert large.least_workers == 7  # 20 bytes of each of 41 G parameters, 125 GB each

@@ -148,7 +148,9 @@ def test_texts_to_train_on_are_mixed_by_their_shares(request_for: Any, tmp_path:
     one, other = tmp_path / "one.txt", tmp_path / "other.txt"
     one.write_text("a " * 4_000)
     other.write_text("b " * 4_000)
-    mixed = training(request_for, one, text=(f"{one}:3", f"{other}:1"), tokens=16 * 36, held_out=4)
+    mixed = training(
+        request_for, one, text=(f"{one}:1", f"{other}:1", f"{one}:2"), tokens=16 * 36, held_out=4
+    )
     text = gather(check(mixed)).recovery
     assert text is not None
     assert (len(text.windows), len(text.held_out)) == (36, 4)

@@ -134,12 +134,19 @@ def test_a_night_with_other_targets_is_another_method() -> None:
 
 
 def test_a_night_with_other_ranks_is_another_method() -> None:
-    """What was asked for before ranks could be multiples of a number keeps its key."""
     found = [
         NightlyConfig.model_validate(
             {"watch": "/runs/training", "output": "/out", "ratio": 0.2, "allocation": allocation}
         ).method_settings["allocation"]
         for allocation in ({}, {"rank_multiple": 64})
     ]
-    assert found[0] == {"method": "loss-aware", "max_ratio": 0.9}
+    assert found[0] == {"method": "loss-aware", "max_ratio": 0.9, "rank_multiple": None}
     assert found[1] == {"method": "loss-aware", "max_ratio": 0.9, "rank_multiple": 64}
+
+
+def test_a_night_that_trains_is_another_method() -> None:
+    night = {"watch": "/runs/training", "output": "/out", "ratio": 0.2}
+    plain = NightlyConfig.model_validate(night).method_settings
+    trained = NightlyConfig.model_validate(night | {"recovery": {"enabled": True}}).method_settings
+    assert not {"refinement", "recovery"} & plain.keys()
+    assert trained.keys() - plain.keys() == {"recovery"}
