@@ -29,7 +29,7 @@ from tests.models import tiny_model
 from workers.checkpoint.published import read_manifest
 from workers.checkpoint.verify import require, verify_checkpoint
 
-STEPS, LONG = 12, 40
+STEPS, LONG = 12, 100
 # Ray Train makes a context of Ray Data, which warns of its own settings.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated")
 

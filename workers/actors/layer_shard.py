@@ -5,10 +5,10 @@ to the next, are the only tensors that travel between actors; the driver sees no
 """
 
 import contextlib
-import functools
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -68,6 +68,7 @@ class LayerShard:
         set_threads(threads)
         self._shard: Shard | None = None
         self._scoring: ScoringShard | None = None
+        self._adopted: TensorReader | None = None
         self._busy = 0.0
         self._adaptations: dict[str, None] = {}  # each once, in order
 
@@ -184,8 +185,7 @@ class LayerShard:
             return commit_part(self._store, self._ids, tap, sums, replica, replicas, notes)
 
         return [
-            patiently(functools.partial(commit, tap, sums))
-            for tap, sums in self._loaded.take_sums(direction)
+            patiently(partial(commit, tap, sums)) for tap, sums in self._loaded.take_sums(direction)
         ]
 
     @guarded(repeatable=True)
@@ -212,6 +212,8 @@ class LayerShard:
     @guarded(repeatable=True)
     def adopt(self, matrix: MatrixSpec, row: MatrixResult) -> Record:
         """Commit the factors of a matrix that a finished checkpoint stores as `row` says."""
+        if self._adopted is None:
+            self._adopted = adopted_tensors(self._config)
         return adopt(self._store, self._ids, self._adopted, matrix, row)
 
     @guarded(repeatable=True)
@@ -262,10 +264,6 @@ class LayerShard:
         """Return the weight on the device, if its compute dtype holds stored values exactly."""
         exact = torch.promote_types(torch_dtype(self._spec), self._dtype) == self._dtype
         return self._shard.weight(matrix) if self._shard is not None and exact else None
-
-    @functools.cached_property
-    def _adopted(self) -> TensorReader:
-        return adopted_tensors(self._config)
 
     @property
     def _scored(self) -> ScoringShard:
