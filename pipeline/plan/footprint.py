@@ -21,6 +21,7 @@ from workers.text.sources import evaluation_source
 
 COMPUTE_BYTES = {dtype: ITEM_BYTES[name] for dtype, name in STORED.items()}
 PROCESS_BYTES = 600 * 1024**2  # python, torch and ray themselves
+SAVED_BYTES = 16  # of a trained one, float32: itself, two moments of AdamW, its best state
 SUM_BYTES = 12  # a float64 and a float32 for each element of a moment
 _LOGIT_CHUNK, _LOGIT_BYTES = 256, 24  # tokens at a time; logits, probabilities, their sums, labels
 
@@ -89,6 +90,7 @@ class Costs:
                 self.compared_bytes + self.taught_bytes,
             ),
             partial_sums=SUM_BYTES * partial * replicas if replicas > 1 else 0,
+            training=2 * SAVED_BYTES * max(map(self.trained, self.config.ratio)),
             outputs=sum(self.output(ratio) for ratio in self.config.ratio),
         )
 
@@ -158,6 +160,17 @@ class Costs:
     def recovered_tokens(self) -> int:
         """Tokens that the factors of each ratio are trained on."""
         return self.config.training_tokens if self.config.recovery.enabled else 0
+
+    def trained(self, ratio: float) -> int:
+        """Parameters that are trained at one ratio: the factors, or the updates beside them of a
+        rank r, of two factors r (m + n + 2 k) at most, k being the rank of the matrix.
+        """
+        if not self.config.trains:
+            return 0
+        if (rank := self.config.recovery.rank_of_updates) is None:
+            return self.stays(ratio)
+        sides = (m.out_features + m.in_features + 2 * m.small for m in self.spec.matrices)
+        return rank * sum(sides)
 
     @property
     def taught_tokens(self) -> int:

@@ -1,13 +1,13 @@
 """From shapes alone: the memory and the work of a recovery."""
 
 from pipeline.plan.devices import Rates
-from pipeline.plan.footprint import PROCESS_BYTES, Costs
+from pipeline.plan.footprint import PROCESS_BYTES, SAVED_BYTES, Costs
 from pipeline.plan.layouts import USABLE
 from pipeline.plan.work import Work
 from schemas.errors import ConfigError
 from schemas.run.plan import ClusterSpec, RecoveryMemory, StageCost
 
-_TRAINED_BYTES = 20  # float32: a parameter, its gradient, two moments of AdamW, the best state
+_TRAINED_BYTES = SAVED_BYTES + 4  # and its gradient
 _LOGITS = 4  # float32 copies of a chunk of logits
 _POSITIONS = 128  # of a chunk
 _GB = 10**9
@@ -20,7 +20,7 @@ def memory(costs: Costs, workers: int, offload: bool) -> RecoveryMemory:
     of the layers, those that are gathered now, and activations.
     """
     config, spec = costs.config.recovery, costs.spec
-    trained = max(_trained(costs, ratio) for ratio in costs.config.ratio) * _TRAINED_BYTES / workers
+    trained = max(costs.trained(ratio) for ratio in costs.config.ratio) * _TRAINED_BYTES / workers
     factors = max(map(costs.stays, costs.config.ratio)) if config.rank_of_updates else 0
     layers = sum(layer.parameters for layer in costs.layers)
     largest = max(layer.parameters for layer in costs.layers)
@@ -39,16 +39,6 @@ def memory(costs: Costs, workers: int, offload: bool) -> RecoveryMemory:
         offload=offload,
         least_workers=workers,
     )
-
-
-def _trained(costs: Costs, ratio: float) -> int:
-    """Return how many parameters are trained at one ratio: the factors, or the updates beside them
-    of a rank r, of two factors r (m + n + 2 k) at most, k being the rank of the matrix.
-    """
-    if (rank := costs.config.recovery.rank_of_updates) is None:
-        return costs.stays(ratio)
-    sides = (m.out_features + m.in_features + 2 * m.small for m in costs.spec.matrices)
-    return rank * sum(sides)
 
 
 def recovery_memory(costs: Costs, cluster: ClusterSpec) -> RecoveryMemory:
@@ -149,8 +139,8 @@ def recovery(costs: Costs, cluster: ClusterSpec, rates: Rates | None) -> tuple[S
         compute=flops,
         read=(costs.base_bytes * cluster.workers + tokens / max(taught, 1) * costs.taught_bytes)
         * times,
-        written=_TRAINED_BYTES
-        * sum(_trained(costs, ratio) for ratio in costs.config.ratio)
+        written=SAVED_BYTES
+        * sum(costs.trained(ratio) for ratio in costs.config.ratio)
         * config.evaluations,
         link=rounds * gathered * (cluster.workers - 1),
     )

@@ -115,6 +115,7 @@ def _disk(plan: Plan) -> str:
         "bases": disk.bases,
         "hidden states": disk.boundaries,
         "sums of replicas": disk.partial_sums,
+        "states of training": disk.training,
         "factors and files not yet published": 2 * disk.outputs,
     }
     listed = ", ".join(f"{name} {plain_size(size)}" for name, size in parts.items() if size)

@@ -142,3 +142,13 @@ def test_training_does_not_go_on_with_fewer_workers_than_can_hold_it() -> None:
     large = planned("llama-3-70b", flags).recovery
     assert large is not None
     assert large.least_workers == 7  # 20 bytes of each of 41 G parameters, 125 GB each
+
+
+def test_two_states_of_what_is_trained_are_on_disk() -> None:
+    plans = [planned("llama-3-8b", flags) for flags in ({}, RECOVER, {"recovery": "svd-llm"})]
+    none, factors, updates = (plan.disk.training for plan in plans)
+    [kept] = plans[1].ratios
+    assert none == 0
+    assert factors == 2 * 16 * kept.targeted_parameters
+    assert 0 < updates < factors / 50
+    assert plans[1].disk.run_directory - plans[0].disk.run_directory > factors
