@@ -64,7 +64,11 @@ class TasksConfig(Schema):
     def _fits_together(self) -> Self:
         if isinstance(self.batch_size, int) and self.batch_size < 1:
             raise ValueError(f"tasks.batch_size {self.batch_size}: 1 or more, or auto")
-        given = sorted(self.model_fields_set - {"names"})
+        given = sorted(
+            name
+            for name, field in type(self).model_fields.items()
+            if name != "names" and getattr(self, name) != field.get_default()
+        )
         if given and not self.names:
             raise ValueError(f"{', '.join(given)}: for tasks only; add --tasks")
         return self

@@ -8,15 +8,18 @@ from unittest import mock
 import pytest
 import torch
 
+from pipeline.plan.machines import on_cpu
 from pipeline.progress import Progress
 from pipeline.request.inputs import EvaluationText
 from pipeline.stages import evaluate as stage
+from pipeline.stages import scored as crews
 from pipeline.stages.output import Output
 from pipeline.stream import evaluation as streamed
 from schemas.errors import WorkerDiedError
 from schemas.request.config import RunConfig
 from schemas.request.groups import ClusterConfig
 from schemas.result.evaluation import EvaluationReport
+from schemas.run.plan import ClusterSpec
 from tests.nights import report
 
 
@@ -25,9 +28,11 @@ class Scored:
 
     def __init__(self) -> None:
         self.where: list[ClusterConfig] = []
+        self.clusters: list[ClusterSpec] = []
 
     def __call__(self, *given: Any) -> Any:
         self.where += [one for one in given if isinstance(one, ClusterConfig)]
+        self.clusters += [one for one in given if isinstance(one, ClusterSpec)]
         return report(0.1).models
 
 
@@ -36,7 +41,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> Scored:
     found = Scored()
     monkeypatch.setattr(stage, "compare", found)
     monkeypatch.setattr(stage, "inspect_decoder", mock.Mock())
-    monkeypatch.setattr(stage, "workers_there", lambda *_: 2)  # of 3: one was lost
+    monkeypatch.setattr(crews, "workers_there", lambda *_: 2)  # of 3: one was lost
     return found
 
 
@@ -49,6 +54,7 @@ def compare(folder: Path, windows: list[list[int]]) -> EvaluationReport | None:
         ),
         store=SimpleNamespace(root=folder),
         facts=SimpleNamespace(dtype="float32"),
+        plan=SimpleNamespace(cluster=on_cpu("float32", 3, 10**10)),
         spec=SimpleNamespace(layers=2, split={}),
         pool=mock.Mock(workers=[mock.Mock()] * 3),
         progress=Progress(),
@@ -68,6 +74,7 @@ def test_it_runs_as_the_run_does_on_the_workers_that_are_there(
     compare(tmp_path, [[1, 2]])
     (where,) = scored.where
     assert (where.workers, where.shard_layers, where.item_timeout_s) == (2, 5, 9000)
+    assert [cluster.workers for cluster in scored.clusters] == [2]  # as planned: nothing looks
 
 
 def test_what_was_kept_of_another_text_of_the_same_name_is_not_used(
