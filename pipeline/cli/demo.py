@@ -11,16 +11,14 @@ from pipeline.cli.tables.run import check_table, run_table
 from pipeline.compress import compress
 from schemas.request.config import RunConfig
 from schemas.request.groups import CalibrationConfig, ClusterConfig, EvaluationTextConfig
-from schemas.request.recovery import RecoveryConfig
 from workers.checkpoint.verify import require, verify_checkpoint
 
 _RATIO = 0.2
 _WINDOWS = 4  # of evaluation: enough to see what 20 % cost
-_TRAINED = 24 * 2**10  # tokens of recovery: what two cores take in a minute and a half
 
 
 def run_demo(folder: Path, console: Console) -> None:
-    """Compress SmolLM2-135M-Instruct at 20 % on two local workers, recover, compare, verify."""
+    """Compress SmolLM2-135M-Instruct at 20 % on two local workers, compare and verify it."""
     model = fetch_model(folder / "SmolLM2-135M-Instruct")
     calibration, evaluation = write_texts(folder / "text")
     output = folder / "SmolLM2-135M-Instruct-20"
@@ -34,16 +32,6 @@ def run_demo(folder: Path, console: Console) -> None:
                 samples=16,
                 sequence_length=1024,
                 gradient_length=256,
-            ),
-            recovery=RecoveryConfig(
-                enabled=True,
-                tokens=_TRAINED,
-                sequence_length=512,
-                batch=2,
-                micro_batch=1,
-                held_out=4,
-                evaluations=2,
-                checkpointing=False,
             ),
             evaluation=EvaluationTextConfig(
                 text=str(evaluation), sequence_length=1024, windows=_WINDOWS
