@@ -96,14 +96,15 @@ def test_what_does_not_fit_a_device_is_on_the_host() -> None:
 
 
 def test_what_does_not_fit_is_refused_with_how_many_workers_do() -> None:
-    little: dict[str, Any] = {"host_memory": "400GB"}
+    nodes: dict[str, Any] = {"host_memory": "50GB", "gpus_per_node": 1}
     with pytest.raises(ConfigError, match="of each of 8 workers") as refused:
-        planned("llama-3-70b", RECOVER, **little)
+        planned("llama-3-70b", RECOVER, **nodes)
     found = re.search(r"(\d+) workers could hold it", str(refused.value))
     assert found is not None
     enough = int(found[1])
-    nodes: dict[str, Any] = {"host_memory": "400GB", "gpus_per_node": 8}
-    assert stage("llama-3-70b", {}, **nodes, gpus=8 * -(-enough // 8)).flops > 0
+    assert stage("llama-3-70b", {}, **nodes, gpus=enough).flops > 0
+    with pytest.raises(ConfigError, match="could hold it"):
+        planned("llama-3-70b", RECOVER, **nodes, gpus=enough - 1)
 
 
 def test_what_is_adopted_is_neither_calibrated_nor_cut() -> None:
