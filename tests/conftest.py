@@ -12,6 +12,7 @@ os.environ.update(
     OMP_NUM_THREADS="1",  # the models are tiny: a second thread costs more than it gives
     RAY_AUTH_MODE="disabled",
     RAY_USAGE_STATS_ENABLED="0",
+    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.1",  # else two seconds for every state that is saved
     # A submitted job joins the cluster that was last started in this folder. Tests run in several
     # processes, so each has its own; its name is short because sockets lie in it.
     RAY_TMPDIR=tempfile.mkdtemp(prefix="ray", dir="/tmp"),
