@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import fsspec  # type: ignore[import-untyped]
 
@@ -29,13 +29,6 @@ _FAILURES = {
     "google.auth.exceptions": ("GoogleAuthError",),
 }
 _IDENTITIES = ("generation", "ETag", "etag")
-
-
-class _Opened(NamedTuple):
-    """A file system, and a path in it."""
-
-    system: Any
-    path: str
 
 
 def place_of(name: str) -> Location:
@@ -56,9 +49,8 @@ def exists(place: Location) -> bool:
     """Whether the file exists."""
     if isinstance(place, Path):
         return place.is_file()
-    with _explained(place):
-        opened = _open(place)
-        return bool(opened.system.isfile(opened.path))
+    with _opened(place) as (system, path):
+        return bool(system.isfile(path))
 
 
 def size_of(place: Location) -> int:
@@ -70,9 +62,8 @@ def read_bytes(place: Location) -> bytes:
     """Read a small file. Raises FileNotFoundError if there is none."""
     if isinstance(place, Path):
         return place.read_bytes()
-    with _explained(place):
-        opened = _open(place)
-        return bytes(opened.system.cat_file(opened.path))
+    with _opened(place) as (system, path):
+        return bytes(system.cat_file(path))
 
 
 def read_into(place: Location, start: int, buffer: memoryview) -> None:
@@ -88,9 +79,8 @@ def read_into(place: Location, start: int, buffer: memoryview) -> None:
             file.seek(start)
             found = file.readinto(buffer)
     else:
-        with _explained(place):
-            opened = _open(place)
-            content = opened.system.cat_file(opened.path, start=start, end=start + size)
+        with _opened(place) as (system, path):
+            content = system.cat_file(path, start=start, end=start + size)
         found = len(content)
         buffer[:found] = content
     if found < size:
@@ -119,17 +109,16 @@ def identity_of(place: Url) -> str:
     for name in _IDENTITIES:
         if value := str(info.get(name) or "").strip('"'):
             return f"{name.lower()}:{value} {info['size']}"
-    opened = _open(place)
-    return f"ukey:{opened.system.ukey(opened.path)} {info['size']}"
+    with _opened(place) as (system, path):
+        return f"ukey:{system.ukey(path)} {info['size']}"
 
 
 def download(place: Url, names: list[str], folder: Path) -> None:
     """Download files below a prefix into an existing folder."""
 
     def one(name: str) -> None:
-        opened = _open(place / name)
-        with _explained(place / name):
-            opened.system.get_file(opened.path, str(folder / name))
+        with _opened(place / name) as (system, path):
+            system.get_file(path, str(folder / name))
 
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         list(pool.map(one, names))
@@ -140,9 +129,8 @@ def upload(path: Path, place: Url, mode: Literal["overwrite", "create"] = "overw
 
     With mode "create" an existing file stays. Raises RunError if the stored size differs.
     """
-    with _explained(place), contextlib.suppress(FileExistsError):
-        opened = _open(place)
-        opened.system.put_file(str(path), opened.path, mode=mode)
+    with _opened(place) as (system, name), contextlib.suppress(FileExistsError):
+        system.put_file(str(path), name, mode=mode)
     if (there := size_of(place)) != (size := path.stat().st_size):
         raise RunError(f"{place}: {there} bytes arrived of {size}; start the same command again")
 
@@ -167,9 +155,8 @@ def write(place: Location, content: bytes) -> None:
     if isinstance(place, Path):
         write_bytes(place, content)
         return
-    with _explained(place):
-        opened = _open(place)
-        opened.system.pipe_file(opened.path, content)
+    with _opened(place) as (system, path):
+        system.pipe_file(path, content)
 
 
 def create(place: Location, content: bytes) -> bool:
@@ -180,10 +167,9 @@ def create(place: Location, content: bytes) -> bool:
     """
     if isinstance(place, Path):
         return create_bytes(place, content)
-    with _explained(place):
-        opened = _open(place)
+    with _opened(place) as (system, path):
         try:
-            opened.system.pipe_file(opened.path, content, mode="create")
+            system.pipe_file(path, content, mode="create")
         except FileExistsError:
             return False
     return True
@@ -194,22 +180,20 @@ def remove(place: Location) -> None:
     if isinstance(place, Path):
         place.unlink(missing_ok=True)
         return
-    with _explained(place), contextlib.suppress(FileNotFoundError):
-        opened = _open(place)
-        opened.system.rm_file(opened.path)
+    with _opened(place) as (system, path), contextlib.suppress(FileNotFoundError):
+        system.rm_file(path)
 
 
 def files_below(place: Location) -> dict[str, int]:
     """Return the bytes of every file below a folder or prefix, at any depth, by relative name."""
     if isinstance(place, Path):
         return dict(sorted(_walk(place)))
-    with _explained(place):
-        opened = _open(place)
+    with _opened(place) as (system, path):
         try:
-            found = opened.system.find(opened.path, detail=True)
+            found = system.find(path, detail=True)
         except FileNotFoundError:
             return {}
-    start = len(opened.path.rstrip("/")) + 1
+    start = len(path.rstrip("/")) + 1
     return {path[start:]: int(entry["size"]) for path, entry in sorted(found.items())}
 
 
@@ -220,9 +204,8 @@ def remove_below(place: Location) -> None:
         return
     if not files_below(place):
         return
-    with _explained(place), contextlib.suppress(FileNotFoundError):
-        opened = _open(place)
-        opened.system.rm(opened.path, recursive=True)
+    with _opened(place) as (system, path), contextlib.suppress(FileNotFoundError):
+        system.rm(path, recursive=True)
 
 
 @contextlib.contextmanager
@@ -242,10 +225,9 @@ def _names(place: Location, kind: Literal["file", "directory"]) -> list[str]:
     if isinstance(place, Path):
         there = place.iterdir() if place.is_dir() else ()
         return sorted(p.name for p in there if (p.is_file() if kind == "file" else p.is_dir()))
-    with _explained(place):
-        opened = _open(place)
+    with _opened(place) as (system, path):
         try:
-            found = opened.system.ls(opened.path, detail=True)
+            found = system.ls(path, detail=True)
         except FileNotFoundError:
             return []
     paths = [str(entry["name"]) for entry in found if entry["type"] == kind]
@@ -263,8 +245,19 @@ def _walk(folder: Path) -> Iterator[tuple[str, int]]:
                 yield path.relative_to(folder).as_posix(), path.stat().st_size
 
 
-def _open(place: Url) -> _Opened:
-    """Open a file system with its listing cache cleared: others write there, too."""
+def _info(place: Url) -> dict[str, Any]:
+    with _opened(place) as (system, path):
+        found: dict[str, Any] = system.info(path)
+    return found
+
+
+@contextlib.contextmanager
+def _opened(place: Url) -> Iterator[tuple[Any, str]]:
+    """Give the file system, with its listing cache cleared (others write there, too), and a path.
+
+    Raises CheckpointError if there is no such file system, StorageError if the store refuses or
+    fails; absence and existence errors pass.
+    """
     try:
         system, path = fsspec.url_to_fs(str(place))
     except ImportError as error:
@@ -274,22 +267,9 @@ def _open(place: Url) -> _Opened:
         ) from None
     except ValueError as error:
         raise CheckpointError(f"{place}: {error}; use s3:// or gs://") from None
-    system.invalidate_cache()
-    return _Opened(system, path)
-
-
-def _info(place: Url) -> dict[str, Any]:
-    with _explained(place):
-        opened = _open(place)
-        found: dict[str, Any] = opened.system.info(opened.path)
-    return found
-
-
-@contextlib.contextmanager
-def _explained(place: Url) -> Iterator[None]:
-    """Raises StorageError if the store refuses or fails; absence and existence errors pass."""
     try:
-        yield
+        system.invalidate_cache()
+        yield system, path
     except (FileNotFoundError, FileExistsError):
         raise
     except _failures() as error:
