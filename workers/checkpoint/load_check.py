@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import runpy
 import sys
 import tempfile
@@ -29,11 +28,11 @@ from transformers import AutoConfig
 AutoModelForCausalLM: Any = transformers.AutoModelForCausalLM
 
 _CONTINUATIONS = Path(__file__).parents[1] / "evaluation/continuations.py"
+_PART = Path(__file__).with_name("load_part.py")
 _GREEDY = 4
 _PROMPT = [11, 7, 5, 3, 2, 13, 17, 19, 23, 29]
 _PADDED = 4  # places of padding in the second row
 _COPIES = 2  # of a part: as read, and as loaded
-_FACTORS = (".down.weight", ".dense.weight")  # of which every low-rank matrix has one
 
 Row = dict[str, Any]
 
@@ -147,18 +146,8 @@ def _load_part(folder: Path, memory: int, found: dict[str, Any]) -> str:
     of the whole one: names and shapes of the whole have been compared before.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-    text = config.get_text_config(decoder=True)
-    number = text.num_hidden_layers
-    layers = sorted({0, number - 1})
-    for name, value in vars(text).items():
-        if isinstance(value, list) and len(value) == number:
-            setattr(text, name, [value[layer] for layer in layers])
-    text.num_hidden_layers = len(layers)
-    matrices = config.low_rank["matrices"]
-    prefix = _before_number(next(iter(matrices)))
-    low_rank = config.low_rank.items()
-    kept = {key: _of_layers(v, prefix, layers) for key, v in low_rank if isinstance(v, dict)}
-    config.low_rank = {**config.low_rank, **kept}
+    shared = runpy.run_path(str(_PART))
+    layers = shared["keep_two_layers"](config)
     model = _on_meta(config)
     size = sum(t.numel() for t in model.state_dict().values()) * config.dtype.itemsize
     if size * _COPIES > memory:
@@ -166,7 +155,7 @@ def _load_part(folder: Path, memory: int, found: dict[str, Any]) -> str:
     model, info = type(model).from_pretrained(
         None,
         config=config,
-        state_dict=_tensors_of(folder, layers),
+        state_dict=shared["tensors_of"](folder, layers),
         dtype=config.dtype,
         output_loading_info=True,
     )
@@ -179,37 +168,6 @@ def _load_part(folder: Path, memory: int, found: dict[str, Any]) -> str:
 
 class _Unlike(Exception):  # noqa: N818 (the checkpoint is not at fault)
     pass
-
-
-def _tensors_of(folder: Path, layers: list[int]) -> dict[str, torch.Tensor]:
-    places: dict[str, Path] = {}
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            places |= dict.fromkeys(file.keys(), path)
-    factor = next(name for name in places if name.endswith(_FACTORS))
-    wanted = _of_layers({name: name for name in places}, _before_number(factor), layers)
-    found: dict[str, torch.Tensor] = {}
-    for new, old in wanted.items():
-        with safe_open(places[old], framework="pt") as file:
-            found[new] = file.get_tensor(old)
-    return found
-
-
-def _before_number(name: str) -> str:
-    """Return the name of the list of layers, from that of something in one of them."""
-    return re.split(r"\.\d+\.", name, maxsplit=1)[0] + "."
-
-
-def _of_layers(entries: dict[str, Any], prefix: str, layers: list[int]) -> dict[str, Any]:
-    """Renumber the entries of some layers from 0, and keep those that belong to no layer."""
-    found: dict[str, Any] = {}
-    for name, entry in entries.items():
-        number, _, rest = name.removeprefix(prefix).partition(".")
-        if not (name.startswith(prefix) and number.isdigit()):
-            found[name] = entry
-        elif (layer := int(number)) in layers:
-            found[f"{prefix}{layers.index(layer)}.{rest}"] = entry
-    return found
 
 
 def _loaded(model: Any, info: dict[str, Any], found: dict[str, Any]) -> str:

@@ -1,0 +1,62 @@
+"""A model of the first and the last layer of a compressed checkpoint, and the tensors of them.
+
+load_check.py runs this file without the project, so it imports torch and safetensors only.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+_FACTORS = (".down.weight", ".dense.weight")  # of which every low-rank matrix has one
+
+
+def keep_two_layers(config: Any) -> list[int]:
+    """Change a configuration to that of the first and the last layer; return their numbers."""
+    text = config.get_text_config(decoder=True)
+    number = text.num_hidden_layers
+    layers = sorted({0, number - 1})
+    for name, value in vars(text).items():
+        if isinstance(value, list) and len(value) == number:
+            setattr(text, name, [value[layer] for layer in layers])
+    text.num_hidden_layers = len(layers)
+    matrices = config.low_rank["matrices"]
+    prefix = _before_number(next(iter(matrices)))
+    low_rank = config.low_rank.items()
+    kept = {key: _of_layers(v, prefix, layers) for key, v in low_rank if isinstance(v, dict)}
+    config.low_rank = {**config.low_rank, **kept}
+    return layers
+
+
+def tensors_of(folder: Path, layers: list[int]) -> dict[str, torch.Tensor]:
+    """Read the tensors of some layers, numbered from 0, and those that belong to no layer."""
+    places: dict[str, Path] = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            places |= dict.fromkeys(file.keys(), path)
+    factor = next(name for name in places if name.endswith(_FACTORS))
+    wanted = _of_layers({name: name for name in places}, _before_number(factor), layers)
+    found: dict[str, torch.Tensor] = {}
+    for new, old in wanted.items():
+        with safe_open(places[old], framework="pt") as file:
+            found[new] = file.get_tensor(old)
+    return found
+
+
+def _before_number(name: str) -> str:
+    """Return the name of the list of layers, from that of something in one of them."""
+    return re.split(r"\.\d+\.", name, maxsplit=1)[0] + "."
+
+
+def _of_layers(entries: dict[str, Any], prefix: str, layers: list[int]) -> dict[str, Any]:
+    """Renumber the entries of some layers from 0, and keep those that belong to no layer."""
+    found: dict[str, Any] = {}
+    for name, entry in entries.items():
+        number, _, rest = name.removeprefix(prefix).partition(".")
+        if not (name.startswith(prefix) and number.isdigit()):
+            found[name] = entry
+        elif (layer := int(number)) in layers:
+            found[f"{prefix}{layers.index(layer)}.{rest}"] = entry
+    return found
