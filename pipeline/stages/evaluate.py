@@ -10,7 +10,7 @@ from pipeline.stages.scored import base_of, crew_of
 from pipeline.stages.staging import everywhere
 from pipeline.stream.boundaries import Boundary
 from pipeline.stream.comparison import compare
-from pipeline.stream.evaluation import Model
+from pipeline.stream.models import Model
 from schemas.location import Location
 from schemas.model.dtypes import STORED
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation

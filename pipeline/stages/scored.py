@@ -2,7 +2,8 @@
 
 from pipeline.cluster.capacity import workers_there
 from pipeline.run import Run
-from pipeline.stream.evaluation import Crew, Model
+from pipeline.stream.evaluation import Crew
+from pipeline.stream.models import Model
 from schemas.model.dtypes import STORED
 from schemas.request.groups import ClusterConfig
 from schemas.run.plan import ClusterSpec

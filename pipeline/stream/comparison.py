@@ -6,7 +6,8 @@ from torch import Tensor
 
 from pipeline.progress import Progress
 from pipeline.stream.boundaries import Boundary
-from pipeline.stream.evaluation import Crew, Model, planned, window_batches
+from pipeline.stream.evaluation import Crew, planned, window_batches
+from pipeline.stream.models import Model
 from schemas.request.groups import ClusterConfig
 from schemas.result.evaluation import ModelEvaluation, Speed
 from schemas.run.plan import ClusterSpec

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from pipeline.cluster.actors import agree, chains, start_workers
@@ -20,6 +19,7 @@ from pipeline.cluster.session import ray_session
 from pipeline.plan.evaluation import EvaluationPlan, boundary_bytes, plan_evaluation
 from pipeline.progress import Progress
 from pipeline.stream.boundaries import Boundary
+from pipeline.stream.models import Model, model_of
 from pipeline.stream.schedule import Batch, as_it_is, drive, micro_batches, stream_forward
 from schemas.errors import CompressorError, ConfigError
 from schemas.location import Location
@@ -29,26 +29,14 @@ from schemas.request.groups import ClusterConfig, NumericsConfig
 from schemas.result.evaluation import ModelEvaluation, Speed
 from schemas.run.plan import ClusterSpec
 from schemas.run.stages import StageName
-from workers.checkpoint.own_code import may_run_code
 from workers.checkpoint.source import Source
 from workers.evaluation.perplexity import TokenLoss, require_finite, require_vocabulary
 from workers.evaluation.scoring import Rows, Score, total
-from workers.model.inspection import inspect_decoder
 from workers.model.shard import Purpose
 from workers.process.memory import free_bytes
-from workers.storage.places import size_of, url_of
 from workers.storage.store import Store
-from workers.storage.tensorfile import NAMES
 
 _NUMERICS = NumericsConfig()  # workers have as many threads as in a compression
-
-
-class Model(NamedTuple):
-    """A checkpoint: the name shown to users, its local folder, and its tensors."""
-
-    name: str
-    folder: Path
-    source: Source
 
 
 class Crew(NamedTuple):
@@ -73,10 +61,7 @@ def evaluate_streamed(
     start, work_dir, where = time.perf_counter(), config.work_dir, config.cluster
     if work_dir is not None and not work_dir.is_dir():
         raise ConfigError(f"work_dir {work_dir}: no such folder; create it or name another")
-    models = [
-        Model(name, folder, _source(name, folder, config))
-        for name, folder in zip(names, folders, strict=True)
-    ]
+    models = [model_of(name, folder, config) for name, folder in zip(names, folders, strict=True)]
     width = sum(m.source.spec.hidden_size * ITEM_BYTES[m.source.dtype] for m in models)
     with ray_session(where, _NUMERICS.threads, stream_bytes(where, windows.shape[1] * width)):
         cluster = find_cluster(where, _NUMERICS, models[-1].source.dtype)
@@ -175,7 +160,7 @@ class Evaluation:
     def of(self, number: int, score: Score, speed: Speed) -> ModelEvaluation:
         """Return the evaluation of one model."""
         model, loss = self.models[number], TokenLoss(score.nll[number], score.tokens)
-        size, dtype = _stored(model)
+        size, dtype = model.stored()
         return ModelEvaluation(
             name=model.name,
             perplexity=loss.perplexity,
@@ -265,29 +250,6 @@ class Evaluation:
 def window_batches(windows: Tensor) -> list[Batch]:
     """Return windows one by one, as they are scored."""
     return micro_batches(windows, size=1, segments=1)
-
-
-def _source(name: str, folder: Path, config: EvaluationConfig) -> Source:
-    """Describe a checkpoint for every node. Raises CheckpointError if it cannot be used."""
-    spec = inspect_decoder(folder)
-    may_run_code(folder, trust_remote_code=False)  # the classes of `runtime/` replace its code
-    if config.dtype == "auto":
-        dtype = next(tensor.dtype for tensor in spec.tensors if tensor.role == "embedding")
-    else:
-        dtype = NAMES[getattr(torch, config.dtype)]
-    if url_of(name) or Path(name).expanduser().is_dir():  # a URL has been copied to `folder`
-        return Source(str(folder), None, spec, dtype)
-    return Source(name, folder.name, spec, dtype)  # the commit that a hub id stands for now
-
-
-def _stored(model: Model) -> tuple[int, str]:
-    """Like `workers.evaluation.perplexity.stored`, but for weights in any place."""
-    spec = model.source.spec
-    place = spec.weights or model.folder
-    size = sum(size_of(place / file) for file in {tensor.file for tensor in spec.tensors})
-    return size, "+".join(
-        sorted({t.dtype for t in spec.tensors if t.dtype.startswith(("F", "BF"))})
-    )
 
 
 @contextmanager

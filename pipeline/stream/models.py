@@ -1,0 +1,42 @@
+"""A checkpoint whose layers are to be streamed: its folder, and where its tensors are."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from schemas.request.evaluation import EvaluationConfig
+from workers.checkpoint.own_code import may_run_code
+from workers.checkpoint.source import Source
+from workers.model.inspection import inspect_decoder
+from workers.storage.places import size_of, url_of
+from workers.storage.tensorfile import NAMES
+
+
+class Model(NamedTuple):
+    """A checkpoint: the name shown to users, its local folder, and its tensors."""
+
+    name: str
+    folder: Path
+    source: Source
+
+    def stored(self) -> tuple[int, str]:
+        """Like `workers.evaluation.perplexity.stored`, but for weights in any place."""
+        tensors = self.source.spec.tensors
+        place = self.source.spec.weights or self.folder
+        size = sum(size_of(place / file) for file in {tensor.file for tensor in tensors})
+        return size, "+".join(sorted({t.dtype for t in tensors if t.dtype.startswith(("F", "BF"))}))
+
+
+def model_of(name: str, folder: Path, config: EvaluationConfig) -> Model:
+    """Describe a checkpoint for every node. Raises CheckpointError if it cannot be used."""
+    spec = inspect_decoder(folder)
+    may_run_code(folder, trust_remote_code=False)  # the classes of `runtime/` replace its code
+    if config.dtype == "auto":
+        dtype = next(tensor.dtype for tensor in spec.tensors if tensor.role == "embedding")
+    else:
+        dtype = NAMES[getattr(torch, config.dtype)]
+    if url_of(name) or Path(name).expanduser().is_dir():  # a URL has been copied to `folder`
+        return Model(name, folder, Source(str(folder), None, spec, dtype))
+    # The commit that a hub id stands for now.
+    return Model(name, folder, Source(name, folder.name, spec, dtype))
