@@ -1,4 +1,4 @@
-"""A tiny checkpoint to spoil, and what is said of one that is refused."""
+"""Tiny checkpoints, a base and a compressed one, to spoil; and what is said of a refused base."""
 
 import json
 import shutil
@@ -8,8 +8,13 @@ from typing import Any
 import pytest
 
 from schemas.errors import CheckpointError
-from tests.models import tiny_model
+from schemas.result.manifest import FileEntry, Manifest
+from schemas.run.identity import Identities
+from tests.low_rank import make_checkpoint
+from tests.models import tiny_model, tiny_tokenizer
+from tests.prose import VOCABULARY
 from workers.model.inspection import inspect
+from workers.storage.files import file_sha256
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 NORM = "model.norm.weight"
@@ -38,3 +43,36 @@ def configure(folder: Path, **changes: Any) -> None:
     config = json.loads((folder / "config.json").read_text()) | changes
     kept = {key: value for key, value in config.items() if value is not None}
     (folder / "config.json").write_text(json.dumps(kept))
+
+
+def seal(folder: Path) -> Path:
+    """A manifest for what is in a folder now."""
+    (folder / "manifest.json").unlink(missing_ok=True)
+    manifest = Manifest(
+        output="output",
+        identities=Identities(forward="f", backward=None, bases="b", factors="f"),
+        base_files={},
+        versions={},
+        files={
+            path.name: FileEntry(sha256=file_sha256(path), bytes=path.stat().st_size)
+            for path in folder.iterdir()
+        },
+    )
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    return folder
+
+
+def make(folder: Path, family: str = "llama") -> Path:
+    """Five layers of a family, each of another form than the next."""
+    encodings = ("plain", "pivoted", "dense", "pivoted", "plain")
+    sizes: dict[str, Any] = {"num_hidden_layers": 5, "vocab_size": VOCABULARY}
+    if family.startswith("qwen"):
+        sizes |= {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}
+    make_checkpoint(folder, family, encodings, **sizes)
+    tiny_tokenizer().save_pretrained(folder)
+    return seal(folder)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return make(tmp_path / "checkpoint")

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
-from uuid import uuid4
 
 import pytest
 import torch
@@ -15,22 +14,14 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.stages.output import Output
 from pipeline.stages.verify import forget
-from schemas.errors import ConfigError, VerificationError
-from schemas.location import Url
-from schemas.result.manifest import Check, FileEntry, Manifest
-from schemas.run.identity import Identities
-from tests.low_rank import make_checkpoint
-from tests.models import tiny_tokenizer
-from tests.prose import VOCABULARY
-from workers.checkpoint import load_check, stored, verify
-from workers.checkpoint.stored import at_hand
+from schemas.errors import VerificationError
+from schemas.result.manifest import Check
+from tests.unit.checkpoint.conftest import WEIGHTS, make, seal
+from workers.checkpoint import load_check, verify
 from workers.checkpoint.verify import require, verify_checkpoint
 from workers.process.cores import available_cores
-from workers.storage import places
-from workers.storage.files import file_sha256
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-WEIGHTS = "model.safetensors"
 PART = "first and last layer load with plain transformers"
 ENDS = """
 import json, os, signal, time
@@ -38,39 +29,6 @@ say = lambda row: print(json.dumps(row), flush=True)
 say({"name": "threads", "passed": True, "detail": os.environ["OMP_NUM_THREADS"]})
 print('{"name": "cut sh', end="", flush=True)
 """
-
-
-def seal(folder: Path) -> Path:
-    """A manifest for what is in a folder now."""
-    (folder / "manifest.json").unlink(missing_ok=True)
-    manifest = Manifest(
-        output="output",
-        identities=Identities(forward="f", backward=None, bases="b", factors="f"),
-        base_files={},
-        versions={},
-        files={
-            path.name: FileEntry(sha256=file_sha256(path), bytes=path.stat().st_size)
-            for path in folder.iterdir()
-        },
-    )
-    (folder / "manifest.json").write_text(manifest.model_dump_json())
-    return folder
-
-
-def make(folder: Path, family: str = "llama") -> Path:
-    """Five layers of a family, each of another form than the next."""
-    encodings = ("plain", "pivoted", "dense", "pivoted", "plain")
-    sizes: dict[str, Any] = {"num_hidden_layers": 5, "vocab_size": VOCABULARY}
-    if family.startswith("qwen"):
-        sizes |= {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}
-    make_checkpoint(folder, family, encodings, **sizes)
-    tiny_tokenizer().save_pretrained(folder)
-    return seal(folder)
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    return make(tmp_path / "checkpoint")
 
 
 def of_name(checks: list[Check]) -> dict[str, Check]:
@@ -221,60 +179,6 @@ def test_what_was_found_before_an_early_end_is_kept(
     assert threads.detail == str(available_cores()) == str(len(os.sched_getaffinity(0)))
     assert last.passed is None
     assert last.detail == why
-
-
-# --- in a store -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def url(checkpoint: Path) -> Url:
-    place = Url(f"memory://{uuid4().hex}/checkpoint")
-    for path in checkpoint.iterdir():
-        places.upload(path, place / path.name)
-    return place
-
-
-@pytest.mark.slow
-def test_large_weights_stay_in_a_store(
-    url: Url, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stored, "UNASKED", 100_000)
-    assert (checkpoint / WEIGHTS).stat().st_size > 100_000
-    with at_hand(url) as (folder, there):
-        assert there == {WEIGHTS: url / WEIGHTS}
-        outline = (folder / WEIGHTS).stat()
-        assert outline.st_size == (checkpoint / WEIGHTS).stat().st_size
-        assert outline.st_blocks * 512 < 50_000
-        checks = verify_checkpoint(folder, published=False, stored=there)
-    assert [check.passed for check in checks] == [True, True, True, True, True, None]
-    assert "--work-dir" in checks[-1].detail
-
-
-def test_a_changed_byte_in_a_store_is_found(
-    url: Url, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stored, "UNASKED", 0)
-    monkeypatch.setattr(stored, "_PART", 1000)
-    content = bytearray((checkpoint / WEIGHTS).read_bytes())
-    content[-1] ^= 1
-    places.write(url / WEIGHTS, bytes(content))
-    with at_hand(url) as (folder, there):
-        first, *_ = verify_checkpoint(folder, published=False, stored=there)
-    assert first.passed is False
-    assert first.files == (WEIGHTS,)
-
-
-def test_weights_are_fetched_into_a_folder_that_is_named(
-    url: Url, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stored, "UNASKED", 0)
-    with at_hand(url, work_dir=tmp_path) as (folder, there):
-        assert folder.parent == tmp_path
-        assert not there
-        assert file_sha256(folder / WEIGHTS) == file_sha256(checkpoint / WEIGHTS)
-    assert not folder.exists()
-    with pytest.raises(ConfigError, match="no such folder"), at_hand(url, None, tmp_path / "no"):
-        pass
 
 
 # --- what is written anew ---------------------------------------------------------------------
