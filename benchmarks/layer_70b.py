@@ -4,28 +4,21 @@
 
 A checkpoint of one random bf16 layer goes through the code of the actor: load, both calibration
 streams and their moments, the bases of the matrices with the weights still there, their factors
-without, and the written file; no file where only one matrix is asked for. The vocabulary is small,
+without, and the written file; no file if only one matrix is asked for. The vocabulary is small,
 one entry for each token of a stream, so that no row comes twice. Embeddings are correlated: a
 random product of low rank, plus noise. Peaks are of anonymous
 memory, sampled every few milliseconds: no page is touched faster. Those of a smaller scale are
-extrapolated with its square, all but what was there at the start; that is too much where
-activations count, which grow with the scale itself. Exits with 1 where one is above 12 GB.
+extrapolated with its square, all but what was there at the start; that is too much if
+activations count, which grow with the scale itself. Exits with 1 if one is above 12 GB.
 """
 
 import argparse
-import gc
 import math
 import os
-import re
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -34,6 +27,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from benchmarks.fresh import in_fresh_process
+from benchmarks.watch import Watch
 from pipeline.stages.factorise import root_groups
 from pipeline.stages.weight_files import plan_file, plan_parts
 from pipeline.stream.schedule import micro_batches
@@ -59,45 +53,6 @@ LIMIT = 12e9
 CPU = torch.device("cpu")
 PASSES: tuple[Pass, ...] = ("forward", "backward")
 EMBEDDING = "model.embed_tokens.weight"
-
-
-class Step(NamedTuple):
-    """What a step took: seconds, and its peak of anonymous memory in bytes."""
-
-    name: str
-    seconds: float
-    peak: int
-
-
-class Watch:
-    """Times steps, and samples the anonymous memory of this process meanwhile."""
-
-    def __init__(self) -> None:
-        self.start = anonymous_bytes()
-        self.steps: list[Step] = []
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """One step; what the one before left to the garbage collector is not counted."""
-        gc.collect()
-        begin, done, peaks = time.perf_counter(), threading.Event(), [anonymous_bytes()]
-
-        def sample() -> None:
-            while not done.wait(0.005):
-                peaks[0] = max(peaks[0], anonymous_bytes())
-
-        sampler = threading.Thread(target=sample)
-        sampler.start()
-        yield
-        done.set()
-        sampler.join()
-        self.steps.append(Step(name, time.perf_counter() - begin, peaks[0]))
-
-
-def anonymous_bytes() -> int:
-    """Anonymous memory of this process now."""
-    text = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(re.findall(r"RssAnon:\s+(\d+) kB", text)[0]) * 1024
 
 
 def save_layer(folder: Path, scale: float, vocabulary: int) -> None:

@@ -14,7 +14,6 @@ SHA-256) are counted by the kernel.
 import argparse
 import re
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +23,9 @@ from ray._private.serialization import SerializationContext
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.fresh import in_fresh_process
-from benchmarks.random_llama import save_with_tokenizer
-from pipeline.cli.demo_inputs import write_texts
+from benchmarks.random_llama import on_random_llama
 from pipeline.compress import compress
 from schemas.request.config import RunConfig
-from schemas.request.groups import CalibrationConfig, ClusterConfig
 
 SPREAD = 0.10
 
@@ -78,7 +74,17 @@ def counted(config: RunConfig) -> Traffic:
 def main() -> None:
     """Count at every width."""
     options = _parse()
-    found = [_run(options, hidden) for hidden in options.hidden]
+    found = [
+        on_random_llama(
+            counted,
+            options.work_dir,
+            hidden,
+            options.layers,
+            (options.samples, options.length),
+            workers=options.workers,
+        )
+        for hidden in options.hidden
+    ]
     table = Table("hidden", title=f"Through the driver, {options.layers} layers")
     headings = ("parameters", "sent, B", "received, B", "objects", "hidden states, B", "files, B")
     for heading in headings:
@@ -100,27 +106,6 @@ def main() -> None:
     table.add_row("spread", "", f"{spread:.1%}")
     Console(width=110).print(table)
     sys.exit(int(spread > SPREAD))
-
-
-def _run(options: argparse.Namespace, hidden: int) -> Traffic:
-    model = options.work_dir / f"llama-{hidden}-{options.layers}"
-    in_fresh_process(save_with_tokenizer, model, hidden, options.layers)
-    calibration, _ = write_texts(options.work_dir / "text")
-    with tempfile.TemporaryDirectory(dir=options.work_dir) as scratch:
-        config = RunConfig(
-            model=str(model),
-            output=Path(scratch) / "compressed",
-            ratio=(0.2,),
-            calibration=CalibrationConfig(
-                text=str(calibration),
-                samples=options.samples,
-                sequence_length=options.length,
-                gradient_samples=options.samples,
-                gradient_length=options.length,
-            ),
-            cluster=ClusterConfig(workers=options.workers),
-        )
-        return in_fresh_process(counted, config)
 
 
 def _read_bytes() -> int:

@@ -3,26 +3,20 @@
     python -m benchmarks.waves
 
 Random Llamas that differ only in depth; a worker holds one layer at a time, and the rows between
-two waves lie in the run directory. Each run is in a fresh process. Exits with 1 where the greatest
+two waves lie in the run directory. Each run is in a fresh process. Exits with 1 if the greatest
 peak of driver or workers is more than 10 % above the least.
 """
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.fresh import in_fresh_process
-from benchmarks.random_llama import save_with_tokenizer
-from pipeline.cli.demo_inputs import write_texts
+from benchmarks.random_llama import on_random_llama
 from pipeline.compress import compress
-from schemas.request.config import RunConfig
-from schemas.request.groups import CalibrationConfig, ClusterConfig
-from schemas.result.manifest import RunResult
 
 SPREAD = 0.10
 
@@ -30,7 +24,18 @@ SPREAD = 0.10
 def main() -> None:
     """Compress every depth, print the peaks and how far they spread."""
     options = _parse()
-    results = [_run(options, layers) for layers in options.layers]
+    results = [
+        on_random_llama(
+            compress,
+            options.work_dir,
+            options.hidden,
+            layers,
+            (options.samples, options.length),
+            workers=options.workers,
+            shard_layers=1,
+        )
+        for layers in options.layers
+    ]
     drivers = [result.driver_peak_bytes for result in results]
     workers = [max(result.worker_peak_bytes) for result in results]
     table = Table("layers", title=_title(options))
@@ -57,27 +62,6 @@ def _spread(peaks: Sequence[int]) -> float:
 
 def _title(options: argparse.Namespace) -> str:
     return f"Peak anonymous memory, MB; hidden {options.hidden}, {options.workers} workers in waves"
-
-
-def _run(options: argparse.Namespace, layers: int) -> RunResult:
-    model = options.work_dir / f"llama-{options.hidden}-{layers}"
-    in_fresh_process(save_with_tokenizer, model, options.hidden, layers)
-    calibration, _ = write_texts(options.work_dir / "text")
-    with tempfile.TemporaryDirectory(dir=options.work_dir) as scratch:
-        config = RunConfig(
-            model=str(model),
-            output=Path(scratch) / "compressed",
-            ratio=(0.2,),
-            calibration=CalibrationConfig(
-                text=str(calibration),
-                samples=options.samples,
-                sequence_length=options.length,
-                gradient_samples=options.samples,
-                gradient_length=options.length,
-            ),
-            cluster=ClusterConfig(workers=options.workers, shard_layers=1),
-        )
-        return in_fresh_process(compress, config)
 
 
 def _parse() -> argparse.Namespace:
