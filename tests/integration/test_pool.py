@@ -1,8 +1,5 @@
 """Independent items on all workers: order, homes, deaths, deadlines, and workers that join."""
 
-import os
-import signal
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,64 +12,12 @@ from ray.exceptions import RayActorError
 from pipeline.cluster.pool import ATTEMPTS, Pool, Task
 from schemas.errors import (
     ConfigError,
-    NumericsError,
     QuarantineError,
-    StorageError,
     StorageFullError,
     WorkerDiedError,
 )
 from schemas.metrics import Metric
-
-ERRORS: dict[str, Exception] = {
-    "storage": StorageError("the storage does not answer"),
-    "full": StorageFullError("the disk is full"),
-    "numbers": NumericsError("it is not finite"),
-    "bug": KeyError("x"),
-}
-
-
-@ray.remote(num_cpus=0)
-class Worker:
-    """Says who it is, dies, hangs or fails when asked to."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def name(self) -> str:
-        return self._name
-
-    def work(self, item: str) -> tuple[str, str]:
-        return self._name, item
-
-    def meet(self, folder: Path, count: int) -> tuple[str, str]:
-        """Return once `count` workers are here: so each of them has taken an item."""
-        (folder / self._name).touch()
-        while len(list(folder.iterdir())) < count:
-            pass
-        return self._name, "met"
-
-    def die(self, unless: str) -> tuple[str, str]:
-        if self._name != unless:
-            os._exit(1)
-        return self._name, "survived"
-
-    def stop(self, unless: str) -> tuple[str, str]:
-        """Stop this process, as one that hangs for good."""
-        if self._name != unless:
-            os.kill(os.getpid(), signal.SIGSTOP)
-        return self._name, "went on"
-
-    def rest(self, seconds: float) -> tuple[str, str]:
-        time.sleep(seconds)
-        return self._name, "rested"
-
-    def fail(self, unless: str, how: str) -> tuple[str, str]:
-        if self._name != unless:
-            raise ERRORS[how]
-        return self._name, "succeeded"
-
-    def refuse(self) -> None:
-        raise ConfigError("the worker's own words")
+from tests.integration.pool_worker import Worker
 
 
 def ignore(message: str) -> None:
@@ -261,7 +206,7 @@ def test_what_fails_everywhere_is_given_up_and_the_others_go_on(
     how: str,
     attempts: int,
 ) -> None:
-    """Once where it would fail the same way again."""
+    """Once if it would fail the same way again."""
     monkeypatch.setattr("pipeline.cluster.pool.BACK_OFF_S", 0.01)
     seen: list[tuple[str, str]] = []
     pool = Pool(workers, 600, ignore)
