@@ -11,35 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 from pyarrow import parquet
-from safetensors.numpy import save_file
 
-from tests.prose import END, VOCABULARY, prose, train_tokenizer
-from workers.model.inspection import planned
+from tests.models import tiny_model
+from tests.prose import prose
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-_CONFIG: dict[str, Any] = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 80,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-6,
-    "hidden_act": "silu",
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-    "attention_bias": False,
-    "mlp_bias": False,
-    "tie_word_embeddings": False,
-    "dtype": "float32",
-    "eos_token_id": 0,
-}
 # Values that no field of a configuration expects; a few of them are right for some.
 _STRANGE: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 3, 7, 64, 2**31, 2**63, 10**9, 10**30, 0.5, -0.0, 1e308),
@@ -75,18 +53,8 @@ class Case:
 
 def write_base(folder: Path) -> None:
     """A random Llama of two layers with a tokenizer, and a text beside it."""
-    model, numbers = folder / "model", np.random.default_rng(0)
-    model.mkdir(parents=True)
-    shapes = {tensor.name: tensor.shape for tensor in planned(_CONFIG, "base", "F32").tensors}
-    tensors = {name: numbers.normal(0, 0.2, s).astype(np.float32) for name, s in shapes.items()}
-    save_file(tensors, model / WEIGHTS, metadata={"format": "pt"})
-    (model / "config.json").write_text(json.dumps(_CONFIG, indent=1))
-    text = prose(40_000)
-    tokenizer = train_tokenizer(text)
-    tokenizer.save(str(model / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END}
-    (model / "tokenizer_config.json").write_text(json.dumps(settings))
-    (folder / "text.txt").write_text(text)
+    tiny_model(folder / "model", max_position_embeddings=256)
+    (folder / "text.txt").write_text(prose(40_000))
 
 
 def _flip(path: Path, rng: random.Random, start: int = 0, stop: int | None = None) -> None:
