@@ -3,7 +3,7 @@
     python -m benchmarks.factorise
 
 Everything from moments to the factors at one rank, in float64, on the same Gram. The optimum is the
-same for all three, so the loss ||(W - W') C^1/2||^2 must be; exits with 1 where it differs by more
+same for all three, so the loss ||(W - W') C^1/2||^2 must be; exits with 1 if it differs by more
 than 1e-6. `fisher` minimises another loss: its row is there for its time. What calibration gives is
 not timed: X^T X for the papers, and for ours Y^T Y = W X^T X W^T where m <= n, else X^T X.
 """

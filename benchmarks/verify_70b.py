@@ -4,7 +4,7 @@
 
 The weight files are sparse: their headers are real, their content is zeros that take no room and
 are hashed and read as any other. Prints a row for every check, and the minutes of the hashes alone
-and of all, on the clock and of processor time. Exits with 1 where a check has failed.
+and of all, on the clock and of processor time. Exits with 1 if a check has failed.
 """
 
 import argparse

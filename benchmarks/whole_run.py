@@ -116,7 +116,7 @@ def _observe(
 
 
 def _definite(gram: Tensor) -> Tensor:
-    """The Gram, shifted past its least eigenvalue where a Cholesky factor fails."""
+    """The Gram, shifted past its least eigenvalue if a Cholesky factor fails."""
     if not int(torch.linalg.cholesky_ex(gram).info):
         return gram
     shift: Tensor = 1e-6 - torch.linalg.eigvalsh(gram)[0]

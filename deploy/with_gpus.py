@@ -31,7 +31,7 @@ def wait_for_gpus(wanted: int, within_s: float) -> int:
 
 
 def with_gpus(wanted: int, within_s: float, command: list[str]) -> int:
-    """Exit code of the command; 3 without running it where no GPU has come."""
+    """Exit code of the command; 3 without running it if no GPU has come."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     request_resources(bundles=[{"GPU": 1}] * wanted)
     try:

@@ -12,6 +12,6 @@ def recover(
 ) -> RunResult:
     """Train the factors of a finished checkpoint against its base; finished work is not redone.
 
-    Raises as `compress` does, and CheckpointError if it is no checkpoint of this program.
+    Raises as `compress` does, and CheckpointError if it is not a checkpoint of this program.
     """
     return compress(adopting(request), progress, fresh)

@@ -7,7 +7,7 @@ from workers.storage.store import Store
 
 
 def local(place: Location) -> Path:
-    """A place on this machine, where nothing was asked for in an object store."""
+    """A place on this machine, if nothing was asked for in an object store."""
     assert isinstance(place, Path)
     return place
 

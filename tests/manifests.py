@@ -29,7 +29,7 @@ def documents(path: Path) -> list[Any]:
 def render(folder: Path, storage: str | None = None) -> list[Object]:
     """What `kubectl kustomize` prints of the few features that are used here.
 
-    Every component is `storage` instead, where that is given: the one line that a user changes.
+    Every component is `storage` instead, if that is given: the one line that a user changes.
     """
     (kustomization,) = documents(folder / "kustomization.yaml")
     rest = kustomization.keys() - {"apiVersion", "kind", "resources", "components", "patches"}

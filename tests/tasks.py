@@ -54,7 +54,7 @@ def write_choice(folder: Path, name: str = "choice", seed: int = 0) -> Path:
 
 
 def write_texts(folder: Path, name: str = "texts") -> Path:
-    """A task whose metric is no mean over documents: perplexity of bytes."""
+    """A task whose metric is not a mean over documents: perplexity of bytes."""
     documents = [{"query": "", "text": prose(200 + 10 * n)} for n in range(6)]
     return write_task(
         folder,

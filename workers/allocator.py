@@ -89,7 +89,7 @@ class RankAllocator:
 
 
 def _off_grid(losses: Sequence[MatrixLoss], ranks: dict[str, int | None]) -> list[str]:
-    """Describe the ranks that are no multiples of what was asked for, once for each shape."""
+    """Describe the ranks that are not multiples of what was asked for, once for each shape."""
     found = Counter(
         (loss.multiple, loss.matrix.out_features, loss.matrix.in_features, loss.grid)
         for loss in losses

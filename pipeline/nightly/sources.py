@@ -99,7 +99,7 @@ class _Below(Source):
             return True
 
     def _files(self, name: str) -> list[str]:
-        """Return its files on which a result depends; none if it is no checkpoint or has gone."""
+        """Return its files on which a result depends; none if it is not a checkpoint or gone."""
         try:
             there = names_in(self._place / name)
         except (FileNotFoundError, NotADirectoryError):

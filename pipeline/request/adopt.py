@@ -41,8 +41,8 @@ class Adopted(NamedTuple):
 def adopting(request: AdoptionConfig) -> RunConfig:
     """Return the run that trains the factors of a checkpoint; it does not calibrate.
 
-    Raises CheckpointError if it is no finished checkpoint of this program, ConfigError if its store
-    does not answer.
+    Raises CheckpointError if it is not a finished checkpoint of this program, ConfigError if its
+    store does not answer.
     """
     there = _read(request.checkpoint).compression
     cut = there.method.get

@@ -6,7 +6,7 @@ On a Ray of three nodes (`ray.cluster_utils.Cluster`: a head, where the driver c
 one CPU), SmolLM2 cut to its first layers is compressed once undisturbed, then once for every seed.
 Each seed draws three kills by SIGKILL: of a worker, of a node (a raylet and all its workers, which
 is replaced at once or comes back later) and of the driver, each in a stage and at a random moment
-of it. Whenever the command ends with another code than 0 it is started again. Exits with 1 where
+of it. Whenever the command ends with another code than 0 it is started again. Exits with 1 if
 a weight file differs from the undisturbed run, or an item that was finished was made again.
 `--kill head@factorise` kills the head in every run instead; a new cluster takes its place.
 """

@@ -3,7 +3,7 @@
     python -m tests.campaigns.exactness --model DIR --calibration TEXT --work-dir DIR
 
 The driver is a process of its own, killed by SIGKILL; the same command then continues its run.
-Exits with 1 where a weight file differs, or where an item finished before a kill was made again.
+Exits with 1 if a weight file differs, or if an item finished before a kill was made again.
 """
 
 import argparse

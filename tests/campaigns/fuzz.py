@@ -3,7 +3,7 @@
     python -m tests.campaigns.fuzz [--cases 560] [--commands 30] [--seed 0]
 
 Most are checked in this process, as `svdllm compress` does before Ray is loaded; some go through
-the whole command. Prints kinds of mutation by outcome. Exits with 1 where one was not
+the whole command. Prints kinds of mutation by outcome. Exits with 1 if one was not
 clean: a traceback, a minute without a word, a mark of success without a result, a file outside the
 output, a message that a terminal would obey, or Ray in this process.
 """
@@ -117,7 +117,7 @@ def command(case: Case) -> Outcome:
 
 
 def _run(arguments: list[str]) -> tuple[int | None, str]:
-    """Exit code and output of a command; no code where it was silent for LIMIT_S, and is killed."""
+    """Exit code and output of a command; no code if it was silent for LIMIT_S, and is killed."""
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             arguments,

@@ -4,9 +4,9 @@
 
 Every run has an output and a run directory of its own. When its actors have gone, the anonymous
 resident memory is read of the driver, of Ray's own processes (GCS, raylet, agents, monitors) and of
-the workers that idle. Exits with 1 where one of them is more than 5 % larger in the last five runs
+the workers that idle. Exits with 1 if one of them is more than 5 % larger in the last five runs
 than in the five after the first five (medians: the C library gives back the memory of a thread that
-ended sooner or later), or where actors do not go.
+ended sooner or later), or if actors do not go.
 
 Ray's agent keeps the metrics of every worker that has ended, of whatever program: it collects none
 here, but with --metrics.
@@ -42,7 +42,7 @@ _IDLE = "ray::IDLE"
 
 class Memory(NamedTuple):
     """Anonymous resident bytes: of the driver, of Ray's own processes, of the largest worker that
-    idles (0 where none does); and how many processes there are.
+    idles (0 if none does); and how many processes there are.
     """
 
     driver: int
@@ -114,7 +114,7 @@ def _measure() -> Memory:
 
 
 def _anonymous(pid: int) -> int:
-    """Anonymous resident bytes of a process; 0 where it has gone."""
+    """Anonymous resident bytes of a process; 0 if it has gone."""
     try:
         text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     except (FileNotFoundError, ProcessLookupError):

@@ -8,7 +8,7 @@ half written (whole two nights later), corrupt (a weight is not a number), equal
 or worse than the gate allows; one is removed again. Two nights are started twice at once; three are
 killed by SIGKILL, each in another stage. At the end catalogue, pointer and published outputs are
 held against what was drawn, and every item of a killed run against who made it first. Exits with 1
-where something else happened.
+if something else happened.
 """
 
 import argparse

@@ -200,7 +200,7 @@ class Month:
 
 @contextlib.contextmanager
 def _ended(command: Command, what: str) -> Iterator[None]:
-    """Says so where a command ends while it is waited for."""
+    """Says so if a command ends while it is waited for."""
     alarm = signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"{what}:\n{command.log}"))
     signal.alarm(int(_LONGEST_S))
     try:

@@ -62,7 +62,7 @@ class Nodes:
     def kill_worker(self, draw: random.Random) -> bool:
         """SIGKILL to one worker process that was seen; False if there is none.
 
-        It is that of an actor; where there are none yet, of a process that may become one.
+        It is an actor's; if there are none yet, that of a process that may become one.
         """
         seen = [process for family in self._families.values() for process in family]
         workers = [process for process in seen if _is_worker(process) and process.alive]

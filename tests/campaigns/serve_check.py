@@ -3,7 +3,7 @@
     python tests/campaigns/serve_check.py CHECKPOINT --engine build/serve-venv/bin/python
 
 Both continue the same prompts greedily in float32, each in its own process and environment; the
-exit status is 1 where any token differs. serve_check.sh installs the engine first.
+exit status is 1 if any token differs. serve_check.sh installs the engine first.
 """
 
 import argparse

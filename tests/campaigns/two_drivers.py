@@ -6,7 +6,7 @@ The second starts at a random moment of the first. In one run directory one of t
 the other is refused with code 3, or finds the checkpoint there. With directories of their own there
 is exactly one checkpoint: the slower driver of the same request finds it there, one of another
 ratio is refused. Whatever is published is verified (`svdllm verify`) and has the weights of a run
-that was alone. Exits with 1 where something else happened.
+that was alone. Exits with 1 if something else happened.
 """
 
 import argparse
@@ -158,7 +158,7 @@ def _compare(drivers: Drivers, folder: Path, kinds: list[str], repetitions: int)
 
 
 def _as_it_should(drivers: Drivers, pair: Pair) -> bool:
-    """One of them wrote it, the other ended as it may, and what is there is whole."""
+    """One of them wrote it, the other ended as it may, and the published checkpoint is whole."""
     if not set(pair.ends) <= _ENDS.keys() or pair.ends.count("written") != 1:
         return False
     others = pair.ends[1] == "written" and "refused: another checkpoint is there" in pair.ends

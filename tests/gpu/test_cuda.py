@@ -1,4 +1,4 @@
-"""The CUDA paths, where there is a device: the same numbers as on the CPU, to rounding."""
+"""The CUDA paths, if there is a device: the same numbers as on the CPU, to rounding."""
 
 from pathlib import Path
 

@@ -89,7 +89,7 @@ class Command:
     """`python -m pipeline ARGUMENTS`, its lines as they come.
 
     `environment` adds to that of this process; `program` may stand in the place of `-m pipeline`.
-    It is forked from the server of warm processes, where there is one, unless it is to start
+    It is forked from the server of warm processes, if there is one, unless it is to start
     `cold`, as for a user.
     """
 
@@ -139,7 +139,7 @@ class Command:
         return self._process.poll()
 
     def said(self, text: str) -> bool:
-        """Whether a line with `text` came; fails where the process ended without it."""
+        """Whether a line with `text` came; fails if the process ended without it."""
         ended = self._process.poll() is not None
         found = text in self.log
         assert found or not ended, f"ended without {text!r}:\n{self.log}"

@@ -116,9 +116,9 @@ def headers(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
-    """Return as soon as `condition` holds, however busy the machine is; fail where it hangs.
+    """Return as soon as `condition` holds, however busy the machine is; fail if it hangs.
 
-    A condition fails by itself where what it waits for has ended without it.
+    A condition fails by itself if what it waits for has ended without it.
     """
     end = time.monotonic() + _HANG_S
     while not condition():

@@ -51,7 +51,7 @@ def fill(folder: Path, free: int) -> Path:
 
 
 def require_intact(run_dir: Path, records: list[Record]) -> None:
-    """Fails where the file of a committed item is not what was committed."""
+    """Fails if the file of a committed item is not what was committed."""
     store = Store(run_dir)
     for record in records:
         assert file_sha256(file_of(store, record.key)) == record.sha256, record.key

@@ -41,7 +41,7 @@ def compute_dtype(asked: DType, stored: str, device: torch.device) -> torch.dtyp
 
 
 def training_dtype(asked: DType, device: torch.device) -> torch.dtype:
-    """Return the dtype in which a model is trained, with its factors in float32: bfloat16 where
+    """Return the dtype in which a model is trained, with its factors in float32: bfloat16 if
     the device has matrix units for it (CUDA, Intel AMX), float32 elsewhere.
     """
     if asked != "auto":

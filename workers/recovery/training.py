@@ -22,7 +22,7 @@ class Trainer:
     """Trains the factors of `student` on a text, all of them or, phase by phase, some of them.
 
     All workers call the same methods with the same arguments; each computes its own windows of a
-    batch, and gradients are averaged where layers are sharded. The state that was best on the
+    batch, and gradients are averaged if layers are sharded. The state that was best on the
     windows that judge is the result, and that from which the next phase starts.
     """
 

@@ -211,7 +211,7 @@ def on_device(value: Tensor) -> Tensor:
 
 
 def test_products_of_halves_are_added_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sum of the first micro-batch is that of all: no other of its size is made."""
+    """The sum of the first micro-batch is the sum of all: no other of its size is made."""
     made: list[int] = []
 
     def product(a: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:

@@ -31,7 +31,7 @@ def serve(port: int, head: bool) -> grpc.Server:
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loopback only, and shorter where nothing will answer."""
+    """Loopback only, and shorter if nothing will answer."""
     monkeypatch.setattr(joining, "canonicalize_bootstrap_address", lambda address: address)
     monkeypatch.setattr(joining, "_PATIENCE_S", 0.5)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
@@ -49,7 +49,7 @@ def no_init(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def website() -> Iterator[int]:
-    """The port of a server that is no Ray."""
+    """The port of a server that is not a Ray."""
     server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

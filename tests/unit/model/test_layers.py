@@ -1,4 +1,4 @@
-"""The parts of a decoder: refused where the files are not what config.json says."""
+"""The parts of a decoder: refused if the files are not what config.json says."""
 
 import json
 import re

@@ -36,7 +36,7 @@ def test_a_module_of_ours_or_of_a_library_is_hidden_by_one_beside_it(
 
 @pytest.mark.parametrize("name", ["mine.py", "test.py", "random.py", "datasets/train.py", "torch/"])
 def test_what_hides_nothing_that_is_installed_is_left_alone(name: str, beside: Path) -> None:
-    """A folder without __init__.py is no package where there is one of that name."""
+    """A folder without __init__.py is not a package if there is one of that name."""
     path = beside / name
     path.parent.mkdir(exist_ok=True)
     path.mkdir() if name.endswith("/") else path.touch()

@@ -1,4 +1,4 @@
-"""What of a result is data loads without its code, as that of the base does; its weights do not."""
+"""What of a result is data loads without its code, as the base's does; its weights do not."""
 
 import itertools
 import json

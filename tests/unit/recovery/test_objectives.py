@@ -1,4 +1,4 @@
-"""Each loss is what its name says, and zero where both models agree."""
+"""Each loss is what its name says, and zero if both models agree."""
 
 from typing import Any
 

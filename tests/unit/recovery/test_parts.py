@@ -1,4 +1,4 @@
-"""What is trained where a linear layer holds several matrices."""
+"""What is trained if a linear layer holds several matrices."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -61,7 +61,7 @@ def describe(folder: Path, model: Path, **fields: Any) -> None:
 
 
 def seal(folder: Path, model: Path) -> None:
-    """Write a manifest of what is there, and the mark of success."""
+    """Write a manifest of the files in the folder, and the mark of success."""
     files = {
         path.name: FileEntry(sha256=file_sha256(path), bytes=path.stat().st_size)
         for path in folder.iterdir()

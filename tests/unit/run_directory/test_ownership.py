@@ -101,7 +101,7 @@ def test_a_place_that_is_gone_is_lost(place: Location) -> None:
 
 @pytest.mark.usefixtures("elsewhere")
 def test_one_that_has_lost_the_place_leaves_it_alone(tmp_path: Path) -> None:
-    """Even where its new owner has done nothing yet."""
+    """Even if its new owner has done nothing yet."""
     place = tmp_path / "run" / "owner"
     late = take(place, pytest.fail)
     mine = take(place, lambda _: None)

@@ -224,7 +224,7 @@ def test_a_stopped_publication_counts_for_nothing_and_continues(copy: Copy) -> N
 
 
 def test_what_another_driver_of_the_run_has_published_stays(copy: Copy) -> None:
-    """However late: each file is the first that came, and the manifest is of what is there."""
+    """However late: each file is the first that came, and the manifest describes these files."""
 
     def faster() -> None:
         places.write(copy.url / "config.json", b"of the other driver")

@@ -116,7 +116,7 @@ def test_a_matrix_of_zeros_stays_one(m: int, n: int, k: int) -> None:
 
 @pytest.mark.parametrize("empty", [[0], [2], [1, 3]])
 def test_columns_of_zeros_lose_nothing(empty: list[int]) -> None:
-    """SVD-LLM gives such factors where W has less than full rank."""
+    """SVD-LLM gives such factors if W has less than full rank."""
     a, b = factors(9, 30, 4)
     a[:, empty] = 0.0
     assert relative(decoded(pivot(a, b)), a @ b) < EXACT
