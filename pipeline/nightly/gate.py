@@ -3,7 +3,7 @@
 from schemas.request.evaluation import EvaluationConfig
 from schemas.request.nightly import Gate
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
-from workers.evaluation.repetition import degenerate
+from workers.repetition import degenerate
 
 _PROMPT: str = EvaluationConfig.model_fields["sample_prompt"].default
 _QUOTED = 60  # characters of a text that a reason quotes

@@ -16,9 +16,9 @@ from workers.checkpoint.names import SUCCESS
 from workers.checkpoint.own_code import may_run_code
 from workers.checkpoint.published import read_manifest
 from workers.checkpoint.stored import UNASKED, stored_sha256
-from workers.evaluation.repetition import generation_of
 from workers.process.cores import available_cores
 from workers.process.memory import available_bytes
+from workers.repetition import generation_of
 from workers.storage.files import sha256_of
 
 # What runs the load check: nothing of this project is in its path. The tests of whole runs name

@@ -16,8 +16,8 @@ from schemas.errors import CheckpointError, NumericsError
 from schemas.request.evaluation import EvaluationConfig
 from schemas.result.evaluation import ModelEvaluation
 from workers.evaluation.continuations import sample, written
-from workers.evaluation.repetition import generation_of
 from workers.model.loading import load_model
+from workers.repetition import generation_of
 
 _POSITIONS = 256  # positions whose float32 logits and log-probabilities exist at once
 _LARGEST_MEAN = 700.0  # nats a token; exp overflows float64 from 709.8 on

@@ -1,9 +1,12 @@
 """Imports go one way: schemas <- workers <- pipeline. The runtime stands alone."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -117,6 +120,17 @@ def test_a_forbidden_import_is_found(path: str, source: str) -> None:
 )
 def test_an_allowed_import_is_not(path: str, source: str) -> None:
     assert violations(PurePath(path), source) == []
+
+
+@pytest.mark.parametrize("package", ["workers", "pipeline"])
+def test_the_rooms_of_a_package_form_no_circle(package: str) -> None:
+    """A room is a folder, or a file that is in none; a circle is an error that names it."""
+    imported = defaultdict[str, set[str]](set)
+    for path in (ROOT / package).rglob("*.py"):
+        room = ".".join(path.relative_to(ROOT).with_suffix("").parts[:2])
+        names = re.findall(rf"^\s*from ({package}\.\w+)", path.read_text("utf-8"), re.MULTILINE)
+        imported[room] |= {*names} - {room}
+    assert len([*TopologicalSorter(imported).static_order()]) >= len(imported) > 1
 
 
 def test_what_a_checkpoint_holds_is_known_without_torch_and_ray() -> None:

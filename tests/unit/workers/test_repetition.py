@@ -2,7 +2,7 @@
 
 import pytest
 
-from workers.evaluation.repetition import degenerate, generation_of, repetition
+from workers.repetition import degenerate, generation_of, repetition
 
 STORY = (
     "The city lies on the river, and the river gives it its name. In the old town there are "
