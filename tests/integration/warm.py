@@ -29,7 +29,12 @@ from typing import NoReturn
 
 SOCKET = "WARM_SOCKET"
 # Ray is not among them: it reads the job of a worker from the environment when it is imported.
+# What it imports is, and pandas for Ray Train.
 _IMPORTS = (
+    "jsonschema",
+    "msgpack",
+    "pandas",
+    "requests",
     "pipeline.cli.app",
     "workers.compressor",
     "workers.evaluation.scoring",
