@@ -109,7 +109,7 @@ def test_a_hung_worker_is_killed_and_replaced(config: RunConfig, reference: Refe
 
     A checkpoint is loaded several times to verify it, which may take longer than this deadline.
     """
-    cluster = config.cluster.model_copy(update={"item_timeout_s": 30.0})
+    cluster = config.cluster.model_copy(update={"item_timeout_s": 15.0})
     stopped: list[Process] = []
 
     def stop() -> None:
@@ -124,7 +124,7 @@ def test_a_hung_worker_is_killed_and_replaced(config: RunConfig, reference: Refe
         local(reference.output.path)
     )
     [line] = [line for line in progress.warnings if "going on from" in line]
-    assert re.search(r"calibrate backward: no result within 30 s.*\(1 of 3 losses", line)
+    assert re.search(r"calibrate backward: no result within 15 s.*\(1 of 3 losses", line)
     until(lambda: not any(process.alive for process in stopped), "it has been killed")
 
 
