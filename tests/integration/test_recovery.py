@@ -82,6 +82,12 @@ def registered(training: Path) -> int:
 
 
 @pytest.fixture(scope="module")
+def uncompared(config: RunConfig) -> RunConfig:
+    """A run that only cuts."""
+    return config.model_copy(update={"evaluation": EvaluationTextConfig()})
+
+
+@pytest.fixture(scope="module")
 def undisturbed(config: RunConfig) -> OutputResult:
     return trained(config, "trained")
 
@@ -125,7 +131,7 @@ def test_the_base_teaches_once_and_is_forgotten(
 
 
 def test_a_killed_training_worker_changes_nothing(
-    config: RunConfig, undisturbed: OutputResult
+    uncompared: RunConfig, undisturbed: OutputResult
 ) -> None:
     progress, killed = Progress(), threading.Event()
 
@@ -138,7 +144,7 @@ def test_a_killed_training_worker_changes_nothing(
             killed.set()
 
     progress.watchers.append(kill)
-    again = trained(config, "killed", progress)
+    again = trained(uncompared, "killed", progress)
     assert killed.is_set()
     assert weight_sums(Path(str(again.path))) == weight_sums(Path(str(undisturbed.path)))
     mine, theirs = again.compression.recovery, undisturbed.compression.recovery
@@ -148,9 +154,9 @@ def test_a_killed_training_worker_changes_nothing(
 
 
 def test_what_a_killed_driver_has_trained_is_not_trained_again(
-    config: RunConfig, undisturbed: OutputResult, caplog: pytest.LogCaptureFixture
+    uncompared: RunConfig, undisturbed: OutputResult, caplog: pytest.LogCaptureFixture
 ) -> None:
-    asked = asking(config, "continued")
+    asked = asking(uncompared, "continued")
     training = local(asked.run_folder) / "training"
     program = ("-m", "tests.integration.halted")
     command = Command(command_of(asked)[1:], ROOT, program=program)
@@ -161,7 +167,7 @@ def test_what_a_killed_driver_has_trained_is_not_trained_again(
     finally:
         command.close()
     with caplog.at_level(logging.INFO):
-        again = trained(config, "continued")
+        again = trained(uncompared, "continued")
     steps = [int(step) for step in re.findall(r"recover: step (\d+):", caplog.text)]
     assert 0 < steps[0] < steps[-1] == STEPS
     assert not training.exists()
