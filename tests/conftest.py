@@ -13,6 +13,8 @@ os.environ.update(
     RAY_AUTH_MODE="disabled",
     RAY_USAGE_STATS_ENABLED="0",
     RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.1",  # else two seconds for every state that is saved
+    RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",  # a process for each training
+    REPORTER_UPDATE_INTERVAL_MS="600000",  # of Ray's figures of processes, which no test reads
     # A submitted job joins the cluster that was last started in this folder. Tests run in several
     # processes, so each has its own; its name is short because sockets lie in it.
     RAY_TMPDIR=tempfile.mkdtemp(prefix="ray", dir="/tmp"),
