@@ -163,6 +163,7 @@ def test_a_compiled_model_is_compiled_once_for_prompts_and_once_for_tokens(small
         assert not counters["graph_break"]
         one.measure(workload)
         assert counters["stats"]["unique_graphs"] == 2
+        one._model.compile(backend="eager", dynamic=False)  # C++ of other shapes shows no more
 
 
 def report(peaks: Sequence[int | None] = (200, 100)) -> BenchReport:
