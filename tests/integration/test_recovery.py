@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from pipeline.compress import compress
@@ -22,6 +23,7 @@ from schemas.request.groups import EvaluationTextConfig
 from schemas.request.recovery import RecoveryConfig, RefinementConfig
 from schemas.result.manifest import OutputResult
 from schemas.run.record import RunRecord
+from svdllm import load
 from tests.integration.processes import Command, descendants
 from tests.integration.support import ROOT, ask, until, weight_sums
 from tests.items import local
@@ -116,6 +118,41 @@ def test_trained_factors_are_nearer_to_the_base(
     assert {name.rpartition(".")[0].rpartition(".")[2] for name in changed} == {"up", "down"}
     assert "held-out text" in (Path(str(undisturbed.path)) / "README.md").read_text()
     assert 'id="recovery"' in (Path(str(undisturbed.path)) / "report.html").read_text()
+
+
+def test_updates_are_trained_by_ray_and_added_to_the_factors(config: RunConfig) -> None:
+    [cut] = compress(config).outputs
+    recovery = RecoveryConfig(
+        method="svd-llm",
+        lora_rank=2,
+        sequence_length=64,
+        batch=2,
+        tokens=6 * 2 * 64,
+        learning_rate=1e-2,
+        evaluations=6,
+        held_out=4,
+    )
+    asked = asking(config, "updated")
+    asked = asked.model_copy(update={"recovery": recovery, "refinement": RefinementConfig()})
+    [output] = compress(asked).outputs
+    found = output.compression.recovery
+    assert found is not None
+    assert [(look.phase, look.step) for look in found.looks] == [
+        *((0, step) for step in range(4)),
+        *((1, step) for step in range(4, 7)),
+    ]
+    assert found.best > 0
+    assert {m.name: m.rank for m in output.compression.matrices} == {
+        m.name: m.rank for m in cut.compression.matrices
+    }
+    places = [Path(str(one.path)) for one in (cut, output)]
+    one, other = (load_file(place / "model.safetensors") for place in places)
+    changed = {name for name in one if not one[name].equal(other[name])}
+    assert {name.rpartition(".")[0].rpartition(".")[2] for name in changed} == {"up", "down"}
+    assert not any("lora" in name for name in other)
+    before, after = (load(place).model for place in places)
+    tokens = torch.arange(32)[None]
+    assert not torch.equal(before(input_ids=tokens).logits, after(input_ids=tokens).logits)
 
 
 def test_the_base_teaches_once_and_is_forgotten(
