@@ -38,6 +38,7 @@ from schemas.result.output import MatrixResult
 from schemas.run.identity import Ground, Identities, identities
 from schemas.run.moments import Pass, taps
 from workers.allocation.budget import rank_within
+from workers.checkpoint.tensors import TensorReader
 from workers.compressor import Compressor
 from workers.model.inspection import inspect
 from workers.model.layers import Decoder
@@ -191,10 +192,11 @@ class Layer:
             for name, result in results.items()
             if (rank := result.rank) is not None
         }
+        tensors = TensorReader(self._folder, self._spec)
         for part in plan_parts(self._spec, parameters):
             with self._watch.step(f"write {part.name}"):
                 plan = plan_file(self._spec, part, results, keys)
-                write_file(self._store, self._folder, self._spec, f"outputs/{part.name}", plan)
+                write_file(self._store, tensors, f"outputs/{part.name}", plan)
 
 
 def _identities(config: RunConfig) -> Identities:

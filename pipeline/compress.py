@@ -47,11 +47,30 @@ def compress(
 ) -> RunResult:
     """Compress a checkpoint at every ratio of a request; finished work is not redone.
 
+    A request of several rounds is a run for each, of which this returns the last one's result.
     `fresh` sets aside earlier work in the run directory. Raises InputError before any expensive
     work, or RunError, after which the same call continues.
     """
-    share_arena()
     progress = progress or Progress()
+    asked = request.config if isinstance(request, Checked) else request
+    if asked.rounds == 1 or asked.adopt is not None:
+        return _compress(request, progress, fresh)
+    if not isinstance(request, Checked):
+        asked = look(asked).config  # of which the last round is the same
+    if fresh:
+        set_aside(asked.run_folder, progress)
+    for config in asked.in_rounds():
+        progress.note(
+            f"round {config.rounds} of {asked.rounds}: ratio {config.ratio[0]:g}, in "
+            f"{config.run_folder}"
+        )
+        made = _compress(config, progress)
+    return made
+
+
+def _compress(request: RunConfig | Checked, progress: Progress, fresh: bool = False) -> RunResult:
+    """Do the same for one run."""
+    share_arena()
     with progress.stage("inspect", 1, "checkpoint") as stage:
         checked = request if isinstance(request, Checked) else look(request)
         inputs = gather(checked)

@@ -62,7 +62,7 @@ class Run:
     @property
     def given_up(self) -> dict[str, str]:
         """The matrices that could not be cut, each with its error: here, or in what is adopted."""
-        adopted = self.inputs.adopted
+        adopted = None if self.config.calibrates else self.inputs.adopted
         before = {} if adopted is None else adopted.compression.given_up
         return before | self.pool.quarantine.matrices
 

@@ -26,6 +26,7 @@ from tests.models import tiny_tokenizer
 from workers.calibration.moments import Moment
 from workers.calibration.sampling import label_noise
 from workers.checkpoint import verify
+from workers.checkpoint.tensors import TensorReader
 from workers.compressor import Compressor
 from workers.model.carving import layer_list
 from workers.model.inspection import inspect
@@ -131,8 +132,9 @@ class Subject:
         folder.mkdir()
         sizes = {name: result.parameters for name, result in results.items()}
         plans = [plan_file(self.spec, part, results, keys) for part in plan_parts(self.spec, sizes)]
+        reader = TensorReader(self.base, self.spec)
         for plan in plans:
-            record = write_file(store, self.base, self.spec, f"files/{plan.name}", plan)
+            record = write_file(store, reader, f"files/{plan.name}", plan)
             (run / record.file).rename(folder / plan.name)
         write_around(folder, self.base, self.spec.split, results, plans)
         return folder, list(results.values())

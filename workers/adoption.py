@@ -1,7 +1,15 @@
-"""Factors from the files of a finished checkpoint, as items of a run that trains them."""
+"""A finished checkpoint that a run begins with: its factors as items, and the dense model that it
+stands for.
+"""
 
-from runtime.configuration_lowrank import tensor_shapes
-from schemas.model.spec import MatrixSpec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from runtime.configuration_lowrank import BIASES, tensor_shapes
+from schemas.location import Location
+from schemas.model.spec import DecoderSpec, MatrixSpec, ModelSpec
 from schemas.request.config import RunConfig
 from schemas.result.output import MatrixResult
 from schemas.run.identity import Identities, Record
@@ -14,11 +22,72 @@ from workers.storage.store import Store
 from workers.storage.tensorfile import entries
 
 
-def adopted_tensors(config: RunConfig) -> TensorReader:
-    """Return the tensors of the checkpoint that a run adopts. Raises CheckpointError."""
+class DenseReader(TensorReader):
+    """Reads a finished checkpoint as a dense model, by the names that tensors have in its base.
+
+    A matrix is the product of its factors, taken in float32 on `device` and rounded to their dtype;
+    anything else is as the checkpoint has it. Its own tensors are read by their own names, too.
+    """
+
+    def __init__(
+        self, folder: Path, spec: DecoderSpec, base: ModelSpec, device: torch.device
+    ) -> None:
+        super().__init__(folder, spec)
+        self._linears = {parts[0].stored: parts for parts in base.linears}
+        self._device = device
+
+    def read(self, name: str) -> Tensor:
+        """Return a tensor of the base, as it is in this model; or one of this checkpoint."""
+        owner, _, leaf = name.rpartition(".")
+        if owner not in self._linears:
+            return super().read(name)
+        parts = self._linears[owner]
+        if leaf != "weight":
+            return torch.cat([super(DenseReader, self).read(self._bias(m)) for m in parts])
+        found = torch.cat([self._matrix(m) for m in parts])
+        return found.T.contiguous() if parts[0].transposed else found
+
+    def file(self, name: str) -> Location:
+        """Return the file that holds a tensor, or the first of those that make it."""
+        owner = name.rpartition(".")[0]
+        if owner not in self._linears:
+            return super().file(name)
+        prefix = f"{self._linears[owner][0].written}."
+        return super().file(next(own for own in self._tensors if own.startswith(prefix)))
+
+    def _bias(self, matrix: MatrixSpec) -> str:
+        names = (f"{matrix.written}.{bias}" for bias in BIASES)
+        return next(name for name in names if name in self._tensors)
+
+    def _matrix(self, matrix: MatrixSpec) -> Tensor:
+        """Return W' (m, n) = up down, or the rows of [down; up down] in their order."""
+        if f"{matrix.written}.dense.weight" in self._tensors:
+            return super().read(f"{matrix.written}.dense.weight")
+        up, down, order = (
+            super(DenseReader, self).read(f"{matrix.written}.{tail}").to(self._device)
+            if f"{matrix.written}.{tail}" in self._tensors
+            else None
+            for tail in ("up.weight", "down.weight", "order")
+        )
+        if down is None:
+            raise KeyError(f"{matrix.written}.down.weight")
+        rows = [] if up is None else [up.float() @ down.float()]
+        if order is None:
+            return torch.cat(rows).to(down.dtype)
+        return torch.cat([down.float(), *rows])[order].to(down.dtype)
+
+
+def tensors_of(
+    config: RunConfig, folder: Path, spec: ModelSpec, device: torch.device
+) -> TensorReader:
+    """Return the tensors that a run begins with, by the names of its base in `folder`: the base's
+    own, or those of the checkpoint that it adopts. Raises CheckpointError.
+    """
+    if config.adopt is None:
+        return TensorReader(folder, spec)
     place = str(config.adopt)
-    folder = resolve(place, None, config.fetched)
-    return TensorReader(folder, inspect_decoder(folder, url_of(place)))
+    adopted = resolve(place, None, config.fetched)
+    return DenseReader(adopted, inspect_decoder(adopted, url_of(place)), spec, device)
 
 
 def adopt(

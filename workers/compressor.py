@@ -18,9 +18,10 @@ from schemas.request.config import RunConfig
 from schemas.result.output import MatrixResult, SpectrumFacts, stored_parameters
 from schemas.run.identity import Identities, Record
 from schemas.run.moments import Tap, backward_tap, forward_tap
+from workers.adoption import tensors_of
 from workers.allocation.budget import MatrixLoss
 from workers.calibration.moments import Moment
-from workers.checkpoint.tensors import TensorReader, torch_dtype
+from workers.checkpoint.tensors import torch_dtype
 from workers.process.devices import free_cached
 from workers.process.failures import failure
 from workers.process.logs import about_matrices, log
@@ -62,7 +63,7 @@ class Compressor:
         self._ids = ids
         self._device = device
         self._store = Store(config.run_folder)
-        self._reader = TensorReader(folder, spec)
+        self._reader = tensors_of(config, folder, spec, device)
         self._loaded = loaded
         self._dtype = torch_dtype(spec)
 

@@ -1,11 +1,9 @@
 """Writing one weight file of the compressed checkpoint, a tensor at a time."""
 
 from functools import lru_cache
-from pathlib import Path
 
 from torch import Tensor
 
-from schemas.model.spec import ModelSpec
 from schemas.result.output import OutputFile, OutputTensor
 from schemas.run.identity import Record
 from workers.checkpoint.tensors import TensorReader
@@ -13,9 +11,8 @@ from workers.storage.store import Store
 from workers.storage.tensorfile import DTYPES, Entry
 
 
-def write_file(store: Store, folder: Path, spec: ModelSpec, key: str, plan: OutputFile) -> Record:
-    """Commit `plan` as item `key`: tensors of the base unchanged, factors from the run's items."""
-    reader = TensorReader(folder, spec)
+def write_file(store: Store, reader: TensorReader, key: str, plan: OutputFile) -> Record:
+    """Commit `plan` as item `key`: tensors as `reader` has them, factors from the run's items."""
     factors = lru_cache(maxsize=1)(lambda key: store.load(key).tensors)  # checked, then sliced
 
     def load(tensor: OutputTensor) -> Tensor:

@@ -20,6 +20,7 @@ from schemas.run.plan import (
     Plan,
     RatioPlan,
     RecoveryMemory,
+    RoundPlan,
     StageCost,
 )
 from schemas.run.ranks import require_ranks, with_rank_multiple
@@ -29,12 +30,25 @@ from workers.process.memory import free_bytes
 
 
 def plan_checkpoint(config: RunConfig, machines: Machines) -> Plan:
-    """Plan a run from config.json alone, before anything is started."""
+    """Plan a run from config.json alone, before anything is started; of several rounds, the last,
+    with what each takes. Raises ConfigError if one does not fit.
+    """
     spec = select(config, read_spec(config.model, config.revision, config.dequantize))
     cluster = find(config, spec, machines)
     config = with_rank_multiple(within_context(config, spec), cluster.device)
     require_ranks(config, spec)
-    return make_plan(config, spec, cluster)
+    plans = [make_plan(one, spec, cluster) for one in config.in_rounds()]
+    if len(plans) == 1:
+        return plans[0]
+    rounds = tuple(
+        RoundPlan(
+            ratio=plan.ratios[0].ratio,
+            seconds=plan.seconds,
+            disk_bytes=plan.disk.run_directory + plan.disk.outputs,
+        )
+        for plan in plans
+    )
+    return plans[-1].model_copy(update={"rounds": rounds})
 
 
 def make_plan(

@@ -144,7 +144,9 @@ def _require_files(place: Location, manifest: Manifest) -> None:
 def _require_matrices(
     place: Location, config: RunConfig, spec: ModelSpec, compression: Compression
 ) -> None:
-    """Raises CheckpointError if the checkpoint has other matrices than this run would cut."""
+    """Raises CheckpointError if the checkpoint has other matrices than this run would cut, or
+    ConfigError if it would not train them as they are, nor cut them further.
+    """
     rows = {row.name: row for row in compression.matrices}
     for matrix in spec.matrices:
         row, shape = rows.get(matrix.name), (matrix.out_features, matrix.in_features)
@@ -157,7 +159,8 @@ def _require_matrices(
             tensor_shapes(row.encoding, row.rank, *shape, bias=matrix.bias)
         except ValueError as error:
             raise CheckpointError(f"{place / COMPRESSION}: {matrix.name}: {error}") from None
-    if len(rows) != len(spec.matrices) or config.ratio != (compression.ratio,):
+    same = config.calibrates or config.ratio == (compression.ratio,)
+    if len(rows) != len(spec.matrices) or not same:
         raise ConfigError(
             f"{place} has {len(rows)} matrices at ratio {compression.ratio:g}, and "
             f"{len(spec.matrices)} at {config.ratio[0]:g} are asked for; use `svdllm recover`"

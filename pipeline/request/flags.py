@@ -95,7 +95,7 @@ def _assign(values: dict[str, Any], path: str, value: Any) -> None:
 def command_of(config: RunConfig) -> tuple[str, ...]:
     """Return `svdllm compress` with every setting that is not its default, as a list of arguments.
 
-    A run directory in its default place is left out.
+    A run directory in its default place is left out, and so is what an earlier round has made.
     """
     words = ["svdllm", "compress"]
     of_method, of_recovery = METHODS[config.method], RECOVERIES[config.recovery.method]
@@ -105,6 +105,8 @@ def command_of(config: RunConfig) -> tuple[str, ...]:
         path, value = setting.path, attrgetter(setting.path)(config)
         usual = value == presets.get(path, setting.field.get_default(call_default_factory=True))
         if usual or (path == "run_dir" and value == Path(f"{config.output}.run")):
+            continue
+        if path == "adopt" and config.rounds > 1:
             continue
         flag = setting.flag
         if flag and isinstance(value, bool):

@@ -44,7 +44,8 @@ class Inputs(NamedTuple):
     """A base checkpoint, known from its headers, tokens (windows, length) for each stream, and how
     each of its texts was read.
 
-    There are no windows in `forward` if the run does not calibrate, but trains what is `adopted`.
+    There are no windows in `forward` if the run does not calibrate, but trains what is `adopted`
+    (else that is cut further).
     """
 
     folder: Path
@@ -70,7 +71,7 @@ def gather(checked: Checked) -> Inputs:
     Raises CheckpointError, TextError or ConfigError.
     """
     config, folder, spec, _ = checked
-    if config.adopt is not None:
+    if config.adopt is not None and not config.calibrates:
         return _adopted(checked, config.adopt)
     text = with_gradients(config, spec).calibration
     gradient_samples = text.gradient_samples or 0
@@ -87,16 +88,17 @@ def gather(checked: Checked) -> Inputs:
     backward = None
     if config.needs_gradients:
         backward = calibration_windows(tokens, text.gradient_length, gradient_samples, config.seed)
-    texts = [facts]
+    texts, files = [facts], base_files(folder, spec)
     return Inputs(
         folder=folder,
         spec=spec,
-        base_files=base_files(folder, spec),
+        base_files=files,
         forward=calibration_windows(tokens, text.sequence_length, text.samples, config.seed),
         backward=backward,
         evaluation=_evaluation(checked, tokenizer, texts),
         recovery=_recovery(config, tokenizer, tokens, texts) if config.trains else None,
         texts=texts,
+        adopted=None if config.adopt is None else adopt(config.adopt, config, spec, files),
     )
 
 

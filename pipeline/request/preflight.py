@@ -13,7 +13,7 @@ from pipeline.request.settle import pinned, settled
 from schemas.errors import ConfigError, StorageError, TextError
 from schemas.location import Location, is_within, locate
 from schemas.model.spec import ModelSpec
-from schemas.request.config import RunConfig
+from schemas.request.config import ROUNDS, RunConfig
 from schemas.request.recovery import share_of
 from schemas.run.context import within_context
 from schemas.run.ranks import require_ranks
@@ -138,8 +138,8 @@ def _require_run_dir(config: RunConfig) -> None:
     root = config.run_folder
     if exists(root / RUN_RECORD):
         return
-    found = {name.partition("/")[0] for name in files_below(root)} - {OWNER, config.fetched.name}
-    if found:
+    own = {OWNER, config.fetched.name, *([ROUNDS] if config.rounds > 1 else [])}
+    if found := {name.partition("/")[0] for name in files_below(root)} - own:
         raise ConfigError(
             f"run_dir {root}: holds {min(found)}, but no {RUN_RECORD} of a run; name a folder of "
             "its own with --run-dir"

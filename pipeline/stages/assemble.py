@@ -13,6 +13,7 @@ from pipeline.stages.output import Output
 from runtime.configuration_lowrank import FORMAT, SPLIT_FORMAT, guarded
 from schemas.errors import RunError
 from schemas.metrics import Metric
+from schemas.request.config import RunConfig
 from schemas.result.manifest import Compression, FileEntry, Manifest
 from schemas.result.output import MatrixResult, OutputFile
 from schemas.run.identity import Record
@@ -138,9 +139,15 @@ def describe(output: Output) -> Compression:
         given_up=output.given_up,
         recovery=recovery_of(run.store, output.identity),
         adopted=None if adopted is None else adopted.manifest.output,
+        cut_before=() if adopted is None else _cut_before(config, adopted.compression),
         earlier=() if adopted is None else adopted.recoveries,
         matrices=results,
     )
+
+
+def _cut_before(config: RunConfig, adopted: Compression) -> tuple[float, ...]:
+    """Return the ratios of earlier rounds, the last of which made what is adopted."""
+    return (*adopted.cut_before, *([adopted.ratio] if config.calibrates else []))
 
 
 def write_manifest(output: Output) -> None:

@@ -84,7 +84,7 @@ def sample(name: str, eigenvalues: Sequence[float], rank: int | None) -> Spectru
 def _spectra(output: Output) -> tuple[SpectrumSample, ...]:
     """Sample the spectra of all matrices; of an adopted checkpoint, those of its report, if any."""
     run, adopted = output.run, output.run.config.adopt
-    if adopted is not None:
+    if adopted is not None and not run.config.calibrates:
         try:
             return ReportFacts.model_validate_json(read_bytes(adopted / REPORT)).spectra
         except (FileNotFoundError, ValidationError):

@@ -28,6 +28,7 @@ from schemas.request.methods import (
 from schemas.request.recovery import MOST_TOKENS, RecoveryConfig, RefinementConfig
 from schemas.request.settings import SEVERAL, Flag
 
+ROUNDS = "rounds"  # the folder of earlier rounds in a run directory
 OnFailure = Literal["fail", "keep_dense"]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
 
@@ -58,6 +59,12 @@ class CompressionConfig(Schema):
         default_factory=dict,
         description="Ratios of their own for patterns of matrices, as "
         '{"mlp.down_proj": 0.1, "layers.0.*": 0}; the others share --ratio',
+    )
+    rounds: int = Field(
+        1,
+        ge=1,
+        description="Cut and train so often, each time the same share of what is left: for deep "
+        "ratios",
     )
     any_architecture: bool = Field(
         False, description="Compress a kind of model that was never tested, too"
@@ -127,6 +134,11 @@ class CompressionConfig(Schema):
             raise ValueError(
                 "recovery.text and recovery.tokens are for training; add --refine or --recover"
             )
+        if self.rounds > 1 and not (self.trains and len(self.ratio) == 1):
+            raise ValueError(
+                f"rounds = {self.rounds}: each round trains what it has cut, for one ratio; add "
+                "--recover, and ask for other ratios in runs of their own"
+            )
         if self.refinement.enabled and self.recovery.rank_of_updates:
             raise ValueError(
                 "--refine trains whole factors, --recovery svd-llm updates of low rank in their "
@@ -176,7 +188,8 @@ class RunConfig(CompressionConfig):
     adopt: Annotated[Location | None, Flag(hidden=True)] = Field(
         None,
         description="A finished checkpoint whose factors are trained, instead of cutting the "
-        "matrices: what `svdllm recover` sets",
+        "matrices: what `svdllm recover` sets; if there are several rounds, the one that is cut "
+        "further",
     )
 
     @model_validator(mode="after")
@@ -206,7 +219,27 @@ class RunConfig(CompressionConfig):
     @property
     def calibrates(self) -> bool:
         """Whether matrices are cut, by statistics of a text; else factors are adopted."""
-        return self.adopt is None
+        return self.adopt is None or self.rounds > 1
+
+    def in_rounds(self) -> tuple["RunConfig", ...]:
+        """Return the runs that a request of several rounds consists of, the last one in its places.
+
+        Each keeps the same share of the parameters that the one before it has left: after round i
+        of n, keep ** (i / n) of them. It adopts that one's checkpoint.
+        """
+        place, found = self.run_folder / ROUNDS, list[RunConfig]()
+        for number in range(1, self.rounds + 1):
+            here = place / str(number)
+            update: dict[str, Any] = {"rounds": number}
+            if number > 1:
+                update["adopt"] = found[-1].output
+            if number < self.rounds:
+                share = number / self.rounds
+                by = {name: _of_round(ratio, share) for name, ratio in self.ratio_by.items()}
+                update |= {"output": here / "checkpoint", "run_dir": here / "run"}
+                update |= {"ratio": (_of_round(self.ratio[0], share),), "ratio_by": by}
+            found.append(self.model_copy(update=update))
+        return tuple(found)
 
     @property
     def needs_gradients(self) -> bool:
@@ -230,3 +263,9 @@ class RunConfig(CompressionConfig):
     def output_folder(self, ratio: float) -> Location:
         """Folder or URL of the checkpoint at one of the ratios."""
         return self.output if len(self.ratio) == 1 else self.output / f"ratio-{ratio:.2f}"
+
+
+def _of_round(ratio: float, share: float) -> float:
+    """Return the ratio of a round, `share` of which are done with it, to four decimals."""
+    kept: float = (1 - ratio) ** share
+    return round(1 - kept, 4)

@@ -46,8 +46,9 @@ class Compression(Schema):
     more if ranks have to be multiples of `rank_multiple`. `nats` is the predicted increase of the
     mean token loss. `given_up` are matrices that had to stay dense, each with its error. Losses of
     matrices are before `recovery`, if there was one. `adopted` is the identity of the checkpoint
-    whose factors it began with, if they were not cut by this run; `earlier` are the recoveries that
-    had trained them already.
+    whose factors it began with, if they were not cut by this run, or that it has cut further: then
+    `cut_before` are the ratios of the rounds before this one, and losses and `nats` are those of
+    this cut alone. `earlier` are the recoveries that had trained that checkpoint.
     """
 
     model: str
@@ -76,6 +77,7 @@ class Compression(Schema):
     given_up: dict[str, str] = Field(default_factory=dict)
     recovery: RecoveryResult | None = None
     adopted: str | None = None
+    cut_before: tuple[float, ...] = ()
     earlier: tuple[RecoveryResult, ...] = ()
     matrices: tuple[MatrixResult, ...]
 

@@ -3,7 +3,8 @@
 A calibration depends on (base files, tokens, numeric settings); bases on a calibration and a
 truncation; factors on bases and an encoding, and on what ranks are multiples of if they can fall
 back to a lower one; an output on all of it, the ratio and the allocation.
-Adopted factors depend on the checkpoint that they are from.
+Adopted factors depend on the checkpoint that they are from; so does all of a run that cuts it
+further.
 Settings that do not change numbers (workers, addresses, folders) are in none of them.
 """
 
@@ -108,7 +109,7 @@ class Ground(Schema):
 
     Identity of every base file (as in `Manifest`), SHA-256 of the tokens of each stream; compute
     dtype and device as the workers found them; versions of the libraries that compute. `adopted`
-    identifies the checkpoint whose factors are trained, if none are made.
+    identifies the checkpoint whose factors are trained, or that is cut further.
     """
 
     base_files: dict[str, str]
@@ -134,17 +135,20 @@ def identities(config: RunConfig, ground: Ground) -> Identities:
         "micro_batch": config.calibration.micro_batch,
         "segments": config.calibration.segments,
     }
-    forward = fingerprint([common, ground.forward_tokens])
+    cut = common  # what is cut: the base, or what is adopted and cut further
+    if ground.adopted is not None and config.calibrates:
+        cut = common | {"adopted": ground.adopted}
+    forward = fingerprint([cut, ground.forward_tokens])
     backward = None
     if ground.backward_tokens is not None:
-        backward = fingerprint([common, ground.backward_tokens, config.seed])
+        backward = fingerprint([cut, ground.backward_tokens, config.seed])
     weighed = TRUNCATIONS[config.truncation].weighed
     shrinkage = config.numerics.shrinkage if weighed else None
     bases = fingerprint([forward, backward, config.truncation, shrinkage])
     pivot_bound = config.numerics.pivot_bound if config.factors == "pivoted" else None
     fallback = _grid(config) if config.factors == "pivoted" else []  # to plain ones, on the grid
     factors = fingerprint([bases, config.factors, pivot_bound, *fallback])
-    if ground.adopted is not None:
+    if ground.adopted is not None and not config.calibrates:
         bases = factors = fingerprint([common, "adopted", ground.adopted])
     taught = recovery = None
     if ground.recovery_tokens is not None:

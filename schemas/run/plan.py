@@ -165,6 +165,14 @@ class RecoveryMemory(Schema):
     least_workers: int
 
 
+class RoundPlan(Schema):
+    """One of several rounds: its run as a whole, which has a run directory and a checkpoint."""
+
+    ratio: float
+    seconds: float | None
+    disk_bytes: int
+
+
 class Plan(Schema):
     """What a run does, on which machines, and what it takes.
 
@@ -172,7 +180,7 @@ class Plan(Schema):
     `replicas` copies of the chain; the next `chain` shards are the next wave. Ranks are multiples
     of `rank_multiple`. `seconds` is the whole run; `bottleneck` names the longest stage and the
     resource that limits it; `assumed` lists assumptions behind these figures that nobody stated or
-    measured.
+    measured. Of several `rounds`, these figures are the last one's.
     """
 
     cluster: ClusterSpec
@@ -191,6 +199,7 @@ class Plan(Schema):
     seconds: float | None
     bottleneck: str | None
     assumed: tuple[str, ...] = ()
+    rounds: tuple[RoundPlan, ...] = ()
 
     @property
     def workers(self) -> int:

@@ -28,7 +28,7 @@ from tests.integration.processes import Command, descendants
 from tests.integration.support import ROOT, ask, until, weight_sums
 from tests.items import local
 from tests.models import tiny_model
-from workers.checkpoint.published import read_manifest
+from workers.checkpoint.published import read_compression, read_manifest
 from workers.checkpoint.verify import require, verify_checkpoint
 
 STEPS = 12
@@ -153,6 +153,45 @@ def test_updates_are_trained_by_ray_and_added_to_the_factors(config: RunConfig) 
     before, after = (load(place).model for place in places)
     tokens = torch.arange(32)[None]
     assert not torch.equal(before(input_ids=tokens).logits, after(input_ids=tokens).logits)
+
+
+class DriverError(Exception):
+    """A driver ends here."""
+
+
+def test_what_is_trained_is_cut_again_and_trained_again(config: RunConfig) -> None:
+    asked = asking(config, "rounds")
+    short = {"tokens": 4 * 2 * 64, "evaluations": 2}
+    recovery = asked.recovery.model_copy(update=short)
+    alone = {"refinement": RefinementConfig(), "evaluation": EvaluationTextConfig(text="none")}
+    asked = asked.model_copy(update={"recovery": recovery, "rounds": 2, "ratio": (0.6,), **alone})
+    progress, first = Progress(), local(asked.run_folder) / "rounds/1/checkpoint"
+
+    def stop(stage: Stage) -> None:
+        if stage.name == "truncate" and (first / "_SUCCESS").exists() and stage.done:
+            raise DriverError
+
+    progress.watchers.append(stop)
+    with pytest.raises(DriverError):
+        compress(asked, progress)
+    before = weight_sums(first)
+    again, seen = Progress(), list[Stage]()
+    again.watchers.append(seen.append)
+    [output] = compress(asked, again).outputs
+    assert weight_sums(first) == before
+    assert len({id(stage) for stage in seen if stage.name == "recover"}) == 1
+    place, made, found = local(output.path), read_compression(first), output.compression
+    assert (made.ratio, found.ratio, found.cut_before) == (0.3675, 0.6, (0.3675,))
+    assert made.removed == pytest.approx(0.3675, abs=0.01)
+    assert found.removed == pytest.approx(0.6, abs=0.01)
+    assert found.model == made.model == config.model
+    assert found.adopted == read_manifest(first).output
+    assert found.recovery is not None
+    assert found.earlier == (made.recovery,)
+    assert read_manifest(place).base_files == read_manifest(first).base_files
+    require(verify_checkpoint(place, published=True), place)
+    assert "in 2 rounds: 36.75 %, then 60.00 %" in (place / "README.md").read_text()
+    assert "--rounds 2" in (place / "report.html").read_text()
 
 
 def test_the_base_teaches_once_and_is_forgotten(

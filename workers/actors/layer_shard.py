@@ -28,12 +28,12 @@ from schemas.run.plan import LayerRange, WorkerFacts
 from workers.actors.metrics import count_traffic, show_memory
 from workers.actors.probe import worker_facts
 from workers.actors.tensors import share_tensors
-from workers.adoption import adopt, adopted_tensors
+from workers.adoption import adopt, tensors_of
 from workers.calibration.moments import MomentSums
 from workers.checkpoint.fetching import resolve
 from workers.checkpoint.source import Source
 from workers.checkpoint.stored import at_hand
-from workers.checkpoint.tensors import TensorReader, torch_dtype
+from workers.checkpoint.tensors import torch_dtype
 from workers.checkpoint.verify import LIMIT_S, verify_checkpoint
 from workers.compressor import Compressor
 from workers.evaluation.scoring import Rows, Score, ScoringShard
@@ -68,7 +68,6 @@ class LayerShard:
         set_threads(threads)
         self._shard: Shard | None = None
         self._scoring: ScoringShard | None = None
-        self._adopted: TensorReader | None = None
         self._busy = 0.0
         self._adaptations: dict[str, None] = {}  # each once, in order
 
@@ -84,6 +83,7 @@ class LayerShard:
                 raise _not_seen(what, folder)
         self._folder = resolve(self._config.model, self._config.revision, self._config.fetched)
         self._device = find_device(self._config.cluster.device)
+        self._tensors = tensors_of(config, self._folder, spec, self._device)
         self._dtype = compute_dtype(self._config.numerics.dtype, self._spec.dtype, self._device)
         show_memory(self._device)
         return worker_facts(self._device, self._dtype, self._config.numerics.dtype)
@@ -127,7 +127,7 @@ class LayerShard:
     @guarded(repeatable=True)
     def load(self, layers: LayerRange, taps: Sequence[Tap]) -> None:
         """Read the weights of `layers`, and observe them at `taps`."""
-        decoder = Decoder(self._folder, self._spec, self._dtype, self._device)
+        decoder = Decoder(self._folder, self._spec, self._dtype, self._device, self._tensors)
         self._shard = Shard(decoder, layers.range, taps, self._adaptations.setdefault)
 
     @guarded(repeatable=True)
@@ -212,14 +212,12 @@ class LayerShard:
     @guarded(repeatable=True)
     def adopt(self, matrix: MatrixSpec, row: MatrixResult) -> Record:
         """Commit the factors of a matrix that a finished checkpoint stores as `row` says."""
-        if self._adopted is None:
-            self._adopted = adopted_tensors(self._config)
-        return adopt(self._store, self._ids, self._adopted, matrix, row)
+        return adopt(self._store, self._ids, self._tensors, matrix, row)
 
     @guarded(repeatable=True)
     def write_output(self, key: str, plan: OutputFile) -> Record:
         """Commit one file of the compressed checkpoint."""
-        return write_file(self._store, self._folder, self._spec, key, plan)
+        return write_file(self._store, self._tensors, key, plan)
 
     @guarded(repeatable=True)
     def upload(self, key: str, url: Url) -> None:

@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from schemas.request.config import RunConfig
 from schemas.result.recovery import Look, RecoveryResult, Refined
+from workers.adoption import tensors_of
 from workers.checkpoint.fetching import resolve
 from workers.evaluation.scoring import Rows
 from workers.model.layers import Decoder
@@ -111,20 +112,22 @@ def _models(job: Job) -> tuple[Trainer, Refinement | None]:
     device = find_device(config.cluster.device)
     dtype = getattr(torch, job.dtype)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    decoder = Decoder(folder, job.spec, dtype, device)
+    tensors = tensors_of(config, folder, job.spec, device)
+    decoder = Decoder(folder, job.spec, dtype, device, tensors)
 
     def factors(name: str) -> dict[str, Tensor]:
         rank = job.ranks[name]
         if rank is None:
             raise ValueError(f"{name} is not cut")
-        tensors = store.load(factors_key(job.factors, name, rank)).tensors
-        return {name: tensor.to(device) for name, tensor in tensors.items()}
+        stored = store.load(factors_key(job.factors, name, rank)).tensors
+        return {name: tensor.to(device) for name, tensor in stored.items()}
 
     rank = config.recovery.rank_of_updates
     student = build_student(decoder, job.spec, job.rows, factors, mesh, job.offload, rank)
     text, refinement = _text(job, store), None
     if config.refinement.enabled:  # nothing else needs the layers of the base
-        teacher = build_teacher(decoder, job.spec, mesh)
+        base = Decoder(folder, job.spec, dtype, device)
+        teacher = build_teacher(base, job.spec, mesh)
         refinement = Refinement(student, teacher, text, config.refinement, device)
     return Trainer(student, text, config.recovery, device), refinement
 

@@ -21,16 +21,24 @@ Finish = Callable[[int, nn.Module], None]
 
 
 class Decoder:
-    """Reads parts of one checkpoint, to one device, in one compute dtype."""
+    """Reads parts of one checkpoint, to one device, in one compute dtype.
+
+    `reader` may give its tensors other values than the files have.
+    """
 
     def __init__(
-        self, folder: Path, spec: DecoderSpec, dtype: torch.dtype, device: torch.device
+        self,
+        folder: Path,
+        spec: DecoderSpec,
+        dtype: torch.dtype,
+        device: torch.device,
+        reader: TensorReader | None = None,
     ) -> None:
         self._folder = folder
         self._spec = spec
         self.dtype = dtype
         self._device = device
-        self._reader = TensorReader(folder, spec)
+        self._reader = reader or TensorReader(folder, spec)
 
     def part(self, layers: range, finish: Finish = lambda _index, _layer: None) -> Carved:
         """Return a model with these layers, and what is outside the layers as far as they need it.

@@ -19,6 +19,7 @@ def plan_table(plan: Plan) -> RenderableType:
         _stages(plan),
         Text(_disk(plan)),
         Text(_time(plan)),
+        *([Text(_rounds(plan))] if plan.rounds else []),
         *([Text(f"assumed: {'; '.join(plan.assumed)}")] if plan.assumed else []),
     )
 
@@ -122,6 +123,20 @@ def _disk(plan: Plan) -> str:
     return (
         f"disk: run directory {plain_size(disk.run_directory)} ({listed}); "
         f"checkpoints {plain_size(disk.outputs)}"
+    )
+
+
+def _rounds(plan: Plan) -> str:
+    rounds = plan.rounds
+    each = ", then ".join(
+        f"{one.ratio:.2%} removed in {plain_duration(one.seconds)}" for one in rounds
+    )
+    known = [one.seconds for one in rounds if one.seconds is not None]
+    total = sum(known) if len(known) == len(rounds) else None
+    return (
+        f"rounds: {each}; together {plain_duration(total)}, and "
+        f"{plain_size(sum(one.disk_bytes for one in rounds))} of disk, for what a round has made "
+        "stays; the figures above are those of the last one"
     )
 
 

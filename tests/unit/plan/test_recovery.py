@@ -1,10 +1,13 @@
 """What a plan says of a recovery: more workers share its memory and its time."""
 
+import io
 import re
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from pipeline.cli.tables.plan import plan_table
 from pipeline.plan.footprint import Costs
 from schemas.errors import ConfigError
 from schemas.run.plan import StageCost
@@ -153,3 +156,21 @@ def test_two_states_of_what_is_trained_are_on_disk() -> None:
     assert factors == 2 * 16 * kept.targeted_parameters
     assert 0 < updates < factors / 50
     assert plans[1].disk.run_directory - plans[0].disk.run_directory > factors
+
+
+def test_every_round_takes_time_and_disk() -> None:
+    flags: dict[str, Any] = {"ratio": 0.64, "recovery_tokens": 2**20} | RECOVER
+    once, rounds = (planned("llama-3-8b", flags | more) for more in ({}, {"rounds": 2}))
+    first, last = rounds.rounds
+    assert once.rounds == ()
+    assert rounds.model_copy(update={"rounds": ()}) == once
+    assert (first.ratio, last.ratio) == (0.4, 0.64)
+    assert once.seconds is not None
+    assert last.seconds == once.seconds
+    assert first.seconds is not None
+    assert first.seconds > last.seconds  # it trains more parameters
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(plan_table(rounds))
+    said = " ".join(console.export_text().split())
+    assert "rounds: 40.00% removed in" in said
+    assert "then 64.00% removed in" in said

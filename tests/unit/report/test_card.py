@@ -108,3 +108,8 @@ def test_a_card_says_how_factors_were_trained(
     write_card(tmp_path, tmp_path, config, done)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert f"{said}, on 9 tokens\n" in text
+    assert "rounds" not in text
+    again = done.model_copy(update={"cut_before": (0.2254, 0.4), "ratio": 0.5352})
+    write_card(tmp_path, tmp_path, config, again)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "in 3 rounds: 22.54 %, then 40.00 %, then 53.52 %\nof the targeted" in text

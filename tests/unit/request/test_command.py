@@ -79,6 +79,7 @@ ASKED: dict[str, dict[str, Any]] = {
         },
     },
     "a method without its training": {"recovery": {"method": "svd-llm", "enabled": False}},
+    "rounds": {"rounds": 3, "ratio": 0.8, "recovery": {"enabled": True}},
     "factors that are there": {"adopt": "/out/cut", "recovery": {"enabled": True}},
     "numbers": {
         "numerics": {"dtype": "bfloat16", "threads": 2, "shrinkage": 1e-05, "pivot_bound": 1e20}

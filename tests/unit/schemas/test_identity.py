@@ -202,9 +202,21 @@ def test_a_fingerprint_is_the_same_in_every_process() -> None:
 
 
 def test_adopted_factors_are_those_of_their_checkpoint() -> None:
-    one, other = (of(trained="tt", adopted=name) for name in ("aa", "bb"))
+    asked: dict[str, Any] = {"trained": "tt", "adopt": "cut", "recovery": {"enabled": True}}
+    one, other = (of(**asked, adopted=name) for name in ("aa", "bb"))
     assert one.factors == one.bases != other.factors
     assert one.recovery != other.recovery
     assert one.taught == other.taught == of(trained="tt").taught
-    assert one.factors == of(trained="tt", adopted="aa", truncation="input-only").factors
+    assert one.factors == of(**asked, adopted="aa", truncation="input-only").factors
     assert one.factors != of(trained="tt").factors
+
+
+def test_what_is_cut_further_is_in_everything_but_what_the_base_teaches() -> None:
+    further: dict[str, Any] = {"trained": "tt", "rounds": 2, "recovery": {"enabled": True}}
+    none, one, other = (of(**further, adopted=name) for name in (None, "aa", "bb"))
+    for two in ((none, one), (one, other)):
+        for name in ("forward", "backward", "bases", "factors", "recovery"):
+            assert len({getattr(ids, name) for ids in two}) == 2
+    assert none.taught == one.taught == other.taught
+    again = of(trained="tt", recovery={"enabled": True})
+    assert again == none  # the number of rounds changes no number

@@ -97,3 +97,28 @@ def test_updates_of_low_rank_are_not_refined_before() -> None:
         RunConfig.model_validate(asked)
     alone = RunConfig.model_validate(asked | {"recovery": {"method": "svd-llm", "enabled": False}})
     assert alone.recovery.phases == (("up", "down"),)
+
+
+def test_every_round_keeps_the_same_share_of_what_is_left() -> None:
+    asked = RunConfig.model_validate(
+        {"model": "m", "output": "out", "ratio": 0.784, "rounds": 3, "recovery": {"enabled": True}}
+        | {"ratio_by": {"q_proj": 0.271, "k_proj": 0}}
+    )
+    one, two, three = asked.in_rounds()
+    assert [run.ratio for run in (one, two, three)] == [(0.4,), (0.64,), (0.784,)]
+    assert one.ratio_by == {"q_proj": 0.1, "k_proj": 0.0}
+    assert three.model_copy(update={"adopt": None}) == asked
+    assert (one.adopt, two.adopt, three.adopt) == (None, one.output, two.output)
+    places = {str(run.output) for run in (one, two)} | {str(run.run_folder) for run in (one, two)}
+    assert len(places) == 4
+    assert all(place.startswith("out.run/rounds/") for place in places)
+    assert all(run.calibrates for run in (one, two, three))
+    [alone] = asked.model_copy(update={"rounds": 1}).in_rounds()
+    assert alone.ratio == asked.ratio
+
+
+@pytest.mark.parametrize("fields", [{}, {"recovery": {"enabled": True}, "ratio": (0.2, 0.4)}])
+def test_rounds_that_train_nothing_or_several_ratios_are_refused(fields: dict[str, Any]) -> None:
+    asked = {"model": "m", "output": "out", "ratio": 0.6, "rounds": 2}
+    with pytest.raises(ValidationError, match=r"rounds = 2: .* add --recover"):
+        RunConfig.model_validate(asked | fields)

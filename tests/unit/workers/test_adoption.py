@@ -1,0 +1,40 @@
+"""A finished checkpoint read as a dense model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from schemas.model.spec import Factors
+from tests.contract import CPU, Subject
+from workers.adoption import tensors_of
+from workers.checkpoint.tensors import TensorReader
+from workers.model.layers import Decoder
+
+
+@pytest.mark.parametrize("factors", ["plain", "pivoted"])
+@torch.no_grad()
+def test_the_dense_model_is_what_the_checkpoint_computes(factors: Factors, tmp_path: Path) -> None:
+    subject = Subject("gpt2", tmp_path)  # parts of one matrix, transposed, with biases
+    cut = tuple(m for m in subject.spec.matrices if m.path != "attn.c_attn.1")
+    subject.spec = subject.spec.model_copy(update={"matrices": cut})
+    folder, _ = subject.compressed(factors, 0.3)
+    config = subject.config(tmp_path / "next", factors).model_copy(update={"adopt": folder})
+
+    reader = tensors_of(config, subject.base, subject.spec, CPU)
+
+    dense = Decoder(subject.base, subject.spec, torch.float32, CPU, reader)
+    model = dense.part(range(subject.spec.layers))
+    tokens = subject.tokens[:2]
+    hidden = model.embed(tokens)
+    for index in range(subject.spec.layers):
+        hidden = model.layer(index, hidden)
+    expected = subject.load(folder)(input_ids=tokens).logits
+    torch.testing.assert_close(model.tail(hidden), expected, rtol=1e-4, atol=1e-4)
+    base = TensorReader(subject.base, subject.spec)
+    by_name = {t.name: t for t in subject.spec.tensors if t.role != "tied"}
+    for name, tensor in by_name.items():
+        assert reader.read(name).shape == base.read(name).shape == tensor.shape
+        assert reader.file(name).name.endswith(".safetensors")
+        cut_here = name.endswith(".weight") and any(m.stored in name for m in cut)
+        assert torch.equal(reader.read(name), base.read(name)) != cut_here
