@@ -73,13 +73,16 @@ def student_of(
     dtype: torch.dtype = torch.float32,
     offload: bool = False,
     rank_of_updates: int | None = None,
+    norms: bool = False,
 ) -> Student:
     """The truncated model, sharded over the processes of the group."""
     decoder = Decoder(cut.folder, cut.spec, dtype, CPU)
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     factors = cut.factors.__getitem__
     return build_student(
-        decoder, cut.spec, cut.rows, factors, mesh, offload, rank_of_updates=rank_of_updates
+        *(decoder, cut.spec, cut.rows, factors, mesh, offload),
+        rank_of_updates=rank_of_updates,
+        norms=norms,
     )
 
 
@@ -90,8 +93,16 @@ def trainer_of(cut: Cut, windows: int = 8, **settings: Any) -> Trainer:
         | {"tokens": 8 * 3 * LENGTH, "evaluations": 4}
         | settings
     )
-    student = student_of(cut, offload=bool(config.offload), rank_of_updates=config.rank_of_updates)
-    return Trainer(student, text_of(cut, windows), config, CPU)
+    student = student_of(
+        cut,
+        offload=bool(config.offload),
+        rank_of_updates=config.rank_of_updates,
+        norms=config.norms,
+    )
+    layers = cut.spec.layers
+    decoder = Decoder(cut.folder, cut.spec, torch.float32, CPU)
+    base = decoder.part(range(layers, layers)) if config.norms else None
+    return Trainer(student, text_of(cut, windows), config, CPU, base)
 
 
 def text_of(cut: Cut, windows: int = 8, held_out: int = 3) -> Text:

@@ -17,7 +17,8 @@ def memory(costs: Costs, workers: int, offload: bool) -> RecoveryMemory:
     """Return the bytes that a worker needs: its share of the trained parameters with all that
     belongs to them, on the host if they are to be off the device; its share of what is frozen in
     layers, and of the layers of the base, which only refinement needs; and, whole, what is outside
-    of the layers, those that are gathered now, and activations.
+    of the layers (the base's, too, if the student's is trained), those that are gathered now, and
+    activations.
     """
     config, spec = costs.config.recovery, costs.spec
     trained = max(costs.trained(ratio) for ratio in costs.config.ratio) * _TRAINED_BYTES / workers
@@ -27,7 +28,7 @@ def memory(costs: Costs, workers: int, offload: bool) -> RecoveryMemory:
     refined = costs.config.refinement.enabled
     base = refined * layers * costs.item / workers
     frozen = (layers - spec.targeted + factors) * costs.item / workers
-    outside = (1 + refined) * (costs.parameters - layers)
+    outside = (1 + max(refined, config.norms)) * (costs.parameters - layers)
     tokens = config.micro_batch * config.sequence_length
     inputs = tokens * spec.hidden_size * (spec.layers if config.checkpointing else 0)
     within = tokens * costs.outputs_of_a_token * (2 if config.checkpointing else 2 * spec.layers)

@@ -20,7 +20,8 @@ def way(asked: RecoveryConfig) -> str:
     if not asked.enabled:
         return "those of each layer alone"
     if (rank := asked.rank_of_updates) is None:
-        return f"all at once, objective {asked.objective}"
+        norms = " with the norms" if asked.norms else ""
+        return f"all at once{norms}, objective {asked.objective}"
     turns = ", then of ".join(" and ".join(factors) for factors in asked.phases)
     return f"as SVD-LLM does: LoRA of rank {rank} of {turns}, objective {asked.objective}"
 

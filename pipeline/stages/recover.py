@@ -21,7 +21,8 @@ def awaits_recovery(output: Output) -> bool:
 
 def job_of(output: Output) -> Job:
     """Describe the recovery of an output whose matrices are cut."""
-    run = output.run
+    run, adopted = output.run, output.run.inputs.adopted
+    trained = [] if adopted is None else [one.config for one in adopted.recoveries]
     return Job(
         config=run.config,
         spec=run.spec,
@@ -32,6 +33,7 @@ def job_of(output: Output) -> Job:
         memory=run.plan.recovery,
         ranks=output.allocation.ranks,
         rows=output.rows,
+        own_norms=any(one.norms for one in (run.config.recovery, *trained)),
     )
 
 

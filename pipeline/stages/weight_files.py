@@ -1,5 +1,7 @@
 """The weight files of a checkpoint, planned from shapes."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from runtime.configuration_lowrank import BIASES, tensor_shapes
@@ -59,15 +61,24 @@ def plan_parts(spec: ModelSpec, parameters: dict[str, int]) -> list[Part]:
 
 
 def plan_file(
-    spec: ModelSpec, part: Part, results: dict[str, MatrixResult], keys: dict[str, str]
+    spec: ModelSpec,
+    part: Part,
+    results: dict[str, MatrixResult],
+    keys: dict[str, str],
+    others: Mapping[str, str] = MappingProxyType({}),
 ) -> OutputFile:
-    """Plan the tensors of a weight file in the base's order; `keys` names each matrix's factors."""
+    """Plan the tensors of a weight file in the base's order; `keys` names each matrix's factors,
+    `others` the items of tensors of the base that were trained.
+    """
     owners = _owners(spec)
     planned = []
     for tensor in part.tensors:
         owner, _, leaf = tensor.name.rpartition(".")
         if owner not in owners:
-            planned.append(OutputTensor(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape))
+            key = others.get(tensor.name)
+            source = None if key is None else FactorSource(key=key, tensor=tensor.name)
+            plain = {"name": tensor.name, "dtype": tensor.dtype, "shape": tensor.shape}
+            planned.append(OutputTensor(**plain, factors=source))
         elif leaf == "weight":
             for matrix in owners[owner]:
                 planned += _matrix_tensors(matrix, results.get(matrix.name), tensor.dtype, keys)

@@ -1,11 +1,13 @@
 """Write: the weight files, each as soon as the factors of its matrices are committed."""
 
+from typing import Any
+
 from pipeline.cluster.pool import Task
 from pipeline.progress import Stage
 from pipeline.stages.output import Output
 from pipeline.stages.weight_files import plan_file, plan_parts
 from workers.allocation.budget import cost
-from workers.storage.keys import factors_key, recovered_key
+from workers.storage.keys import factors_key, recovered_key, recovered_norms_key
 
 
 class WeightFiles:
@@ -25,6 +27,11 @@ class WeightFiles:
             for name, rank in ranks.items()
             if rank is not None
         }
+        self._norms: dict[str, str] = {}
+        norms = run.store.record(key := recovered_norms_key(output.identity))
+        if norms is not None:
+            names: Any = norms.facts["names"]
+            self._norms = dict.fromkeys(names, key)
         self._parts = plan_parts(
             run.spec,
             {m.name: cost(m, run.config.factors, ranks[m.name]) for m in run.spec.matrices},
@@ -38,7 +45,7 @@ class WeightFiles:
         for part in self._parts:
             if part.name in output.files or not part.matrices <= output.rows.keys():
                 continue
-            file = plan_file(output.run.spec, part, output.rows, self._keys)
+            file = plan_file(output.run.spec, part, output.rows, self._keys, self._norms)
             output.files[part.name] = file
             key = output.weights[part.name]
             if output.run.store.record(key):

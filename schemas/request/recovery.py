@@ -1,6 +1,6 @@
 """The settings of recovery: how the factors are trained after truncation."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -69,6 +69,11 @@ class RecoveryConfig(Schema):
         "up-first",
         description="Of svd-llm: the factor that is trained first, or one-pass for both together",
     )
+    norms: bool = Field(
+        False,
+        description="Train the weights of the norms, too, in the layers and after the last; not of "
+        "svd-llm",
+    )
     lora_rank: int = Field(8, ge=1, description="Of svd-llm: the rank of LoRA, at alpha 16")
     text: Annotated[Words, Flag("recovery-text", unset="the calibration text")] = Field(
         (),
@@ -115,6 +120,15 @@ class RecoveryConfig(Schema):
     @classmethod
     def _shares(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(text for one in value for text in _without_presets(one))
+
+    @model_validator(mode="after")
+    def _no_norms_beside_updates(self) -> Self:
+        if self.norms and self.rank_of_updates:
+            raise ValueError(
+                "recovery.norms trains weights themselves, --recovery svd-llm updates of factors "
+                "alone; ask for one of them"
+            )
+        return self
 
     @property
     def taught(self) -> bool:

@@ -30,7 +30,8 @@ class RecoveryResult(Schema):
     result. The first is before any training, the second after refinement if there was one.
 
     `refined` has a share for each layer, of `Refined`. `windows` is how many different ones there
-    were to train on, `seconds` the time of training.
+    were to train on, `seconds` the time of training, `peak_bytes` the anonymous memory of its first
+    worker at its peak.
     """
 
     config: RecoveryConfig
@@ -43,6 +44,7 @@ class RecoveryResult(Schema):
     looks: tuple[Look, ...]
     workers: int
     seconds: float
+    peak_bytes: int | None = None
 
     @property
     def before(self) -> float | None:

@@ -155,12 +155,14 @@ def identities(config: RunConfig, ground: Ground) -> Identities:
         taught = fingerprint([common, ground.recovery_tokens, ground.training_dtype])
         asked = (config.refinement, config.recovery)
         alike = _TRAINED_ALIKE | (set() if config.recovery.rank_of_updates else _OF_UPDATES)
+        norms = {"norms": True} if config.recovery.norms else {}
+        alike |= set() if norms else {"norms"}
         settings = [
             group.model_dump(mode="json", exclude=alike) if group.enabled else None
             for group in asked
         ]
         if not config.recovery.enabled:  # it still says which state is best
-            settings.append({"objective": config.recovery.objective})
+            settings.append({"objective": config.recovery.objective, **norms})
         recovery = fingerprint([factors, ground.recovery_tokens, ground.training_dtype, settings])
     return Identities(
         forward=forward,

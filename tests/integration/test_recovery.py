@@ -161,7 +161,7 @@ class DriverError(Exception):
 
 def test_what_is_trained_is_cut_again_and_trained_again(config: RunConfig) -> None:
     asked = asking(config, "rounds")
-    short = {"tokens": 4 * 2 * 64, "evaluations": 2}
+    short = {"tokens": 4 * 2 * 64, "evaluations": 2, "norms": True}
     recovery = asked.recovery.model_copy(update=short)
     alone = {"refinement": RefinementConfig(), "evaluation": EvaluationTextConfig(text="none")}
     asked = asked.model_copy(update={"recovery": recovery, "rounds": 2, "ratio": (0.6,), **alone})
@@ -190,6 +190,15 @@ def test_what_is_trained_is_cut_again_and_trained_again(config: RunConfig) -> No
     assert found.earlier == (made.recovery,)
     assert read_manifest(place).base_files == read_manifest(first).base_files
     require(verify_checkpoint(place, published=True), place)
+    base, one, two = (
+        load_file(p / "model.safetensors") for p in (Path(config.model), first, place)
+    )
+    norms = {name for name in base if "norm" in name}
+    changed = {name for name in base.keys() & two.keys() if not base[name].equal(two[name])}
+    assert changed == norms
+    assert all(not one[name].equal(base[name]) for name in norms)
+    assert all(not two[name].equal(one[name]) for name in norms)
+    assert "all at once with the norms" in (place / "README.md").read_text()
     assert "in 2 rounds: 36.75 %, then 60.00 %" in (place / "README.md").read_text()
     assert "--rounds 2" in (place / "report.html").read_text()
 

@@ -25,15 +25,22 @@ from workers.evaluation.scoring import Rows
 from workers.model.layers import Decoder
 from workers.process.devices import find_device, set_threads
 from workers.process.logs import set_up_logging
+from workers.process.memory import peak_anonymous_bytes
 from workers.recovery.blocks import Refinement
 from workers.recovery.job import Job
 from workers.recovery.models import build_student, build_teacher
 from workers.recovery.text import Text
 from workers.recovery.training import Trainer
-from workers.recovery.updates import after_training
-from workers.storage.keys import boundary_key, factors_key, recovered_key, recovered_text_key
+from workers.recovery.updates import after_training, whole
+from workers.storage.keys import (
+    boundary_key,
+    factors_key,
+    recovered_key,
+    recovered_norms_key,
+    recovered_text_key,
+)
 from workers.storage.store import Store
-from workers.storage.tensorfile import entries
+from workers.storage.tensorfile import DTYPES, entries
 
 _PROGRESS = "progress.json"
 _PREFIX = "svdllm-recovery-"
@@ -53,7 +60,7 @@ def recover(asked: dict[str, Any]) -> None:
     start = time.monotonic()
     for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}{job.identity}-{dist.get_rank()}-*"):
         shutil.rmtree(left, ignore_errors=True)  # by a worker that was killed
-    trainer, refinement = _models(job)
+    trainer, refinement, norms = _models(job)
     spent = _restore(trainer)
     first = dist.get_rank() == 0
 
@@ -71,7 +78,7 @@ def recover(asked: dict[str, Any]) -> None:
         if isinstance(event, Look) or event.layer % _SAVED_LAYERS == 0:
             _save(job, trainer, seconds())
     best = trainer.take_best()
-    _commit(job, trainer.trained)
+    _commit(job, trainer.trained, norms)
     if first:
         result = RecoveryResult(
             config=settings,
@@ -84,6 +91,7 @@ def recover(asked: dict[str, Any]) -> None:
             looks=tuple(trainer.looks),
             workers=dist.get_world_size(),
             seconds=seconds(),
+            peak_bytes=peak_anonymous_bytes(),
         )
         key = recovered_key(job.identity, None)
         Store(config.run_folder).commit(key, [], result.model_dump(mode="json"))
@@ -106,7 +114,8 @@ def _train(
         yield from trainer.run()
 
 
-def _models(job: Job) -> tuple[Trainer, Refinement | None]:
+def _models(job: Job) -> tuple[Trainer, Refinement | None, dict[str, str]]:
+    """Return what trains, and the names of norms' weights that are trained, by those in files."""
     config, store = job.config, Store(job.config.run_folder)
     folder = resolve(config.model, config.revision, config.fetched)
     device = find_device(config.cluster.device)
@@ -122,14 +131,20 @@ def _models(job: Job) -> tuple[Trainer, Refinement | None]:
         stored = store.load(factors_key(job.factors, name, rank)).tensors
         return {name: tensor.to(device) for name, tensor in stored.items()}
 
-    rank = config.recovery.rank_of_updates
-    student = build_student(decoder, job.spec, job.rows, factors, mesh, job.offload, rank)
-    text, refinement = _text(job, store), None
+    asked = config.recovery
+    student = build_student(
+        *(decoder, job.spec, job.rows, factors, mesh, job.offload),
+        rank_of_updates=asked.rank_of_updates,
+        norms=asked.norms,
+    )
+    text, base = _text(job, store), Decoder(folder, job.spec, dtype, device)
+    refinement = tail = None
     if config.refinement.enabled:  # nothing else needs the layers of the base
-        base = Decoder(folder, job.spec, dtype, device)
         teacher = build_teacher(base, job.spec, mesh)
         refinement = Refinement(student, teacher, text, config.refinement, device)
-    return Trainer(student, text, config.recovery, device), refinement
+    if job.own_norms and asked.taught:
+        tail = base.part(range(job.spec.layers, job.spec.layers))
+    return Trainer(student, text, asked, device, tail), refinement, student.norms
 
 
 def _text(job: Job, store: Store) -> Text:
@@ -176,8 +191,10 @@ def _restore(trainer: Trainer) -> float:
     return float(progress["seconds"])
 
 
-def _commit(job: Job, trained: Mapping[str, Tensor]) -> None:
-    """Commit the factors of every cut matrix as the checkpoint stores them, by the first worker."""
+def _commit(job: Job, trained: Mapping[str, Tensor], norms: Mapping[str, str]) -> None:
+    """Commit the factors of every cut matrix as the checkpoint stores them, and the weights of
+    norms if they were trained, by the first worker.
+    """
     store = Store(job.config.run_folder)
     for matrix in job.spec.matrices:
         if (rank := job.ranks[matrix.name]) is None:
@@ -188,4 +205,8 @@ def _commit(job: Job, trained: Mapping[str, Tensor]) -> None:
         if dist.get_rank() == 0:
             row = job.rows[matrix.name].model_dump(mode="json")
             store.commit(recovered_key(job.identity, matrix.name), entries(tensors), row)
+    dtypes = {tensor.name: DTYPES[tensor.dtype] for tensor in job.spec.tensors}
+    weights = {file: whole(trained[name]).to(dtypes[file]) for file, name in norms.items()}
+    if weights and dist.get_rank() == 0:
+        store.commit(recovered_norms_key(job.identity), entries(weights), {"names": [*weights]})
     dist.barrier()

@@ -6,7 +6,7 @@ last one returns. The arguments of every layer (masks, rotary embeddings) are re
 shape of a batch, because they depend on nothing else; a model in which they do is refused.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -56,6 +56,24 @@ class Carved:
         """Return a module by its name relative to the base model."""
         module: nn.Module = self._model.base_model.get_submodule(name)
         return module
+
+    def owner(self, parameter: str) -> nn.Module:
+        """Return the module of a parameter, by the parameter's name in the whole model."""
+        module: nn.Module = self._model.get_submodule(parameter.rpartition(".")[0])
+        return module
+
+    def in_tail(self, parameters: Collection[str]) -> list[str]:
+        """Return those of some parameters outside the layers on which logits depend in `tail`."""
+        weights = [self._model.get_parameter(name).requires_grad_() for name in parameters]
+        hidden = torch.ones(
+            1, 2, self._spec.hidden_size, dtype=self._model.dtype, device=self._device
+        )
+        with torch.enable_grad():
+            total = self.tail(hidden).float().sum()
+        found: Any = torch.autograd.grad(total, weights, allow_unused=True)
+        for weight in weights:
+            weight.requires_grad_(False)
+        return [n for n, g in zip(parameters, found, strict=True) if g is not None]
 
     def ends(self, index: int) -> list[nn.Module]:
         """Return the modules of layer `index` whose products are only added to its result."""

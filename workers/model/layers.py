@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from schemas.errors import CheckpointError
 from schemas.model.spec import DecoderSpec
@@ -13,7 +14,7 @@ from workers.checkpoint.family import unquantised
 from workers.checkpoint.names import CONFIG
 from workers.checkpoint.tensors import TensorReader, is_finite
 from workers.model.carving import Carved
-from workers.model.reading import Weights
+from workers.model.reading import Places, Weights
 from workers.model.skeleton import skeleton
 
 Finish = Callable[[int, nn.Module], None]
@@ -47,9 +48,7 @@ class Decoder:
         Raises CheckpointError if a tensor of the files is amiss.
         """
         spec = self._spec
-        where = str(self._folder / CONFIG)
-        config = unquantised(read_config(self._folder), where, dequantize=True)
-        model = skeleton(config, where, self.dtype)
+        model = self._skeleton()
         weights = Weights(model, spec.path, self._read, self._device)
         held = spec.held(layers)
         try:
@@ -61,6 +60,23 @@ class Decoder:
         except CheckpointError as error:
             raise CheckpointError(f"{self._folder}: {error}") from error
         return Carved(model, spec, self._device)
+
+    def norms(self) -> dict[str, str]:
+        """Return the names of the weights of all norms in the model, by their names in the files:
+        weights that are vectors, and that the files hold as they are.
+        """
+        places, found = Places(self._skeleton()), dict[str, str]()
+        for tensor in self._spec.tensors:
+            read = tensor.role in ("layer", "outside")
+            if read and len(tensor.shape) == 1 and tensor.name.endswith(".weight"):
+                place, converted = places.of(tensor.name)
+                found |= {} if converted else {tensor.name: place}
+        return found
+
+    def _skeleton(self) -> PreTrainedModel:
+        where = str(self._folder / CONFIG)
+        config = unquantised(read_config(self._folder), where, dequantize=True)
+        return skeleton(config, where, self.dtype)
 
     def _read(self, name: str) -> Tensor:
         """Return a tensor on the device, in its stored dtype. Raises CheckpointError if a value is

@@ -17,7 +17,8 @@ class Job(NamedTuple):
 
     `factors` is the identity of the truncated factors, `taught` that of the base's last hidden
     states on the text; `dtype` is what layers compute in; `memory` tells where parameters are to
-    be; `rows` has the result of every matrix by its name.
+    be; `rows` has the result of every matrix by its name. `own_norms` tells whether norms are
+    trained, or were in what is adopted: then they are not the base's.
     """
 
     config: RunConfig
@@ -29,6 +30,7 @@ class Job(NamedTuple):
     memory: RecoveryMemory | None
     ranks: Mapping[str, int | None]
     rows: Mapping[str, MatrixResult]
+    own_norms: bool = False
 
     @property
     def offload(self) -> bool:

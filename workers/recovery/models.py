@@ -33,12 +33,13 @@ Factors = Callable[[str], dict[str, Tensor]]
 
 class Student(NamedTuple):
     """A truncated model, and what is trained of it, by its name in it; `path` is the name of the
-    list of layers.
+    list of layers. `norms` are the names of norms' weights that are trained, by those in the files.
     """
 
     model: Carved
     trained: dict[str, nn.Parameter]
     path: str
+    norms: dict[str, str]
 
     def of_layer(self, index: int) -> list[nn.Parameter]:
         """Return what is trained of a layer."""
@@ -59,14 +60,17 @@ def build_student(
     mesh: DeviceMesh,
     offload: bool = False,
     rank_of_updates: int | None = None,
+    norms: bool = False,
 ) -> Student:
     """Return the truncated model, `rows` saying how each matrix is stored.
 
-    The factors, or updates of them of some rank, are trainable and in float32, the rest is frozen.
+    The factors, or updates of them of some rank, are trainable and in float32, and so are the
+    weights of `norms` in the layers and after them; the rest is frozen.
     All of it computes in the dtype of `decoder`; with `offload`, the parameters of layers are in
     host memory while they do not.
     """
     trained: dict[str, nn.Parameter] = {}
+    weights = decoder.norms() if norms else {}
 
     def truncate(index: int, layer: nn.Module) -> None:
         cut = {m.name for m in spec.matrices if rows[m.name].encoding != "dense"}
@@ -99,16 +103,26 @@ def build_student(
             for factor in cut_factors:
                 layer.get_submodule(factor).to(decoder.dtype)
             names = add_updates(layer, cut_factors, rank_of_updates, seed=index)
+        prefix = f"{spec.path}.{index}."
+        names += [n.removeprefix(prefix) for n in weights.values() if n.startswith(prefix)]
         for name in names:
             _train(layer, name)
         _shard(layer, mesh, decoder.dtype, offload)
         trained.update(
-            (f"{spec.path}.{index}.{name}", parameter)
+            (f"{prefix}{name}", parameter)
             for name, parameter in layer.named_parameters()
             if parameter.requires_grad
         )
 
-    return Student(decoder.part(range(spec.layers), truncate), trained, spec.path)
+    model = decoder.part(range(spec.layers), truncate)
+    outside = [name for name in weights.values() if not name.startswith(f"{spec.path}.")]
+    for name in model.in_tail(outside) if outside else []:
+        owner, leaf = model.owner(name), name.rpartition(".")[2]
+        _train(owner, leaf)
+        _shard(owner, mesh, decoder.dtype, offload)
+        trained[name] = owner.get_parameter(leaf)
+    named = {file: name for file, name in weights.items() if name in trained}
+    return Student(model, trained, spec.path, named)
 
 
 def _place(matrix: MatrixSpec) -> str:

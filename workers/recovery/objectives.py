@@ -34,30 +34,35 @@ class Chunk(NamedTuple):
 
 
 Tail = Callable[[Tensor], Tensor]
-"""From the last hidden states (windows, positions, hidden) to logits. It is the same of student and
-base: nothing that follows the layers is trained.
-"""
+"""From the last hidden states (windows, positions, hidden) to logits."""
 
 
-Loss = Callable[[Tail, Chunk], Tensor]
-"""From the head and a chunk to the loss of each position (windows, positions), float32."""
+class Tails(NamedTuple):
+    """Those of student and base: one and the same if no norm is trained."""
+
+    student: Tail
+    teacher: Tail
 
 
-def divergence(tail: Tail, chunk: Chunk) -> Tensor:
+Loss = Callable[[Tails, Chunk], Tensor]
+"""From the tails and a chunk to the loss of each position (windows, positions), float32."""
+
+
+def divergence(tails: Tails, chunk: Chunk) -> Tensor:
     """Return KL(base || student) of the next token, in nats, at temperature 1."""
     with torch.no_grad():
-        log_p = tail(chunk.taught).float().log_softmax(-1)
-    log_q = tail(chunk.student).float().log_softmax(-1)
+        log_p = tails.teacher(chunk.taught).float().log_softmax(-1)
+    log_q = tails.student(chunk.student).float().log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def token_loss(tail: Tail, chunk: Chunk) -> Tensor:
+def token_loss(tails: Tails, chunk: Chunk) -> Tensor:
     """Return the cross-entropy with the token that follows, in nats."""
-    logits = tail(chunk.student).float()
+    logits = tails.student(chunk.student).float()
     return cross_entropy(logits.transpose(1, 2), chunk.targets, reduction="none")
 
 
-def hidden_distance(_tail: Tail, chunk: Chunk) -> Tensor:
+def hidden_distance(_tails: Tails, chunk: Chunk) -> Tensor:
     """Return the squared distance of the hidden states, relative to the base's."""
     target = chunk.taught.float()
     return (chunk.student.float() - target).square().sum(-1) / target.square().sum(-1)

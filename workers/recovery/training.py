@@ -12,24 +12,32 @@ from torch.utils.checkpoint import checkpoint
 
 from schemas.request.recovery import RecoveryConfig
 from schemas.result.recovery import Look
+from workers.model.carving import Carved
 from workers.recovery.models import Student
-from workers.recovery.objectives import LOSSES, chunks
+from workers.recovery.objectives import LOSSES, Tails, chunks
 from workers.recovery.text import Text
-from workers.recovery.updates import factor_of
+from workers.recovery.updates import FACTORS, factor_of
 
 
 class Trainer:
     """Trains the factors of `student` on a text, all of them or, phase by phase, some of them.
 
     All workers call the same methods with the same arguments; each computes its own windows of a
-    batch, and gradients are averaged if layers are sharded. The state that was best on the
-    windows that judge is the result, and that from which the next phase starts.
+    batch, and gradients are averaged where layers are sharded. The state that was best on the
+    windows that judge is the result, and that from which the next phase starts. `base` has the
+    base's own tail, if the student's may differ.
     """
 
     def __init__(
-        self, student: Student, text: Text, config: RecoveryConfig, device: torch.device
+        self,
+        student: Student,
+        text: Text,
+        config: RecoveryConfig,
+        device: torch.device,
+        base: Carved | None = None,
     ) -> None:
         self._student, self._text = student.model, text
+        self._tails = Tails(student.model.tail, (base or student.model).tail)
         self._config, self._device = config, device
         self.windows = len(text.trained)
         self.steps, self._batch = config.steps(self.windows), config.windows_in_step(self.windows)
@@ -87,8 +95,9 @@ class Trainer:
             self._optimizer.state[parameter]["step"].fill_(step - self._begun)
 
     def _of(self, factors: Sequence[str]) -> list[nn.Parameter]:
-        """Return what is trained of these factors."""
-        return [p for name, p in self.trained.items() if factor_of(name) in factors]
+        """Return what is trained of these factors, and whatever is no factor."""
+        others = set(FACTORS) - set(factors)
+        return [p for name, p in self.trained.items() if factor_of(name) not in others]
 
     def _enter(self, phase: int, begun: int = 0) -> None:
         """Train what a phase does, and nothing else; it began after so many steps."""
@@ -177,7 +186,7 @@ class Trainer:
         hidden = self._hidden(tokens)
         leaf = hidden.detach().requires_grad_(bool(gradients))
         for chunk in chunks(tokens, leaf, target):
-            loss = (loss_of(self._student.tail, chunk).sum(-1) * weight).sum()
+            loss = (loss_of(self._tails, chunk).sum(-1) * weight).sum()
             total += loss.detach()
             if gradients:
                 (loss * gradients).backward()  # type: ignore[no-untyped-call]

@@ -49,14 +49,15 @@ def after_training(
     for factor in FACTORS:
         weight, name = f"{factor}.weight", f"{place}.{factor}"
         if (parameter := trained.get(f"{place}.{weight}")) is not None:
-            found[weight] = _whole(parameter).to(stored[weight].dtype)
+            found[weight] = whole(parameter).to(stored[weight].dtype)
         elif f"{name}.lora_A.default.weight" in trained:
-            A, B = (_whole(trained[f"{name}.lora_{part}.default.weight"]) for part in "AB")
+            A, B = (whole(trained[f"{name}.lora_{part}.default.weight"]) for part in "AB")
             update = _ALPHA / len(A) * (B @ A)
             found[weight] = (stored[weight].float() + update).to(stored[weight].dtype)
     return found
 
 
-def _whole(parameter: Tensor) -> Tensor:
+def whole(parameter: Tensor) -> Tensor:
+    """Return a sharded parameter on the CPU; all workers call it."""
     found = parameter.detach()
     return (found.full_tensor() if isinstance(found, DTensor) else found).cpu()

@@ -57,6 +57,11 @@ def recovered_key(identity: str, matrix: str | None) -> str:
     return f"recovered/{identity}/{matrix or 'result'}.safetensors"
 
 
+def recovered_norms_key(identity: str) -> str:
+    """The key of the weights of norms after recovery, by their names in the base's files."""
+    return f"recovered/{identity}/norms.safetensors"
+
+
 def recovered_text_key(identity: str) -> str:
     """The key of the windows that a recovery trains on, and of those held out."""
     return f"recovered/{identity}/text.safetensors"

@@ -1,6 +1,7 @@
 """Training lowers the loss on held-out text, keeps the best state, and continues where it was."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +41,31 @@ def test_the_loss_falls(truncated: Cut) -> None:
     assert all(not torch.equal(before[name], p) for name, p in trainer.trained.items())
 
 
+@torch.no_grad()
+def test_norms_are_those_of_the_layers_and_the_one_after_them(truncated: Cut) -> None:
+    student, plain = student_of(truncated, norms=True), student_of(truncated)
+    layer = [name for name in student.norms if ".layers." in name]
+    assert len(layer) == 2 * truncated.spec.layers
+    assert {*student.norms} - {*layer} == {"model.norm.weight"}
+    assert student.trained.keys() - plain.trained.keys() == {*student.norms.values()}
+    assert plain.norms == {}
+
+
+def test_norms_are_trained_against_the_norm_of_the_base(truncated: Cut) -> None:
+    trainer, plain = trainer_of(truncated, norms=True), trainer_of(truncated)
+    before = {name: p.detach().clone() for name, p in trainer.trained.items()}
+    assert trainer.look().held_out == plain.look().held_out
+    found = list(trainer.run())
+    trained = {name for name, p in trainer.trained.items() if not torch.equal(before[name], p)}
+    assert trained == trainer.trained.keys()
+    assert found[-1].held_out is not None
+    with torch.no_grad():
+        trainer.trained["model.norm.weight"].mul_(0)
+    after = trainer.look().held_out
+    assert after is not None
+    assert after > 0  # a tail of both would give no token more than another
+
+
 def test_on_the_host_it_takes_the_same_steps(truncated: Cut) -> None:
     here, on_host = (looks(trainer_of(truncated, offload=offload)) for offload in (False, True))
     assert here == on_host
@@ -54,19 +80,19 @@ def test_a_rate_that_destroys_changes_nothing(truncated: Cut) -> None:
     assert all(torch.equal(before[name], p) for name, p in trainer.trained.items())
 
 
-@pytest.mark.parametrize("method", ["all-factors", "svd-llm"])
+@pytest.mark.parametrize("settings", [{}, {"method": "svd-llm"}, {"norms": True}])
 @pytest.mark.parametrize("done", [1, 2, 3])
 def test_what_is_continued_ends_as_what_was_not_stopped(
-    truncated: Cut, method: str, done: int
+    truncated: Cut, settings: dict[str, Any], done: int
 ) -> None:
-    whole = trainer_of(truncated, method=method)
+    whole = trainer_of(truncated, **settings)
     looks(whole)
-    stopped = trainer_of(truncated, method=method)
+    stopped = trainer_of(truncated, **settings)
     seen, run = [stopped.look()], stopped.run()
     seen += [next(run) for _ in range(done)]
     kept = {name: tensor.clone() for name, tensor in stopped.state().items()}
     next(run)  # lost
-    again = trainer_of(truncated, method=method)
+    again = trainer_of(truncated, **settings)
     for name, tensor in again.state().items():
         tensor.copy_(kept[name])
     again.resume(2 * done, seen, [])

@@ -18,7 +18,7 @@ def train(folder: Path, rank: int, world: int) -> list[Look]:
     """Train on uneven parts of a batch: three windows on two processes, one at a time."""
     truncated = cut(folder / "model")
     with group(folder / f"group-{world}", rank, world):
-        trainer = trainer_of(truncated, micro_batch=1)
+        trainer = trainer_of(truncated, micro_batch=1, norms=True)
         return [trainer.look(), *trainer.run()]
 
 

@@ -68,6 +68,7 @@ ASKED: dict[str, dict[str, Any]] = {
             "patience": 1,
             "checkpointing": False,
             "offload": False,
+            "norms": True,
         },
     },
     "a recovery by updates": {

@@ -220,3 +220,13 @@ def test_what_is_cut_further_is_in_everything_but_what_the_base_teaches() -> Non
     assert none.taught == one.taught == other.taught
     again = of(trained="tt", recovery={"enabled": True})
     assert again == none  # the number of rounds changes no number
+
+
+@pytest.mark.parametrize("how", [{"recovery": {}}, {"refinement": {"enabled": True}}])
+def test_trained_norms_are_in_the_identity_of_a_recovery(how: dict[str, Any]) -> None:
+    asked = {"enabled": "refinement" not in how}
+    found = {
+        of(trained="tt", **how | {"recovery": asked | {"norms": norms}}).recovery
+        for norms in (False, True)
+    }
+    assert len(found) == 2

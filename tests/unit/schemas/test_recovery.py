@@ -122,3 +122,9 @@ def test_rounds_that_train_nothing_or_several_ratios_are_refused(fields: dict[st
     asked = {"model": "m", "output": "out", "ratio": 0.6, "rounds": 2}
     with pytest.raises(ValidationError, match=r"rounds = 2: .* add --recover"):
         RunConfig.model_validate(asked | fields)
+
+
+def test_norms_are_not_trained_beside_updates() -> None:
+    with pytest.raises(ValidationError, match=r"recovery\.norms trains weights themselves"):
+        RecoveryConfig.model_validate({"method": "svd-llm", "norms": True})
+    assert RecoveryConfig.model_validate({"enabled": True, "norms": True}).norms
