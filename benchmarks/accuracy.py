@@ -113,12 +113,12 @@ def _config(options: argparse.Namespace, method: Method, seed: int) -> RunConfig
     )
 
 
-def score(checkpoint: str, text: str, windows: int) -> ModelEvaluation:
-    """The first windows of 1,024 tokens of a text, by one checkpoint in float32."""
+def score(checkpoint: str, text: str, windows: int, length: int = 1024) -> ModelEvaluation:
+    """The first windows of so many tokens of a text, by one checkpoint in float32."""
     config = EvaluationConfig(
         checkpoint=checkpoint,
         text=text,
-        sequence_length=1024,
+        sequence_length=length,
         windows=windows,
         sample_tokens=1,
     )

@@ -1,26 +1,40 @@
-"""What training the factors gives, on several texts: the table of docs/recovery.md.
+"""What training the factors gives, on several texts: the tables of docs/recovery.md.
 
     python -m benchmarks.recovery --model DIR --calibration TEXT --evaluation TEXT... --work-dir DIR
 
 A row for every ratio and way: the cut alone, refined layer by layer, recovered, or both; and the
 update of SVD-LLM, LoRA of one factor after the other or of both at once. All share one run
 directory, so the model is calibrated once; a row that is there already is only scored.
+
+    python -m benchmarks.recovery ... --way recover repeated --text TEXT --tokens N --curve
+
+`recover` goes through N tokens of the text; `repeated` goes four times through a random quarter of
+its windows. Both take the same steps and are judged on the same held-out windows, which the curve
+shows: a row for every look.
 """
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.accuracy import score
 from pipeline.compress import compress
+from pipeline.report.wording import figure, plain_size
+from pipeline.request.inputs import Inputs, gather
+from pipeline.request.preflight import Checked
 from schemas.request.config import RunConfig
 from schemas.request.groups import CalibrationConfig, ClusterConfig, EvaluationTextConfig
 from schemas.request.recovery import RecoveryConfig, RefinementConfig
+from schemas.result.recovery import RecoveryResult
 from workers.process.logs import set_up_logging
 
+_TIMES = 4  # that `repeated` goes through its part of the text
 _REFINED: dict[str, dict[str, Any]] = {"refinement": {"enabled": True}}
 _RECOVERED: dict[str, dict[str, Any]] = {"recovery": {"enabled": True}}
 _WAYS: dict[str, dict[str, dict[str, Any]]] = {
@@ -30,76 +44,135 @@ _WAYS: dict[str, dict[str, dict[str, Any]]] = {
     "both": _REFINED | _RECOVERED,
     "lora": {"recovery": {"method": "svd-llm"}},
     "lora-one-pass": {"recovery": {"method": "svd-llm", "order": "one-pass"}},
+    "norms": {"recovery": {"enabled": True, "norms": True}},
+    "repeated": _RECOVERED,
 }
+_USUAL = ("cut", "refine", "recover", "both", "lora", "lora-one-pass")
 
 
 class Row(NamedTuple):
-    """One checkpoint: loss on held-out text before and after, seconds, perplexity on each text."""
+    """One checkpoint: how it was trained, if it was, and its perplexity on each text."""
 
     ratio: float
     way: str
-    held_out: str
-    seconds: str
+    found: RecoveryResult | None
     perplexities: list[float]
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Objective, held-out loss before and after, tokens, seconds and memory of the training."""
+        if (found := self.found) is None:
+            return ("",) * 5
+        return (
+            found.config.objective,
+            f"{figure(found.before)} to {figure(found.after)}",
+            f"{found.looks[-1].tokens:,}",
+            f"{found.seconds:,.0f}",
+            "" if found.peak_bytes is None else plain_size(found.peak_bytes),
+        )
 
 
 def main() -> None:
-    """Compress in every way, evaluate every result, print one table."""
+    """Compress in every way, evaluate every result, print one table, and the curves if asked."""
     options = _parse()
     set_up_logging()
     rows = [_row(options, ratio, way) for ratio in options.ratio for way in options.way]
-    dense = [score(options.model, text, options.windows).perplexity for text in options.evaluation]
-    table = Table("removed", "factors", "held-out loss", "seconds", *map(_name, options.evaluation))
-    table.add_row("0 %", "dense", "", "", *(f"{value:.2f}" for value in dense))
+    dense = _perplexities(options, options.model)
+    console = Console(width=140)
+    names = [Path(text).stem for text in options.evaluation]
+    trained = ("objective", "held-out loss", "tokens", "seconds", "memory")
+    table = Table("removed", "factors", *trained, *names)
+    table.add_row("0 %", "dense", *[""] * len(trained), *(f"{value:.2f}" for value in dense))
     for row in rows:
         cells = [f"{value:.2f}" for value in row.perplexities]
-        table.add_row(f"{row.ratio:.0%}", row.way, row.held_out, row.seconds, *cells)
-    Console(width=120).print(table)
+        table.add_row(f"{row.ratio:.0%}", row.way, *row.trained, *cells)
+    console.print(table)
+    if options.curve:
+        for ratio in options.ratio:
+            console.print(_curve(ratio, [row for row in rows if row.ratio == ratio]))
+
+
+def _curve(ratio: float, rows: list[Row]) -> Table:
+    """Held-out loss against tokens: a column for each way."""
+    trained = {row.way: row.found for row in rows if row.found is not None}
+    title = f"held-out loss, {ratio:.0%} removed"
+    table = Table("tokens", *(f"{way} ({r.config.objective})" for way, r in trained.items()))
+    table.title = title
+    curves = [
+        {look.tokens: look.held_out for look in result.looks} for result in trained.values()
+    ]  # the last look at a number of tokens: after refinement, if there was one
+    for tokens in sorted({tokens for curve in curves for tokens in curve}):
+        cells = (figure(curve[tokens]) if tokens in curve else "" for curve in curves)
+        table.add_row(f"{tokens:,}", *cells)
+    return table
 
 
 def _row(options: argparse.Namespace, ratio: float, way: str) -> Row:
-    asked = _WAYS[way]
+    asked, length = _WAYS[way], options.sequence_length
     trained = {"tokens": options.tokens, "text": tuple(options.text)} if asked else {}
-    recovery = asked.get("recovery", {}) | trained | {"checkpointing": False}
+    recovery = asked.get("recovery", {}) | trained
+    recovery |= {"checkpointing": False, "sequence_length": length, "batch": options.batch}
+    recovery |= {"patience": 10**6} if options.curve else {}
     config = RunConfig(
         model=options.model,
         output=options.work_dir / f"{way}-{ratio:g}",
         run_dir=options.work_dir / "run",
         ratio=(ratio,),
-        calibration=CalibrationConfig(text=options.calibration, samples=64, sequence_length=1024),
+        calibration=CalibrationConfig(text=options.calibration, samples=64, sequence_length=length),
         evaluation=EvaluationTextConfig(text="none"),
         refinement=RefinementConfig(**asked.get("refinement", {})),
         recovery=RecoveryConfig(**recovery),
         cluster=ClusterConfig(workers=options.workers),
     )
-    [output] = compress(config).outputs
+    with _of_a_part(_TIMES if way == "repeated" else 1):
+        [output] = compress(config).outputs
     found = output.compression.recovery
-    return Row(
-        ratio,
-        way,
-        "" if found is None else f"{found.before:.3f} to {found.after:.3f}",
-        "" if found is None else f"{found.seconds:,.0f}",
-        [score(str(output.path), text, options.windows).perplexity for text in options.evaluation],
-    )
+    return Row(ratio, way, found, _perplexities(options, str(output.path)))
 
 
-def _name(text: str) -> str:
-    return Path(text).stem
+@contextmanager
+def _of_a_part(times: int) -> Iterator[None]:
+    """Meanwhile, a run trains on one part of so many of the windows that it would train on."""
+
+    def part(checked: Checked) -> Inputs:
+        inputs = gather(checked)
+        if (text := inputs.recovery) is None:
+            return inputs
+        windows = text.windows[: max(1, len(text.windows) // times)]
+        return inputs._replace(recovery=text._replace(windows=windows))
+
+    with patch("pipeline.compress.gather", part):
+        yield
+
+
+def _perplexities(options: argparse.Namespace, checkpoint: str) -> list[float]:
+    return [
+        score(checkpoint, text, options.windows, options.sequence_length).perplexity
+        for text in options.evaluation
+    ]
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", required=True)
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--evaluation", nargs="+", required=True)
     parser.add_argument("--text", nargs="*", default=[], help="To train on: the calibration text")
     parser.add_argument("--work-dir", type=Path, required=True)
     parser.add_argument("--ratio", type=float, nargs="+", default=[0.2, 0.4, 0.6])
-    parser.add_argument("--way", choices=_WAYS, nargs="+", default=list(_WAYS))
+    parser.add_argument("--way", choices=_WAYS, nargs="+", default=_USUAL)
     parser.add_argument("--tokens", type=int, help="The text once, if not given")
-    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--batch", type=int, help="Windows in a step: what makes 100 steps")
+    parser.add_argument("--curve", action="store_true", help="Every look; nothing ends early")
+    parser.add_argument("--sequence-length", type=int, default=1024)
+    parser.add_argument("--windows", type=int, default=16, help="Of each text to evaluate on")
     parser.add_argument("--workers", type=int, default=2)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if "repeated" in options.way and options.tokens is None:
+        parser.error("repeated needs --tokens: as many as `recover` trains on, each once")
+    return options
 
 
 if __name__ == "__main__":
