@@ -44,7 +44,9 @@ def plan_checkpoint(config: RunConfig, machines: Machines) -> Plan:
         RoundPlan(
             ratio=plan.ratios[0].ratio,
             seconds=plan.seconds,
-            disk_bytes=plan.disk.run_directory + plan.disk.outputs,
+            disk_bytes=plan.disk.run_directory
+            + plan.disk.outputs
+            - (plan.disk.training if plan is not plans[-1] else 0),
         )
         for plan in plans
     )

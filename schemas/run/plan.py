@@ -166,7 +166,9 @@ class RecoveryMemory(Schema):
 
 
 class RoundPlan(Schema):
-    """One of several rounds: its run as a whole, which has a run directory and a checkpoint."""
+    """One of several rounds: its run as a whole. `disk_bytes` are of run directory and checkpoint,
+    at most, but without the states of its training if another round follows: they are gone then.
+    """
 
     ratio: float
     seconds: float | None

@@ -134,7 +134,7 @@ def _rounds(plan: Plan) -> str:
     known = [one.seconds for one in rounds if one.seconds is not None]
     total = sum(known) if len(known) == len(rounds) else None
     return (
-        f"rounds: {each}; together {plain_duration(total)}, and "
+        f"rounds: {each}; together {plain_duration(total)}, and at most "
         f"{plain_size(sum(one.disk_bytes for one in rounds))} of disk, for what a round has made "
         "stays; the figures above are those of the last one"
     )
