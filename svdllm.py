@@ -25,6 +25,7 @@ from schemas.request.groups import (
     DType,
     EvaluationTextConfig,
     NumericsConfig,
+    TargetsConfig,
 )
 from schemas.request.recovery import RecoveryConfig, RefinementConfig
 from schemas.result.bench import BenchReport
@@ -55,6 +56,7 @@ __all__ = [
     "RunConfig",
     "RunError",
     "RunResult",
+    "TargetsConfig",
     "TaskReport",
     "TasksConfig",
     "bench",

@@ -15,7 +15,7 @@ from transformers.conversion_mapping import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from .configuration_lowrank import LowRankConfig, Matrix, tensor_shapes
+from .configuration_lowrank import LowRankConfig, Matrix, tensor_parallel_plan, tensor_shapes
 
 _DIGITS = re.compile(r"\.\d+\.")
 _DENSE = Matrix("dense", None)
@@ -152,6 +152,11 @@ class LowRankModel(PreTrainedModel):
     def __init__(self, config: LowRankConfig) -> None:
         matrices, split = config.matrices, config.split
         super().__init__(config)
+        head = {name: matrix for name, matrix in matrices.items() if not _DIGITS.search(name)}
+        if self.get_output_embeddings() is None:
+            matrices = {n: m for n, m in matrices.items() if n not in head}
+        elif head:  # whose style is that of a class, not of the configuration
+            self._tp_plan = tensor_parallel_plan(self._tp_plan or {}, head)
         replace_linears(self, matrices, split)
         if _is_uneven(self, modules_of(matrices, split)):
             self._tp_plan = {}  # a plan names no layers, so it cannot say which ones are low-rank

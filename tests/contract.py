@@ -44,13 +44,15 @@ CPU = torch.device("cpu")
 
 # Where inputs are so nearly of less than full rank that a root in float32 leaves out directions.
 NEARLY_DEFICIENT = {"deepseek_v2", "deepseek_v3", "nemotron", "olmo_hybrid", "phimoe"}
+# Whose attention does not scale its scores: gradients differ more by rounding.
+UNSCALED = {"gemma4", "gemma4_text"}
 
 
 class Subject:
     """A checkpoint of a kind below `folder`, and what was made of it."""
 
-    def __init__(self, kind: str, folder: Path) -> None:
-        self.kind, self.folder = kind, folder
+    def __init__(self, kind: str, folder: Path, targets: str = "*") -> None:
+        self.kind, self.folder, self.targets = kind, folder, targets
         self.base = folder / "base"
         tiny_causal_model(kind).save_pretrained(self.base)
         tiny_tokenizer().save_pretrained(self.base)
@@ -77,7 +79,7 @@ class Subject:
 
     def config(self, output: Path, factors: str) -> RunConfig:
         fields = {"model": str(self.base), "output": output, "ratio": REMOVED, "factors": factors}
-        return RunConfig.model_validate(fields)
+        return RunConfig.model_validate({**fields, "targets": {"only": self.targets}})
 
     def stream(self, bounds: Sequence[int]) -> tuple[list[Shard], Tensor]:
         """All windows forward, then forward and backward; the shards and the hidden states."""
@@ -177,12 +179,15 @@ def moments_are_those_of_hooks(subject: Subject) -> None:
         expected = observed.T @ observed / len(observed)
         assert moment.tokens == len(observed) == WINDOWS * TOKENS
         assert moment.matrix is not None
-        assert float((moment.matrix - expected).norm() / expected.norm()) < 1e-6
+        bound = 5e-6 if subject.kind in UNSCALED else 1e-6
+        assert float((moment.matrix - expected).norm() / expected.norm()) < bound
 
 
 def _hooked(subject: Subject, tap: Tap) -> list[Tensor]:
     """The rows that a tap is about, in the order in which the whole model computes them."""
-    module = subject.model.base_model.get_submodule(tap.module)
+    model = subject.model
+    there = dict(model.base_model.named_modules()) | {"lm_head": model.get_output_embeddings()}
+    module: Any = there[tap.module]
     rows: list[Tensor] = []
     mine = slice(*tap.rows) if tap.rows else slice(None)
 

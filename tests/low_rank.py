@@ -18,6 +18,7 @@ from workers.checkpoint.family import MODULE, family
 from workers.checkpoint.own_code import shipped
 
 TIED = {"llama": True, "mistral": False, "qwen2": False, "qwen3": True}
+WITH_HEAD = {"mistral"}  # whose head is low-rank, too
 SIZES = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -83,7 +84,7 @@ def random_factors(matrix: Matrix, linear: nn.Linear) -> tuple[dict[str, Tensor]
 def make_checkpoint(
     folder: Path, base_type: str, encodings: tuple[str, ...], **overrides: Any
 ) -> Checkpoint:
-    """Write a checkpoint whose decoder matrices take the encodings in turn.
+    """Write a checkpoint whose decoder matrices take the encodings in turn, the head the first.
 
     `overrides` are fields of its configuration.
     """
@@ -96,7 +97,8 @@ def make_checkpoint(
     matrices: dict[str, Matrix] = {}
     stored: dict[str, Tensor] = {}
     turns = itertools.cycle(encodings)
-    for name, linear in dense.model.layers.named_modules(prefix="layers"):
+    head = [("lm_head", dense.lm_head)] if base_type in WITH_HEAD else []
+    for name, linear in (*head, *dense.model.layers.named_modules(prefix="layers")):
         if isinstance(linear, nn.Linear):
             encoding = next(turns)
             rank = None if encoding == "dense" else 16 if "k_proj" in name else 12
@@ -105,7 +107,8 @@ def make_checkpoint(
             linear.weight.copy_(weight)
             for key in tensors.keys() & {"up.bias", "offset", "dense.bias"}:
                 linear.bias.copy_(tensors[key])
-            stored |= {f"model.{name}.{key}": tensor for key, tensor in tensors.items()}
+            prefix = "" if name == "lm_head" else "model."
+            stored |= {f"{prefix}{name}.{key}": tensor for key, tensor in tensors.items()}
     untouched = {
         key: tensor.clone()
         for key, tensor in dense.state_dict().items()

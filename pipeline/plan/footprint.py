@@ -262,7 +262,8 @@ class Costs:
                 parameters[tensor.layer] += math.prod(tensor.shape)
         share = {matrix.module: matrix.share for matrix in spec.matrices}
         for matrix in spec.matrices:
-            reached[matrix.layer] += matrix.size * matrix.share
+            if not matrix.is_head:  # whose product is taken backward only, and counted there
+                reached[matrix.layer] += matrix.size * matrix.share
         elements = {d: [0] * spec.layers for d in ("forward", "backward")}
         flops = {d: [0.0] * spec.layers for d in ("forward", "backward")}
         for tap in self.taps:
@@ -282,7 +283,8 @@ class Costs:
         """Return how many elements all matrices of a layer output for one token."""
         outputs = [0.0] * self.spec.layers
         for matrix in self.spec.matrices:
-            outputs[matrix.layer] += matrix.out_features * matrix.share
+            if not matrix.is_head:  # the logits are counted by themselves
+                outputs[matrix.layer] += matrix.out_features * matrix.share
         return max(outputs)
 
 

@@ -62,10 +62,17 @@ def short_kinds(kinds: Sequence[str]) -> dict[str, str]:
 
 
 class Matrices:
-    """The rows of compression.json by layer and type, in the order of the model."""
+    """The rows of compression.json by layer and type, in the order of the model.
+
+    The head, which is in no layer, is shown with the last one.
+    """
 
     def __init__(self, matrices: Sequence[MatrixResult]) -> None:
-        self.at: dict[Place, MatrixResult] = {place_of(m.name): m for m in matrices}
+        last = max((place_of(m.name).layer for m in matrices), default=0)
+        self.at: dict[Place, MatrixResult] = {
+            place._replace(layer=last) if place.kind == m.name else place: m
+            for place, m in ((place_of(m.name), m) for m in matrices)
+        }
         self.layers = sorted({place.layer for place in self.at})
         self.kinds = list(dict.fromkeys(place.kind for place in self.at))
         self.short = short_kinds(self.kinds)
@@ -75,6 +82,8 @@ class Matrices:
         return [(place.layer, m) for place, m in self.at.items() if place.kind == kind]
 
     def label(self, place: Place) -> str:
+        if self.at[place].name == place.kind:
+            return place.kind
         return f"layer {place.layer}, {self.short[place.kind]}"
 
 
@@ -130,13 +139,13 @@ def _rank_text(matrix: MatrixResult | None) -> str:
 
 def spectra(matrices: Matrices, samples: Sequence[SpectrumSample]) -> Figure:
     """Draw a panel per type, with a line for every layer."""
-    found = {place_of(sample.name): sample for sample in samples}
+    found = {sample.name: sample for sample in samples}
     deepest = max(matrices.layers, default=0) or 1
     drawings = []
     for kind in matrices.kinds:
         lines = []
         for layer, matrix in matrices.of(kind):
-            if (sample := found.get(Place(layer, kind))) is None:
+            if (sample := found.get(matrix.name)) is None:
                 continue
             points = list(zip(sample.ranks, sample.values, strict=False))
             cut = "dense" if matrix.rank is None else f"cut at {matrix.rank} of {sample.size}"

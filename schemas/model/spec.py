@@ -75,6 +75,11 @@ class MatrixSpec(Schema):
         return self.name.rpartition(".")[0] if self.split else self.name
 
     @property
+    def is_head(self) -> bool:
+        """Whether it gives logits. It is in no layer, and counts to the last one."""
+        return self.path == self.name
+
+    @property
     def written(self) -> str:
         """Its name in the files of a compressed checkpoint, without the tails of its tensors."""
         return f"{self.stored}.{self.part}" if self.split else self.stored
@@ -165,10 +170,15 @@ class DecoderSpec(Schema):
 
 
 class ModelSpec(DecoderSpec):
-    """Everything known of a base checkpoint before a weight is read."""
+    """Everything known of a base checkpoint before a weight is read.
+
+    `matrices` are those of the layers, or those that are targeted. `head` gives logits; None if the
+    files do not hold it as it is.
+    """
 
     dtype: str
     matrices: tuple[MatrixSpec, ...]
+    head: MatrixSpec | None = None
 
     @property
     def targeted(self) -> int:

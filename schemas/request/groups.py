@@ -47,13 +47,17 @@ class CalibrationConfig(Schema):
 
 
 class TargetsConfig(Schema):
-    """Which matrices of the decoder layers are cut. Routers of experts never are.
+    """Which matrices of the decoder layers are cut, and whether the head is, if it is named.
+
+    Routers of experts never are.
 
     A pattern is some consecutive parts of a dotted name, as mlp.down_proj or layers.0.*.
     """
 
     only: Annotated[Words, Flag("targets", unset="all")] = Field(
-        ("*",), description="Patterns of the matrices to cut, as mlp.down_proj or layers.0.*"
+        ("*",),
+        description="Patterns of the matrices to cut, as mlp.down_proj or layers.0.*; the head "
+        "only by its own, as in *,lm_head",
     )
     ignore: Annotated[Words, Flag("ignore")] = Field(
         (), description="Patterns of matrices that stay as they are"

@@ -1,6 +1,6 @@
 """Which matrices of a model are cut, and which of them share a budget."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from schemas.errors import ConfigError
@@ -20,25 +20,27 @@ def matches(name: str, pattern: str) -> bool:
 def select(config: CompressionConfig, spec: ModelSpec) -> ModelSpec:
     """Return the model with only those of its matrices that are to be cut.
 
-    Routers are not among them. Raises ConfigError if a pattern names no matrix, or if none is left.
+    Routers are not among them, and the head only if a pattern other than * names it. Raises
+    ConfigError if a pattern names no matrix, if none is left, or if the head cannot be cut.
     """
     asked = config.targets
-    names = [matrix.name for matrix in spec.matrices]
+    matrices = (*spec.matrices, *_head(config, spec))
+    names = [matrix.name for matrix in matrices]
     for pattern in (*asked.only, *asked.ignore, *config.ratio_by):
         if not any(matches(name, pattern) for name in names):
-            raise ConfigError(f"{pattern!r} names no matrix; {_there(spec.matrices)}")
+            raise ConfigError(f"{pattern!r} names no matrix; {_there(spec)}")
     exempt = [*asked.ignore, *(p for p, ratio in config.ratio_by.items() if not ratio), *_ROUTERS]
     layers = range(asked.skip_first, spec.layers - asked.skip_last)
     chosen = tuple(
         matrix
-        for matrix in spec.matrices
-        if matrix.layer in layers
+        for matrix in matrices
+        if (matrix.layer in layers or matrix.is_head)
         and matrix.small >= asked.min_features
         and any(matches(matrix.name, pattern) for pattern in asked.only)
         and not any(matches(matrix.name, pattern) for pattern in exempt)
     )
     if not chosen:
-        raise ConfigError(f"no matrix is left to be cut; {_there(spec.matrices)}")
+        raise ConfigError(f"no matrix is left to be cut; {_there(spec)}")
     return spec.model_copy(update={"matrices": chosen})
 
 
@@ -58,6 +60,26 @@ def budgets(
     ]
 
 
-def _there(matrices: Sequence[MatrixSpec]) -> str:
-    paths = dict.fromkeys(matrix.path for matrix in matrices)
-    return f"in the layers there are {', '.join(paths)}"
+def _head(config: CompressionConfig, spec: ModelSpec) -> list[MatrixSpec]:
+    """Return the head if it is chosen. Raises ConfigError if it cannot be cut."""
+    head, patterns = spec.head, [pattern for pattern in config.targets.only if pattern != "*"]
+    if head is None or not any(matches(head.name, pattern) for pattern in patterns):
+        return []
+    stored = {tensor.name: tensor.dtype for tensor in spec.tensors}
+    dtype = stored.get(f"{head.stored}.weight", spec.dtype)
+    why = ""
+    if spec.tied:
+        why = "it is the embedding, too (tie_word_embeddings), which has to stay"
+    elif dtype != spec.dtype:
+        why = f"it is stored in {dtype}, and the matrices of the layers in {spec.dtype}"
+    elif config.trains:
+        why = "--refine and --recover train factors of layers, and keep what follows them"
+    if why:
+        raise ConfigError(f"{head.name} cannot be cut: {why}; leave it out of --targets")
+    return [head]
+
+
+def _there(spec: ModelSpec) -> str:
+    paths = dict.fromkeys(matrix.path for matrix in spec.matrices)
+    after = f", after them {spec.head.name}" if spec.head and not spec.tied else ""
+    return f"in the layers there are {', '.join(paths)}{after}"

@@ -84,13 +84,13 @@ def test_a_quantised_base_becomes_bfloat16(
 
 
 def test_only_what_was_chosen_is_cut(text: Path, tmp_path: Path) -> None:
-    """Ratios of their own, patterns to ignore, and layers that are skipped."""
+    """Ratios of their own, patterns to ignore, layers that are skipped, and the head."""
     base = tiny("llama", tmp_path / "base")
     config = ask(
         base,
         text,
         tmp_path / "out",
-        targets=TargetsConfig(ignore=("v_proj",), skip_last=1),
+        targets=TargetsConfig(only=("*", "lm_head"), ignore=("v_proj",), skip_last=1),
         ratio_by={"mlp.down_proj": 0.5, "layers.0.self_attn.o_proj": 0.0},
     )
     [output] = compress(config).outputs
@@ -100,7 +100,7 @@ def test_only_what_was_chosen_is_cut(text: Path, tmp_path: Path) -> None:
     names = set(
         json.loads((Path(str(output.path)) / "config.json").read_text())["low_rank"]["matrices"]
     )
-    assert names == set(rows)
+    assert "lm_head" in names == set(rows)
     assert not any("v_proj" in name or ".2." in name for name in names)
     assert "layers.0.self_attn.o_proj" not in names
     for group, ratio in ((down, 0.5), (others, 0.3)):

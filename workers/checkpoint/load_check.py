@@ -147,7 +147,10 @@ def _load_part(folder: Path, memory: int, found: dict[str, Any]) -> str:
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     shared = runpy.run_path(str(_PART))
-    layers = shared["keep_two_layers"](config)
+    try:
+        layers = shared["keep_two_layers"](config)
+    except LookupError as error:
+        raise _Unlike(str(error)) from error
     model = _on_meta(config)
     size = sum(t.numel() for t in model.state_dict().values()) * config.dtype.itemsize
     if size * _COPIES > memory:

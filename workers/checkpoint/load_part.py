@@ -4,6 +4,7 @@ load_check.py runs this file without the project, so it imports torch and safete
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ _FACTORS = (".down.weight", ".dense.weight")  # of which every low-rank matrix h
 
 
 def keep_two_layers(config: Any) -> list[int]:
-    """Change a configuration to that of the first and the last layer; return their numbers."""
+    """Change a configuration to that of the first and the last layer; return their numbers.
+
+    Raises LookupError if no layer has a matrix that was cut.
+    """
     text = config.get_text_config(decoder=True)
     number = text.num_hidden_layers
     layers = sorted({0, number - 1})
@@ -23,7 +27,7 @@ def keep_two_layers(config: Any) -> list[int]:
             setattr(text, name, [value[layer] for layer in layers])
     text.num_hidden_layers = len(layers)
     matrices = config.low_rank["matrices"]
-    prefix = _before_number(next(iter(matrices)))
+    prefix = _before_number(matrices)
     low_rank = config.low_rank.items()
     kept = {key: _of_layers(v, prefix, layers) for key, v in low_rank if isinstance(v, dict)}
     config.low_rank = {**config.low_rank, **kept}
@@ -36,8 +40,8 @@ def tensors_of(folder: Path, layers: list[int]) -> dict[str, torch.Tensor]:
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             places |= dict.fromkeys(file.keys(), path)
-    factor = next(name for name in places if name.endswith(_FACTORS))
-    wanted = _of_layers({name: name for name in places}, _before_number(factor), layers)
+    prefix = _before_number(name for name in places if name.endswith(_FACTORS))
+    wanted = _of_layers({name: name for name in places}, prefix, layers)
     found: dict[str, torch.Tensor] = {}
     for new, old in wanted.items():
         with safe_open(places[old], framework="pt") as file:
@@ -45,9 +49,16 @@ def tensors_of(folder: Path, layers: list[int]) -> dict[str, torch.Tensor]:
     return found
 
 
-def _before_number(name: str) -> str:
-    """Return the name of the list of layers, from that of something in one of them."""
-    return re.split(r"\.\d+\.", name, maxsplit=1)[0] + "."
+def _before_number(names: Iterable[str]) -> str:
+    """Return the name of the list of layers, from those of matrices, one of which may be the head.
+
+    Raises LookupError if none is in a layer.
+    """
+    for name in names:
+        before, *after = re.split(r"\.\d+\.", name, maxsplit=1)
+        if after:
+            return f"{before}."
+    raise LookupError("no layer has a matrix that was cut")
 
 
 def _of_layers(entries: dict[str, Any], prefix: str, layers: list[int]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from schemas.errors import CheckpointError
 from workers.model.carving import hidden_states, layer_list
-from workers.model.graph import is_only_added, readers_of, split_of
+from workers.model.graph import Readers, is_only_added, readers_of, split_of
 
 _TOKENS = 12  # more than any kernel of a convolution; sliding windows do not matter to shapes
 
@@ -56,7 +56,8 @@ class Anatomy(NamedTuple):
 def describe(model: PreTrainedModel) -> Anatomy:
     """Describe a model on the meta device, in bfloat16, which grouped experts need there.
 
-    Raises CheckpointError if its forward cannot run without values.
+    Raises CheckpointError if its forward cannot run without values, or if layers share more than
+    hidden states.
     """
     path, layers = layer_list(model)
     refused: list[str] = []
@@ -74,7 +75,7 @@ def describe(model: PreTrainedModel) -> Anatomy:
                 return Anatomy(path, *seen.found())
     raise CheckpointError(
         f"model_type {model.config.model_type!r}: its forward cannot run without values "
-        f"({refused[0]})"
+        f"({refused[0]}); correct config.json, or fetch it again"
     )
 
 
@@ -95,9 +96,9 @@ class _Seen:
     """What one forward shows of a model with a list of layers."""
 
     def __init__(self, model: PreTrainedModel, path: str, layers: nn.ModuleList) -> None:
-        self._layers = layers
+        self._layers, self._kind = layers, model.config.model_type
         self._others = {
-            module: name for name, module in model.named_modules() if not _is_below(name, path)
+            module: name for name, module in model.named_modules() if not is_below(name, path)
         }
         self._linears: list[dict[str, _Observed]] = [{} for _ in layers]
         self._repeated: set[tuple[int, str]] = set()  # called more than once: not one product
@@ -117,7 +118,7 @@ class _Seen:
             hooks.append(layer.register_forward_pre_hook(_from_here, with_kwargs=True))
             hooks.append(layer.register_forward_hook(self._on_layer(index)))
             for path, module in layer.named_modules():
-                if _is_plain(module):
+                if is_plain(module):
                     hooks.append(module.register_forward_hook(self._on_linear(index, path)))
         try:
             yield
@@ -130,11 +131,30 @@ class _Seen:
     ) -> tuple[tuple[tuple[Linear, ...], ...], tuple[bool, ...], frozenset[str]]:
         """Return the linears of every layer, whether it returns a tuple, and what is outside."""
         outputs = [self._outputs[index] for index in range(len(self._layers))]
+        readers = [readers_of(hidden_states(output)) for output in outputs]
+        self._require_apart(readers)
         for index, path in self._repeated:
             del self._linears[index][path]
-        linears = map(_linears, self._linears, map(hidden_states, outputs))
         tuples = tuple(isinstance(output, tuple) for output in outputs)
-        return tuple(linears), tuples, frozenset(self._outside)
+        return tuple(map(_linears, self._linears, readers)), tuples, frozenset(self._outside)
+
+    def _require_apart(self, readers: list[Readers]) -> None:
+        """Raise CheckpointError if a layer reads what an earlier one computes beside its hidden
+        states, keys and values say: the graph of each begins with these.
+        """
+        owners = {
+            observed.product.grad_fn: (index, path)
+            for index, linears in enumerate(self._linears)
+            for path, observed in linears.items()
+        }
+        for index, mine in enumerate(readers):
+            others = [owners[node] for node in mine if node in owners and owners[node][0] != index]
+            if others:
+                earlier, path = min(others)
+                raise CheckpointError(
+                    f"model_type {self._kind!r} cannot be cut into layers: layer {index} reads "
+                    f"what {path} of layer {earlier} computes, beside the hidden states"
+                )
 
     def _on_other(self, module: nn.Module, _given: Any) -> None:
         self._outside.add(self._others[module])
@@ -154,11 +174,12 @@ class _Seen:
         return hook
 
 
-def _is_below(name: str, path: str) -> bool:
+def is_below(name: str, path: str) -> bool:
+    """Whether a module is another one, or a part of it."""
     return name == path or name.startswith(f"{path}.")
 
 
-def _is_plain(module: nn.Module) -> bool:
+def is_plain(module: nn.Module) -> bool:
     """Whether a module is a matrix that another can stand for: W x + b and nothing else.
 
     A router may be a Linear whose forward is its own.
@@ -190,13 +211,12 @@ def _from_here(_module: nn.Module, given: Any, named: dict[str, Any]) -> tuple[A
     return (hidden.detach().requires_grad_(), *others), named
 
 
-def _linears(observed: dict[str, _Observed], output: Tensor) -> tuple[Linear, ...]:
+def _linears(observed: dict[str, _Observed], readers: Readers) -> tuple[Linear, ...]:
     """Describe the linears of a layer through which gradients go, all if there are no gradients.
 
     Those of an indexer, which only says what to attend to, are left out.
     """
     first: dict[tuple[int, ...], str] = {}
-    readers = readers_of(output)
     found = []
     for path, (module, given, product) in observed.items():
         node = product.grad_fn

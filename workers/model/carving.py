@@ -16,16 +16,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from schemas.errors import CheckpointError, CompressorError
 from schemas.model.spec import DecoderSpec
+from workers.model.arguments import Call, difference, same
 from workers.process.failures import short_of_memory
 
 _OTHER = 1  # token ids differ from others in this bit
-
-
-class Call(NamedTuple):
-    """The arguments of a layer beside its hidden states, for one shape of a batch."""
-
-    positional: tuple[Any, ...]
-    named: dict[str, Any]
 
 
 class LayerList(NamedTuple):
@@ -39,7 +33,7 @@ class Carved:
     """A causal language model whose layers are called one by one.
 
     Hidden states are (batch, tokens, hidden), tokens are ids (batch, tokens), int64, both on
-    `device`. Embedding, head and layers may be on the meta device, if they are not needed.
+    `device`. Embedding, `head` and layers may be on the meta device, if they are not needed.
     """
 
     def __init__(self, model: Any, spec: DecoderSpec, device: torch.device) -> None:
@@ -48,12 +42,15 @@ class Carved:
         self._list = model.get_submodule(spec.path)
         self.layers: tuple[nn.Module, ...] = tuple(self._list)
         self._embedding = model.get_input_embeddings()
-        self._head = model.get_output_embeddings()
+        self.head: nn.Module = model.get_output_embeddings()
+        self._name_of_head = next(n for n, m in model.named_modules() if m is self.head)
         self._tail_is_checked = False
         self._recorded: tuple[torch.Size, list[Call]] | None = None
 
     def module(self, name: str) -> nn.Module:
-        """Return a module by its name relative to the base model."""
+        """Return a module by its name relative to the base model; the head is mostly beside it."""
+        if name == self._name_of_head:
+            return self.head
         module: nn.Module = self._model.base_model.get_submodule(name)
         return module
 
@@ -107,15 +104,18 @@ class Carved:
         (vocabulary, hidden), transposed, in place of the head. Raises CheckpointError if the logits
         depend on the text otherwise than through hidden states.
         """
-        if not self._tail_is_checked:
-            self._require_blind(hidden[:1, :2].detach())
+        self.require_blind(hidden)
         return self._tail(hidden, self._any_tokens(hidden.shape[:2]), product)
 
     @torch.no_grad()
-    def _require_blind(self, hidden: Tensor) -> None:
+    def require_blind(self, hidden: Tensor) -> None:
+        """Raise CheckpointError as `tail` does, once it is known; the tail is computed for that."""
+        if self._tail_is_checked:
+            return
+        hidden = hidden[:1, :2].detach()
         tokens = self._any_tokens(hidden.shape[:2])
         logits = [self._tail(hidden, text, None) for text in (tokens, tokens ^ _OTHER)]
-        if not _same(*logits):
+        if not same(*logits):
             raise self._unfit("what follows the last layer depends on the text")
         self._tail_is_checked = True
 
@@ -134,8 +134,11 @@ class Carved:
     def _calls(self, tokens: Tensor) -> list[Call]:
         found, again = self._record(tokens), self._record(tokens ^ _OTHER)
         for index, (call, other) in enumerate(zip(found, again, strict=True)):
-            if name := _difference(call, other):
-                raise self._unfit(f"argument {name} of layer {index} depends on the text")
+            if name := difference(call, other, self.layers[index]):
+                raise self._unfit(
+                    f"argument {name} of layer {index} depends on the text; layers are computed "
+                    "from hidden states, and from what depends on the shape of the text alone"
+                )
         return found
 
     def _record(self, tokens: Tensor) -> list[Call]:
@@ -197,7 +200,7 @@ class Carved:
         if product is None:
             yield
             return
-        head = self._head
+        head = self.head
         bias = getattr(head, "bias", None)
 
         def forward(rows: Tensor) -> Tensor:
@@ -288,21 +291,3 @@ class _StandIn(nn.Module):
 
 def _stop(hidden: Tensor, _: Call) -> Any:
     raise _Reached(hidden)
-
-
-def _difference(call: Call, other: Call) -> str:
-    """Return the name of an argument that differs; empty if none does."""
-    mine = dict(enumerate(call.positional)) | call.named
-    theirs = dict(enumerate(other.positional)) | other.named
-    names = [name for name in mine if name not in theirs or not _same(mine[name], theirs[name])]
-    return str(names[0]) if names else ""
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
-    if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
-        return len(one) == len(other) and all(map(_same, one, other))
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
-    return type(one) is type(other) and (not isinstance(one, (int, float, str)) or one == other)

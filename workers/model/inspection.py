@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from schemas.errors import CheckpointError
 from schemas.location import Url
@@ -28,7 +29,7 @@ from workers.checkpoint.family import (
 )
 from workers.checkpoint.names import CONFIG
 from workers.checkpoint.tensors import TensorReader
-from workers.model.anatomy import Anatomy, Linear, describe
+from workers.model.anatomy import Anatomy, Linear, describe, is_below, is_plain
 from workers.model.reading import Places
 from workers.model.skeleton import skeleton
 
@@ -50,7 +51,12 @@ def inspect(folder: Path, weights: Url | None = None, dequantize: bool = False) 
     model = _Model(unquantised(config, where, dequantize), where)
     decoder = _decoder(folder, weights, model, block_of(config) if dequantize else None)
     matrices = model.matrices()
-    return ModelSpec(**dict(decoder), dtype=_dtype(folder, decoder, matrices), matrices=matrices)
+    return ModelSpec(
+        **dict(decoder),
+        dtype=_dtype(folder, decoder, matrices),
+        matrices=matrices,
+        head=model.head(),
+    )
 
 
 def inspect_decoder(folder: Path, weights: Url | None = None) -> DecoderSpec:
@@ -86,7 +92,7 @@ def _planned(content: str, where: str, dtype: str) -> ModelSpec:
         if name not in model.tied
     )
     decoder = model.spec(tensors, None)
-    return ModelSpec(**dict(decoder), dtype=dtype, matrices=model.matrices())
+    return ModelSpec(**dict(decoder), dtype=dtype, matrices=model.matrices(), head=model.head())
 
 
 class _Part(NamedTuple):
@@ -107,17 +113,19 @@ class _Model:
         try:
             self._anatomy: Anatomy = describe(model)
         except CheckpointError as error:
-            raise CheckpointError(
-                f"{where}: transformers cannot compute a layer of it ({error}); correct the file, "
-                "or fetch it again"
-            ) from error
+            raise CheckpointError(f"{where}: {error}") from error
         self.state: dict[str, torch.Tensor] = self.model.state_dict()
         names = {module: name for name, module in self.model.named_modules()}
         self._embedding = names[self.model.get_input_embeddings()]
         self._head = names[self.model.get_output_embeddings()]
         table, head = f"{self._embedding}.weight", f"{self._head}.weight"
-        get = self.model.get_parameter
-        self.tied = {head} if get(table) is get(head) else set()
+        shared = dict(self.model.named_parameters(remove_duplicate=False))
+        self.tied = {head} if shared.get(head) is shared[table] else set()
+        self._vocabulary = (
+            len(shared[head])
+            if head in shared
+            else self.model.get_output_embeddings().out_features  # of a low-rank one
+        )
         self._places = Places(self.model)
         self._parts: dict[str, _Part] = {}
 
@@ -136,8 +144,10 @@ class _Model:
             return "layer", int(place.removeprefix(f"{self._anatomy.path}.").partition(".")[0])
         if place in self.tied:
             return "tied", None
-        if owner in (self._embedding, self._head):
-            return "embedding" if owner == self._embedding else "head", None
+        if is_below(owner, self._head):  # a low-rank one consists of others
+            return "head", None
+        if owner == self._embedding:
+            return "embedding", None
         return "outside" if owner in self._anatomy.outside else "passing", None
 
     def compare(self, folder: Path, tensors: tuple[TensorSpec, ...]) -> None:
@@ -184,13 +194,13 @@ class _Model:
             model_type=str(self._config["model_type"]),
             layers=len(self._anatomy.linears),
             hidden_size=config.hidden_size,
-            vocab_size=len(self.state[f"{self._head}.weight"]),
+            vocab_size=self._vocabulary,
             context=self._context(getattr(config, "max_position_embeddings", None)),
             tied=bool(self.tied),
             path=self._anatomy.path,
             tuples=self._anatomy.tuples,
             ends=tuple(map(_ends, self._anatomy.linears)),
-            modules=tuple(sorted(self._anatomy.outside)),
+            modules=tuple(sorted(n for n in self._anatomy.outside if not is_below(n, self._head))),
             tensors=tensors,
             weights=weights,
             low_rank=LOW_RANK in self._config,
@@ -232,6 +242,28 @@ class _Model:
                         )
                     )
         return tuple(found)
+
+    def head(self) -> MatrixSpec | None:
+        """Return the output embedding as a matrix that counts to the last layer; None if it is no
+        plain linear layer, or if the files do not hold it as it is.
+        """
+        head: Any = self.model.get_output_embeddings()
+        place = f"{self._head}.weight"
+        stored = (name for name, part in self._parts.items() if part == _Part(place, False))
+        name = next(stored, place if place in self.tied else None)
+        if name is None or not (isinstance(head, nn.Linear) and is_plain(head)):
+            return None
+        path = self._head.removeprefix(f"{self.model.base_model_prefix}.")
+        return MatrixSpec(
+            name=path,
+            layer=len(self._anatomy.linears) - 1,
+            path=path,
+            reads=path,
+            stored=name.removesuffix(".weight"),
+            out_features=head.out_features,
+            in_features=head.in_features,
+            bias=head.bias is not None,
+        )
 
 
 def _ends(linears: tuple[Linear, ...]) -> tuple[str, ...]:

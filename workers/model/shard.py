@@ -13,6 +13,7 @@ from schemas.model.spec import MatrixSpec
 from schemas.run.moments import Pass, Tap
 from workers.calibration.moments import MomentAccumulator, MomentSums
 from workers.calibration.sampling import fisher_gradient, label_noise, wide_product
+from workers.model.carving import Product
 from workers.model.layers import Decoder
 from workers.model.unread import unread, weight_of
 from workers.process.devices import free_cached
@@ -59,6 +60,11 @@ class Shard:
         self._adapted = adapted
         self._singly = False
         self._observed: set[Tap] = set()  # in the current micro-batch
+        self._of_head = {
+            tap.direction: tap
+            for tap in taps
+            if self._carved.module(tap.module) is self._carved.head
+        }
         for tap in taps:
             self._observe(tap)
 
@@ -78,12 +84,28 @@ class Shard:
 
         Raises ValueError if the head belongs to another shard.
         """
+        self._observing = None
         return self._tail()(hidden)
 
     def _tail(self, **options: Any) -> Callable[[Tensor], Tensor]:
         if not self.is_last:
             raise ValueError("this shard does not hold the head")
         return partial(self._carved.tail, **options)
+
+    def _observed_tail(
+        self, tap: Tap, hidden: Tensor, product: Product | None
+    ) -> Callable[[Tensor], Tensor]:
+        """Return the tail, each call of which adds rows of its own to the moment of the head."""
+        tail = self._tail(product=product)
+        self._observing = None
+        self._carved.require_blind(hidden)
+        self._observing = tap.direction
+
+        def observed(rows: Tensor) -> Tensor:
+            self._observed.discard(tap)
+            return tail(rows)
+
+        return observed
 
     def forward(self, hidden: Tensor, step: Step, purpose: Purpose = "moments") -> Tensor:
         """Return hidden states after the last layer, from those before the first (or token ids).
@@ -106,11 +128,16 @@ class Shard:
             hidden = self._carved.layer(index, hidden)
         if keep_inputs:
             self._inputs[step.first_sequence] = inputs
+        if purpose == "moments" and (tap := self._of_head.get("forward")):
+            product = _nothing if tap.side == "input" else None
+            self._observed_tail(tap, hidden, product)(hidden)
         return hidden
 
     def loss_gradient(self, hidden: Tensor, step: Step, seed: int) -> Tensor:
         """Return the gradient of the summed token loss at the last layer's hidden states."""
-        tail = self._tail(product=wide_product)
+        self._step, tail = step, self._tail(product=wide_product)
+        if tap := self._of_head.get("backward"):
+            tail = self._observed_tail(tap, hidden, wide_product)
         parts = []
         for row, sequence in enumerate(hidden):
             noise = label_noise(seed, step.first_sequence + row, sequence.shape[0])
@@ -254,6 +281,11 @@ class Shard:
         if tap not in self._observed:
             self._sums[tap].add(rows, self._step.segment, trace_of)
             self._observed.add(tap)
+
+
+def _nothing(rows: Tensor, head: Tensor) -> Tensor:
+    """Stand in for logits that nobody reads, which take no memory."""
+    return rows.new_zeros(()).expand(*rows.shape[:-1], len(head))
 
 
 def _of(tap: Tap, rows: Tensor) -> Tensor:

@@ -188,6 +188,18 @@ def test_a_credential_in_a_warning_is_hidden() -> None:
     assert "s3://***@bucket failed" in text
 
 
+def test_the_head_is_shown_with_the_last_layer() -> None:
+    rows = reports.matrices(3)
+    head = rows[0].model_copy(update={"name": "lm_head"})
+    matrices = Matrices([*rows, head])
+    assert matrices.layers == Matrices(rows).layers
+    [(layer, found)] = matrices.of("lm_head")
+    assert (layer, found) == (matrices.layers[-1], head)
+    assert (
+        matrices.label(next(place for place in matrices.at if place.kind == "lm_head")) == "lm_head"
+    )
+
+
 def test_the_heat_map_has_a_cell_for_every_matrix() -> None:
     matrices = Matrices(reports.matrices(5))
     [drawing] = ranks(matrices).drawings

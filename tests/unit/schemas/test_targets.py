@@ -93,6 +93,34 @@ def test_to_leave_everything_is_refused(spec: ModelSpec) -> None:
         select(asked(targets={"skip_first": 3}), spec)
 
 
+def test_the_head_is_cut_if_it_is_named(spec: ModelSpec) -> None:
+    assert spec.head is not None
+    assert "lm_head" not in chosen(spec)
+    every = chosen(spec, only="*, lm_head", skip_last=1)
+    assert every == chosen(spec, skip_last=1) | {"lm_head"}
+    assert chosen(spec, only="lm_head") == {"lm_head"}
+    with pytest.raises(ConfigError, match="no matrix is left"):
+        select(asked(targets={"only": "lm_head", "min_features": 33}), spec)
+    with pytest.raises(ConfigError, match=r"'lm_head' names no matrix; .*, after them lm_head"):
+        select(asked(ratio_by={"lm_head": 0.5}), spec)
+
+
+@pytest.mark.parametrize(
+    ("of_spec", "of_config", "why"),
+    [
+        ({"tied": True}, {}, "it is the embedding, too"),
+        ({"dtype": "BF16"}, {}, "it is stored in F32, and the matrices of the layers in BF16"),
+        ({}, {"recovery": {"enabled": True}}, "--refine and --recover train factors"),
+    ],
+)
+def test_a_head_that_cannot_be_cut_is_refused_with_the_reason(
+    spec: ModelSpec, of_spec: dict[str, Any], of_config: dict[str, Any], why: str
+) -> None:
+    config = asked(targets={"only": "*, lm_head"}, **of_config)
+    with pytest.raises(ConfigError, match=f"lm_head cannot be cut: {why}.*--targets"):
+        select(config, spec.model_copy(update=of_spec))
+
+
 def test_ratios_of_their_own(spec: ModelSpec) -> None:
     config = asked(ratio_by='{"mlp.*": 0.5, "layers.1": 0.1, "k_proj": 0}')
     left = select(config, spec)

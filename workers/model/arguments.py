@@ -1,0 +1,38 @@
+"""What a layer is called with beside its hidden states, and whether two such calls are the same."""
+
+import inspect
+import itertools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Call(NamedTuple):
+    """The arguments of a layer beside its hidden states, for one shape of a batch."""
+
+    positional: tuple[Any, ...]
+    named: dict[str, Any]
+
+
+def difference(call: Call, other: Call, layer: nn.Module) -> str:
+    """Return the name of an argument of a layer that differs; empty if none does."""
+    _, *known = inspect.signature(layer.forward).parameters  # after the hidden states
+    mine, theirs = (
+        dict(zip(itertools.chain(known, itertools.count()), one.positional, strict=False))
+        | one.named
+        for one in (call, other)
+    )
+    names = [name for name in mine if name not in theirs or not same(mine[name], theirs[name])]
+    return str(names[0]) if names else ""
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are equal, tensors and numbers within them too."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
+    if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+    return type(one) is type(other) and (not isinstance(one, (int, float, str)) or one == other)
