@@ -15,10 +15,12 @@ from pipeline.cli.report import report
 from pipeline.cli.tables.plan import plan_table
 from pipeline.cli.tables.run import check_table, run_table
 from pipeline.cli.tables.status import status_table
+from schemas.errors import ConfigError
 from schemas.request.adoption import AdoptionConfig
 from schemas.request.bench import BenchConfig
-from schemas.request.config import RunConfig
+from schemas.request.config import CompressionConfig, RunConfig
 from schemas.request.evaluation import EvaluationConfig
+from schemas.request.settings import settings
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.tasks import TaskReport
 from workers.process.logs import LOG_FORMAT, LogFormat, set_up_logging
@@ -30,6 +32,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _out = Console()
+_ANY_RATIO = (0.2,)
+# They do not choose what is cut.
+_NO_CHOICE = tuple(
+    setting.path
+    for setting in settings(CompressionConfig)
+    if setting.path != "ratio_by" and not setting.path.startswith("targets.")
+)
 # They change nothing of a plan.
 _NOT_PLANNED = ("run_dir", "calibration.text", "seed", "on_failure", "cluster.device")
 
@@ -76,22 +85,25 @@ def recover(request: AdoptionConfig, fresh: Fresh = False) -> None:
 
 
 @app.command()
+@asks(CompressionConfig, without=_NO_CHOICE, ratio=_ANY_RATIO)
 def architectures(
+    request: CompressionConfig,
     model: Annotated[
         str | None, typer.Option(help="A checkpoint or its config.json, instead of the list.")
     ] = None,
 ) -> None:
     """The kinds of models that are tested; of each what is cut, what shares an input, what stays.
 
-    Nothing is read but config.json.
+    Nothing is read but config.json. What --targets and the like choose is shown of a model.
     """
     from pipeline.cli.tables.architectures import architectures_table
     from workers.model.architectures import derive, derive_from
     from workers.model.kinds import TESTED
 
-    with exit_codes():
-        found = [derive_from(model)] if model else map(derive, TESTED)
-        _out.print(architectures_table(found))
+    if model is None and request != CompressionConfig(ratio=_ANY_RATIO):
+        raise ConfigError("a choice is of the matrices of one model; name it with --model")
+    found = map(derive, TESTED) if model is None else [derive_from(model, request)]
+    _out.print(architectures_table(found))
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """What is derived of a kind of model: what would be cut, what shares its input, what stays."""
 
 import json
+from collections import Counter
 from typing import NamedTuple
 
 from schemas.model.spec import ModelSpec
@@ -15,16 +16,17 @@ _EVERYTHING = CompressionConfig(ratio=(0.2,), targets=TargetsConfig(min_features
 
 
 class Architecture(NamedTuple):
-    """A kind of model. `path` is the name of its list of layers.
+    """A kind of model. `path` is the name of its list of `layers` layers.
 
-    `groups` are the paths of matrices that read one input, of any layer; `stays` are the modules of
-    layers whose parameters stay as they are, and parts of others.
+    `groups` are the paths of matrices that read one input, `stays` the modules of layers whose
+    parameters stay as they are, and parts of others; each with the number of its layers.
     """
 
     kind: str
     path: str
-    groups: tuple[tuple[str, ...], ...]
-    stays: tuple[str, ...]
+    layers: int
+    groups: dict[tuple[str, ...], int]
+    stays: dict[str, int]
 
 
 def derive(kind: str) -> Architecture:
@@ -33,10 +35,11 @@ def derive(kind: str) -> Architecture:
     return describe(select(_EVERYTHING, planned(config, kind, "F32")))
 
 
-def derive_from(model: str) -> Architecture:
-    """Describe a checkpoint (a folder, a config.json, a hub id or a URL) of any kind."""
-    spec = read_spec(model, None, dequantize=True)
-    return describe(select(CompressionConfig(ratio=(0.2,)), spec))
+def derive_from(model: str, config: CompressionConfig) -> Architecture:
+    """Describe what a configuration chooses of a checkpoint (a folder, a config.json, a hub id or a
+    URL) of any kind. Raises CheckpointError as `inspect` does, and ConfigError as `select` does.
+    """
+    return describe(select(config, read_spec(model, None, dequantize=True)))
 
 
 def describe(spec: ModelSpec) -> Architecture:
@@ -50,12 +53,14 @@ def describe(spec: ModelSpec) -> Architecture:
         for tensor in spec.tensors
         if tensor.layer is not None
     ]
-    stays = [name.partition(f".{layer}.")[2] for layer, name in owners if name not in cut]
+    stays = [(name.partition(f".{layer}.")[2], layer) for layer, name in owners if name not in cut]
     chosen = {matrix.name for matrix in spec.matrices}
-    stays += [m.path for parts in spec.linears for m in parts if m.name not in chosen]
+    stays += [(m.path, m.layer) for parts in spec.linears for m in parts if m.name not in chosen]
+    heads = [matrix for matrix in spec.matrices if matrix.is_head]  # in no layer
     return Architecture(
         kind=spec.model_type,
         path=spec.path,
-        groups=tuple(dict.fromkeys(map(tuple, groups.values()))),
-        stays=tuple(dict.fromkeys(name for name in stays if name)),
+        layers=spec.layers,
+        groups={**Counter(map(tuple, groups.values())), **{(m.path,): spec.layers for m in heads}},
+        stays=Counter(name for name, _ in dict.fromkeys(stays) if name),
     )

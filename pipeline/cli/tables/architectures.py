@@ -9,14 +9,19 @@ from workers.model.architectures import Architecture
 
 
 def architectures_table(found: Iterable[Architecture]) -> Table:
-    """A row a kind; a line for matrices that read one input."""
+    """A row a kind; a line for matrices that read one input. What is not in all layers says so."""
     table = Table(show_lines=True)
     for heading in ("kind, layers", "what is cut", "what stays"):
         table.add_column(heading, overflow="fold")
     for one in found:
-        cut = "\n".join(map(together, one.groups))
-        table.add_row(f"{one.kind}\n{one.path}", cut, ", ".join(one.stays))
+        cut = [together(paths) + _where(number, one) for paths, number in one.groups.items()]
+        stays = [name + _where(number, one) for name, number in one.stays.items()]
+        table.add_row(f"{one.kind}\n{one.path}", "\n".join(cut), ", ".join(stays))
     return table
+
+
+def _where(number: int, one: Architecture) -> str:
+    return f" ({number} of {one.layers} layers)" if number < one.layers else ""
 
 
 def together(paths: Sequence[str]) -> str:

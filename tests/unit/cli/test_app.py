@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,20 @@ def test_plan_counts_parameters(model: Path) -> None:
     assert plan["targeted_parameters"] == sum(
         kind["count"] * kind["out_features"] * kind["in_features"] for kind in kinds
     )
+
+
+def test_a_choice_is_shown_before_anything_is_cut(model: Path) -> None:
+    """Of what is not in all layers, the table says in how many; the head is in none."""
+    chosen = ("--targets", "o_proj,lm_head", "--ignore", "layers.0.*")
+    result = CliRunner().invoke(app, ["architectures", "--model", str(model), *chosen])
+    assert "self_attn: o_proj (1 of 2" in result.output
+    assert re.search(r"lm_head +│", result.output)
+    assert "self_attn.q_proj" in result.output
+
+
+def test_a_choice_is_of_one_model(caplog: pytest.LogCaptureFixture) -> None:
+    assert run("architectures", "--targets", "o_proj") == 2
+    assert "name it with --model" in caplog.text
 
 
 @pytest.mark.parametrize("command", ["verify", "status", "catalog", "report", "evaluate", "bench"])
