@@ -21,7 +21,6 @@ KINDS = """
     olmoe opt persimmon phi phi3 phimoe qwen2 qwen2_5_vl qwen2_moe qwen3 qwen3_5 qwen3_5_text
     qwen3_moe qwen3_next qwen3_vl seed_oss smollm3 stablelm starcoder2 xglm
 """.split()  # noqa: SIM905 (one name a line would hide the rest)
-TEXT_DEPENDENT = {"deepseek_v4": "input_ids"}  # by the argument that carries the text
 
 
 def model_class(kind: str) -> Any:
@@ -30,13 +29,17 @@ def model_class(kind: str) -> Any:
 
 
 @torch.no_grad()
-def tiny_causal_model(kind: str) -> Any:
-    """A model with random weights, always the same, in float32 on the CPU.
+def tiny_causal_model(kind: str, **fields: Any) -> Any:
+    """A model with random weights, always the same, in float32 on the CPU; `fields` are of its
+    configuration.
 
     Norms and biases are random, too, so that a test sees a model that forgets them.
     """
     torch.manual_seed(0)
-    model = model_class(kind)._from_config(tiny_config(kind), dtype=torch.float32).eval()
+    config = tiny_config(kind)
+    for name, value in fields.items():
+        setattr(config, name, value)
+    model = model_class(kind)._from_config(config, dtype=torch.float32).eval()
     for module in model.modules():
         if isinstance(module, (nn.Linear, Conv1D, nn.Embedding)):
             module.weight.normal_(std=0.2)

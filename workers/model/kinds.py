@@ -10,23 +10,24 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 TESTED = """
-    afmoe apertus arcee aria aria_text axk1 axk2 aya_vision bailing_hybrid beam biogpt bitnet
-    bloom codegen cohere cohere2 cohere2_moe cohere2_vision cosmos3_omni ctrl cwm deepseek_v2
-    deepseek_v3 deepseek_vl deepseek_vl_hybrid doge ernie4_5 ernie4_5_moe exaone4 exaone4_5
-    exaone_moe falcon falcon_mamba flex_olmo flint fuyu gemma gemma2 gemma3 gemma3_text glm
-    glm4 glm4_moe glm4_moe_lite glm4v glm_moe_dsa got_ocr2 gpt2 gpt_bigcode gpt_neox
-    gpt_neox_japanese gpt_oss gptj granite granite_swa granitemoe granitemoe_swa
-    granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax idefics2
-    inkling_text internlm3 internvl iquestcoder jais2 jamba janus kolibri1 kosmos-2.5 laguna
-    lfm2 lfm2_vl lfm3 lfm3_vl lighton_ocr llama llama4 llama4_text llava llava_next
-    llava_next_video llava_onevision mamba mellum mimo_v2_flash minicpm3 minicpm_ocr
-    minicpmv4_6 minicpmv4_7 minimax minimax_m2 minimax_m3_vl minimax_m3_vl_text ministral
-    ministral3 mistral mistral3 mistral4 mixtral moss_transcribe_diarize mpt muse_glimmer
-    nanochat nemotron nemotron_h olmo olmo2 olmo3 olmo_hybrid olmoe opt ovis2 paddleocr_vl
-    persimmon phi phi3 phimoe qianfan_ocr qwen2 qwen2_5_vl qwen2_moe qwen2_vl qwen3 qwen3_5
-    qwen3_5_moe qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next qwen3_vl qwen3_vl_moe
-    recurrent_gemma seed_oss smollm3 smolvlm solar_open stablelm starcoder2 step3p7
-    unlimited_ocr vaultgemma video_llama_3 video_llava vipllava xglm
+    afmoe apertus arcee aria aria_text axk1 axk2 aya_vision bailing_hybrid bamba beam biogpt
+    bitnet bloom codegen cohere cohere2 cohere2_moe cohere2_vision cosmos3_omni ctrl cwm
+    deepseek_v2 deepseek_v3 deepseek_vl deepseek_vl_hybrid doge ernie4_5 ernie4_5_moe
+    exaone4 exaone4_5 exaone_moe falcon falcon_mamba flex_olmo flint fuyu gemma gemma2
+    gemma3 gemma3_text glm glm4 glm4_moe glm4_moe_lite glm4v glm_moe_dsa got_ocr2 gpt2
+    gpt_bigcode gpt_neox gpt_neox_japanese gpt_oss gptj granite granite_swa granitemoe
+    granitemoe_swa granitemoehybrid granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe
+    hy_v3 hyperclovax idefics2 inkling_text internlm3 internvl iquestcoder jais2 jamba janus
+    kolibri1 kosmos-2.5 laguna lfm2 lfm2_vl lfm3 lfm3_vl lighton_ocr llama llama4
+    llama4_text llava llava_next llava_next_video llava_onevision mamba mellum mimo_v2_flash
+    minicpm3 minicpm_ocr minicpmv4_6 minicpmv4_7 minimax minimax_m2 minimax_m3_vl
+    minimax_m3_vl_text ministral ministral3 mistral mistral3 mistral4 mixtral
+    moss_transcribe_diarize mpt muse_glimmer nanochat nemotron nemotron_h olmo olmo2 olmo3
+    olmo_hybrid olmoe opt ovis2 paddleocr_vl persimmon phi phi3 phimoe qianfan_ocr qwen2
+    qwen2_5_vl qwen2_moe qwen2_vl qwen3 qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text
+    qwen3_moe qwen3_next qwen3_vl qwen3_vl_moe recurrent_gemma seed_oss smollm3 smolvlm
+    solar_open stablelm starcoder2 step3p7 unlimited_ocr vaultgemma video_llama_3
+    video_llava vipllava xglm
 """.split()  # noqa: SIM905 (one name a line would hide the rest)
 
 # Sizes by the names that families use; a configuration takes those that it knows.
@@ -36,9 +37,10 @@ _SIZES: dict[str, int] = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers"), 3),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads"), 4),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
-    **dict.fromkeys(("moe_num_experts", "mamba_num_heads", "mamba_dt_rank"), 4),
+    **dict.fromkeys(("moe_num_experts", "mamba_num_heads", "mamba_n_heads", "mamba_dt_rank"), 4),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 16),
     **dict.fromkeys(("shared_intermediate_size", "q_lora_rank", "mamba_head_dim"), 16),
+    **dict.fromkeys(("mamba_d_head", "global_head_dim"), 16),
     **dict.fromkeys(("head_dim", "kv_lora_rank", "qk_nope_head_dim", "v_head_dim"), 8),
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "sliding_window"), 8),
     **dict.fromkeys(("mamba_d_state", "ssm_state_size"), 8),
@@ -70,10 +72,15 @@ _SECTIONS = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1,
 _SPECIAL: dict[str, dict[str, Any]] = {
     # So that three layers have attention, too.
     "bailing_hybrid": {"layer_group_size": 2},
+    "bamba": {"attn_layer_indices": [1]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "qwen3_5_text": {"full_attention_interval": 2},
     "qwen3_5_moe_text": {"full_attention_interval": 2},
     "qwen3_next": {"full_attention_interval": 2},
+    "gemma4_text": {"hidden_size_per_layer_input": 0},  # as the larger models of this kind
+    # Inner layers are as wide as their heads together.
+    "falcon_h1": {"mamba_d_ssm": 64, "ssm_multipliers": [0.5, 1.5, 0.75, 1.25, 2.0]},
     "gpt_oss": {"intermediate_size": 64},  # a multiple of what MXFP4 scales together
     "glm4v_text": _SECTIONS,
     "paddleocr_vl_text": _SECTIONS,

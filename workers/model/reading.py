@@ -119,14 +119,16 @@ class Weights:
         for leaf, buffer in empty.items():
             unlikely = _unlikely(buffer.dtype)
             module._buffers[leaf] = torch.full_like(buffer, unlikely, device=self._device)
-        if empty:
-            self._model_of(name)._init_weights(module)
-        for leaf, buffer in empty.items():
-            if buffer.dtype != torch.bool and _is_all(module.get_buffer(leaf), buffer.dtype):
-                raise CheckpointError(
-                    f"model_type {self._model.config.model_type!r}: nothing gives buffer "
-                    f"{name}.{leaf} its values"
-                )
+        model = self._model_of(name)
+        for giver in (module, model):  # some models give those of all layers at once
+            if empty:
+                model._init_weights(giver)
+            empty = {leaf: b for leaf, b in empty.items() if _is_empty(module.get_buffer(leaf))}
+        for leaf in empty:
+            raise CheckpointError(
+                f"model_type {self._model.config.model_type!r}: nothing gives buffer "
+                f"{name}.{leaf} its values"
+            )
 
     def _model_of(self, name: str) -> Any:
         """Return the innermost model that a module is a part of: a decoder, say."""
@@ -139,10 +141,10 @@ def _unlikely(dtype: torch.dtype) -> float:
     return float("nan") if dtype.is_floating_point else 0 if dtype == torch.bool else -99
 
 
-def _is_all(tensor: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a tensor still has the unlikely value everywhere."""
-    still = tensor.isnan() if dtype.is_floating_point else tensor == _unlikely(dtype)
-    return tensor.numel() > 0 and bool(still.all())
+def _is_empty(tensor: Tensor) -> bool:
+    """Whether a tensor still has the unlikely value everywhere; of booleans nobody knows."""
+    still = tensor.isnan() if tensor.is_floating_point() else tensor == _unlikely(tensor.dtype)
+    return tensor.dtype != torch.bool and tensor.numel() > 0 and bool(still.all())
 
 
 class _Waiting:

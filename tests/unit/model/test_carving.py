@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaForCausalLM
+from transformers import Gemma4TextConfig, LlamaForCausalLM
 
 from schemas.errors import CheckpointError
-from tests.kinds import TEXT_DEPENDENT, tiny_causal_model
+from tests.kinds import tiny_causal_model
 from workers.checkpoint.config_file import read_config
 from workers.model.anatomy import describe
 from workers.model.carving import layer_list
@@ -21,14 +21,39 @@ from workers.model.layers import Decoder
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("kind", "argument"), TEXT_DEPENDENT.items())
-def test_what_depends_on_the_text_is_refused(kind: str, argument: str, tmp_path: Path) -> None:
-    tiny_causal_model(kind).save_pretrained(tmp_path)
+@pytest.mark.parametrize(
+    ("kind", "fields", "argument"),
+    [
+        ("deepseek_v4", {}, "input_ids"),
+        ("gemma4_text", {"hidden_size_per_layer_input": 8}, "per_layer_input"),
+    ],
+)
+def test_what_depends_on_the_text_is_refused(
+    kind: str, fields: dict[str, Any], argument: str, tmp_path: Path
+) -> None:
+    tiny_causal_model(kind, **fields).save_pretrained(tmp_path)
     carved = Decoder(tmp_path, inspect(tmp_path), torch.float32, CPU).part(range(3))
     with pytest.raises(
         CheckpointError, match=f"argument {argument} of layer 0 depends on the text"
     ):
         carved.calls(torch.Size((2, 12)))
+
+
+def test_what_layers_share_beside_hidden_states_is_refused() -> None:
+    """The last layers of the small models of gemma4 have no keys of their own."""
+    tiny = tiny_config("gemma4_text").to_dict()
+    config = Gemma4TextConfig(
+        **{name: tiny[name] for name in ("hidden_size", "num_attention_heads", "vocab_size")},
+        num_hidden_layers=4,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        num_kv_shared_layers=2,
+        hidden_size_per_layer_input=8,
+    )
+    content = json.loads(config.to_json_string(use_diff=False))
+    with pytest.raises(
+        CheckpointError, match=r"layer 2 reads what self_attn\.k_proj of layer 0 computes"
+    ):
+        planned(content, "config.json", "F32")
 
 
 def test_a_model_that_does_not_call_its_layers_is_refused() -> None:

@@ -50,22 +50,18 @@ def test_experts_of_which_one_is_missing_are_refused(folder: Path) -> None:
         Decoder(folder, inspect(folder), torch.float32, CPU).part(range(1, 2))
 
 
-def test_a_buffer_that_nothing_gives_its_values_is_refused(tmp_path: Path) -> None:
-    """falcon_h1 computes one when it is made, and transformers cannot compute it again."""
-    from transformers import FalconH1Config, FalconH1ForCausalLM
-
-    config = FalconH1Config(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        mamba_d_ssm=64,
-        mamba_n_heads=4,
-        mamba_d_head=16,
-        mamba_d_state=8,
-        vocab_size=128,
-    )
-    FalconH1ForCausalLM(config).save_pretrained(tmp_path)
+def test_a_buffer_that_the_whole_model_gives_its_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """falcon_h1 gives one to all of its layers at once; without that it is refused."""
+    model = tiny_causal_model("falcon_h1")
+    model.save_pretrained(tmp_path)
+    decoder = Decoder(tmp_path, inspect(tmp_path), torch.float32, CPU)
+    expected = model.model.layers[1].mamba.mup_vector
+    assert expected.unique().numel() > 1
+    found = decoder.part(range(1, 2)).layers[1].get_submodule("mamba").get_buffer("mup_vector")
+    assert torch.equal(found, expected)
+    monkeypatch.setattr(type(model), "_init_weights", lambda *_: None)
+    monkeypatch.setattr(type(model.model), "_init_weights", lambda *_: None)
     with pytest.raises(CheckpointError, match=r"nothing gives buffer .*mup_vector its values"):
-        Decoder(tmp_path, inspect(tmp_path), torch.float32, CPU).part(range(2))
+        decoder.part(range(2))
