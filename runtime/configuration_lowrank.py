@@ -8,6 +8,8 @@ A matrix is a linear layer of the base model, (out m, in n), named relative to i
 
     plain    W' = up down              up (m, k), down (k, n)
     pivoted  W' = [down; up down]      the rows taken in `order` (m,), up (m-k, k), down (k, n)
+    pivoted-columns
+             W' = [up, up down]        of the inputs in `order` (n,), up (m, k), down (k, n-k)
     dense    W' = dense                dense (m, n)
 
 Where the base holds several matrices as one (q, k and v), the entry has format 2, and says how many
@@ -32,9 +34,12 @@ from transformers import PreTrainedConfig
 
 FORMAT = 1
 SPLIT_FORMAT = 2  # where matrices are parts of those of the base
-ENCODINGS = ("plain", "pivoted", "dense")
+ENCODINGS = ("plain", "pivoted", "pivoted-columns", "dense")
 NEEDS_CODE = "low-rank factors, which load with trust_remote_code=True"
 BIASES = ("up.bias", "offset", "dense.bias")  # where each of them keeps the bias of the layer
+
+# By a word in the style of a plan: the factor that ranks share, and the encoding that they cannot.
+_SPLIT = {"colwise": ("up", "pivoted"), "rowwise": ("down", "pivoted-columns")}
 
 
 class Matrix(NamedTuple):
@@ -58,8 +63,9 @@ def tensor_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Names, relative to the matrix, and shapes of the tensors that store it.
 
-    All are floating point but the int64 `order`, by which output i is row order[i] of
-    [down; up down] x. A pivoted matrix of full row rank has no `up`.
+    All are floating point but the int64 `order`. Of a pivoted matrix, output i is row order[i] of
+    [down; up down] x; with full row rank it has no `up`. If columns are the pivots, `up` multiplies
+    x[order[:k]] + down x[order[k:]]; with full column rank it has no `down`.
     """
     m, n = out_features, in_features
     shapes: dict[str, tuple[int, ...]]
@@ -70,10 +76,14 @@ def tensor_shapes(
     elif encoding == "pivoted" and rank is not None and 1 <= rank <= min(m, n):
         up = {"up.weight": (m - rank, rank)} if rank < m else {}
         shapes = {"down.weight": (rank, n), **up, "order": (m,), "offset": (m,)}
+    elif encoding == "pivoted-columns" and rank is not None and 1 <= rank <= min(m, n):
+        down = {"down.weight": (rank, n - rank)} if rank < n else {}
+        shapes = {**down, "up.weight": (m, rank), "order": (n,), "up.bias": (m,)}
     else:
         raise ValueError(
             f"a matrix of shape ({m}, {n}) cannot have encoding {encoding!r} and rank {rank}; "
-            f"use plain or pivoted with a rank in 1..{min(m, n)}, or dense with rank None"
+            f"use plain, pivoted or pivoted-columns with a rank in 1..{min(m, n)}, "
+            "or dense with rank None"
         )
     return {name: s for name, s in shapes.items() if bias or not name.endswith(BIASES)}
 
@@ -107,23 +117,32 @@ def tensor_parallel_plan(
 
     The patterns may be of a part of the model that the names of `matrices` refer to.
     colwise splits the rows of `up` and rowwise the columns of `down`; the other factor, and a
-    matrix of another style, are replicated. A pivoted matrix mixes the attention heads, so one of
-    them empties the plan; so does one that is split, whose parts need not divide as the whole does.
+    matrix of another style, are replicated. A matrix whose pivots are on the side that is split
+    would mix what ranks hold, so one of them empties the plan; so does one whose parts are
+    matrices, which need not divide as the whole does.
     """
-    if split or any(matrix.encoding == "pivoted" for matrix in matrices.values()):
+    if split:
         return {}
     plan = dict(base_plan)
     for name, matrix in matrices.items():
-        parts = re.sub(r"\.\d+\.", ".*.", name).split(".")
-        ends = (".".join(parts[start:]) for start in range(len(parts)))
-        pattern = next((end for end in ends if end in base_plan), "")
+        pattern = plan_pattern(base_plan, name)
         style = base_plan.get(pattern, "")
         plan.pop(pattern, None)
-        if "colwise" not in style and "rowwise" not in style:
+        side = next((side for side in _SPLIT if side in style), None)
+        if side is None:
             continue
-        factor = "up" if "colwise" in style else "down"
+        factor, mixing = _SPLIT[side]
+        if matrix.encoding == mixing:
+            return {}
         plan[f"{pattern}.{'dense' if matrix.encoding == 'dense' else factor}"] = style
     return plan
+
+
+def plan_pattern(base_plan: Mapping[str, str], name: str) -> str:
+    """Return the pattern of a plan that a matrix falls under; "" if none does."""
+    parts = re.sub(r"\.\d+\.", ".*.", name).split(".")
+    ends = (".".join(parts[start:]) for start in range(len(parts)))
+    return next((end for end in ends if end in base_plan), "")
 
 
 class LowRankConfig(PreTrainedConfig):

@@ -43,7 +43,7 @@ class LowRankLinear(nn.Module):
                 rows, columns = shapes[f"{name}.weight"]
                 self.add_module(name, nn.Linear(columns, rows, bias=f"{name}.bias" in shapes))
         if "order" in shapes:
-            self.register_buffer("order", torch.arange(out_features))
+            self.register_buffer("order", torch.arange(*shapes["order"]))
         self.offset = nn.Parameter(torch.zeros(out_features)) if "offset" in shapes else None
 
     @property
@@ -59,6 +59,12 @@ class LowRankLinear(nn.Module):
             y = self.dense(x)
         elif self.encoding == "plain":
             y = self.up(self.down(x))
+        elif self.encoding == "pivoted-columns":
+            pivots, rest = self.order[: self.rank], self.order[self.rank :]
+            z = x.gather(-1, pivots.expand(*x.shape[:-1], -1))
+            if len(rest):
+                z = z + self.down(x.gather(-1, rest.expand(*x.shape[:-1], -1)))
+            y = self.up(z)
         else:
             z = self.down(x)
             rows = z if self.rank == self.out_features else torch.cat((z, self.up(z)), dim=-1)
@@ -160,3 +166,25 @@ class LowRankModel(PreTrainedModel):
         replace_linears(self, matrices, split)
         if _is_uneven(self, modules_of(matrices, split)):
             self._tp_plan = {}  # a plan names no layers, so it cannot say which ones are low-rank
+
+    @classmethod
+    def maybe_distribute_model(cls, model: Any, distributed_config: Any, mesh_manager: Any) -> Any:
+        """Shard a model over processes, as transformers does. Raises ValueError if they cannot
+        share its heads equally; ranks and other widths need not divide.
+        """
+        size = getattr(distributed_config, "tp_size", 1)
+        plan = (getattr(distributed_config, "tp_plan", None), model.tp_plan)
+        if any(
+            "attn" in n and s == "colwise"
+            for p in plan
+            if isinstance(p, dict)
+            for n, s in p.items()
+        ):
+            for name in ("num_attention_heads", "num_key_value_heads"):
+                heads = getattr(model.config.get_text_config(), name, None)
+                if isinstance(heads, int) and heads % size:
+                    raise ValueError(
+                        f"{name} is {heads}, which {size} processes cannot share equally; "
+                        f"use a tp_size that divides it"
+                    )
+        return super().maybe_distribute_model(model, distributed_config, mesh_manager)

@@ -72,11 +72,16 @@ def random_factors(matrix: Matrix, linear: nn.Linear) -> tuple[dict[str, Tensor]
     tensors = {name: torch.randn(shape) * 0.3 for name, shape in shapes.items()}
     if matrix.encoding == "dense":
         return tensors, tensors["dense.weight"]
+    if "order" in shapes:
+        tensors["order"] = torch.randperm(*shapes["order"])
+    if matrix.encoding == "pivoted-columns":
+        up = tensors["up.weight"]
+        product = up @ tensors["down.weight"] if "down.weight" in tensors else up[:, :0]
+        return tensors, torch.cat((up, product), dim=1)[:, tensors["order"].argsort()]
     down = tensors["down.weight"]
     product = tensors["up.weight"] @ down if "up.weight" in tensors else down[:0]
     if matrix.encoding == "plain":
         return tensors, product
-    tensors["order"] = torch.randperm(linear.out_features)
     return tensors, torch.cat((down, product))[tensors["order"]]
 
 

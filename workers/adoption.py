@@ -60,7 +60,9 @@ class DenseReader(TensorReader):
         return next(name for name in names if name in self._tensors)
 
     def _matrix(self, matrix: MatrixSpec) -> Tensor:
-        """Return W' (m, n) = up down, or the rows of [down; up down] in their order."""
+        """Return W' (m, n) = up down, or the rows of [down; up down], or the columns of
+        [up, up down], in their order.
+        """
         if f"{matrix.written}.dense.weight" in self._tensors:
             return super().read(f"{matrix.written}.dense.weight")
         up, down, order = (
@@ -69,6 +71,9 @@ class DenseReader(TensorReader):
             else None
             for tail in ("up.weight", "down.weight", "order")
         )
+        if order is not None and up is not None and len(up) == matrix.out_features:
+            columns = [up.float()] if down is None else [up.float(), up.float() @ down.float()]
+            return torch.cat(columns, dim=1)[:, order.argsort()].to(up.dtype)
         if down is None:
             raise KeyError(f"{matrix.written}.down.weight")
         rows = [] if up is None else [up.float() @ down.float()]

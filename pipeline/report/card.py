@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -11,6 +11,7 @@ from pipeline.report.generation import compared
 from pipeline.report.model_index import model_index
 from pipeline.report.recovery import way
 from pipeline.report.wording import figure, optimism
+from schemas.model.spec import Encoding
 from schemas.printable import printable
 from schemas.request.config import RunConfig
 from schemas.request.recovery import share_of
@@ -51,7 +52,7 @@ def write_card(
         recovery_text=_markdown(_texts(compression)),
         calibration=_markdown(Path(compression.calibration.text).name),
         text=None if evaluation is None else _markdown(Path(evaluation.text).name),
-        counts={kind: encodings.count(kind) for kind in ("pivoted", "plain", "dense")},
+        counts={kind: encodings.count(kind) for kind in get_args(Encoding)},
         notes=[(m.name, note) for m in compression.matrices for note in m.fallbacks],
         remarks=[(m.name, note) for m in compression.matrices for note in m.remarks],
     )

@@ -5,7 +5,7 @@ import hashlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -24,6 +24,7 @@ from pipeline.report.figures import (
 from pipeline.report.losses import layers, losses
 from pipeline.report.notes import notes_of
 from pipeline.report.recovery import recovery
+from schemas.model.spec import Encoding
 from schemas.printable import escaped, printable
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 from schemas.result.manifest import Compression
@@ -92,7 +93,7 @@ def render_report(
         before_after=_before_after(compression, evaluation),
         texts=generation.texts(evaluation),
         all_matrices=_all_matrices(matrices),
-        counts={kind: encodings.count(kind) for kind in ("pivoted", "plain", "dense")},
+        counts={kind: encodings.count(kind) for kind in get_args(Encoding)},
         notes=notes_of(compression, facts),
         command=_command(facts.command),
     )

@@ -8,7 +8,7 @@ from schemas.location import Location
 from schemas.model.dtypes import ITEM_BYTES
 
 Side = Literal["output", "input"]
-Encoding = Literal["pivoted", "plain", "dense"]
+Encoding = Literal["pivoted", "pivoted-columns", "plain", "dense"]
 Factors = Literal["pivoted", "plain"]
 
 
@@ -50,7 +50,8 @@ class MatrixSpec(Schema):
     `name` is relative to the base model: `layers.3.self_attn.q_proj`. Its `path` in the layer is
     self_attn.q_proj; `stored` is its name in the files, without the leaf. `reads` is equal for
     matrices of a layer that receive the same input. The files hold its transpose if `transposed`.
-    `share` is the fraction of the tokens that reach it.
+    `share` is the fraction of the tokens that reach it. `column_parallel` tells whether tensor
+    parallelism cuts its outputs across ranks, by the family's own plan.
 
     If the files hold several matrices as one (q, k and v), `split` is how many rows each has, and
     this is number `part` of them: layers.3.self_attn.qkv_proj.0.
@@ -65,6 +66,7 @@ class MatrixSpec(Schema):
     in_features: int
     bias: bool
     transposed: bool = False
+    column_parallel: bool = False
     share: float = 1.0
     split: tuple[int, ...] = ()
     part: int = 0

@@ -85,5 +85,5 @@ def stored_parameters(matrix: MatrixSpec, encoding: Encoding, rank: int | None) 
     """Parameters of a matrix as stored, without its bias and its row order."""
     if encoding == "dense" or rank is None:
         return matrix.size
-    factors: Factors = encoding
+    factors: Factors = "plain" if encoding == "plain" else "pivoted"
     return factor_parameters(factors, rank, matrix.out_features, matrix.in_features)

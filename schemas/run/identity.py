@@ -147,7 +147,8 @@ def identities(config: RunConfig, ground: Ground) -> Identities:
     bases = fingerprint([forward, backward, config.truncation, shrinkage])
     pivot_bound = config.numerics.pivot_bound if config.factors == "pivoted" else None
     fallback = _grid(config) if config.factors == "pivoted" else []  # to plain ones, on the grid
-    factors = fingerprint([bases, config.factors, pivot_bound, *fallback])
+    sides = ["pivots by sharding"] if config.factors == "pivoted" else []  # once all were rows
+    factors = fingerprint([bases, config.factors, pivot_bound, *sides, *fallback])
     if ground.adopted is not None and not config.calibrates:
         bases = factors = fingerprint([common, "adopted", ground.adopted])
     taught = recovery = None

@@ -38,7 +38,12 @@ RATIOS = {
     "qwen3": (0.2, 0.5),
 }
 PLOTS = ("layers", "ranks", "spectra", "losses", "stages")
-BIAS = {"dense": "dense.bias", "plain": "up.bias", "pivoted": "offset"}
+BIAS = {
+    "dense": "dense.bias",
+    "plain": "up.bias",
+    "pivoted": "offset",
+    "pivoted-columns": "up.bias",
+}
 ITEM_BYTES = {"F32": 4, "I64": 8}
 CHECKS = {
     "files and SHA-256",
@@ -155,6 +160,11 @@ def test_every_row_has_its_tensors(flow: Flow) -> None:
                     f"{owner}.down.weight": (k, n),
                     f"{owner}.up.weight": (m - k, k),
                     f"{owner}.order": (m,),
+                },
+                "pivoted-columns": {
+                    f"{owner}.down.weight": (k, n - k),
+                    f"{owner}.up.weight": (m, k),
+                    f"{owner}.order": (n,),
                 },
             }
             expected = encodings[row.encoding]

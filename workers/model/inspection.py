@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
+from runtime.configuration_lowrank import plan_pattern
 from schemas.errors import CheckpointError
 from schemas.location import Url
 from schemas.model.spec import DecoderSpec, MatrixSpec, ModelSpec, Role, TensorSpec
@@ -224,6 +226,7 @@ class _Model:
                 path = f"{self._anatomy.path}.{layer}.{linear.path}"
                 if (name := stored.get(f"{path}.weight")) is None:
                     continue
+                column_parallel = is_column_parallel(self.model, path)
                 for part, rows in enumerate(linear.split or (linear.out_features,)):
                     end = f".{part}" if linear.split else ""
                     found.append(
@@ -237,6 +240,7 @@ class _Model:
                             in_features=linear.in_features,
                             bias=linear.bias,
                             transposed=linear.transposed,
+                            column_parallel=column_parallel,
                             split=linear.split,
                             part=part,
                         )
@@ -264,6 +268,12 @@ class _Model:
             in_features=head.in_features,
             bias=head.bias is not None,
         )
+
+
+def is_column_parallel(model: PreTrainedModel, path: str) -> bool:
+    """Whether tensor parallelism cuts the outputs of a linear layer, by the plan of its family."""
+    plan = model.config.get_text_config(decoder=True).base_model_tp_plan or {}
+    return "colwise" in plan.get(plan_pattern(plan, path), "")
 
 
 def _ends(linears: tuple[Linear, ...]) -> tuple[str, ...]:

@@ -1,7 +1,11 @@
-"""How the factors of a matrix are stored: plain or pivoted, in the dtype of the checkpoint."""
+"""How the factors of a matrix are stored: plain or pivoted, in the dtype of the checkpoint.
+
+The pivots of a column-parallel matrix are columns: then ranks can share out the rows of `up`.
+Those of all others are rows, and ranks can share out the columns of `down`.
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -33,29 +37,69 @@ def encode(
     """Encode W (m, n) at a rank in `dtype`; pivoted if asked for and well-conditioned."""
     a, b = basis.factors(weight, rank)
     if config.factors == "plain":
-        return _plain(a, b, dtype, ())
-    pivoted = pivot(a, b)
+        return plain_factors(a, b, dtype)
+    stored = pivoted_factors(a, b, dtype, loss.matrix.column_parallel)
     bound = config.numerics.pivot_bound
-    if pivoted.magnitude > bound:
-        lower = _as_small(loss, rank)
-        note = (
-            f"pivoted at rank {rank} has max|T| = {pivoted.magnitude:.3g} > {bound:g}: "
-            f"plain factors at rank {lower} used, within the same parameters"
-        )
-        return _plain(*basis.factors(weight, lower), dtype, (note,))
-    magnitude = pivoted.magnitude
-    tensors = {
-        "down.weight": pivoted.rows.to(dtype),
-        "up.weight": pivoted.interpolation.to(dtype),
-        "order": pivoted.order,
-    }
-    del pivoted
-    written = partial(_rows_with_identity, tensors["up.weight"])
-    order = tensors["order"].argsort()
-    rounding = _relative_error(
-        written, tensors["down.weight"], lambda rows: a[order[rows]], b, len(a)
+    if stored.interpolation_max is None or stored.interpolation_max <= bound:
+        return stored
+    lower = _as_small(loss, rank)
+    note = (
+        f"pivoted at rank {rank} has max|T| = {stored.interpolation_max:.3g} > {bound:g}: "
+        f"plain factors at rank {lower} used, within the same parameters"
     )
-    return Stored("pivoted", rank, tensors, rounding, magnitude, ())
+    return plain_factors(*basis.factors(weight, lower), dtype)._replace(fallbacks=(note,))
+
+
+def plain_factors(a: Tensor, b: Tensor, dtype: torch.dtype) -> Stored:
+    """Store A (m, k) and B (k, n), in float64, as they are."""
+    tensors = {"down.weight": b.to(dtype), "up.weight": a.to(dtype)}
+    up = tensors["up.weight"]
+    rounding = _relative_error(
+        lambda rows: up[rows].double(), tensors["down.weight"], lambda rows: a[rows], b, len(a)
+    )
+    return Stored("plain", a.shape[1], tensors, rounding, None, ())
+
+
+def pivoted_factors(a: Tensor, b: Tensor, dtype: torch.dtype, columns: bool) -> Stored:
+    """Store A (m, k) B (k, n), in float64, by k of its rows; or by k of its columns, which are the
+    rows of its transpose B^T A^T.
+    """
+    left, right = (b.T, a.T) if columns else (a, b)
+    pivoted = pivot(left, right)
+    magnitude, order = pivoted.magnitude, pivoted.order
+    rows, interpolation = pivoted.rows.to(dtype), pivoted.interpolation.to(dtype)
+    del pivoted
+    inverse = order.argsort()
+    rounding = _relative_error(
+        partial(_rows_with_identity, interpolation),
+        rows,
+        lambda at: left[inverse[at]],
+        right,
+        len(left),
+    )
+    tensors = {"down.weight": rows, "up.weight": interpolation, "order": order}
+    if columns:
+        down, up = interpolation.T.contiguous(), rows.T.contiguous()
+        tensors = {"down.weight": down, "up.weight": up, "order": inverse}
+    encoding: Encoding = "pivoted-columns" if columns else "pivoted"
+    return Stored(encoding, a.shape[1], tensors, rounding, magnitude, ())
+
+
+def factors_of(encoding: str, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return A (m, k) and B (k, n), in float64, of W' = A B that `tensors` store."""
+    found = {name: tensor.double() for name, tensor in tensors.items() if name != "order"}
+    up, down = found.get("up.weight"), found.get("down.weight")
+    if encoding == "pivoted-columns" and up is not None:
+        identity = torch.eye(up.shape[1]).to(up)
+        spanning = identity if down is None else torch.cat([identity, down], dim=1)
+        return up, spanning[:, tensors["order"].argsort()]
+    if encoding == "pivoted" and down is not None:
+        identity = torch.eye(len(down)).to(down)
+        spanning = identity if up is None else torch.cat([identity, up])
+        return spanning[tensors["order"]], down
+    if up is None or down is None:
+        raise ValueError(f"{sorted(tensors)} are no {encoding} factors")
+    return up, down
 
 
 def _as_small(loss: MatrixLoss, rank: int) -> int:
@@ -68,15 +112,6 @@ def _as_small(loss: MatrixLoss, rank: int) -> int:
         if cost(loss.matrix, "plain", lower) <= budget:
             break
     return lower
-
-
-def _plain(a: Tensor, b: Tensor, dtype: torch.dtype, fallbacks: tuple[str, ...]) -> Stored:
-    tensors = {"down.weight": b.to(dtype), "up.weight": a.to(dtype)}
-    up = tensors["up.weight"]
-    rounding = _relative_error(
-        lambda rows: up[rows].double(), tensors["down.weight"], lambda rows: a[rows], b, len(a)
-    )
-    return Stored("plain", a.shape[1], tensors, rounding, None, fallbacks)
 
 
 def _rows_with_identity(interpolation: Tensor, rows: slice) -> Tensor:

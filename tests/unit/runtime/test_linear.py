@@ -21,6 +21,8 @@ from tests.low_rank import random_factors
         Matrix("plain", 5),
         Matrix("pivoted", 1),
         Matrix("pivoted", 5),
+        Matrix("pivoted-columns", 1),
+        Matrix("pivoted-columns", 5),
         Matrix("dense", None),
     ],
 )
@@ -41,7 +43,15 @@ def test_linear_is_the_matrix_it_stores(matrix: Matrix, bias: bool, shape: tuple
 
 
 @pytest.mark.parametrize(
-    ("encoding", "rank"), [("plain", None), ("pivoted", 6), ("plain", 0), ("dense", 3), ("csr", 3)]
+    ("encoding", "rank"),
+    [
+        ("plain", None),
+        ("pivoted", 6),
+        ("pivoted-columns", 6),
+        ("plain", 0),
+        ("dense", 3),
+        ("csr", 3),
+    ],
 )
 def test_impossible_matrix_is_refused(encoding: str, rank: int | None) -> None:
     with pytest.raises(ValueError, match=r"shape \(7, 5\) cannot have encoding .* use "):
@@ -50,11 +60,12 @@ def test_impossible_matrix_is_refused(encoding: str, rank: int | None) -> None:
 
 @pytest.mark.parametrize("tokens", [(), (1,), (2, 3)])
 @pytest.mark.parametrize("rank", [3, 5])
+@pytest.mark.parametrize("encoding", ["pivoted", "pivoted-columns"])
 def test_a_pivoted_linear_has_the_gradients_of_what_it_computes(
-    rank: int, tokens: tuple[int, ...]
+    encoding: str, rank: int, tokens: tuple[int, ...]
 ) -> None:
-    layer = LowRankLinear(Matrix("pivoted", rank), 5, 7, bias=True).double()
-    tensors, _ = random_factors(Matrix("pivoted", rank), nn.Linear(7, 5))
+    layer = LowRankLinear(Matrix(encoding, rank), 5, 7, bias=True).double()
+    tensors, _ = random_factors(Matrix(encoding, rank), nn.Linear(7, 5))
     layer.load_state_dict(tensors)
     x = torch.randn(*tokens, 7, dtype=torch.float64, requires_grad=True)
     names, parameters = zip(*layer.named_parameters(), strict=True)
@@ -103,7 +114,7 @@ def _hooked(child: nn.Linear) -> nn.Module:
 
 
 @pytest.mark.parametrize("change", [_adapted, _quantised, _hooked])
-@pytest.mark.parametrize("encoding", ["plain", "pivoted"])
+@pytest.mark.parametrize("encoding", ["plain", "pivoted", "pivoted-columns"])
 def test_children_that_others_change_take_effect(
     encoding: str, change: Callable[[nn.Linear], nn.Module]
 ) -> None:
@@ -111,7 +122,12 @@ def test_children_that_others_change_take_effect(
     tensors, _ = random_factors(Matrix(encoding, 3), nn.Linear(7, 6, bias=False))
     layer.load_state_dict(tensors)
     x = torch.randn(4, 7)
-    z = x @ tensors["down.weight"].T + x.sum(-1, keepdim=True)
+    read = x
+    if encoding == "pivoted-columns":
+        pivots, read = x[:, tensors["order"][:3]], x[:, tensors["order"][3:]]
+    z = read @ tensors["down.weight"].T + read.sum(-1, keepdim=True)
+    if encoding == "pivoted-columns":
+        z = pivots + z
     y = z @ tensors["up.weight"].T + z.sum(-1, keepdim=True)
     if encoding == "pivoted":
         y = torch.cat((z, y), -1)[:, tensors["order"]]

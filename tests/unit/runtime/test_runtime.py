@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from runtime.configuration_lowrank import (
     ENCODINGS,
@@ -148,7 +149,11 @@ def test_tensor_parallel_plan_moves_styles_to_the_factors(
         "layers.*.o_proj.down": "rowwise",
         "layers.*.q_norm": "other",
     }
-    assert tensor_parallel_plan(base, matrices | {"layers.1.o_proj": Matrix("pivoted", 4)}) == {}
+    rows, columns = Matrix("pivoted", 4), Matrix("pivoted-columns", 4)
+    pivoted = {"layers.0.q_proj": columns, "layers.0.o_proj": rows, "layers.0.other": rows}
+    assert tensor_parallel_plan(base, matrices | pivoted) == tensor_parallel_plan(base, matrices)
+    assert tensor_parallel_plan(base, matrices | {"layers.1.o_proj": columns}) == {}
+    assert tensor_parallel_plan(base, matrices | {"layers.1.q_proj": rows}) == {}
     assert checkpoints["llama"].load().tp_plan == {"lm_head": "colwise_gather_output"}
     plan = make_checkpoint(tmp_path / "c", "llama", ("plain",)).load().tp_plan
     assert plan["model.layers.*.self_attn.q_proj.up"] == "colwise"
@@ -233,45 +238,67 @@ def test_plain_transformers_loads_it(checkpoints: dict[str, Checkpoint], tmp_pat
     run_clean(CLEAN, *(c.folder for c in checkpoints.values()), home=tmp_path)
 
 
+COLUMNS, ROWS = "pivoted-columns", "pivoted"
+SHARDED = {  # q, k, v, o, gate, up, down
+    "plain": ("plain",),
+    "pivoted": (COLUMNS, COLUMNS, COLUMNS, ROWS, COLUMNS, COLUMNS, ROWS),
+    "mixed": (COLUMNS, "plain", "dense", ROWS, "plain", COLUMNS, "plain"),
+}
 PARALLEL = """
 import os, sys
-path, rank = sys.argv[1], int(sys.argv[2])
-os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", HF_HOME=f"{path}.{rank}")
+store, rank, *paths = sys.argv[1:]
+os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", HF_HOME=f"{store}.{rank}")
 
 import torch
 import torch.distributed
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from transformers.distributed import DistributedConfig
+from transformers.distributed.configuration_utils import DistributedConfig
 
 torch.set_num_threads(1)
 torch.distributed.init_process_group(
-    "gloo", init_method=f"file://{path}.store", rank=rank, world_size=2
+    "gloo", init_method=f"file://{store}", rank=int(rank), world_size=2
 )
-model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
-# The two halves of from_pretrained(distributed_config=...), which itself requires accelerate.
-config, _, mesh = model.prepare_distribute_model(DistributedConfig(tp_size=2, tp_plan="auto"))
-model = model.maybe_distribute_model(model, config, mesh)
-layer = model.model.layers[0]
-assert layer.self_attn.q_proj.up.weight.to_local().shape == (16, 12)
-assert layer.mlp.down_proj.down.weight.to_local().shape == (12, 24)
-expected = load_file(f"{path}.expected")
-with torch.no_grad():
-    logits = model(expected["input_ids"], attention_mask=expected["attention_mask"]).logits
-torch.testing.assert_close(logits, expected["logits"], atol=1e-5, rtol=1e-5)
+shared = DistributedConfig(tp_size=2, tp_plan="auto")
+for path in paths:
+    model = AutoModelForCausalLM.from_pretrained(
+        path, trust_remote_code=True, distributed_config=shared
+    )
+    layer = model.model.layers[0]
+    assert layer.self_attn.q_proj.up.weight.to_local().shape == (16, 12)
+    assert layer.mlp.down_proj.down.weight.to_local().shape == (12, 24)
+    expected = load_file(f"{path}.expected")
+    ids, mask = expected["input_ids"], expected["attention_mask"]
+    with torch.no_grad():
+        logits = model(ids, attention_mask=mask).logits
+    torch.testing.assert_close(logits, expected["logits"], atol=5e-5, rtol=1e-5)
+    assert torch.equal(model.generate(ids, attention_mask=mask, **GREEDY), expected["tokens"])
 torch.distributed.barrier()
 os._exit(0)  # gloo's threads can abort an interpreter that shuts down around them
-"""
+""".replace("**GREEDY", f"**{GREEDY}")
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_plain_model(tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(tmp_path / "plain", "qwen2", ("plain",))
-    save_file({"logits": checkpoint.logits, **PROMPTS}, f"{checkpoint.folder}.expected")
+def test_two_processes_share_a_model(tmp_path: Path) -> None:
+    folders = []
+    for name, encodings in SHARDED.items():
+        checkpoint = make_checkpoint(tmp_path / name, "qwen2", encodings)
+        expected = {"logits": checkpoint.logits, "tokens": checkpoint.tokens, **PROMPTS}
+        save_file(expected, f"{checkpoint.folder}.expected")
+        folders.append(checkpoint.folder)
 
     with ThreadPoolExecutor(2) as ranks:
         for done in [
-            ranks.submit(run_clean, PARALLEL, checkpoint.folder, rank, home=tmp_path)
+            ranks.submit(run_clean, PARALLEL, tmp_path / "store", rank, *folders, home=tmp_path)
             for rank in range(2)
         ]:
             done.result()
+
+
+def test_heads_that_processes_cannot_share_are_refused(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "c", "llama", SHARDED["pivoted"]).load()
+    with pytest.raises(ValueError, match=r"num_attention_heads is 4, which 3 processes cannot"):
+        model.maybe_distribute_model(model, DistributedConfig(tp_size=3), None)
+    with pytest.raises(ValueError, match=r"num_key_value_heads is 2, which 4 processes cannot"):
+        model.maybe_distribute_model(model, DistributedConfig(tp_size=4), None)
+    assert model.maybe_distribute_model(model, DistributedConfig(tp_size=2), None) is model

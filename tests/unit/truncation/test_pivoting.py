@@ -2,12 +2,14 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from runtime.configuration_lowrank import Matrix
+from runtime.configuration_lowrank import Matrix, tensor_shapes
 from runtime.modeling_lowrank import LowRankLinear
-from schemas.model.spec import factor_parameters
+from schemas.model.spec import Encoding, factor_parameters
 from tests.layers import gaussian, relative
+from tests.low_rank import random_factors
+from workers.truncation.encoding import factors_of, pivoted_factors
 from workers.truncation.pivoting import Pivoted, pivot
 
 SHAPES = [
@@ -76,6 +78,39 @@ def test_the_shipped_layer_computes_it(m: int, n: int, k: int, bias: bool) -> No
     expected = x @ (a @ b).T + (offset if bias else 0.0)
     with torch.no_grad():
         assert relative(module(x), expected) < EXACT
+
+
+@pytest.mark.parametrize(("m", "n", "k"), STORABLE)
+def test_what_is_pivoted_by_columns_is_the_same_matrix_of_the_same_size(
+    m: int, n: int, k: int
+) -> None:
+    a, b = factors(m, n, k)
+    stored = pivoted_factors(a, b, torch.float64, columns=True)
+    shapes = tensor_shapes("pivoted-columns", k, m, n, bias=False)
+    assert {name: tuple(stored.tensors[name].shape) for name in shapes} == shapes
+    sizes = [stored.tensors[name].numel() for name in shapes if name != "order"]
+    assert sum(sizes) == factor_parameters("pivoted", k, m, n)
+    pivots = stored.tensors["order"][:k]
+    torch.testing.assert_close(stored.tensors["up.weight"], (a @ b)[:, pivots])
+
+    module = LowRankLinear(Matrix(stored.encoding, k), m, n, bias=False).double()
+    module.load_state_dict({name: stored.tensors[name] for name in shapes})
+    x = gaussian(4, 5, n)
+    with torch.no_grad():
+        assert relative(module(x), x @ (a @ b).T) < EXACT
+    assert stored.rounding < EXACT
+
+
+@pytest.mark.parametrize(("m", "n", "k"), STORABLE)
+@pytest.mark.parametrize("encoding", ["plain", "pivoted", "pivoted-columns"])
+def test_factors_of_what_is_stored_are_of_what_the_layer_computes(
+    encoding: Encoding, m: int, n: int, k: int
+) -> None:
+    matrix, linear = Matrix(encoding, k), nn.Linear(n, m, bias=False)
+    tensors, weight = random_factors(matrix, linear)
+    a, b = factors_of(encoding, tensors)
+    assert (a.shape, b.shape) == ((m, k), (k, n))
+    torch.testing.assert_close((a @ b).float(), weight, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("k", [1, 5, 29])

@@ -12,10 +12,19 @@ from workers.checkpoint.tensors import TensorReader
 from workers.model.layers import Decoder
 
 
-@pytest.mark.parametrize("factors", ["plain", "pivoted"])
+@pytest.mark.parametrize(
+    ("kind", "factors"),
+    [
+        ("gpt2", "plain"),  # parts of one matrix, transposed, with biases
+        ("gpt2", "pivoted"),
+        ("llama", "pivoted"),  # by rows and by columns
+    ],
+)
 @torch.no_grad()
-def test_the_dense_model_is_what_the_checkpoint_computes(factors: Factors, tmp_path: Path) -> None:
-    subject = Subject("gpt2", tmp_path)  # parts of one matrix, transposed, with biases
+def test_the_dense_model_is_what_the_checkpoint_computes(
+    kind: str, factors: Factors, tmp_path: Path
+) -> None:
+    subject = Subject(kind, tmp_path)
     cut = tuple(m for m in subject.spec.matrices if m.path != "attn.c_attn.1")
     subject.spec = subject.spec.model_copy(update={"matrices": cut})
     folder, _ = subject.compressed(factors, 0.3)
