@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.bench import bench
 from pipeline.compress import compress
 from pipeline.evaluate import evaluate
+from pipeline.export import export
 from pipeline.recover import recover
 from pipeline.tasks import evaluate_tasks
 from schemas.errors import CompressorError, InputError, RunError
@@ -18,6 +19,7 @@ from schemas.request.adoption import AdoptionConfig
 from schemas.request.bench import BenchConfig
 from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig, TasksConfig
+from schemas.request.export import ExportConfig
 from schemas.request.groups import (
     CalibrationConfig,
     ClusterConfig,
@@ -30,6 +32,7 @@ from schemas.request.groups import (
 from schemas.request.recovery import RecoveryConfig, RefinementConfig
 from schemas.result.bench import BenchReport
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
+from schemas.result.export import Exported
 from schemas.result.manifest import Compression, OutputResult, RunResult
 from schemas.result.tasks import TaskReport
 from workers.checkpoint.fetching import resolve
@@ -46,6 +49,8 @@ __all__ = [
     "EvaluationConfig",
     "EvaluationReport",
     "EvaluationTextConfig",
+    "ExportConfig",
+    "Exported",
     "InputError",
     "Loaded",
     "ModelEvaluation",
@@ -63,6 +68,7 @@ __all__ = [
     "compress",
     "evaluate",
     "evaluate_tasks",
+    "export",
     "load",
     "recover",
 ]

@@ -6,6 +6,7 @@ from schemas.request.adoption import AdoptionConfig
 from schemas.request.bench import BenchConfig
 from schemas.request.config import CompressionConfig, RunConfig
 from schemas.request.evaluation import EvaluationConfig
+from schemas.request.export import ExportConfig
 from schemas.request.nightly import NightlyConfig
 from schemas.request.settings import settings
 
@@ -30,6 +31,7 @@ SECTIONS: dict[str, tuple[type[BaseModel], str]] = {
     "svdllm nightly": (NightlyConfig, "Beside those of compress from `ratio` on:"),
     "svdllm evaluate": (EvaluationConfig, "`checkpoint` is the argument of the command."),
     "svdllm bench": (BenchConfig, "`checkpoint` is the argument of the command."),
+    "svdllm export": (ExportConfig, "`checkpoint` is the argument of the command."),
 }
 COMMON = {
     "svdllm nightly": {setting.path for setting in settings(CompressionConfig)},

@@ -20,6 +20,7 @@ from schemas.request.adoption import AdoptionConfig
 from schemas.request.bench import BenchConfig
 from schemas.request.config import CompressionConfig, RunConfig
 from schemas.request.evaluation import EvaluationConfig
+from schemas.request.export import ExportConfig
 from schemas.request.settings import settings
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.tasks import TaskReport
@@ -183,6 +184,16 @@ def bench(
     _out.print(bench_table(report))
     if json:
         json.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+@app.command()
+@asks(ExportConfig)
+def export(request: ExportConfig) -> None:
+    """Store a finished checkpoint in another form: other factors, or matrices whole again."""
+    from pipeline.cli.tables.export import export_table
+    from pipeline.export import export as run
+
+    _out.print(export_table(run(request)))
 
 
 @app.command()

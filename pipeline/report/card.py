@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from pipeline.report.generation import compared
 from pipeline.report.model_index import model_index
@@ -34,14 +34,8 @@ def write_card(
 ) -> None:
     """Write README.md with front matter: base_model, licence and library."""
     encodings = [matrix.encoding for matrix in compression.matrices]
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True
-    )
-    text = environment.get_template("card.md.j2").render(
-        front=yaml.safe_dump(
-            front_matter(base, config) | _figures(config, compression, evaluation),
-            sort_keys=False,
-        ).strip(),
+    text = _template("card.md.j2").render(
+        front=_front(front_matter(base, config) | _figures(config, compression, evaluation)),
         name=_markdown(Path(config.model).name),
         c=compression,
         e=evaluation,
@@ -57,6 +51,37 @@ def write_card(
         remarks=[(m.name, note) for m in compression.matrices for note in m.remarks],
     )
     write_text(folder / CARD, text)
+
+
+def write_dense_card(
+    folder: Path,
+    source: Path,
+    config: RunConfig,
+    compression: Compression,
+    parameters: int,
+    nbytes: int,
+) -> None:
+    """Write README.md of a checkpoint whose matrices are whole again; `source` has the card of the
+    compressed one, `config` names the base.
+    """
+    text = _template("dense.md.j2").render(
+        front=_front(front_matter(source, config)),
+        name=_markdown(Path(config.model).name),
+        c=compression,
+        parameters=parameters,
+        nbytes=nbytes,
+    )
+    write_text(folder / CARD, text)
+
+
+def _template(name: str) -> Template:
+    loader = FileSystemLoader(_TEMPLATES)
+    environment = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
+    return environment.get_template(name)
+
+
+def _front(entries: dict[str, Any]) -> str:
+    return yaml.safe_dump(entries, sort_keys=False).strip()
 
 
 def _texts(compression: Compression) -> str:

@@ -44,7 +44,7 @@ def adopting(request: AdoptionConfig) -> RunConfig:
     Raises CheckpointError if it is not a finished checkpoint of this program, ConfigError if its
     store does not answer.
     """
-    there = _read(request.checkpoint).compression
+    there = read_finished(request.checkpoint).compression
     cut = there.method.get
     recovery = request.recovery
     if not request.refinement.enabled:
@@ -88,7 +88,7 @@ def adopt(
     A base in an object store has identities of its own: if the checkpoint was made from a copy in
     another place, config.json alone is compared. Raises CheckpointError or ConfigError.
     """
-    found = _read(place)
+    found = read_finished(place)
     made_from = found.manifest.base_files
     wrong = [
         name
@@ -100,12 +100,15 @@ def adopt(
             f"base {config.model}: {place} was made from another one ({', '.join(wrong[:3])} "
             f"differs); name that one with --base, it was {found.compression.model}"
         )
-    _require_files(place, found.manifest)
+    require_files(place, found.manifest)
     _require_matrices(place, config, spec, found.compression)
     return found
 
 
-def _read(place: Location) -> Adopted:
+def read_finished(place: Location) -> Adopted:
+    """Return the description of a finished checkpoint. Raises CheckpointError if it is none,
+    ConfigError if its store does not answer.
+    """
     try:
         found = Adopted(read_manifest(place), read_compression(place))
         if not exists(place / SUCCESS):
@@ -126,7 +129,7 @@ def _differ(one: str | None, other: str | None) -> bool:
     return one != other
 
 
-def _require_files(place: Location, manifest: Manifest) -> None:
+def require_files(place: Location, manifest: Manifest) -> None:
     """Raises CheckpointError if a file that is read is not as its manifest says."""
     try:
         with at_hand(place) as (folder, stored):

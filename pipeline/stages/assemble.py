@@ -70,10 +70,7 @@ def write_around(
 
     `split` is how many rows each part has of the linear layers that are cut in parts.
     """
-    for pattern in _COPIED:
-        for source in base.glob(pattern):
-            if source.is_file():
-                copy(source, folder / source.name)
+    copy_beside(folder, base)
     where = str(base / CONFIG)
     config = unquantised(read_config(base), where, dequantize=True)
     names = family(config, where)
@@ -88,12 +85,25 @@ def write_around(
             for name, result in results.items()
         },
     }
-    _write_json(folder / CONFIG, guarded(config))
+    write_json(folder / CONFIG, guarded(config))
+    write_index(folder, files)
+
+
+def copy_beside(folder: Path, source: Path) -> None:
+    """Copy tokenizer files, settings of generation and licences of a checkpoint, byte for byte."""
+    for pattern in _COPIED:
+        for path in source.glob(pattern):
+            if path.is_file():
+                copy(path, folder / path.name)
+
+
+def write_index(folder: Path, files: list[OutputFile]) -> None:
+    """Write which weight file holds each tensor, if there are several."""
     if len(files) > 1:
         weight_map = {tensor.name: file.name for file in files for tensor in file.tensors}
         size = sum(tensor.nbytes for file in files for tensor in file.tensors)
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        _write_json(folder / INDEX, index)
+        write_json(folder / INDEX, index)
 
 
 def describe(output: Output) -> Compression:
@@ -190,7 +200,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file as people read it."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -8,7 +8,7 @@ from runtime.configuration_lowrank import BIASES, tensor_shapes
 from schemas.model.dtypes import ITEM_BYTES
 from schemas.model.spec import MatrixSpec, ModelSpec, TensorSpec
 from schemas.result.output import FactorSource, MatrixResult, OutputFile, OutputTensor
-from workers.checkpoint.names import WEIGHTS
+from workers.checkpoint.names import weight_file
 
 _FILE_BYTES = 5 * 10**9
 
@@ -42,12 +42,9 @@ def plan_parts(spec: ModelSpec, parameters: dict[str, int]) -> list[Part]:
             room = _FILE_BYTES
         groups[-1].append(tensor)
         room -= size
-    names = [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
-    if len(groups) == 1:
-        names = [WEIGHTS]
     return [
         Part(
-            name,
+            weight_file(at, len(groups)),
             tuple(group),
             frozenset(
                 matrix.name
@@ -56,7 +53,7 @@ def plan_parts(spec: ModelSpec, parameters: dict[str, int]) -> list[Part]:
                 if matrix.name in parameters
             ),
         )
-        for name, group in zip(names, groups, strict=True)
+        for at, group in enumerate(groups)
     ]
 
 

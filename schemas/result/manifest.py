@@ -48,7 +48,8 @@ class Compression(Schema):
     matrices are before `recovery`, if there was one. `adopted` is the identity of the checkpoint
     whose factors it began with, if they were not cut by this run, or that it has cut further: then
     `cut_before` are the ratios of the rounds before this one, and losses and `nats` are those of
-    this cut alone. `earlier` are the recoveries that had trained that checkpoint.
+    this cut alone. `earlier` are the recoveries that had trained that checkpoint. `exported` is the
+    identity of the checkpoint that this one stores in another form; `rounding` then covers both.
     """
 
     model: str
@@ -79,6 +80,7 @@ class Compression(Schema):
     adopted: str | None = None
     cut_before: tuple[float, ...] = ()
     earlier: tuple[RecoveryResult, ...] = ()
+    exported: str | None = None
     matrices: tuple[MatrixResult, ...]
 
 

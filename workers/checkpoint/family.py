@@ -22,6 +22,8 @@ LOW_RANK = "low_rank"  # an entry that only compressed checkpoints have
 PREFIX = "LowRank"  # of the names of their classes
 MODULE = "modeling_family"  # the file of a checkpoint that names the classes of its family
 
+_OF_LOW_RANK = (LOW_RANK, "auto_map", "transformers_weights")
+
 _SIZE = re.compile(
     r"hidden_size|vocab_size|intermediate_size|head_dim|num_hidden_layers|num_\w*heads|"
     r"n_layers?|n_embd|n_heads?|n_inner|d_model"
@@ -106,6 +108,17 @@ def family(config: Config, where: str) -> Family:
         model=str(model),
         sees=model == seeing,
     )
+
+
+def stock(config: Config) -> dict[str, Any]:
+    """Return the content of config.json for a compressed model whose matrices are whole again:
+    that of transformers' own classes.
+    """
+    found = {key: value for key, value in config.items() if key not in _OF_LOW_RANK}
+    text = found.get("text_config")
+    names = [name.removeprefix(PREFIX) for name in found.get("architectures") or ()]
+    found |= {"architectures": names} if names else {}
+    return found | ({"text_config": stock(text)} if isinstance(text, dict) else {})
 
 
 def unquantised(config: Config, where: str, dequantize: bool = False) -> dict[str, Any]:

@@ -11,3 +11,8 @@ REPORT_PAGE = "report.html"
 CARD = "README.md"
 SUCCESS = "_SUCCESS"
 CLAIM = "_PUBLISHING"  # holds the identity of the output that is being published
+
+
+def weight_file(index: int, files: int) -> str:
+    """Return the name of weight file `index` of so many."""
+    return WEIGHTS if files == 1 else f"model-{index + 1:05d}-of-{files:05d}.safetensors"

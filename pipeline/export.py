@@ -1,0 +1,174 @@
+"""`svdllm export`: a finished checkpoint in another form, from its own files alone."""
+
+import math
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from pipeline.report.card import write_card, write_dense_card
+from pipeline.request.adopt import Adopted, read_finished, require_files
+from pipeline.stages import assemble
+from schemas.errors import ConfigError
+from schemas.model.spec import DecoderSpec, Factors
+from schemas.request.config import RunConfig
+from schemas.request.export import ExportConfig
+from schemas.result.export import Exported
+from schemas.result.manifest import Compression, Manifest
+from schemas.result.output import MatrixResult, OutputFile
+from schemas.run.identity import fingerprint
+from workers.checkpoint.config_file import read_config
+from workers.checkpoint.family import LOW_RANK, stock
+from workers.checkpoint.fetching import resolve
+from workers.checkpoint.names import COMPRESSION, CONFIG, MANIFEST, SUCCESS
+from workers.checkpoint.tensors import TensorReader
+from workers.model.inspection import inspect, inspect_decoder
+from workers.reencoding import Cut, as_factors, cuts_of, merged, with_bias, write_weights
+from workers.storage.files import publish, write_text
+from workers.truncation.encoding import Stored
+
+
+class _Source(NamedTuple):
+    """The checkpoint that is exported."""
+
+    folder: Path
+    told: Adopted
+    spec: DecoderSpec
+    reader: TensorReader
+    cuts: list[Cut]
+
+
+def export(config: ExportConfig) -> Exported:
+    """Write a finished checkpoint in another form; it appears complete or not at all.
+
+    Raises CheckpointError if it is none or is damaged, ConfigError if the output is taken.
+    """
+    output = config.output
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"output {output} exists; name another folder, or empty it")
+    source = _opened(resolve(config.checkpoint, None))
+    staging = output.with_name(f"{output.name}.{uuid.uuid4().hex}.tmp")
+    staging.mkdir(parents=True)
+    try:
+        if config.factors is None:
+            exported = _dense(source, staging)
+        else:
+            exported = _refactored(source, staging, config.factors)
+        publish(staging, output)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return exported.model_copy(update={"path": output})
+
+
+def _opened(folder: Path) -> _Source:
+    told = read_finished(folder)
+    require_files(folder, told.manifest)
+    spec = inspect_decoder(folder)
+    return _Source(folder, told, spec, TensorReader(folder, spec), cuts_of(folder, spec))
+
+
+def _refactored(source: _Source, staging: Path, factors: Factors) -> Exported:
+    compression = source.told.compression
+    rows = {row.name: row for row in compression.matrices}
+    bound = compression.numerics.pivot_bound
+    kept: dict[str, str] = {}
+
+    def restate(cuts: list[Cut]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for cut in cuts:
+            tensors = cut.read(source.reader)
+            stored = as_factors(cut, tensors, factors)
+            if stored is not None and (stored.interpolation_max or 0.0) > bound:
+                kept[cut.name] = f"max|T| = {stored.interpolation_max:.3g} > {bound:g}"
+                stored = None
+            if stored is not None:
+                tensors = with_bias(cut, stored, tensors)
+                rows[cut.name] = _row(rows[cut.name], stored)
+            found |= {f"{cut.owner}.{tail}": tensor for tail, tensor in tensors.items()}
+        return found
+
+    files = write_weights(staging, source.spec, source.reader, source.cuts, restate)
+    split = read_config(source.folder)[LOW_RANK].get("split", {})
+    assemble.write_around(staging, source.folder, split, rows, files)
+    inspect_decoder(staging)  # names and shapes are what its configuration says
+    told = _described(source, rows, files, factors)
+    write_text(staging / COMPRESSION, told.model_dump_json(indent=2) + "\n")
+    write_card(staging, source.folder, _as_run(told), told)
+    _write_manifest(staging, source.told.manifest, factors)
+    (staging / SUCCESS).touch()
+    return Exported(
+        path=staging, parameters=told.parameters_after, nbytes=told.bytes_after, kept=kept
+    )
+
+
+def _row(row: MatrixResult, stored: Stored) -> MatrixResult:
+    values = [tensor for tail, tensor in stored.tensors.items() if tail != "order"]
+    return row.model_copy(
+        update={
+            "encoding": stored.encoding,
+            "parameters": sum(tensor.numel() for tensor in values),
+            "rounding": math.hypot(row.rounding, stored.rounding),
+            "interpolation_max": stored.interpolation_max,
+        }
+    )
+
+
+def _described(
+    source: _Source, rows: Mapping[str, MatrixResult], files: Sequence[OutputFile], factors: Factors
+) -> Compression:
+    told = source.told.compression
+    after = sum(row.parameters for row in rows.values())
+    parameters, nbytes = _size(files)
+    return told.model_copy(
+        update={
+            "method": told.method | {"factors": factors},
+            "removed": 1 - after / told.targeted_before,
+            "targeted_after": after,
+            "parameters_after": parameters,
+            "bytes_after": nbytes,
+            "exported": source.told.manifest.output,
+            "matrices": tuple(rows.values()),
+        }
+    )
+
+
+def _write_manifest(staging: Path, old: Manifest, factors: Factors) -> None:
+    manifest = Manifest(
+        output=fingerprint([old.output, "exported", factors]),
+        identities=old.identities,
+        base_files=old.base_files,
+        versions=assemble.versions(),
+        files=assemble.checksums(staging, {}),
+    )
+    write_text(staging / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+
+
+def _dense(source: _Source, staging: Path) -> Exported:
+    def restate(cuts: list[Cut]) -> dict[str, Tensor]:
+        found = merged(cuts, [cut.read(source.reader) for cut in cuts])
+        return {f"{cuts[0].linear}.{leaf}": tensor for leaf, tensor in found.items()}
+
+    files = write_weights(staging, source.spec, source.reader, source.cuts, restate)
+    assemble.copy_beside(staging, source.folder)
+    assemble.write_json(staging / CONFIG, stock(read_config(source.folder)))
+    assemble.write_index(staging, files)
+    inspect(staging)  # names and shapes are what its configuration says
+    parameters, nbytes = _size(files)
+    told = source.told.compression
+    write_dense_card(staging, source.folder, _as_run(told), told, parameters, nbytes)
+    return Exported(path=staging, parameters=parameters, nbytes=nbytes)
+
+
+def _size(files: Sequence[OutputFile]) -> tuple[int, int]:
+    """Return parameters, without row orders, and bytes of weight files."""
+    tensors = [tensor for file in files for tensor in file.tensors]
+    values = [math.prod(one.shape) for one in tensors if not one.name.endswith(".order")]
+    return sum(values), sum(tensor.nbytes for tensor in tensors)
+
+
+def _as_run(told: Compression) -> RunConfig:
+    """Return a request that names the base, for a card."""
+    return RunConfig(model=told.model, output=Path("unused"), ratio=(told.ratio,))

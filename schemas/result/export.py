@@ -1,0 +1,18 @@
+"""What `svdllm export` wrote."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from schemas.base import Schema
+
+
+class Exported(Schema):
+    """A checkpoint in another form: its folder, parameters, bytes of weights, and why matrices kept
+    the form that they had, by their names.
+    """
+
+    path: Path
+    parameters: int
+    nbytes: int
+    kept: dict[str, str] = Field(default_factory=dict)

@@ -1,0 +1,198 @@
+"""A finished checkpoint in another form: the same model, and files that say what they are."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from pipeline.cli.app import app
+from pipeline.export import export
+from schemas.errors import CheckpointError, ConfigError
+from schemas.request.export import ExportConfig
+from schemas.request.groups import NumericsConfig
+from schemas.result.manifest import FileEntry, Manifest
+from schemas.result.output import MatrixResult
+from schemas.run.identity import Identities
+from tests.contract import Subject
+from tests.low_rank import PROMPTS, Checkpoint, make_checkpoint
+from tests.reports import compression
+from workers import reencoding
+from workers.checkpoint.own_code import may_run_code
+from workers.checkpoint.published import read_compression, read_manifest
+from workers.checkpoint.verify import check_files
+from workers.storage.files import file_sha256
+
+MIXED = ("plain", "pivoted", "pivoted-columns", "dense")
+
+
+def finish(folder: Path, rows: Sequence[MatrixResult], **fields: Any) -> Path:
+    """Describe a checkpoint, and mark it as finished."""
+    told = compression(tuple(rows), **fields)
+    (folder / "compression.json").write_text(told.model_dump_json())
+    manifest = Manifest(
+        output="output",
+        identities=Identities(forward="f", backward=None, bases="b", factors="f"),
+        base_files={},
+        versions={},
+        files={
+            path.name: FileEntry(sha256=file_sha256(path), bytes=path.stat().st_size)
+            for path in folder.iterdir()
+        },
+    )
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    (folder / "_SUCCESS").touch()
+    return folder
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Checkpoint:
+    """Biased matrices in every encoding."""
+    made = make_checkpoint(tmp_path / "source", "qwen2", MIXED)
+    finish_handmade(made)
+    return made
+
+
+def finish_handmade(made: Checkpoint, **fields: Any) -> None:
+    matrices = json.loads((made.folder / "config.json").read_text())["low_rank"]["matrices"]
+    rows = []
+    for name, matrix in matrices.items():
+        linear = made.dense.model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        rows.append(
+            MatrixResult(
+                name=name,
+                shape=(linear.out_features, linear.in_features),
+                parameters=1,
+                predicted_loss=0.0,
+                achieved_loss=0.0,
+                energy=None,
+                **matrix,
+            )
+        )
+    finish(made.folder, rows, **fields)
+
+
+def exported(folder: Path, **form: Any) -> Path:
+    output = folder.with_name("exported")
+    return export(ExportConfig(checkpoint=str(folder), output=output, **form)).path
+
+
+@pytest.mark.parametrize("factors", ["plain", "pivoted"])
+def test_other_factors_are_the_same_model(source: Checkpoint, factors: str) -> None:
+    folder = exported(source.folder, factors=factors)
+
+    again = source._replace(folder=folder).load()
+    torch.testing.assert_close(again(**PROMPTS).logits, source.logits, atol=2e-5, rtol=1e-5)
+    told = read_compression(folder)
+    for row in told.matrices:
+        columns = not row.name.endswith(("o_proj", "down_proj"))
+        pivoted = "pivoted-columns" if columns else "pivoted"
+        assert row.encoding in ("dense", "plain" if factors == "plain" else pivoted)
+        layer = again.model.get_submodule(row.name)
+        assert (layer.encoding, layer.rank) == (row.encoding, row.rank)
+        if row.parameters != 1:  # it is stored anew
+            stored = sum(p.numel() for n, p in layer.named_parameters() if n.endswith("weight"))
+            assert row.parameters == stored
+    assert told.exported == "output"
+    assert told.method["factors"] == factors
+    assert told.parameters_after == sum(p.numel() for p in again.parameters())
+    assert check_files(folder, read_manifest(folder), {}).passed
+    assert may_run_code(folder, trust_remote_code=False)
+    assert (folder / "_SUCCESS").is_file()
+    assert "stored in another form" in (folder / "README.md").read_text()
+
+
+def test_pivots_by_rows_everywhere_become_ones_that_processes_can_share(tmp_path: Path) -> None:
+    made = make_checkpoint(tmp_path / "source", "llama", ("pivoted",))
+    finish_handmade(made)
+    assert "model.layers.*.self_attn.q_proj.up" not in made.load().tp_plan
+    again = made._replace(folder=exported(made.folder, factors="pivoted")).load()
+    assert again.tp_plan["model.layers.*.self_attn.q_proj.up"] == "colwise"
+    torch.testing.assert_close(again(**PROMPTS).logits, made.logits, atol=2e-5, rtol=1e-5)
+
+
+def test_a_matrix_whose_pivots_are_beyond_the_bound_keeps_its_form(tmp_path: Path) -> None:
+    made = make_checkpoint(tmp_path / "source", "llama", ("plain",))
+    finish_handmade(made, numerics=NumericsConfig(pivot_bound=1e-6))
+    output = tmp_path / "exported"
+    config = ExportConfig(checkpoint=str(made.folder), output=output, factors="pivoted")
+    kept = export(config).kept
+    rows = read_compression(output).matrices
+    assert kept.keys() == {row.name for row in rows}
+    assert all("> 1e-06" in why for why in kept.values())
+    assert {row.encoding for row in rows} == {"plain"}
+
+
+@pytest.mark.parametrize("most", [5 * 10**9, 20_000])
+def test_whole_matrices_are_a_stock_model(
+    source: Checkpoint, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reencoding, "_FILE_BYTES", most)
+    folder = exported(source.folder, dense=True)
+
+    assert (len(list(folder.glob("*.safetensors"))) > 1) == (most < 10**6)
+    auto: Any = AutoModelForCausalLM
+    model, info = auto.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()), info
+    assert type(model) is type(source.dense)
+    torch.testing.assert_close(model(**PROMPTS).logits, source.logits, atol=2e-5, rtol=1e-5)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["Qwen2ForCausalLM"]
+    assert not config.keys() & {"low_rank", "auto_map", "transformers_weights"}
+    assert not list(folder.glob("*.py"))
+    assert "**no smaller**" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("form", [{"dense": True}, {"factors": "plain"}])
+def test_parts_of_a_transposed_matrix_find_their_places(
+    form: dict[str, Any], tmp_path: Path
+) -> None:
+    subject = Subject("gpt2", tmp_path)
+    folder, rows = subject.compressed("pivoted", 0.3)
+    assert subject.spec.split
+    assert any(matrix.transposed for matrix in subject.spec.matrices)
+    finish(folder, rows)
+    tokens = subject.tokens[:2]
+    expected = subject.load(folder)(input_ids=tokens).logits
+    found = subject.load(exported(folder, **form))(input_ids=tokens).logits
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_what_is_no_finished_checkpoint_is_refused(source: Checkpoint) -> None:
+    with (source.folder / "model.safetensors").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(CheckpointError, match="not as the manifest says"):
+        exported(source.folder, dense=True)
+    (source.folder / "_SUCCESS").unlink()
+    with pytest.raises(CheckpointError, match="name a checkpoint that is finished"):
+        exported(source.folder, dense=True)
+    assert [path.name for path in source.folder.parent.iterdir()] == ["source"]
+
+
+def test_an_output_that_is_taken_is_refused(source: Checkpoint) -> None:
+    taken = source.folder.with_name("exported")
+    taken.mkdir()
+    (taken / "file").touch()
+    with pytest.raises(ConfigError, match="exists; name another folder, or empty it"):
+        exported(source.folder, dense=True)
+
+
+@pytest.mark.parametrize("form", [{}, {"factors": "plain", "dense": True}])
+def test_one_form_is_to_be_named(form: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="name one form"):
+        ExportConfig(checkpoint="x", output=Path("y"), **form)
+
+
+def test_the_command_says_what_it_wrote(source: Checkpoint) -> None:
+    output = source.folder.with_name("exported")
+    asked = ["export", str(source.folder), "--output", str(output), "--factors", "plain"]
+    done = CliRunner().invoke(app, asked, env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    assert f"{read_compression(output).parameters_after:,}" in done.output

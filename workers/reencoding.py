@@ -1,0 +1,165 @@
+"""The weights of a compressed checkpoint in another form: other factors, or matrices whole again.
+
+Nothing but the checkpoint is read; the most that is in memory is one new weight file.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from runtime.configuration_lowrank import BIASES, tensor_shapes
+from runtime.modeling_lowrank import LowRankLinear, SplitLinear
+from schemas.model.spec import DecoderSpec, Encoding, Factors
+from schemas.result.output import OutputFile, OutputTensor
+from workers.checkpoint.config_file import read_config
+from workers.checkpoint.family import stock
+from workers.checkpoint.names import CONFIG, weight_file
+from workers.checkpoint.tensors import TensorReader
+from workers.model.inspection import is_column_parallel
+from workers.model.reading import Places
+from workers.model.skeleton import skeleton
+from workers.storage.tensorfile import DTYPES, NAMES, Entry, entries, write_tensors
+from workers.truncation.encoding import Stored, factors_of, pivoted_factors, plain_factors
+
+_FILE_BYTES = 5 * 10**9
+
+
+class Cut(NamedTuple):
+    """A matrix of a compressed checkpoint. `name` is relative to the base model; in the files,
+    `owner` is before the names of its tensors, and `linear` names the layer that it is a part of,
+    or is. `module` is on the meta device; the rest is as in `MatrixSpec`.
+    """
+
+    name: str
+    linear: str
+    owner: str
+    module: LowRankLinear
+    column_parallel: bool
+    transposed: bool
+
+    @property
+    def tails(self) -> list[str]:
+        """The names of its tensors in runtime/."""
+        return list(self.module.state_dict())
+
+    def read(self, reader: TensorReader) -> dict[str, Tensor]:
+        """Return its tensors by these names."""
+        return {tail: reader.read(f"{self.owner}.{tail}") for tail in self.tails}
+
+
+def cuts_of(folder: Path, spec: DecoderSpec) -> list[Cut]:
+    """Return every matrix of a compressed checkpoint, in the order of the model."""
+    config, where = read_config(folder), str(folder / CONFIG)
+    model, base = (skeleton(c, where, torch.bfloat16) for c in (config, stock(config)))
+    places = Places(model)
+    files = {places.of(tensor.name)[0]: tensor.name for tensor in spec.tensors}
+    found = []
+    for path, module in model.named_modules():
+        if not isinstance(module, LowRankLinear):
+            continue
+        tail = next(iter(module.state_dict()))
+        owner = files[f"{path}.{tail}"].removesuffix(f".{tail}")
+        parent = path.rpartition(".")[0]
+        is_part = isinstance(model.get_submodule(parent), SplitLinear)
+        whole = parent if is_part else path
+        found.append(
+            Cut(
+                name=path.removeprefix(f"{model.base_model_prefix}."),
+                linear=owner.rpartition(".")[0] if is_part else owner,
+                owner=owner,
+                module=module,
+                column_parallel=is_column_parallel(base, whole),
+                transposed=isinstance(base.get_submodule(whole), Conv1D),
+            )
+        )
+    return found
+
+
+def as_factors(cut: Cut, tensors: dict[str, Tensor], factors: Factors) -> Stored | None:
+    """Store the W' of a matrix as these factors. None if it is dense, or stored so already."""
+    encoding: Encoding = factors
+    if factors == "pivoted" and cut.column_parallel:
+        encoding = "pivoted-columns"
+    if cut.module.encoding in ("dense", encoding):
+        return None
+    a, b = factors_of(cut.module.encoding, tensors)
+    dtype = next(t.dtype for t in tensors.values() if t.is_floating_point())
+    if factors == "plain":
+        return plain_factors(a, b, dtype)
+    return pivoted_factors(a, b, dtype, cut.column_parallel)
+
+
+def with_bias(cut: Cut, stored: Stored, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return what the files are to hold of a matrix that is stored anew: its bias stays."""
+    linear = cut.module
+    bias = [tensor for tail, tensor in tensors.items() if tail in BIASES]
+    shapes = tensor_shapes(
+        stored.encoding, stored.rank, linear.out_features, linear.in_features, bool(bias)
+    )
+    return {tail: bias[0] if tail in BIASES else stored.tensors[tail] for tail in shapes}
+
+
+def merged(cuts: Sequence[Cut], tensors: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return weight and bias of the linear layer that these matrices are, or are all parts of."""
+    weights, biases = [], []
+    for cut, stored in zip(cuts, tensors, strict=True):
+        biases += [tensor for tail, tensor in stored.items() if tail in BIASES]
+        if cut.module.encoding == "dense":
+            weights.append(stored["dense.weight"])
+            continue
+        a, b = factors_of(cut.module.encoding, stored)
+        weights.append((a @ b).to(next(t.dtype for t in stored.values() if t.is_floating_point())))
+    weight = torch.cat(weights)
+    found = {"weight": weight.T if cuts[0].transposed else weight}
+    return found | ({"bias": torch.cat(biases)} if biases else {})
+
+
+def write_weights(
+    folder: Path,
+    spec: DecoderSpec,
+    reader: TensorReader,
+    cuts: Sequence[Cut],
+    restate: Callable[[list[Cut]], dict[str, Tensor]],
+) -> list[OutputFile]:
+    """Write weight files of at most about 5 GB: what `restate` makes of the matrices of each linear
+    layer, by its names in the files, and every other tensor as it is.
+    """
+    linears: dict[str, list[Cut]] = {}
+    for cut in cuts:
+        linears.setdefault(cut.linear, []).append(cut)
+    linear_of = {f"{cut.owner}.{tail}": cut.linear for cut in cuts for tail in cut.tails}
+    written: list[tuple[OutputTensor, ...]] = []
+    waiting: list[Entry] = []
+
+    def flush() -> None:
+        write_tensors(folder / f"{len(written)}.part", waiting, {"format": "pt"})
+        written.append(tuple(map(_described, waiting)))
+        waiting.clear()
+
+    for tensor in spec.tensors:
+        linear = linear_of.get(tensor.name)
+        if linear is None:
+            load = partial(reader.read, tensor.name)
+            new = [Entry(tensor.name, DTYPES[tensor.dtype], tensor.shape, load)]
+        elif linear in linears:
+            new = entries(restate(linears.pop(linear)))
+        else:
+            continue
+        if waiting and sum(entry.nbytes for entry in (*waiting, *new)) > _FILE_BYTES:
+            flush()
+        waiting += new
+    flush()
+    files = []
+    for at, tensors in enumerate(written):
+        files.append(OutputFile(name=weight_file(at, len(written)), tensors=tensors))
+        (folder / f"{at}.part").rename(folder / files[-1].name)
+    return files
+
+
+def _described(entry: Entry) -> OutputTensor:
+    return OutputTensor(name=entry.name, dtype=NAMES[entry.dtype], shape=entry.shape)
