@@ -38,8 +38,10 @@ ENCODINGS = ("plain", "pivoted", "pivoted-columns", "dense")
 NEEDS_CODE = "low-rank factors, which load with trust_remote_code=True"
 BIASES = ("up.bias", "offset", "dense.bias")  # where each of them keeps the bias of the layer
 
-# By a word in the style of a plan: the factor that ranks share, and the encoding that they cannot.
-_SPLIT = {"colwise": ("up", "pivoted"), "rowwise": ("down", "pivoted-columns")}
+# By a word in the style of a plan: the factor that takes the style, the other one, and the encoding
+# that ranks cannot share.
+_SPLIT = {"colwise": ("up", "down", "pivoted"), "rowwise": ("down", "up", "pivoted-columns")}
+_GATHERED = "colwise_rep"  # rows cut, outputs gathered; transformers has had this name the longest
 
 
 class Matrix(NamedTuple):
@@ -116,8 +118,9 @@ def tensor_parallel_plan(
     """`base_plan` (module pattern -> style) with the styles moved to the children to be split.
 
     The patterns may be of a part of the model that the names of `matrices` refer to.
-    colwise splits the rows of `up` and rowwise the columns of `down`; the other factor, and a
-    matrix of another style, are replicated. A matrix whose pivots are on the side that is split
+    colwise splits the rows of `up` and rowwise the columns of `down`. The rows of the other factor
+    are split, too, and its outputs gathered: the few of `down`, or what all would receive anyway.
+    A matrix of another style is replicated. A matrix whose pivots are on the side that is split
     would mix what ranks hold, so one of them empties the plan; so does one whose parts are
     matrices, which need not divide as the whole does.
     """
@@ -131,10 +134,13 @@ def tensor_parallel_plan(
         side = next((side for side in _SPLIT if side in style), None)
         if side is None:
             continue
-        factor, mixing = _SPLIT[side]
+        factor, other, mixing = _SPLIT[side]
         if matrix.encoding == mixing:
             return {}
-        plan[f"{pattern}.{'dense' if matrix.encoding == 'dense' else factor}"] = style
+        if matrix.encoding == "dense":
+            plan[f"{pattern}.dense"] = style
+        else:
+            plan |= {f"{pattern}.{factor}": style, f"{pattern}.{other}": _GATHERED}
     return plan
 
 

@@ -173,18 +173,13 @@ class LowRankModel(PreTrainedModel):
         share its heads equally; ranks and other widths need not divide.
         """
         size = getattr(distributed_config, "tp_size", 1)
-        plan = (getattr(distributed_config, "tp_plan", None), model.tp_plan)
-        if any(
-            "attn" in n and s == "colwise"
-            for p in plan
-            if isinstance(p, dict)
-            for n, s in p.items()
-        ):
-            for name in ("num_attention_heads", "num_key_value_heads"):
-                heads = getattr(model.config.get_text_config(), name, None)
-                if isinstance(heads, int) and heads % size:
-                    raise ValueError(
-                        f"{name} is {heads}, which {size} processes cannot share equally; "
-                        f"use a tp_size that divides it"
-                    )
+        plan = (model.tp_plan or {}).items()
+        shared = any("attn" in name and style == "colwise" for name, style in plan)
+        for name in ("num_attention_heads", "num_key_value_heads") if shared else ():
+            heads = getattr(model.config.get_text_config(), name, None)
+            if isinstance(heads, int) and heads % size:
+                raise ValueError(
+                    f"{name} is {heads}, which {size} processes cannot share equally; "
+                    "use a tp_size that divides it"
+                )
         return super().maybe_distribute_model(model, distributed_config, mesh_manager)

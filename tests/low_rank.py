@@ -87,7 +87,7 @@ def random_factors(matrix: Matrix, linear: nn.Linear) -> tuple[dict[str, Tensor]
 
 @torch.no_grad()
 def make_checkpoint(
-    folder: Path, base_type: str, encodings: tuple[str, ...], **overrides: Any
+    folder: Path, base_type: str, encodings: tuple[str, ...], rank: int = 12, **overrides: Any
 ) -> Checkpoint:
     """Write a checkpoint whose decoder matrices take the encodings in turn, the head the first.
 
@@ -106,8 +106,8 @@ def make_checkpoint(
     for name, linear in (*head, *dense.model.layers.named_modules(prefix="layers")):
         if isinstance(linear, nn.Linear):
             encoding = next(turns)
-            rank = None if encoding == "dense" else 16 if "k_proj" in name else 12
-            matrices[name] = Matrix(encoding, rank)
+            wanted = 16 if "k_proj" in name else rank
+            matrices[name] = Matrix(encoding, None if encoding == "dense" else wanted)
             tensors, weight = random_factors(matrices[name], linear)
             linear.weight.copy_(weight)
             for key in tensors.keys() & {"up.bias", "offset", "dense.bias"}:

@@ -145,8 +145,10 @@ def test_tensor_parallel_plan_moves_styles_to_the_factors(
 
     assert tensor_parallel_plan(base, matrices) == {
         "layers.*.q_proj.up": "colwise",
+        "layers.*.q_proj.down": "colwise_rep",
         "layers.*.q_proj.dense": "colwise",
         "layers.*.o_proj.down": "rowwise",
+        "layers.*.o_proj.up": "colwise_rep",
         "layers.*.q_norm": "other",
     }
     rows, columns = Matrix("pivoted", 4), Matrix("pivoted-columns", 4)
@@ -265,8 +267,15 @@ for path in paths:
         path, trust_remote_code=True, distributed_config=shared
     )
     layer = model.model.layers[0]
-    assert layer.self_attn.q_proj.up.weight.to_local().shape == (16, 12)
-    assert layer.mlp.down_proj.down.weight.to_local().shape == (12, 24)
+    assert layer.self_attn.q_proj.up.weight.to_local().shape == (16, 13)
+    assert len(layer.self_attn.q_proj.down.weight.to_local()) == (7, 6)[int(rank)]
+    assert layer.mlp.down_proj.down.weight.to_local().shape == (13, 24)
+    # Every matrix is shared, both factors and the embeddings.
+    whole, mine = (
+        sum(one(p).numel() for n, p in model.named_parameters() if ".weight" in n and p.ndim == 2)
+        for one in (lambda p: p, lambda p: p.to_local())
+    )
+    assert 0.47 < mine / whole < 0.53
     expected = load_file(f"{path}.expected")
     ids, mask = expected["input_ids"], expected["attention_mask"]
     with torch.no_grad():
@@ -282,7 +291,7 @@ os._exit(0)  # gloo's threads can abort an interpreter that shuts down around th
 def test_two_processes_share_a_model(tmp_path: Path) -> None:
     folders = []
     for name, encodings in SHARDED.items():
-        checkpoint = make_checkpoint(tmp_path / name, "qwen2", encodings)
+        checkpoint = make_checkpoint(tmp_path / name, "qwen2", encodings, rank=13)
         expected = {"logits": checkpoint.logits, "tokens": checkpoint.tokens, **PROMPTS}
         save_file(expected, f"{checkpoint.folder}.expected")
         folders.append(checkpoint.folder)
