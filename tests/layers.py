@@ -4,18 +4,20 @@ The oracle is Eckart-Young: the best rank-k W' under ||G^1/2 (W - W') C^1/2||_F 
 of G^1/2 W C^1/2, its squared loss is the sum of the dropped squared singular values.
 """
 
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from schemas.request.methods import TRUNCATIONS as ROWS
 from schemas.request.methods import Truncation
 from workers.calibration.moments import Moment
 from workers.truncation.basis import Basis
 from workers.truncation.problem import Problem
 
 SHAPES = [(12, 20), (16, 16), (20, 12)]
-TRUNCATIONS: tuple[Truncation, ...] = get_args(Truncation)
+TRUNCATIONS: tuple[Truncation, ...] = tuple(n for n, row in ROWS.items() if not row.scaled)
+"""Those that take whole moments."""
 PAPERS: tuple[Truncation, ...] = ("svd-llm", "svd-llm-v2")
 PLENTY = 10**6
 

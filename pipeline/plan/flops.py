@@ -38,6 +38,8 @@ def basis_flops(truncation: Truncation, matrix: MatrixSpec, rooted: bool) -> Bas
     m, n, small = matrix.out_features, matrix.in_features, matrix.small
     svd = 6 * max(m, n) * small**2 + 20 * small**3
     row = TRUNCATIONS[truncation]
+    if row.scaled:
+        return BasisFlops(0, svd, 2 * matrix.size)
     if row.full_gram and row.root == "cholesky":
         return BasisFlops(0, svd, n**3 / 3 + 2 * m * n**2 + small * n**2)
     if row.full_gram:

@@ -63,6 +63,7 @@ class Costs:
         self.layers = self._layers()
         self.outputs_of_a_token = self._most_outputs()
         self._widest = max((tap.size for tap in self.taps), default=0)
+        self._largest_moment = max((tap.elements for tap in self.taps), default=0)
         factorised = spec.matrices if config.calibrates else ()
         self._largest_basis = 4 * max(map(self.basis_size, factorised), default=0)
         self._workspace = max(map(self._factorise, factorised), default=0)
@@ -103,12 +104,12 @@ class Costs:
     @cached_property
     def moments_read(self) -> int:
         """Bytes of moments read to see every matrix once; each matrix rereads a shared moment."""
-        return sum(4 * tap.size**2 for m in self.spec.matrices for tap in self._taps_of(m))
+        return sum(4 * tap.elements for m in self.spec.matrices for tap in self._taps_of(m))
 
     @property
     def moment_bytes(self) -> int:
         """Bytes of all moments, in float32."""
-        return sum(4 * tap.size**2 for tap in self.taps)
+        return sum(4 * tap.elements for tap in self.taps)
 
     @property
     def kept_bases(self) -> int:
@@ -199,7 +200,8 @@ class Costs:
 
     def basis_size(self, matrix: MatrixSpec) -> int:
         """Elements of a matrix's basis: two squares, or U and V on the full Gram."""
-        if TRUNCATIONS[self.config.truncation].full_gram:
+        row = TRUNCATIONS[self.config.truncation]
+        if row.full_gram or row.scaled:
             return matrix.small * (matrix.out_features + matrix.in_features)
         return 2 * matrix.small**2
 
@@ -218,7 +220,7 @@ class Costs:
         # A layer being read; or a basis and the moments it comes from, as bytes and as tensors,
         # which is more than a moment being committed (its sums in one piece, and the mean).
         read = 4 * max(self.ends, *(layer.parameters for layer in self.layers))
-        transit = max(read, self._largest_basis + 4 * 4 * self._widest**2)
+        transit = max(read, self._largest_basis + 4 * 4 * self._largest_moment)
         weights = (mine.parameters + (first + last) * self.ends) * self.item
         return WorkerMemory(
             weights=weights if self.config.calibrates else 0,
@@ -267,7 +269,7 @@ class Costs:
         elements = {d: [0] * spec.layers for d in ("forward", "backward")}
         flops = {d: [0.0] * spec.layers for d in ("forward", "backward")}
         for tap in self.taps:
-            elements[tap.direction][tap.layer] += tap.size**2
+            elements[tap.direction][tap.layer] += tap.elements
             flops[tap.direction][tap.layer] += _moment_flops(tap, share[tap.module])
         columns = (
             parameters,
@@ -289,5 +291,5 @@ class Costs:
 
 
 def _moment_flops(tap: Tap, share: float) -> float:
-    """x^T x of one token, the full square: 2 q^2."""
-    return 2 * tap.size**2 * share
+    """x^T x of one token, the full square: 2 q^2; of a diagonal, 2 q."""
+    return 2 * tap.elements * share

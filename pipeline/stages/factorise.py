@@ -149,7 +149,8 @@ def root_groups(truncation: Truncation, matrices: Sequence[MatrixSpec]) -> list[
     """Group the matrices that start from the root of one input moment; any other stays alone."""
 
     def shared(matrix: MatrixSpec) -> str:
-        alone = matrix.side == "output" or TRUNCATIONS[truncation].full_gram
+        row = TRUNCATIONS[truncation]
+        alone = matrix.side == "output" or row.full_gram or row.scaled
         return matrix.name if alone else forward_tap(matrix, truncation).name
 
     found: dict[str, list[MatrixSpec]] = {}

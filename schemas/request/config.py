@@ -149,6 +149,12 @@ class CompressionConfig(Schema):
                 "numerics.dtype is float16, in which the gradients of --refine and --recover would "
                 "be zero; use --dtype bfloat16 or float32"
             )
+        if TRUNCATIONS[self.truncation].scaled and self.allocation.method != "uniform":
+            raise ValueError(
+                f"allocation {self.allocation.method} compares the losses of matrices, but "
+                f"truncation {self.truncation} gives none that can be compared; use "
+                "--allocation uniform"
+            )
         weighed = TRUNCATIONS[self.truncation].weighed
         if weighed and ALLOCATIONS[self.allocation.method].layer_outputs:
             raise ValueError(
@@ -173,7 +179,8 @@ class CompressionConfig(Schema):
     @property
     def needs_gradients(self) -> bool:
         """Whether calibration includes a backward stream."""
-        return TRUNCATIONS[self.truncation].weighed or ALLOCATIONS[self.allocation.method].nats
+        found = TRUNCATIONS[self.truncation], ALLOCATIONS[self.allocation.method]
+        return found[0].needs_gradients or found[1].nats
 
 
 class RunConfig(CompressionConfig):

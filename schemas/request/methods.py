@@ -2,14 +2,17 @@
 
 from typing import Literal, NamedTuple
 
-Method = Literal["two-sided", "svd-llm-v2", "svd-llm"]
-Truncation = Literal["fisher", "input-only", "svd-llm-v2", "svd-llm"]
+Method = Literal["two-sided", "svd-llm-v2", "svd-llm", "asvd", "fwsvd", "svd"]
+Truncation = Literal["fisher", "input-only", "svd-llm-v2", "svd-llm", "asvd", "fwsvd", "svd"]
 Allocation = Literal["loss-aware", "svd-llm-v2", "uniform"]
 
 METHODS: dict[Method, dict[str, str]] = {
     "two-sided": {"truncation": "fisher", "allocation": "loss-aware", "factors": "pivoted"},
     "svd-llm-v2": {"truncation": "svd-llm-v2", "allocation": "svd-llm-v2", "factors": "plain"},
     "svd-llm": {"truncation": "svd-llm", "allocation": "uniform", "factors": "plain"},
+    "asvd": {"truncation": "asvd", "allocation": "uniform", "factors": "plain"},
+    "fwsvd": {"truncation": "fwsvd", "allocation": "uniform", "factors": "plain"},
+    "svd": {"truncation": "svd", "allocation": "uniform", "factors": "plain"},
 }
 # Names for tables. SVD-LLM is a truncation by whitening, "(W)" in its paper, and a later update of
 # the factors, which is a method of recovery here.
@@ -17,6 +20,9 @@ TITLES: dict[Method, str] = {
     "two-sided": "two-sided",
     "svd-llm-v2": "SVD-LLM V2",
     "svd-llm": "SVD-LLM (W)",
+    "asvd": "ASVD",
+    "fwsvd": "FWSVD",
+    "svd": "SVD",
 }
 
 
@@ -26,12 +32,16 @@ class TruncationRow(NamedTuple):
     `full_gram` tells whether it is defined on the full X^T X of its input. The others take the
     moment of W's smaller side only, and matrices that read the same input share its root.
     `weighed` tells whether gradients weigh the error, so that half the loss is in nats; other
-    losses are in units of layer outputs. `root` is how the input's moment is factorised.
+    losses are in units of layer outputs. `root` is how the input's moment is factorised. A `scaled`
+    one is a plain SVD of W with scaled columns: it takes diagonals in place of moments, and its
+    loss is in units of its own. `needs_gradients` tells whether it takes a backward pass.
     """
 
     full_gram: bool
     weighed: bool
-    root: Literal["cholesky", "eigen"]
+    root: Literal["cholesky", "eigen"] = "eigen"
+    scaled: bool = False
+    needs_gradients: bool = False
 
 
 class AllocationRow(NamedTuple):
@@ -47,10 +57,13 @@ class AllocationRow(NamedTuple):
 
 
 TRUNCATIONS: dict[Truncation, TruncationRow] = {
-    "fisher": TruncationRow(full_gram=False, weighed=True, root="eigen"),
-    "input-only": TruncationRow(full_gram=False, weighed=False, root="eigen"),
-    "svd-llm-v2": TruncationRow(full_gram=True, weighed=False, root="eigen"),
+    "fisher": TruncationRow(full_gram=False, weighed=True, needs_gradients=True),
+    "input-only": TruncationRow(full_gram=False, weighed=False),
+    "svd-llm-v2": TruncationRow(full_gram=True, weighed=False),
     "svd-llm": TruncationRow(full_gram=True, weighed=False, root="cholesky"),
+    "asvd": TruncationRow(full_gram=False, weighed=False, scaled=True),
+    "fwsvd": TruncationRow(full_gram=False, weighed=False, scaled=True, needs_gradients=True),
+    "svd": TruncationRow(full_gram=False, weighed=False, scaled=True),
 }
 ALLOCATIONS: dict[Allocation, AllocationRow] = {
     "loss-aware": AllocationRow(nats=True),

@@ -70,7 +70,7 @@ def test_products_of_halves_are_exact_and_summed_in_float32(dtype: torch.dtype) 
     """The tensor cores' sum differs from the float32 one by the order of its additions alone."""
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(512, 96, generator=generator).to(dtype) for _ in range(4)]
-    accumulator = MomentAccumulator(96)
+    accumulator = MomentAccumulator((96, 96))
     for index, part in enumerate(parts):
         accumulator.add(part.cuda(), segment=index // 2)
     found = accumulator.sums().mean("halves").matrix
@@ -104,7 +104,7 @@ def test_products_of_halves_take_no_second_buffer() -> None:
 def test_pinned_sums_take_what_they_hold() -> None:
     """302 and 151 MB, which in one piece would be rounded up to 537 and 268."""
     notes: list[str] = []
-    sums = MomentAccumulator(6144, notes.append)
+    sums = MomentAccumulator((6144, 6144), notes.append)
     before = torch.cuda.memory.host_memory_stats()["allocated_bytes.current"]
     sums.add(torch.ones(1, 6144, device="cuda", dtype=torch.bfloat16), segment=0)
     sums.add(torch.ones(1, 6144, device="cuda", dtype=torch.bfloat16), segment=1)

@@ -22,12 +22,13 @@ PAGEABLE = (
 
 
 class Moment(NamedTuple):
-    """E[x x^T] (q, q) float32, or None if only the trace was wanted; tr E[x x^T]; number of rows.
+    """E[x x^T] (q, q) float32, or its diagonal (1, q), or None if only the trace was wanted;
+    tr E[x x^T]; number of rows.
 
     `fourth` is E[|x|^4] of gradient rows, which gives the noise of `matrix`; 0 for other rows.
     """
 
-    matrix: Float[Tensor, "q q"] | None
+    matrix: Float[Tensor, "p q"] | None
     trace: float
     tokens: int
     fourth: float = 0.0
@@ -37,14 +38,14 @@ class MomentSums(NamedTuple):
     """Sums over all rows of some segments: of x^T x, and of squared norms.
 
     The sum of x^T x is `high` (q, q) float64 plus its rounding error `low` (q, q) float32, on the
-    host; None if only the trace was wanted. About 77 bits of it are right, so a mean in float32
-    does not depend on the order or the grouping in which segments were added. `energies` are
-    squared norms of gradient rows, a float64 sum per segment; empty if the trace is the matrix's
-    own. `fourths` are the sums of |x|^4 that go with them.
+    host, or both are its diagonal (1, q); None if only the trace was wanted. About 77 bits of it
+    are right, so a mean in float32 does not depend on the order or the grouping in which segments
+    were added. `energies` are squared norms of gradient rows, a float64 sum per segment; empty if
+    the trace is the matrix's own. `fourths` are the sums of |x|^4 that go with them.
     """
 
-    high: Float64[Tensor, "q q"] | None
-    low: Float32[Tensor, "q q"] | None
+    high: Float64[Tensor, "p q"] | None
+    low: Float32[Tensor, "p q"] | None
     energies: tuple[float, ...]
     tokens: int
     fourths: tuple[float, ...] = ()
@@ -55,10 +56,11 @@ class MomentSums(NamedTuple):
         if self.high is not None and self.low is not None:
             matrix = torch.empty_like(self.high, dtype=torch.float32)
             diagonal = torch.zeros(len(matrix), dtype=torch.float64)
-            for rows in row_blocks(len(matrix), len(matrix), _CACHED):
+            square = matrix.shape[0] == matrix.shape[1]
+            for rows in row_blocks(len(matrix), matrix.shape[1], _CACHED):
                 mean = (self.high[rows] + self.low[rows]) / max(self.tokens, 1)
                 matrix[rows] = mean.float()
-                diagonal[rows] = mean.diagonal(rows.start)
+                diagonal[rows] = mean.diagonal(rows.start) if square else mean.sum(1)
             trace = float(diagonal.sum())
         if self.energies:
             trace = math.fsum(self.energies) / self.tokens
@@ -119,7 +121,8 @@ def _two_sum(
 
 
 class MomentAccumulator:
-    """Sums x^T x over rows x; without a size, only the squared norms of rows given with them.
+    """Sums x^T x over rows x; without a shape, only the squared norms of rows given with them. The
+    shape is (q, q), or (1, q) if only the diagonal of x^T x is wanted.
 
     Rows of one segment are summed in order in float32 on their own device (rows of half precision
     on a GPU by its tensor cores: their products are exact in float32); finished segments are
@@ -128,8 +131,10 @@ class MomentAccumulator:
     sums. `adapted` is told when the system would not pin blocks.
     """
 
-    def __init__(self, size: int | None, adapted: Callable[[str], None] = lambda _: None) -> None:
-        self._size = size
+    def __init__(
+        self, shape: tuple[int, int] | None, adapted: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self._shape = shape
         self._adapted = adapted
         self._segment = 0
         self._partial: Tensor | None = None
@@ -150,10 +155,11 @@ class MomentAccumulator:
         scalars: list[tuple[dict[int, Tensor], Tensor]] = []
         if trace_of is not None:
             scalars.append((self._energies, _norms(trace_of.detach()).square().sum()))
-            if self._size is not None:
+            if self._shape is not None:
                 scalars.append((self._fourths, _norms(rows).pow(4).sum()))
-        if self._size is not None:
-            self._partial = _add_products(self._partial, rows)
+        if self._shape is not None:
+            add = _add_products if self._is_square else _add_squares
+            self._partial = add(self._partial, rows)
         for sums, value in scalars:
             sums[segment] = sums[segment] + value if segment in sums else value
         self._tokens += rows.shape[0]
@@ -166,20 +172,24 @@ class MomentAccumulator:
             for sums in (self._energies, self._fourths)
         )
         high = low = None
-        if self._size is not None:
-            blocks = self._sums or [_zeros((self._size, self._size))]
+        if self._shape is not None:
+            blocks = self._sums or [_zeros(self._shape)]
             self._sums = []
             high, low = map(_joined, zip(*blocks, strict=True))
         return MomentSums(high, low, energies, self._tokens, fourths)
 
+    @property
+    def _is_square(self) -> bool:
+        return self._shape is not None and self._shape[0] == self._shape[1]
+
     def _close_segment(self) -> None:
         if self._partial is None:
             return
-        if not self._partial.is_cuda:
+        if not self._partial.is_cuda and self._is_square:
             _mirror(self._partial)
-        size = len(self._partial)
-        elements = _BLOCK if self._partial.is_cuda else size**2
-        parts = [self._partial[rows] for rows in row_blocks(size, size, elements)]
+        elements = _BLOCK if self._partial.is_cuda else self._partial.numel()
+        blocks = row_blocks(len(self._partial), self._partial.shape[1], elements)
+        parts = [self._partial[rows] for rows in blocks]
         self._sums = self._sums or [self._started(part) for part in parts]
         for (high, low), part in zip(self._sums, parts, strict=True):
             add_exactly(high, low, part)
@@ -231,6 +241,14 @@ def _add_products(
         columns = slice(start, start + _COLUMNS)
         partial[columns, start:].addmm_(rows[:, columns].T, rows[:, start:])
     return partial
+
+
+def _add_squares(
+    partial: Float32[Tensor, "1 q"] | None, rows: Float[Tensor, "t q"]
+) -> Float32[Tensor, "1 q"]:
+    """Return partial + the diagonal of rows^T rows."""
+    squares = rows.float().square().sum(0, keepdim=True)
+    return squares if partial is None else partial + squares
 
 
 def _mirror(upper: Tensor) -> None:

@@ -52,7 +52,7 @@ class Shard:
         self._layers = layers
         self._carved = decoder.part(layers)
         self._sums = {
-            tap: MomentAccumulator(tap.size if tap.moment else None, adapted) for tap in taps
+            tap: MomentAccumulator(tap.shape if tap.moment else None, adapted) for tap in taps
         }
         self._step = Step(0, 0)
         self._observing: Pass | None = None
@@ -242,7 +242,7 @@ class Shard:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             if self._observing == "forward":
                 rows = args[0] if tap.side == "input" else _without_bias(module, output, tap)
-                self._add(tap, rows)
+                self._add(tap, rows.float().abs().sqrt() if tap.of == "roots" else rows)
 
         return hook
 
@@ -255,14 +255,23 @@ class Shard:
         def before(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
             if self._observing != "backward" or tap.side == "output" or tap.rows:
                 return None
+            if tap.of == "weight-gradient":
+                return None
             mine = args[0].view_as(args[0])  # whose gradient is this module's contribution alone
             mine.register_hook(  # type: ignore[no-untyped-call]
                 lambda rows: self._add(tap, rows, trace_of=at_output.pop())
             )
             return mine, *args[1:]
 
-        def after(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> None:
-            if self._observing == "backward":
+        def after(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            if self._observing != "backward":
+                return
+            if tap.of == "weight-gradient":
+                inputs = args[0].detach()
+                output.register_hook(  # type: ignore[no-untyped-call]
+                    lambda gradient: self._add(tap, _of(tap, gradient).mT.float() @ inputs.float())
+                )
+            else:
                 output.register_hook(arrived)  # type: ignore[no-untyped-call]
 
         def arrived(gradient: Tensor) -> None:

@@ -10,7 +10,10 @@ from schemas.errors import NumericsError
 from schemas.request.gradients import GRADIENT_TOKENS
 from schemas.request.methods import TRUNCATIONS, Truncation, TruncationRow
 from workers.calibration.moments import Moment
+from workers.truncation.asvd import asvd
 from workers.truncation.basis import Basis, Through
+from workers.truncation.fwsvd import fwsvd
+from workers.truncation.scaled import identity, scaled_loss, scaled_svd
 from workers.truncation.svd_llm import svd_llm
 from workers.truncation.svd_llm_v2 import svd_llm_v2
 from workers.truncation.two_sided import (
@@ -26,7 +29,15 @@ _BASES: dict[Truncation, Callable[[Tensor, Tensor], Basis]] = {
     "svd-llm": svd_llm,
     "svd-llm-v2": svd_llm_v2,
 }
-"""Truncations on the full Gram: W (m, n) and X^T X (n, n) to a basis. All others are two-sided."""
+"""Truncations on the full Gram: W (m, n) and X^T X (n, n) to a basis."""
+_SCALES: dict[Truncation, Callable[[Tensor, Tensor | None], Tensor]] = {
+    "asvd": asvd,
+    "fwsvd": fwsvd,
+    "svd": identity,
+}
+"""Scaled truncations: E|x| (n,) and the Fisher information (n,) of W's columns, if it was taken, to
+the scales (n,). All others are two-sided.
+"""
 
 
 class Problem(NamedTuple):
@@ -47,7 +58,8 @@ class Problem(NamedTuple):
         None if the truncation does not start from it. Raises as `basis` does.
         """
         self._require_finite()
-        if self._row.full_gram or self.weight.shape[0] <= self.weight.shape[1]:
+        row = self._row
+        if row.full_gram or row.scaled or self.weight.shape[0] <= self.weight.shape[1]:
             return None
         return eigen_root(self._moment().double())
 
@@ -64,6 +76,8 @@ class Problem(NamedTuple):
 
     def loss(self, basis: Basis, rank: int) -> float:
         """The achieved loss at a rank: the objective itself, evaluated on the factors."""
+        if self._row.scaled:
+            return scaled_loss(self.weight, self._scales(), basis, rank)
         if self._row.full_gram:
             a, b = basis.factors(self.weight.double(), rank)
             error = self.weight.double() - a @ b
@@ -75,8 +89,11 @@ class Problem(NamedTuple):
         """Increase of the mean token loss, in nats, per unit of this problem's loss.
 
         Half the Fisher-weighted loss is the second-order estimate of that increase. A loss in units
-        of layer outputs is weighed by the mean gradient energy tr G / m; None without gradients.
+        of layer outputs is weighed by the mean gradient energy tr G / m; None without gradients, or
+        if the loss is of a scaled matrix.
         """
+        if self._row.scaled:
+            return None
         if self._row.weighed and not self._without_gradient:
             return 0.5
         return None if self.backward is None else 0.5 * self.backward.trace / self.weight.shape[0]
@@ -84,7 +101,7 @@ class Problem(NamedTuple):
     def remarks(self) -> tuple[str, ...]:
         """Describe moments with too few rows."""
         found = []
-        size = self._moment().shape[0]
+        size = self._moment().shape[0]  # 1 of a diagonal
         if self.forward.tokens < size:
             found.append(f"forward moment of size {size} from {self.forward.tokens} tokens")
         small, backward = min(self.weight.shape), self.backward
@@ -115,6 +132,12 @@ class Problem(NamedTuple):
             raise NumericsError("the forward moment was not accumulated")
         return self.forward.matrix
 
+    def _scales(self) -> Tensor:
+        gradients = None if self.backward is None else self.backward.matrix
+        return _SCALES[self.truncation](
+            self._moment()[0], None if gradients is None else gradients[0]
+        )
+
     def _weighing(self) -> Weighing:
         weighs = self._row.weighed and not self._without_gradient
         backward = self.backward if weighs else None
@@ -123,6 +146,8 @@ class Problem(NamedTuple):
     def _decompose(self, root: Root | None) -> Basis:
         if not bool(self._moment().any()):
             return self._nothing()
+        if self._row.scaled:
+            return scaled_svd(self.weight, self._scales())
         if self._row.full_gram:
             return _BASES[self.truncation](self.weight, self._moment())
         basis = two_sided(self._weighing(), root)
@@ -134,7 +159,7 @@ class Problem(NamedTuple):
     def _nothing(self) -> Basis:
         out_features, in_features = self.weight.shape
         through: Through = "left" if out_features > in_features else "right"
-        if self._row.full_gram:
+        if self._row.full_gram or self._row.scaled:
             through = "none"
         zeros = self.weight.new_zeros(1, max(out_features, in_features), dtype=torch.float64)
         left = zeros[:, : in_features if through == "left" else out_features].T

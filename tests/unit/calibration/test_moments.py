@@ -24,7 +24,7 @@ def rows(*shape: int, seed: int = 0) -> Tensor:
 def accumulate(
     parts: list[tuple[Tensor, int]], size: int | None = 7, trace_of: list[Tensor] | None = None
 ) -> Moment:
-    sums = MomentAccumulator(size)
+    sums = MomentAccumulator(None if size is None else (size, size))
     for i, (part, segment) in enumerate(parts):
         sums.add(part, segment, trace_of=trace_of[i] if trace_of else None)
     return sums.sums().mean("layers.0.mlp.input")
@@ -146,7 +146,7 @@ def test_the_grouping_of_segments_changes_no_bit(cuts: tuple[int, ...]) -> None:
 
 def sums_of(segments: dict[int, Tensor]) -> MomentSums:
     """Sums of rows, one part a segment, and of their squared norms."""
-    accumulator = MomentAccumulator(33)
+    accumulator = MomentAccumulator((33, 33))
     for index, part in segments.items():
         accumulator.add(part, index, trace_of=part)
     return accumulator.sums()
@@ -157,7 +157,7 @@ def test_where_memory_runs_out_nothing_is_added(
     monkeypatch: pytest.MonkeyPatch, size: int | None
 ) -> None:
     expected = accumulate([(rows(20, 7), 0)], size, [rows(20, 3)])
-    sums = MomentAccumulator(size)
+    sums = MomentAccumulator(None if size is None else (size, size))
 
     def lack(*_: object, **__: object) -> Tensor:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
@@ -258,7 +258,7 @@ def pinning(
 
 
 def summed_on_device(adapted: Callable[[str], None]) -> MomentSums:
-    sums = MomentAccumulator(12, adapted)
+    sums = MomentAccumulator((12, 12), adapted)
     for segment in range(3):
         sums.add(on_device(rows(20, 12, seed=segment)), segment)
     return sums.sums()

@@ -179,6 +179,21 @@ def test_without_fisher_only_the_trace_of_the_gradient_is_taken(base: Base, orac
         assert moment.trace == pytest.approx(trace, rel=FLOAT32)
 
 
+def test_scales_are_of_the_inputs_of_a_matrix(base: Base, oracle: Oracle) -> None:
+    """E|x|, and the squares of dL/dW summed over outputs, window by window, in batches of two."""
+    moments = stream(base, "fwsvd").moments
+    for matrix in base.spec.matrices:
+        rows = oracle.rows[matrix.name]
+        magnitudes = moments[f"layers.{matrix.layer}.{matrix.reads}.input-magnitudes"].matrix
+        gradients = moments[f"{matrix.name}.weight-gradient"].matrix
+        assert magnitudes is not None
+        assert gradients is not None
+        assert_close(magnitudes[0], rows.x.abs().mean(0))
+        x, g = (part.unflatten(0, (WINDOWS, TOKENS)) for part in (rows.x, rows.g))
+        squares = torch.einsum("wti,wtj->wij", g, x).square()
+        assert_close(gradients[0], squares.mean((0, 1)))
+
+
 @pytest.mark.parametrize("bounds", [(0, 1, 3), (0, 2, 3), (0, 1, 2, 3)])
 def test_shards_do_not_change_a_bit(
     base: Base, streamed: Streamed, bounds: tuple[int, ...]

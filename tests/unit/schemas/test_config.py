@@ -198,7 +198,7 @@ def test_values_out_of_range_are_refused_with_field_and_value(
 
 @pytest.mark.parametrize("method", ["svdllm", "", ["svd-llm"], {"name": "svd-llm"}, 3])
 def test_an_unknown_method_is_refused_with_the_known_ones(method: object) -> None:
-    assert "'two-sided', 'svd-llm-v2' or 'svd-llm'" in refusal(method=method)
+    assert "'two-sided', 'svd-llm-v2', 'svd-llm', 'asvd', 'fwsvd' or 'svd'" in refusal(method=method)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.5])
