@@ -1,5 +1,6 @@
 """A whole run: inspect, plan, calibrate, factorise, allocate, truncate, assemble, verify."""
 
+from functools import partial
 from typing import NamedTuple
 
 from pipeline.cluster.object_store import run_bytes
@@ -15,9 +16,10 @@ from pipeline.run_directory.journal import journal
 from pipeline.run_directory.ownership import owned
 from pipeline.stages.adopt import adopt, inherit
 from pipeline.stages.allocate import allocate
-from pipeline.stages.assemble import assemble
+from pipeline.stages.assemble import assemble, write_around
+from pipeline.stages.budget import keep_budget, published_ratio
 from pipeline.stages.calibrate import calibrate
-from pipeline.stages.evaluate import evaluate
+from pipeline.stages.evaluate import evaluate, known_scores, score
 from pipeline.stages.factorise import factorise
 from pipeline.stages.output import Output, OutputStage
 from pipeline.stages.present import present
@@ -30,6 +32,8 @@ from pipeline.stages.write import WeightFiles
 from pipeline.supervise import supervise
 from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
+from schemas.result.budget import BudgetResult
+from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import OutputResult, RunResult
 from schemas.run.plan import Plan
 from workers.process.failures import storage_explained
@@ -132,16 +136,21 @@ def _recover(config: RunConfig, made: _Made, inputs: Inputs, progress: Progress)
 
 def _stages(run: Run) -> _Made:
     """Make the checkpoint at every ratio, or its factors if recovery is still to train them."""
-    found = {ratio: find_published(run, ratio) for ratio in run.config.ratio}
-    if None in found.values():
+    ratios = run.config.ratio or published_ratio(run)
+    found = {ratio: find_published(run, ratio) for ratio in ratios}
+    budget, missing = None, not found or None in found.values()
+    if missing:
         require_disk(run.plan.disk, run.config, run.committed_bytes())
         announce(run)
     with journal(run.store.root, run.plan, run.progress):
-        if None in found.values() and run.config.calibrates:
+        if missing and run.config.calibrates:
             calibrate(run)
             factorise(run, run.spec.matrices)
             run.pool.quarantine.require()
-        made = [there or make_output(run, ratio) for ratio, there in found.items()]
+        if not found:
+            ratio, budget = keep_budget(run, partial(_try, run))
+            found[ratio] = None
+        made = [there or make_output(run, ratio, budget) for ratio, there in found.items()]
         recoveries = tuple(one for one in made if isinstance(one, Job))
         (teach if recoveries else forget)(run)
     return _Made(
@@ -152,32 +161,45 @@ def _stages(run: Run) -> _Made:
     )
 
 
-def make_output(run: Run, ratio: float) -> OutputResult | Job:
+def _try(run: Run, ratio: float) -> EvaluationReport:
+    """Score a checkpoint at a ratio that a budget tries; its weight files do not stay."""
+    found = known_scores(Output(run, ratio))
+    if found is None:
+        output = _cut(run, ratio)
+        with staged(output):
+            around = run.spec.split, output.matrices, list(output.files.values())
+            write_around(output.staging, run.inputs.folder, *around)
+            found = score(output)
+        output.discard()
+    return found
+
+
+def make_output(run: Run, ratio: float, budget: BudgetResult | None = None) -> OutputResult | Job:
     """Allocate, truncate, write, assemble, verify, evaluate, present and publish one checkpoint;
     stop after truncation if its factors are to be trained, and are not yet.
 
     Raises QuarantineError if an item failed again and again, unless its matrices may stay dense.
     """
-    output = _written(run, ratio)
-    if isinstance(output, Job):
-        return output
+    output = _cut(run, ratio, budget)
+    if awaits_recovery(output):
+        return job_of(output)
     with staged(output):
         for stage in _AROUND:
             stage(output)
     return output.result()
 
 
-def _written(run: Run, ratio: float) -> Output | Job:
-    """Write an output's weight files, or describe the recovery that has to come before.
+def _cut(run: Run, ratio: float, budget: BudgetResult | None = None) -> Output:
+    """Cut the matrices of an output, and write its weight files unless recovery has to come before.
 
     Ranks are shared out once more if a matrix was given up. Both they and factors may be those of a
     finished checkpoint.
     """
     share_out, cut = (allocate, truncate) if run.config.calibrates else (inherit, adopt)
     while True:
-        output = Output(run, ratio)
+        output = Output(run, ratio, budget=budget)
         share_out(output)
-        if waits := awaits_recovery(output):
+        if awaits_recovery(output):
             cut(output)
         else:
             files = WeightFiles(output)
@@ -185,5 +207,5 @@ def _written(run: Run, ratio: float) -> Output | Job:
             files.write()
         run.pool.quarantine.require()
         if run.given_up == output.given_up:
-            return job_of(output) if waits else output
+            return output
         output.discard()

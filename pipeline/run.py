@@ -155,7 +155,7 @@ def start(
         stop(workers)
         raise
     facts = found[0]
-    progress.note(_summary(facts, plan))
+    progress.note(_summary(config, facts, plan))
     ground = _ground(inputs, facts)
     run = Run(
         config=config,
@@ -218,14 +218,15 @@ def _ground(inputs: Inputs, facts: WorkerFacts) -> Ground:
     )
 
 
-def _summary(facts: WorkerFacts, plan: Plan) -> str:
+def _summary(config: RunConfig, facts: WorkerFacts, plan: Plan) -> str:
     ratios = ", ".join(f"{ratio.ratio:g}" for ratio in plan.ratios)
+    asked = config.budget.option or f"ratio {ratios}"
     time = f"; about {plan.seconds:,.0f} s, most of it {plan.bottleneck}" if plan.seconds else ""
     rest = f"; assumed: {'; '.join(plan.assumed)}" if plan.assumed else ""
     return (
         f"plan: {shape(plan)} on {facts.device} ({facts.device_name}) in "
         f"{facts.dtype}; {plan.targeted_parameters:,} of {plan.total_parameters:,} parameters "
-        f"targeted, ratio {ratios}{time}{rest}"
+        f"targeted, {asked}{time}{rest}"
     )
 
 
@@ -252,6 +253,7 @@ def _record(run: Run) -> RunRecord:
                 run.config, ratio, split=run.spec.split
             )
             for ratio in run.config.ratio
-        },
+        }
+        or {str(run.config.output): ""},  # at a ratio that a budget is to find
         texts=tuple(run.inputs.texts),
     )

@@ -1,14 +1,16 @@
 """Writing one weight file of the compressed checkpoint, a tensor at a time."""
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 
+import torch
 from torch import Tensor
 
 from schemas.result.output import OutputFile, OutputTensor
 from schemas.run.identity import Record
 from workers.checkpoint.tensors import TensorReader
 from workers.storage.store import Store
-from workers.storage.tensorfile import DTYPES, Entry
+from workers.storage.tensorfile import DTYPES, METADATA, Entry, size_in_file
 
 
 def write_file(store: Store, reader: TensorReader, key: str, plan: OutputFile) -> Record:
@@ -23,8 +25,16 @@ def write_file(store: Store, reader: TensorReader, key: str, plan: OutputFile) -
         stored = stored.T if tensor.transposed else stored
         return stored if tensor.rows is None else stored[slice(*tensor.rows)]
 
-    content = [
-        Entry(tensor.name, DTYPES[tensor.dtype], tensor.shape, lambda tensor=tensor: load(tensor))  # type: ignore[misc]
+    return store.commit(key, _entries(plan, load))
+
+
+def file_bytes(plan: OutputFile) -> int:
+    """Return the size of the file that `plan` describes."""
+    return size_in_file(_entries(plan, lambda _: torch.empty(0)), METADATA)
+
+
+def _entries(plan: OutputFile, load: Callable[[OutputTensor], Tensor]) -> list[Entry]:
+    return [
+        Entry(tensor.name, DTYPES[tensor.dtype], tensor.shape, partial(load, tensor))
         for tensor in plan.tensors
     ]
-    return store.commit(key, content)

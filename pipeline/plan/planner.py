@@ -12,6 +12,7 @@ from pipeline.plan.work import evaluation, stages
 from schemas.errors import ConfigError
 from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
+from schemas.run.budget import SUPPOSED, supposed
 from schemas.run.context import within_context
 from schemas.run.plan import (
     ClusterSpec,
@@ -62,12 +63,12 @@ def make_plan(
     plan that would be fastest on a known device, with seconds None. Raises ConfigError if nothing
     fits, saying what would.
     """
-    costs = Costs(config, spec, cluster.dtype, windows)
+    costs = Costs(supposed(config, spec), spec, cluster.dtype, windows)
     speed = rates(cluster, config)
-    supposed = speed or rates(cluster.model_copy(update={"device_name": DEFAULT}), config)
+    usual = speed or rates(cluster.model_copy(update={"device_name": DEFAULT}), config)
 
     def preference(layout: Layout) -> tuple[float, int, int]:
-        seconds = sum(stage.total or 0.0 for stage in stages(costs, layout, supposed))
+        seconds = sum(stage.total or 0.0 for stage in stages(costs, layout, usual))
         return seconds, layout.replicas, len(layout.waves)
 
     best = min(layouts(costs, cluster), key=preference, default=None)
@@ -130,7 +131,7 @@ def _describe(
         total_parameters=costs.parameters,
         targeted_parameters=spec.targeted,
         kinds=_kinds(spec),
-        ratios=tuple(_ratio_plan(costs, ratio) for ratio in costs.config.ratio),
+        ratios=tuple(_ratio_plan(costs, ratio) for ratio in dict.fromkeys(costs.config.ratio)),
         rank_multiple=costs.config.allocation.rank_multiple or 1,
         memory=layout.memory,
         recovery=training,
@@ -138,8 +139,18 @@ def _describe(
         stages=table,
         seconds=None if slowest.total is None else sum(stage.total or 0.0 for stage in table),
         bottleneck=None if slowest.limit is None else f"{slowest.name}: {slowest.limit}",
-        assumed=(*cluster.assumed, *(() if slowest.total is None else assumptions(costs.config))),
+        assumed=(
+            *cluster.assumed,
+            *_trials(costs.config),
+            *(() if slowest.total is None else assumptions(costs.config)),
+        ),
     )
+
+
+def _trials(config: RunConfig) -> list[str]:
+    """Say what a plan supposes of a budget whose ratio is not known."""
+    budget = config.budget
+    return [f"{budget.trials} trials at ratio {SUPPOSED:g}"] if budget.measured else []
 
 
 def _kinds(spec: ModelSpec) -> tuple[MatrixKind, ...]:

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.report import generation, wording
+from pipeline.report.budget import budget
 from pipeline.report.figures import (
     Figure,
     Matrices,
@@ -78,6 +79,8 @@ def render_report(
             stages(facts),
         )
     }
+    if compression.budget and (found := budget(compression.budget, compression.ratio)):
+        figures["budget"] = found
     if compression.recovery is not None:
         figures["recovery"] = recovery(compression.recovery)
     encodings = [matrix.encoding for matrix in compression.matrices]

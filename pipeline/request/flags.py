@@ -51,6 +51,8 @@ def _line(detail: Any) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     if not field:
         return str(message)
+    if detail["input"] == ():  # of a ratio that nobody named
+        return f"{field}: {message}"
     if detail["type"] == "missing":
         return f"{field}: not given; use --{field.replace('_', '-')} or the key {field} of --config"
     if detail["type"] == "extra_forbidden":

@@ -15,6 +15,7 @@ from schemas.location import Location, is_within, locate
 from schemas.model.spec import ModelSpec
 from schemas.request.config import ROUNDS, RunConfig
 from schemas.request.recovery import share_of
+from schemas.run.budget import supposed
 from schemas.run.context import within_context
 from schemas.run.ranks import require_ranks
 from schemas.run.targets import select
@@ -65,6 +66,7 @@ def look(config: RunConfig) -> Checked:
     with _explained(config):
         config = settled(config)
         now_about(run=str(config.run_folder))
+        _require_evaluation(config)
         texts = _local_texts(config)
         for place in (config.run_folder, *map(config.output_folder, config.ratio)):
             if isinstance(place, Path):
@@ -84,6 +86,17 @@ def look(config: RunConfig) -> Checked:
         require_tokenizer(folder)
         _require_disk(config, spec)
         return Checked(pinned(config, folder), folder, spec, texts)
+
+
+def _require_evaluation(config: RunConfig) -> None:
+    """Raises ConfigError if a budget is of a loss, and there is no text to measure it on."""
+    if config.budget.measured and not evaluation_source(
+        config.evaluation.text, config.calibration.text
+    ):
+        raise ConfigError(
+            f"{config.budget.option}: what a ratio costs is measured on a text, and there is none; "
+            "name one with --evaluate"
+        )
 
 
 def _require_tested(config: RunConfig, spec: ModelSpec) -> None:
@@ -150,6 +163,7 @@ def _require_disk(config: RunConfig, spec: ModelSpec) -> None:
     """Raises ConfigError if the checkpoints still to be made cannot fit even with the least disk:
     one wave of one chain, counting what is already in the run directory.
     """
+    config = supposed(config, spec)
     ratios = [r for r in config.ratio if not exists(config.output_folder(r) / SUCCESS)]
     if not ratios or not isinstance(config.run_folder, Path):
         return

@@ -1,17 +1,32 @@
 """Allocate: the rank of every matrix, from the spectra of all matrices."""
 
+from collections.abc import Collection
+
 from pipeline.cluster.calls import result
+from pipeline.run import Run
 from pipeline.stages.output import Output
+from schemas.run.ranks import AllocationResult
+
+
+def gather(run: Run, given_up: Collection[str]) -> None:
+    """Let the allocator read the spectra of all matrices but those that have to stay dense."""
+    call = run.allocator.gather.remote(run.spec.matrices, run.ids.bases, set(given_up))
+    result(call, "gather losses", run.timeout)
+
+
+def ranks_at(run: Run, ratio: float) -> AllocationResult:
+    """Return the ranks at a ratio, of the spectra that were gathered last."""
+    call = run.allocator.allocate.remote(ratio)
+    found: AllocationResult = result(call, f"allocate {ratio}", run.timeout)
+    return found
 
 
 def allocate(output: Output) -> None:
     """Set `allocation`: the allocator actor gathers the spectra and shares the ranks out."""
     run, ratio = output.run, output.ratio
     with run.progress.stage("allocate", 1, "model") as stage:
-        call = run.allocator.gather.remote(run.spec.matrices, run.ids.bases, set(output.given_up))
-        result(call, "gather losses", run.timeout)
-        call = run.allocator.allocate.remote(ratio)
-        allocation = output.allocation = result(call, f"allocate {ratio}", run.timeout)
+        gather(run, output.given_up)
+        allocation = output.allocation = ranks_at(run, ratio)
         stage.advance()
     share = allocation.parameters / allocation.dense_parameters
     nats = "" if allocation.nats is None else f", predicted +{allocation.nats:.4f} nats a token"

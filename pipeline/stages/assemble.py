@@ -151,6 +151,7 @@ def describe(output: Output) -> Compression:
         adopted=None if adopted is None else adopted.manifest.output,
         cut_before=() if adopted is None else _cut_before(config, adopted.compression),
         earlier=() if adopted is None else adopted.recoveries,
+        budget=output.budget,
         matrices=results,
     )
 

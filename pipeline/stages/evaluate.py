@@ -5,12 +5,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pipeline.request.inputs import EvaluationText, tokens_sha256
+from pipeline.run import Run
 from pipeline.stages.output import Output
 from pipeline.stages.scored import base_of, crew_of
 from pipeline.stages.staging import everywhere
 from pipeline.stream.boundaries import Boundary
 from pipeline.stream.comparison import compare
 from pipeline.stream.models import Model
+from schemas.errors import RunError
 from schemas.location import Location
 from schemas.model.dtypes import STORED
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
@@ -23,34 +25,61 @@ from workers.storage.places import read_bytes, write
 
 
 def evaluate(output: Output) -> None:
-    """Set `evaluation`: perplexity of the base and of the result, and the KL between them.
-
-    It stays None if the run has no text for it. It is kept in the run directory; if it is missing
-    there, the workers of the pool compute it.
+    """Set `evaluation`: perplexity of the base and of the result, and the KL between them, with
+    what both wrote when they were verified. It stays None if the run has no text for it.
     """
-    run, text = output.run, output.run.inputs.evaluation
-    if text is None:
+    if output.run.inputs.evaluation is None:
         return
-    asked = run.config.evaluation.model_copy(update={"text": text.name})
-    asked_for = fingerprint([asked.model_dump(), tokens_sha256(text.windows)])
-    kept = run.store.root / f"evaluations/{output.identity}-{asked_for}.json"
-    output.evaluation = read_evaluation(kept)
-    if output.evaluation is not None:
-        return
-    scores = _score(output, text)
+    scored = score(output)
     wrote = zip(samples_of(output.checks), generations_of(output.checks), strict=True)
-    output.evaluation = EvaluationReport(
-        text=text.name,
-        sequence_length=asked.sequence_length,
-        dtype=run.facts.dtype,
-        prompts=PROMPTS if any(generations_of(output.checks)) else (),
-        models=tuple(
-            score.model_copy(update={"sample": sample, "generation": generation})
-            for score, (sample, generation) in zip(scores, wrote, strict=True)
-        ),
+    models = tuple(
+        model.model_copy(update={"sample": sample, "generation": generation})
+        for model, (sample, generation) in zip(scored.models, wrote, strict=True)
     )
-    write(kept, output.evaluation.model_dump_json(indent=2).encode())
-    run.progress.note(f"{output.place}: {_summary(*scores)}")
+    prompts = PROMPTS if any(generations_of(output.checks)) else ()
+    output.evaluation = scored.model_copy(update={"prompts": prompts, "models": models})
+
+
+def score(output: Output) -> EvaluationReport:
+    """Return the scores of base and result. They are kept in the run directory; if they are missing
+    there, the workers of the pool compute them, from the staged weight files and config.json.
+
+    Raises RunError if the run has no text for it.
+    """
+    run, text = output.run, _text(output.run)
+    found = known_scores(output)
+    if found is None:
+        found = EvaluationReport(
+            text=text.name,
+            sequence_length=run.config.evaluation.sequence_length,
+            dtype=run.facts.dtype,
+            models=_score(output, text),
+        )
+        write(_kept(output), found.model_dump_json(indent=2).encode())
+        run.progress.note(f"{output.place}: {_summary(*found.models)}")
+    return found
+
+
+def known_scores(output: Output) -> EvaluationReport | None:
+    """Return the scores of an output that the run directory keeps; None if there are none."""
+    return read_evaluation(_kept(output))
+
+
+def asked_for(run: Run) -> str:
+    """Identify the text of the evaluation, and how much of it is scored."""
+    text = _text(run)
+    asked = run.config.evaluation.model_copy(update={"text": text.name})
+    return fingerprint([asked.model_dump(), tokens_sha256(text.windows)])
+
+
+def _kept(output: Output) -> Location:
+    return output.run.store.root / f"evaluations/{output.identity}-{asked_for(output.run)}.json"
+
+
+def _text(run: Run) -> EvaluationText:
+    if run.inputs.evaluation is None:
+        raise RunError("the run has no text to evaluate on; start it again")
+    return run.inputs.evaluation
 
 
 def read_evaluation(place: Location) -> EvaluationReport | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.run import Run
 from schemas.location import Location
+from schemas.result.budget import BudgetResult
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import Check, Compression, OutputResult
 from schemas.result.output import MatrixResult, OutputFile
@@ -18,7 +19,8 @@ class Output:
 
     `given_up` are matrices that stay dense because they had failed to be cut when it was begun.
     `rows` has the result of every matrix by its name, `files` every weight file by its name.
-    `staging` is the folder that becomes the checkpoint, while `staged` has it open.
+    `budget` tells how its ratio was found, if a budget was asked for. `staging` is the folder that
+    becomes the checkpoint, while `staged` has it open.
     """
 
     run: Run
@@ -30,6 +32,7 @@ class Output:
     compression: Compression = field(init=False)
     checks: list[Check] = field(default_factory=list)
     evaluation: EvaluationReport | None = None
+    budget: BudgetResult | None = None
 
     def __post_init__(self) -> None:
         self.given_up = dict(self.run.given_up)

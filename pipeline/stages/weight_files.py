@@ -2,15 +2,33 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from runtime.configuration_lowrank import BIASES, tensor_shapes
 from schemas.model.dtypes import ITEM_BYTES
-from schemas.model.spec import MatrixSpec, ModelSpec, TensorSpec
-from schemas.result.output import FactorSource, MatrixResult, OutputFile, OutputTensor
+from schemas.model.spec import Encoding, Factors, MatrixSpec, ModelSpec, TensorSpec
+from schemas.result.output import FactorSource, OutputFile, OutputTensor
+from workers.allocation.budget import cost
 from workers.checkpoint.names import weight_file
+from workers.output import file_bytes
 
 _FILE_BYTES = 5 * 10**9
+
+
+class Cut(Protocol):
+    """How a matrix is stored: what a `MatrixResult` says of it, or what its rank promises."""
+
+    @property
+    def encoding(self) -> Encoding: ...
+    @property
+    def rank(self) -> int | None: ...
+
+
+class Promised(NamedTuple):
+    """A matrix before it is cut."""
+
+    encoding: Encoding
+    rank: int | None
 
 
 class Part(NamedTuple):
@@ -60,8 +78,8 @@ def plan_parts(spec: ModelSpec, parameters: dict[str, int]) -> list[Part]:
 def plan_file(
     spec: ModelSpec,
     part: Part,
-    results: dict[str, MatrixResult],
-    keys: dict[str, str],
+    results: Mapping[str, Cut],
+    keys: Mapping[str, str],
     others: Mapping[str, str] = MappingProxyType({}),
 ) -> OutputFile:
     """Plan the tensors of a weight file in the base's order; `keys` names each matrix's factors,
@@ -82,6 +100,19 @@ def plan_file(
     return OutputFile(name=part.name, tensors=tuple(planned))
 
 
+def total_bytes(spec: ModelSpec, factors: Factors, ranks: Mapping[str, int | None]) -> int:
+    """Return the bytes of all weight files at these ranks, with their headers, unless pivots fall
+    back: then they are fewer.
+    """
+    cuts = {
+        m.name: Promised("dense" if ranks[m.name] is None else m.encoding(factors), ranks[m.name])
+        for m in spec.matrices
+    }
+    keys = dict.fromkeys(ranks, "")
+    parts = plan_parts(spec, {m.name: cost(m, factors, ranks[m.name]) for m in spec.matrices})
+    return sum(file_bytes(plan_file(spec, part, cuts, keys)) for part in parts)
+
+
 def _owners(spec: ModelSpec) -> dict[str, list[MatrixSpec]]:
     """Return the matrices by the names of their modules in the checkpoint: those that are targeted,
     and the other parts of what is split.
@@ -90,7 +121,7 @@ def _owners(spec: ModelSpec) -> dict[str, list[MatrixSpec]]:
 
 
 def _matrix_tensors(
-    matrix: MatrixSpec, result: MatrixResult | None, dtype: str, keys: dict[str, str]
+    matrix: MatrixSpec, result: Cut | None, dtype: str, keys: Mapping[str, str]
 ) -> list[OutputTensor]:
     """Plan the tensors of a matrix; one without a result stays as it is."""
     encoding, rank = (result.encoding, result.rank) if result else ("dense", None)

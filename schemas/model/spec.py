@@ -107,6 +107,11 @@ class MatrixSpec(Schema):
         """The smaller side, on which W' is a projection of W."""
         return "output" if self.out_features <= self.in_features else "input"
 
+    def encoding(self, factors: Factors) -> Encoding:
+        """How it is stored once it is cut: pivots are on the side that ranks do not share out."""
+        columns = factors == "pivoted" and self.column_parallel
+        return "pivoted-columns" if columns else factors
+
 
 def factor_parameters(factors: Factors, rank: int, out_features: int, in_features: int) -> int:
     """Parameters of W' (m, n) at rank k: k (m + n), or k (m + n - k) if pivoted (PIFA, 2025)."""

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from schemas.base import Schema
 from schemas.location import Location, Url, is_within
 from schemas.model.spec import Factors
+from schemas.request.budget import OPTIONS, BudgetConfig
 from schemas.request.groups import (
     OF_METHOD,
     AllocationConfig,
@@ -30,6 +31,10 @@ from schemas.request.settings import SEVERAL, Flag
 
 ROUNDS = "rounds"  # the folder of earlier rounds in a run directory
 OnFailure = Literal["fail", "keep_dense"]
+NO_RATIO = (
+    "not given; use --ratio or the key ratio of --config, or (of svdllm compress) a budget "
+    f"instead: {', '.join(OPTIONS.values())}"
+)
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
 
 
@@ -109,7 +114,7 @@ class CompressionConfig(Schema):
     @classmethod
     def _distinct(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if not value:
-            raise ValueError("name at least one ratio")
+            raise ValueError(NO_RATIO)
         if len({f"{ratio:.2f}" for ratio in value}) != len(value):
             raise ValueError(
                 f"{', '.join(map(str, value))} do not differ in their first two decimals, which "
@@ -199,6 +204,36 @@ class RunConfig(CompressionConfig):
         "further",
     )
 
+    budget: BudgetConfig = BudgetConfig()
+    ratio: Annotated[tuple[Ratio, ...], SEVERAL, Flag(unset="that of a budget")] = Field(
+        (), description="Fraction of the targeted parameters REMOVED; one or several, as 0.2,0.4"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ratio_or_budget(cls, data: Any) -> Any:
+        """Let the ratio be found by a budget; else it is missing where nobody names it."""
+        if not isinstance(data, dict) or data.get("ratio") not in (None, (), []):
+            return data
+        budget = data.get("budget")
+        asked = budget.model_dump() if isinstance(budget, BudgetConfig) else budget
+        given = {name: value for name, value in data.items() if name != "ratio"}
+        found = isinstance(asked, dict) and any(asked.get(name) is not None for name in OPTIONS)
+        return given if found else given | {"ratio": ()}
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.ratio and self.budget.asked:
+            raise ValueError(
+                f"{self.budget.option}: a budget finds the ratio; leave out --ratio, or the budget"
+            )
+        if self.budget.measured and self.trains:
+            raise ValueError(
+                f"{self.budget.option}: its trials are measured without --refine and --recover; "
+                "find the ratio first, then train at it with `svdllm recover`"
+            )
+        return self
+
     @model_validator(mode="after")
     def _adopts_to_train(self) -> Self:
         if self.adopt is not None and not (self.trains and len(self.ratio) == 1):
@@ -269,7 +304,7 @@ class RunConfig(CompressionConfig):
 
     def output_folder(self, ratio: float) -> Location:
         """Folder or URL of the checkpoint at one of the ratios."""
-        return self.output if len(self.ratio) == 1 else self.output / f"ratio-{ratio:.2f}"
+        return self.output if len(self.ratio) <= 1 else self.output / f"ratio-{ratio:.2f}"
 
 
 def _of_round(ratio: float, share: float) -> float:

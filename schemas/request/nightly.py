@@ -1,14 +1,15 @@
 """The configuration of `svdllm nightly`, and the contents of its catalogue and its pointer."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from schemas.base import Schema
 from schemas.location import Location, is_within
 from schemas.request.config import CompressionConfig, RunConfig
 from schemas.request.groups import TargetsConfig
 from schemas.request.settings import Flag
+from schemas.request.sizes import AS_SHARE
 
 Order = Literal["newest", "oldest"]
 Event = Literal[
@@ -20,7 +21,7 @@ Event = Literal[
 class Gate(Schema):
     """Conditions that an output must meet before `latest` may name it."""
 
-    perplexity: Annotated[float | None, Flag("gate", unset="no gate")] = Field(
+    perplexity: Annotated[float | None, AS_SHARE, Flag("gate", unset="no gate")] = Field(
         None, ge=0.0, description="Largest increase of perplexity over the base, as 5% or 0.05"
     )
     kl: Annotated[float | None, Flag("gate-kl")] = Field(
@@ -35,16 +36,6 @@ class Gate(Schema):
         description="Most greedy continuations of a dozen prompts that may be degenerate beyond "
         "those of the base",
     )
-
-    @field_validator("perplexity", mode="wrap")
-    @classmethod
-    def _from_percent(cls, value: Any, checked: ValidatorFunctionWrapHandler) -> Any:
-        if isinstance(value, str) and value.strip().endswith("%"):
-            return checked(float(value.strip().removesuffix("%")) / 100)
-        share = checked(value)
-        if share is not None and share > 1:  # 5 for 5%
-            raise ValueError("that allows more than twice the base's; write it in %, as 5% or 150%")
-        return share
 
 
 class NightlyConfig(CompressionConfig):

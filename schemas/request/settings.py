@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple, get_args
 from pydantic import BaseModel, BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
-from schemas.request.sizes import AS_SIZE, format_size
+from schemas.request.sizes import AS_COUNT, AS_SIZE, format_size
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,9 @@ class Setting(NamedTuple):
 
     @property
     def kind(self) -> Any:
-        """The type of what people write: its annotation, or text for a size."""
-        return str if AS_SIZE in self.field.metadata else self.field.annotation
+        """The type of what people write: its annotation, or text for a size or a count."""
+        as_text = AS_SIZE in self.field.metadata or AS_COUNT in self.field.metadata
+        return str if as_text else self.field.annotation
 
     @property
     def default(self) -> str:
@@ -76,7 +77,7 @@ class Setting(NamedTuple):
         value = self.field.get_default(call_default_factory=True)
         if self.field.is_required() or value in (None, (), {}):
             return ""
-        if SEVERAL in self.field.metadata:
+        if isinstance(value, tuple):
             return ",".join(map(str, value))
         return format_size(value) if AS_SIZE in self.field.metadata else str(value)
 

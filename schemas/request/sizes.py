@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""Sizes, counts and shares as people write them."""
 
 import re
 from typing import Annotated
@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_COUNTS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
 
 def parse_size(text: object) -> int:
@@ -23,5 +24,36 @@ def format_size(size: int) -> str:
     return f"{size // _UNITS[unit]}{unit.upper()}B".replace("I", "i")
 
 
-AS_SIZE = BeforeValidator(parse_size)
+def parse_count(text: object) -> int:
+    """Return the number of "5B" (10^9), "100M", "7.5k" or 1000. Raises ValueError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmbt])?", str(text).strip().lower())
+    if match is None:
+        raise ValueError(f"{str(text)!r} is not a number like 5B, 100M or 1000000")
+    return round(float(match[1]) * _COUNTS[match[2] or ""])
+
+
+def _size_if_any(value: object) -> int | None:
+    return None if value is None else parse_size(value)
+
+
+def _count_if_any(value: object) -> int | None:
+    return None if value is None else parse_count(value)
+
+
+def _share(value: object) -> object:
+    """Return 0.05 of "5%"; another number is a share itself. Raises ValueError above 1."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        return float(value.strip().removesuffix("%")) / 100
+    try:
+        above = float(str(value)) > 1
+    except ValueError:
+        return value  # which pydantic refuses, or None
+    if above:  # 5 for 5%
+        raise ValueError("that allows more than twice the base's; write it in %, as 5% or 150%")
+    return value
+
+
+AS_SIZE = BeforeValidator(_size_if_any)
+AS_COUNT = BeforeValidator(_count_if_any)
+AS_SHARE = BeforeValidator(_share)
 Size = Annotated[int, AS_SIZE, Field(gt=0)]

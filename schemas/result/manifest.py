@@ -7,6 +7,7 @@ from pydantic import Field
 from schemas.base import Schema
 from schemas.location import Location
 from schemas.request.groups import CalibrationConfig, NumericsConfig, TargetsConfig
+from schemas.result.budget import BudgetResult
 from schemas.result.evaluation import EvaluationReport, Generation
 from schemas.result.output import MatrixResult
 from schemas.result.recovery import RecoveryResult
@@ -50,6 +51,7 @@ class Compression(Schema):
     `cut_before` are the ratios of the rounds before this one, and losses and `nats` are those of
     this cut alone. `earlier` are the recoveries that had trained that checkpoint. `exported` is the
     identity of the checkpoint that this one stores in another form; `rounding` then covers both.
+    `budget` tells how `ratio` was found, if it was not asked for.
     """
 
     model: str
@@ -81,6 +83,7 @@ class Compression(Schema):
     cut_before: tuple[float, ...] = ()
     earlier: tuple[RecoveryResult, ...] = ()
     exported: str | None = None
+    budget: BudgetResult | None = None
     matrices: tuple[MatrixResult, ...]
 
 

@@ -1,5 +1,9 @@
 """Which ranks there are, and whether a ratio leaves every matrix one, from shapes alone."""
 
+import math
+from bisect import bisect_left
+from collections.abc import Iterable
+
 from schemas.base import Schema
 from schemas.errors import ConfigError
 from schemas.model.spec import MatrixSpec, ModelSpec, factor_parameters, rank_grid, whole
@@ -33,7 +37,7 @@ def _require_ranks(config: RunConfig, ratio: float, matrices: list[MatrixSpec]) 
     keep, size = 1 - ratio, sum(matrix.size for matrix in matrices)
     multiple = config.allocation.rank_multiple or 1
     if config.allocation.method == "loss-aware":
-        least = sum(_least(config, matrix) for matrix in matrices)
+        least = least_parameters(config, matrices)
         if least > (budget := whole(keep * size)):
             what = "rank 1" if multiple == 1 else f"the lowest rank (--rank-multiple {multiple})"
             raise _refusal(
@@ -52,6 +56,24 @@ def _require_ranks(config: RunConfig, ratio: float, matrices: list[MatrixSpec]) 
                 f"{budget:,} parameters, but rank {_lowest(config, matrix)} takes {least:,}",
                 highest,
             )
+
+
+def least_parameters(config: RunConfig, matrices: Iterable[MatrixSpec]) -> int:
+    """Return the parameters of matrices at their lowest ranks."""
+    return sum(_least(config, matrix) for matrix in matrices)
+
+
+def highest_step(config: RunConfig, spec: ModelSpec, step: float) -> int:
+    """Return how many steps the ratio may be high, at which every matrix still has a rank."""
+
+    def too_high(steps: int) -> bool:
+        try:
+            require_ranks(config.model_copy(update={"ratio": (steps * step,)}), spec)
+        except ConfigError:
+            return True
+        return False
+
+    return bisect_left(range(1, math.ceil(1 / step)), True, key=too_high)
 
 
 def _lowest(config: RunConfig, matrix: MatrixSpec) -> int:

@@ -27,7 +27,7 @@ class RunRecord(Schema):
     """run.json: the last command started here, and the items that it has to commit.
 
     `ground` is what its numbers depend on, `texts` how it has read its texts; `outputs` are the
-    folders of the checkpoints and their identities.
+    folders of the checkpoints and their identities, empty if a budget is to find the ratio.
     """
 
     config: RunConfig

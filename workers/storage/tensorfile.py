@@ -15,6 +15,7 @@ from schemas.model.dtypes import FORMATS, QUANTISED
 DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, row.torch) for name, row in (FORMATS | QUANTISED).items()
 }
+METADATA = {"format": "pt"}  # of every file, as transformers expects it
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -51,7 +52,7 @@ def write_tensors(path: Path, content: Iterable[Entry], metadata: dict[str, str]
 
     Raises ValueError if a loaded tensor does not have the promised dtype and shape.
     """
-    ordered = sorted(content, key=lambda entry: -entry.dtype.itemsize)
+    ordered = _ordered(content)
     header = _header(ordered, metadata)
     digest, size = hashlib.sha256(header), len(header)
     with path.open("wb") as file:
@@ -65,6 +66,16 @@ def write_tensors(path: Path, content: Iterable[Entry], metadata: dict[str, str]
         file.flush()
         os.fsync(file.fileno())
     return Written(digest.hexdigest(), size)
+
+
+def size_in_file(content: Iterable[Entry], metadata: dict[str, str]) -> int:
+    """Return the size of the file that `write_tensors` makes of `content`; nothing is loaded."""
+    ordered = _ordered(content)
+    return len(_header(ordered, metadata)) + sum(entry.nbytes for entry in ordered)
+
+
+def _ordered(content: Iterable[Entry]) -> list[Entry]:
+    return sorted(content, key=lambda entry: -entry.dtype.itemsize)
 
 
 def _content(entry: Entry) -> memoryview:

@@ -68,8 +68,25 @@ def _output_column(output: OutputResult) -> list[tuple[str, str]]:
         ("perplexity before", f"{base.perplexity:.2f}" if base else "-"),
         ("perplexity after", f"{result.perplexity:.2f}" if result else "-"),
         ("recovery, held-out loss", _recovered(done)),
+        *_budget(done),
         ("fallbacks", str(fallbacks)),
         ("could not be cut", str(len(done.given_up)) if done.given_up else "-"),
+    ]
+
+
+def _budget(done: Compression) -> list[tuple[str, str]]:
+    """What a budget allowed, and what was found."""
+    if (found := done.budget) is None:
+        return []
+    if not found.trials:
+        return [("budget", found.asked.option), ("within", f"{found.reached:,.0f}")]
+    predicted = "-" if found.predicted is None else f"ratio {found.predicted:g}"
+    tried = (f"{trial.ratio:g}: {_nats(trial.measured)}" for trial in found.trials)
+    return [
+        ("budget", f"{found.asked.option} ({_nats(found.limit)})"),
+        ("predicted optimum", predicted),
+        ("measured optimum", f"ratio {done.ratio:g} ({_nats(found.reached)})"),
+        ("trials", "\n".join(tried)),
     ]
 
 

@@ -16,6 +16,10 @@ from schemas.request.config import RunConfig
 ASKED: dict[str, dict[str, Any]] = {
     "nothing else": {},
     "ratios": {"ratio": (0.2, 0.45, 1 / 3), "seed": 7, "revision": "main"},
+    "a size": {"ratio": None, "budget": {"size": 12 * 10**9}},
+    "a number of parameters": {"ratio": None, "budget": {"parameters": 5 * 10**9}},
+    "an increase": {"ratio": None, "budget": {"perplexity": 0.05, "tolerance": 0.01}},
+    "a divergence": {"ratio": None, "budget": {"kl": 0.1, "trials": 3}},
     "a method": {"method": "svd-llm"},
     "a method but for one part": {"method": "svd-llm", "factors": "pivoted"},
     "parts": {"truncation": "input-only", "allocation": {"method": "uniform"}, "factors": "plain"},

@@ -198,7 +198,9 @@ def test_values_out_of_range_are_refused_with_field_and_value(
 
 @pytest.mark.parametrize("method", ["svdllm", "", ["svd-llm"], {"name": "svd-llm"}, 3])
 def test_an_unknown_method_is_refused_with_the_known_ones(method: object) -> None:
-    assert "'two-sided', 'svd-llm-v2', 'svd-llm', 'asvd', 'fwsvd' or 'svd'" in refusal(method=method)
+    assert "'two-sided', 'svd-llm-v2', 'svd-llm', 'asvd', 'fwsvd' or 'svd'" in refusal(
+        method=method
+    )
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.5])
@@ -208,7 +210,8 @@ def test_a_senseless_seed_is_refused(seed: float) -> None:
 
 @pytest.mark.parametrize("missing", ["model", "output", "ratio"])
 def test_what_has_no_default_must_be_given(missing: str) -> None:
-    assert f"{missing}\n  Field required" in refusal(**{missing: None})
+    said = "Value error, not given; use --ratio" if missing == "ratio" else "Field required"
+    assert f"{missing}\n  {said}" in refusal(**{missing: None})
 
 
 def test_a_configuration_is_immutable() -> None:
@@ -234,3 +237,35 @@ def test_one_ratio_is_written_to_the_output_itself_and_several_below_it() -> Non
         Path("out/ratio-0.20"),
         Path("out/ratio-0.45"),
     ]
+
+
+@pytest.mark.parametrize("method", ["asvd", "fwsvd", "svd"])
+def test_losses_that_cannot_be_compared_are_not_allocated_by(method: str) -> None:
+    for allocation in ("loss-aware", "svd-llm-v2"):
+        assert "use --allocation uniform" in refusal(
+            method=method, allocation={"method": allocation}
+        )
+
+
+def test_a_budget_stands_for_the_ratio() -> None:
+    made = config(ratio=None, budget={"perplexity": "5%"})
+    assert made.ratio == ()
+    assert made.budget.perplexity == 0.05
+    assert made.budget.option == "--max-perplexity-increase 5%"
+    assert made.output_folder(0.2) == made.output
+    assert RunConfig.model_validate_json(made.model_dump_json()) == made
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"budget": {"kl": 0.1}}, "leave out --ratio, or the budget"),
+        ({"ratio": None, "budget": {"kl": 0.1, "size": "1GB"}}, "a run has one budget"),
+        ({"ratio": None, "budget": {"trials": 3}}, "a budget instead: --target-size"),
+        ({"ratio": None, "budget": {"perplexity": 5}}, "write it in %"),
+        ({"ratio": None, "budget": {"parameters": "5 potatoes"}}, "a number like 5B"),
+        ({"ratio": None, "budget": {"kl": 0.1}, "recovery": {"enabled": True}}, "svdllm recover"),
+    ],
+)
+def test_what_a_budget_cannot_be(fields: dict[str, Any], message: str) -> None:
+    assert message in refusal(**fields)

@@ -11,7 +11,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from workers.storage.tensorfile import DTYPES, NAMES, Entry, entries, write_tensors
+from workers.storage.tensorfile import (
+    DTYPES,
+    METADATA,
+    NAMES,
+    Entry,
+    entries,
+    size_in_file,
+    write_tensors,
+)
 
 
 def random_tensor(dtype: torch.dtype, *shape: int) -> Tensor:
@@ -43,6 +51,15 @@ def test_dtypes_have_safetensors_own_names(tmp_path: Path, name: str) -> None:
     with safe_open(path, framework="pt") as file:
         assert file.get_slice("a").get_dtype() == name
     assert NAMES[DTYPES[name]] == name
+
+
+def test_the_size_of_a_file_is_known_before_it_is_written(tmp_path: Path) -> None:
+    tensors = {
+        "halves": random_tensor(torch.bfloat16, 5, 3),
+        "order": random_tensor(torch.int64, 7),
+    }
+    path = write(tmp_path / "file", tensors, METADATA)
+    assert size_in_file(entries(tensors), METADATA) == path.stat().st_size
 
 
 def test_tensors_of_odd_sizes_are_aligned(tmp_path: Path) -> None:

@@ -1,0 +1,167 @@
+"""Budget: the largest removal that keeps a budget, found before the checkpoint is made."""
+
+import math
+from collections.abc import Callable
+from functools import cache
+
+from pipeline.run import Run
+from pipeline.stages.allocate import gather, ranks_at
+from pipeline.stages.evaluate import asked_for
+from pipeline.stages.weight_files import total_bytes
+from schemas.errors import ConfigError, RunError
+from schemas.result.budget import BudgetResult, Trial
+from schemas.result.evaluation import EvaluationReport
+from schemas.run.identity import fingerprint
+from schemas.run.ranks import AllocationResult, highest_step
+from workers.allocation.search import Found, last, search
+from workers.checkpoint.names import SUCCESS
+from workers.checkpoint.published import read_compression
+from workers.storage.places import exists
+
+_FINE = 1e-5  # steps of a ratio that no trial has to confirm
+
+Try = Callable[[float], EvaluationReport]
+
+
+def published_ratio(run: Run) -> tuple[float, ...]:
+    """Return the ratio of the checkpoint that was published for this budget; none if there is none.
+
+    Raises ConfigError if the output holds one that was made for anything else.
+    """
+    place = run.config.output
+    if not exists(place / SUCCESS):
+        return ()
+    found = read_compression(place)
+    if found.budget is None or found.budget.identity != _identity(run):
+        raise ConfigError(
+            f"output {place} holds a checkpoint that was not made for {run.config.budget.option} "
+            "on this text; name another folder, or remove it"
+        )
+    return (found.ratio,)
+
+
+def keep_budget(run: Run, try_at: Try) -> tuple[float, BudgetResult]:
+    """Return the highest need of the budget as a ratio, and how it was found.
+
+    A size asks for the lowest ratio within it, a loss for the highest; `try_at` makes and scores a
+    checkpoint at a ratio. Raises ConfigError if no ranks are low enough, RunError if no trial keeps
+    the budget.
+    """
+    gather(run, run.given_up)
+    ratio, found = _by_trials(run, try_at) if run.config.budget.measured else _by_size(run)
+    run.progress.note(f"{run.config.budget.option}: {_summary(ratio, found)}")
+    return ratio, found
+
+
+def _by_size(run: Run) -> tuple[float, BudgetResult]:
+    """Find the lowest ratio whose ranks keep a size; each step takes an allocation."""
+    budget = run.config.budget
+    limit = budget.size or budget.parameters or 0
+
+    @cache
+    def size(step: int) -> int:
+        ranks = ranks_at(run, step * _FINE)
+        if budget.size is None:
+            return _parameters(run, ranks)
+        return total_bytes(run.spec, run.config.factors, ranks.ranks)
+
+    highest = highest_step(run.config, run.spec, _FINE)
+    step = last(lambda at: size(at) > limit, 0, highest + 1) + 1
+    if step > highest:
+        raise ConfigError(
+            f"{budget.option}: at ratio {highest * _FINE:g}, the highest here, it is still "
+            f"{size(highest):,}; ask for more"
+        )
+    reached = BudgetResult(asked=budget, identity=_identity(run), limit=limit, reached=size(step))
+    return step * _FINE, reached
+
+
+def _by_trials(run: Run, try_at: Try) -> tuple[float, BudgetResult]:
+    """Find the highest ratio whose measured loss keeps the limit."""
+    budget, step = run.config.budget, run.config.budget.tolerance
+    limit = math.log1p(budget.perplexity) if budget.perplexity else budget.kl or 0.0
+    trials: dict[int, Trial] = {}
+
+    @cache
+    def predicted(at: int) -> float | None:
+        return ranks_at(run, at * step).nats
+
+    def predict(at: int) -> float:
+        """Without gradients, a nat for all of the model is as good a start as any."""
+        nats = predicted(at)
+        return at * step if nats is None else nats
+
+    def measure(at: int) -> float:
+        trials[at] = trial = _trial(run, at * step, predicted(at), limit, try_at)
+        gather(run, run.given_up)  # a matrix may have been given up meanwhile
+        said = "" if trial.predicted is None else f"predicted {trial.predicted:.4f}, "
+        run.progress.note(
+            f"trial {len(trials)}, ratio {at * step:g}: {said}measured {trial.measured:.4f} nats, "
+            f"{'within' if trial.kept else 'over'} the {limit:.4f} of {budget.option}"
+        )
+        return trial.measured
+
+    most = highest_step(run.config, run.spec, step)
+    found = search(predict, measure, limit, most, budget.trials)
+    if not found.best:
+        raise _nothing(run, found)
+    return found.best * step, BudgetResult(
+        asked=budget,
+        identity=_identity(run),
+        limit=limit,
+        reached=found.measured[found.best],
+        predicted=None if predicted(found.predicted) is None else found.predicted * step,
+        trials=tuple(trials.values()),
+    )
+
+
+def _trial(run: Run, ratio: float, predicted: float | None, limit: float, try_at: Try) -> Trial:
+    """Measure what a ratio costs. Raises RunError if the measurement is not of two models."""
+    report = try_at(ratio)
+    scored = report.models[-1]
+    measured = report.nats if run.config.budget.perplexity else scored.kl
+    if measured is None:
+        raise RunError(f"ratio {ratio:g}: its evaluation has no figure to compare; start again")
+    return Trial(
+        ratio=ratio,
+        predicted=predicted,
+        measured=measured,
+        perplexity=scored.perplexity,
+        kl=scored.kl,
+        kept=measured <= limit,
+    )
+
+
+def _nothing(run: Run, found: Found) -> RunError:
+    """Return the error of a search in which no trial kept the budget."""
+    budget = run.config.budget
+    least = min(found.measured)
+    measured = f"ratio {least * budget.tolerance:g} already takes {found.measured[least]:.4f} nats"
+    remedy = (
+        "allow more, or try finer ratios with --set budget.tolerance=N"
+        if found.exceeded == 1
+        else "allow more trials with --set budget.trials=N"
+    )
+    return RunError(f"{budget.option}: {measured}; {remedy}")
+
+
+def _parameters(run: Run, ranks: AllocationResult) -> int:
+    """Return the parameters of the whole model at these ranks."""
+    before = sum(math.prod(tensor.shape) for tensor in run.spec.tensors)
+    return before - ranks.dense_parameters + ranks.parameters
+
+
+def _identity(run: Run) -> str:
+    """Identify the budget, and the text if it is measured."""
+    budget = run.config.budget
+    return fingerprint([budget.model_dump(), asked_for(run) if budget.measured else None])
+
+
+def _summary(ratio: float, found: BudgetResult) -> str:
+    if not found.trials:
+        return f"ratio {ratio:g}, {found.reached:,.0f} of {found.limit:,.0f}"
+    said = "" if found.predicted is None else f" (predicted: {found.predicted:g})"
+    return (
+        f"ratio {ratio:g}{said}, {found.reached:.4f} of {found.limit:.4f} nats, "
+        f"{len(found.trials)} trials"
+    )
