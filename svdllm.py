@@ -1,6 +1,6 @@
 """The Python interface: the commands as functions. docs/python.md has examples.
 
-from svdllm import AdoptionConfig, RunConfig, bench, compress, evaluate, load, recover
+from svdllm import AdoptionConfig, RunConfig, bench, compare, compress, evaluate, load, recover
 """
 
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.bench import bench
+from pipeline.compare import compare
 from pipeline.compress import compress
 from pipeline.evaluate import evaluate
 from pipeline.export import export
@@ -17,6 +18,8 @@ from pipeline.tasks import evaluate_tasks
 from schemas.errors import CompressorError, InputError, RunError
 from schemas.request.adoption import AdoptionConfig
 from schemas.request.bench import BenchConfig
+from schemas.request.budget import BudgetConfig
+from schemas.request.comparison import ComparisonConfig
 from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig, TasksConfig
 from schemas.request.export import ExportConfig
@@ -31,6 +34,7 @@ from schemas.request.groups import (
 )
 from schemas.request.recovery import RecoveryConfig, RefinementConfig
 from schemas.result.bench import BenchReport
+from schemas.result.comparison import ComparisonReport
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 from schemas.result.export import Exported
 from schemas.result.manifest import Compression, OutputResult, RunResult
@@ -42,8 +46,11 @@ __all__ = [
     "AdoptionConfig",
     "BenchConfig",
     "BenchReport",
+    "BudgetConfig",
     "CalibrationConfig",
     "ClusterConfig",
+    "ComparisonConfig",
+    "ComparisonReport",
     "Compression",
     "CompressorError",
     "EvaluationConfig",
@@ -65,6 +72,7 @@ __all__ = [
     "TaskReport",
     "TasksConfig",
     "bench",
+    "compare",
     "compress",
     "evaluate",
     "evaluate_tasks",

@@ -4,6 +4,7 @@ from pydantic import BaseModel
 
 from schemas.request.adoption import AdoptionConfig
 from schemas.request.bench import BenchConfig
+from schemas.request.comparison import ComparisonConfig
 from schemas.request.config import CompressionConfig, RunConfig
 from schemas.request.evaluation import EvaluationConfig
 from schemas.request.export import ExportConfig
@@ -30,14 +31,18 @@ SECTIONS: dict[str, tuple[type[BaseModel], str]] = {
     ),
     "svdllm nightly": (NightlyConfig, "Beside those of compress from `ratio` on:"),
     "svdllm evaluate": (EvaluationConfig, "`checkpoint` is the argument of the command."),
+    "svdllm compare": (
+        ComparisonConfig,
+        "Beside those of compress in `calibration`, `numerics` and `cluster`:",
+    ),
     "svdllm bench": (BenchConfig, "`checkpoint` is the argument of the command."),
     "svdllm export": (ExportConfig, "`checkpoint` is the argument of the command."),
 }
+IN_GROUPS = {setting.path for setting in settings(CompressionConfig) if "." in setting.path}
 COMMON = {
     "svdllm nightly": {setting.path for setting in settings(CompressionConfig)},
-    "svdllm recover": {
-        setting.path for setting in settings(CompressionConfig) if "." in setting.path
-    },
+    "svdllm recover": IN_GROUPS,
+    "svdllm compare": IN_GROUPS,
 }
 
 

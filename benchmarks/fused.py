@@ -17,7 +17,7 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.accuracy import score
+from benchmarks.scoring import score
 from pipeline.compress import compress
 from schemas.request.config import RunConfig
 from schemas.request.groups import CalibrationConfig, ClusterConfig, EvaluationTextConfig

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.accuracy import score
+from benchmarks.scoring import score
 from pipeline.compress import compress
 from schemas.request.config import RunConfig
 from schemas.request.groups import CalibrationConfig, ClusterConfig, NumericsConfig

@@ -2,8 +2,8 @@
 
     python -m benchmarks.rank_grid --run-dir DIR.run --ratio 0.2 0.4 --rank-multiple 1 16 64 128
 
-Nothing is computed but the ranks, which takes seconds. `python -m benchmarks.accuracy` with one
---rank-multiple measures the perplexity of such ranks.
+Nothing is computed but the ranks, which takes seconds. `svdllm compare` with one --rank-multiple
+measures the perplexity of such ranks.
 """
 
 import argparse

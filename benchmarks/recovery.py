@@ -23,7 +23,7 @@ from unittest.mock import patch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.accuracy import score
+from benchmarks.scoring import score
 from pipeline.compress import compress
 from pipeline.report.wording import figure, plain_size
 from pipeline.request.inputs import Inputs, gather

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from pipeline.cli import interrupts
 from pipeline.cli.exit_codes import exit_codes
@@ -18,6 +19,7 @@ from pipeline.cli.tables.status import status_table
 from schemas.errors import ConfigError
 from schemas.request.adoption import AdoptionConfig
 from schemas.request.bench import BenchConfig
+from schemas.request.comparison import ComparisonConfig
 from schemas.request.config import CompressionConfig, RunConfig
 from schemas.request.evaluation import EvaluationConfig
 from schemas.request.export import ExportConfig
@@ -168,6 +170,25 @@ def evaluate(
         from pipeline.report.model_index import write_model_index
 
         write_model_index(model_index, request.checkpoint, report)
+
+
+@app.command()
+@asks(ComparisonConfig)
+def compare(
+    request: ComparisonConfig,
+    json: Annotated[bool, typer.Option("--json", help="The table as JSON.")] = False,
+) -> None:
+    """Methods at equal parameters on one model. The same command continues a stopped comparison."""
+    from pipeline.cli.tables.comparison import comparison_table
+    from pipeline.compare import PAGE
+    from pipeline.compare import compare as run
+
+    report = run(request)
+    if json:
+        _out.print_json(report.model_dump_json())
+    else:
+        _out.print(comparison_table(report))
+        _out.print(Text(str(request.output / PAGE)))
 
 
 @app.command()

@@ -189,7 +189,7 @@ def test_scales_are_of_the_inputs_of_a_matrix(base: Base, oracle: Oracle) -> Non
         assert magnitudes is not None
         assert gradients is not None
         assert_close(magnitudes[0], rows.x.abs().mean(0))
-        x, g = (part.unflatten(0, (WINDOWS, TOKENS)) for part in (rows.x, rows.g))
+        x, g = (part.reshape(WINDOWS, TOKENS, -1) for part in (rows.x, rows.g))
         squares = torch.einsum("wti,wtj->wij", g, x).square()
         assert_close(gradients[0], squares.mean((0, 1)))
 

@@ -1,0 +1,52 @@
+"""A comparison of methods on a terminal."""
+
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.report.wording import plain_size
+from schemas.printable import printable
+from schemas.request.methods import TITLES
+from schemas.result.comparison import Compared, ComparisonReport
+from schemas.result.evaluation import EvaluationReport
+
+
+def comparison_table(report: ComparisonReport) -> RenderableType:
+    """A row for each method at each ratio; perplexity, KL and speed on each text."""
+    table = Table(title=Text(printable(Path(report.model).name)))
+    table.add_column("method")
+    for name in ("removed", "parameters", "weights"):
+        table.add_column(name, justify="right")
+    bases = [evaluation.models[0] for evaluation in report.rows[0].evaluations]
+    for text, base in zip(report.texts, bases, strict=True):
+        dense = f"{printable(Path(text).name)}: perplexity (dense {base.perplexity:.2f})"
+        table.add_column(Text(dense), justify="right", overflow="fold")
+        table.add_column("KL, nats", justify="right")
+    table.add_column("tokens a second", justify="right")
+    before = report.rows[0].ratio
+    for row in report.rows:
+        if row.ratio != before:
+            table.add_section()
+            before = row.ratio
+        table.add_row(*_fields(row))
+    seconds = ", ".join(f"{TITLES[name]} {value:,.0f}" for name, value in report.seconds.items())
+    return Group(table, Text(f"seconds: {seconds}"))
+
+
+def _fields(row: Compared) -> list[str]:
+    scores = [field for evaluation in row.evaluations for field in _scores(evaluation)]
+    return [
+        TITLES[row.method],
+        f"{row.removed:.2%}",
+        f"{row.parameters:,}",
+        plain_size(row.bytes),
+        *scores,
+        f"{row.evaluations[0].models[1].tokens_per_second:,.0f}",
+    ]
+
+
+def _scores(evaluation: EvaluationReport) -> tuple[str, str]:
+    made = evaluation.models[1]
+    return f"{made.perplexity:.2f}", "" if made.kl is None else f"{made.kl:.4f}"

@@ -1,0 +1,110 @@
+"""Methods at equal parameters on one model, by one command that continues where it stopped."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import pipeline.compare
+import pipeline.compress
+from pipeline.cli.tables.comparison import comparison_table
+from pipeline.compare import compare
+from schemas.errors import RunError
+from schemas.request.comparison import ComparisonConfig
+from schemas.request.groups import CalibrationConfig, ClusterConfig
+from schemas.request.methods import METHODS, TITLES
+from schemas.result.comparison import ComparisonReport
+from tests.integration.support import CALIBRATION, item_attempts
+from tests.models import tiny_model
+from tests.prose import prose
+
+RATIOS = (0.2, 0.5)
+
+
+@pytest.fixture(scope="module")
+def request_(text: Path, tmp_path_factory: pytest.TempPathFactory) -> ComparisonConfig:
+    folder = tmp_path_factory.mktemp("comparison")
+    other = folder / "other.txt"
+    other.write_text(prose(9_000)[::-1])
+    return ComparisonConfig(
+        model=str(tiny_model(folder / "model")),
+        output=folder / "compared",
+        ratios=RATIOS,
+        evaluate=(str(text), str(other)),
+        sequence_length=64,
+        windows=4,
+        calibration=CalibrationConfig(text=str(text), **CALIBRATION),
+        cluster=ClusterConfig(workers=1, device="cpu"),
+    )
+
+
+@pytest.fixture(scope="module")
+def report(local_ray: None, request_: ComparisonConfig) -> ComparisonReport:
+    """Of a command that was stopped when half of the methods were done."""
+    with pytest.MonkeyPatch.context() as patch:
+        done = list[Any]()
+        compress = pipeline.compress.compress
+
+        def stop(*given: Any) -> Any:
+            if len(done) == 3:
+                raise RunError("stopped")
+            done.append(compress(*given))
+            return done[-1]
+
+        patch.setattr(pipeline.compare, "compress", stop)
+        with pytest.raises(RunError, match="stopped"):
+            compare(request_)
+    before = item_attempts(request_.output / "run", "moments", "factors")
+    report = compare(request_)
+    after = item_attempts(request_.output / "run", "moments", "factors")
+    assert before.items() <= after.items()
+    return report
+
+
+def test_every_method_is_there_at_equal_parameters(report: ComparisonReport) -> None:
+    rows = [(row.ratio, row.method) for row in report.rows]
+    assert rows == [(ratio, method) for ratio in RATIOS for method in METHODS]
+    for row in report.rows:
+        assert row.ratio <= row.removed < row.ratio + 0.05  # a rank of a tiny matrix is much
+        assert [len(evaluation.models) for evaluation in row.evaluations] == [2, 2]
+        one, other = (evaluation.models[1] for evaluation in row.evaluations)
+        assert one.perplexity != other.perplexity
+        assert one.kl
+        assert other.kl
+        assert (row.predicted is not None) == (row.method == "two-sided")
+
+
+def test_moments_are_shared(request_: ComparisonConfig, report: ComparisonReport) -> None:
+    """The whole Gram by both papers of SVD-LLM, magnitudes by all that scale columns."""
+    names = [key.rsplit("/", 1)[1] for key in item_attempts(request_.output / "run", "moments")]
+    inputs = 4 * 2  # of q, o, gate and down in two layers
+    assert len(names) == len(set(names))
+    assert sum(name.endswith(".input-magnitudes.safetensors") for name in names) == inputs
+    assert sum(name.endswith(".weight-gradient.safetensors") for name in names) == 7 * 2
+
+
+def test_the_table_and_the_page_say_the_same(
+    request_: ComparisonConfig, report: ComparisonReport
+) -> None:
+    written = json.loads((request_.output / "comparison.json").read_text())
+    assert ComparisonReport.model_validate(written).rows == report.rows
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(comparison_table(report))
+    printed, page = console.export_text(), (request_.output / "comparison.html").read_text()
+    for row in report.rows:
+        perplexity = f"{row.evaluations[0].models[1].perplexity:.2f}"
+        assert perplexity in printed
+        assert perplexity in page
+        assert TITLES[row.method] in page
+
+
+def test_unknown_methods_and_too_many_texts_are_refused(request_: ComparisonConfig) -> None:
+    for fields, message in (
+        ({"methods": "svd,pca"}, "pca: choose among two-sided"),
+        ({"evaluate": "a.txt,b.txt,c.txt"}, "at most 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ComparisonConfig.model_validate(request_.model_dump() | fields)
