@@ -158,6 +158,7 @@ class LowRankConfig(PreTrainedConfig):
     """
 
     low_rank: dict[str, Any] | None = None
+    latent_cache: bool = False  # whether generate() keeps latents instead of keys and values
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("transformers_weights", None)  # it is for classes that know no factors

@@ -16,6 +16,7 @@ from transformers.conversion_mapping import (
 from transformers.pytorch_utils import Conv1D
 
 from .configuration_lowrank import LowRankConfig, Matrix, tensor_parallel_plan, tensor_shapes
+from .latent_cache import GeneratesFromLatents
 
 _DIGITS = re.compile(r"\.\d+\.")
 _DENSE = Matrix("dense", None)
@@ -54,25 +55,29 @@ class LowRankLinear(nn.Module):
         return self.dense.bias if self.encoding == "dense" else self.up.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor
         if self.encoding == "dense":
-            y = self.dense(x)
-        elif self.encoding == "plain":
-            y = self.up(self.down(x))
-        elif self.encoding == "pivoted-columns":
+            y: torch.Tensor = self.dense(x)
+            return y
+        if self.encoding == "pivoted-columns":
             pivots, rest = self.order[: self.rank], self.order[self.rank :]
             z = x.gather(-1, pivots.expand(*x.shape[:-1], -1))
             if len(rest):
                 z = z + self.down(x.gather(-1, rest.expand(*x.shape[:-1], -1)))
-            y = self.up(z)
         else:
             z = self.down(x)
-            rows = z if self.rank == self.out_features else torch.cat((z, self.up(z)), dim=-1)
-            # Not index_select, which copies column by column; and not transposed, where gathering
-            # is cheap, but the output lies in columns: attention and sums read it slowly.
-            y = rows.gather(-1, self.order.expand_as(rows))
-            y = y if self.offset is None else y + self.offset
-        return y
+        return self.expand(z)
+
+    def expand(self, z: torch.Tensor) -> torch.Tensor:
+        """Return the outputs (..., m) of latents (..., k), which the other factor makes."""
+        y: torch.Tensor
+        if self.encoding != "pivoted":
+            y = self.up(z)
+            return y
+        rows = z if self.rank == self.out_features else torch.cat((z, self.up(z)), dim=-1)
+        # Not index_select, which copies column by column; and not transposed, where gathering
+        # is cheap, but the output lies in columns: attention and sums read it slowly.
+        y = rows.gather(-1, self.order.expand_as(rows))
+        return y if self.offset is None else y + self.offset
 
     def extra_repr(self) -> str:
         return (
@@ -139,7 +144,7 @@ def _ends(path: str) -> list[str]:
     return [".".join(parts[start:]) for start in range(len(parts))]
 
 
-class LowRankModel(PreTrainedModel):
+class LowRankModel(GeneratesFromLatents, PreTrainedModel):
     """What all the models share; the base model is one too, as serving engines load it alone.
 
     The tensors that stay keep the names of the base's files, which may not be those in memory: what

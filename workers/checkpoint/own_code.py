@@ -11,7 +11,7 @@ from workers.checkpoint.family import MODULE, Family, family
 from workers.checkpoint.names import CONFIG, MANIFEST
 
 RUNTIME = Path(__file__).resolve().parents[2] / "runtime"
-_COMMON = ("configuration_lowrank.py", "modeling_lowrank.py")
+_COMMON = ("configuration_lowrank.py", "latent_cache.py", "modeling_lowrank.py")
 
 
 def shipped(names: Family) -> dict[str, bytes]:
