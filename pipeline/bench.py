@@ -1,62 +1,80 @@
-"""`svdllm bench`: a checkpoint and its base as they are served, in turn, in one run."""
+"""`svdllm bench`: checkpoints and their base as they are served, in one run."""
 
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.evaluate import local_folder
+from pipeline.evaluate import local_folder, on_every_node, require_no_urls
 from schemas.errors import ConfigError
 from schemas.request.bench import BenchConfig, Workload
+from schemas.request.groups import NumericsConfig
 from schemas.result.bench import BenchedModel, BenchReport, Served, Timing
 from workers.checkpoint.config_file import read_config
 from workers.checkpoint.family import context_of
 from workers.evaluation.perplexity import stored
 from workers.process.cores import available_cores
-from workers.serving.process import ModelProcess
+from workers.serving.process import Job, Measured, ModelProcess, measure_alone
+from workers.serving.vllm_model import require_vllm
 
 
 def bench(config: BenchConfig) -> BenchReport:
-    """Serve the baseline, if there is one, and the checkpoint; both stay loaded, each in a process
-    of its own, and take turns in every round.
+    """Serve the baseline, if there is one, and the checkpoints; all stay loaded, each in a process
+    of its own, and take turns in every round. On a cluster, each is alone on a worker.
 
     Raises CheckpointError, ConfigError, VerificationError or WorkerError.
     """
-    names = [name for name in (config.baseline, config.checkpoint) if name is not None]
+    if config.engine == "vllm":
+        require_vllm()
+    if config.address:
+        require_no_urls(config.models, "--address")
+        threads = config.threads or NumericsConfig().threads  # what a job has
+        config = config.model_copy(update={"threads": threads})
     with contextlib.ExitStack() as stack:
-        folders = [local_folder(name, stack) for name in names]
+        folders = [local_folder(name, stack) for name in config.models]
         for folder in folders:
             _require_room(folder, config.workloads)
+        measured = (_on_cluster if config.address else _in_turn)(config, folders)
         models = [
-            stack.enter_context(ModelProcess(name, folder, config))
-            for name, folder in zip(names, folders, strict=True)
+            _benched(config, name, folder, found)
+            for name, folder, found in zip(config.models, folders, measured, strict=True)
         ]
-        loaded = [model.load() for model in models]
-        timings = [_serve(models, workload, config.rounds) for workload in config.workloads]
-        benched = []
-        for at, (name, folder) in enumerate(zip(names, folders, strict=True)):
-            size, dtype = stored(folder)
-            benched.append(
-                BenchedModel(
-                    name=name,
-                    parameters=loaded[at].parameters,
-                    bytes_on_disk=size,
-                    stored_dtype=dtype,
-                    load_s=loaded[at].seconds,
-                    peak_bytes=models[at].peak_bytes(),
-                    served=tuple(
-                        Served(workload=workload, rounds=tuple(timing[at] for timing in rounds))
-                        for workload, rounds in zip(config.workloads, timings, strict=True)
-                    ),
-                )
-            )
     return BenchReport(
-        engine=loaded[0].engine,
-        device=loaded[0].device,
+        engine=measured[0].loaded.engine,
+        device=", ".join(dict.fromkeys(found.loaded.device for found in measured)),
         threads=config.threads or available_cores(),
         dtype=config.dtype,
         compiled=config.compiled,
-        models=tuple(benched),
+        in_turn=not config.address,
+        models=tuple(models),
     )
+
+
+def _in_turn(config: BenchConfig, folders: Sequence[Path]) -> list[Measured]:
+    with contextlib.ExitStack() as stack:
+        models = [
+            stack.enter_context(ModelProcess(name, folder, config))
+            for name, folder in zip(config.models, folders, strict=True)
+        ]
+        loaded = [model.load() for model in models]
+        timings = [_serve(models, workload, config.rounds) for workload in config.workloads]
+        return [
+            Measured(
+                loaded=loaded[at],
+                rounds=tuple(tuple(timing[at] for timing in rounds) for rounds in timings),
+                peak_bytes=model.peak_bytes(),
+            )
+            for at, model in enumerate(models)
+        ]
+
+
+def _on_cluster(config: BenchConfig, folders: Sequence[Path]) -> list[Measured]:
+    from pipeline.cluster.jobs import spread  # ray loads only when needed
+
+    jobs = [
+        (f"bench of {name}", Job(*on_every_node(name, folder), config))
+        for name, folder in zip(config.models, folders, strict=True)
+    ]
+    return spread(measure_alone, jobs, config.cluster, threads=config.threads or 1)
 
 
 def _serve(
@@ -66,6 +84,22 @@ def _serve(
     for model in models:
         model.prepare(workload)
     return [tuple(model.measure(workload) for model in models) for _ in range(rounds)]
+
+
+def _benched(config: BenchConfig, name: str, folder: Path, found: Measured) -> BenchedModel:
+    size, dtype = stored(folder)
+    return BenchedModel(
+        name=name,
+        parameters=found.loaded.parameters,
+        bytes_on_disk=size,
+        stored_dtype=dtype,
+        load_s=found.loaded.seconds,
+        peak_bytes=found.peak_bytes,
+        served=tuple(
+            Served(workload=workload, rounds=rounds)
+            for workload, rounds in zip(config.workloads, found.rounds, strict=True)
+        ),
+    )
 
 
 def _require_room(folder: Path, workloads: Sequence[Workload]) -> None:

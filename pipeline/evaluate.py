@@ -1,9 +1,10 @@
 """`svdllm evaluate`: perplexity of a checkpoint and of its base, on the same tokens."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
-from schemas.errors import CheckpointError
+from schemas.errors import CheckpointError, ConfigError
 from schemas.request.evaluation import EvaluationConfig
 from schemas.result.evaluation import EvaluationReport
 from schemas.run.context import fitted
@@ -40,6 +41,21 @@ def local_folder(name: str, copies: contextlib.ExitStack) -> Path:
             "OUTPUT/ratio-0.20"
         )
     return folder
+
+
+def on_every_node(name: str, folder: Path) -> tuple[str, str | None]:
+    """Return the folder, or the hub id and its revision, by which any node finds a model."""
+    local = url_of(name) or Path(name).expanduser().is_dir()
+    return (str(folder.absolute()), None) if local else (name, folder.name)
+
+
+def require_no_urls(names: Sequence[str], setting: str) -> None:
+    """Raises ConfigError if models for all nodes are in an object store, where none has a copy."""
+    if urls := [name for name in names if url_of(name)]:
+        raise ConfigError(
+            f"{', '.join(urls)}: {setting} needs models that every node sees as folders or hub "
+            f"ids; copy it to shared storage, or leave out {setting}"
+        )
 
 
 def _evaluate(config: EvaluationConfig, names: list[str], folders: list[Path]) -> EvaluationReport:

@@ -11,7 +11,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
-from pipeline.evaluate import evaluate, local_folder
+from pipeline.evaluate import evaluate, local_folder, on_every_node, require_no_urls
 from schemas.errors import ConfigError
 from schemas.request.evaluation import EvaluationConfig
 from schemas.result.tasks import TaskReport, TaskResult
@@ -21,7 +21,6 @@ from workers.evaluation.task_results import rows
 from workers.model.loading import device_of
 from workers.process.logs import log
 from workers.storage.files import sha256_of, write_text
-from workers.storage.places import url_of
 
 _COMPUTES = (".json", ".jinja", ".model", ".py", ".safetensors", ".txt")
 
@@ -84,11 +83,8 @@ def _everywhere(config: EvaluationConfig, names: Sequence[str]) -> EvaluationCon
 
     Raises ConfigError if models in an object store are to be spread, of which nodes have no copy.
     """
-    if config.tasks.spread and (urls := [name for name in names if url_of(name)]):
-        raise ConfigError(
-            f"{', '.join(urls)}: --spread needs models that every node sees as folders or hub ids; "
-            "copy it to shared storage, or leave out --spread"
-        )
+    if config.tasks.spread:
+        require_no_urls(names, "--spread")
     if config.tasks.folder is None:
         return config
     folder = config.tasks.folder.absolute()
@@ -162,9 +158,7 @@ def _jobs(
         tasks.setdefault(pair.model, []).append(pair.task)
     jobs = []
     for number, missing in tasks.items():
-        name, folder = names[number], folders[number]
-        local = url_of(name) or Path(name).expanduser().is_dir()
-        model, revision = (str(folder.absolute()), None) if local else (name, folder.name)
+        name, (model, revision) = names[number], on_every_node(names[number], folders[number])
         groups = [[task] for task in missing] if config.tasks.spread else [missing]
         jobs += [Job(name, model, revision, tuple(group), config) for group in groups]
     return jobs
@@ -179,11 +173,17 @@ def _run(
     if config.tasks.spread and jobs:
         from pipeline.cluster.jobs import spread  # ray loads only when needed
 
-        spread(jobs, config.cluster, keep)
+        named = [(f"{job.tasks[0]}, {job.name}", job) for job in jobs]
+        spread(_only_result, named, config.cluster, keep)
         return
     for job in jobs:
         for result in run_job(job, harness):
             keep(result)
+
+
+def _only_result(job: Job) -> TaskResult:
+    [result] = run_job(job)
+    return result
 
 
 def _write_samples(path: Path, results: Iterable[TaskResult]) -> None:

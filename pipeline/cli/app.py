@@ -196,8 +196,11 @@ def compare(
 def bench(
     request: BenchConfig,
     json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Also write it to this file as a page with plots.")
+    ] = None,
 ) -> None:
-    """Speed and memory as served, side by side with the base; both take turns in one run."""
+    """Speed and memory as served, side by side with the base; models take turns in one run."""
     from pipeline.bench import bench as run
     from pipeline.cli.tables.bench import bench_table
 
@@ -205,6 +208,10 @@ def bench(
     _out.print(bench_table(report))
     if json:
         json.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    if page:
+        from pipeline.report.speed import bench_page
+
+        page.write_text(bench_page(report), encoding="utf-8")
 
 
 @app.command()

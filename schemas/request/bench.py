@@ -5,8 +5,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from schemas.base import Schema
-from schemas.request.groups import Device
-from schemas.request.settings import Counts, Flag
+from schemas.request.groups import Address, ClusterConfig, Device
+from schemas.request.settings import Counts, Flag, Words
 
 
 class Workload(Schema):
@@ -24,6 +24,15 @@ class BenchConfig(Schema):
         description="A local checkpoint folder, a hub id or a URL"
     )
     baseline: str | None = Field(None, description="The base checkpoint to compare with")
+    also: Words = Field((), description="More checkpoints for the same run, separated by commas")
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="What serves; vllm must be installed in the same Python"
+    )
+    address: Annotated[Address | None, Flag(unset="this machine")] = Field(
+        None,
+        description="A running Ray cluster: all models at once, each on a GPU of its own, or "
+        "without GPUs on CPUs",
+    )
     batch: Counts = Field((1, 8), description="Sequences at once; one or several, as 1,8")
     prompt_tokens: Counts = Field((512,), description="Tokens of each prompt; one or several")
     new_tokens: Counts = Field((32,), description="Tokens to follow each prompt; one or several")
@@ -49,7 +58,19 @@ class BenchConfig(Schema):
     def _makes_sense(self) -> Self:
         if min(self.new_tokens) < 2:
             raise ValueError("new_tokens: 2 at least, as the first one belongs to the prompt")
+        if self.engine == "vllm" and (self.device != "auto" or self.threads):
+            raise ValueError("vllm chooses device and threads itself; leave both out")
         return self
+
+    @property
+    def models(self) -> list[str]:
+        """The baseline, if there is one, and every checkpoint."""
+        return [*([self.baseline] if self.baseline else []), self.checkpoint, *self.also]
+
+    @property
+    def cluster(self) -> ClusterConfig:
+        """Where models are served if an address is given."""
+        return ClusterConfig(address=self.address, device=self.device)
 
     @property
     def workloads(self) -> list[Workload]:

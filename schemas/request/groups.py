@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from schemas.base import Schema
 from schemas.printable import has_credentials
@@ -14,6 +14,16 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 EVERY_WORKER = "every GPU, or the CPU cores (up to 8)"
 OF_METHOD = "that of the method"
+
+
+def _without_credentials(address: str) -> str:
+    if has_credentials(address):
+        raise ValueError("carries credentials, which would be recorded; use RAY_AUTH_TOKEN")
+    return address
+
+
+Address = Annotated[str, AfterValidator(_without_credentials)]
+"""Of a Ray cluster."""
 
 
 class CalibrationConfig(Schema):
@@ -130,8 +140,8 @@ class ClusterConfig(Schema):
     device: Annotated[Device, Flag("device")] = Field(
         "auto", description="Where to compute; auto: cuda if the workers have it"
     )
-    address: Annotated[str | None, Flag(unset="that of the Ray job, else an embedded one")] = Field(
-        None, description="A running Ray cluster"
+    address: Annotated[Address | None, Flag(unset="that of the Ray job, else an embedded one")] = (
+        Field(None, description="A running Ray cluster")
     )
     storage_read: Annotated[Size, Flag("storage-read")] = Field(
         6 * 10**9,
@@ -150,13 +160,6 @@ class ClusterConfig(Schema):
         description="Losses of workers in a row, without progress between, or starts of workers "
         "that fail alike, that end a run",
     )
-
-    @field_validator("address")
-    @classmethod
-    def _without_credentials(cls, value: str | None) -> str | None:
-        if value is not None and has_credentials(value):
-            raise ValueError("carries credentials, which would be recorded; use RAY_AUTH_TOKEN")
-        return value
 
 
 class EvaluationTextConfig(Schema):

@@ -16,7 +16,7 @@ class Timing(Schema):
 
 
 class Served(Schema):
-    """One model under one workload, round by round; models took turns within a round."""
+    """One model under one workload, round by round."""
 
     workload: Workload
     rounds: tuple[Timing, ...] = Field(min_length=1)
@@ -56,13 +56,16 @@ class BenchedModel(Schema):
 
 
 class BenchReport(Schema):
-    """All models under the same workloads; of two, the first is the baseline."""
+    """All models under the same workloads; of several, the first is the baseline."""
 
     engine: str = Field(description="With its version, as 'transformers 5.23.0'")
     device: str
     threads: int
     dtype: str
     compiled: bool
+    in_turn: bool = Field(
+        True, description="Whether models took turns; else each was alone on a worker of a cluster"
+    )
     models: tuple[BenchedModel, ...] = Field(min_length=1)
 
 

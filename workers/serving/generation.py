@@ -59,7 +59,7 @@ class ServedModel:
             seconds=seconds,
             parameters=sum(parameter.numel() for parameter in self._model.parameters()),
             engine=f"transformers {transformers.__version__}",
-            device=_name(self._model.device),
+            device=device_name(self._model.device),
         )
 
     def prepare(self, workload: Workload) -> None:
@@ -93,7 +93,7 @@ class ServedModel:
         if self._cache is not None:
             self._cache.reset()  # type: ignore[no-untyped-call]
         cached = {} if self._cache is None else {"past_key_values": self._cache}
-        ids = _prompts(workload, self._model.config.get_text_config().vocab_size)
+        ids = prompts(workload, self._model.config.get_text_config().vocab_size)
         watch = _Stopwatch()
         self._model.generate(
             ids.to(self._model.device),
@@ -118,11 +118,12 @@ class _Stopwatch(BaseStreamer):
         """Do nothing: the last token has come."""
 
 
-def _prompts(workload: Workload, vocabulary: int) -> Tensor:
+def prompts(workload: Workload, vocabulary: int) -> Tensor:
     """Return random tokens (batch, prompt), the same for every model of a vocabulary."""
     shape = (workload.batch, workload.prompt_tokens)
     return torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(0))
 
 
-def _name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """Return what people call a device: the model of a GPU, or cpu."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -5,15 +5,17 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from schemas.errors import WorkerDiedError, WorkerError
 from schemas.request.bench import BenchConfig, Workload
 from schemas.result.bench import Timing
+from workers.checkpoint.fetching import resolve
 from workers.process.failures import short_of_memory
 from workers.serving.generation import Loaded, ServedModel
+from workers.serving.vllm_model import VllmModel
 
-_here: list[ServedModel] = []  # in the process of a model: it
+_here: list[ServedModel | VllmModel] = []  # in the process of a model: it
 
 
 class ModelProcess:
@@ -71,8 +73,41 @@ class ModelProcess:
             raise WorkerError(f"{self._name}: out of memory during {method}; {remedy}") from error
 
 
+class Measured(NamedTuple):
+    """What one model did: every round of every workload, and the most memory it took."""
+
+    loaded: Loaded
+    rounds: tuple[tuple[Timing, ...], ...]
+    peak_bytes: int | None
+
+
+class Job(NamedTuple):
+    """A model to measure alone: a folder, or a hub id at a revision."""
+
+    model: str
+    revision: str | None
+    config: BenchConfig
+
+
+def engine(folder: Path, config: BenchConfig) -> ServedModel | VllmModel:
+    """Return a model in the engine that is asked for, to be loaded."""
+    return (VllmModel if config.engine == "vllm" else ServedModel)(folder, config)
+
+
+def measure_alone(job: Job) -> Measured:
+    """Measure a model in this process, from its load to its last workload."""
+    config = job.config
+    model = engine(resolve(job.model, job.revision), config)
+    loaded = model.load()
+    rounds = []
+    for workload in config.workloads:
+        model.prepare(workload)
+        rounds.append(tuple(model.measure(workload) for _ in range(config.rounds)))
+    return Measured(loaded, tuple(rounds), model.peak_bytes())
+
+
 def _start(folder: Path, config: BenchConfig) -> None:
-    _here.append(ServedModel(folder, config))
+    _here.append(engine(folder, config))
 
 
 def _do(method: str, arguments: tuple[object, ...]) -> Any:

@@ -31,7 +31,8 @@ def bench_table(report: BenchReport) -> RenderableType:
         for row in zip(*(_speeds(one, served[0]) for one in served), strict=True):
             table.add_row(row[0][0], *(value for _, value in row))
     rounds = len(first.served[0].rounds)
-    return Group(table, Text(f"Speeds are medians of {rounds} rounds (least to most)."))
+    alone = "" if report.in_turn else " Each model was alone on a worker of the cluster."
+    return Group(table, Text(f"Speeds are medians of {rounds} rounds (least to most).{alone}"))
 
 
 def _sizes(model: BenchedModel, first: BenchedModel) -> list[tuple[str, str]]:

@@ -17,11 +17,13 @@ from pipeline import bench as pipeline_bench
 from pipeline.bench import bench
 from pipeline.cli.app import app
 from pipeline.cli.tables.bench import bench_table
+from pipeline.report.speed import bench_page
 from schemas.errors import ConfigError, WorkerDiedError
 from schemas.request.bench import BenchConfig, Workload
 from schemas.result.bench import BenchedModel, BenchReport, Served, Timing, over
 from tests.low_rank import make_checkpoint
 from tests.models import tiny_model
+from tests.unit.report.test_report import Document, drawings
 from workers.serving.generation import Loaded, ServedModel
 from workers.serving.process import ModelProcess
 
@@ -121,14 +123,15 @@ class Recorded:
 def test_models_take_turns(base: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline_bench, "ModelProcess", Recorded)
     monkeypatch.setattr(Recorded, "calls", [])
-    config = request(small, baseline=str(base), batch="1,2", rounds=2, prompt_tokens=3)
-    report = bench(config)
-    names = [base.name, small.name]
+    fields: dict[str, Any] = {"batch": "1,2", "rounds": 2, "prompt_tokens": 3}
+    report = bench(request(small, baseline=str(base), also=f"{base}", **fields))
+    names = [base.name, small.name, base.name]
     turns = [["load"]]
     turns += [[f"prepare {n}", f"measure {n}", f"measure {n}"] for n in (1, 2)]
     steps = [step for turn in turns for step in turn]
-    assert Recorded.calls[:-2] == [(name, step) for step in steps for name in names]
-    assert [model.name for model in report.models] == [str(base), str(small)]
+    assert Recorded.calls[:-3] == [(name, step) for step in steps for name in names]
+    assert [model.name for model in report.models] == [str(base), str(small), str(base)]
+    assert report.in_turn
     first = report.models[0].served[0].rounds[0].first_token_s
     assert report.models[1].served[0].rounds[0].first_token_s == first + 1
 
@@ -213,6 +216,26 @@ def test_the_table_compares_with_the_baseline() -> None:
     assert any("peak memory" in line and "B" not in line for line in lines)
 
 
+def test_a_cluster_is_told_apart() -> None:
+    assert "alone on a worker" not in shown(report())
+    assert "alone on a worker" in shown(report().model_copy(update={"in_turn": False}))
+
+
+def test_the_page_draws_speed_over_what_was_removed() -> None:
+    text = bench_page(report())
+    document = Document(text)
+    prefill, decode = drawings(text)
+    said = "2 × (6 + 4) tokens: 1.00 at 0 %, 2.00 at 20 %."
+    assert said in prefill.attrib["aria-label"].replace("\xa0", " ")
+    assert "1.00 at 20" in decode.attrib["aria-label"]
+    [line] = [each for each in prefill if each.tag == "polyline"]
+    assert len(line.attrib["points"].split()) == 2
+    assert "[small]" in "".join(document.text)
+    assert "transformers 5, compiled, float32, cpu, 2 threads; models in turn" in text
+    alone = report().model_copy(update={"models": report().models[:1]})
+    assert drawings(bench_page(alone)) == []
+
+
 def test_the_report_survives_json() -> None:
     assert BenchReport.model_validate_json(report().model_dump_json()) == report()
 
@@ -228,7 +251,9 @@ def test_a_process_that_ends_is_named(base: Path) -> None:
 @pytest.mark.slow
 def test_the_command_writes_what_it_shows(base: Path, small: Path, tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
+    page = tmp_path / "bench.html"
     asked = ["bench", str(small), "--baseline", str(base), "--json", str(path), "--rounds", "2"]
+    asked += ["--page", str(page)]
     asked += ["--batch", "1,2", "--prompt-tokens", "6", "--new-tokens", "4", "--threads", "1"]
     asked += ["--device", "cpu", "--dtype", "float32", "--trust-remote-code"]
     done = CliRunner().invoke(app, asked, env={"COLUMNS": "200"})
@@ -238,3 +263,4 @@ def test_the_command_writes_what_it_shows(base: Path, small: Path, tmp_path: Pat
     assert all(len(one.rounds) == 2 for model in found.models for one in model.served)
     assert all(model.peak_bytes for model in found.models)
     assert "[small]" in done.output
+    assert page.read_text() == bench_page(found)

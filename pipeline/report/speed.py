@@ -1,0 +1,95 @@
+"""The page of a bench: how speed goes with what was removed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.report import plots, wording
+from pipeline.report.figures import Figure, Table
+from pipeline.report.page import render_page
+from schemas.result.bench import BenchReport, Served, over
+
+_SPEEDS = {
+    "prefill": "Prompt tokens a second, over the first model's",
+    "decode": "New tokens a second, over the first model's",
+}
+
+
+def bench_page(report: BenchReport) -> str:
+    """Render a page with a plot of either speed; only of several models is there a plot."""
+    several = len(report.models) > 1
+    return render_page(
+        "bench.html.j2",
+        headline=f"Speed of {len(report.models)} models as served",
+        setting=_setting(report),
+        figures=[(title, _figure(report, name)) for name, title in _SPEEDS.items() if several],
+        table=_table(report),
+    )
+
+
+def _setting(report: BenchReport) -> str:
+    compiled = ", compiled" if report.compiled else ""
+    threads = f", {report.threads} threads" if report.device == "cpu" else ""
+    turns = "models in turn" if report.in_turn else "each model alone on a worker"
+    return f"{report.engine}{compiled}, {report.dtype}, {report.device}{threads}; {turns}"
+
+
+def _figure(report: BenchReport, speed: str) -> Figure:
+    """Draw a line for each workload over the share of the first model's parameters removed."""
+    first = report.models[0]
+    series = []
+    for at, load in enumerate(first.served):
+        points = sorted(
+            plots.Point(
+                100 * (1 - model.parameters / first.parameters),
+                over(getattr(model.served[at], speed), getattr(load, speed)),
+                Path(model.name).name,
+            )
+            for model in report.models
+        )
+        series.append(plots.Series(_workload(load), points, [f"{point.y:.2f}" for point in points]))
+    return speed_figure(speed, _SPEEDS[speed], series)
+
+
+def speed_figure(name: str, title: str, series: Sequence[plots.Series]) -> Figure:
+    """Draw how many times the speed of a base goes with per cent removed of its parameters."""
+    gist = " ".join(
+        f"{one.name}: "
+        + ", ".join(f"{point.y:.2f} at {point.x:.0f}{wording.PER_CENT}" for point in one.points)
+        + "."
+        for one in series
+    )
+    rows = [
+        (one.name, point.tip, wording.share(point.x / 100), f"{point.y:.2f}")
+        for one in series
+        for point in one.points
+    ]
+    titles = ("parameters removed, per cent", "times the base")
+    drawing = plots.curves(series, *titles, f"Curve. {gist}")
+    return Figure(name, gist, [drawing], Table(title, ("line", "model", "removed", "times"), rows))
+
+
+def _table(report: BenchReport) -> Table:
+    rows = [
+        (
+            Path(model.name).name,
+            _workload(load),
+            f"{_middle(load.first_token_s):.3f}",
+            f"{_middle(load.prefill):,.0f}",
+            f"{_middle(load.decode):,.1f}",
+            f"{model.load_s:.1f}",
+            wording.size(model.peak_bytes) if model.peak_bytes else wording.figure(None),
+        )
+        for model in report.models
+        for load in model.served
+    ]
+    head = ("model", "workload", "first token, s", "prompt tokens/s", "new tokens/s")
+    return Table("Medians of all rounds", (*head, "load, s", "peak memory"), rows)
+
+
+def _workload(served: Served) -> str:
+    load = served.workload
+    return f"{load.batch} × ({load.prompt_tokens} + {load.new_tokens}) tokens"
+
+
+def _middle(figures: Sequence[float]) -> float:
+    return sorted(figures)[len(figures) // 2]

@@ -1,0 +1,118 @@
+"""What is asked of vLLM, and what is made of its answers; a module of the same name stands in."""
+
+import sys
+import types
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from pipeline.bench import bench
+from schemas.errors import CheckpointError, ConfigError, WorkerError
+from schemas.request.bench import BenchConfig, Workload
+from schemas.result.bench import Timing
+from tests.low_rank import make_checkpoint
+from tests.models import tiny_model
+from workers.serving.process import engine
+from workers.serving.vllm_model import VllmModel
+
+WORKLOAD = Workload(batch=2, prompt_tokens=5, new_tokens=4)
+SMALL: dict[str, Any] = {"engine": "vllm", "batch": "1,2", "prompt_tokens": 5, "new_tokens": 4}
+
+
+class Llm:
+    """Notes what it is made with and asked; a token takes it a second of a clock of its own."""
+
+    made: dict[str, Any]
+    asked: list[tuple[list[list[int]], dict[str, Any]]]
+    now = 0.0
+
+    def __init__(self, **options: Any) -> None:
+        type(self).made, type(self).asked = options, []
+
+    def generate(self, prompts: list[Any], sampling: Any, use_tqdm: bool) -> None:
+        assert not use_tqdm
+        self.asked.append(([prompt["prompt_token_ids"] for prompt in prompts], sampling.options))
+        type(self).now += sampling.options["max_tokens"]
+
+
+class SamplingParams:
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+
+@pytest.fixture
+def llm(monkeypatch: pytest.MonkeyPatch) -> type[Llm]:
+    module: Any = types.ModuleType("vllm")
+    module.__spec__ = ModuleSpec("vllm", None)
+    module.LLM, module.SamplingParams, module.__version__ = Llm, SamplingParams, "0.0.fake"
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setattr("workers.serving.vllm_model.perf_counter", lambda: Llm.now)
+    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_NO_USAGE_STATS"):
+        monkeypatch.setenv(name, "1")  # so that what is set here ends with the test
+    return Llm
+
+
+def request(checkpoint: Path, **fields: Any) -> BenchConfig:
+    return BenchConfig(checkpoint=str(checkpoint), **(SMALL | fields))
+
+
+def test_it_is_asked_for_the_tokens_that_the_clock_counts(llm: type[Llm], tmp_path: Path) -> None:
+    base = tiny_model(tmp_path / "base")
+    config = request(base, baseline=str(base), compiled=True)
+    model = engine(base, config)
+    assert isinstance(model, VllmModel)
+    loaded = model.load()
+    assert (loaded.engine, loaded.device) == ("vLLM 0.0.fake", "cpu")
+    tensors = load_file(base / "model.safetensors").values()
+    assert loaded.parameters == sum(tensor.numel() for tensor in tensors)
+    assert llm.made["max_model_len"] == 9
+    assert llm.made["max_num_seqs"] == 2
+    assert not llm.made["enforce_eager"]
+    assert not llm.made["enable_prefix_caching"]
+    assert llm.made["gpu_memory_utilization"] == 0.85 / 2
+    timing = model.measure(WORKLOAD)
+    *_, (first, one), (second, all_of_them) = llm.asked
+    assert first == second
+    assert [len(row) for row in first] == [5, 5]
+    assert (one["max_tokens"], all_of_them["max_tokens"]) == (1, 4)
+    assert one["ignore_eos"]
+    assert timing == Timing(first_token_s=1.0, decode_s=3.0)
+
+
+def test_an_answer_that_takes_no_time_is_no_figure(
+    llm: type[Llm], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_model(tmp_path / "base")
+    model = VllmModel(base, request(base))
+    model.load()
+    monkeypatch.setattr(model, "_seconds", lambda _: 1.0)
+    with pytest.raises(WorkerError, match="ask for more --new-tokens"):
+        model.measure(WORKLOAD)
+
+
+def test_foreign_code_does_not_run_in_it(llm: type[Llm], tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "c", "llama", ("plain",)).folder
+    VllmModel(folder, request(folder)).load()
+    assert not llm.made["trust_remote_code"]  # it has no manifest, so is a stranger
+    (folder / "manifest.json").write_text('{"format": "svdllm"}')
+    VllmModel(folder, request(folder)).load()
+    assert llm.made["trust_remote_code"]
+    (folder / "latent_cache.py").write_text("")
+    with pytest.raises(CheckpointError, match=r"latent_cache\.py is not the code"):
+        VllmModel(folder, request(folder)).load()
+
+
+def test_it_is_refused_where_it_cannot_be_imported(tmp_path: Path) -> None:
+    assert "vllm" not in sys.modules
+    with pytest.raises(ConfigError, match="vLLM is not installed in this Python; install it"):
+        bench(request(tmp_path))
+
+
+@pytest.mark.parametrize("wrong", [{"device": "cpu"}, {"threads": 2}])
+def test_what_it_decides_itself_is_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="leave both out"):
+        request(tmp_path, **wrong)
