@@ -4,12 +4,14 @@
 
 `svdllm bench` serves base and compressed model in turn, for SmolLM2 and a random Llama 2,048 wide.
 Speed does not depend on values, so the factors are random, and all matrices have one ratio. A cell
-that DIR has a report of is not measured again; --ratio, --factors and so on choose cells.
+that DIR has a report of is not measured again; --ratio, --factors and so on choose cells, and with
+--page FILE a page shows their curves. --only-measured measures none.
 """
 
 import argparse
 import itertools
 import statistics
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +24,10 @@ from torch import Tensor
 from benchmarks.random_llama import save_random_llama
 from pipeline.bench import bench
 from pipeline.cli.demo_inputs import fetch_model
+from pipeline.report import plots
+from pipeline.report.figures import Table as PageTable
+from pipeline.report.page import render_page
+from pipeline.report.speed import speed_figure
 from pipeline.stages.assemble import write_around
 from runtime.configuration_lowrank import tensor_shapes
 from schemas.model.spec import Factors, MatrixSpec, factor_parameters
@@ -32,6 +38,9 @@ from workers.checkpoint.names import WEIGHTS
 from workers.model.inspection import inspect
 
 SERVED = {"prefill": (1, 512), "decode": (8, 32)}  # batch and tokens of a prompt
+
+
+Lines = dict[tuple[str, str], list[plots.Point]]  # by figure, then by what is not the ratio
 
 
 class Cell(NamedTuple):
@@ -59,12 +68,56 @@ def main() -> None:
     for heading in ("prefill, 1 x 512", "decode, 1", "decode, 8", "weights"):
         table.add_column(heading, justify="right")
     console = Console(width=120)
+    lines: Lines = defaultdict(list)
     for cell in itertools.starmap(Cell, itertools.product(*axes)):
+        if options.only_measured and not all(_file(cell, options, p).is_file() for p in SERVED):
+            continue
         alone, batched = (_report(cell, options, part) for part in SERVED)
         row = [*map(str, cell), *_figures(alone, batched)]
         console.print("  ".join(row))
         table.add_row(*row)
+        for title, factor in _factors(alone, batched).items():
+            named = f"{cell.model}, {cell.dtype}, {cell.form}, {cell.factors}"
+            point = plots.Point(100 * cell.ratio, factor, cell.name)
+            lines[title, named].append(point)
     console.print(table)
+    if options.page and lines:
+        options.page.write_text(_page(lines), encoding="utf-8")
+
+
+def _factors(alone: BenchReport, batched: BenchReport) -> dict[str, float]:
+    """Return how many times faster than dense each of the figures is."""
+    (dense, small), (dense_8, small_8) = (
+        [model.served[0] for model in report.models] for report in (alone, batched)
+    )
+    return {
+        "Prefill of 512 tokens": over(small.prefill, dense.prefill),
+        "Decode, one sequence": over(small.decode, dense.decode),
+        "Decode, eight sequences": over(small_8.decode, dense_8.decode),
+    }
+
+
+def _page(lines: Lines) -> str:
+    figures = []
+    for number, title in enumerate(dict.fromkeys(title for title, _ in lines)):
+        series = [
+            plots.Series(name, points, [f"{point.y:.2f}" for point in points])
+            for (each, name), points in lines.items()
+            if each == title
+        ]
+        figures.append((title, speed_figure(f"speed-{number}", title, series)))
+    rows = [
+        (point.tip, title, f"{point.y:.2f}")
+        for (title, _), points in lines.items()
+        for point in points
+    ]
+    return render_page(
+        "bench.html.j2",
+        headline="Tokens a second over the dense model's",
+        setting="Random factors of one ratio in all matrices; base and cut model in turn",
+        figures=figures,
+        table=PageTable("Every cell that was measured", ("cell", "figure", "times dense"), rows),
+    )
 
 
 def _figures(alone: BenchReport, batched: BenchReport) -> list[str]:
@@ -85,7 +138,7 @@ def _over(figures: tuple[float, ...], dense: tuple[float, ...]) -> str:
 
 
 def _report(cell: Cell, options: argparse.Namespace, part: str) -> BenchReport:
-    path = options.work_dir / f"{cell.name}-{part}.json"
+    path = _file(cell, options, part)
     if path.is_file():
         return BenchReport.model_validate_json(path.read_bytes())
     base = _base(cell.model, options.work_dir)
@@ -105,6 +158,11 @@ def _report(cell: Cell, options: argparse.Namespace, part: str) -> BenchReport:
     report = bench(config)
     path.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def _file(cell: Cell, options: argparse.Namespace, part: str) -> Path:
+    path: Path = options.work_dir / f"{cell.name}-{part}.json"
+    return path
 
 
 def _base(model: str, folder: Path) -> Path:
@@ -186,6 +244,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--page", type=Path)
+    parser.add_argument("--only-measured", action="store_true")
     return parser.parse_args()
 
 
