@@ -63,5 +63,5 @@ def test_a_buffer_that_the_whole_model_gives_its_values(
     assert torch.equal(found, expected)
     monkeypatch.setattr(type(model), "_init_weights", lambda *_: None)
     monkeypatch.setattr(type(model.model), "_init_weights", lambda *_: None)
-    with pytest.raises(CheckpointError, match=r"nothing gives buffer .*mup_vector its values"):
+    with pytest.raises(CheckpointError, match=r"nothing gives buffer .* its values"):
         decoder.part(range(2))
