@@ -39,7 +39,7 @@ class DenseReader(TensorReader):
     def read(self, name: str) -> Tensor:
         """Return a tensor of the base, as it is in this model; or one of this checkpoint."""
         owner, _, leaf = name.rpartition(".")
-        if owner not in self._linears:
+        if name in self._tensors or owner not in self._linears:
             return super().read(name)
         parts = self._linears[owner]
         if leaf != "weight":
@@ -50,7 +50,7 @@ class DenseReader(TensorReader):
     def file(self, name: str) -> Location:
         """Return the file that holds a tensor, or the first of those that make it."""
         owner = name.rpartition(".")[0]
-        if owner not in self._linears:
+        if name in self._tensors or owner not in self._linears:
             return super().file(name)
         prefix = f"{self._linears[owner][0].written}."
         return super().file(next(own for own in self._tensors if own.startswith(prefix)))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from schemas.model.spec import Factors
 from tests.contract import CPU, Subject
@@ -40,6 +41,8 @@ def test_the_dense_model_is_what_the_checkpoint_computes(
         hidden = model.layer(index, hidden)
     expected = subject.load(folder)(input_ids=tokens).logits
     torch.testing.assert_close(model.tail(hidden), expected, rtol=1e-4, atol=1e-4)
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        assert torch.equal(reader.read(name), tensor)  # its own tensors, by their own names
     base = TensorReader(subject.base, subject.spec)
     by_name = {t.name: t for t in subject.spec.tensors if t.role != "tied"}
     for name, tensor in by_name.items():
