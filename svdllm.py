@@ -13,6 +13,7 @@ from pipeline.compare import compare
 from pipeline.compress import compress
 from pipeline.evaluate import evaluate
 from pipeline.export import export
+from pipeline.quantize import quantize
 from pipeline.recover import recover
 from pipeline.tasks import evaluate_tasks
 from schemas.errors import CompressorError, InputError, RunError
@@ -32,12 +33,14 @@ from schemas.request.groups import (
     NumericsConfig,
     TargetsConfig,
 )
+from schemas.request.quantization import QuantizationConfig
 from schemas.request.recovery import RecoveryConfig, RefinementConfig
 from schemas.result.bench import BenchReport
 from schemas.result.comparison import ComparisonReport
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 from schemas.result.export import Exported
 from schemas.result.manifest import Compression, OutputResult, RunResult
+from schemas.result.quantization import Quantization
 from schemas.result.tasks import TaskReport
 from workers.checkpoint.fetching import resolve
 from workers.model.loading import load_model, load_tokenizer
@@ -63,6 +66,8 @@ __all__ = [
     "ModelEvaluation",
     "NumericsConfig",
     "OutputResult",
+    "Quantization",
+    "QuantizationConfig",
     "RecoveryConfig",
     "RefinementConfig",
     "RunConfig",
@@ -78,6 +83,7 @@ __all__ = [
     "evaluate_tasks",
     "export",
     "load",
+    "quantize",
     "recover",
 ]
 

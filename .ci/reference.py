@@ -9,6 +9,7 @@ from schemas.request.config import CompressionConfig, RunConfig
 from schemas.request.evaluation import EvaluationConfig
 from schemas.request.export import ExportConfig
 from schemas.request.nightly import NightlyConfig
+from schemas.request.quantization import QuantizationConfig
 from schemas.request.settings import settings
 
 INTRODUCTION = """\
@@ -37,6 +38,7 @@ SECTIONS: dict[str, tuple[type[BaseModel], str]] = {
     ),
     "svdllm bench": (BenchConfig, "`checkpoint` is the argument of the command."),
     "svdllm export": (ExportConfig, "`checkpoint` is the argument of the command."),
+    "svdllm quantize": (QuantizationConfig, "`checkpoint` is the argument of the command."),
 }
 IN_GROUPS = {setting.path for setting in settings(CompressionConfig) if "." in setting.path}
 COMMON = {

@@ -23,6 +23,7 @@ from schemas.request.comparison import ComparisonConfig
 from schemas.request.config import CompressionConfig, RunConfig
 from schemas.request.evaluation import EvaluationConfig
 from schemas.request.export import ExportConfig
+from schemas.request.quantization import QuantizationConfig
 from schemas.request.settings import settings
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.tasks import TaskReport
@@ -222,6 +223,16 @@ def export(request: ExportConfig) -> None:
     from pipeline.export import export as run
 
     _out.print(export_table(run(request)))
+
+
+@app.command()
+@asks(QuantizationConfig)
+def quantize(request: QuantizationConfig) -> None:
+    """Give the linear layers of a compressed checkpoint, or of any other, fewer bits."""
+    from pipeline.cli.tables.quantization import quantization_table
+    from pipeline.quantize import quantize as run
+
+    _out.print(quantization_table(run(request)))
 
 
 @app.command()

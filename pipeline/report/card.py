@@ -17,10 +17,12 @@ from schemas.request.config import RunConfig
 from schemas.request.recovery import share_of
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import Compression
+from schemas.result.quantization import Quantization
 from workers.checkpoint.names import CARD
 from workers.storage.files import write_text
 
 _KEPT: tuple[str, ...] = ("license", "license_name", "license_link", "language")
+_TAGS = ("svd-llm",)
 _LARGEST = 10**6
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -74,6 +76,26 @@ def write_dense_card(
     write_text(folder / CARD, text)
 
 
+def write_quantised_card(
+    source: Path, folder: Path, done: Quantization, compression: Compression | None
+) -> None:
+    """Write README.md of a quantised checkpoint, which is compressed, too, if it has a description.
+
+    Licence and languages are those of the card of `source`, which it was made from.
+    """
+    tags = [*(_TAGS if compression else ()), "compressed-tensors"]
+    front = _entries(source, done.base) | {"base_model_relation": "quantized", "tags": tags}
+    text = _template("quantised.md.j2").render(
+        front=_front(front),
+        name=_markdown(Path(done.base).name),
+        calibration=_markdown(Path(done.calibration or "").name),
+        q=done,
+        c=compression,
+        groups=sorted(done.groups.items(), key=lambda row: -(row[0] or 0)),
+    )
+    write_text(folder / CARD, text)
+
+
 def _template(name: str) -> Template:
     loader = FileSystemLoader(_TEMPLATES)
     environment = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
@@ -103,11 +125,15 @@ def _figures(
 
 def front_matter(base: Path, config: RunConfig) -> dict[str, Any]:
     """Return the front matter, with licence and languages of the base's own card if it has one."""
-    card = _read_front(base / CARD)
+    return _entries(base, config.model) | {"tags": list(_TAGS)}
+
+
+def _entries(folder: Path, base: str) -> dict[str, Any]:
+    card = _read_front(folder / CARD)
     kept = {key: found for key in _KEPT if (found := _plain(card.get(key))) is not None}
-    is_hub_id = "://" not in config.model and not Path(config.model).exists()
-    base_model = printable(config.model if is_hub_id else Path(config.model).name)
-    return {"base_model": base_model, "library_name": "transformers", **kept, "tags": ["svd-llm"]}
+    is_hub_id = "://" not in base and not Path(base).exists()
+    base_model = printable(base if is_hub_id else Path(base).name)
+    return {"base_model": base_model, "library_name": "transformers", **kept}
 
 
 def _read_front(path: Path) -> dict[str, Any]:

@@ -113,6 +113,11 @@ def read_finished(place: Location) -> Adopted:
         found = Adopted(read_manifest(place), read_compression(place))
         if not exists(place / SUCCESS):
             raise CheckpointError(f"{place}: no {SUCCESS}; name a checkpoint that is finished")
+        if scheme := found.compression.scheme:
+            raise CheckpointError(
+                f"{place}: its factors are quantised ({scheme}); train the checkpoint that it was "
+                "made from, then quantise the result"
+            )
     except StorageError as error:  # nothing was computed yet
         raise ConfigError(str(error)) from error
     return found

@@ -28,7 +28,8 @@ class Manifest(Schema):
     """manifest.json: every file except itself and _SUCCESS, and what they depend on.
 
     `base_files` has the SHA-256 of the base's config.json and weight files; a weight file in an
-    object store has the store's own identity, such as "etag:...", which needs no read.
+    object store has the store's own identity, such as "etag:...", which needs no read. Those of
+    a base that was only quantised are empty.
     """
 
     format: Literal["svdllm"] = FORMAT
@@ -51,7 +52,9 @@ class Compression(Schema):
     `cut_before` are the ratios of the rounds before this one, and losses and `nats` are those of
     this cut alone. `earlier` are the recoveries that had trained that checkpoint. `exported` is the
     identity of the checkpoint that this one stores in another form; `rounding` then covers both.
-    `budget` tells how `ratio` was found, if it was not asked for.
+    `budget` tells how `ratio` was found, if it was not asked for. If
+    the factors were quantised by a `scheme`, quantization.json tells how, and `bytes_after` is what
+    is left then.
     """
 
     model: str
@@ -84,6 +87,7 @@ class Compression(Schema):
     earlier: tuple[RecoveryResult, ...] = ()
     exported: str | None = None
     budget: BudgetResult | None = None
+    scheme: str | None = None
     matrices: tuple[MatrixResult, ...]
 
 

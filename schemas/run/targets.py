@@ -7,7 +7,7 @@ from schemas.errors import ConfigError
 from schemas.model.spec import MatrixSpec, ModelSpec
 from schemas.request.config import CompressionConfig
 
-_ROUTERS = ("router", "gate")  # names by which families call what chooses experts
+ROUTERS = ("router", "gate")  # names by which families call what chooses experts
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -29,7 +29,7 @@ def select(config: CompressionConfig, spec: ModelSpec) -> ModelSpec:
     for pattern in (*asked.only, *asked.ignore, *config.ratio_by):
         if not any(matches(name, pattern) for name in names):
             raise ConfigError(f"{pattern!r} names no matrix; {_there(spec)}")
-    exempt = [*asked.ignore, *(p for p, ratio in config.ratio_by.items() if not ratio), *_ROUTERS]
+    exempt = [*asked.ignore, *(p for p, ratio in config.ratio_by.items() if not ratio), *ROUTERS]
     layers = range(asked.skip_first, spec.layers - asked.skip_last)
     chosen = tuple(
         matrix

@@ -33,6 +33,7 @@ _GREEDY = 4
 _PROMPT = [11, 7, 5, 3, 2, 13, 17, 19, 23, 29]
 _PADDED = 4  # places of padding in the second row
 _COPIES = 2  # of a part: as read, and as loaded
+_OWN_CODE = "modeling_lowrank.py"
 
 Row = dict[str, Any]
 
@@ -48,22 +49,29 @@ def main(folder: Path, depth: str, memory: int, save: bool, base: Path | None) -
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     found: dict[str, Any] = {}
+    quantised = json.loads((folder / "config.json").read_bytes()).get("quantization_config")
     yield _run("names and shapes on the meta device", lambda: _shapes(folder))
-    yield _run("refuses to load without trust_remote_code", lambda: _refuses(folder))
+    if (folder / _OWN_CODE).is_file():
+        yield _run("refuses to load without trust_remote_code", lambda: _refuses(folder))
     yield _run("tokenizer loads without trust_remote_code", lambda: _tokenizer(folder))
     if depth == "part":
         name = "first and last layer load with plain transformers"
-        yield _run(name, lambda: _load_part(folder, memory, found))
+        yield _run(name, lambda: _load_part(folder, memory, found, quantised))
     if depth == "whole":
-        yield _run("loads with plain transformers", lambda: _load(folder, found))
+        dtype = _loaded_as(quantised) if quantised else "auto"
+        yield _run("loads with plain transformers", lambda: _load(folder, found, dtype))
     if not found:
         return
-    yield _run("stored dtype kept", lambda: _dtype(found["model"]))
+    if not quantised:
+        yield _run("stored dtype kept", lambda: _dtype(found["model"]))
     if save:
         yield _run("save_pretrained round trip", lambda: _round_trip(found["model"]))
-    yield _run("finite loss", lambda: _finite(found["model"], exact=depth == "whole"))
+    cast = depth == "whole" and not quantised
+    yield _run("finite loss", lambda: _finite(found["model"], exact=cast))
     if depth == "whole":
-        yield _run("neither cache nor padding changes a token", lambda: _greedy(found["model"]))
+        if not quantised or _is_exact(quantised):
+            name = "neither cache nor padding changes a token"
+            yield _run(name, lambda: _greedy(found["model"]))
         dozen = base is not None
         yield _run("continues a text", lambda: _continue(folder, found.pop("model"), dozen))
         if base is not None:
@@ -132,19 +140,35 @@ def _tokenizer(folder: Path) -> str:
     return type(transformers.AutoTokenizer.from_pretrained(folder)).__name__
 
 
-def _load(folder: Path, found: dict[str, Any]) -> str:
+def _loaded_as(quantised: dict[str, Any]) -> torch.dtype:
+    """Return the dtype to compute in: a quantised model is not cast once it is loaded, and the
+    values of NVFP4 come as bfloat16 in any case.
+    """
+    return torch.bfloat16 if str(quantised.get("format")).startswith("nv") else torch.float32
+
+
+def _is_exact(quantised: dict[str, Any]) -> bool:
+    """Whether no small difference becomes a large one: no input is rounded."""
+    groups = quantised.get("config_groups", {}).values()
+    rounds = any(group.get("input_activations") for group in groups)
+    return not rounds and _loaded_as(quantised) == torch.float32
+
+
+def _load(folder: Path, found: dict[str, Any], dtype: Any) -> str:
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder, trust_remote_code=True, dtype="auto", output_loading_info=True
+        folder, trust_remote_code=True, dtype=dtype, output_loading_info=True
     )
     return _loaded(model, info, found)
 
 
-def _load_part(folder: Path, memory: int, found: dict[str, Any]) -> str:
+def _load_part(folder: Path, memory: int, found: dict[str, Any], quantised: Any = None) -> str:
     """Load a model of the first and the last layer, with the class that the checkpoint ships.
 
     Raises MemoryError if it does not fit `memory`, and _Unlike if such a model differs from a part
     of the whole one: names and shapes of the whole have been compared before.
     """
+    if quantised:
+        raise _Unlike("the schemes of a quantised model are those of its layers by their numbers")
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     shared = runpy.run_path(str(_PART))
     try:

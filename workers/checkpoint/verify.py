@@ -12,6 +12,8 @@ from schemas.errors import CheckpointError, VerificationError
 from schemas.location import Url
 from schemas.result.evaluation import Generation
 from schemas.result.manifest import Check, Manifest
+from workers.checkpoint.config_file import read_config
+from workers.checkpoint.family import LOW_RANK
 from workers.checkpoint.names import SUCCESS
 from workers.checkpoint.own_code import may_run_code
 from workers.checkpoint.published import read_manifest
@@ -121,7 +123,8 @@ def check_files(folder: Path, manifest: Manifest, stored: Mapping[str, Url]) -> 
 
 def _own_code(folder: Path) -> Check:
     try:
-        passed, detail = may_run_code(folder, trust_remote_code=False), ""
+        runs = any(folder.glob("*.py")) or LOW_RANK in read_config(folder)
+        passed, detail = not runs or may_run_code(folder, trust_remote_code=False), ""
     except CheckpointError as error:
         passed, detail = False, str(error)
     return Check(name="code is this program's own", passed=passed, detail=detail)

@@ -16,7 +16,7 @@ from schemas.errors import CheckpointError, NumericsError
 from schemas.request.evaluation import EvaluationConfig
 from schemas.result.evaluation import ModelEvaluation
 from workers.evaluation.continuations import sample, written
-from workers.model.loading import load_model
+from workers.model.loading import load_model, parameters_of
 from workers.repetition import generation_of
 
 _POSITIONS = 256  # positions whose float32 logits and log-probabilities exist at once
@@ -128,7 +128,7 @@ def _measure(
         mean_nll=loss.mean,
         windows=len(windows),
         predicted_tokens=loss.tokens,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=parameters_of(model),
         bytes_on_disk=size,
         stored_dtype=dtype,
         tokens_per_second=rate,
@@ -139,11 +139,15 @@ def _measure(
 
 
 def stored(folder: Path) -> tuple[int, str]:
-    """Return the bytes of a checkpoint's safetensors files, and their float dtypes ("BF16+F32")."""
+    """Return the bytes of a checkpoint's safetensors files, and the dtypes of their weights: all
+    that are floats, and those of quantised weights ("BF16+F32", "BF16+I32").
+    """
     files = sorted(folder.glob("*.safetensors"))
     found: set[str] = set()
     for path in files:
         with safe_open(path, framework="pt") as file:
-            found |= {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
-    floats = sorted(name for name in found if name.startswith(("F", "BF")))
-    return sum(path.stat().st_size for path in files), "+".join(floats)
+            for key in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                dtype = file.get_slice(key).get_dtype()
+                if dtype.startswith(("F", "BF")) or key.endswith((".weight", ".weight_packed")):
+                    found.add(dtype)
+    return sum(path.stat().st_size for path in files), "+".join(sorted(found))

@@ -21,6 +21,7 @@ from schemas.request.groups import Device, DType
 from workers.checkpoint.config_file import read_config
 from workers.checkpoint.own_code import may_run_code
 
+_BESIDE_WEIGHTS = ("_scale", ".weight_zero_point", ".weight_shape")
 _UNEXPECTED = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 
 
@@ -52,6 +53,11 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, by name
         )
+    except ImportError as error:
+        raise ConfigError(
+            f"{folder}: transformers needs a package to load it ({error}); for one that is "
+            "quantised by `svdllm quantize`, `pip install 'svdllm[quantize]'`"
+        ) from error
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder}: transformers cannot load it ({error}); complete the folder, or allow "
@@ -66,6 +72,15 @@ def load_model(
         )
     placed: PreTrainedModel = (model if device_map else model.to(device_of(device))).eval()
     return placed
+
+
+def parameters_of(model: PreTrainedModel) -> int:
+    """Return the number of parameters; scales and shapes of quantised weights are none."""
+    return sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if not name.endswith(_BESIDE_WEIGHTS)
+    )
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:

@@ -1,0 +1,202 @@
+"""`svdllm quantize`: fewer bits for the linear layers of a checkpoint, compressed or not."""
+
+import contextlib
+import shutil
+import uuid
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pipeline.evaluate import local_folder
+from pipeline.report.card import write_quantised_card
+from pipeline.stages.assemble import checksums, versions
+from pipeline.stages.publish import publish_output
+from schemas.errors import ConfigError
+from schemas.request.quantization import QuantizationConfig
+from schemas.result.manifest import Compression, Manifest
+from schemas.result.quantization import QuantisedLinear, Quantization
+from schemas.run.context import fitted
+from schemas.run.identity import Identities, fingerprint
+from workers.checkpoint.config_file import read_config
+from workers.checkpoint.family import LOW_RANK, context_of
+from workers.checkpoint.folder import is_wanted
+from workers.checkpoint.names import (
+    CARD,
+    COMPRESSION,
+    CONFIG,
+    EVALUATION,
+    INDEX,
+    MANIFEST,
+    QUANTIZATION,
+    REPORT,
+)
+from workers.checkpoint.published import read_compression, read_manifest, require_free
+from workers.checkpoint.verify import require, verify_checkpoint
+from workers.model.loading import device_of, load_model, load_tokenizer
+from workers.process.logs import log
+from workers.storage.files import copy, sha256_of, write_text
+from workers.text.sources import is_local
+from workers.text.windows import calibration_windows, read_text
+
+_NOT_CALIBRATED = Identities(forward="", backward=None, bases="", factors="")
+# Written anew, or true of the checkpoint before only.
+_NOT_COPIED = {CARD, COMPRESSION, CONFIG, EVALUATION, INDEX, MANIFEST, QUANTIZATION, REPORT}
+
+
+def quantize(config: QuantizationConfig) -> Quantization:
+    """Quantise, verify and publish a checkpoint.
+
+    Without a calibration text, one tensor after the other is rounded to nearest and no model is
+    loaded; with one, the whole model is. Raises ConfigError if compressed-tensors is not installed
+    or the output is taken, CheckpointError, TextError, NumericsError or VerificationError.
+    """
+    if find_spec("compressed_tensors") is None:
+        raise ConfigError(
+            "quantize needs compressed-tensors, which is not installed; install it with "
+            "`pip install 'svdllm[quantize]'`, or everything in requirements.lock with "
+            "`make install`"
+        )
+    output = config.output.absolute()
+    if output.exists() and any(output.iterdir()):
+        require_free(output)
+        raise ConfigError(f"output {output} holds a checkpoint; name another folder, or remove it")
+    with contextlib.ExitStack() as copies, _staged(output) as staging:
+        folder = local_folder(config.checkpoint, copies)
+        done, identity = _write(config, folder, staging)
+        checks = verify_checkpoint(staging, published=False)
+        for check in checks:
+            log.info("verify: %s: %s", check.name, check.detail or check.passed)
+        require(checks, output)
+        publish_output(staging, output, identity)
+    return done
+
+
+@contextlib.contextmanager
+def _staged(output: Path) -> Iterator[Path]:
+    """Give a folder beside the output, which is removed at the end unless it was renamed."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    staging = output.with_name(f"{output.name}.{uuid.uuid4().hex[:12]}.tmp")
+    staging.mkdir()
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write(config: QuantizationConfig, folder: Path, staging: Path) -> tuple[Quantization, str]:
+    """Write all files of the quantised checkpoint; return what was done, and its identity."""
+    from workers.quantisation.files import write_config, write_weights
+    from workers.quantisation.linears import find_linears
+    from workers.quantisation.rounding import quantised
+
+    found = find_linears(folder, config)
+    there = [p.name for p in folder.iterdir() if p.is_file() and is_wanted(p.name)]
+    for name in there:
+        if name not in _NOT_COPIED and not name.endswith(".safetensors"):
+            copy(folder / name, staging / name)
+    linears: dict[str, QuantisedLinear] = {}
+    calibrated = _calibrated(config, folder, found, linears) if config.calibration else {}
+
+    def store(name: str, weight: Tensor) -> dict[str, Tensor]:
+        if name in calibrated:
+            return calibrated.pop(name)
+        rounded = quantised(weight, found.schemes[name], found.dtype)
+        linears[name] = _described(name, weight, found.schemes[name], rounded)
+        return rounded.stored
+
+    before, after = write_weights(folder, staging, found.tensors, store)
+    others = sorted([*found.stay, *found.elsewhere])
+    write_config(folder, staging, found.schemes, others)
+    low_rank = LOW_RANK in read_config(folder)
+    compression = read_compression(folder) if low_rank else None
+    files = sorted(n for n in there if n.endswith((".json", ".safetensors")))
+    done = Quantization(
+        checkpoint=config.checkpoint,
+        base=compression.model if compression else config.checkpoint,
+        scheme=config.scheme,
+        method="GPTQ" if config.calibration else "round to nearest",
+        calibration=config.calibration,
+        tokens=config.calibration_samples * config.sequence_length if config.calibration else 0,
+        damping=config.damping if config.calibration else None,
+        seed=config.seed,
+        device=device_of(config.device).type if config.calibration else "cpu",
+        bytes_before=before,
+        bytes_after=after,
+        stay=found.stay,
+        linears=tuple(linears[name] for name in found.schemes),
+        source_files=sha256_of(folder, files),
+    )
+    write_text(staging / QUANTIZATION, done.model_dump_json(indent=2) + "\n")
+    write_quantised_card(folder, staging, done, compression)
+    return done, _seal(folder, staging, done, compression)
+
+
+def _calibrated(
+    config: QuantizationConfig, folder: Path, found: Any, linears: dict[str, QuantisedLinear]
+) -> dict[str, dict[str, Tensor]]:
+    """Return what is stored of each linear layer that the calibration text reaches."""
+    from workers.quantisation.linears import calibrate
+    from workers.quantisation.rounding import input_range, quantised
+
+    windows = _windows(config, folder)
+    model = load_model(folder, config.dtype, config.device, trust_remote_code=False)
+    stored: dict[str, dict[str, Tensor]] = {}
+
+    def quantise(name: str, weight: Tensor, moment: Tensor, largest: Tensor) -> Tensor:
+        scheme = found.schemes[name]
+        rounded = quantised(weight, scheme, found.dtype, moment, config.damping)
+        linears[name] = _described(name, weight, scheme, rounded)
+        stored[name] = {
+            tail: tensor.cpu()
+            for tail, tensor in (rounded.stored | input_range(scheme, largest)).items()
+        }
+        log.info("%s: %d of %d", name, len(stored), len(found.schemes))
+        return rounded.weight
+
+    calibrate(model, windows, found.schemes, quantise)
+    return stored
+
+
+def _windows(config: QuantizationConfig, folder: Path) -> Tensor:
+    config = fitted(config, context_of(read_config(folder)), sequence_length="--sequence-length ")
+    text, count = str(config.calibration), config.calibration_samples
+    needed = None if is_local(text) else count * config.sequence_length
+    tokenizer = load_tokenizer(folder, trust_remote_code=False)
+    tokens, _ = read_text(text, "calibration", tokenizer, at_least=needed)
+    return calibration_windows(tokens, config.sequence_length, count, config.seed)
+
+
+def _described(name: str, weight: Tensor, scheme: Any, rounded: Any) -> QuantisedLinear:
+    stored = sum(tensor.nbytes for tensor in rounded.stored.values())
+    return QuantisedLinear(
+        name=name,
+        shape=(weight.shape[0], weight.shape[1]),
+        group=scheme.weights.group_size,
+        bits=8 * stored / weight.numel(),
+        error=rounded.error,
+    )
+
+
+def _seal(folder: Path, staging: Path, done: Quantization, compression: Compression | None) -> str:
+    """Write compression.json, if there is one, and manifest.json; return the output's identity."""
+    sizes = {"bytes_before", "bytes_after", "linears", "checkpoint", "base"}
+    identity = fingerprint(done.model_dump(mode="json", exclude=sizes))
+    made_from, identities = done.source_files, _NOT_CALIBRATED
+    if compression is not None:
+        manifest = read_manifest(folder)
+        made_from, identities = manifest.base_files, manifest.identities
+        changed = {"bytes_after": done.bytes_after, "scheme": done.scheme}
+        text = compression.model_copy(update=changed).model_dump_json(indent=2) + "\n"
+        write_text(staging / COMPRESSION, text)
+    manifest = Manifest(
+        output=identity,
+        identities=identities,
+        base_files=made_from,
+        versions=versions(),
+        files=checksums(staging, {}),
+    )
+    write_text(staging / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+    return identity

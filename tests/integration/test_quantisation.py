@@ -1,0 +1,103 @@
+"""`svdllm quantize`: what it publishes loads in plain transformers, and says what it is."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from pipeline.evaluate import evaluate
+from pipeline.quantize import quantize
+from pipeline.request.adopt import adopting
+from schemas.errors import CheckpointError, ConfigError
+from schemas.request.adoption import AdoptionConfig
+from schemas.request.evaluation import EvaluationConfig
+from schemas.request.quantization import QuantizationConfig
+from tests.integration import warm as warm_processes
+from tests.models import tiny_model
+from tests.nights import compression
+from tests.unit.checkpoint.test_verify import make, seal
+from workers.checkpoint import verify
+from workers.checkpoint.published import read_compression, read_manifest
+from workers.checkpoint.verify import verify_checkpoint
+from workers.evaluation.perplexity import stored
+from workers.model.loading import load_model
+
+TEXT = {"sequence_length": 32, "windows": 2, "sample_tokens": 1}
+
+
+@pytest.fixture(autouse=True)
+def fast(warm: None) -> Iterator[None]:
+    interpreter = verify.INTERPRETER
+    verify.INTERPRETER = (sys.executable, warm_processes.__file__)
+    yield
+    verify.INTERPRETER = interpreter
+
+
+@pytest.fixture
+def compressed(tmp_path: Path) -> Path:
+    folder = make(tmp_path / "compressed")
+    (folder / "compression.json").write_text(compression("org/base", 0.3).model_dump_json())
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    (folder / "_SUCCESS").touch()
+    return seal(folder)
+
+
+def ask(checkpoint: Path, output: Path, scheme: str, **fields: object) -> QuantizationConfig:
+    given = {"checkpoint": str(checkpoint), "output": output, "scheme": scheme}
+    return QuantizationConfig.model_validate(given | fields)
+
+
+def test_factors(compressed: Path, text: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    gptq = {"calibration": str(text), "calibration_samples": 8, "sequence_length": 64}
+    done = quantize(ask(compressed, output, "W4A16", **gptq))
+    assert (done.base, done.method, done.tokens) == ("org/base", "GPTQ", 512)
+    assert set(done.groups) == {32, None}
+    checks = verify_checkpoint(output, published=True)
+    assert all(check.passed for check in checks), checks
+    assert "refuses to load without trust_remote_code" in {check.name for check in checks}
+    found = read_compression(output)
+    assert (found.scheme, found.bytes_after, found.model) == (
+        "W4A16",
+        done.bytes_after,
+        "org/base",
+    )
+    assert read_manifest(output).base_files == read_manifest(compressed).base_files
+    front = yaml.safe_load((output / "README.md").read_text().split("---")[1])
+    assert (front["base_model"], front["license"]) == ("org/base", "mit")
+    assert front["base_model_relation"] == "quantized"
+    size, dtypes = stored(output)
+    assert dtypes == "F32+I32"
+    assert 0 < size - done.bytes_after < 40_000  # headers
+    config = json.loads((output / "config.json").read_text())
+    assert config["quantization_config"]["ignore"] == ["lm_head"]
+    assert len(config["quantization_config"]["config_groups"]) == 2
+    with pytest.raises(CheckpointError, match="its factors are quantised"):
+        adopting(AdoptionConfig(checkpoint=output, base="org/base", output=tmp_path / "more"))
+
+
+def test_a_base_and_its_perplexity(text: Path, tmp_path: Path) -> None:
+    model, output = tiny_model(tmp_path / "model"), tmp_path / "output"
+    done = quantize(ask(model, output, "W8A16"))
+    assert done.bytes_after < done.bytes_before
+    dense, quantised = evaluate(
+        EvaluationConfig.model_validate(
+            TEXT | {"checkpoint": str(output), "baseline": str(model), "text": str(text)}
+        )
+    ).models
+    assert quantised.perplexity == pytest.approx(dense.perplexity, rel=0.02)
+    assert quantised.perplexity != dense.perplexity
+    assert quantised.parameters == dense.parameters
+    weight = "model.layers.0.mlp.up_proj.weight"
+    near = load_model(output, "float32", "cpu", trust_remote_code=False)
+    near(torch.zeros(1, 2, dtype=torch.long))  # the first pass takes the weights apart
+    exact = load_model(model, "float32", "cpu", trust_remote_code=False).get_parameter(weight)
+    [row] = [row for row in done.linears if f"{row.name}.weight" == weight]
+    rest = exact - near.get_parameter(weight)
+    assert row.error == pytest.approx(float(rest.norm() / exact.norm()), rel=1e-3)
+    with pytest.raises(ConfigError, match="holds a checkpoint"):
+        quantize(ask(model, output, "W8A16"))

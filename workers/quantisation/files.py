@@ -1,0 +1,85 @@
+"""The files of a quantised checkpoint: weights one file at a time, and config.json."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import compressed_tensors  # type: ignore[import-untyped]
+from compressed_tensors.quantization import (  # type: ignore[import-untyped]
+    QuantizationConfig,
+    QuantizationScheme,
+    QuantizationStatus,
+)
+from safetensors import safe_open
+from torch import Tensor
+
+from workers.checkpoint.contents import weight_map
+from workers.checkpoint.names import CONFIG, INDEX
+from workers.checkpoint.strict_json import parse
+from workers.storage.files import write_text
+from workers.storage.tensorfile import entries, write_tensors
+
+Store = Callable[[str, Tensor], Mapping[str, Tensor]]
+"""Returns what is stored in the place of a layer's weight: its name in the model, its weight."""
+
+
+def write_weights(
+    source: Path, folder: Path, tensors: Mapping[str, str], store: Store
+) -> tuple[int, int]:
+    """Write the weight files of `source` again, with what is stored of each linear layer in place
+    of its weight; `tensors` has the name of that weight in the files. Return the bytes of all
+    tensors before and after. One file is in memory at a time.
+    """
+    layers = {tensor: name for name, tensor in tensors.items()}
+    listed = weight_map(source / INDEX)
+    files = sorted(set(listed.values())) or [path.name for path in source.glob("*.safetensors")]
+    before, places, sizes = 0, dict[str, str](), dict[str, int]()
+    for file in files:
+        content: dict[str, Tensor] = {}
+        with safe_open(source / file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
+                tensor = opened.get_tensor(name)
+                before += tensor.nbytes
+                if name in layers:
+                    stem = name.removesuffix("weight")
+                    found = store(layers[name], tensor).items()
+                    content |= {f"{stem}{tail}": value for tail, value in found}
+                else:
+                    content[name] = tensor
+        write_tensors(folder / file, entries(content), {"format": "pt"})
+        places |= dict.fromkeys(content, file)
+        sizes |= {name: tensor.nbytes for name, tensor in content.items()}
+    if listed:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
+        write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
+    return before, sum(sizes.values())
+
+
+def write_config(
+    source: Path, folder: Path, schemes: Mapping[str, QuantizationScheme], others: list[str]
+) -> None:
+    """Write config.json with the scheme of every linear layer; `others` are all that are not
+    quantised. Layers of one scheme are named by their class, those of several by their names.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, scheme in schemes.items():
+        groups.setdefault(scheme.model_dump_json(), []).append(name)
+    found = {}
+    for number, (text, names) in enumerate(groups.items()):
+        scheme = QuantizationScheme.model_validate_json(text)
+        scheme.targets = ["Linear"] if len(groups) == 1 else names
+        found[f"group_{number}"] = scheme
+    [stored] = {str(scheme.format.value) for scheme in schemes.values()}
+    quantization = QuantizationConfig(
+        config_groups=found,
+        format=stored,
+        quantization_status=QuantizationStatus.COMPRESSED,
+        ignore=others,
+    )
+    config: dict[str, Any] = parse((source / CONFIG).read_bytes())
+    config["quantization_config"] = {
+        "version": compressed_tensors.__version__,
+        **quantization.model_dump(mode="json"),
+    }
+    write_text(folder / CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,136 @@
+"""The linear layers of a checkpoint that are quantised, and how they are calibrated."""
+
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from schemas.errors import ConfigError, NumericsError
+from schemas.request.quantization import QuantizationConfig
+from schemas.run.targets import ROUTERS, matches
+from workers.checkpoint.config_file import read_config
+from workers.checkpoint.family import dtype_of, unquantised
+from workers.checkpoint.names import CONFIG
+from workers.model.inspection import inspect_decoder
+from workers.model.reading import Places
+from workers.model.skeleton import skeleton
+from workers.quantisation.schemes import scheme_for
+from workers.storage.tensorfile import DTYPES
+
+Quantise = Callable[[str, Tensor, Tensor, Tensor], Tensor]
+"""Quantises a layer: its name, its weight (m, n), the moment (n, n) of its inputs, and the largest
+magnitude among them. Returns the weight that the rest of the model is calibrated with.
+"""
+
+
+class Linears(NamedTuple):
+    """The scheme of each linear layer by its name in the model, the name of the tensor of each in
+    the files, and why others of the decoder's stay; `elsewhere` are those outside the decoder's
+    layers. `dtype` is that of the checkpoint.
+    """
+
+    schemes: dict[str, Any]
+    tensors: dict[str, str]
+    stay: dict[str, str]
+    elsewhere: tuple[str, ...]
+    dtype: torch.dtype
+
+
+def find_linears(folder: Path, config: QuantizationConfig) -> Linears:
+    """Find the linear layers of the decoder's layers, in a base as in a compressed checkpoint.
+
+    Raises CheckpointError if it is quantised already or cannot be read, ConfigError if a pattern
+    names no linear layer or none is left.
+    """
+    where = str(folder / CONFIG)
+    entries = unquantised(read_config(folder), where)
+    spec = inspect_decoder(folder)
+    model = skeleton(entries, where, torch.bfloat16)
+    layers = model.get_submodule(spec.path).named_modules(prefix=spec.path)
+    linears = {name: module for name, module in layers if type(module) is nn.Linear}
+    _require_used(config.ignore, linears)
+    places, named = Places(model), {}
+    for tensor in spec.tensors:
+        place, converted = places.of(tensor.name)
+        if not converted and (name := place.removesuffix(".weight")) in linears:
+            named[name] = tensor.name
+    outside = tuple(
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name not in linears
+    )
+    found = Linears({}, {}, {}, outside, DTYPES[dtype_of(entries, where)])
+    for name, linear in linears.items():
+        if any(matches(name, pattern) for pattern in (*ROUTERS, *config.ignore)):
+            found.stay[name] = "left out"
+        elif name not in named:
+            found.stay[name] = "its weight is stored as a part of another tensor"
+        else:
+            try:
+                scheme = scheme_for(config.scheme, linear.in_features, config.group_size)
+            except ValueError as error:
+                found.stay[name] = str(error)
+            else:
+                found.schemes[name] = scheme
+                found.tensors[name] = named[name]
+    if not found.schemes:
+        why = next(iter(found.stay.values()), "there are none")
+        raise ConfigError(f"{folder}: no linear layer of it can be {config.scheme} ({why})")
+    return found
+
+
+def _require_used(patterns: Collection[str], linears: Collection[str]) -> None:
+    for pattern in patterns:
+        if not any(matches(name, pattern) for name in linears):
+            raise ConfigError(f"--ignore {pattern!r} names no linear layer of the decoder")
+
+
+@torch.no_grad()
+def calibrate(
+    model: PreTrainedModel, windows: Tensor, names: Iterable[str], quantise: Quantise
+) -> None:
+    """Quantise the named layers in one pass of all windows (w, length), in the order they are used.
+
+    Each layer is quantised when its input arrives, which quantised layers before it have made; the
+    pass goes on with its quantised weight. A layer that the text does not reach stays as it is.
+    Raises NumericsError at an input that is not finite.
+    """
+    moments = _Moments()
+    for name in names:
+        _Once(name, model.get_submodule(name), moments, quantise)
+    base: Any = model.base_model
+    base(input_ids=windows.to(model.device), use_cache=False)
+
+
+class _Moments:
+    """The moment of a layer's inputs, kept for layers that are given the same tensor."""
+
+    def __init__(self) -> None:
+        self._given: Tensor | None = None
+        self._found = torch.empty(0)
+
+    def of(self, name: str, given: Tensor) -> Tensor:
+        """Return E[x x'] (n, n), float32. Raises NumericsError if it is not finite."""
+        if given is not self._given:
+            rows = given.flatten(0, -2).float()
+            self._given, self._found = given, rows.T @ rows / len(rows)
+            if not torch.isfinite(self._found).all():
+                raise NumericsError(f"{name}: its inputs are not finite; use --dtype float32")
+        return self._found
+
+
+class _Once:
+    """Quantises a linear layer the first time that it is called, before it computes."""
+
+    def __init__(self, name: str, linear: nn.Module, moments: _Moments, quantise: Quantise) -> None:
+        self._name, self._moments, self._quantise = name, moments, quantise
+        self._hook = linear.register_forward_pre_hook(self)
+
+    def __call__(self, module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        self._hook.remove()
+        moment = self._moments.of(self._name, given[0])
+        weight = module.get_parameter("weight").data
+        weight.copy_(self._quantise(self._name, weight, moment, given[0].abs().max().float()))
