@@ -9,7 +9,7 @@ from torch import Tensor
 
 from runtime.configuration_lowrank import BIASES, tensor_shapes
 from schemas.location import Location
-from schemas.model.spec import DecoderSpec, MatrixSpec, ModelSpec
+from schemas.model.spec import DecoderSpec, Encoding, MatrixSpec, ModelSpec
 from schemas.request.config import RunConfig
 from schemas.result.output import MatrixResult
 from schemas.run.identity import Identities, Record
@@ -20,12 +20,15 @@ from workers.storage.keys import factors_key
 from workers.storage.places import url_of
 from workers.storage.store import Store
 from workers.storage.tensorfile import entries
+from workers.truncation.encoding import factors_of
+
+_TENSORS = ("dense.weight", "up.weight", "down.weight", "order")
 
 
 class DenseReader(TensorReader):
     """Reads a finished checkpoint as a dense model, by the names that tensors have in its base.
 
-    A matrix is the product of its factors, taken in float32 on `device` and rounded to their dtype;
+    A matrix is the product of its factors, taken in float64 on `device` and rounded to their dtype;
     anything else is as the checkpoint has it. Its own tensors are read by their own names, too.
     """
 
@@ -60,26 +63,20 @@ class DenseReader(TensorReader):
         return next(name for name in names if name in self._tensors)
 
     def _matrix(self, matrix: MatrixSpec) -> Tensor:
-        """Return W' (m, n) = up down, or the rows of [down; up down], or the columns of
-        [up, up down], in their order.
-        """
-        if f"{matrix.written}.dense.weight" in self._tensors:
-            return super().read(f"{matrix.written}.dense.weight")
-        up, down, order = (
-            super(DenseReader, self).read(f"{matrix.written}.{tail}").to(self._device)
-            if f"{matrix.written}.{tail}" in self._tensors
-            else None
-            for tail in ("up.weight", "down.weight", "order")
-        )
-        if order is not None and up is not None and len(up) == matrix.out_features:
-            columns = [up.float()] if down is None else [up.float(), up.float() @ down.float()]
-            return torch.cat(columns, dim=1)[:, order.argsort()].to(up.dtype)
-        if down is None:
-            raise KeyError(f"{matrix.written}.down.weight")
-        rows = [] if up is None else [up.float() @ down.float()]
-        if order is None:
-            return torch.cat(rows).to(down.dtype)
-        return torch.cat([down.float(), *rows])[order].to(down.dtype)
+        """Return W' (m, n) of a matrix, as it is stored or as the product of its factors."""
+        names = {tail: f"{matrix.written}.{tail}" for tail in _TENSORS}
+        found = {
+            tail: super(DenseReader, self).read(name).to(self._device)
+            for tail, name in names.items()
+            if name in self._tensors
+        }
+        if "dense.weight" in found:
+            return found["dense.weight"]
+        encoding: Encoding = "pivoted" if "order" in found else "plain"
+        if "order" in found and len(found.get("up.weight", ())) == matrix.out_features:
+            encoding = "pivoted-columns"  # those by rows have fewer rows in `up`
+        a, b = factors_of(encoding, found)
+        return (a @ b).to(next(t.dtype for t in found.values() if t.is_floating_point()))
 
 
 def tensors_of(

@@ -19,7 +19,7 @@ from schemas.request.quantization import QuantizationConfig
 from tests.integration import warm as warm_processes
 from tests.models import tiny_model
 from tests.nights import compression
-from tests.unit.checkpoint.test_verify import make, seal
+from tests.unit.checkpoint.conftest import make, seal
 from workers.checkpoint import verify
 from workers.checkpoint.published import read_compression, read_manifest
 from workers.checkpoint.verify import verify_checkpoint

@@ -200,7 +200,7 @@ class Carved:
         if product is None:
             yield
             return
-        head = self.head
+        head: Any = self.head
         bias = getattr(head, "bias", None)
 
         def forward(rows: Tensor) -> Tensor:

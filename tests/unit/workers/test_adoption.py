@@ -45,8 +45,8 @@ def test_the_dense_model_is_what_the_checkpoint_computes(
         assert torch.equal(reader.read(name), tensor)  # its own tensors, by their own names
     base = TensorReader(subject.base, subject.spec)
     by_name = {t.name: t for t in subject.spec.tensors if t.role != "tied"}
-    for name, tensor in by_name.items():
-        assert reader.read(name).shape == base.read(name).shape == tensor.shape
+    for name, facts in by_name.items():
+        assert reader.read(name).shape == base.read(name).shape == facts.shape
         assert reader.file(name).name.endswith(".safetensors")
         cut_here = name.endswith(".weight") and any(m.stored in name for m in cut)
         assert torch.equal(reader.read(name), base.read(name)) != cut_here
