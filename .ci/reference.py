@@ -5,7 +5,8 @@ from pydantic import BaseModel
 from schemas.request.adoption import AdoptionConfig
 from schemas.request.bench import BenchConfig
 from schemas.request.comparison import ComparisonConfig
-from schemas.request.config import CompressionConfig, RunConfig
+from schemas.request.compression import CompressionConfig
+from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig
 from schemas.request.export import ExportConfig
 from schemas.request.nightly import NightlyConfig

@@ -20,7 +20,7 @@ from workers.checkpoint.config_file import read_config
 from workers.checkpoint.family import stock
 from workers.checkpoint.names import CONFIG, weight_file
 from workers.checkpoint.tensors import TensorReader
-from workers.model.inspection import is_column_parallel
+from workers.model.description import is_column_parallel
 from workers.model.reading import Places
 from workers.model.skeleton import skeleton
 from workers.storage.tensorfile import DTYPES, NAMES, Entry, entries, write_tensors

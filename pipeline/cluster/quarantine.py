@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from schemas.errors import QuarantineError
-from schemas.request.config import OnFailure
+from schemas.request.compression import OnFailure
 from workers.process.logs import about_matrices
 
 

@@ -6,7 +6,8 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from schemas.base import Schema
-from schemas.request.config import Ratio, RunConfig
+from schemas.request.compression import Ratio
+from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig
 from schemas.request.groups import (
     AllocationConfig,

@@ -6,7 +6,8 @@ from pydantic import Field, model_validator
 
 from schemas.base import Schema
 from schemas.location import Location, is_within
-from schemas.request.config import CompressionConfig, RunConfig
+from schemas.request.compression import CompressionConfig
+from schemas.request.config import RunConfig
 from schemas.request.groups import TargetsConfig
 from schemas.request.settings import Flag
 from schemas.request.sizes import AS_SHARE

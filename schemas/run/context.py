@@ -5,7 +5,7 @@ from typing import TypeVar
 from schemas.base import Schema
 from schemas.errors import ConfigError
 from schemas.model.spec import DecoderSpec
-from schemas.request.config import CompressionConfig
+from schemas.request.compression import CompressionConfig
 
 C = TypeVar("C", bound=CompressionConfig)
 S = TypeVar("S", bound=Schema)

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 from schemas.errors import ConfigError
 from schemas.model.spec import MatrixSpec, ModelSpec
-from schemas.request.config import CompressionConfig
+from schemas.request.compression import CompressionConfig
 
 ROUTERS = ("router", "gate")  # names by which families call what chooses experts
 

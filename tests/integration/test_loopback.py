@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 import ray
 from pipeline.cluster.session import ray_session
-from schemas.request.config import ClusterConfig
+from schemas.request.groups import ClusterConfig
 
 def is_of(session, process):
     try:

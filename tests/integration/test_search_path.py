@@ -11,7 +11,7 @@ from tests.integration.support import ROOT
 SCRIPT = """
 import ray
 from pipeline.cluster.session import ray_session
-from schemas.request.config import ClusterConfig
+from schemas.request.groups import ClusterConfig
 from workers.actors.probe import probe
 
 with ray_session(ClusterConfig(workers=1, device="cpu"), 1):

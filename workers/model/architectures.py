@@ -5,7 +5,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from schemas.model.spec import ModelSpec
-from schemas.request.config import CompressionConfig
+from schemas.request.compression import CompressionConfig
 from schemas.request.groups import TargetsConfig
 from schemas.run.targets import select
 from workers.model.inspection import planned, read_spec

@@ -6,7 +6,8 @@ import pytest
 
 from schemas.request.adoption import AdoptionConfig
 from schemas.request.bench import BenchConfig
-from schemas.request.config import CompressionConfig, RunConfig
+from schemas.request.compression import CompressionConfig
+from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig
 from schemas.request.nightly import NightlyConfig
 from schemas.request.settings import settings

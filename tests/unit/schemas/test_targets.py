@@ -8,7 +8,7 @@ import pytest
 
 from schemas.errors import ConfigError
 from schemas.model.spec import ModelSpec
-from schemas.request.config import CompressionConfig
+from schemas.request.compression import CompressionConfig
 from schemas.request.nightly import NightlyConfig
 from schemas.run.context import within_context
 from schemas.run.targets import budgets, matches, select
