@@ -82,7 +82,7 @@ def spent(request: RunConfig) -> set[str]:
 def test_the_highest_ratio_within_a_loss(
     at_30: OutputResult, within: Callable[..., RunConfig], scored: list[str]
 ) -> None:
-    limit = kl(at_30) * 1.1
+    limit = kl(at_30) * 3
     request = within("kl", kl=limit)
     before = item_attempts(request.run_folder, *STATISTICS)
     with pytest.raises(RunError, match="stopped"):

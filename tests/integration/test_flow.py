@@ -253,10 +253,12 @@ def test_the_papers_methods(method: Method, local_ray: None, text: Path, tmp_pat
     assert {row.encoding for row in done.matrices} == {"plain"}
     assert all(row.parameters == (row.rank or 0) * sum(row.shape) for row in done.matrices)
     assert done.fallbacks == ()
-    uniform = {  # v1: every matrix within one rank step of the target
+    uniform = {  # v1 and older ones: every matrix within one rank step of the target
         row.name: int(0.6 * math.prod(row.shape) / sum(row.shape)) for row in done.matrices
     }
-    assert ({row.name: row.rank for row in done.matrices} == uniform) == (method == "svd-llm")
+    assert ({row.name: row.rank for row in done.matrices} == uniform) == (
+        METHODS[method]["allocation"] == "uniform"
+    )
 
 
 def test_another_ratio_measures_nothing_anew(reference: Reference, tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ def test_checkpoints_are_compressed_judged_and_published(
     tiny_model(source / "checkpoint-1000", num_hidden_layers=1)  # loses 0.1 nats, the other 3e-4
     evaluation = EvaluationTextConfig(text=str(text), sequence_length=64, windows=6)
     common = ask(source, text, prefix, ratio=0.2, evaluation=evaluation)
-    asked = {name: getattr(common, name) for name in RunConfig.model_fields if name != "model"}
+    shared = RunConfig.model_fields.keys() & NightlyConfig.model_fields.keys()
+    asked = {name: getattr(common, name) for name in shared}
     gate = {"kl": 0.02, "generation": False}
     config = NightlyConfig.model_validate(asked | {"watch": str(source), "max": 2, "gate": gate})
 

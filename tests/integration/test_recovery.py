@@ -124,11 +124,12 @@ def test_updates_are_trained_by_ray_and_added_to_the_factors(config: RunConfig) 
     [cut] = compress(config).outputs
     recovery = RecoveryConfig(
         method="svd-llm",
+        objective="kl",  # a random model keeps nothing of what the text itself teaches
         lora_rank=2,
         sequence_length=64,
         batch=2,
         tokens=6 * 2 * 64,
-        learning_rate=1e-2,
+        learning_rate=1e-3,
         evaluations=6,
         held_out=4,
     )

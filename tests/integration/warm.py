@@ -99,7 +99,9 @@ class Forked:
     def wait(self, timeout: float | None = None) -> int:
         """Its exit code at its end. Raises TimeoutExpired after `timeout` seconds, if any."""
         if self.returncode is None:
-            if not select.select([self._connection], [], [], timeout)[0]:
+            ended = select.poll()  # unlike select, it takes any number of a file
+            ended.register(self._connection, select.POLLIN)
+            if not ended.poll(None if timeout is None else timeout * 1000):
                 raise subprocess.TimeoutExpired("a forked program", timeout or 0)
             with self._connection:
                 self.returncode = self._receive()

@@ -12,6 +12,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
+from schemas.request.budget import OPTIONS
 from tests.models import tiny_model
 from tests.prose import prose
 from workers.process.logs import log
@@ -165,7 +166,8 @@ def test_nightly_takes_every_flag_of_compress() -> None:
     names = {}
     for command in get_command(app).commands.values():  # type: ignore[attr-defined]
         names[command.name] = {flag for one in command.params for flag in one.opts}
-    assert names["compress"] - names["nightly"] == {"--model"}
+    budgets = set(OPTIONS.values())  # a night has the ratio of its own
+    assert names["compress"] - names["nightly"] == {"--model"} | budgets
     assert {"--watch", "--max", "--gate", "--keep", "--retry"} <= names["nightly"]
 
 
