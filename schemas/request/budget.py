@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from schemas.base import Schema
 from schemas.request.settings import Flag
-from schemas.request.sizes import AS_COUNT, AS_SHARE, AS_SIZE
+from schemas.request.sizes import AS_COUNT, AS_SHARE, AS_SIZE, format_size
 
 OPTIONS = {
     "size": "--target-size",
@@ -61,8 +61,11 @@ class BudgetConfig(Schema):
         if (asked := self.asked) is None:
             return ""
         value = getattr(self, asked)
-        shown = f"{100 * value:g}%" if asked == "perplexity" else str(value)
-        return f"{OPTIONS[asked]} {shown}"
+        if asked == "size":
+            value = format_size(value)
+        elif asked == "perplexity":
+            value = f"{100 * value:g}%"
+        return f"{OPTIONS[asked]} {value}"
 
     @model_validator(mode="after")
     def _one(self) -> Self:
