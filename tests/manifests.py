@@ -14,8 +14,8 @@ from jsonschema import Draft202012Validator, ValidationError  # type: ignore[imp
 ROOT = Path(__file__).parents[1]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 OLDEST_KUBERNETES = "1.29"
-CRDS = Path(os.environ.get("CRDS") or ROOT.parent / "shared" / "data" / "kuberay-crds")
-"""A folder of KubeRay's CustomResourceDefinitions, YAML, gzipped or not."""
+CRDS = Path(named) if (named := os.environ.get("CRDS")) else None
+"""A folder of KubeRay's CustomResourceDefinitions, YAML, gzipped or not, if one is named."""
 
 Object = dict[str, Any]
 Invalid: type[Exception] = ValidationError
@@ -99,6 +99,7 @@ def check(thing: Object) -> None:
 @cache
 def ray_schema(kind: str) -> Object:
     """JSON schema of a Ray kind at v1, which refuses every key that its CRD does not name."""
+    assert CRDS is not None, "name a folder of KubeRay's CRDs by the environment variable CRDS"
     found = list(CRDS.glob(f"*_{kind.lower()}s.yaml*"))
     assert len(found) == 1, f"{CRDS} has {len(found)} files of the CRD of {kind}, not 1"
     (path,) = found
