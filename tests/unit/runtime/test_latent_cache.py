@@ -43,7 +43,7 @@ def require_equal(model: Any, **options: Any) -> Any:
         ("llama", {}),
         ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100.0}}),
         ("mistral", {"sliding_window": 4}),
-        ("mistral", {"sliding_window": None, "encodings": ("pivoted",)}),
+        ("mistral", {"sliding_window": None, "encodings": ("pivoted", "pivoted-columns")}),
         ("qwen2", {"encodings": ("plain",)}),
         (
             "qwen2",
