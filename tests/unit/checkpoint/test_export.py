@@ -17,17 +17,15 @@ from pipeline.export import export
 from schemas.errors import CheckpointError, ConfigError
 from schemas.request.export import ExportConfig
 from schemas.request.groups import NumericsConfig
-from schemas.result.manifest import FileEntry, Manifest
 from schemas.result.output import MatrixResult
-from schemas.run.identity import Identities
 from tests.contract import Subject
 from tests.low_rank import PROMPTS, Checkpoint, make_checkpoint
 from tests.reports import compression
+from tests.unit.checkpoint.conftest import seal
 from workers import reencoding
 from workers.checkpoint.own_code import may_run_code
 from workers.checkpoint.published import read_compression, read_manifest
 from workers.checkpoint.verify import check_files
-from workers.storage.files import file_sha256
 
 MIXED = ("plain", "pivoted", "pivoted-columns", "dense")
 
@@ -36,17 +34,7 @@ def finish(folder: Path, rows: Sequence[MatrixResult], **fields: Any) -> Path:
     """Describe a checkpoint, and mark it as finished."""
     told = compression(tuple(rows), **fields)
     (folder / "compression.json").write_text(told.model_dump_json())
-    manifest = Manifest(
-        output="output",
-        identities=Identities(forward="f", backward=None, bases="b", factors="f"),
-        base_files={},
-        versions={},
-        files={
-            path.name: FileEntry(sha256=file_sha256(path), bytes=path.stat().st_size)
-            for path in folder.iterdir()
-        },
-    )
-    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    seal(folder)
     (folder / "_SUCCESS").touch()
     return folder
 
