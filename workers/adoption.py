@@ -28,7 +28,7 @@ _TENSORS = ("dense.weight", "up.weight", "down.weight", "order")
 class DenseReader(TensorReader):
     """Reads a finished checkpoint as a dense model, by the names that tensors have in its base.
 
-    A matrix is the product of its factors, taken in float64 on `device` and rounded to their dtype;
+    A matrix is the product of its factors, taken in float32 on `device` and rounded to their dtype;
     anything else is as the checkpoint has it. Its own tensors are read by their own names, too.
     """
 
@@ -76,7 +76,9 @@ class DenseReader(TensorReader):
         if "order" in found and len(found.get("up.weight", ())) == matrix.out_features:
             encoding = "pivoted-columns"  # those by rows have fewer rows in `up`
         a, b = factors_of(encoding, found)
-        return (a @ b).to(next(t.dtype for t in found.values() if t.is_floating_point()))
+        return (a.float() @ b.float()).to(
+            next(t.dtype for t in found.values() if t.is_floating_point())
+        )
 
 
 def tensors_of(
