@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.report.card import write_card, write_dense_card
 from pipeline.request.adopt import Adopted, read_finished, require_files
+from pipeline.request.preflight import require_apart
 from pipeline.stages import assemble
 from schemas.errors import ConfigError
 from schemas.model.spec import DecoderSpec, Factors
@@ -50,6 +51,7 @@ def export(config: ExportConfig) -> Exported:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"output {output} exists; name another folder, or empty it")
     source = _opened(resolve(config.checkpoint, None))
+    require_apart(config.output.absolute(), source.folder, "checkpoint")
     staging = output.with_name(f"{output.name}.{uuid.uuid4().hex}.tmp")
     staging.mkdir(parents=True)
     try:

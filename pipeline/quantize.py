@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.evaluate import local_folder
 from pipeline.report.card import write_quantised_card
+from pipeline.request.preflight import require_apart
 from pipeline.stages.assemble import checksums, versions
 from pipeline.stages.publish import publish_output
 from schemas.errors import ConfigError
@@ -65,6 +66,7 @@ def quantize(config: QuantizationConfig) -> Quantization:
         raise ConfigError(f"output {output} holds a checkpoint; name another folder, or remove it")
     with contextlib.ExitStack() as copies, _staged(output) as staging:
         folder = local_folder(config.checkpoint, copies)
+        require_apart(output, folder, "checkpoint")
         done, identity = _write(config, folder, staging)
         checks = verify_checkpoint(staging, published=False)
         for check in checks:

@@ -198,11 +198,8 @@ def _check_outputs(config: RunConfig, base: Location) -> None:
     for what, read in (("model", base), ("checkpoint", config.adopt)):
         if read is None:
             continue
-        for output in map(config.output_folder, config.ratio):
-            if _is_within(output, read):
-                raise ConfigError(
-                    f"output {output} is inside the {what} {read}; name another folder"
-                )
+        for output in set(map(config.output_folder, config.ratio)) or {config.output}:
+            require_apart(output, read, what)
         if _is_within(config.run_folder, read):
             raise ConfigError(
                 f"run_dir {config.run_folder} is inside the {what} {read}; name another --run-dir"
@@ -214,6 +211,12 @@ def _check_outputs(config: RunConfig, base: Location) -> None:
             f"output {config.output} is a checkpoint itself, so several ratios cannot go below it; "
             "name another folder"
         )
+
+
+def require_apart(output: Location, read: Location, what: str) -> None:
+    """Raises ConfigError if an output is inside what is read, which stays as it is."""
+    if _is_within(output, read):
+        raise ConfigError(f"output {output} is inside the {what} {read}; name another folder")
 
 
 def _is_within(place: Location, base: Location) -> bool:

@@ -186,3 +186,9 @@ def test_the_command_says_what_it_wrote(source: Checkpoint) -> None:
     done = CliRunner().invoke(app, asked, env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
     assert f"{read_compression(output).parameters_after:,}" in done.output
+
+
+def test_an_output_inside_the_checkpoint_is_refused(source: Checkpoint) -> None:
+    with pytest.raises(ConfigError, match="is inside the checkpoint"):
+        export(ExportConfig(checkpoint=str(source.folder), output=source.folder / "o", dense=True))
+    assert not (source.folder / "o").exists()
