@@ -3,7 +3,9 @@
 import math
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,22 +16,34 @@ from pipeline.request.adopt import Adopted, read_finished, require_files
 from pipeline.request.preflight import require_apart
 from pipeline.stages import assemble
 from schemas.errors import ConfigError
-from schemas.model.spec import DecoderSpec, Factors
+from schemas.model.spec import DecoderSpec, Encoding, Factors
 from schemas.request.config import RunConfig
 from schemas.request.export import ExportConfig
 from schemas.result.export import Exported
 from schemas.result.manifest import Compression, Manifest
 from schemas.result.output import MatrixResult, OutputFile
 from schemas.run.identity import fingerprint
+from schemas.run.targets import matches
 from workers.checkpoint.config_file import read_config
 from workers.checkpoint.family import LOW_RANK, stock
 from workers.checkpoint.fetching import resolve
 from workers.checkpoint.names import COMPRESSION, CONFIG, MANIFEST, SUCCESS
 from workers.checkpoint.tensors import TensorReader
 from workers.model.inspection import inspect, inspect_decoder
-from workers.reencoding import Cut, as_factors, cuts_of, merged, with_bias, write_weights
+from workers.reencoding import (
+    Cut,
+    as_factors,
+    as_rotated,
+    cuts_of,
+    merged,
+    with_bias,
+    write_weights,
+)
 from workers.storage.files import publish, write_text
 from workers.truncation.encoding import Stored
+
+Store = Callable[[Cut, dict[str, Tensor]], Stored | None]
+"""Returns how a matrix with these tensors is stored anew, or None if it stays as it is."""
 
 
 class _Source(NamedTuple):
@@ -58,11 +72,30 @@ def export(config: ExportConfig) -> Exported:
         if config.factors is None:
             exported = _dense(source, staging)
         else:
-            exported = _refactored(source, staging, config.factors)
+            store = partial(as_factors, factors=config.factors)
+            exported = _refactored(source, staging, config.factors, store)
         publish(staging, output)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return exported.model_copy(update={"path": output})
+
+
+def rotate(folder: Path, output: Path, seed: int, stay: Collection[str]) -> dict[Encoding, int]:
+    """Write a finished checkpoint in the form that few bits can hold (`as_rotated`) into a folder
+    that is empty; matrices that a pattern of `stay` names are as they were. Return how many were
+    stored anew, by what they are now. Raises CheckpointError if it is none or is damaged.
+    """
+    found = Counter[Encoding]()
+
+    def store(cut: Cut, tensors: dict[str, Tensor]) -> Stored | None:
+        stays = any(matches(cut.name, pattern) for pattern in stay)
+        stored = None if stays else as_rotated(cut, tensors, seed)
+        if stored is not None:
+            found[stored.encoding] += 1
+        return stored
+
+    _refactored(_opened(folder), output, "plain", store)
+    return dict(found)
 
 
 def _opened(folder: Path) -> _Source:
@@ -72,7 +105,7 @@ def _opened(folder: Path) -> _Source:
     return _Source(folder, told, spec, TensorReader(folder, spec), cuts_of(folder, spec))
 
 
-def _refactored(source: _Source, staging: Path, factors: Factors) -> Exported:
+def _refactored(source: _Source, staging: Path, factors: Factors, store: Store) -> Exported:
     compression = source.told.compression
     rows = {row.name: row for row in compression.matrices}
     bound = compression.numerics.pivot_bound
@@ -82,7 +115,7 @@ def _refactored(source: _Source, staging: Path, factors: Factors) -> Exported:
         found: dict[str, Tensor] = {}
         for cut in cuts:
             tensors = cut.read(source.reader)
-            stored = as_factors(cut, tensors, factors)
+            stored = store(cut, tensors)
             if stored is not None and (stored.interpolation_max or 0.0) > bound:
                 kept[cut.name] = f"max|T| = {stored.interpolation_max:.3g} > {bound:g}"
                 stored = None
@@ -110,7 +143,7 @@ def _row(row: MatrixResult, stored: Stored) -> MatrixResult:
     values = [tensor for tail, tensor in stored.tensors.items() if tail != "order"]
     return row.model_copy(
         update={
-            "encoding": stored.encoding,
+            **stored.matrix._asdict(),
             "parameters": sum(tensor.numel() for tensor in values),
             "rounding": math.hypot(row.rounding, stored.rounding),
             "interpolation_max": stored.interpolation_max,

@@ -11,12 +11,13 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.evaluate import local_folder
+from pipeline.export import rotate
 from pipeline.report.card import write_quantised_card
 from pipeline.request.preflight import require_apart
 from pipeline.stages.assemble import checksums, versions
 from pipeline.stages.publish import publish_output
 from schemas.errors import ConfigError
-from schemas.request.quantization import QuantizationConfig
+from schemas.request.quantization import FEW_BITS, QuantizationConfig
 from schemas.result.manifest import Compression, Manifest
 from schemas.result.quantization import QuantisedLinear, Quantization
 from schemas.run.context import fitted
@@ -90,13 +91,35 @@ def _staged(output: Path) -> Iterator[Path]:
 
 def _write(config: QuantizationConfig, folder: Path, staging: Path) -> tuple[Quantization, str]:
     """Write all files of the quantised checkpoint; return what was done, and its identity."""
+    there = [path.name for path in folder.iterdir() if path.is_file() and is_wanted(path.name)]
+    files = sorted(name for name in there if name.endswith((".json", ".safetensors")))
+    source_files = sha256_of(folder, files)
+    if config.scheme not in FEW_BITS or LOW_RANK not in read_config(folder):
+        done, compression = _round(config, folder, staging)
+    else:
+        with _staged(config.output.absolute()) as rotated:
+            restated = rotate(folder, rotated, config.seed, config.ignore)
+            done, compression = _round(config, rotated, staging)
+        before = read_compression(folder).bytes_after
+        done = done.model_copy(update={"restated": restated, "bytes_before": before})
+    done = done.model_copy(update={"source_files": source_files})
+    write_text(staging / QUANTIZATION, done.model_dump_json(indent=2) + "\n")
+    write_quantised_card(folder, staging, done, compression)
+    return done, _seal(folder, staging, done, compression)
+
+
+def _round(
+    config: QuantizationConfig, folder: Path, staging: Path
+) -> tuple[Quantization, Compression | None]:
+    """Write the weights of a folder with fewer bits, its config.json, and what is kept as it is;
+    return what was done, and how the folder was compressed, if it was.
+    """
     from workers.quantisation.files import write_config, write_weights
     from workers.quantisation.linears import find_linears
     from workers.quantisation.rounding import quantised
 
     found = find_linears(folder, config)
-    there = [p.name for p in folder.iterdir() if p.is_file() and is_wanted(p.name)]
-    for name in there:
+    for name in (p.name for p in folder.iterdir() if p.is_file() and is_wanted(p.name)):
         if name not in _NOT_COPIED and not name.endswith(".safetensors"):
             copy(folder / name, staging / name)
     linears: dict[str, QuantisedLinear] = {}
@@ -114,7 +137,6 @@ def _write(config: QuantizationConfig, folder: Path, staging: Path) -> tuple[Qua
     write_config(folder, staging, found.schemes, others)
     low_rank = LOW_RANK in read_config(folder)
     compression = read_compression(folder) if low_rank else None
-    files = sorted(n for n in there if n.endswith((".json", ".safetensors")))
     done = Quantization(
         checkpoint=config.checkpoint,
         base=compression.model if compression else config.checkpoint,
@@ -129,11 +151,9 @@ def _write(config: QuantizationConfig, folder: Path, staging: Path) -> tuple[Qua
         bytes_after=after,
         stay=found.stay,
         linears=tuple(linears[name] for name in found.schemes),
-        source_files=sha256_of(folder, files),
+        source_files={},
     )
-    write_text(staging / QUANTIZATION, done.model_dump_json(indent=2) + "\n")
-    write_quantised_card(folder, staging, done, compression)
-    return done, _seal(folder, staging, done, compression)
+    return done, compression
 
 
 def _calibrated(

@@ -3,6 +3,7 @@
 Nothing but the checkpoint is read; the most that is in memory is one new weight file.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,9 +25,17 @@ from workers.model.description import is_column_parallel
 from workers.model.reading import Places
 from workers.model.skeleton import skeleton
 from workers.storage.tensorfile import DTYPES, NAMES, Entry, entries, write_tensors
-from workers.truncation.encoding import Stored, factors_of, pivoted_factors, plain_factors
+from workers.truncation.encoding import (
+    Stored,
+    factors_of,
+    pivoted_factors,
+    plain_factors,
+    rotated_factors,
+    whole,
+)
 
 _FILE_BYTES = 5 * 10**9
+_ROTATED = 32  # that divides ranks of rotated factors: the least numbers that share a scale
 
 
 class Cut(NamedTuple):
@@ -88,19 +97,33 @@ def as_factors(cut: Cut, tensors: dict[str, Tensor], factors: Factors) -> Stored
     if cut.module.encoding in ("dense", encoding):
         return None
     a, b = factors_of(cut.module.encoding, tensors)
-    dtype = next(t.dtype for t in tensors.values() if t.is_floating_point())
+    dtype = _dtype(tensors)
     if factors == "plain":
         return plain_factors(a, b, dtype)
     return pivoted_factors(a, b, dtype, cut.column_parallel)
+
+
+def as_rotated(cut: Cut, tensors: dict[str, Tensor], seed: int) -> Stored | None:
+    """Store the W' of a matrix for few bits: as rotated factors or, if they have no fewer numbers,
+    multiplied out. None if it is dense already.
+
+    Pivoted factors cannot be rotated, and errors of the one factor are multiplied by the other.
+    """
+    if cut.module.encoding == "dense":
+        return None
+    a, b = factors_of(cut.module.encoding, tensors)
+    rank = math.ceil(len(b) / _ROTATED) * _ROTATED
+    (m, _), (_, n) = a.shape, b.shape
+    if rank * (m + n) >= m * n:
+        return whole(a, b, _dtype(tensors))
+    return rotated_factors(a, b, _dtype(tensors), rank, seed)
 
 
 def with_bias(cut: Cut, stored: Stored, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return what the files are to hold of a matrix that is stored anew: its bias stays."""
     linear = cut.module
     bias = [tensor for tail, tensor in tensors.items() if tail in BIASES]
-    shapes = tensor_shapes(
-        stored.encoding, stored.rank, linear.out_features, linear.in_features, bool(bias)
-    )
+    shapes = tensor_shapes(*stored.matrix, linear.out_features, linear.in_features, bool(bias))
     return {tail: bias[0] if tail in BIASES else stored.tensors[tail] for tail in shapes}
 
 
@@ -113,7 +136,7 @@ def merged(cuts: Sequence[Cut], tensors: Sequence[dict[str, Tensor]]) -> dict[st
             weights.append(stored["dense.weight"])
             continue
         a, b = factors_of(cut.module.encoding, stored)
-        weights.append((a @ b).to(next(t.dtype for t in stored.values() if t.is_floating_point())))
+        weights.append(whole(a, b, _dtype(stored)).tensors["dense.weight"])
     weight = torch.cat(weights)
     found = {"weight": weight.T if cuts[0].transposed else weight}
     return found | ({"bias": torch.cat(biases)} if biases else {})
@@ -159,6 +182,10 @@ def write_weights(
         files.append(OutputFile(name=weight_file(at, len(written)), tensors=tensors))
         (folder / f"{at}.part").rename(folder / files[-1].name)
     return files
+
+
+def _dtype(tensors: dict[str, Tensor]) -> torch.dtype:
+    return next(t.dtype for t in tensors.values() if t.is_floating_point())
 
 
 def _described(entry: Entry) -> OutputTensor:

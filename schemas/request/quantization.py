@@ -12,6 +12,8 @@ from schemas.request.settings import Flag, Words
 Scheme = Literal["W2A16", "W3A16", "W4A16", "W8A16", "W8A8", "FP8", "NVFP4A16", "NVFP4"]
 GROUPED = ("W2A16", "W3A16", "W4A16", "W8A16")
 """The schemes whose weights share a scale in groups of a size that may be chosen."""
+FEW_BITS = ("W2A16", "W3A16", "W4A16", "NVFP4A16", "NVFP4")
+"""The schemes for which low-rank factors are rotated before they are rounded."""
 
 
 class QuantizationConfig(Schema):
@@ -36,7 +38,7 @@ class QuantizationConfig(Schema):
     damping: float = Field(
         0.01, gt=0, description="Share of the mean of the moment's diagonal that GPTQ adds to it"
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="Choice of windows")
+    seed: int = Field(0, ge=0, lt=2**32, description="Choice of windows and of rotations")
     dtype: DType = Field("float32", description="Compute type of the calibration")
     device: Device = Field("auto", description="Where to compute; auto: cuda if there is one")
 

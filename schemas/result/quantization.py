@@ -5,6 +5,7 @@ import math
 from pydantic import Field
 
 from schemas.base import Schema
+from schemas.model.spec import Encoding
 from schemas.request.quantization import Scheme
 
 
@@ -26,7 +27,8 @@ class QuantisedLinear(Schema):
 class Quantization(Schema):
     """What was quantised, and how; `stay` are linear layers of the decoder that were not, each with
     the reason. Embeddings and head are never quantised. `source_files` has SHA-256 sums of the
-    checkpoint that it was made from.
+    checkpoint that it was made from. `restated` counts its matrices that were stored otherwise
+    before they were rounded to few bits: as rotated factors (plain), or multiplied out (dense).
     """
 
     checkpoint: str
@@ -41,6 +43,7 @@ class Quantization(Schema):
     bytes_before: int
     bytes_after: int
     stay: dict[str, str] = Field(default_factory=dict)
+    restated: dict[Encoding, int] = Field(default_factory=dict)
     linears: tuple[QuantisedLinear, ...]
     source_files: dict[str, str]
 

@@ -17,9 +17,10 @@ from schemas.request.adoption import AdoptionConfig
 from schemas.request.evaluation import EvaluationConfig
 from schemas.request.quantization import QuantizationConfig
 from tests.integration import warm as warm_processes
-from tests.models import tiny_model
-from tests.nights import compression
-from tests.unit.checkpoint.conftest import make, seal
+from tests.low_rank import make_checkpoint
+from tests.models import tiny_model, tiny_tokenizer
+from tests.prose import VOCABULARY
+from tests.unit.checkpoint.conftest import finish_handmade
 from workers.checkpoint import verify
 from workers.checkpoint.published import read_compression, read_manifest
 from workers.checkpoint.verify import verify_checkpoint
@@ -39,11 +40,12 @@ def fast(warm: None) -> Iterator[None]:
 
 @pytest.fixture
 def compressed(tmp_path: Path) -> Path:
-    folder = make(tmp_path / "compressed")
-    (folder / "compression.json").write_text(compression("org/base", 0.3).model_dump_json())
-    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
-    (folder / "_SUCCESS").touch()
-    return seal(folder)
+    forms, sizes = ("plain", "pivoted", "dense"), {"num_hidden_layers": 3}
+    made = make_checkpoint(tmp_path / "compressed", "llama", forms, **sizes, vocab_size=VOCABULARY)
+    (made.folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    tiny_tokenizer().save_pretrained(made.folder)
+    finish_handmade(made, model="org/base")
+    return made.folder
 
 
 def ask(checkpoint: Path, output: Path, scheme: str, **fields: object) -> QuantizationConfig:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from runtime.configuration_lowrank import Matrix
 from schemas.model.spec import Encoding
 from schemas.request.config import RunConfig
 from workers.allocation.budget import MatrixLoss, cost, rank_within
@@ -29,6 +30,11 @@ class Stored(NamedTuple):
     rounding: float
     interpolation_max: float | None
     fallbacks: tuple[str, ...]
+
+    @property
+    def matrix(self) -> Matrix:
+        """What config.json says of it."""
+        return Matrix(self.encoding, None if self.encoding == "dense" else self.rank)
 
 
 def encode(
@@ -58,6 +64,28 @@ def plain_factors(a: Tensor, b: Tensor, dtype: torch.dtype) -> Stored:
         lambda rows: up[rows].double(), tensors["down.weight"], lambda rows: a[rows], b, len(a)
     )
     return Stored("plain", a.shape[1], tensors, rounding, None, ())
+
+
+def rotated_factors(a: Tensor, b: Tensor, dtype: torch.dtype, rank: int, seed: int) -> Stored:
+    """Store A (m, k) B (k, n), in float64, as plain factors that few bits can hold.
+
+    They are A R^T and R B of an orthonormal B (LQ) and a random rotation R (rank, k), rank >= k: no
+    number stands out, so that errors of rounding are small and alike, as in the incoherence
+    processing of QuIP (arXiv 2307.13304, section 4). Here it costs nothing when the model runs.
+    """
+    q, r = torch.linalg.qr(b.T)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(rank, rank, generator=generator, dtype=torch.float64)
+    rotation = torch.linalg.qr(drawn).Q[:, : b.shape[0]]
+    return plain_factors(a @ r.T @ rotation.T, rotation @ q.T, dtype)
+
+
+def whole(a: Tensor, b: Tensor, dtype: torch.dtype) -> Stored:
+    """Store A (m, k) B (k, n), in float64, multiplied out."""
+    exact = a @ b
+    weight = exact.to(dtype)
+    rounding = float((weight.double() - exact).norm() / exact.norm().clamp_min(1e-300))
+    return Stored("dense", len(b), {"dense.weight": weight}, rounding, None, ())
 
 
 def pivoted_factors(a: Tensor, b: Tensor, dtype: torch.dtype, columns: bool) -> Stored:

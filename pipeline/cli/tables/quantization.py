@@ -16,6 +16,9 @@ def quantization_table(done: Quantization) -> Table:
     for group, count in sorted(done.groups.items(), key=lambda row: -(row[0] or 0)):
         errors = [linear.error for linear in done.linears if linear.group == group]
         table.add_row(str(group or "a whole row"), str(count), figure(sum(errors) / count))
+    names = {"plain": "rotated factors", "dense": "multiplied out"}
+    for encoding, count in done.restated.items():
+        table.add_row(f"{names[encoding]} first", f"{count} matrices", "")
     if done.stay:
         table.add_row("stay as they are", str(len(done.stay)), "")
     return table

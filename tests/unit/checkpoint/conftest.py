@@ -2,17 +2,21 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from schemas.errors import CheckpointError
 from schemas.result.manifest import FileEntry, Manifest
+from schemas.result.output import MatrixResult
 from schemas.run.identity import Identities
-from tests.low_rank import make_checkpoint
+from tests.low_rank import Checkpoint, make_checkpoint
 from tests.models import tiny_model, tiny_tokenizer
 from tests.prose import VOCABULARY
+from tests.reports import compression
 from workers.model.inspection import inspect
 from workers.storage.files import file_sha256
 
@@ -60,6 +64,35 @@ def seal(folder: Path) -> Path:
     )
     (folder / "manifest.json").write_text(manifest.model_dump_json())
     return folder
+
+
+def finish(folder: Path, rows: Sequence[MatrixResult], **fields: Any) -> Path:
+    """Describe a checkpoint, and mark it as finished."""
+    told = compression(tuple(rows), **fields)
+    (folder / "compression.json").write_text(told.model_dump_json())
+    seal(folder)
+    (folder / "_SUCCESS").touch()
+    return folder
+
+
+def finish_handmade(made: Checkpoint, **fields: Any) -> None:
+    matrices = json.loads((made.folder / "config.json").read_text())["low_rank"]["matrices"]
+    rows = []
+    for name, matrix in matrices.items():
+        linear = made.dense.model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        rows.append(
+            MatrixResult(
+                name=name,
+                shape=(linear.out_features, linear.in_features),
+                parameters=1,
+                predicted_loss=0.0,
+                achieved_loss=0.0,
+                energy=None,
+                **matrix,
+            )
+        )
+    finish(made.folder, rows, **fields)
 
 
 def make(folder: Path, family: str = "llama") -> Path:

@@ -1,27 +1,23 @@
 """A finished checkpoint in another form: the same model, and files that say what they are."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import nn
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
-from pipeline.export import export
+from pipeline.export import export, rotate
 from schemas.errors import CheckpointError, ConfigError
 from schemas.request.export import ExportConfig
 from schemas.request.groups import NumericsConfig
-from schemas.result.output import MatrixResult
 from tests.contract import Subject
 from tests.low_rank import PROMPTS, Checkpoint, make_checkpoint
-from tests.reports import compression
-from tests.unit.checkpoint.conftest import seal
+from tests.unit.checkpoint.conftest import finish, finish_handmade
 from workers import reencoding
 from workers.checkpoint.own_code import may_run_code
 from workers.checkpoint.published import read_compression, read_manifest
@@ -30,41 +26,12 @@ from workers.checkpoint.verify import check_files
 MIXED = ("plain", "pivoted", "pivoted-columns", "dense")
 
 
-def finish(folder: Path, rows: Sequence[MatrixResult], **fields: Any) -> Path:
-    """Describe a checkpoint, and mark it as finished."""
-    told = compression(tuple(rows), **fields)
-    (folder / "compression.json").write_text(told.model_dump_json())
-    seal(folder)
-    (folder / "_SUCCESS").touch()
-    return folder
-
-
 @pytest.fixture
 def source(tmp_path: Path) -> Checkpoint:
     """Biased matrices in every encoding."""
     made = make_checkpoint(tmp_path / "source", "qwen2", MIXED)
     finish_handmade(made)
     return made
-
-
-def finish_handmade(made: Checkpoint, **fields: Any) -> None:
-    matrices = json.loads((made.folder / "config.json").read_text())["low_rank"]["matrices"]
-    rows = []
-    for name, matrix in matrices.items():
-        linear = made.dense.model.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        rows.append(
-            MatrixResult(
-                name=name,
-                shape=(linear.out_features, linear.in_features),
-                parameters=1,
-                predicted_loss=0.0,
-                achieved_loss=0.0,
-                energy=None,
-                **matrix,
-            )
-        )
-    finish(made.folder, rows, **fields)
 
 
 def exported(folder: Path, **form: Any) -> Path:
@@ -97,6 +64,19 @@ def test_other_factors_are_the_same_model(source: Checkpoint, factors: str) -> N
     assert may_run_code(folder, trust_remote_code=False)
     assert (folder / "_SUCCESS").is_file()
     assert "stored in another form" in (folder / "README.md").read_text()
+
+
+def test_what_few_bits_can_hold_is_the_same_model(source: Checkpoint, tmp_path: Path) -> None:
+    folder = tmp_path / "rotated"
+    folder.mkdir()
+    # Factors of a rank of 32 would be no smaller than these matrices.
+    names = [row.name for row in read_compression(source.folder).matrices]
+    done = rotate(source.folder, folder, seed=0, stay=["self_attn"])
+    rows = read_compression(folder).matrices
+    assert done == {"dense": sum(row.parameters != 1 for row in rows)} != {}
+    assert {row.name for row in rows if row.parameters != 1} <= {n for n in names if "mlp" in n}
+    again = source._replace(folder=folder).load()
+    torch.testing.assert_close(again(**PROMPTS).logits, source.logits, atol=2e-5, rtol=1e-5)
 
 
 def test_pivots_by_rows_everywhere_become_ones_that_processes_can_share(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from schemas.errors import NumericsError
 from schemas.request.quantization import Scheme
 from workers.quantisation.rounding import input_range, quantised
 from workers.quantisation.schemes import scheme_for
+from workers.truncation.encoding import Stored, plain_factors, rotated_factors
 
 SCHEMES: tuple[Scheme, ...] = (
     *("W2A16", "W3A16", "W4A16", "W8A16", "W8A8", "FP8", "NVFP4A16", "NVFP4"),
@@ -115,3 +116,26 @@ def test_only_nvfp4_stores_the_range_of_its_inputs() -> None:
     assert name == "input_global_scale"
     assert float(scale) == pytest.approx(448 * 6 / 3.0)
     assert not any(input_range(scheme_for(name, 64), largest) for name in SCHEMES[:-1])
+
+
+def test_rotated_factors_lose_less_to_few_bits() -> None:
+    generator = torch.Generator().manual_seed(2)
+    a, b = (torch.randn(s, generator=generator).double() for s in ((96, 40), (40, 128)))
+    scale = torch.logspace(-2, 2, 40, dtype=torch.float64)  # as factors of a truncation have
+    a, b = a * scale, b / scale[:, None]
+    rotated = rotated_factors(a, b, torch.float32, 64, seed=0)
+    assert rotated.rounding < 1e-6
+    assert {tail: tensor.shape for tail, tensor in rotated.tensors.items()} == {
+        "down.weight": (64, 128),
+        "up.weight": (96, 64),
+    }
+
+    def error(stored: Stored) -> float:
+        near = []
+        for tail in ("up.weight", "down.weight"):
+            weight = stored.tensors[tail]
+            near.append(quantised(weight, scheme_for("W4A16", weight.shape[1]), torch.float32))
+        product = (near[0].weight @ near[1].weight).double()
+        return float((product - a @ b).norm() / (a @ b).norm())
+
+    assert error(rotated) < 0.5 * error(plain_factors(a, b, torch.float32))
