@@ -102,7 +102,9 @@ class RecoveryConfig(Schema):
         8, ge=1, description="Windows that are not trained on and say which state is best"
     )
     evaluations: int = Field(10, ge=1, description="Looks at the held-out windows")
-    patience: int = Field(3, ge=1, description="Looks without progress that end it")
+    patience: int = Field(
+        3, ge=1, description="Looks in a row without progress that end it; each halves the rate"
+    )
     checkpointing: bool = Field(
         True, description="Compute each layer twice instead of keeping what is within it"
     )

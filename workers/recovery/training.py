@@ -24,8 +24,9 @@ class Trainer:
 
     All workers call the same methods with the same arguments; each computes its own windows of a
     batch, and gradients are averaged where layers are sharded. The state that was best on the
-    windows that judge is the result, and that from which the next phase starts. `base` has the
-    base's own tail, if the student's may differ.
+    windows that judge is the result, and that from which the next phase starts; after a look
+    without progress, training goes on from it at half the rate. `base` has the base's own tail, if
+    the student's may differ.
     """
 
     def __init__(
@@ -65,7 +66,10 @@ class Trainer:
                 self._enter(phase, self.step)
             while self._left and self._since_best() < self._config.patience:
                 count = min(every, self._left)
-                yield self.look(sum(self._step() for _ in range(count)) / count)
+                look = self.look(sum(self._step() for _ in range(count)) / count)
+                if self._since_best():
+                    self._go_back()
+                yield look
 
     def take_best(self) -> int:
         """Set the trained parameters to the best state; return the number of its look."""
@@ -123,10 +127,9 @@ class Trainer:
         rows = batch(self.step, self.windows, self._batch)
         loss = self._losses(self._text.trained[rows], train=True)
         clip_grad_norm_(self.trained.values(), self._config.clip)
+        share = share_of_rate(self.step - self._begun, self._steps, self._config.warmup)
         for group in self._optimizer.param_groups:
-            group["lr"] = self._config.learning_rate * share_of_rate(
-                self.step - self._begun, self._steps, self._config.warmup
-            )
+            group["lr"] = self._config.learning_rate * share * 0.5 ** self._setbacks()
         self._optimizer.step()
         self._optimizer.zero_grad()
         self.step += 1
@@ -148,6 +151,17 @@ class Trainer:
         if best(self.looks) == len(self.looks) - 1:
             self._best = {name: p.detach().clone() for name, p in self.trained.items()}
         return look
+
+    def _go_back(self) -> None:
+        """Go on from the best state, without the momentum that led away from it."""
+        self.take_best()
+        for parameter in self._phases[self._phase]:
+            self._optimizer.state[parameter]["exp_avg"].zero_()
+
+    def _setbacks(self) -> int:
+        """Return how many looks of this phase brought no progress."""
+        after = (at for at, look in enumerate(self.looks) if look.step > self._begun)
+        return sum(best(self.looks[: at + 1]) != at for at in after)
 
     def _since_best(self) -> int:
         """Return how many looks after some steps of this phase there were since the best one."""

@@ -80,6 +80,18 @@ def test_a_rate_that_destroys_changes_nothing(truncated: Cut) -> None:
     assert all(torch.equal(before[name], p) for name, p in trainer.trained.items())
 
 
+def test_a_rate_that_is_too_large_is_halved_and_tried_from_the_best_state(truncated: Cut) -> None:
+    trainer = trainer_of(truncated, learning_rate=1.0, patience=9)
+    before = {name: p.detach().clone() for name, p in trainer.trained.items()}
+    found = [trainer.look()]
+    for look in trainer.run():
+        found.append(look)
+        gone_back = all(torch.equal(before[name], p) for name, p in trainer.trained.items())
+        assert gone_back == (best(found) == 0)
+    assert best(found[:-1]) == 0
+    assert best(found) == len(found) - 1
+
+
 @pytest.mark.parametrize("settings", [{}, {"method": "svd-llm"}, {"norms": True}])
 @pytest.mark.parametrize("done", [1, 2, 3])
 def test_what_is_continued_ends_as_what_was_not_stopped(

@@ -121,12 +121,25 @@ def test_one_factor_is_trained_after_the_other(
 
 
 def test_the_second_phase_starts_from_the_best_state_of_the_first(truncated: Cut) -> None:
+    trainer = lora(truncated, objective="kl", patience=9)
+    trainer.look()
+    run = trainer.run()
+    assert [next(run).phase for _ in range(2)] == [0, 0]
+    trainer.take_best()
+    before = state(trainer)
+    with torch.no_grad():
+        for parameter in trainer.trained.values():
+            parameter.fill_(torch.nan)
+    assert next(run).phase == 1
+    assert changed(before, trainer) == {"down"}
+
+
+def test_a_rate_that_destroys_ends_both_phases(truncated: Cut) -> None:
     trainer = lora(truncated, learning_rate=1e20, patience=1)
     before = state(trainer)
     found = looks(trainer)
     assert [(look.phase, look.step) for look in found] == [(0, 0), (0, 2), (1, 4)]
     assert found[1].held_out is None
-    assert changed(before, trainer) == {"down"}  # what destroyed the model in the first is gone
     assert trainer.take_best() == best(found) == 0
     assert changed(before, trainer) == set()
 
