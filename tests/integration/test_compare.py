@@ -12,14 +12,16 @@ import pipeline.compare
 import pipeline.compress
 from pipeline.cli.tables.comparison import comparison_table
 from pipeline.compare import compare
-from schemas.errors import RunError
+from schemas.errors import ConfigError, RunError
 from schemas.request.comparison import ComparisonConfig
+from schemas.request.evaluation import TasksConfig
 from schemas.request.groups import CalibrationConfig, ClusterConfig
-from schemas.request.methods import METHODS, TITLES
-from schemas.result.comparison import ComparisonReport
+from schemas.request.methods import METHODS
+from schemas.result.comparison import ComparisonReport, title
 from tests.integration.support import CALIBRATION, item_attempts
 from tests.models import tiny_model
 from tests.prose import prose
+from tests.tasks import write_choice
 
 RATIOS = (0.2, 0.5)
 
@@ -33,6 +35,7 @@ def request_(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Comparison
         model=str(tiny_model(folder / "model")),
         output=folder / "compared",
         ratios=RATIOS,
+        schemes=("W8A16",),
         evaluate=(str(text), str(other)),
         sequence_length=64,
         windows=4,
@@ -66,8 +69,8 @@ def report(local_ray: None, request_: ComparisonConfig) -> ComparisonReport:
 
 def test_every_method_is_there_at_equal_parameters(report: ComparisonReport) -> None:
     rows = [(row.ratio, row.method) for row in report.rows]
-    assert rows == [(ratio, method) for ratio in RATIOS for method in METHODS]
-    for row in report.rows:
+    assert rows == [(0.0, "W8A16"), *((ratio, method) for ratio in RATIOS for method in METHODS)]
+    for row in report.rows[1:]:
         assert row.ratio <= row.removed < row.ratio + 0.05  # a rank of a tiny matrix is much
         assert [len(evaluation.models) for evaluation in row.evaluations] == [2, 2]
         one, other = (evaluation.models[1] for evaluation in row.evaluations)
@@ -94,16 +97,57 @@ def test_the_table_and_the_page_say_the_same(
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(comparison_table(report))
     printed, page = console.export_text(), (request_.output / "comparison.html").read_text()
-    for row in report.rows:
+    assert "base in W8A16" in printed
+    for row in report.rows[1:]:
         perplexity = f"{row.evaluations[0].models[1].perplexity:.2f}"
         assert perplexity in printed
         assert perplexity in page
-        assert TITLES[row.method] in page
+        assert title(row.method) in page
+
+
+def test_the_base_at_fewer_bits_is_beside_them(
+    request_: ComparisonConfig, report: ComparisonReport
+) -> None:
+    row = report.rows[0]
+    assert row.bytes < min(other.bytes for other in report.rows[1:])
+    for evaluation in row.evaluations:
+        dense, quantised = evaluation.models
+        assert quantised.perplexity == pytest.approx(dense.perplexity, rel=0.02)
+        assert quantised.perplexity != dense.perplexity
+    file = request_.output / "W8A16" / "quantization.json"
+    told = file.read_text()
+    file.write_text(told.replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(ConfigError, match="was quantised from another model or text"):
+        compare(request_.model_copy(update={"methods": ("svd",)}))
+    file.write_text(told)
+
+
+def test_tasks_of_what_is_finished(
+    request_: ComparisonConfig, report: ComparisonReport, tmp_path: Path
+) -> None:
+    write_choice(tmp_path)
+    fields = {
+        "methods": ("svd",),
+        "tasks": TasksConfig(names=("choice",), folder=tmp_path),
+    }
+    found = compare(request_.model_copy(update=fields))
+    kept = {(row.method, row.ratio): row.evaluations for row in report.rows}
+    for row in found.rows:
+        assert row.evaluations == kept[row.method, row.ratio]
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(comparison_table(found))
+    printed = console.export_text()
+    for row in found.rows:
+        assert row.tasks is not None
+        [choice] = row.tasks.rows
+        assert choice.difference is not None
+        assert f"{choice.scores[1].value:.4f}, {choice.difference.value:+.4f}" in printed
 
 
 def test_unknown_methods_and_too_many_texts_are_refused(request_: ComparisonConfig) -> None:
     for fields, message in (
         ({"methods": "svd,pca"}, "pca: choose among two-sided"),
+        ({"schemes": "W8A16,W5"}, "W5: choose among W2A16"),
         ({"evaluate": "a.txt,b.txt,c.txt"}, "at most 2"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -9,7 +9,8 @@ from schemas.base import Schema
 from schemas.errors import CheckpointError, ConfigError
 from schemas.location import Location
 from schemas.result.manifest import Compression, Manifest
-from workers.checkpoint.names import CLAIM, COMPRESSION, MANIFEST, SUCCESS
+from schemas.result.quantization import Quantization
+from workers.checkpoint.names import CLAIM, COMPRESSION, MANIFEST, QUANTIZATION, SUCCESS
 from workers.storage.places import exists, names_in, read_bytes
 
 S = TypeVar("S", bound=Schema)
@@ -55,6 +56,11 @@ def read_manifest(folder: Location) -> Manifest:
 def read_compression(folder: Location) -> Compression:
     """Return compression.json of a checkpoint. Raises CheckpointError if there is none."""
     return _read(folder / COMPRESSION, Compression)
+
+
+def read_quantization(folder: Location) -> Quantization:
+    """Return quantization.json of a checkpoint. Raises CheckpointError if there is none."""
+    return _read(folder / QUANTIZATION, Quantization)
 
 
 def _read(path: Location, schema: type[S]) -> S:

@@ -6,10 +6,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.cli.tables.tasks import difference
 from pipeline.report.wording import plain_size
 from schemas.printable import printable
-from schemas.request.methods import TITLES
-from schemas.result.comparison import Compared, ComparisonReport
+from schemas.result.comparison import Compared, ComparisonReport, title
 from schemas.result.evaluation import EvaluationReport
 
 
@@ -31,14 +31,31 @@ def comparison_table(report: ComparisonReport) -> RenderableType:
             table.add_section()
             before = row.ratio
         table.add_row(*_fields(row))
-    seconds = ", ".join(f"{TITLES[name]} {value:,.0f}" for name, value in report.seconds.items())
-    return Group(table, Text(f"seconds: {seconds}"))
+    solved = [_tasks(report)] if any(row.tasks for row in report.rows) else []
+    seconds = ", ".join(f"{title(name)} {value:,.0f}" for name, value in report.seconds.items())
+    return Group(table, *solved, Text(f"seconds: {seconds}"))
+
+
+def _tasks(report: ComparisonReport) -> Table:
+    """A column for the first metric of each task: its value, and how far it is from the base's."""
+    table = Table(title=Text("tasks: value, and difference from the base ± 95 %"))
+    table.add_column("method")
+    table.add_column("removed", justify="right")
+    for number, row in enumerate(report.rows):
+        firsts = {one.task: one for one in reversed(row.tasks.rows if row.tasks else ())}
+        scores = [firsts[task] for task in sorted(firsts)]
+        for one in scores if not number else ():
+            name = f"{one.task} {one.metric} (dense {one.scores[0].value:.4f})"
+            table.add_column(Text(printable(name)), justify="right", overflow="fold")
+        values = [f"{one.scores[-1].value:.4f}, {difference(one)}" for one in scores]
+        table.add_row(title(row.method), f"{row.removed:.2%}", *values)
+    return table
 
 
 def _fields(row: Compared) -> list[str]:
     scores = [field for evaluation in row.evaluations for field in _scores(evaluation)]
     return [
-        TITLES[row.method],
+        title(row.method),
         f"{row.removed:.2%}",
         f"{row.parameters:,}",
         plain_size(row.bytes),

@@ -29,10 +29,15 @@ def tasks_table(report: TaskReport) -> RenderableType:
         shown = (
             ["", _metric(row), ""] if again else [_task(row), _metric(row), f"{row.documents:,}"]
         )
-        change = [] if row.difference is None else [_score(row.difference, sign="+")]
+        change = [] if row.difference is None else [difference(row)]
         table.add_row(*map(Text, [*shown, *map(_score, row.scores), *change]))
     parts: list[RenderableType] = [] if report.text is None else [evaluation_table(report.text)]
     return Group(table, *parts)
+
+
+def difference(row: Row) -> str:
+    """Return how far the last model is from the first, with the interval that holds 95 %."""
+    return "" if row.difference is None else _score(row.difference, sign="+")
 
 
 def _task(row: Row) -> str:
