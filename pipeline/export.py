@@ -82,19 +82,21 @@ def export(config: ExportConfig) -> Exported:
 
 def rotate(folder: Path, output: Path, seed: int, stay: Collection[str]) -> dict[Encoding, int]:
     """Write a finished checkpoint in the form that few bits can hold (`as_rotated`) into a folder
-    that is empty; matrices that a pattern of `stay` names are as they were. Return how many were
-    stored anew, by what they are now. Raises CheckpointError if it is none or is damaged.
+    that is empty; the head and matrices that a pattern of `stay` names are as they were. Return how
+    many were stored anew, by what they are now. Raises CheckpointError if it is none or is damaged.
     """
-    found = Counter[Encoding]()
+    source, found = _opened(folder), Counter[Encoding]()
+    layers = source.spec.path.rpartition(".")[2] + ".*"
 
     def store(cut: Cut, tensors: dict[str, Tensor]) -> Stored | None:
         stays = any(matches(cut.name, pattern) for pattern in stay)
-        stored = None if stays else as_rotated(cut, tensors, seed)
+        inside = matches(cut.name, layers) and not stays
+        stored = as_rotated(cut, tensors, seed) if inside else None
         if stored is not None:
             found[stored.encoding] += 1
         return stored
 
-    _refactored(_opened(folder), output, "plain", store)
+    _refactored(source, output, "plain", store)
     return dict(found)
 
 

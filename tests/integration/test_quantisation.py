@@ -72,6 +72,10 @@ def test_factors(compressed: Path, text: Path, tmp_path: Path) -> None:
     front = yaml.safe_load((output / "README.md").read_text().split("---")[1])
     assert (front["base_model"], front["license"]) == ("org/base", "mit")
     assert front["base_model_relation"] == "quantized"
+    assert done.restated == {
+        "dense": 14
+    }  # all that is cut: factors of a rank of 32 would be larger
+    assert "0 as rotated factors and 14\nmultiplied out" in (output / "README.md").read_text()
     size, dtypes = stored(output)
     assert dtypes == "F32+I32"
     assert 0 < size - done.bytes_after < 40_000  # headers

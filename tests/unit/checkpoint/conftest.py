@@ -79,7 +79,8 @@ def finish_handmade(made: Checkpoint, **fields: Any) -> None:
     matrices = json.loads((made.folder / "config.json").read_text())["low_rank"]["matrices"]
     rows = []
     for name, matrix in matrices.items():
-        linear = made.dense.model.get_submodule(name)
+        owner = made.dense if name == "lm_head" else made.dense.model
+        linear = owner.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         rows.append(
             MatrixResult(

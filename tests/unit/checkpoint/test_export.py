@@ -66,14 +66,16 @@ def test_other_factors_are_the_same_model(source: Checkpoint, factors: str) -> N
     assert "stored in another form" in (folder / "README.md").read_text()
 
 
-def test_what_few_bits_can_hold_is_the_same_model(source: Checkpoint, tmp_path: Path) -> None:
-    folder = tmp_path / "rotated"
+def test_what_few_bits_can_hold_is_the_same_model(tmp_path: Path) -> None:
+    source, folder = make_checkpoint(tmp_path / "source", "mistral", MIXED), tmp_path / "rotated"
+    finish_handmade(source)
     folder.mkdir()
     # Factors of a rank of 32 would be no smaller than these matrices.
     names = [row.name for row in read_compression(source.folder).matrices]
     done = rotate(source.folder, folder, seed=0, stay=["self_attn"])
     rows = read_compression(folder).matrices
     assert done == {"dense": sum(row.parameters != 1 for row in rows)} != {}
+    assert "lm_head" in names
     assert {row.name for row in rows if row.parameters != 1} <= {n for n in names if "mlp" in n}
     again = source._replace(folder=folder).load()
     torch.testing.assert_close(again(**PROMPTS).logits, source.logits, atol=2e-5, rtol=1e-5)
