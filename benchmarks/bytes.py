@@ -28,10 +28,10 @@ from workers.text.windows import evaluation_windows, read_text
 
 _LENGTH, _WINDOWS, _SAMPLES = 1024, 16, 8
 _DENSE: tuple[tuple[Scheme, bool], ...] = (
-    *(("W4A16", True), ("W8A16", False), ("W4A16", False), ("W3A16", True)),
+    *(("W4A16", True), ("W8A16", False), ("W4A16", False), ("W3A16", True), ("W2A16", True)),
 )
 _CUT: tuple[tuple[Scheme, bool], ...] = (("W4A16", True), ("W8A16", False))
-_QUANTISED = ("0.20", "0.10")  # the ratios at which the cut is quantised, too
+_QUANTISED = ("0.20", "0.10", "0.40", "0.30", "0.60")  # ratios at which it is quantised, too
 _STYLE = (
     "text{font:12px sans-serif;fill:#14222a}.tick{font-size:11px;fill:#4d5f69}"
     ".grid{stroke:#e3eaed}.mark{stroke-width:1.3;fill-opacity:.55}.series{fill:none;stroke-width:2}"
