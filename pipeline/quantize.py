@@ -4,7 +4,6 @@ import contextlib
 import shutil
 import uuid
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from workers.checkpoint.published import read_compression, read_manifest, requir
 from workers.checkpoint.verify import require, verify_checkpoint
 from workers.model.loading import device_of, load_model, load_tokenizer
 from workers.process.logs import log
+from workers.quantisation import require_installed
 from workers.storage.files import copy, sha256_of, write_text
 from workers.text.sources import is_local
 from workers.text.windows import calibration_windows, read_text
@@ -55,12 +55,7 @@ def quantize(config: QuantizationConfig) -> Quantization:
     loaded; with one, the whole model is. Raises ConfigError if compressed-tensors is not installed
     or the output is taken, CheckpointError, TextError, NumericsError or VerificationError.
     """
-    if find_spec("compressed_tensors") is None:
-        raise ConfigError(
-            "quantize needs compressed-tensors, which is not installed; install it with "
-            "`pip install 'svdllm[quantize]'`, or everything in requirements.lock with "
-            "`make install`"
-        )
+    require_installed()
     output = config.output.absolute()
     if output.exists() and any(output.iterdir()):
         require_free(output)

@@ -3,7 +3,8 @@
     CompressorError
     ├── InputError            exit 2   the request or its input is wrong; nothing was computed
     │   ├── ConfigError                a field of the configuration
-    │   │   └── ClusterError                the Ray cluster is absent, or lacks what is asked for
+    │   │   ├── ClusterError                the Ray cluster is absent, or lacks what is asked for
+    │   │   └── BudgetError                 a size that no ranks here can keep
     │   ├── CheckpointError            a file or tensor of a checkpoint
     │   └── TextError                  calibration or evaluation text
     └── RunError              exit 3   a run failed part-way; the same command continues it
@@ -44,6 +45,10 @@ class InputError(CompressorError):
 
 class ConfigError(InputError):
     """A field of the configuration is wrong."""
+
+
+class BudgetError(ConfigError):
+    """A size, or a number of parameters, that no ranks here can keep."""
 
 
 class ClusterError(ConfigError):

@@ -3,7 +3,6 @@
 Nothing but the checkpoint is read; the most that is in memory is one new weight file.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,11 +30,11 @@ from workers.truncation.encoding import (
     pivoted_factors,
     plain_factors,
     rotated_factors,
+    rotated_rank,
     whole,
 )
 
 _FILE_BYTES = 5 * 10**9
-_ROTATED = 32  # that divides ranks of rotated factors: the least numbers that share a scale
 
 
 class Cut(NamedTuple):
@@ -112,9 +111,8 @@ def as_rotated(cut: Cut, tensors: dict[str, Tensor], seed: int) -> Stored | None
     if cut.module.encoding == "dense":
         return None
     a, b = factors_of(cut.module.encoding, tensors)
-    rank = math.ceil(len(b) / _ROTATED) * _ROTATED
-    (m, _), (_, n) = a.shape, b.shape
-    if rank * (m + n) >= m * n:
+    rank = rotated_rank(len(b), len(a), b.shape[1])
+    if rank is None:
         return whole(a, b, _dtype(tensors))
     return rotated_factors(a, b, _dtype(tensors), rank, seed)
 

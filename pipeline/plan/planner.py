@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from pipeline.plan.budget import SUPPOSED, supposed
 from pipeline.plan.devices import DEFAULT, assumptions, rates
 from pipeline.plan.footprint import Costs
 from pipeline.plan.layouts import Layout, layouts
@@ -12,7 +13,6 @@ from pipeline.plan.work import evaluation, stages
 from schemas.errors import ConfigError
 from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
-from schemas.run.budget import SUPPOSED, supposed
 from schemas.run.context import within_context
 from schemas.run.plan import (
     ClusterSpec,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.plan.budget import supposed
 from pipeline.plan.footprint import Costs
 from pipeline.plan.layouts import cut
 from pipeline.plan.planner import require_disk
@@ -15,7 +16,6 @@ from schemas.location import Location, is_within, locate
 from schemas.model.spec import ModelSpec
 from schemas.request.config import ROUNDS, RunConfig
 from schemas.request.recovery import share_of
-from schemas.run.budget import supposed
 from schemas.run.context import within_context
 from schemas.run.ranks import require_ranks
 from schemas.run.targets import select

@@ -8,7 +8,7 @@ from pipeline.run import Run
 from pipeline.stages.allocate import gather, ranks_at
 from pipeline.stages.evaluate import asked_for
 from pipeline.stages.weight_files import total_bytes
-from schemas.errors import ConfigError, RunError
+from schemas.errors import BudgetError, ConfigError, RunError
 from schemas.result.budget import BudgetResult, Trial
 from schemas.result.evaluation import EvaluationReport
 from schemas.run.identity import fingerprint
@@ -44,7 +44,7 @@ def keep_budget(run: Run, try_at: Try) -> tuple[float, BudgetResult]:
     """Return the highest need of the budget as a ratio, and how it was found.
 
     A size asks for the lowest ratio within it, a loss for the highest; `try_at` makes and scores a
-    checkpoint at a ratio. Raises ConfigError if no ranks are low enough, RunError if no trial keeps
+    checkpoint at a ratio. Raises BudgetError if no ranks are low enough, RunError if no trial keeps
     the budget.
     """
     gather(run, run.given_up)
@@ -63,12 +63,12 @@ def _by_size(run: Run) -> tuple[float, BudgetResult]:
         ranks = ranks_at(run, step * _FINE)
         if budget.size is None:
             return _parameters(run, ranks)
-        return total_bytes(run.spec, run.config.factors, ranks.ranks)
+        return total_bytes(run.spec, run.config.factors, ranks.ranks, budget.scheme)
 
     highest = highest_step(run.config, run.spec, _FINE)
     step = last(lambda at: size(at) > limit, 0, highest + 1) + 1
     if step > highest:
-        raise ConfigError(
+        raise BudgetError(
             f"{budget.option}: at ratio {highest * _FINE:g}, the highest here, it is still "
             f"{size(highest):,}; ask for more"
         )

@@ -7,12 +7,16 @@ from typing import Any, NamedTuple, Protocol
 from runtime.configuration_lowrank import BIASES, tensor_shapes
 from schemas.model.dtypes import ITEM_BYTES
 from schemas.model.spec import Encoding, Factors, MatrixSpec, ModelSpec, TensorSpec
+from schemas.request.quantization import FEW_BITS, Scheme
 from schemas.result.output import FactorSource, OutputFile, OutputTensor
 from workers.allocation.budget import cost
 from workers.checkpoint.names import weight_file
 from workers.output import file_bytes
+from workers.quantisation.sizes import with_fewer_bits
+from workers.truncation.encoding import rotated_rank
 
 _FILE_BYTES = 5 * 10**9
+_WEIGHTS = ("down.weight", "up.weight", "dense.weight")  # that a scheme stores otherwise
 
 
 class Cut(Protocol):
@@ -100,17 +104,37 @@ def plan_file(
     return OutputFile(name=part.name, tensors=tuple(planned))
 
 
-def total_bytes(spec: ModelSpec, factors: Factors, ranks: Mapping[str, int | None]) -> int:
+def total_bytes(
+    spec: ModelSpec,
+    factors: Factors,
+    ranks: Mapping[str, int | None],
+    scheme: Scheme | None = None,
+) -> int:
     """Return the bytes of all weight files at these ranks, with their headers, unless pivots fall
     back: then they are fewer.
+
+    With a scheme, of the files that `quantize` makes of them. Matrices that are not targeted count
+    as they are, so it may make them smaller. Raises ConfigError without compressed-tensors.
     """
-    cuts = {
-        m.name: Promised("dense" if ranks[m.name] is None else m.encoding(factors), ranks[m.name])
-        for m in spec.matrices
-    }
+    cuts = {m.name: _promised(m, factors, ranks[m.name], scheme) for m in spec.matrices}
     keys = dict.fromkeys(ranks, "")
     parts = plan_parts(spec, {m.name: cost(m, factors, ranks[m.name]) for m in spec.matrices})
-    return sum(file_bytes(plan_file(spec, part, cuts, keys)) for part in parts)
+    files = [plan_file(spec, part, cuts, keys) for part in parts]
+    if scheme is None:
+        return sum(map(file_bytes, files))
+    owners = {m.written for parts in spec.linears for m in parts if not m.is_head}
+    weights = {f"{owner}.{tail}" for owner in owners for tail in _WEIGHTS}
+    return sum(file_bytes(with_fewer_bits(file, weights, scheme, spec.dtype)) for file in files)
+
+
+def _promised(
+    matrix: MatrixSpec, factors: Factors, rank: int | None, scheme: Scheme | None
+) -> Promised:
+    encoding = matrix.encoding(factors)
+    if rank is not None and scheme in FEW_BITS and not matrix.is_head:
+        encoding = "plain"
+        rank = rotated_rank(rank, matrix.out_features, matrix.in_features)
+    return Promised("dense" if rank is None else encoding, rank)
 
 
 def _owners(spec: ModelSpec) -> dict[str, list[MatrixSpec]]:

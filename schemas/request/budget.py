@@ -5,6 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from schemas.base import Schema
+from schemas.request.quantization import Scheme
 from schemas.request.settings import Flag
 from schemas.request.sizes import AS_COUNT, AS_SHARE, AS_SIZE, format_size
 
@@ -24,6 +25,9 @@ class BudgetConfig(Schema):
 
     size: Annotated[int | None, AS_SIZE, Flag("target-size")] = Field(
         None, gt=0, description="Most bytes of all weight files, as 12GB; instead of --ratio"
+    )
+    scheme: Scheme | None = Field(
+        None, description="The size counts what `svdllm quantize` makes of the result in it"
     )
     parameters: Annotated[int | None, AS_COUNT, Flag("target-params")] = Field(
         None, gt=0, description="Most parameters of the whole model, as 5B; instead of --ratio"
@@ -63,6 +67,7 @@ class BudgetConfig(Schema):
         value = getattr(self, asked)
         if asked == "size":
             value = format_size(value)
+            value += f" --set budget.scheme={self.scheme}" if self.scheme else ""
         elif asked == "perplexity":
             value = f"{100 * value:g}%"
         return f"{OPTIONS[asked]} {value}"
@@ -72,4 +77,6 @@ class BudgetConfig(Schema):
         given = [OPTIONS[name] for name in OPTIONS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)}: a run has one budget; ask for one of them")
+        if self.scheme and self.size is None:
+            raise ValueError(f"scheme {self.scheme}: it is counted in a size; add --target-size")
         return self

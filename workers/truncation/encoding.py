@@ -20,6 +20,8 @@ from workers.calibration.moments import row_blocks
 from workers.truncation.basis import Basis
 from workers.truncation.pivoting import pivot
 
+_ROTATED = 32  # that divides ranks of rotated factors: the least numbers that share a scale
+
 
 class Stored(NamedTuple):
     """A' B' as stored: tensors by their names in runtime/, and the error that storing adds."""
@@ -64,6 +66,15 @@ def plain_factors(a: Tensor, b: Tensor, dtype: torch.dtype) -> Stored:
         lambda rows: up[rows].double(), tensors["down.weight"], lambda rows: a[rows], b, len(a)
     )
     return Stored("plain", a.shape[1], tensors, rounding, None, ())
+
+
+def rotated_rank(rank: int, out_features: int, in_features: int) -> int | None:
+    """Return the rank of the rotated factors that a matrix (m, n) of a rank is stored as for few
+    bits: a multiple of 32. None if they have no fewer numbers than the matrix multiplied out.
+    """
+    rounded = math.ceil(rank / _ROTATED) * _ROTATED
+    fewer = rounded * (out_features + in_features) < out_features * in_features
+    return rounded if fewer else None
 
 
 def rotated_factors(a: Tensor, b: Tensor, dtype: torch.dtype, rank: int, seed: int) -> Stored:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.plan.budget import SUPPOSED, supposed
 from pipeline.progress import Progress
 from pipeline.request.inputs import EvaluationText
 from pipeline.stages import budget as stage
@@ -20,7 +21,6 @@ from schemas.request.config import RunConfig
 from schemas.result.budget import BudgetResult
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.output import SpectrumFacts
-from schemas.run.budget import SUPPOSED, supposed
 from tests.models import tiny_model
 from tests.reports import evaluation
 from workers.allocator import RankAllocator

@@ -2,11 +2,12 @@
 
 import math
 
-from schemas.errors import ConfigError
+from schemas.errors import BudgetError, ConfigError
 from schemas.model.dtypes import ITEM_BYTES
 from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
 from schemas.run.ranks import least_parameters
+from workers.quantisation.sizes import base_bytes
 
 SUPPOSED = 0.2  # in a plan, of every trial of a loss that nobody has measured yet
 
@@ -21,28 +22,29 @@ def supposed(config: RunConfig, spec: ModelSpec) -> RunConfig:
         return config
     if budget.measured:
         return config.model_copy(update={"ratio": (SUPPOSED,) * budget.trials})
-    parameters = sum(math.prod(tensor.shape) for tensor in spec.tensors)
-    nbytes = sum(tensor.nbytes for tensor in spec.tensors)
     least = least_parameters(config, spec.matrices)
     removable = spec.targeted - least
     if budget.size is None:
-        limit, whole, unit, each = budget.parameters or 0, parameters, "parameters", 1.0
+        whole = sum(math.prod(tensor.shape) for tensor in spec.tensors)
+        limit, unit, each = budget.parameters or 0, "parameters", 1.0
     else:
-        limit, whole, unit, each = budget.size, nbytes, "bytes", _bytes_each(spec)
+        nbytes = sum(tensor.nbytes for tensor in spec.tensors)
+        whole = base_bytes(spec, budget.scheme) if budget.scheme else nbytes
+        limit, unit = budget.size, "bytes"
+        each = (whole - nbytes + _targeted_bytes(spec)) / spec.targeted
     if limit >= whole:
         raise ConfigError(
             f"{budget.option}: the base has {whole:,} {unit}, and keeps it as it is; ask for less"
         )
     if whole - limit > removable * each:
-        raise ConfigError(
+        raise BudgetError(
             f"{budget.option}: the base has {whole:,} {unit}, and the lowest ranks leave "
             f"{whole - math.floor(removable * each):,}; ask for more"
         )
     return config.model_copy(update={"ratio": ((whole - limit) / (spec.targeted * each),)})
 
 
-def _bytes_each(spec: ModelSpec) -> float:
-    """Bytes of a parameter of the targeted matrices, in the mean."""
+def _targeted_bytes(spec: ModelSpec) -> int:
+    """Bytes of the targeted matrices, as they are."""
     stored = {tensor.name: tensor.dtype for tensor in spec.tensors}
-    total = sum(m.size * ITEM_BYTES[stored[f"{m.stored}.weight"]] for m in spec.matrices)
-    return total / spec.targeted
+    return sum(m.size * ITEM_BYTES[stored[f"{m.stored}.weight"]] for m in spec.matrices)
