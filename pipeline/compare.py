@@ -1,7 +1,10 @@
-"""`svdllm compare`: the methods at equal parameters on one model, by a run for each."""
+"""`svdllm compare`: methods at equal parameters on one model, or ranks and bits at one size."""
 
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.cluster.object_store import run_bytes
 from pipeline.cluster.session import ray_session
@@ -11,62 +14,158 @@ from pipeline.progress import Progress
 from pipeline.quantize import quantize
 from pipeline.report.compare import comparison
 from pipeline.report.read import read_reported
-from pipeline.request.preflight import look
+from pipeline.request.preflight import Checked, look
 from pipeline.stages.evaluate import read_evaluation
 from pipeline.tasks import evaluate_tasks
-from schemas.errors import ConfigError, RunError
+from schemas.errors import BudgetError, ConfigError, RunError
 from schemas.request.comparison import ComparisonConfig
+from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig
 from schemas.request.methods import Method
-from schemas.result.comparison import Compared, ComparisonReport
+from schemas.request.quantization import QuantizationConfig, Scheme
+from schemas.result.comparison import Compared, ComparisonReport, title
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import OutputResult
 from schemas.run.identity import fingerprint
 from workers.checkpoint.names import SUCCESS
 from workers.checkpoint.published import read_quantization
+from workers.quantisation.sizes import base_bytes
 from workers.storage.files import write_text
 
 TABLE, PAGE = "comparison.json", "comparison.html"
 _ASKED = ("checkpoint", "scheme", "calibration", "seed")
 
 
-def compare(request: ComparisonConfig, progress: Progress | None = None) -> ComparisonReport:
-    """Compress by every method at every ratio, quantise the base in every scheme, and score all of
-    it; finished work is not redone.
-
-    Moments that two methods need are taken once. Writes comparison.json, and a page that compares
-    the checkpoints. Raises as `compress` and `evaluate` do; then the same call continues.
+class _Work(NamedTuple):
+    """What is to be compared: a job for each title, and why others have none. `base` is a run of
+    the base that was looked at.
     """
-    runs = request.runs
-    checked = {method: look(config) for method, config in runs.items()}  # all, before any work
-    first = next(iter(checked.values()))
+
+    base: Checked
+    jobs: dict[str, Callable[[], list[Compared]]]
+    beyond: dict[str, str]
+
+
+def compare(request: ComparisonConfig, progress: Progress | None = None) -> ComparisonReport:
+    """Compress by every method at every ratio, or by one until it has a size; quantise the base,
+    and for a size what is cut, in every scheme. Score all of it; finished work is not redone.
+
+    Moments that two runs need are taken once. Writes comparison.json, and a page that compares
+    the checkpoints. Raises as `compress` and `evaluate` do; then the same call continues. Raises
+    BudgetError if nothing can have the size.
+    """
+    work = (_at_ratios if request.target_size is None else _within)(request, progress)
+    base, beyond = work.base, dict(work.beyond)
     rows, seconds = list[Compared](), dict[str, float]()
-    store = run_bytes(first.config, first.spec)
+    store = run_bytes(base.config, base.spec)
     with ray_session(request.cluster, request.numerics.threads, store):
-        for method, config in runs.items():
+        for name, job in work.jobs.items():
             start = time.perf_counter()
-            outputs = compress(config, progress).outputs
-            rows += [_cut(request, first.folder, method, output) for output in outputs]
-            seconds[method] = time.perf_counter() - start
-        for scheme in request.schemes:
-            start = time.perf_counter()
-            rows.append(_quantised(request, first.folder, scheme))
-            seconds[rows[-1].method] = time.perf_counter() - start
+            try:
+                rows += job()
+            except BudgetError as error:
+                beyond[name] = str(error)
+            seconds[name] = time.perf_counter() - start
         if request.tasks.names:
-            solved = [evaluate_tasks(request.solved(first.folder, row.place)) for row in rows]
+            solved = [evaluate_tasks(request.solved(base.folder, row.place)) for row in rows]
             pairs = zip(rows, solved, strict=True)
             rows = [row.model_copy(update={"tasks": tasks}) for row, tasks in pairs]
+    if not rows:
+        raise _nothing(beyond)
+    best = min(rows, key=lambda row: row.evaluations[0].models[1].perplexity)
     found = ComparisonReport(
         model=request.model,
         texts=request.evaluate,
         rows=tuple(sorted(rows, key=lambda row: row.ratio)),
         seconds=seconds,
+        size=request.target_size,
+        best=best.place if request.target_size else None,
+        beyond=beyond,
     )
     write_text(request.output / TABLE, found.model_dump_json(indent=2) + "\n")
     page = request.output / PAGE
-    cut = [row.place for row in found.rows if row.ratio]
-    write_text(page, comparison(read_reported(cut), page))
+    if cut := [row.place for row in found.rows if row.ratio and not row.scheme]:
+        write_text(page, comparison(read_reported(cut), page))
     return found
+
+
+def _at_ratios(request: ComparisonConfig, progress: Progress | None) -> _Work:
+    """Every method at every ratio, and the base in every scheme."""
+    runs = request.runs
+    checked = {method: look(config) for method, config in runs.items()}  # all, before any work
+    base = next(iter(checked.values()))
+    jobs: dict[str, Callable[[], list[Compared]]] = {
+        title(method): partial(_compressed, request, base.folder, method, config, progress)
+        for method, config in runs.items()
+    }
+    for scheme in request.in_schemes:
+        jobs[title(scheme)] = partial(_base, request, base.folder, scheme)
+    return _Work(base, jobs, {})
+
+
+def _within(request: ComparisonConfig, progress: Progress | None) -> _Work:
+    """Within a size: the weights as stored, cut; in each scheme the base, cut if it has to be."""
+    method, run = next(iter(request.runs.items()))
+    base, size = look(run), request.target_size or 0
+    work = _Work(base, {}, {})
+    for scheme in (None, *request.in_schemes):
+        if scheme and base_bytes(base.spec, scheme) <= size:
+            work.jobs[title(scheme)] = partial(_base, request, base.folder, scheme)
+            continue
+        name, config = title(method, scheme), request.within(method, scheme)
+        try:
+            look(config)
+        except BudgetError as error:
+            work.beyond[name] = str(error)
+            continue
+        job = partial(_compressed, request, base.folder, method, config, progress)
+        if scheme:
+            job = partial(_both, request, base.folder, method, scheme, config, progress)
+        work.jobs[name] = job
+    if not work.jobs:
+        raise _nothing(work.beyond)
+    return work
+
+
+def _nothing(beyond: dict[str, str]) -> BudgetError:
+    return BudgetError("; ".join(f"{name}: {why}" for name, why in beyond.items()))
+
+
+def _compressed(
+    request: ComparisonConfig,
+    base: Path,
+    method: Method,
+    config: RunConfig,
+    progress: Progress | None,
+) -> list[Compared]:
+    outputs = compress(config, progress).outputs
+    return [_cut(request, base, method, output) for output in outputs]
+
+
+def _both(
+    request: ComparisonConfig,
+    base: Path,
+    method: Method,
+    scheme: Scheme,
+    config: RunConfig,
+    progress: Progress | None,
+) -> list[Compared]:
+    """Cut the base so far that it has the size in a scheme, then quantise it."""
+    [output] = compress(config, progress).outputs
+    done = output.compression
+    asked = request.quantised(str(output.path), scheme, request.named(method, scheme))
+    fields = {
+        "method": method,
+        "ratio": output.ratio,
+        "removed": done.removed,
+        "predicted": done.nats,
+        "scheme": scheme,
+    }
+    return [_quantised(request, base, asked).model_copy(update=fields)]
+
+
+def _base(request: ComparisonConfig, base: Path, scheme: Scheme) -> list[Compared]:
+    return [_quantised(request, base, request.quantised(str(base), scheme, scheme))]
 
 
 def _cut(request: ComparisonConfig, base: Path, method: Method, output: OutputResult) -> Compared:
@@ -89,8 +188,8 @@ def _cut(request: ComparisonConfig, base: Path, method: Method, output: OutputRe
     )
 
 
-def _quantised(request: ComparisonConfig, base: Path, scheme: str) -> Compared:
-    asked = request.quantised(base, scheme)
+def _quantised(request: ComparisonConfig, base: Path, asked: QuantizationConfig) -> Compared:
+    """Quantise a checkpoint; the row is as if it was the base."""
     there = (asked.output / SUCCESS).exists()
     done = read_quantization(asked.output) if there else quantize(asked)
     if any(getattr(done, name) != getattr(asked, name) for name in _ASKED):
@@ -98,9 +197,10 @@ def _quantised(request: ComparisonConfig, base: Path, scheme: str) -> Compared:
             f"{asked.output} was quantised from another model or text; name another --output"
         )
     # NVFP4 computes in the type of the checkpoint only.
-    dtype = "auto" if scheme.startswith("NVFP4") else "float32"
+    dtype = "auto" if asked.scheme.startswith("NVFP4") else "float32"
+    place = asked.output
     evaluations = [
-        _score(request, scheme, request.scored(base, str(asked.output), text, dtype=dtype))
+        _score(request, place.name, request.scored(base, str(place), text, dtype=dtype))
         for text in request.evaluate
     ]
     return Compared(
@@ -110,7 +210,7 @@ def _quantised(request: ComparisonConfig, base: Path, scheme: str) -> Compared:
         parameters=evaluations[0].models[1].parameters,
         bytes=done.bytes_after,
         predicted=None,
-        place=str(asked.output),
+        place=str(place),
         evaluations=tuple(evaluations),
     )
 

@@ -180,7 +180,7 @@ def compare(
     request: ComparisonConfig,
     json: Annotated[bool, typer.Option("--json", help="The table as JSON.")] = False,
 ) -> None:
-    """Methods at equal parameters on one model. The same command continues a stopped comparison."""
+    """Methods at equal parameters, or bits and ranks at one size; started again, it continues."""
     from pipeline.cli.tables.comparison import comparison_table
     from pipeline.compare import PAGE
     from pipeline.compare import compare as run
@@ -190,7 +190,8 @@ def compare(
         _out.print_json(report.model_dump_json())
     else:
         _out.print(comparison_table(report))
-        _out.print(Text(str(request.output / PAGE)))
+        if (page := request.output / PAGE).exists():
+            _out.print(Text(str(page)))
 
 
 @app.command()

@@ -1,28 +1,35 @@
 """The configuration of `svdllm compare`."""
 
+import math
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Self, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from schemas.base import Schema
 from schemas.request.compression import Ratio
 from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig, TasksConfig
 from schemas.request.groups import (
-    AllocationConfig,
     CalibrationConfig,
     ClusterConfig,
-    EvaluationTextConfig,
     NumericsConfig,
 )
 from schemas.request.methods import METHODS, Method
 from schemas.request.quantization import FEW_BITS, QuantizationConfig, Scheme
 from schemas.request.settings import SEVERAL, Flag, Words
+from schemas.request.sizes import AS_SIZE, format_size
+
+_SAMPLES, _LENGTH = (
+    QuantizationConfig.model_fields[name].default
+    for name in ("calibration_samples", "sequence_length")
+)  # more do not fit one process so soon
 
 
 class ComparisonConfig(Schema):
-    """Methods at equal parameters on one model: each is a run, and all share a run directory."""
+    """Methods at equal parameters on one model, or fewer ranks and fewer bits at one size: each is
+    a run, and all share a run directory.
+    """
 
     model: str = Field(description="A local checkpoint folder, a hub id or a URL (s3://, gs://)")
     output: Path = Field(description="Folder of the checkpoints, the table and the report")
@@ -33,7 +40,15 @@ class ComparisonConfig(Schema):
     ratios: Annotated[tuple[Ratio, ...], SEVERAL] = Field(
         (0.2, 0.4), min_length=1, description="Fractions of the targeted parameters REMOVED"
     )
-    methods: Words = Field(tuple(METHODS), description="Methods to compare, separated by commas")
+    target_size: Annotated[int | None, AS_SIZE] = Field(
+        None,
+        gt=0,
+        description="Most bytes of all weight files, as 12GB, instead of --ratios: which is best, "
+        "fewer ranks by one method, fewer bits, or both",
+    )
+    methods: Annotated[Words, Flag(unset="all; for a size two-sided")] = Field(
+        tuple(METHODS), description="Methods to compare, separated by commas"
+    )
     schemes: Annotated[Words, Flag(unset="none")] = Field(
         (), description="Also the base itself at fewer bits, by GPTQ below 8: W8A16,W4A16"
     )
@@ -68,40 +83,77 @@ class ComparisonConfig(Schema):
             raise ValueError(f"{', '.join(unknown)}: choose among {', '.join(get_args(Scheme))}")
         return tuple(dict.fromkeys(value))
 
+    @model_validator(mode="after")
+    def _one_method_for_a_size(self) -> Self:
+        if self.target_size is None:
+            return self
+        if "ratios" in self.model_fields_set:
+            raise ValueError("--target-size finds the ratios; leave out --ratios")
+        if "methods" in self.model_fields_set and len(self.methods) > 1:
+            raise ValueError(
+                f"--target-size cuts by one method, not by {', '.join(self.methods)}; name one"
+            )
+        return self
+
     @property
     def runs(self) -> dict[Method, RunConfig]:
         """The run of each method; it compares with the base on the first text."""
-        evaluation = EvaluationTextConfig(
-            text=self.evaluate[0], sequence_length=self.sequence_length, windows=self.windows
-        )
+        named = [name for name in METHODS if name in self.methods]
         return {
-            name: RunConfig(
-                model=self.model,
-                output=self.output / name,
-                revision=self.revision,
-                run_dir=self.run_dir or self.output / "run",
-                ratio=self.ratios,
-                method=name,
-                seed=self.seed,
-                allocation=AllocationConfig.model_validate(
-                    {"method": preset["allocation"], "rank_multiple": self.rank_multiple}
-                ),
-                calibration=self.calibration,
-                evaluation=evaluation,
-                numerics=self.numerics,
-                cluster=self.cluster,
-            )
-            for name, preset in METHODS.items()
-            if name in self.methods
+            name: self._run(name, output=self.output / name, ratio=self.ratios) for name in named
         }
 
-    def quantised(self, base: Path, scheme: str) -> QuantizationConfig:
-        """How the base gets fewer bits: by GPTQ on the calibration text if they are few."""
+    @property
+    def in_schemes(self) -> tuple[Scheme, ...]:
+        """The schemes, by their type."""
+        return tuple(scheme for scheme in get_args(Scheme) if scheme in self.schemes)
+
+    def within(self, method: Method, scheme: Scheme | None) -> RunConfig:
+        """The run that cuts the model until it has the size, as stored or in a scheme.
+
+        Factors of few bits are rotated, which pivoted ones cannot be: they are plain, and their
+        ranks multiples of 32, so that ranks are shared out by what will be stored.
+        """
+        name, fields = self.named(method, scheme), dict[str, Any]()
+        if scheme in FEW_BITS:
+            fields |= {"factors": "plain", "rank_multiple": math.lcm(self.rank_multiple, 32)}
+        output = self.output / "cut" / name if scheme else self.output / name
+        budget = {"size": self.target_size, "scheme": scheme}
+        return self._run(method, output=output, budget=budget, **fields)
+
+    def named(self, method: Method, scheme: Scheme | None) -> str:
+        """The folder of what has the size: another size is in another one."""
+        return "-".join(filter(None, (method, scheme, format_size(self.target_size or 0))))
+
+    def _run(self, method: Method, **fields: Any) -> RunConfig:
+        multiple = fields.pop("rank_multiple", self.rank_multiple)
+        given: dict[str, Any] = {
+            "model": self.model,
+            "revision": self.revision,
+            "run_dir": self.run_dir or self.output / "run",
+            "method": method,
+            "seed": self.seed,
+            "allocation": {"rank_multiple": multiple},
+            "calibration": self.calibration,
+            "evaluation": {
+                "text": self.evaluate[0],
+                "sequence_length": self.sequence_length,
+                "windows": self.windows,
+            },
+            "numerics": self.numerics,
+            "cluster": self.cluster,
+        }
+        return RunConfig.model_validate(given | fields)
+
+    def quantised(self, checkpoint: str, scheme: Scheme, name: str) -> QuantizationConfig:
+        """How a checkpoint gets fewer bits: by GPTQ on the calibration text if they are few."""
         fields: dict[str, Any] = {
-            "checkpoint": str(base),
+            "checkpoint": checkpoint,
             "scheme": scheme,
-            "output": self.output / scheme,
+            "output": self.output / name,
             "calibration": self.calibration.text if scheme in FEW_BITS else None,
+            "calibration_samples": min(self.calibration.samples, _SAMPLES),
+            "sequence_length": min(self.calibration.sequence_length, _LENGTH),
             "seed": self.seed,
             "device": self.cluster.device,
         }

@@ -12,7 +12,7 @@ import pipeline.compare
 import pipeline.compress
 from pipeline.cli.tables.comparison import comparison_table
 from pipeline.compare import compare
-from schemas.errors import ConfigError, RunError
+from schemas.errors import BudgetError, ConfigError, RunError
 from schemas.request.comparison import ComparisonConfig
 from schemas.request.evaluation import TasksConfig
 from schemas.request.groups import CalibrationConfig, ClusterConfig
@@ -22,6 +22,7 @@ from tests.integration.support import CALIBRATION, item_attempts
 from tests.models import tiny_model
 from tests.prose import prose
 from tests.tasks import write_choice
+from workers.checkpoint.published import read_compression
 
 RATIOS = (0.2, 0.5)
 
@@ -144,11 +145,46 @@ def test_tasks_of_what_is_finished(
         assert f"{choice.scores[1].value:.4f}, {choice.difference.value:+.4f}" in printed
 
 
+def test_the_best_within_a_size(request_: ComparisonConfig, report: ComparisonReport) -> None:
+    """The base fits at 4 bits, has to be cut at 8, and more as it is stored: of one calibration."""
+    run = request_.output / "run"
+    before = item_attempts(run, "moments", "bases")
+    asked = {
+        "target_size": "123kB",
+        "schemes": ("W8A16", "W4A16"),
+        "evaluate": request_.evaluate[:1],
+    }
+    shared = request_.model_dump(exclude_unset=True, exclude={"ratios"})
+    found = compare(ComparisonConfig.model_validate(shared | asked))
+    assert item_attempts(run, "moments", "bases") == before
+    assert [row.title for row in found.rows] == ["base in W4A16", "two-sided in W8A16", "two-sided"]
+    assert [row.ratio > 0 for row in found.rows] == [False, True, True]
+    for row in found.rows:
+        files = sum(path.stat().st_size for path in Path(row.place).glob("*.safetensors"))
+        assert row.bytes < files <= 123_000
+    best = min(found.rows, key=lambda row: row.evaluations[0].models[1].perplexity)
+    written = ComparisonReport.model_validate_json(
+        (request_.output / "comparison.json").read_text()
+    )
+    assert written.best == best.place
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(comparison_table(found))
+    assert f"best within 123KB: {best.title}, " in console.export_text()
+    told = read_compression(Path(found.rows[1].place))
+    assert told.budget is not None
+    assert told.budget.reached == sum(
+        path.stat().st_size for path in Path(found.rows[1].place).glob("*.safetensors")
+    )
+    with pytest.raises(BudgetError, match=r"two-sided in W4A16: .* the lowest ranks leave"):
+        compare(ComparisonConfig.model_validate(shared | asked | {"target_size": 95_000}))
+
+
 def test_unknown_methods_and_too_many_texts_are_refused(request_: ComparisonConfig) -> None:
     for fields, message in (
         ({"methods": "svd,pca"}, "pca: choose among two-sided"),
         ({"schemes": "W8A16,W5"}, "W5: choose among W2A16"),
         ({"evaluate": "a.txt,b.txt,c.txt"}, "at most 2"),
+        ({"target_size": "1MB"}, "leave out --ratios"),
     ):
         with pytest.raises(ValueError, match=message):
             ComparisonConfig.model_validate(request_.model_dump() | fields)

@@ -9,7 +9,8 @@ from rich.text import Text
 from pipeline.cli.tables.tasks import difference
 from pipeline.report.wording import plain_size
 from schemas.printable import printable
-from schemas.result.comparison import Compared, ComparisonReport, title
+from schemas.request.sizes import format_size
+from schemas.result.comparison import Compared, ComparisonReport
 from schemas.result.evaluation import EvaluationReport
 
 
@@ -32,8 +33,19 @@ def comparison_table(report: ComparisonReport) -> RenderableType:
             before = row.ratio
         table.add_row(*_fields(row))
     solved = [_tasks(report)] if any(row.tasks for row in report.rows) else []
-    seconds = ", ".join(f"{title(name)} {value:,.0f}" for name, value in report.seconds.items())
-    return Group(table, *solved, Text(f"seconds: {seconds}"))
+    seconds = ", ".join(f"{name} {value:,.0f}" for name, value in report.seconds.items())
+    return Group(table, *solved, *_within(report), Text(f"seconds: {seconds}"))
+
+
+def _within(report: ComparisonReport) -> list[Text]:
+    """What is best within a size, and what is not there."""
+    found = [Text(printable(f"{name}: {why}")) for name, why in report.beyond.items()]
+    for row in report.rows:
+        if report.size and row.place == report.best:
+            perplexity = row.evaluations[0].models[1].perplexity
+            said = f"{row.title}, {row.removed:.2%} removed: perplexity {perplexity:.2f}"
+            found.append(Text(f"best within {format_size(report.size)}: {said}"))
+    return found
 
 
 def _tasks(report: ComparisonReport) -> Table:
@@ -48,14 +60,14 @@ def _tasks(report: ComparisonReport) -> Table:
             name = f"{one.task} {one.metric} (dense {one.scores[0].value:.4f})"
             table.add_column(Text(printable(name)), justify="right", overflow="fold")
         values = [f"{one.scores[-1].value:.4f}, {difference(one)}" for one in scores]
-        table.add_row(title(row.method), f"{row.removed:.2%}", *values)
+        table.add_row(row.title, f"{row.removed:.2%}", *values)
     return table
 
 
 def _fields(row: Compared) -> list[str]:
     scores = [field for evaluation in row.evaluations for field in _scores(evaluation)]
     return [
-        title(row.method),
+        row.title,
         f"{row.removed:.2%}",
         f"{row.parameters:,}",
         plain_size(row.bytes),
