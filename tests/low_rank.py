@@ -63,6 +63,11 @@ class Checkpoint(NamedTuple):
         assert not any(info.values()), info
         return model
 
+    def save_expected(self) -> None:
+        """Write what the dense model says beside the folder, for a process of its own."""
+        expected = {"logits": self.logits, "tokens": self.tokens, **PROMPTS}
+        save_file(expected, f"{self.folder}.expected")
+
 
 def random_factors(matrix: Matrix, linear: nn.Linear) -> tuple[dict[str, Tensor], Tensor]:
     """Random tensors for a matrix in the shape of `linear`, and the weight W' (m, n) they store."""
