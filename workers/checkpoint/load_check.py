@@ -22,7 +22,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 import transformers
-from safetensors import safe_open
 from transformers import AutoConfig
 
 AutoModelForCausalLM: Any = transformers.AutoModelForCausalLM
@@ -72,9 +71,8 @@ def main(folder: Path, depth: str, memory: int, save: bool, base: Path | None) -
         if not quantised or _is_exact(quantised):
             name = "neither cache nor padding changes a token"
             yield _run(name, lambda: _greedy(found["model"]))
-        dozen = base is not None
-        yield _run("continues a text", lambda: _continue(folder, found.pop("model"), dozen))
-        if base is not None:
+        yield _run("continues a text", lambda: _continue(folder, found.pop("model"), bool(base)))
+        if base:
             yield _run("the base continues a text", lambda: _continue_base(base))
 
 
@@ -97,13 +95,7 @@ def _is_of_the_host(error: Exception) -> bool:
 
 def _shapes(folder: Path) -> str:
     """Load the headers of the files, whose tensors have no values here, as weights are loaded."""
-    stored = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                entry = file.get_slice(name)
-                dtype = torch.float32 if "F" in entry.get_dtype() else torch.int64
-                stored[name] = torch.empty(entry.get_shape(), dtype=dtype, device="meta")
+    stored = runpy.run_path(str(_PART))["shapes_of"](folder)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     model, info = type(_on_meta(config)).from_pretrained(
         None,

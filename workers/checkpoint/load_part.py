@@ -1,4 +1,4 @@
-"""A model of the first and the last layer of a compressed checkpoint, and the tensors of them.
+"""The tensors in the files of a compressed checkpoint, and a model of its first and last layer.
 
 load_check.py runs this file without the project, so it imports torch and safetensors only.
 """
@@ -32,6 +32,18 @@ def keep_two_layers(config: Any) -> list[int]:
     kept = {key: _of_layers(v, prefix, layers) for key, v in low_rank if isinstance(v, dict)}
     config.low_rank = {**config.low_rank, **kept}
     return layers
+
+
+def shapes_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Return a tensor without values for every one in the files, of float32 or int64."""
+    stored = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                entry = file.get_slice(name)
+                dtype = torch.float32 if "F" in entry.get_dtype() else torch.int64
+                stored[name] = torch.empty(entry.get_shape(), dtype=dtype, device="meta")
+    return stored
 
 
 def tensors_of(folder: Path, layers: list[int]) -> dict[str, torch.Tensor]:
