@@ -5,16 +5,16 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor
 
 from schemas.errors import WorkerError
 from schemas.model.spec import MatrixSpec
 from schemas.run.moments import Pass, Tap
-from workers.calibration.moments import MomentAccumulator, MomentSums
+from workers.calibration.moments import MomentSums
 from workers.calibration.sampling import fisher_gradient, label_noise, wide_product
 from workers.model.carving import Product
 from workers.model.layers import Decoder
+from workers.model.observer import Observer
 from workers.model.unread import unread, weight_of
 from workers.process.devices import free_cached
 from workers.process.failures import short_of_memory
@@ -51,22 +51,15 @@ class Shard:
     ) -> None:
         self._layers = layers
         self._carved = decoder.part(layers)
-        self._sums = {
-            tap: MomentAccumulator(tap.shape if tap.moment else None, adapted) for tap in taps
-        }
-        self._step = Step(0, 0)
-        self._observing: Pass | None = None
+        self._observer = Observer(self._carved.module, taps, adapted)
         self._inputs: dict[int, list[Tensor]] = {}
         self._adapted = adapted
         self._singly = False
-        self._observed: set[Tap] = set()  # in the current micro-batch
         self._of_head = {
             tap.direction: tap
             for tap in taps
             if self._carved.module(tap.module) is self._carved.head
         }
-        for tap in taps:
-            self._observe(tap)
 
     @property
     def is_first(self) -> bool:
@@ -84,7 +77,7 @@ class Shard:
 
         Raises ValueError if the head belongs to another shard.
         """
-        self._observing = None
+        self._observer.observing = None
         return self._tail()(hidden)
 
     def _tail(self, **options: Any) -> Callable[[Tensor], Tensor]:
@@ -97,12 +90,12 @@ class Shard:
     ) -> Callable[[Tensor], Tensor]:
         """Return the tail, each call of which adds rows of its own to the moment of the head."""
         tail = self._tail(product=product)
-        self._observing = None
+        self._observer.observing = None
         self._carved.require_blind(hidden)
-        self._observing = tap.direction
+        self._observer.observing = tap.direction
 
         def observed(rows: Tensor) -> Tensor:
-            self._observed.discard(tap)
+            self._observer.seen.discard(tap)
             return tail(rows)
 
         return observed
@@ -117,7 +110,7 @@ class Shard:
 
     @torch.no_grad()
     def _forward(self, hidden: Tensor, step: Step, purpose: Purpose) -> Tensor:
-        self._step, self._observing = step, "forward" if purpose == "moments" else None
+        self._observer.observe("forward" if purpose == "moments" else None, step.segment)
         keep_inputs = purpose == "gradient"
         if self.is_first:
             hidden = self._carved.embed(hidden)
@@ -135,7 +128,7 @@ class Shard:
 
     def loss_gradient(self, hidden: Tensor, step: Step, seed: int) -> Tensor:
         """Return the gradient of the summed token loss at the last layer's hidden states."""
-        self._step, tail = step, self._tail(product=wide_product)
+        self._observer.segment, tail = step.segment, self._tail(product=wide_product)
         if tap := self._of_head.get("backward"):
             tail = self._observed_tail(tap, hidden, wide_product)
         parts = []
@@ -157,7 +150,7 @@ class Shard:
         return below
 
     def _backward(self, gradient: Tensor, step: Step) -> Tensor:
-        self._step, self._observing = step, "backward"
+        self._observer.observe("backward", step.segment)
         inputs = self._inputs[step.first_sequence]
         for index, before in zip(reversed(self._layers), reversed(inputs), strict=True):
             hidden = before.detach().requires_grad_()
@@ -173,7 +166,7 @@ class Shard:
 
         If a micro-batch fails, what its taps have already observed is not added a second time.
         """
-        self._observed = set()
+        self._observer.seen = set()
         if not self._singly:
             try:
                 return compute(rows, step)
@@ -183,9 +176,9 @@ class Shard:
                 if len(rows) == 1:
                     raise self._too_large(rows, error) from error
             self._go_singly(rows)  # here, where the traceback holds no tensor of the attempt
-        seen, parts = frozenset(self._observed), []
+        seen, parts = frozenset(self._observer.seen), []
         for row, part in enumerate(torch.split(rows, 1)):
-            self._observed = set(seen)
+            self._observer.seen = set(seen)
             try:
                 parts.append(compute(part, Step(step.first_sequence + row, step.segment)))
             except (RuntimeError, MemoryError) as error:
@@ -220,8 +213,7 @@ class Shard:
 
     def take_sums(self, direction: Pass) -> Iterator[tuple[Tap, MomentSums]]:
         """Yield the sums of one stream, releasing each as it is taken."""
-        for tap in [tap for tap in self._sums if tap.direction == direction]:
-            yield tap, self._sums.pop(tap).sums()
+        return self._observer.take_sums(direction)
 
     def weight(self, matrix: MatrixSpec) -> Tensor | None:
         """Return W (m, n) in the compute dtype, on the device; None if another shard holds it."""
@@ -229,80 +221,7 @@ class Shard:
             return None
         return weight_of(self._carved.module(matrix.module))[matrix.rows]
 
-    def _observe(self, tap: Tap) -> None:
-        module = self._carved.module(tap.module)
-        if not isinstance(module, (nn.Linear, Conv1D)):
-            raise TypeError(f"{tap.module} is a {type(module).__name__}, not a linear layer")
-        if tap.direction == "forward":
-            module.register_forward_hook(self._forward_hook(tap))
-        else:
-            self._observe_gradients(tap, module)
-
-    def _forward_hook(self, tap: Tap) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            if self._observing == "forward":
-                rows = args[0] if tap.side == "input" else _without_bias(module, output, tap)
-                self._add(tap, rows.float().abs().sqrt() if tap.of == "roots" else rows)
-
-        return hook
-
-    def _observe_gradients(self, tap: Tap, module: nn.Module) -> None:
-        """Hook the tensors, not the module: torch cannot hook a module whose output the layer then
-        changes in place. What some rows contribute to the input gradient, no tensor has.
-        """
-        at_output: list[Tensor] = []
-
-        def before(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-            if self._observing != "backward" or tap.side == "output" or tap.rows:
-                return None
-            if tap.of == "weight-gradient":
-                return None
-            mine = args[0].view_as(args[0])  # whose gradient is this module's contribution alone
-            mine.register_hook(  # type: ignore[no-untyped-call]
-                lambda rows: self._add(tap, rows, trace_of=at_output.pop())
-            )
-            return mine, *args[1:]
-
-        def after(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            if self._observing != "backward":
-                return
-            if tap.of == "weight-gradient":
-                inputs = args[0].detach()
-                output.register_hook(  # type: ignore[no-untyped-call]
-                    lambda gradient: self._add(tap, _of(tap, gradient).mT.float() @ inputs.float())
-                )
-            else:
-                output.register_hook(arrived)  # type: ignore[no-untyped-call]
-
-        def arrived(gradient: Tensor) -> None:
-            mine = _of(tap, gradient)
-            if tap.side == "output":
-                self._add(tap, mine, trace_of=mine)
-            elif tap.rows:
-                self._add(tap, mine @ weight_of(module)[slice(*tap.rows)], trace_of=mine)
-            else:
-                at_output.append(gradient)
-
-        module.register_forward_pre_hook(before)
-        module.register_forward_hook(after)
-
-    def _add(self, tap: Tap, rows: Tensor, trace_of: Tensor | None = None) -> None:
-        if tap not in self._observed:
-            self._sums[tap].add(rows, self._step.segment, trace_of)
-            self._observed.add(tap)
-
 
 def _nothing(rows: Tensor, head: Tensor) -> Tensor:
     """Stand in for logits that nobody reads, which take no memory."""
     return rows.new_zeros(()).expand(*rows.shape[:-1], len(head))
-
-
-def _of(tap: Tap, rows: Tensor) -> Tensor:
-    """Return what a tap is about of the outputs of its module, or of their gradients."""
-    return rows if tap.rows is None else rows[..., slice(*tap.rows)]
-
-
-def _without_bias(module: nn.Module, output: Tensor, tap: Tap) -> Tensor:
-    bias: Any = module.bias
-    output = _of(tap, output)
-    return output if bias is None else output.float() - _of(tap, bias).float()
