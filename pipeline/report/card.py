@@ -1,5 +1,6 @@
 """The model card of a compressed checkpoint, from its own figures."""
 
+import functools
 import re
 from pathlib import Path
 from typing import Any, get_args
@@ -96,6 +97,7 @@ def write_quantised_card(
     write_text(folder / CARD, text)
 
 
+@functools.cache
 def _template(name: str) -> Template:
     loader = FileSystemLoader(_TEMPLATES)
     environment = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)

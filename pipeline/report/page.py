@@ -1,6 +1,7 @@
 """report.html, made only from the files beside it in a checkpoint."""
 
 import base64
+import functools
 import hashlib
 import shlex
 from collections.abc import Sequence
@@ -48,6 +49,14 @@ def render_page(template: str, **values: object) -> str:
 
     Whatever a template prints is made `printable` and escaped, except markup made here.
     """
+    css = (_TEMPLATES / "report.css.j2").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    page = _environment().get_template(template)
+    return page.render(css=Markup(css), css_hash=f"sha256-{digest}", **values)
+
+
+@functools.cache  # of templates that are parsed
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         undefined=StrictUndefined,
@@ -57,11 +66,7 @@ def render_page(template: str, **values: object) -> str:
         finalize=_finalize,
     )
     environment.globals |= {"wording": wording, "lines": _lines}
-    css = (_TEMPLATES / "report.css.j2").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    return environment.get_template(template).render(
-        css=Markup(css), css_hash=f"sha256-{digest}", **values
-    )
+    return environment
 
 
 def render_report(
