@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,11 +13,12 @@ import ray
 from pipeline.compress import compress
 from schemas.request.config import RunConfig
 from schemas.result.manifest import OutputResult
+from tests.integration import warm as warm_processes
 from tests.integration.rays import small_ray
 from tests.integration.support import ask
-from tests.integration.warm import server
 from tests.models import tiny_model
 from tests.prose import prose
+from workers.checkpoint import verify
 
 
 class Endpoint(NamedTuple):
@@ -38,7 +40,15 @@ def endpoint() -> Iterator[Endpoint]:
 @pytest.fixture(scope="session")
 def warm(endpoint: Endpoint) -> Iterator[None]:
     """A server of processes that have imported torch and transformers already."""
-    with server(Path(os.environ["RAY_TMPDIR"])):
+    with warm_processes.server(Path(os.environ["RAY_TMPDIR"])):
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _warm_checks(warm: None) -> Iterator[None]:
+    """A load that a test itself has checked is forked, too; unit tests know nothing of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "INTERPRETER", (sys.executable, warm_processes.__file__))
         yield
 
 

@@ -1,28 +1,12 @@
 """Every check of tests/contract.py, on a tiny model of every kind."""
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.contract import CHECKS, Subject
-from tests.integration import warm as warm_processes
 from tests.kinds import KINDS
-from workers.checkpoint import verify
-
-pytestmark = pytest.mark.usefixtures("warm")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread_and_warm_checks() -> Iterator[None]:
-    threads, interpreter = torch.get_num_threads(), verify.INTERPRETER
-    torch.set_num_threads(1)
-    verify.INTERPRETER = (sys.executable, warm_processes.__file__)
-    yield
-    torch.set_num_threads(threads)
-    verify.INTERPRETER = interpreter
 
 
 @pytest.fixture(scope="module", params=[*KINDS, "phi, lm_head"])

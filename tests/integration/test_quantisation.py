@@ -1,8 +1,6 @@
 """`svdllm quantize`: what it publishes loads in plain transformers, and says what it is."""
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,26 +14,16 @@ from schemas.errors import CheckpointError, ConfigError
 from schemas.request.adoption import AdoptionConfig
 from schemas.request.evaluation import EvaluationConfig
 from schemas.request.quantization import QuantizationConfig
-from tests.integration import warm as warm_processes
 from tests.low_rank import make_checkpoint
 from tests.models import tiny_model, tiny_tokenizer
 from tests.prose import VOCABULARY
 from tests.unit.checkpoint.conftest import finish_handmade
-from workers.checkpoint import verify
 from workers.checkpoint.published import read_compression, read_manifest
 from workers.checkpoint.verify import verify_checkpoint
 from workers.evaluation.perplexity import stored
 from workers.model.loading import load_model
 
 TEXT = {"sequence_length": 32, "windows": 2, "sample_tokens": 1}
-
-
-@pytest.fixture(autouse=True)
-def fast(warm: None) -> Iterator[None]:
-    interpreter = verify.INTERPRETER
-    verify.INTERPRETER = (sys.executable, warm_processes.__file__)
-    yield
-    verify.INTERPRETER = interpreter
 
 
 @pytest.fixture
