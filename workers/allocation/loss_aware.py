@@ -40,9 +40,9 @@ class _Menu:
             raise ConfigError(f"{matrix.name}: loss-aware allocation needs gradients")
         self.name = matrix.name
         on_grid = range(loss.grid, loss.ranks + 1, loss.grid)
-        self._ranks = [k for k in on_grid if cost(matrix, factors, k) < matrix.size]
-        costs = [cost(matrix, factors, k) for k in self._ranks]
-        self.costs = torch.tensor([*costs, matrix.size])
+        priced = {k: cost(matrix, factors, k) for k in on_grid}
+        self._ranks = [k for k, price in priced.items() if price < matrix.size]
+        self.costs = torch.tensor([*(priced[k] for k in self._ranks), matrix.size])
         tail = loss.nats * loss.tail()
         self.nats = torch.cat([tail[self._ranks], tail.new_zeros(1)])
 
