@@ -10,6 +10,7 @@ from typing import Any
 from schemas.location import Location
 from schemas.request.config import RunConfig
 from schemas.request.groups import CalibrationConfig, ClusterConfig
+from schemas.result.manifest import OutputResult
 from workers.storage.files import file_sha256
 from workers.storage.store import Store
 
@@ -101,6 +102,14 @@ def item_attempts(run_dir: Location, *prefixes: str) -> dict[str, str]:
         for prefix in prefixes
         for record in Store(run_dir).records(prefix)
     }
+
+
+def kl(output: OutputResult) -> float:
+    """KL of a result from its base, in nats a token; the run must have compared them."""
+    assert output.evaluation
+    value = output.evaluation.models[1].kl
+    assert value is not None
+    return value
 
 
 def headers(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:

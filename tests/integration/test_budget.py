@@ -14,7 +14,8 @@ from schemas.request.config import RunConfig
 from schemas.request.groups import EvaluationTextConfig
 from schemas.result.manifest import OutputResult
 from schemas.run.record import Activity
-from tests.integration.support import ask, item_attempts
+from tests.integration.support import ask, item_attempts, kl
+from tests.items import local
 from tests.models import tiny_model
 from workers.checkpoint.verify import require, verify_checkpoint
 
@@ -35,7 +36,7 @@ def at_30(text: Path, local_ray: None, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture
 def within(at_30: OutputResult, text: Path, tmp_path: Path) -> Callable[..., RunConfig]:
     """A request from the same calibration, within a budget or at a ratio."""
-    folder = Path(str(at_30.path))
+    folder = local(at_30.path)
 
     def request(name: str, ratio: tuple[float, ...] = (), **budget: Any) -> RunConfig:
         return ask(
@@ -66,16 +67,9 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def kl(output: OutputResult) -> float:
-    assert output.evaluation
-    value = output.evaluation.models[1].kl
-    assert value is not None
-    return value
-
-
 def spent(request: RunConfig) -> set[str]:
     """The stages that the journal of the last start names."""
-    journal = Path(str(request.run_folder)) / "progress.json"
+    journal = local(request.run_folder) / "progress.json"
     return set(Activity.model_validate_json(journal.read_bytes()).spent)
 
 
@@ -102,12 +96,12 @@ def test_the_highest_ratio_within_a_loss(
 
     assert item_attempts(request.run_folder, *STATISTICS) == before
     assert not {"calibrate forward", "calibrate backward"} & spent(request)
-    folder = Path(str(output.path))
+    folder = local(output.path)
     require(verify_checkpoint(folder, published=True), folder)
     page = (folder / "report.html").read_text()
     assert "The budget, and what was tried" in page
     assert "--max-kl" in (folder / "README.md").read_text()
-    assert not list((Path(str(request.run_folder)) / "records/outputs").rglob("*.json"))
+    assert not list((local(request.run_folder) / "records/outputs").rglob("*.json"))
 
 
 def test_what_is_published_for_a_budget_is_there(
@@ -132,7 +126,7 @@ def test_the_lowest_ratio_within_a_size(
     [output] = compress(within(budget, **{budget: after})).outputs
     found = output.compression.budget
     assert found
-    folder = Path(str(output.path))
+    folder = local(output.path)
     if budget == "size":
         assert found.reached == sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     else:

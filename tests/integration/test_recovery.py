@@ -25,7 +25,7 @@ from schemas.result.manifest import OutputResult
 from schemas.run.record import RunRecord
 from svdllm import load
 from tests.integration.processes import Command, descendants
-from tests.integration.support import ROOT, ask, until, weight_sums
+from tests.integration.support import ROOT, ask, kl, until, weight_sums
 from tests.items import local
 from tests.models import tiny_model
 from workers.checkpoint.published import read_compression, read_manifest
@@ -83,6 +83,23 @@ def registered(training: Path) -> int:
     return 0
 
 
+def require_same(one: OutputResult, other: OutputResult) -> None:
+    """The same weights, trained by the same looks."""
+    assert weight_sums(local(one.path)) == weight_sums(local(other.path))
+    mine, theirs = one.compression.recovery, other.compression.recovery
+    assert mine is not None
+    assert theirs is not None
+    assert mine.looks == theirs.looks
+
+
+def require_only_factors_differ(one: OutputResult, other: OutputResult) -> set[str]:
+    """The names of the other's tensors, among which are all of the one."""
+    before, after = (load_file(local(o.path) / "model.safetensors") for o in (one, other))
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert {name.rpartition(".")[0].rpartition(".")[2] for name in changed} == {"up", "down"}
+    return set(after)
+
+
 @pytest.fixture(scope="module")
 def uncompared(config: RunConfig) -> RunConfig:
     """A run that only cuts."""
@@ -106,18 +123,11 @@ def test_trained_factors_are_nearer_to_the_base(
     assert [look.step for look in found.looks] == [0, *range(0, STEPS + 1, 2)]
     assert held_out[1] < held_out[0]  # after refinement
     assert len(found.refined) == 2
-    assert cut.evaluation is not None
-    assert undisturbed.evaluation is not None
-    (_, before), (_, after) = cut.evaluation.models, undisturbed.evaluation.models
-    assert before.kl is not None
-    assert after.kl is not None
-    assert after.kl < before.kl
+    assert kl(undisturbed) < kl(cut)
     assert undisturbed.compression.matrices == cut.compression.matrices
-    one, other = (load_file(Path(str(o.path)) / "model.safetensors") for o in (cut, undisturbed))
-    changed = {name for name in one if not one[name].equal(other[name])}
-    assert {name.rpartition(".")[0].rpartition(".")[2] for name in changed} == {"up", "down"}
-    assert "held-out text" in (Path(str(undisturbed.path)) / "README.md").read_text()
-    assert 'id="recovery"' in (Path(str(undisturbed.path)) / "report.html").read_text()
+    require_only_factors_differ(cut, undisturbed)
+    assert "held-out text" in (local(undisturbed.path) / "README.md").read_text()
+    assert 'id="recovery"' in (local(undisturbed.path) / "report.html").read_text()
 
 
 def test_updates_are_trained_by_ray_and_added_to_the_factors(config: RunConfig) -> None:
@@ -146,12 +156,8 @@ def test_updates_are_trained_by_ray_and_added_to_the_factors(config: RunConfig) 
     assert {m.name: m.rank for m in output.compression.matrices} == {
         m.name: m.rank for m in cut.compression.matrices
     }
-    places = [Path(str(one.path)) for one in (cut, output)]
-    one, other = (load_file(place / "model.safetensors") for place in places)
-    changed = {name for name in one if not one[name].equal(other[name])}
-    assert {name.rpartition(".")[0].rpartition(".")[2] for name in changed} == {"up", "down"}
-    assert not any("lora" in name for name in other)
-    before, after = (load(place).model for place in places)
+    assert not any("lora" in name for name in require_only_factors_differ(cut, output))
+    before, after = (load(local(one.path)).model for one in (cut, output))
     tokens = torch.arange(32)[None]
     assert not torch.equal(before(input_ids=tokens).logits, after(input_ids=tokens).logits)
 
@@ -232,11 +238,7 @@ def test_a_killed_training_worker_changes_nothing(
     progress.watchers.append(kill)
     again = trained(uncompared, "killed", progress)
     assert killed.is_set()
-    assert weight_sums(Path(str(again.path))) == weight_sums(Path(str(undisturbed.path)))
-    mine, theirs = again.compression.recovery, undisturbed.compression.recovery
-    assert mine is not None
-    assert theirs is not None
-    assert mine.looks == theirs.looks
+    require_same(again, undisturbed)
 
 
 def test_what_a_killed_driver_has_trained_is_not_trained_again(
@@ -257,11 +259,7 @@ def test_what_a_killed_driver_has_trained_is_not_trained_again(
     steps = [int(step) for step in re.findall(r"recover: step (\d+):", caplog.text)]
     assert 0 < steps[0] < steps[-1] == STEPS
     assert not training.exists()
-    mine, theirs = again.compression.recovery, undisturbed.compression.recovery
-    assert mine is not None
-    assert theirs is not None
-    assert mine.looks == theirs.looks
-    assert weight_sums(Path(str(again.path))) == weight_sums(Path(str(undisturbed.path)))
+    require_same(again, undisturbed)
 
 
 def test_a_finished_checkpoint_is_trained_as_if_its_run_went_on(
@@ -280,16 +278,13 @@ def test_a_finished_checkpoint_is_trained_as_if_its_run_went_on(
         cluster=asked.cluster,
     )
     [output] = recover(request).outputs
-    found, folder = output.compression, Path(str(output.path))
+    found, folder = output.compression, local(output.path)
     assert found.matrices == cut.compression.matrices
     assert found.bytes_after == cut.compression.bytes_after
     assert found.adopted == read_manifest(cut.path).output
-    assert weight_sums(folder) == weight_sums(Path(str(undisturbed.path)))
+    assert weight_sums(folder) == weight_sums(local(undisturbed.path))
     require(verify_checkpoint(folder, published=True), folder)
-    assert cut.evaluation is not None
-    assert output.evaluation is not None
-    before, after = (one.models[1].kl or 0.0 for one in (cut.evaluation, output.evaluation))
-    assert 0 < after < before
+    assert 0 < kl(output) < kl(cut)
     spectra = [
         json.loads((p / "report.json").read_text())["spectra"] for p in (folder, local(cut.path))
     ]
