@@ -90,3 +90,10 @@ def reference(local_ray: None, text: Path, tmp_path_factory: pytest.TempPathFact
     config = ask(model, text, folder / "output", samples=64, gradient_samples=64, segments=8)
     (output,) = compress(config).outputs
     return Reference(config, output)
+
+
+@pytest.fixture
+def config(reference: Reference, tmp_path: Path) -> RunConfig:
+    """The run of `reference` on two workers, elsewhere."""
+    cluster = reference.config.cluster.model_copy(update={"workers": 2})
+    return reference.config.model_copy(update={"output": tmp_path / "out", "cluster": cluster})

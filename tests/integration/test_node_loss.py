@@ -1,12 +1,12 @@
 """Nodes of a cluster that are lost in the middle of a run, with and without a spare one."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from ray.cluster_utils import Cluster
 
+from schemas.request.config import RunConfig
 from tests.integration.conftest import Reference
 from tests.integration.processes import Command, until
 from tests.integration.rays import small_ray
@@ -33,16 +33,12 @@ def cluster(warm: None) -> Iterator[Cluster]:
         found.shutdown()  # type: ignore[no-untyped-call]
 
 
-def test_a_run_outlives_its_nodes(cluster: Cluster, reference: Reference, tmp_path: Path) -> None:
+def test_a_run_outlives_its_nodes(
+    cluster: Cluster, reference: Reference, config: RunConfig
+) -> None:
     """Each node has room for one worker. A spare one takes the place of the first that is lost;
     after the second there is only one left for the two that were asked for."""
     first, second = (add_node(cluster) for _ in range(2))
-    config = reference.config.model_copy(
-        update={
-            "output": tmp_path / "out",
-            "cluster": reference.config.cluster.model_copy(update={"workers": 2}),
-        }
-    )
     command = Command([*flags(config), "--set", f"cluster.address={cluster.address}"], ROOT)
     try:
         until(lambda: command.said("load: "), "the first calibration is under way")

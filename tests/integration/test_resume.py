@@ -2,7 +2,6 @@
 
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -12,13 +11,6 @@ from tests.integration.conftest import Reference
 from tests.integration.processes import AGENTS, Command, Process
 from tests.integration.support import KINDS, ROOT, flags, item_attempts, until, weight_sums
 from tests.items import local
-
-
-@pytest.fixture
-def config(reference: Reference, tmp_path: Path) -> RunConfig:
-    """The run of `reference` on two workers, elsewhere."""
-    cluster = reference.config.cluster.model_copy(update={"workers": 2})
-    return reference.config.model_copy(update={"output": tmp_path / "out", "cluster": cluster})
 
 
 @pytest.fixture

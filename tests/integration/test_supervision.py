@@ -62,13 +62,6 @@ class Watched(Progress):
         self.warnings.append(message)
 
 
-@pytest.fixture
-def config(reference: Reference, tmp_path: Path) -> RunConfig:
-    """The run of `reference` on two workers, elsewhere."""
-    cluster = reference.config.cluster.model_copy(update={"workers": 2})
-    return reference.config.model_copy(update={"output": tmp_path / "out", "cluster": cluster})
-
-
 def shards() -> list[Process]:
     """The layer shards of this process's Ray that run now."""
     mine = descendants(os.getpid())
