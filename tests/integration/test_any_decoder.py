@@ -15,6 +15,7 @@ from pipeline.request import preflight
 from schemas.errors import CheckpointError, ConfigError
 from schemas.request.groups import TargetsConfig
 from tests.integration.support import ask
+from tests.items import local
 from tests.kinds import tiny_causal_model
 from tests.models import tiny_tokenizer
 from tests.quantised import to_fp8, to_mxfp4
@@ -42,9 +43,9 @@ def test_it_is_compressed_and_writes(kind: str, text: Path, tmp_path: Path) -> N
     config = ask(base, text, tmp_path / "out", workers=2)
     [output] = compress(config).outputs
     assert output.compression.removed == pytest.approx(0.3, abs=0.01)
-    assert (Path(str(output.path)) / "preprocessor_config.json").read_text() == "{}"
+    assert (local(output.path) / "preprocessor_config.json").read_text() == "{}"
     auto: Any = AutoModelForImageTextToText if kind in SEEING else AutoModelForCausalLM
-    model = auto.from_pretrained(Path(str(output.path)), trust_remote_code=True)
+    model = auto.from_pretrained(local(output.path), trust_remote_code=True)
     tokens = tiny_tokenizer()("The city", return_tensors="pt")["input_ids"]
     written = model.generate(tokens, max_new_tokens=4, min_new_tokens=4, do_sample=False)
     assert written.shape == (1, tokens.shape[1] + 4)
@@ -76,7 +77,7 @@ def test_a_quantised_base_becomes_bfloat16(
     """Experts that are not cut are written as the values that they stand for."""
     base = quantise(tiny(kind, tmp_path / "base"))
     [output] = compress(ask(base, text, tmp_path / "out", dequantize=True)).outputs
-    folder = Path(str(output.path))
+    folder = local(output.path)
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
     stored = load_file(folder / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16, torch.int64}
@@ -98,7 +99,7 @@ def test_only_what_was_chosen_is_cut(text: Path, tmp_path: Path) -> None:
     down = [row for name, row in rows.items() if name.endswith("mlp.down_proj")]
     others = [row for name, row in rows.items() if not name.endswith("mlp.down_proj")]
     names = set(
-        json.loads((Path(str(output.path)) / "config.json").read_text())["low_rank"]["matrices"]
+        json.loads((local(output.path) / "config.json").read_text())["low_rank"]["matrices"]
     )
     assert "lm_head" in names == set(rows)
     assert not any("v_proj" in name or ".2." in name for name in names)

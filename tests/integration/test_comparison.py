@@ -17,6 +17,7 @@ from schemas.request.groups import EvaluationTextConfig
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import OutputResult
 from tests.integration.support import ask, file_sums
+from tests.items import local
 from tests.models import tiny_model
 from workers.checkpoint.verify import generations_of, require, samples_of, verify_checkpoint
 from workers.storage.files import file_sha256
@@ -83,7 +84,7 @@ def test_its_figures_are_those_of_both_models_streamed_at_once(
 
 def test_it_is_part_of_the_checkpoint(outputs: tuple[OutputResult, ...]) -> None:
     for output in outputs:
-        folder = Path(str(output.path))
+        folder = local(output.path)
         written = EvaluationReport.model_validate_json((folder / "evaluation.json").read_bytes())
         assert written == output.evaluation
         require(verify_checkpoint(folder, published=True), folder)
@@ -106,10 +107,10 @@ def test_it_is_part_of_the_checkpoint(outputs: tuple[OutputResult, ...]) -> None
 def test_what_is_published_is_not_compared_again(
     config: RunConfig, outputs: tuple[OutputResult, ...]
 ) -> None:
-    before = file_sums(config.output if isinstance(config.output, Path) else Path())
+    before = file_sums(local(config.output))
     again = compress(config).outputs
     assert [output.evaluation for output in again] == [output.evaluation for output in outputs]
-    assert file_sums(Path(str(config.output))) == before
+    assert file_sums(local(config.output)) == before
 
 
 MEASURED = {"name", "seconds", "tokens_per_second"}  # what differs between equal runs
@@ -206,7 +207,7 @@ def test_a_text_that_is_too_short_is_refused_before_any_work(
 def test_a_base_that_cannot_be_loaded_is_not_judged(
     outputs: tuple[OutputResult, ...], tmp_path: Path
 ) -> None:
-    folder = Path(str(outputs[0].path))
+    folder = local(outputs[0].path)
     checks = verify_checkpoint(folder, published=True, base=tmp_path)
     require(checks, folder)
     base, result = samples_of(checks)
