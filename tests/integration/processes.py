@@ -138,6 +138,12 @@ class Command:
         """Its exit code; None while it runs."""
         return self._process.poll()
 
+    @property
+    def going(self) -> bool:
+        """True while it runs; fails once it has ended."""
+        assert self.code is None, f"ended with {self.code}:\n{self.log}"
+        return True
+
     def said(self, text: str) -> bool:
         """Whether a line with `text` came; fails if the process ended without it."""
         ended = self._process.poll() is not None

@@ -81,7 +81,7 @@ def test_a_run_is_seen_by_prometheus(warm: None, text: Path, tmp_path: Path) -> 
 
     names = {metric.metric for metric in Metric}
     try:
-        until(lambda: command.said("") and "\n" in command.printed, "all is recorded")
+        until(lambda: command.going and "\n" in command.printed, "all is recorded")
         port, wanted = int(command.printed), expected(config)
         with contextlib.suppress(AssertionError):  # what is missing is said below
             until(all_there, "every metric has its value")

@@ -249,7 +249,7 @@ def test_what_a_killed_driver_has_trained_is_not_trained_again(
     program = ("-m", "tests.integration.halted")
     command = Command(command_of(asked)[1:], ROOT, program=program)
     try:
-        until(lambda: command.said("") and registered(training) > 0, "a checkpoint of some steps")
+        until(lambda: command.going and registered(training) > 0, "a checkpoint of some steps")
         command.lose_host()
         assert command.wait() == -signal.SIGKILL
     finally:

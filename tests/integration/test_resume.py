@@ -49,7 +49,7 @@ def test_a_run_stopped_in_every_stage_ends_with_the_same_bytes(
         return code
 
     def items(kind: str) -> Callable[[Command], bool]:
-        return lambda c: c.said("") and not item_attempts(run_dir, kind).keys() <= seen.keys()
+        return lambda c: c.going and not item_attempts(run_dir, kind).keys() <= seen.keys()
 
     assert stop("start", starts_ray, lambda c: interrupt(c, signal.SIGTERM), AGENTS) == 143
     assert not (run_dir / "run.json").exists()
@@ -73,7 +73,7 @@ def test_a_run_stopped_in_every_stage_ends_with_the_same_bytes(
 
 def starts_ray(command: Command) -> bool:
     """Whether ray.init is under way: its first process is there."""
-    return command.said("") and command.runs("gcs_server")
+    return command.going and command.runs("gcs_server")
 
 
 def interrupt(command: Command, number: signal.Signals) -> int:
