@@ -11,7 +11,7 @@ DEMO_DIR ?= build/demo
 REPORT ?= $(DEMO_DIR)/SmolLM2-135M-Instruct-20/report.html
 PYTEST_ARGS ?=
 # Each has a Ray of its own: about 4 GB and two cores.
-PYTEST_PROCESSES ?= 2
+PYTEST_PROCESSES ?= 3
 CRDS ?=
 
 .DEFAULT_GOAL := help

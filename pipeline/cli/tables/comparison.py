@@ -7,25 +7,27 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.cli.tables.tasks import difference
-from pipeline.report.wording import plain_size
+from pipeline.report.wording import figure, plain_size
 from schemas.printable import printable
 from schemas.request.sizes import format_size
 from schemas.result.comparison import Compared, ComparisonReport
 from schemas.result.evaluation import EvaluationReport
 
+_LARGE = 1e3  # perplexities of which nobody needs two decimals
+
 
 def comparison_table(report: ComparisonReport) -> RenderableType:
-    """A row for each method at each ratio; perplexity, KL and speed on each text."""
-    table = Table(title=Text(printable(Path(report.model).name)))
-    table.add_column("method")
-    for name in ("removed", "parameters", "weights"):
-        table.add_column(name, justify="right")
+    """A row for each method at each ratio; perplexity and KL on each text, and speed."""
+    name = printable(Path(report.model).name)
+    table = Table(title=Text(f"{name}: perplexity, and KL from it in nats a token"))
+    table.add_column("method", no_wrap=True)
+    for name in ("removed", "weights"):
+        table.add_column(name, justify="right", no_wrap=True)
     bases = [evaluation.models[0] for evaluation in report.rows[0].evaluations]
     for text, base in zip(report.texts, bases, strict=True):
-        dense = f"{printable(Path(text).name)}: perplexity (dense {base.perplexity:.2f})"
+        dense = f"{printable(Path(text).name)} (dense {base.perplexity:.2f})"
         table.add_column(Text(dense), justify="right", overflow="fold")
-        table.add_column("KL, nats", justify="right")
-    table.add_column("tokens a second", justify="right")
+    table.add_column("tokens/s", justify="right", no_wrap=True)
     before = report.rows[0].ratio
     for row in report.rows:
         if row.ratio != before:
@@ -65,17 +67,19 @@ def _tasks(report: ComparisonReport) -> Table:
 
 
 def _fields(row: Compared) -> list[str]:
-    scores = [field for evaluation in row.evaluations for field in _scores(evaluation)]
+    made = row.evaluations[0].models[1]
     return [
         row.title,
-        f"{row.removed:.2%}",
-        f"{row.parameters:,}",
+        f"{row.removed:.1%}",
         plain_size(row.bytes),
-        *scores,
-        f"{row.evaluations[0].models[1].tokens_per_second:,.0f}",
+        *map(_score, row.evaluations),
+        # What is not streamed computes the head, too.
+        "" if made.kl is None else f"{made.tokens_per_second:,.0f}",
     ]
 
 
-def _scores(evaluation: EvaluationReport) -> tuple[str, str]:
+def _score(evaluation: EvaluationReport) -> str:
     made = evaluation.models[1]
-    return f"{made.perplexity:.2f}", "" if made.kl is None else f"{made.kl:.4f}"
+    large = made.perplexity >= _LARGE
+    perplexity = figure(made.perplexity) if large else f"{made.perplexity:.2f}"
+    return perplexity if made.kl is None else f"{perplexity}, {figure(made.kl)}"

@@ -17,6 +17,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "nothing else": {},
     "ratios": {"ratio": (0.2, 0.45, 1 / 3), "seed": 7, "revision": "main"},
     "a size": {"ratio": None, "budget": {"size": 12 * 10**9}},
+    "a size in bits": {"ratio": None, "budget": {"size": 6 * 10**9, "scheme": "W8A16"}},
     "a number of parameters": {"ratio": None, "budget": {"parameters": 5 * 10**9}},
     "an increase": {"ratio": None, "budget": {"perplexity": 0.05, "tolerance": 0.01}},
     "a divergence": {"ratio": None, "budget": {"kl": 0.1, "trials": 3}},
