@@ -32,6 +32,7 @@ _DENSE: tuple[tuple[Scheme, bool], ...] = (
 )
 _CUT: tuple[tuple[Scheme, bool], ...] = (("W4A16", True), ("W8A16", False))
 _QUANTISED = ("0.20", "0.10", "0.40", "0.30", "0.60")  # ratios at which it is quantised, too
+_DESTROYED = 10  # times the least perplexity
 _STYLE = (
     "text{font:12px sans-serif;fill:#14222a}.tick{font-size:11px;fill:#4d5f69}"
     ".grid{stroke:#e3eaed}.mark{stroke-width:1.3;fill-opacity:.55}.series{fill:none;stroke-width:2}"
@@ -135,8 +136,15 @@ def _table(rows: list[Row]) -> Table:
 
 
 def _drawn(rows: list[Row]) -> str:
-    """Draw a line for the dense model at fewer bits, and one for each scheme over ratios."""
-    best = [row for row in rows if row.method != "to nearest" or row.scheme == "W8A16"]
+    """Draw a line for the dense model at fewer bits, and one for each scheme over ratios, without
+    what destroyed the model.
+    """
+    most = _DESTROYED * min(row.perplexity for row in rows)
+    best = [
+        row
+        for row in rows
+        if row.perplexity < most and (row.method != "to nearest" or row.scheme == "W8A16")
+    ]
     kinds = {
         "bf16, cut at more and more": [row for row in best if row.scheme == "bf16"],
         "dense, at fewer and fewer bits": [row for row in best if not row.removed],
