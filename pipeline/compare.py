@@ -199,10 +199,13 @@ def _quantised(request: ComparisonConfig, base: Path, asked: QuantizationConfig)
     # NVFP4 computes in the type of the checkpoint only.
     dtype = "auto" if asked.scheme.startswith("NVFP4") else "float32"
     place = asked.output
-    evaluations = [
-        _score(request, place.name, request.scored(base, str(place), text, dtype=dtype))
-        for text in request.evaluate
-    ]
+    evaluations = []
+    for text in request.evaluate:
+        # Nothing is streamed here, so the base is scored alone, once for all schemes.
+        whole = {"baseline": None, "dtype": dtype}
+        dense = _score(request, "base", request.scored(base, str(base), text, **whole))
+        mine = _score(request, place.name, request.scored(base, str(place), text, **whole))
+        evaluations.append(mine.model_copy(update={"models": (*dense.models, *mine.models)}))
     return Compared(
         method=asked.scheme,
         ratio=0.0,
