@@ -18,8 +18,8 @@ _LARGE = 1e3  # perplexities of which nobody needs two decimals
 
 def comparison_table(report: ComparisonReport) -> RenderableType:
     """A row for each method at each ratio; perplexity and KL on each text, and speed."""
-    name = printable(Path(report.model).name)
-    table = Table(title=Text(f"{name}: perplexity, and KL from it in nats a token"))
+    model = printable(Path(report.model).name)
+    table = Table(title=Text(f"{model}: perplexity, and KL from it in nats a token"))
     table.add_column("method", no_wrap=True)
     for name in ("removed", "weights"):
         table.add_column(name, justify="right", no_wrap=True)
