@@ -90,21 +90,20 @@ def _write(config: QuantizationConfig, folder: Path, staging: Path) -> tuple[Qua
     files = sorted(name for name in there if name.endswith((".json", ".safetensors")))
     source_files = sha256_of(folder, files)
     if config.scheme not in FEW_BITS or LOW_RANK not in read_config(folder):
-        done, compression = _round(config, folder, staging)
+        done, compression = _round(config, folder, staging, source_files)
     else:
         with _staged(config.output.absolute()) as rotated:
             restated = rotate(folder, rotated, config.seed, config.ignore)
-            done, compression = _round(config, rotated, staging)
+            done, compression = _round(config, rotated, staging, source_files)
         before = read_compression(folder).bytes_after
         done = done.model_copy(update={"restated": restated, "bytes_before": before})
-    done = done.model_copy(update={"source_files": source_files})
     write_text(staging / QUANTIZATION, done.model_dump_json(indent=2) + "\n")
     write_quantised_card(folder, staging, done, compression)
     return done, _seal(folder, staging, done, compression)
 
 
 def _round(
-    config: QuantizationConfig, folder: Path, staging: Path
+    config: QuantizationConfig, folder: Path, staging: Path, source_files: dict[str, str]
 ) -> tuple[Quantization, Compression | None]:
     """Write the weights of a folder with fewer bits, its config.json, and what is kept as it is;
     return what was done, and how the folder was compressed, if it was.
@@ -146,7 +145,7 @@ def _round(
         bytes_after=after,
         stay=found.stay,
         linears=tuple(linears[name] for name in found.schemes),
-        source_files={},
+        source_files=source_files,
     )
     return done, compression
 
