@@ -1,6 +1,6 @@
-"""One decoder layer of Llama-3-70B's shape through every step of a worker, on a few cores.
+"""One decoder layer of Llama-3-70B's shape through every step of a worker, on a few cores or a GPU.
 
-    python -m benchmarks.layer_70b [--scale 0.25] [--only mlp.down_proj]
+    python -m benchmarks.layer_70b [--scale 0.25] [--only mlp.down_proj] [--device cuda]
 
 A checkpoint of one random bf16 layer goes through the code of the actor: load, both calibration
 streams and their moments, the bases of the matrices with the weights still there, their factors
@@ -9,10 +9,12 @@ one entry for each token of a stream, so that no row comes twice. Embeddings are
 random product of low rank, plus noise. Peaks are of anonymous
 memory, sampled every few milliseconds: no page is touched faster. Those of a smaller scale are
 extrapolated with its square, all but what was there at the start; that is too much if
-activations count, which grow with the scale itself. Exits with 1 if one is above 12 GB.
+activations count, which grow with the scale itself. On a CPU it exits with 1 if one is above 12 GB.
+On a GPU the layer computes in bf16, and each step's peak there is in a column of its own.
 """
 
 import argparse
+import logging
 import math
 import os
 import sys
@@ -44,6 +46,7 @@ from workers.model.inspection import inspect
 from workers.model.layers import Decoder
 from workers.model.shard import Shard
 from workers.output import write_file
+from workers.process.devices import find_device
 from workers.storage.keys import factors_key
 from workers.storage.moments import commit_moment
 from workers.storage.spectra import read_spectrum
@@ -51,13 +54,12 @@ from workers.storage.store import Store
 from workers.storage.tensorfile import Entry, write_tensors
 
 LIMIT = 12e9
-CPU = torch.device("cpu")
 PASSES: tuple[Pass, ...] = ("forward", "backward")
 EMBEDDING = "model.embed_tokens.weight"
 
 
-def save_layer(folder: Path, scale: float, vocabulary: int) -> None:
-    """A checkpoint of one layer, a tensor in memory at a time."""
+def save_layer(folder: Path, scale: float, vocabulary: int, device: str) -> None:
+    """A checkpoint of one layer, a tensor in memory at a time, drawn on a device."""
     heads = int(64 * scale)
     config = LlamaConfig(
         vocab_size=vocabulary,
@@ -85,29 +87,35 @@ def save_layer(folder: Path, scale: float, vocabulary: int) -> None:
     norms = ("layers.0.input_layernorm", "layers.0.post_attention_layernorm", "norm")
     content = [
         Entry(
-            EMBEDDING, torch.bfloat16, (vocabulary, wide), partial(_correlated, vocabulary, wide)
+            EMBEDDING,
+            torch.bfloat16,
+            (vocabulary, wide),
+            partial(_correlated, vocabulary, wide, device),
         ),
-        *(_entry(f"{name}.weight", shape) for name, shape in matrices.items()),
-        *(_entry(f"model.{name}.weight", (wide,)) for name in norms),
+        *(_entry(f"{name}.weight", shape, device) for name, shape in matrices.items()),
+        *(_entry(f"model.{name}.weight", (wide,), device) for name in norms),
     ]
     write_tensors(folder / "model.safetensors", content, {"format": "pt"})
 
 
-def _entry(name: str, shape: tuple[int, ...]) -> Entry:
+def _entry(name: str, shape: tuple[int, ...], device: str) -> Entry:
     def load() -> Tensor:
         if len(shape) == 1:
             return torch.ones(shape, dtype=torch.bfloat16)
-        return torch.randn(shape, dtype=torch.bfloat16) / math.sqrt(shape[1])
+        drawn = torch.randn(shape, dtype=torch.bfloat16, device=device)
+        return (drawn / math.sqrt(shape[1])).cpu()
 
     return Entry(name, torch.bfloat16, shape, load)
 
 
-def _correlated(rows: int, width: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    mixing = torch.randn(width // 8, width, generator=generator) * (width // 8) ** -0.5
-    found: Tensor = torch.randn(rows, width // 8, generator=generator) @ mixing
-    found += 0.1 * torch.randn(found.shape, generator=generator)
-    return found.bfloat16()
+def _correlated(rows: int, width: int, device: str) -> Tensor:
+    drawn = partial(
+        torch.randn, generator=torch.Generator(device).manual_seed(0), device=torch.device(device)
+    )
+    mixing = drawn(width // 8, width) * (width // 8) ** -0.5
+    found: Tensor = drawn(rows, width // 8) @ mixing
+    found += 0.1 * drawn(found.shape)
+    return found.bfloat16().cpu()
 
 
 class Layer:
@@ -115,6 +123,7 @@ class Layer:
 
     def __init__(self, options: argparse.Namespace, folder: Path, watch: Watch) -> None:
         self._options, self._folder, self._watch = options, folder, watch
+        self._device = find_device(options.device)
         self._spec = inspect(folder)
         self._config = RunConfig(
             model=str(folder),
@@ -135,7 +144,7 @@ class Layer:
             self._spec,
             folder,
             self._ids,
-            CPU,
+            self._device,
             lambda matrix: self._shard.weight(matrix) if self._shard is not None else None,
         )
 
@@ -154,7 +163,8 @@ class Layer:
     def _calibrate(self) -> None:
         found = taps(self._matrices, self._config.truncation, gradients=True)
         with self._watch.step("load"):
-            decoder = Decoder(self._folder, self._spec, torch.float32, CPU)
+            dtype = torch.float32 if self._device.type == "cpu" else torch.bfloat16
+            decoder = Decoder(self._folder, self._spec, dtype, self._device)
             shard = self._shard = Shard(decoder, range(1), taps=found)
         for direction in PASSES:
             with self._watch.step(f"calibrate {direction}"):
@@ -166,7 +176,9 @@ class Layer:
     def _stream(self, shard: Shard, direction: Pass) -> None:
         length = self._options.length
         windows = torch.arange(self._options.tokens // length * length).view(-1, length)
-        for batch in micro_batches(windows, 1, self._config.calibration.segments):
+        for batch in micro_batches(
+            windows.to(self._device), self._options.batch, self._config.calibration.segments
+        ):
             if direction == "forward":
                 shard.forward(batch.tokens, batch.step, "moments")
                 continue
@@ -215,7 +227,10 @@ def _identities(config: RunConfig) -> Identities:
 
 def run_layer(options: argparse.Namespace, folder: Path) -> Watch:
     """All steps in this process."""
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     torch.set_num_threads(options.threads)
+    if options.device == "cuda":
+        torch.linalg.eigh(torch.eye(64, device="cuda", dtype=torch.float64))  # its library loads
     watch = Watch()
     Layer(options, folder, watch).run()
     return watch
@@ -228,23 +243,27 @@ def main() -> None:
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # nothing large stays with the allocator
     with tempfile.TemporaryDirectory(dir=options.work_dir) as scratch:
         folder = Path(scratch) / "layer"
-        in_fresh_process(save_layer, folder, options.scale, options.tokens)
+        in_fresh_process(save_layer, folder, options.scale, options.tokens, options.device)
         spec: ModelSpec = inspect(folder)
         watch: Watch = in_fresh_process(run_layer, options, folder)
+    on_gpu = options.device == "cuda"
+    where = torch.cuda.get_device_name() if on_gpu else f"{options.threads} threads"
     title = f"One layer, hidden {spec.hidden_size}, {options.tokens} tokens"
-    table = Table("step", title=f"{title}, {options.threads} threads")
-    for heading in ("seconds", "peak, MB", "at full scale, GB"):
+    table = Table("step", title=f"{title}, {where}")
+    for heading in ("seconds", "peak, MB", "at full scale, GB", *(["on the GPU, GB"] * on_gpu)):
         table.add_column(heading, justify="right")
     full = []
     for step in watch.steps:
         full.append(watch.start + (step.peak - watch.start) / options.scale**2)
-        cells = (f"{step.seconds:.1f}", f"{step.peak / 1e6:,.0f}", f"{full[-1] / 1e9:.1f}")
-        table.add_row(step.name, *cells)
+        cells = [f"{step.seconds:.1f}", f"{step.peak / 1e6:,.0f}", f"{full[-1] / 1e9:.1f}"]
+        table.add_row(step.name, *cells, *([f"{step.on_gpu / 1e9:.1f}"] * on_gpu))
     table.add_section()
     total, peak = sum(step.seconds for step in watch.steps), max(step.peak for step in watch.steps)
-    table.add_row("all", f"{total:.1f}", f"{peak / 1e6:,.0f}", f"{max(full) / 1e9:.1f}")
+    cells = [f"{total:.1f}", f"{peak / 1e6:,.0f}", f"{max(full) / 1e9:.1f}"]
+    largest = max(step.on_gpu for step in watch.steps)
+    table.add_row("all", *cells, *([f"{largest / 1e9:.1f}"] * on_gpu))
     Console(width=100).print(table)
-    sys.exit(int(max(full) > LIMIT))
+    sys.exit(int(not on_gpu and max(full) > LIMIT))
 
 
 def _parse() -> argparse.Namespace:
@@ -254,7 +273,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--only", help="one matrix, as mlp.down_proj; all seven unless given")
     parser.add_argument("--tokens", type=int, default=4096, help="in each stream")
     parser.add_argument("--length", type=int, default=512, help="tokens in a sequence")
+    parser.add_argument("--batch", type=int, default=1, help="sequences computed at once")
     parser.add_argument("--ratio", type=float, default=0.2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 

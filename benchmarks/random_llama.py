@@ -29,7 +29,8 @@ def save_random_llama(folder: Path, hidden: int, layers: int, **overrides: Any) 
         "tie_word_embeddings": True,
     }
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**(shape | overrides))).bfloat16().save_pretrained(folder)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        LlamaForCausalLM(LlamaConfig(**(shape | overrides))).bfloat16().save_pretrained(folder)
     return folder
 
 

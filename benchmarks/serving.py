@@ -2,16 +2,18 @@
 
     python -m benchmarks.serving --work-dir DIR
 
-`svdllm bench` serves base and compressed model in turn, for SmolLM2 and a random Llama 2,048 wide.
-Speed does not depend on values, so the factors are random, and all matrices have one ratio. A cell
-that DIR has a report of is not measured again; --ratio, --factors and so on choose cells, and with
---page FILE a page shows their curves. --only-measured measures none.
+`svdllm bench` serves a base and what was cut from it in turn: SmolLM2, and random Llamas
+(2,048 wide of 8 layers, as llama-2048x8, or any other). Speed does not depend on values, so the
+factors are random, and all matrices have one ratio. A report that DIR has is not measured again.
+--ratio, --factors and so on choose, and with --page FILE a page shows the curves. --only-measured
+measures none.
 """
 
 import argparse
 import itertools
 import statistics
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,36 +34,52 @@ from pipeline.stages.assemble import write_around
 from runtime.configuration_lowrank import tensor_shapes
 from schemas.model.spec import Factors, MatrixSpec, factor_parameters
 from schemas.request.bench import BenchConfig
-from schemas.result.bench import BenchReport, over
+from schemas.result.bench import BenchedModel, BenchReport, over
 from schemas.result.output import MatrixResult
 from workers.checkpoint.names import WEIGHTS
 from workers.model.inspection import inspect
 
 SERVED = {"prefill": (1, 512), "decode": (8, 32)}  # batch and tokens of a prompt
 
-
 Lines = dict[tuple[str, str], list[plots.Point]]  # by figure, then by what is not the ratio
 
 
-class Cell(NamedTuple):
-    """One row of the table."""
+class Setting(NamedTuple):
+    """What models that take turns have in common."""
 
     model: str
     dtype: str
     form: str
-    ratio: float
-    factors: Factors
 
     @property
     def name(self) -> str:
-        return "-".join(map(str, self))
+        return "-".join(self)
+
+
+class Cell(NamedTuple):
+    """A cut model beside its base, by part of `SERVED`."""
+
+    ratio: float
+    factors: Factors
+    pairs: dict[str, tuple[BenchedModel, BenchedModel]]
+
+    @property
+    def speeds(self) -> dict[str, tuple[tuple[float, ...], tuple[float, ...]]]:
+        """Tokens a second of every round, of the base and of the cut model."""
+        (dense, small), (dense_8, small_8) = (
+            [model.served[0] for model in self.pairs[part]] for part in SERVED
+        )
+        return {
+            "Prefill of 512 tokens": (dense.prefill, small.prefill),
+            "Decode, one sequence": (dense.decode, small.decode),
+            "Decode, eight sequences": (dense_8.decode, small_8.decode),
+        }
 
 
 def main() -> None:
-    """Measure what is asked for and not there yet; print a row after each, then all."""
+    """Measure what is asked for and not there yet; print a row of every cut model."""
     options = _parse()
     options.work_dir.mkdir(parents=True, exist_ok=True)
-    axes = (options.model, options.dtype, options.form, options.ratio, options.factors)
     table = Table(
         "model", "dtype", "form", "removed", "factors", title="Tokens a second, dense = 1"
     )
@@ -69,32 +87,40 @@ def main() -> None:
         table.add_column(heading, justify="right")
     console = Console(width=120)
     lines: Lines = defaultdict(list)
-    for cell in itertools.starmap(Cell, itertools.product(*axes)):
-        if options.only_measured and not all(_file(cell, options, p).is_file() for p in SERVED):
-            continue
-        alone, batched = (_report(cell, options, part) for part in SERVED)
-        row = [*map(str, cell), *_figures(alone, batched)]
-        console.print("  ".join(row))
-        table.add_row(*row)
-        for title, factor in _factors(alone, batched).items():
-            named = f"{cell.model}, {cell.dtype}, {cell.form}, {cell.factors}"
-            point = plots.Point(100 * cell.ratio, factor, cell.name)
-            lines[title, named].append(point)
-    console.print(table)
+    for setting in itertools.starmap(
+        Setting, itertools.product(options.model, options.dtype, options.form)
+    ):
+        for cell in _cells(setting, options):
+            speeds = cell.speeds
+            row = [*setting, f"{cell.ratio:g}", cell.factors]
+            row += [
+                f"{over(small, dense):.2f} of {statistics.median(dense):,.1f}"
+                for dense, small in speeds.values()
+            ]
+            before, after = (model.bytes_on_disk for model in cell.pairs["prefill"])
+            table.add_row(*row, f"{after / before:.2f}")
+            for title, (dense, small) in speeds.items():
+                named = f"{setting.model}, {setting.dtype}, {setting.form}, {cell.factors}"
+                tip = f"{setting.name}-{cell.ratio:g}-{cell.factors}"
+                lines[title, named].append(plots.Point(100 * cell.ratio, over(small, dense), tip))
+        console.print(table)
     if options.page and lines:
         options.page.write_text(_page(lines), encoding="utf-8")
 
 
-def _factors(alone: BenchReport, batched: BenchReport) -> dict[str, float]:
-    """Return how many times faster than dense each of the figures is."""
-    (dense, small), (dense_8, small_8) = (
-        [model.served[0] for model in report.models] for report in (alone, batched)
-    )
-    return {
-        "Prefill of 512 tokens": over(small.prefill, dense.prefill),
-        "Decode, one sequence": over(small.decode, dense.decode),
-        "Decode, eight sequences": over(small_8.decode, dense_8.decode),
-    }
+def _cells(setting: Setting, options: argparse.Namespace) -> Iterator[Cell]:
+    """Yield every cut model of a setting, in the order of the options; all took turns."""
+    cuts = list(itertools.product(options.factors, options.ratio))
+    reports = {part: _report(setting, cuts, options, part) for part in SERVED}
+    if None in reports.values():
+        return
+    for at, (factors, ratio) in enumerate(cuts, 1):
+        pairs = {
+            part: (report.models[0], report.models[at])
+            for part, report in reports.items()
+            if report is not None
+        }
+        yield Cell(ratio, factors, pairs)
 
 
 def _page(lines: Lines) -> str:
@@ -120,38 +146,31 @@ def _page(lines: Lines) -> str:
     )
 
 
-def _figures(alone: BenchReport, batched: BenchReport) -> list[str]:
-    (dense, small), (dense_8, small_8) = (
-        [model.served[0] for model in report.models] for report in (alone, batched)
-    )
-    before, after = (model.bytes_on_disk for model in alone.models)
-    return [
-        _over(small.prefill, dense.prefill),
-        _over(small.decode, dense.decode),
-        _over(small_8.decode, dense_8.decode),
-        f"{after / before:.2f}",
-    ]
-
-
-def _over(figures: tuple[float, ...], dense: tuple[float, ...]) -> str:
-    return f"{over(figures, dense):.2f} of {statistics.median(dense):,.1f}"
-
-
-def _report(cell: Cell, options: argparse.Namespace, part: str) -> BenchReport:
-    path = _file(cell, options, part)
+def _report(
+    setting: Setting, cuts: list[tuple[Factors, float]], options: argparse.Namespace, part: str
+) -> BenchReport | None:
+    """Return the report of a base and everything cut from it; None if only what there is counts,
+    and it is not there.
+    """
+    named = "-".join(f"{factors}-{ratio:g}" for factors, ratio in cuts)
+    path: Path = options.work_dir / f"{setting.name}-{part}-{named}.json"
     if path.is_file():
         return BenchReport.model_validate_json(path.read_bytes())
-    base = _base(cell.model, options.work_dir)
+    if options.only_measured:
+        return None
+    base = _base(setting.model, options.work_dir)
+    cut = [str(compressed(base, *of, options.rank_multiple)) for of in cuts]
     batch, prompt = SERVED[part]
     config = BenchConfig(
-        checkpoint=str(compressed(base, cell.factors, cell.ratio)),
+        checkpoint=cut[0],
         baseline=str(base),
+        also=tuple(cut[1:]),
         batch=(batch,),
         prompt_tokens=(prompt,),
         new_tokens=(options.new_tokens,),
         rounds=options.rounds,
-        dtype=cell.dtype,
-        compiled=cell.form == "compiled",
+        dtype=setting.dtype,
+        compiled=setting.form == "compiled",
         threads=options.threads,
         trust_remote_code=True,  # written here, by no run, so without a manifest
     )
@@ -160,34 +179,32 @@ def _report(cell: Cell, options: argparse.Namespace, part: str) -> BenchReport:
     return report
 
 
-def _file(cell: Cell, options: argparse.Namespace, part: str) -> Path:
-    path: Path = options.work_dir / f"{cell.name}-{part}.json"
-    return path
-
-
 def _base(model: str, folder: Path) -> Path:
     if model == "smollm2":
         return fetch_model(folder / "SmolLM2-135M-Instruct")
-    wide = folder / "random-llama"
-    return wide if wide.is_dir() else save_random_llama(wide, 2048, 8)
+    wide = folder / model
+    hidden, layers = map(int, model.removeprefix("llama-").split("x"))
+    return wide if wide.is_dir() else save_random_llama(wide, hidden, layers)
 
 
-def compressed(base: Path, factors: Factors, ratio: float) -> Path:
-    """Write random factors in the place of every matrix of a Llama, each at one ratio."""
-    folder = base.parent / f"{base.name}-{factors}-{ratio:g}"
+def compressed(base: Path, factors: Factors, ratio: float, multiple: int = 1) -> Path:
+    """Write random factors in the place of every matrix of a Llama, each at one ratio, or the next
+    one above with ranks that are multiples of `multiple`.
+    """
+    folder = base.parent / f"{base.name}-{factors}-{ratio:g}-{multiple}"
     if (folder / WEIGHTS).is_file():
         return folder
     folder.mkdir(exist_ok=True)
     tensors = load_file(base / WEIGHTS)
     results: dict[str, MatrixResult] = {}
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cuda" if torch.cuda.is_available() else "cpu").manual_seed(0)
     for matrix in inspect(base).matrices:
         dense = tensors.pop(f"{matrix.stored}.weight")
-        rank = _rank(matrix, factors, ratio)
+        rank = _rank(matrix, factors, ratio, multiple)
         results[matrix.name] = _result(matrix, factors, rank)
         found = _random(matrix, factors, rank, generator)
         tensors |= {
-            f"{matrix.stored}.{name}": tensor.to(dense.dtype) if name != "order" else tensor
+            f"{matrix.stored}.{name}": tensor.to(dense) if name != "order" else tensor
             for name, tensor in found.items()
         }
     write_around(folder, base, {}, results, [])
@@ -195,9 +212,9 @@ def compressed(base: Path, factors: Factors, ratio: float) -> Path:
     return folder
 
 
-def _rank(matrix: MatrixSpec, factors: Factors, ratio: float) -> int:
+def _rank(matrix: MatrixSpec, factors: Factors, ratio: float, multiple: int) -> int:
     shape = matrix.out_features, matrix.in_features
-    ranks = range(1, matrix.small + 1)
+    ranks = range(multiple, matrix.small + 1, multiple)
     kept = (1 - ratio) * matrix.size
     return max(rank for rank in ranks if factor_parameters(factors, rank, *shape) <= kept)
 
@@ -205,13 +222,14 @@ def _rank(matrix: MatrixSpec, factors: Factors, ratio: float) -> int:
 def _random(
     matrix: MatrixSpec, factors: Factors, rank: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    shapes = tensor_shapes(factors, rank, matrix.out_features, matrix.in_features, bias=False)
+    size = matrix.out_features, matrix.in_features
+    shapes = tensor_shapes(matrix.encoding(factors), rank, *size, bias=False)
     found = {
-        name: torch.randn(shape, generator=generator) / shape[-1] ** 0.5
+        name: torch.randn(shape, generator=generator, device=generator.device) / shape[-1] ** 0.5
         for name, shape in shapes.items()
     }
     if "order" in found:
-        found["order"] = torch.randperm(matrix.out_features, generator=generator)
+        found["order"] = torch.randperm(*shapes["order"])
     return found
 
 
@@ -221,7 +239,7 @@ def _result(matrix: MatrixSpec, factors: Factors, rank: int) -> MatrixResult:
     return MatrixResult(
         name=matrix.name,
         shape=shape,
-        encoding=factors,
+        encoding=matrix.encoding(factors),
         rank=rank,
         parameters=parameters,
         predicted_loss=0.0,
@@ -234,13 +252,14 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work-dir", type=Path, required=True)
     for name, kind, values in (
-        ("model", str, ["smollm2", "random-llama"]),
+        ("model", str, ["smollm2", "llama-2048x8"]),
         ("dtype", str, ["float32", "bfloat16"]),
         ("form", str, ["eager", "compiled"]),
         ("ratio", float, [0.2, 0.4, 0.6, 0.8]),
         ("factors", str, ["plain", "pivoted"]),
     ):
         parser.add_argument(f"--{name}", type=kind, nargs="+", default=values)
+    parser.add_argument("--rank-multiple", type=int, default=1)
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int)

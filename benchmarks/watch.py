@@ -1,6 +1,7 @@
-"""Seconds and peak memory of the steps of a process, while it takes them."""
+"""Seconds and peak memory of the steps of a process, on its host and its GPU."""
 
 import gc
+import logging
 import re
 import threading
 import time
@@ -9,17 +10,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
+logger = logging.getLogger(__name__)
+
 
 class Step(NamedTuple):
-    """What a step took: seconds, and its peak of anonymous memory in bytes."""
+    """What a step took: seconds, and its peaks in bytes, of anonymous memory and of a GPU's."""
 
     name: str
     seconds: float
     peak: int
+    on_gpu: int
 
 
 class Watch:
-    """Times steps, and samples the anonymous memory of this process meanwhile."""
+    """Times steps, and samples the anonymous memory of this process meanwhile; each is logged."""
 
     def __init__(self) -> None:
         self.start = anonymous_bytes()
@@ -29,6 +35,10 @@ class Watch:
     def step(self, name: str) -> Iterator[None]:
         """One step; what the one before left to the garbage collector is not counted."""
         gc.collect()
+        cuda = torch.cuda.is_available() and torch.cuda.memory_reserved() > 0
+        if cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
         begin, done, peaks = time.perf_counter(), threading.Event(), [anonymous_bytes()]
 
         def sample() -> None:
@@ -38,9 +48,14 @@ class Watch:
         sampler = threading.Thread(target=sample)
         sampler.start()
         yield
+        if cuda:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - begin
         done.set()
         sampler.join()
-        self.steps.append(Step(name, time.perf_counter() - begin, peaks[0]))
+        on_gpu = torch.cuda.max_memory_allocated() if cuda else 0
+        self.steps.append(Step(name, seconds, peaks[0], on_gpu))
+        logger.info("%s: %.1f s", name, seconds)
 
 
 def anonymous_bytes() -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline.evaluate import local_folder, on_every_node, require_no_urls
@@ -80,9 +81,12 @@ def _on_cluster(config: BenchConfig, folders: Sequence[Path]) -> list[Measured]:
 def _serve(
     models: Sequence[ModelProcess], workload: Workload, rounds: int
 ) -> list[tuple[Timing, ...]]:
-    """Return the timings of every model, by rounds; within one the models take turns."""
-    for model in models:
-        model.prepare(workload)
+    """Return the timings of every model, by rounds; within one the models take turns.
+
+    Compiling takes two cores a model, so as many as there are cores for are prepared at once.
+    """
+    with ThreadPoolExecutor(max(1, available_cores() // 2)) as pool:
+        list(pool.map(lambda model: model.prepare(workload), models))
     return [tuple(model.measure(workload) for model in models) for _ in range(rounds)]
 
 

@@ -19,14 +19,21 @@ def set_threads(threads: int) -> None:
 
 
 def find_device(asked: Device) -> torch.device:
-    """Return the device of this worker. Raises ConfigError if it lacks the kind asked for."""
+    """Return the device of this worker, where cuSOLVER is to solve: before 2.14, torch gives the LU
+    of one large rectangular matrix to a routine of MAGMA's for batches of small ones.
+
+    Raises ConfigError if it lacks the kind asked for.
+    """
     available = torch.cuda.is_available()
     if asked == "cuda" and not available:
         raise ConfigError(
             f"cluster.device is cuda, but a worker on {socket.gethostname()} has none (torch "
             f"{torch.__version__}); install a CUDA build of torch there, or use --device cpu"
         )
-    return torch.device("cuda" if available and asked != "cpu" else "cpu")
+    if not available or asked == "cpu":
+        return torch.device("cpu")
+    torch.backends.cuda.preferred_linalg_library("cusolver")
+    return torch.device("cuda")
 
 
 def compute_dtype(asked: DType, stored: str, device: torch.device) -> torch.dtype:

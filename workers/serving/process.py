@@ -19,13 +19,14 @@ _here: list[ServedModel | VllmModel] = []  # in the process of a model: it
 
 
 class ModelProcess:
-    """A `ServedModel` in a fresh process, which ends with the context."""
+    """A `ServedModel` in a fresh process, which starts and ends with the context."""
 
     def __init__(self, name: str, folder: Path, config: BenchConfig) -> None:
         self._name = name
         self._pool = ProcessPoolExecutor(1, get_context("spawn"), _start, (folder, config))
 
     def __enter__(self) -> Self:
+        self._pool.submit(_started)  # processes import their libraries side by side
         return self
 
     def __exit__(
@@ -104,6 +105,10 @@ def measure_alone(job: Job) -> Measured:
         model.prepare(workload)
         rounds.append(tuple(model.measure(workload) for _ in range(config.rounds)))
     return Measured(loaded, tuple(rounds), model.peak_bytes())
+
+
+def _started() -> None:
+    """Do nothing, in a process that has imported all."""
 
 
 def _start(folder: Path, config: BenchConfig) -> None:
