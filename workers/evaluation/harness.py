@@ -4,9 +4,9 @@ import contextlib
 import gc
 import importlib.metadata
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
 from itertools import islice
 from time import perf_counter
@@ -159,16 +159,36 @@ def _language_model(folder: Any, config: EvaluationConfig) -> Any:
 
 def _manager(config: TasksConfig) -> Any:
     """Return lm-eval's index of tasks: of the folder alone if that is enough, for the index of its
-    own 14,000 takes seconds. A group in the folder may consist of those.
+    own 14,000 takes seconds.
     """
-    make = import_module("lm_eval.tasks").TaskManager
     if config.folder is None:
-        return make()
+        return _own_tasks()
+    make = import_module("lm_eval.tasks").TaskManager
     folder = str(config.folder.absolute())
-    own = make(include_path=folder, include_defaults=False)
-    if {*own.all_subtasks, *own.all_tags}.issuperset(config.asked):
-        return own
+    there = make(include_path=folder, include_defaults=False)
+    if _complete(there.task_index, config.asked):
+        return there
     return make(include_path=folder)
+
+
+@cache
+def _own_tasks() -> Any:
+    """Return the index of lm-eval's own tasks, which stay the same while this process lives."""
+    return import_module("lm_eval.tasks").TaskManager()
+
+
+def _complete(index: Mapping[str, Any], names: Iterable[str]) -> bool:
+    """Whether an index has all of the names, and all members of the groups among them."""
+    wanted, seen = list[Any](names), set[str]()
+    while wanted:
+        name = wanted.pop()
+        if not isinstance(name, str) or name not in index:
+            return False
+        members = (index[name].cfg or {}).get("task")
+        if name not in seen and isinstance(members, list):
+            wanted += [m.get("group", m.get("task")) if isinstance(m, dict) else m for m in members]
+        seen.add(name)
+    return True
 
 
 def _import_lm_eval() -> Any:
