@@ -12,16 +12,16 @@ import lm_eval  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 import torch
-from pydantic import ValidationError
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from torch.utils import collect_env
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
 from pipeline.cli.tables.tasks import tasks_table
 from pipeline.tasks import evaluate_tasks
 from schemas.errors import ConfigError, NumericsError, TextError
-from schemas.request.evaluation import PAPER_TASKS, EvaluationConfig, TasksConfig
+from schemas.request.evaluation import EvaluationConfig, TasksConfig
 from schemas.result.tasks import Score, TaskReport, TaskResult
 from tests.models import tiny_model
 from tests.prose import prose
@@ -53,6 +53,14 @@ class Models:
         asked: dict[str, Any] = {"names": names, "folder": self.tasks, "results": results} | tasks
         both = {"checkpoint": str(self.small), "baseline": str(self.base), "device": "cpu"}
         return EvaluationConfig(**(both | fields | {"tasks": TasksConfig(**asked)}))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_pip() -> Iterator[None]:
+    """lm-eval asks pip for the packages of this machine after every task, which takes a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collect_env, "get_pretty_env_info", lambda: "")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +242,13 @@ def test_solved_examples_change_the_question(
     assert row.scores != report.rows[0].scores
 
 
+@pytest.fixture
+def few_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of lm-eval's own 14,000 tasks only those of one folder are read."""
+    few = Path(lm_eval.__file__).parent / "tasks/arc/manager.py"
+    monkeypatch.setattr("lm_eval.tasks.manager.__file__", str(few))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -241,11 +256,20 @@ def test_solved_examples_change_the_question(
         ({"folder": Path("nowhere")}, r"tasks.folder .*nowhere: no such folder"),
     ],
 )
+@pytest.mark.usefixtures("few_own")
 def test_a_request_that_cannot_work_says_why(
     models: Models, tmp_path: Path, fields: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         evaluate_tasks(models.request(tmp_path, tasks=fields))
+
+
+@pytest.mark.usefixtures("few_own")
+def test_a_group_may_have_a_task_of_lm_eval(models: Models, tmp_path: Path) -> None:
+    (tmp_path / "outer.yaml").write_text("{group: outer, task: [{group: inner}]}")
+    (tmp_path / "inner.yaml").write_text("{group: inner, task: [{task: arc_easy}]}")
+    with pytest.raises(TextError, match=r"task outer: lm-eval cannot prepare it .*ai2_arc"):
+        evaluate_tasks(models.request(tmp_path, "outer", tasks={"folder": tmp_path}))
 
 
 def test_documents_that_are_not_there_are_named(models: Models, tmp_path: Path) -> None:
@@ -270,29 +294,3 @@ def test_damaged_weights_are_no_answer(models: Models, tmp_path: Path) -> None:
     request = models.request(tmp_path / "results", baseline=None)
     with pytest.raises(NumericsError, match="gives a log-likelihood of nan"):
         evaluate_tasks(request.model_copy(update={"checkpoint": str(broken)}))
-
-
-def test_the_papers_tasks_have_one_name() -> None:
-    config = TasksConfig(names=("gsm8k", "paper", "mmlu"))
-    assert config.asked == ("gsm8k", *[t for t in PAPER_TASKS if t != "gsm8k"], "mmlu")
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"tasks": {"limit": 5}}, "limit: for tasks only; add --tasks"),
-        ({"tasks": {"names": "a", "batch_size": 0}}, "batch_size 0: 1 or more, or auto"),
-        ({"tasks": {"names": "a"}, "streamed": True}, "scores a text only"),
-        ({"device_map": "auto", "streamed": True}, "scores a text only"),
-    ],
-)
-def test_fields_fit_together(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        EvaluationConfig(checkpoint="x", **wrong)
-
-
-def test_a_text_beside_tasks_counts_only_if_it_is_given() -> None:
-    assert EvaluationConfig(checkpoint="x").scores_text
-    assert not EvaluationConfig(checkpoint="x", tasks=TasksConfig(names=("a",))).scores_text
-    asked = EvaluationConfig(checkpoint="x", tasks=TasksConfig(names=("a",)), text="wikitext2")
-    assert asked.scores_text

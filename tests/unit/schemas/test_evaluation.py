@@ -1,0 +1,34 @@
+"""What a request for tasks and texts may ask for."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from schemas.request.evaluation import PAPER_TASKS, EvaluationConfig, TasksConfig
+
+
+def test_the_papers_tasks_have_one_name() -> None:
+    config = TasksConfig(names=("gsm8k", "paper", "mmlu"))
+    assert config.asked == ("gsm8k", *[t for t in PAPER_TASKS if t != "gsm8k"], "mmlu")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"tasks": {"limit": 5}}, "limit: for tasks only; add --tasks"),
+        ({"tasks": {"names": "a", "batch_size": 0}}, "batch_size 0: 1 or more, or auto"),
+        ({"tasks": {"names": "a"}, "streamed": True}, "scores a text only"),
+        ({"device_map": "auto", "streamed": True}, "scores a text only"),
+    ],
+)
+def test_fields_fit_together(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        EvaluationConfig(checkpoint="x", **wrong)
+
+
+def test_a_text_beside_tasks_counts_only_if_it_is_given() -> None:
+    assert EvaluationConfig(checkpoint="x").scores_text
+    assert not EvaluationConfig(checkpoint="x", tasks=TasksConfig(names=("a",))).scores_text
+    asked = EvaluationConfig(checkpoint="x", tasks=TasksConfig(names=("a",)), text="wikitext2")
+    assert asked.scores_text
