@@ -16,6 +16,7 @@ from pipeline.report.compare import comparison
 from pipeline.report.read import read_reported
 from pipeline.request.preflight import Checked, look
 from pipeline.stages.evaluate import read_evaluation
+from pipeline.stream.scorers import Scorers
 from pipeline.tasks import evaluate_tasks
 from schemas.errors import BudgetError, ConfigError, RunError
 from schemas.request.comparison import ComparisonConfig
@@ -66,6 +67,11 @@ def compare(request: ComparisonConfig, progress: Progress | None = None) -> Comp
             except BudgetError as error:
                 beyond[name] = str(error)
             seconds[name] = time.perf_counter() - start
+        with Scorers(request.cluster) as scorers:  # when no run needs what they take
+            for number, row in enumerate(rows):
+                start = time.perf_counter()
+                rows[number] = _on_every_text(request, base.folder, row, scorers)
+                seconds[row.title] += time.perf_counter() - start
         if request.tasks.names:
             solved = [evaluate_tasks(request.solved(base.folder, row.place)) for row in rows]
             pairs = zip(rows, solved, strict=True)
@@ -95,7 +101,7 @@ def _at_ratios(request: ComparisonConfig, progress: Progress | None) -> _Work:
     checked = {method: look(config) for method, config in runs.items()}  # all, before any work
     base = next(iter(checked.values()))
     jobs: dict[str, Callable[[], list[Compared]]] = {
-        title(method): partial(_compressed, request, base.folder, method, config, progress)
+        title(method): partial(_compressed, method, config, progress)
         for method, config in runs.items()
     }
     for scheme in request.in_schemes:
@@ -118,7 +124,7 @@ def _within(request: ComparisonConfig, progress: Progress | None) -> _Work:
         except BudgetError as error:
             work.beyond[name] = str(error)
             continue
-        job = partial(_compressed, request, base.folder, method, config, progress)
+        job = partial(_compressed, method, config, progress)
         if scheme:
             job = partial(_both, request, base.folder, method, scheme, config, progress)
         work.jobs[name] = job
@@ -131,15 +137,8 @@ def _nothing(beyond: dict[str, str]) -> BudgetError:
     return BudgetError("; ".join(f"{name}: {why}" for name, why in beyond.items()))
 
 
-def _compressed(
-    request: ComparisonConfig,
-    base: Path,
-    method: Method,
-    config: RunConfig,
-    progress: Progress | None,
-) -> list[Compared]:
-    outputs = compress(config, progress).outputs
-    return [_cut(request, base, method, output) for output in outputs]
+def _compressed(method: Method, config: RunConfig, progress: Progress | None) -> list[Compared]:
+    return [_cut(method, output) for output in compress(config, progress).outputs]
 
 
 def _both(
@@ -168,14 +167,11 @@ def _base(request: ComparisonConfig, base: Path, scheme: Scheme) -> list[Compare
     return [_quantised(request, base, request.quantised(str(base), scheme, scheme))]
 
 
-def _cut(request: ComparisonConfig, base: Path, method: Method, output: OutputResult) -> Compared:
+def _cut(method: Method, output: OutputResult) -> Compared:
+    """Return the row of a run's checkpoint, which has scored it on the first text."""
     if output.evaluation is None:
         raise RunError(f"{output.path}: published without an evaluation; name another --output")
-    done, place, workers = output.compression, str(output.path), request.cluster.workers
-    others = [
-        _score(request, method, request.scored(base, place, text, streamed=True, workers=workers))
-        for text in request.evaluate[1:]
-    ]
+    done = output.compression
     return Compared(
         method=method,
         ratio=output.ratio,
@@ -183,9 +179,22 @@ def _cut(request: ComparisonConfig, base: Path, method: Method, output: OutputRe
         parameters=done.parameters_after,
         bytes=done.bytes_after,
         predicted=done.nats,
-        place=place,
-        evaluations=(output.evaluation, *others),
+        place=str(output.path),
+        evaluations=(output.evaluation,),
     )
+
+
+def _on_every_text(
+    request: ComparisonConfig, base: Path, row: Compared, scorers: Scorers
+) -> Compared:
+    """Score a checkpoint on the texts that its row does not have yet."""
+    workers = request.cluster.workers
+    others = [
+        request.scored(base, row.place, text, streamed=True, workers=workers)
+        for text in request.evaluate[len(row.evaluations) :]
+    ]
+    scores = [_score(request, row.method, other, scorers) for other in others]
+    return row.model_copy(update={"evaluations": (*row.evaluations, *scores)})
 
 
 def _quantised(request: ComparisonConfig, base: Path, asked: QuantizationConfig) -> Compared:
@@ -218,13 +227,18 @@ def _quantised(request: ComparisonConfig, base: Path, asked: QuantizationConfig)
     )
 
 
-def _score(request: ComparisonConfig, name: str, asked: EvaluationConfig) -> EvaluationReport:
+def _score(
+    request: ComparisonConfig,
+    name: str,
+    asked: EvaluationConfig,
+    scorers: Scorers | None = None,
+) -> EvaluationReport:
     """Score a checkpoint on a text; the report is kept beside the checkpoints."""
     scored = fingerprint(asked.model_dump(mode="json", exclude={"workers"}))
     kept = request.output / "evaluations" / f"{name}-{scored}.json"
     found = read_evaluation(kept)
     if found is None:
-        found = evaluate(asked)
+        found = evaluate(asked, scorers)
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_text(kept, found.model_dump_json(indent=2) + "\n")
     return found

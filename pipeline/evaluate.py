@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from schemas.errors import CheckpointError, ConfigError
 from schemas.request.evaluation import EvaluationConfig
@@ -18,16 +19,21 @@ from workers.model.loading import load_tokenizer
 from workers.storage.places import local_copy, url_of
 from workers.text.windows import evaluation_windows, shared_tokens
 
+if TYPE_CHECKING:
+    from pipeline.stream.scorers import Scorers  # ray loads only when needed
 
-def evaluate(config: EvaluationConfig) -> EvaluationReport:
+
+def evaluate(config: EvaluationConfig, scorers: "Scorers | None" = None) -> EvaluationReport:
     """Score the baseline, if there is one, then the checkpoint; one model in memory at a time.
 
-    A streamed evaluation scores both at once and never holds a whole model. Raises TextError,
-    CheckpointError, VerificationError or NumericsError; streamed, also ConfigError or WorkerError.
+    A streamed evaluation scores both at once and never holds a whole model; it may have workers
+    that are there already. Raises TextError, CheckpointError, VerificationError or NumericsError;
+    streamed, also ConfigError or WorkerError.
     """
     names = [name for name in (config.baseline, config.checkpoint) if name is not None]
     with contextlib.ExitStack() as copies:
-        return _evaluate(config, names, [local_folder(name, copies) for name in names])
+        folders = [local_folder(name, copies) for name in names]
+        return _evaluate(config, names, folders, scorers)
 
 
 def local_folder(name: str, copies: contextlib.ExitStack) -> Path:
@@ -58,7 +64,9 @@ def require_no_urls(names: Sequence[str], setting: str) -> None:
         )
 
 
-def _evaluate(config: EvaluationConfig, names: list[str], folders: list[Path]) -> EvaluationReport:
+def _evaluate(
+    config: EvaluationConfig, names: list[str], folders: list[Path], scorers: "Scorers | None"
+) -> EvaluationReport:
     for folder in folders:
         config = fitted(
             config, context_of(read_config(folder)), sequence_length="--sequence-length "
@@ -70,7 +78,7 @@ def _evaluate(config: EvaluationConfig, names: list[str], folders: list[Path]) -
     if config.streamed:
         from pipeline.stream.evaluation import evaluate_streamed  # ray loads only when needed
 
-        models = evaluate_streamed(names, folders, windows, config)
+        models = evaluate_streamed(names, folders, windows, config, scorers)
     else:
         models = tuple(
             evaluate_checkpoint(name, folder, windows, tokenizer, config)

@@ -4,16 +4,15 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from pipeline.cluster.actors import agree, chains, start_workers
-from pipeline.cluster.calls import Actor, stop, wait_for
-from pipeline.cluster.capacity import find_cluster
+from pipeline.cluster.actors import agree, chains
+from pipeline.cluster.calls import Actor, wait_for
 from pipeline.cluster.object_store import stream_bytes
 from pipeline.cluster.session import ray_session
 from pipeline.plan.evaluation import EvaluationPlan, boundary_bytes, plan_evaluation
@@ -21,11 +20,12 @@ from pipeline.progress import Progress
 from pipeline.stream.boundaries import Boundary
 from pipeline.stream.models import Model, model_of
 from pipeline.stream.schedule import Batch, as_it_is, drive, micro_batches, stream_forward
-from schemas.errors import CompressorError, ConfigError
+from pipeline.stream.scorers import NUMERICS, Scorers
+from schemas.errors import ConfigError
 from schemas.location import Location
 from schemas.model.dtypes import FORMATS, ITEM_BYTES
 from schemas.request.evaluation import EvaluationConfig
-from schemas.request.groups import ClusterConfig, NumericsConfig
+from schemas.request.groups import ClusterConfig
 from schemas.result.evaluation import ModelEvaluation, Speed
 from schemas.run.plan import ClusterSpec
 from schemas.run.stages import StageName
@@ -35,8 +35,6 @@ from workers.evaluation.scoring import Rows, Score, total
 from workers.model.shard import Purpose
 from workers.process.memory import free_bytes
 from workers.storage.store import Store
-
-_NUMERICS = NumericsConfig()  # workers have as many threads as in a compression
 
 
 class Crew(NamedTuple):
@@ -51,22 +49,30 @@ class Crew(NamedTuple):
 
 
 def evaluate_streamed(
-    names: Sequence[str], folders: Sequence[Path], windows: Tensor, config: EvaluationConfig
+    names: Sequence[str],
+    folders: Sequence[Path],
+    windows: Tensor,
+    config: EvaluationConfig,
+    scorers: Scorers | None = None,
 ) -> tuple[ModelEvaluation, ...]:
     """Score one model, or a baseline and a checkpoint, on windows (w, length) of tokens.
 
-    Workers are started, and the rows between waves go to a temporary folder. Raises as `evaluate`
-    does.
+    Workers are started unless some are given, and the rows between waves go to a temporary folder.
+    Raises as `evaluate` does.
     """
     start, work_dir, where = time.perf_counter(), config.work_dir, config.cluster
     if work_dir is not None and not work_dir.is_dir():
         raise ConfigError(f"work_dir {work_dir}: no such folder; create it or name another")
     models = [model_of(name, folder, config) for name, folder in zip(names, folders, strict=True)]
     width = sum(m.source.spec.hidden_size * ITEM_BYTES[m.source.dtype] for m in models)
-    with ray_session(where, _NUMERICS.threads, stream_bytes(where, windows.shape[1] * width)):
-        cluster = find_cluster(where, _NUMERICS, models[-1].source.dtype)
+    store = stream_bytes(where, windows.shape[1] * width)
+    with (
+        ray_session(where, NUMERICS.threads, store),
+        nullcontext(scorers) if scorers else Scorers(where) as hired,
+    ):
+        cluster = hired.cluster(models[-1].source.dtype)
         evaluation = planned(models, windows, where, cluster, Progress())
-        score = total(evaluation.run(work_dir))
+        score = total(evaluation.run(work_dir, hired))
     return tuple(
         evaluation.of(number, score, evaluation.speed(number, start))
         for number in range(len(models))
@@ -125,29 +131,24 @@ class Evaluation:
     def dtype(self) -> str:
         return FORMATS[self.sources[-1].dtype].torch
 
-    def run(self, work_dir: Path | None) -> list[Score]:
-        """Return the score of every window, in order; workers are started and ended here."""
-        where, plan = self.where, self.plan
+    def run(self, work_dir: Path | None, scorers: Scorers) -> list[Score]:
+        """Return the score of every window, in order."""
         with self.progress.stage("start", 1, "cluster") as stage:
-            shards = len(plan.waves[0])
-            workers = start_workers(where, _NUMERICS.threads, plan.host_bytes, shards)
-            try:
-                chain = self._prepare(workers)
-            except CompressorError:
-                stop(workers)
-                raise
+            workers = scorers.hire(len(self.plan.waves[0]), self.plan.host_bytes)
+            chain = self._prepare(workers)
             stage.advance()
-        try:
-            with _temporary(work_dir) as store:
-                return self._waves(Crew(chain, store, "evaluation"))
-        finally:
-            stop(workers)
+        with _temporary(work_dir) as store:
+            return self._through(Crew(chain, store, "evaluation"))
 
     def by(self, crew: Crew) -> list[Score]:
-        """Do the same with workers that stay; they must have released what they held before."""
+        """Do the same with workers of a run; they must have released what they held before."""
         chain = self._prepare(crew.workers[: len(self.plan.waves[0])])
-        scores = self._waves(crew._replace(workers=chain))
-        wait_for({worker.release.remote(): "release" for worker in chain}, self.timeout)
+        return self._through(crew._replace(workers=chain))
+
+    def _through(self, crew: Crew) -> list[Score]:
+        scores = self._waves(crew)
+        calls = {worker.release.remote(): "release" for worker in crew.workers}
+        wait_for(calls, self.timeout)
         return scores
 
     def speed(self, number: int, start: float) -> Speed:

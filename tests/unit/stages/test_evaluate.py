@@ -15,6 +15,7 @@ from pipeline.stages import evaluate as stage
 from pipeline.stages import scored as crews
 from pipeline.stages.output import Output
 from pipeline.stream import evaluation as streamed
+from pipeline.stream import scorers
 from schemas.errors import WorkerDiedError
 from schemas.request.config import RunConfig
 from schemas.request.groups import ClusterConfig
@@ -92,11 +93,31 @@ def test_workers_that_do_not_start_are_ended(monkeypatch: pytest.MonkeyPatch) ->
         raise WorkerDiedError("start of a worker: the cluster lost a node meanwhile")
 
     workers, ended = [mock.Mock(), mock.Mock()], list[Any]()
-    monkeypatch.setattr(streamed, "start_workers", lambda *_: workers)
+    monkeypatch.setattr(scorers, "start_workers", lambda *_: workers)
     monkeypatch.setattr(streamed, "agree", lose)
-    monkeypatch.setattr(streamed, "stop", ended.extend)
+    monkeypatch.setattr(scorers, "stop", ended.extend)
     plan: Any = SimpleNamespace(waves=[[(), ()]], host_bytes=1)
     evaluation = streamed.Evaluation([], torch.zeros(1, 2), ClusterConfig(), plan, Progress())
-    with pytest.raises(WorkerDiedError):
-        evaluation.run(None)
+    with pytest.raises(WorkerDiedError), scorers.Scorers(ClusterConfig()) as hired:
+        evaluation.run(None, hired)
     assert ended == workers
+
+
+def test_workers_stay_while_they_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    started, ended = list[Any](), list[Any]()
+
+    def start(_: ClusterConfig, threads: int, memory: int, count: int) -> list[Any]:
+        started.append((count, memory))
+        return [mock.Mock() for _ in range(count)]
+
+    monkeypatch.setattr(scorers, "start_workers", start)
+    monkeypatch.setattr(scorers, "stop", ended.extend)
+    with scorers.Scorers(ClusterConfig()) as hired:
+        two = hired.hire(2, 10)
+        assert [hired.hire(1, 10), hired.hire(2, 5)] == [two[:1], two]
+        three = hired.hire(3, 10)
+        assert ended == two
+        assert not {*two} & {*three}
+        more = hired.hire(3, 11)
+    assert started == [(2, 10), (3, 10), (3, 11)]
+    assert ended == [*two, *three, *more]
