@@ -1,4 +1,4 @@
-"""Rays of the tests: workers that start warm, and no process that no test needs."""
+"""Rays of the tests: workers and agents that start warm, and no process that no test needs."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,11 +13,16 @@ _WITHOUT = {"no_monitor": True, "include_log_monitor": False}
 
 @contextlib.contextmanager
 def small_ray() -> Iterator[None]:
-    """A Ray that this process starts meanwhile is small, and its workers are forked."""
-    from ray._private import services
+    """A Ray that this process starts meanwhile is small; its workers and agents are forked."""
+    from ray._private import ray_constants, services
     from ray._private.parameter import RayParams
 
     ordinary, dashboard = RayParams.__init__, services.start_api_server
+    interpreter = services._build_python_executable_command_memory_profileable
+    agents = (
+        ray_constants.PROCESS_TYPE_DASHBOARD_AGENT,
+        ray_constants.PROCESS_TYPE_RUNTIME_ENV_AGENT,
+    )
     defaults = _WITHOUT | {"setup_worker_path": warm.__file__}
 
     def parameters(self: Any, *args: Any, **given: Any) -> None:
@@ -26,8 +31,13 @@ def small_ray() -> Iterator[None]:
     def only_if_asked(wanted: bool | None, *args: Any, **given: Any) -> Any:
         return dashboard(wanted, *args, **given) if wanted else (None, None)
 
+    def forked(component: str, *args: Any, **given: Any) -> Any:
+        command = interpreter(component, *args, **given)
+        return [*command, warm.__file__] if component in agents else command
+
     with (
         patch.object(RayParams, "__init__", parameters),
+        patch.object(services, interpreter.__name__, forked),
         patch.object(services, "start_api_server", only_if_asked),
     ):
         yield

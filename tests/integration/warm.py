@@ -12,6 +12,7 @@ Run as `python -m tests.integration.warm`, it is the server.
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -29,13 +30,35 @@ from typing import NoReturn
 
 SOCKET = "WARM_SOCKET"
 # Ray is not among them: it reads the job of a worker from the environment when it is imported.
-# What it imports is, and pandas for Ray Train.
+# What it imports is, and what transformers imports as late as a model is loaded.
 _IMPORTS = (
+    "torch.utils.collect_env",
+    "aiohttp.web",
+    "colorful",
+    "fsspec.implementations.local",
+    "google.protobuf.struct_pb2",
+    "google.protobuf.timestamp_pb2",
+    "grpc.aio",
     "jsonschema",
+    "logging.config",
     "msgpack",
+    "opencensus.stats.stats",
+    "opentelemetry.exporter.prometheus",
     "pandas",
+    "pdb",
+    "pyarrow.json",
+    "pyarrow.parquet",
+    "pydantic.dataclasses",
+    "pydantic.v1",
     "requests",
+    "rich.live",
+    "tracemalloc",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",
     "pipeline.cli.app",
+    "pipeline.plan.planner",
+    "pipeline.report.page",
+    "pipeline.request.inputs",
     "workers.compressor",
     "workers.evaluation.scoring",
     "workers.checkpoint.verify",
@@ -246,8 +269,10 @@ def main() -> None:
     """Serve, or ask for the program that the arguments name."""
     if sys.argv[1:]:
         sys.exit(ask(sys.argv[1:]) % 256)
-    modules = [importlib.import_module(name) for name in _IMPORTS]
+    collect_env, *modules = [importlib.import_module(name) for name in _IMPORTS]
     modules[-1].__dict__["INTERPRETER"] = (sys.executable, __file__)  # for drivers and workers
+    collect_env.__dict__["get_pretty_env_info"] = str  # lm-eval has pip list what is installed
+    gc.freeze()  # what is here has not to be looked at, and so copied, in every process
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(os.environ[SOCKET])
         listening.listen()
