@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,16 +40,14 @@ class Jobs(NamedTuple):
     address: str
     bare: Path
 
-    def submit(self, config: RunConfig, submission: str, *options: str) -> tuple[int, str]:
+    def submit(self, config: RunConfig, submission: str) -> tuple[int, str]:
         """Exit status and output of `ray job submit`, once the cluster has an agent for jobs."""
-        arguments = flags(config)
-        arguments[arguments.index("--device") + 1] = "auto"
-        command = [str(RAY), "job", "submit", "--address", self.address, *options]
+        command = [str(RAY), "job", "submit", "--address", self.address]
         command += ["--submission-id", submission, "--working-dir", str(self.bare)]
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         while True:
             job = subprocess.run(
-                [*command, "--", sys.executable, "-m", "pipeline", *arguments],
+                [*command, "--", *program(config)],
                 capture_output=True,
                 text=True,
                 check=False,
@@ -57,6 +56,13 @@ class Jobs(NamedTuple):
             printed = job.stdout + job.stderr
             if "No available agent" not in printed:
                 return job.returncode, printed
+
+
+def program(config: RunConfig) -> list[str]:
+    """What a job runs."""
+    arguments = flags(config)
+    arguments[arguments.index("--device") + 1] = "auto"
+    return [sys.executable, "-m", "pipeline", *arguments]
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +109,14 @@ def test_a_stopped_job_is_continued_by_another(
     jobs: Jobs, reference: Reference, tmp_path: Path
 ) -> None:
     update = {"output": tmp_path / "output", "run_dir": tmp_path / "run"}
-    config = reference.config.model_copy(update=update)
+    entrypoint = shlex.join(program(reference.config.model_copy(update=update)))
     client = JobSubmissionClient(jobs.address)
-    code, printed = jobs.submit(config, "stopped", "--no-wait")
-    assert code == 0, printed
+
+    def start(submission: str) -> None:
+        directory = {"working_dir": str(jobs.bare)}
+        client.submit_job(entrypoint=entrypoint, submission_id=submission, runtime_env=directory)
+
+    start("stopped")
 
     def under_way() -> bool:
         ended = client.get_job_status("stopped").is_terminal()
@@ -120,8 +130,10 @@ def test_a_stopped_job_is_continued_by_another(
     assert not (tmp_path / "output").exists()
     before = item_attempts(tmp_path / "run", *KINDS)
 
-    code, printed = jobs.submit(config, "continued")
-    assert code == 0, printed
+    start("continued")
+    until(lambda: client.get_job_status("continued").is_terminal(), "the job has ended")
+    printed = client.get_job_logs("continued")
+    assert client.get_job_status("continued") == JobStatus.SUCCEEDED, printed
     after = item_attempts(tmp_path / "run", *KINDS)
     assert before.items() <= after.items()  # none was made again
     assert weight_sums(tmp_path / "output") == weight_sums(local(reference.output.path))
