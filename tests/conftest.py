@@ -1,5 +1,6 @@
 """Set before transformers, datasets or ray is imported: no test talks to a network."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -29,6 +30,11 @@ import tests.shapes  # noqa: F401 (found by its name below)
 install_import_hook(
     ["workers.allocation", "workers.calibration", "workers.truncation"], "tests.shapes.checked"
 )
+
+
+def pytest_collection_finish() -> None:
+    """Never look at the million objects of the libraries again for garbage."""
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:
