@@ -28,6 +28,7 @@ def test_the_base_itself_is_accepted(
     assert outcome == Outcome("accepted", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_every_mutation_ends_cleanly(seed: int, base: Path, tmp_path: Path) -> None:
     found = [(k, validate(case)) for k, case in cases(base, tmp_path, ROUNDS * len(KINDS), seed)]

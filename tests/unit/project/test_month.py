@@ -59,6 +59,7 @@ def test_a_month_ends_as_it_was_drawn(seed: int, tmp_path: Path) -> None:
     assert len(month.compress.made) == len(set(month.compress.made))
 
 
+@pytest.mark.slow
 def test_what_is_not_as_drawn_is_told(tmp_path: Path) -> None:
     month = Rehearsal(tmp_path, 0)
     month.compress.increases.clear()  # nothing is bad

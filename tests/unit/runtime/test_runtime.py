@@ -40,6 +40,7 @@ def test_same_model_as_dense(checkpoints: dict[str, Checkpoint], base_type: str)
     assert (head is model.model.embed_tokens.weight) == TIED[base_type]
 
 
+@pytest.mark.slow
 def test_it_is_compiled_whole(checkpoints: dict[str, Checkpoint]) -> None:
     model = checkpoints["llama"].load()
     compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
