@@ -43,7 +43,7 @@ REMOVED = 0.3
 CPU = torch.device("cpu")
 
 # Where inputs are so nearly of less than full rank that a root in float32 leaves out directions.
-NEARLY_DEFICIENT = {"deepseek_v2", "deepseek_v3", "nemotron", "olmo_hybrid", "phimoe"}
+NEARLY_DEFICIENT = {"deepseek_v2", "deepseek_v3", "nemotron", "olmo_hybrid", "opt", "phimoe"}
 # Whose attention does not scale its scores: gradients differ more by rounding.
 UNSCALED = {"gemma4", "gemma4_text"}
 
