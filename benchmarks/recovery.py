@@ -2,9 +2,10 @@
 
     python -m benchmarks.recovery --model DIR --calibration TEXT --evaluation TEXT... --work-dir DIR
 
-A row for every ratio and way: the cut alone, refined layer by layer, recovered, or both; and the
-update of SVD-LLM, LoRA of one factor after the other or of both at once. All share one run
-directory, so the model is calibrated once; a row that is there already is only scored.
+A row for every ratio and way: the cut alone, refined layer by layer, recovered, or both; both after
+each of two cuts; and the update of SVD-LLM, LoRA of one factor after the other or of both at once.
+Those of one cut share a run directory, so the model is calibrated once; a row that is there already
+is only scored. Repetition is of what the model writes, greedily and sampled, after a dozen prompts.
 
     python -m benchmarks.recovery ... --way recover repeated --text TEXT --tokens N --curve
 
@@ -14,6 +15,7 @@ shows: a row for every look.
 """
 
 import argparse
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +33,7 @@ from pipeline.request.preflight import Checked
 from schemas.request.config import RunConfig
 from schemas.request.groups import CalibrationConfig, ClusterConfig, EvaluationTextConfig
 from schemas.request.recovery import RecoveryConfig, RefinementConfig
+from schemas.result.evaluation import ModelEvaluation
 from schemas.result.recovery import RecoveryResult
 from workers.process.logs import set_up_logging
 
@@ -42,6 +45,7 @@ _WAYS: dict[str, dict[str, dict[str, Any]]] = {
     "refine": _REFINED,
     "recover": _RECOVERED,
     "both": _REFINED | _RECOVERED,
+    "rounds": _REFINED | _RECOVERED,
     "lora": {"recovery": {"method": "svd-llm"}},
     "lora-one-pass": {"recovery": {"method": "svd-llm", "order": "one-pass"}},
     "norms": {"recovery": {"enabled": True, "norms": True}},
@@ -51,12 +55,18 @@ _USUAL = ("cut", "refine", "recover", "both", "lora", "lora-one-pass")
 
 
 class Row(NamedTuple):
-    """One checkpoint: how it was trained, if it was, and its perplexity on each text."""
+    """One checkpoint: how it was trained, if it was, and its scores on each text."""
 
     ratio: float
     way: str
     found: RecoveryResult | None
-    perplexities: list[float]
+    scores: list[ModelEvaluation]
+
+    @property
+    def cells(self) -> list[str]:
+        """What the table says of it."""
+        perplexities = [f"{score.perplexity:.2f}" for score in self.scores]
+        return [f"{self.ratio:.0%}", self.way, *self.trained, *perplexities, *self.written]
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -71,21 +81,32 @@ class Row(NamedTuple):
             "" if found.peak_bytes is None else plain_size(found.peak_bytes),
         )
 
+    @property
+    def written(self) -> tuple[str, str]:
+        """Repetition and the degenerate of twelve continuations, greedy / sampled."""
+        if (found := self.scores[0].generation) is None:
+            return "", ""
+        greedy, sampled = found.greedy, found.sampled
+        return (
+            f"{greedy.repetition:.2f} / {sampled.repetition:.2f}",
+            f"{greedy.degenerate} / {sampled.degenerate}",
+        )
+
 
 def main() -> None:
     """Compress in every way, evaluate every result, print one table, and the curves if asked."""
     options = _parse()
     set_up_logging()
-    rows = [_row(options, ratio, way) for ratio in options.ratio for way in options.way]
-    dense = _perplexities(options, options.model)
-    console = Console(width=140)
+    console = Console(width=160)
+    rows = [Row(0.0, "dense", None, _scores(options, options.model))]
+    for ratio, way in itertools.product(options.ratio, options.way):
+        rows.append(_row(options, ratio, way))
+        console.print(*rows[-1].cells, sep="  ")  # the table may be hours away
     names = [Path(text).stem for text in options.evaluation]
     trained = ("objective", "held-out loss", "tokens", "seconds", "memory")
-    table = Table("removed", "factors", *trained, *names)
-    table.add_row("0 %", "dense", *[""] * len(trained), *(f"{value:.2f}" for value in dense))
+    table = Table("removed", "factors", *trained, *names, "repetition", "degenerate")
     for row in rows:
-        cells = [f"{value:.2f}" for value in row.perplexities]
-        table.add_row(f"{row.ratio:.0%}", row.way, *row.trained, *cells)
+        table.add_row(*row.cells)
     console.print(table)
     if options.curve:
         for ratio in options.ratio:
@@ -116,8 +137,9 @@ def _row(options: argparse.Namespace, ratio: float, way: str) -> Row:
     config = RunConfig(
         model=options.model,
         output=options.work_dir / f"{way}-{ratio:g}",
-        run_dir=options.work_dir / "run",
+        run_dir=options.work_dir / (f"rounds-{ratio:g}.run" if way == "rounds" else "run"),
         ratio=(ratio,),
+        rounds=2 if way == "rounds" else 1,
         calibration=CalibrationConfig(text=options.calibration, samples=64, sequence_length=length),
         evaluation=EvaluationTextConfig(text="none"),
         refinement=RefinementConfig(**asked.get("refinement", {})),
@@ -127,7 +149,7 @@ def _row(options: argparse.Namespace, ratio: float, way: str) -> Row:
     with _of_a_part(_TIMES if way == "repeated" else 1):
         [output] = compress(config).outputs
     found = output.compression.recovery
-    return Row(ratio, way, found, _perplexities(options, str(output.path)))
+    return Row(ratio, way, found, _scores(options, str(output.path)))
 
 
 @contextmanager
@@ -145,9 +167,9 @@ def _of_a_part(times: int) -> Iterator[None]:
         yield
 
 
-def _perplexities(options: argparse.Namespace, checkpoint: str) -> list[float]:
+def _scores(options: argparse.Namespace, checkpoint: str) -> list[ModelEvaluation]:
     return [
-        score(checkpoint, text, options.windows, options.sequence_length).perplexity
+        score(checkpoint, text, options.windows, options.sequence_length)
         for text in options.evaluation
     ]
 
