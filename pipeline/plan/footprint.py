@@ -30,16 +30,13 @@ class LayerCost(NamedTuple):
     """One decoder layer, or the sum of several.
 
     `parameters` counts all its tensors; `forward` and `backward` are elements of each stream's
-    moments; `reached` counts the parameters that a token meets; `forward_flops` and
-    `backward_flops` are the flops of its moments.
+    moments; `reached` counts the parameters that a token meets.
     """
 
     parameters: int
     forward: int
     backward: int
     reached: float
-    forward_flops: float
-    backward_flops: float
 
 
 class Costs:
@@ -262,23 +259,13 @@ class Costs:
         for tensor in spec.tensors:
             if tensor.layer is not None:
                 parameters[tensor.layer] += math.prod(tensor.shape)
-        share = {matrix.module: matrix.share for matrix in spec.matrices}
         for matrix in spec.matrices:
             if not matrix.is_head:  # whose product is taken backward only, and counted there
-                reached[matrix.layer] += matrix.size * matrix.share
+                reached[matrix.layer] += matrix.size
         elements = {d: [0] * spec.layers for d in ("forward", "backward")}
-        flops = {d: [0.0] * spec.layers for d in ("forward", "backward")}
         for tap in self.taps:
             elements[tap.direction][tap.layer] += tap.elements
-            flops[tap.direction][tap.layer] += _moment_flops(tap, share[tap.module])
-        columns = (
-            parameters,
-            elements["forward"],
-            elements["backward"],
-            reached,
-            flops["forward"],
-            flops["backward"],
-        )
+        columns = (parameters, elements["forward"], elements["backward"], reached)
         return [LayerCost(*values) for values in zip(*columns, strict=True)]
 
     def _most_outputs(self) -> float:
@@ -286,10 +273,5 @@ class Costs:
         outputs = [0.0] * self.spec.layers
         for matrix in self.spec.matrices:
             if not matrix.is_head:  # the logits are counted by themselves
-                outputs[matrix.layer] += matrix.out_features * matrix.share
+                outputs[matrix.layer] += matrix.out_features
         return max(outputs)
-
-
-def _moment_flops(tap: Tap, share: float) -> float:
-    """x^T x of one token, the full square: 2 q^2; of a diagonal, 2 q."""
-    return 2 * tap.elements * share

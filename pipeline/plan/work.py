@@ -131,8 +131,9 @@ def _calibrate(costs: Costs, layout: Layout, waves: list[list[LayerCost]], direc
 
     Backward: forward, each layer again, and the gradient of its input only (weights are frozen),
     2 each; with several waves, one more forward for all but the last. Moments are products in
-    the compute dtype (sums in float32). After every segment the exact sums go from the host to the
-    device and back; every moment is averaged, and hashed as it is committed.
+    the compute dtype (sums in float32), 2 operations for an element and token. After every segment
+    the exact sums go from the host to the device and back; every moment is averaged, and hashed as
+    it is committed.
     """
     backward = direction == "backward"
     total, tokens = costs.of(range(costs.spec.layers)), costs.tokens(direction)
@@ -150,8 +151,7 @@ def _calibrate(costs: Costs, layout: Layout, waves: list[list[LayerCost]], direc
         _balance(waves, lambda layer: layer.backward if backward else layer.forward)
         * layout.replicas,
         layout.nodes,
-        compute=2 * tokens * (passes + head)
-        + tokens * (total.backward_flops if backward else total.forward_flops),
+        compute=2 * tokens * (passes + head) + 2 * tokens * elements,
         host=summed * elements,
         link=2 * SUM_BYTES * parts * elements,
         read=between,

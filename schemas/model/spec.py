@@ -50,8 +50,8 @@ class MatrixSpec(Schema):
     `name` is relative to the base model: `layers.3.self_attn.q_proj`. Its `path` in the layer is
     self_attn.q_proj; `stored` is its name in the files, without the leaf. `reads` is equal for
     matrices of a layer that receive the same input. The files hold its transpose if `transposed`.
-    `share` is the fraction of the tokens that reach it. `column_parallel` tells whether tensor
-    parallelism cuts its outputs across ranks, by the family's own plan.
+    `column_parallel` tells whether tensor parallelism cuts its outputs across ranks, by the
+    family's own plan.
 
     If the files hold several matrices as one (q, k and v), `split` is how many rows each has, and
     this is number `part` of them: layers.3.self_attn.qkv_proj.0.
@@ -67,7 +67,6 @@ class MatrixSpec(Schema):
     bias: bool
     transposed: bool = False
     column_parallel: bool = False
-    share: float = 1.0
     split: tuple[int, ...] = ()
     part: int = 0
 
@@ -138,12 +137,11 @@ def whole(parameters: float) -> int:
 class DecoderSpec(Schema):
     """What headers say of any checkpoint whose layers can be built: a base, or a compressed one.
 
-    `context` is the number of tokens that it was made for, if config.json says so. `low_rank` tells
-    whether it is compressed; `model_type` is the base's in any case. `path` is the
-    name of the list of layers in the model; `tuples` tells which layers return a tuple, `ends`
-    which of their modules' products are only added to the result. `modules` are those outside the
-    layers that text goes through. `weights` is the URL of its weight files; None if they are beside
-    config.json.
+    `context` is the number of tokens that it was made for, if config.json says so; `model_type` is
+    the base's in any case. `path` is the name of the list of layers in the model; `tuples` tells
+    which layers return a tuple, `ends` which of their modules' products are only added to the
+    result. `modules` are those outside the layers that text goes through. `weights` is the URL of
+    its weight files; None if they are beside config.json.
     """
 
     model_type: str
@@ -158,7 +156,6 @@ class DecoderSpec(Schema):
     modules: tuple[str, ...]
     tensors: tuple[TensorSpec, ...]
     weights: Location | None = None
-    low_rank: bool = False
 
     @property
     def parameters(self) -> int:

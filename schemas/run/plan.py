@@ -9,7 +9,6 @@ from schemas.run.stages import StageName
 class WorkerFacts(Schema):
     """The node, device and dtypes of a worker: that of streams, and that of training."""
 
-    host: str
     node: str
     device: str
     device_name: str

@@ -1,7 +1,6 @@
 """The device, dtype and node of a worker."""
 
 import platform
-import socket
 
 import ray
 import torch
@@ -22,7 +21,6 @@ def worker_facts(device: torch.device, dtype: torch.dtype, asked: DType) -> Work
     """Return what this worker runs on, in `dtype`, and what it trains in if `asked` to."""
     cuda = device.type == "cuda"
     return WorkerFacts(
-        host=socket.gethostname(),
         node=ray.get_runtime_context().get_node_id(),
         device=device.type,
         device_name=torch.cuda.get_device_name() if cuda else platform.machine(),

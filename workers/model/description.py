@@ -14,11 +14,7 @@ from schemas.errors import CheckpointError
 from schemas.location import Url
 from schemas.model.spec import DecoderSpec, MatrixSpec, Role, TensorSpec
 from workers.checkpoint.contents import QUANTISED_ADVICE
-from workers.checkpoint.family import (
-    LOW_RANK,
-    Config,
-    dtype_of,
-)
+from workers.checkpoint.family import Config, dtype_of
 from workers.model.anatomy import Anatomy, Linear, describe, is_below, is_plain
 from workers.model.reading import Places
 from workers.model.skeleton import skeleton
@@ -132,7 +128,6 @@ class Description:
             modules=tuple(sorted(n for n in self._anatomy.outside if not is_below(n, self._head))),
             tensors=tensors,
             weights=weights,
-            low_rank=LOW_RANK in self._config,
         )
 
     def _context(self, value: object) -> int | None:

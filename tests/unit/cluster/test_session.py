@@ -51,7 +51,6 @@ def test_another_failure_of_ray_is_not_taken_for_one(monkeypatch: pytest.MonkeyP
 
 def on_node(name: str) -> WorkerFacts:
     return WorkerFacts(
-        host=name,
         node=name,
         device="cuda",
         device_name="a GPU",
