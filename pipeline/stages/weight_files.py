@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from runtime.configuration_lowrank import BIASES, tensor_shapes
+from runtime.configuration_lowrank import BIASES, Matrix, tensor_shapes
 from schemas.model.dtypes import ITEM_BYTES
-from schemas.model.spec import Encoding, Factors, MatrixSpec, ModelSpec, TensorSpec
+from schemas.model.spec import Factors, MatrixSpec, ModelSpec, TensorSpec
 from schemas.request.quantization import FEW_BITS, Scheme
-from schemas.result.output import FactorSource, OutputFile, OutputTensor
+from schemas.result.output import FactorSource, MatrixResult, OutputFile, OutputTensor
 from workers.allocation.budget import cost
 from workers.checkpoint.names import weight_file
 from workers.output import file_bytes
@@ -19,20 +19,8 @@ _FILE_BYTES = 5 * 10**9
 _WEIGHTS = ("down.weight", "up.weight", "dense.weight")  # that a scheme stores otherwise
 
 
-class Cut(Protocol):
-    """How a matrix is stored: what a `MatrixResult` says of it, or what its rank promises."""
-
-    @property
-    def encoding(self) -> Encoding: ...
-    @property
-    def rank(self) -> int | None: ...
-
-
-class Promised(NamedTuple):
-    """A matrix before it is cut."""
-
-    encoding: Encoding
-    rank: int | None
+Cut = MatrixResult | Matrix
+"""How a matrix is stored: what its result says, or what its rank promises before it is cut."""
 
 
 class Part(NamedTuple):
@@ -129,12 +117,11 @@ def total_bytes(
 
 def _promised(
     matrix: MatrixSpec, factors: Factors, rank: int | None, scheme: Scheme | None
-) -> Promised:
-    encoding = matrix.encoding(factors)
+) -> Matrix:
     if rank is not None and scheme in FEW_BITS and not matrix.is_head:
-        encoding = "plain"
+        factors = "plain"
         rank = rotated_rank(rank, matrix.out_features, matrix.in_features)
-    return Promised("dense" if rank is None else encoding, rank)
+    return Matrix("dense" if rank is None else matrix.encoding(factors), rank)
 
 
 def _owners(spec: ModelSpec) -> dict[str, list[MatrixSpec]]:
