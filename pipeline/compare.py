@@ -15,7 +15,6 @@ from pipeline.quantize import quantize
 from pipeline.report.compare import comparison
 from pipeline.report.read import read_reported
 from pipeline.request.preflight import Checked, look
-from pipeline.stages.evaluate import read_evaluation
 from pipeline.stream.scorers import Scorers
 from pipeline.tasks import evaluate_tasks
 from schemas.errors import BudgetError, ConfigError, RunError
@@ -32,6 +31,7 @@ from workers.checkpoint.names import SUCCESS
 from workers.checkpoint.published import read_quantization
 from workers.quantisation.sizes import base_bytes
 from workers.storage.files import write_text
+from workers.storage.models import read_model
 
 TABLE, PAGE = "comparison.json", "comparison.html"
 _ASKED = ("checkpoint", "scheme", "calibration", "seed")
@@ -236,7 +236,7 @@ def _score(
     """Score a checkpoint on a text; the report is kept beside the checkpoints."""
     scored = fingerprint(asked.model_dump(mode="json", exclude={"workers"}))
     kept = request.output / "evaluations" / f"{name}-{scored}.json"
-    found = read_evaluation(kept)
+    found = read_model(kept, EvaluationReport)
     if found is None:
         found = evaluate(asked, scorers)
         kept.parent.mkdir(parents=True, exist_ok=True)

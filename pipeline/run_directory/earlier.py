@@ -2,15 +2,14 @@
 
 from itertools import count
 
-from pydantic import ValidationError
-
 from pipeline.progress import Progress
 from pipeline.run_directory.ownership import take
 from schemas.errors import ConfigError
 from schemas.location import Location, Url
 from schemas.run.record import RunRecord
 from workers.storage.keys import OWNER, RUN_RECORD
-from workers.storage.places import files_below, read_bytes
+from workers.storage.models import read_model
+from workers.storage.places import files_below
 
 
 def require_same(root: Location, now: RunRecord) -> RunRecord | None:
@@ -19,9 +18,7 @@ def require_same(root: Location, now: RunRecord) -> RunRecord | None:
 
     Truncation, ratio, allocation, encoding and placement may differ: its items can still be used.
     """
-    try:
-        before = RunRecord.model_validate_json(read_bytes(root / RUN_RECORD))
-    except (FileNotFoundError, ValidationError):
+    if (before := read_model(root / RUN_RECORD, RunRecord)) is None:
         return None
     same_gradients = None in (before.ids.backward, now.ids.backward) or (
         before.ids.backward == now.ids.backward

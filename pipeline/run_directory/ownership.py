@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from schemas.errors import CompressorError, InputError, OwnershipError
 from schemas.location import Location
 from schemas.run.record import Owner
+from workers.storage.models import read_model
 from workers.storage.places import create, files_below, read_bytes, write
 
 BEAT_S = 5.0
@@ -148,10 +147,7 @@ def _latest(place: Location) -> int:
 
 
 def _read(place: Location, number: int) -> Owner | None:
-    try:
-        return Owner.model_validate_json(read_bytes(place / f"{number}.json"))
-    except (FileNotFoundError, ValidationError):
-        return None
+    return read_model(place / f"{number}.json", Owner)
 
 
 def _beat(place: Location, number: int) -> bytes | None:

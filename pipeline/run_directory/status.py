@@ -9,6 +9,7 @@ from schemas.location import Location, locate
 from schemas.run.record import Activity, RunRecord, RunStatus, StageStatus
 from workers.checkpoint.names import SUCCESS
 from workers.storage.keys import OWNER, RUN_RECORD
+from workers.storage.models import read_model
 from workers.storage.places import exists, read_bytes
 from workers.storage.store import Store
 
@@ -44,14 +45,7 @@ def read_status(run_dir: Location) -> RunStatus:
     return RunStatus(
         model=record.config.model,
         owner=describe(run_dir / OWNER),
-        activity=_activity(run_dir),
+        activity=read_model(run_dir / NAME, Activity),
         stages=made,
         outputs={folder: exists(locate(folder) / SUCCESS) for folder in record.outputs},
     )
-
-
-def _activity(run_dir: Location) -> Activity | None:
-    try:
-        return Activity.model_validate_json(read_bytes(run_dir / NAME))
-    except (FileNotFoundError, ValidationError):
-        return None

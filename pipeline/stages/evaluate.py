@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from pipeline.request.inputs import EvaluationText, tokens_sha256
 from pipeline.run import Run
 from pipeline.stages.output import Output
@@ -21,7 +19,8 @@ from workers.checkpoint.source import Source
 from workers.checkpoint.verify import generations_of, samples_of
 from workers.evaluation.continuations import PROMPTS
 from workers.model.inspection import inspect_decoder
-from workers.storage.places import read_bytes, write
+from workers.storage.models import read_model
+from workers.storage.places import write
 
 
 def evaluate(output: Output) -> None:
@@ -62,7 +61,7 @@ def score(output: Output) -> EvaluationReport:
 
 def known_scores(output: Output) -> EvaluationReport | None:
     """Return the scores of an output that the run directory keeps; None if there are none."""
-    return read_evaluation(_kept(output))
+    return read_model(_kept(output), EvaluationReport)
 
 
 def asked_for(run: Run) -> str:
@@ -80,14 +79,6 @@ def _text(run: Run) -> EvaluationText:
     if run.inputs.evaluation is None:
         raise RunError("the run has no text to evaluate on; start it again")
     return run.inputs.evaluation
-
-
-def read_evaluation(place: Location) -> EvaluationReport | None:
-    """Return the evaluation in a file; None if there is none that this version can read."""
-    try:
-        return EvaluationReport.model_validate_json(read_bytes(place))
-    except (FileNotFoundError, ValidationError):
-        return None
 
 
 def _score(output: Output, text: EvaluationText) -> tuple[ModelEvaluation, ...]:

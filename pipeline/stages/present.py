@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
-from pydantic import ValidationError
-
 from pipeline.metrics import show_perplexity
 from pipeline.report.card import write_card
 from pipeline.report.page import render_report
@@ -19,7 +17,8 @@ from schemas.result.report import ReportFacts, SpectrumSample, StageTime
 from workers.checkpoint.names import EVALUATION, REPORT, REPORT_PAGE
 from workers.storage.files import write_text
 from workers.storage.keys import spectrum_key
-from workers.storage.places import IN_FLIGHT, read_bytes
+from workers.storage.models import read_model
+from workers.storage.places import IN_FLIGHT
 
 _HEAD, _BODY = 24, 36  # points of a spectrum: spaced by logarithm, and evenly
 _DIGITS = 4
@@ -85,10 +84,8 @@ def _spectra(output: Output) -> tuple[SpectrumSample, ...]:
     """Sample the spectra of all matrices; of an adopted checkpoint, those of its report, if any."""
     run, adopted = output.run, output.run.config.adopt
     if adopted is not None and not run.config.calibrates:
-        try:
-            return ReportFacts.model_validate_json(read_bytes(adopted / REPORT)).spectra
-        except (FileNotFoundError, ValidationError):
-            return ()
+        before = read_model(adopted / REPORT, ReportFacts)
+        return before.spectra if before else ()
     cut = [row for name, row in output.matrices.items() if name not in output.given_up]
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         return tuple(pool.map(lambda matrix: _spectrum(run, matrix), cut))

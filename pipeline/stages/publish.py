@@ -19,14 +19,15 @@ from pathlib import Path
 from pipeline.cluster.pool import Task
 from pipeline.progress import Stage
 from pipeline.run import Run
-from pipeline.stages.evaluate import read_evaluation
 from pipeline.stages.output import Output
 from schemas.errors import ConfigError, RunError
 from schemas.location import Location, Url
+from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import FileEntry, Manifest, OutputResult
 from workers.checkpoint.names import CLAIM, COMPRESSION, EVALUATION, MANIFEST, SUCCESS
 from workers.checkpoint.published import finished, require_free
 from workers.storage import files
+from workers.storage.models import read_model
 from workers.storage.places import create, exists, read_bytes, remove, transfer
 
 _FASTER = "already there, from another driver that was faster with the same"
@@ -48,7 +49,7 @@ def find_published(run: Run, ratio: float) -> OutputResult | None:
     if found is None:
         return None
     run.progress.note(f"{folder}: already there, nothing to do")
-    evaluation = read_evaluation(folder / EVALUATION)
+    evaluation = read_model(folder / EVALUATION, EvaluationReport)
     return OutputResult(
         ratio=ratio, path=folder, compression=found, checks=(), evaluation=evaluation
     )

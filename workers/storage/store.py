@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 from safetensors.torch import load as deserialize
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from schemas.errors import RunError
 from schemas.location import Location
 from schemas.run.identity import Record
 from workers.storage.files import link, sync
+from workers.storage.models import read_model
 from workers.storage.places import (
     IN_FLIGHT,
     create,
@@ -157,11 +158,8 @@ class Store:
 
     def _read(self, key: str) -> Record | None:
         """Read the record of an item, without its file; None if it is absent or damaged."""
-        try:
-            record = Record.model_validate_json(read_bytes(self._record_place(key)))
-        except (FileNotFoundError, ValidationError):
-            return None
-        return record if record.key == key and record == record.sealed() else None
+        record = read_model(self._record_place(key), Record)
+        return record if record and record.key == key and record == record.sealed() else None
 
     def _committed(self, key: str) -> Record:
         record = self.record(key)
