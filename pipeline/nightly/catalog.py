@@ -7,7 +7,6 @@ the times in them are for people. `pyarrow.parquet.read_table(PREFIX/catalog)` r
 
 import io
 import re
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import get_args
 
@@ -18,7 +17,7 @@ from pydantic import ValidationError
 from schemas.errors import ConfigError
 from schemas.location import Location
 from schemas.request.nightly import CatalogRow
-from workers.storage.places import IN_FLIGHT, create, names_in, read_bytes, remove
+from workers.storage.places import at_once, create, names_in, read_bytes, remove
 
 FOLDER = "catalog"
 _NAME = re.compile(r"(\d{6,})\.parquet")
@@ -31,8 +30,7 @@ def read(prefix: Location) -> list[CatalogRow]:
     """All rows, in their order; none if there is no catalogue."""
     place = prefix / FOLDER
     names = [f"{number:06}.parquet" for number in _numbers(place)]
-    with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        return [row for rows in pool.map(lambda name: _rows(place / name), names) for row in rows]
+    return [row for rows in at_once(lambda name: _rows(place / name), names) for row in rows]
 
 
 def append(prefix: Location, rows: list[CatalogRow]) -> list[CatalogRow]:

@@ -6,7 +6,6 @@ commits. No clock is used.
 
 import re
 from abc import ABC, abstractmethod
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +23,7 @@ from workers.checkpoint.folder import is_wanted
 from workers.checkpoint.names import CONFIG, INDEX, WEIGHTS
 from workers.checkpoint.tokenizer_files import require_tokenizer
 from workers.storage.files import sha256_of
-from workers.storage.places import IN_FLIGHT, exists, folders_in, identity_of, names_in, url_of
+from workers.storage.places import at_once, exists, folders_in, identity_of, names_in, url_of
 
 _IDLE = ("generation_config.json", "trainer_state.json", "README.md")
 _IN_THE_MAKING = re.compile(r"[._]|tmp|.*[._-]tmp$", re.IGNORECASE)  # names of folders
@@ -144,11 +143,10 @@ class _Stored(_Below):
     def stamp(self, checkpoint: Checkpoint) -> str | None:
         names = self._files(checkpoint.name)
         url = self._url / checkpoint.name
-        with ThreadPoolExecutor(IN_FLIGHT) as pool:
-            try:
-                versions = list(pool.map(lambda name: identity_of(url / name), names))
-            except FileNotFoundError:  # it is changing
-                return ""
+        try:
+            versions = at_once(lambda name: identity_of(url / name), names)
+        except FileNotFoundError:  # it is changing
+            return ""
         return fingerprint(dict(zip(names, versions, strict=True))) if names else None
 
     def content(self, checkpoint: Checkpoint) -> str:

@@ -1,8 +1,8 @@
 """Present: the report and the model card of a checkpoint, and the manifest of all its files."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 
 from pipeline.metrics import show_perplexity
 from pipeline.report.card import write_card
@@ -18,7 +18,7 @@ from workers.checkpoint.names import EVALUATION, REPORT, REPORT_PAGE
 from workers.storage.files import write_text
 from workers.storage.keys import spectrum_key
 from workers.storage.models import read_model
-from workers.storage.places import IN_FLIGHT
+from workers.storage.places import at_once
 
 _HEAD, _BODY = 24, 36  # points of a spectrum: spaced by logarithm, and evenly
 _DIGITS = 4
@@ -87,8 +87,7 @@ def _spectra(output: Output) -> tuple[SpectrumSample, ...]:
         before = read_model(adopted / REPORT, ReportFacts)
         return before.spectra if before else ()
     cut = [row for name, row in output.matrices.items() if name not in output.given_up]
-    with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        return tuple(pool.map(lambda matrix: _spectrum(run, matrix), cut))
+    return tuple(at_once(partial(_spectrum, run), cut))
 
 
 def _spectrum(run: Run, matrix: MatrixResult) -> SpectrumSample:

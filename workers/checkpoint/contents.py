@@ -1,6 +1,5 @@
 """What the files of a checkpoint hold, from their headers alone."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from workers.checkpoint.names import CONFIG, INDEX, WEIGHTS
 from workers.checkpoint.quantised import dequantised
 from workers.checkpoint.strict_json import parse
 from workers.storage.files import sha256_of
-from workers.storage.places import IN_FLIGHT, exists, identity_of, names_in
+from workers.storage.places import at_once, exists, identity_of, names_in
 
 # Weight files that are refused: all but the last can run code when they are opened.
 _FOREIGN = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5", ".gguf")
@@ -37,8 +36,7 @@ def base_files(folder: Path, spec: ModelSpec) -> dict[str, str]:
     files = sorted({tensor.file for tensor in spec.tensors})
     if not isinstance(url := spec.weights, Url):
         return sha256_of(folder, [CONFIG, *files])
-    with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        versions = list(pool.map(lambda file: identity_of(url / file), files))
+    versions = at_once(lambda file: identity_of(url / file), files)
     return sha256_of(folder, [CONFIG]) | dict(zip(files, versions, strict=True))
 
 
@@ -77,8 +75,7 @@ def tensors_of(folder: Path, weights: Location) -> dict[str, TensorSpec]:
         files = [WEIGHTS]
     else:
         raise _no_weights(weights)
-    with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        headers = list(pool.map(lambda file: read_header(weights / file), files))
+    headers = at_once(lambda file: read_header(weights / file), files)
     tensors: dict[str, TensorSpec] = {}
     for spec in (spec for header in headers for spec in header if not _is_computed(spec.name)):
         if other := tensors.get(spec.name):

@@ -2,7 +2,6 @@
 
 import shutil
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from schemas.run.identity import fingerprint
 from workers.checkpoint.config_file import HUB_ERRORS, not_given, require_hub_id
 from workers.checkpoint.folder import WANTED, is_wanted
 from workers.storage.files import publish
-from workers.storage.places import IN_FLIGHT, download, identity_of, names_in, url_of
+from workers.storage.places import at_once, download, identity_of, names_in, url_of
 
 _UNWANTED = "consolidated*"  # a second copy of the weights, in another form
 
@@ -50,8 +49,7 @@ def _fetch_small(place: Url, fetched: Path) -> Path:
     wanted = [name for name in names_in(place) if _is_wanted(name)]
     if not wanted:
         raise CheckpointError(f"model {place}: no file there; check the URL and the credentials")
-    with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        versions = list(pool.map(lambda name: identity_of(place / name), wanted))
+    versions = at_once(lambda name: identity_of(place / name), wanted)
     folder = fetched / fingerprint([place, *zip(wanted, versions, strict=True)])
     if folder.is_dir():
         return folder

@@ -4,13 +4,12 @@ import contextlib
 import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from schemas.errors import CheckpointError, ConfigError
 from schemas.location import Location, Url
 from workers.checkpoint.headers import read_header
-from workers.storage.places import IN_FLIGHT, download, names_in, read_into, size_of
+from workers.storage.places import at_once, download, names_in, read_into, size_of
 
 UNASKED = 10**9  # bytes that a check may write to the temporary folder (TMPDIR) unasked
 _PART = 2**25  # bytes of a request
@@ -52,8 +51,7 @@ def at_hand(
 
 def stored_sha256(places: Mapping[str, Url]) -> dict[str, str]:
     """Return SHA-256 of stored files by name, several at a time, never a whole file in memory."""
-    with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        return dict(zip(places, pool.map(_sha256, places.values()), strict=True))
+    return dict(zip(places, at_once(_sha256, places.values()), strict=True))
 
 
 def _sha256(place: Url) -> str:

@@ -9,10 +9,10 @@ import contextlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import fsspec  # type: ignore[import-untyped]
 
@@ -20,7 +20,10 @@ from schemas.errors import CheckpointError, ConfigError, RunError, StorageError
 from schemas.location import Location, Url, locate
 from workers.storage.files import create_bytes, write_bytes
 
-IN_FLIGHT = 8  # requests at a time, per process
+T = TypeVar("T")
+R = TypeVar("R")
+
+_IN_FLIGHT = 8  # requests at a time, per process
 # Errors of the clients that are not OSErrors, by module; a module not loaded has raised none.
 _FAILURES = {
     "aiohttp": ("ClientError",),
@@ -29,6 +32,12 @@ _FAILURES = {
     "google.auth.exceptions": ("GoogleAuthError",),
 }
 _IDENTITIES = ("generation", "ETag", "etag")
+
+
+def at_once(call: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Return the results of a call on every item, in order, with several of them under way."""
+    with ThreadPoolExecutor(_IN_FLIGHT) as pool:
+        return list(pool.map(call, items))
 
 
 def place_of(name: str) -> Location:
@@ -120,8 +129,7 @@ def download(place: Url, names: list[str], folder: Path) -> None:
         with _opened(place / name) as (system, path):
             system.get_file(path, str(folder / name))
 
-    with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        list(pool.map(one, names))
+    at_once(one, names)
 
 
 def upload(path: Path, place: Url, mode: Literal["overwrite", "create"] = "overwrite") -> None:

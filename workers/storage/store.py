@@ -12,7 +12,6 @@ import re
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +25,7 @@ from schemas.run.identity import Record
 from workers.storage.files import link, sync
 from workers.storage.models import read_model
 from workers.storage.places import (
-    IN_FLIGHT,
+    at_once,
     create,
     download,
     files_below,
@@ -142,8 +141,7 @@ class Store:
         below = f"{prefix}/" if prefix else ""
         names = files_below(self.root / f"records/{prefix}".rstrip("/"))
         keys = sorted(f"{below}{n.removesuffix('.json')}" for n in names if n.endswith(".json"))
-        with ThreadPoolExecutor(IN_FLIGHT) as pool:
-            found = [record for record in pool.map(self._read, keys) if record is not None]
+        found = [record for record in at_once(self._read, keys) if record is not None]
         sizes = files_below(self.root / prefix if prefix else self.root) if found else {}
         for record in found:
             if sizes.get(record.file.removeprefix(below)) == record.bytes:
