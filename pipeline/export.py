@@ -20,14 +20,14 @@ from schemas.model.spec import DecoderSpec, Encoding, Factors
 from schemas.request.config import RunConfig
 from schemas.request.export import ExportConfig
 from schemas.result.export import Exported
-from schemas.result.manifest import Compression, Manifest
+from schemas.result.manifest import Compression
 from schemas.result.output import MatrixResult, OutputFile
 from schemas.run.identity import fingerprint
 from schemas.run.targets import matches
 from workers.checkpoint.config_file import read_config
 from workers.checkpoint.family import LOW_RANK, stock
 from workers.checkpoint.fetching import resolve
-from workers.checkpoint.names import COMPRESSION, CONFIG, MANIFEST, SUCCESS
+from workers.checkpoint.names import COMPRESSION, CONFIG, SUCCESS
 from workers.checkpoint.tensors import TensorReader
 from workers.model.inspection import inspect, inspect_decoder
 from workers.reencoding import (
@@ -134,7 +134,9 @@ def _refactored(source: _Source, staging: Path, factors: Factors, store: Store) 
     told = _described(source, rows, files, factors)
     write_text(staging / COMPRESSION, told.model_dump_json(indent=2) + "\n")
     write_card(staging, source.folder, _as_run(told), told)
-    _write_manifest(staging, source.told.manifest, factors)
+    old = source.told.manifest
+    identity = fingerprint([old.output, "exported", factors])
+    assemble.list_files(staging, identity, old.identities, old.base_files)
     (staging / SUCCESS).touch()
     return Exported(
         path=staging, parameters=told.parameters_after, nbytes=told.bytes_after, kept=kept
@@ -170,17 +172,6 @@ def _described(
             "matrices": tuple(rows.values()),
         }
     )
-
-
-def _write_manifest(staging: Path, old: Manifest, factors: Factors) -> None:
-    manifest = Manifest(
-        output=fingerprint([old.output, "exported", factors]),
-        identities=old.identities,
-        base_files=old.base_files,
-        versions=assemble.versions(),
-        files=assemble.checksums(staging, {}),
-    )
-    write_text(staging / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
 
 
 def _dense(source: _Source, staging: Path) -> Exported:

@@ -13,11 +13,11 @@ from pipeline.evaluate import local_folder
 from pipeline.export import rotate
 from pipeline.report.card import write_quantised_card
 from pipeline.request.preflight import require_apart
-from pipeline.stages.assemble import checksums, versions
+from pipeline.stages.assemble import list_files
 from pipeline.stages.publish import publish_output
 from schemas.errors import ConfigError
 from schemas.request.quantization import FEW_BITS, QuantizationConfig
-from schemas.result.manifest import Compression, Manifest
+from schemas.result.manifest import Compression
 from schemas.result.quantization import QuantisedLinear, Quantization
 from schemas.run.context import fitted
 from schemas.run.identity import Identities, fingerprint
@@ -207,12 +207,5 @@ def _seal(folder: Path, staging: Path, done: Quantization, compression: Compress
         changed = {"bytes_after": done.bytes_after, "scheme": done.scheme}
         text = compression.model_copy(update=changed).model_dump_json(indent=2) + "\n"
         write_text(staging / COMPRESSION, text)
-    manifest = Manifest(
-        output=identity,
-        identities=identities,
-        base_files=made_from,
-        versions=versions(),
-        files=checksums(staging, {}),
-    )
-    write_text(staging / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+    list_files(staging, identity, identities, made_from)
     return identity

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipeline.run import Run
@@ -16,7 +17,7 @@ from schemas.metrics import Metric
 from schemas.request.config import RunConfig
 from schemas.result.manifest import Compression, FileEntry, Manifest
 from schemas.result.output import MatrixResult, OutputFile
-from schemas.run.identity import Record
+from schemas.run.identity import Identities, Record
 from workers.actors.metrics import count
 from workers.checkpoint.config_file import read_config
 from workers.checkpoint.family import family, unquantised
@@ -163,31 +164,36 @@ def _cut_before(config: RunConfig, adopted: Compression) -> tuple[float, ...]:
 
 def write_manifest(output: Output) -> None:
     """Write manifest.json of all files staged so far, and of the weight files."""
-    weights = {}
+    run, weights = output.run, {}
     for name, key in output.weights.items():
-        record = _committed(output.run, key)
+        record = _committed(run, key)
         weights[name] = FileEntry(sha256=record.sha256, bytes=record.bytes)
-    manifest = Manifest(
-        output=output.identity,
-        identities=output.run.ids,
-        base_files=output.run.inputs.base_files,
-        versions=versions(),
-        files=checksums(output.staging, weights),
-    )
-    text = manifest.model_dump_json(indent=2) + "\n"
-    write_text(output.staging / MANIFEST, text)
+    list_files(output.staging, output.identity, run.ids, run.inputs.base_files, weights)
 
 
-def checksums(folder: Path, known: dict[str, FileEntry]) -> dict[str, FileEntry]:
-    """Return every file of a checkpoint except the manifest: those of `folder`, and weight files,
-    `known` from their records, which need not be in `folder`.
+def list_files(
+    folder: Path,
+    identity: str,
+    identities: Identities,
+    base_files: dict[str, str],
+    known: Mapping[str, FileEntry] = MappingProxyType({}),
+) -> None:
+    """Write manifest.json of the files of a folder, and of weight files that are `known` from their
+    records, which need not be there.
     """
     found = {
         path.name: FileEntry(sha256=file_sha256(path), bytes=path.stat().st_size)
         for path in folder.iterdir()
         if path.is_file() and path.name not in (*known, MANIFEST)
     }
-    return dict(sorted((found | known).items()))
+    manifest = Manifest(
+        output=identity,
+        identities=identities,
+        base_files=base_files,
+        versions=versions(),
+        files=dict(sorted({**found, **known}.items())),
+    )
+    write_text(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
 
 
 def versions() -> dict[str, str]:
