@@ -160,7 +160,7 @@ def _described(
 ) -> Compression:
     told = source.told.compression
     after = sum(row.parameters for row in rows.values())
-    parameters, nbytes = _size(files)
+    parameters, nbytes = assemble.size_of(files)
     return told.model_copy(
         update={
             "method": told.method | {"factors": factors},
@@ -184,17 +184,10 @@ def _dense(source: _Source, staging: Path) -> Exported:
     assemble.write_json(staging / CONFIG, stock(read_config(source.folder)))
     assemble.write_index(staging, files)
     inspect(staging)  # names and shapes are what its configuration says
-    parameters, nbytes = _size(files)
+    parameters, nbytes = assemble.size_of(files)
     told = source.told.compression
     write_dense_card(staging, source.folder, _as_run(told), told, parameters, nbytes)
     return Exported(path=staging, parameters=parameters, nbytes=nbytes)
-
-
-def _size(files: Sequence[OutputFile]) -> tuple[int, int]:
-    """Return parameters, without row orders, and bytes of weight files."""
-    tensors = [tensor for file in files for tensor in file.tensors]
-    values = [math.prod(one.shape) for one in tensors if not one.name.endswith(".order")]
-    return sum(values), sum(tensor.nbytes for tensor in tensors)
 
 
 def _as_run(told: Compression) -> RunConfig:

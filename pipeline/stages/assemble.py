@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
@@ -102,9 +102,15 @@ def write_index(folder: Path, files: list[OutputFile]) -> None:
     """Write which weight file holds each tensor, if there are several."""
     if len(files) > 1:
         weight_map = {tensor.name: file.name for file in files for tensor in file.tensors}
-        size = sum(tensor.nbytes for file in files for tensor in file.tensors)
-        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": size_of(files)[1]}, "weight_map": weight_map}
         write_json(folder / INDEX, index)
+
+
+def size_of(files: Iterable[OutputFile]) -> tuple[int, int]:
+    """Return parameters, without row orders, and bytes of weight files."""
+    tensors = [tensor for file in files for tensor in file.tensors]
+    values = [math.prod(one.shape) for one in tensors if not one.name.endswith(".order")]
+    return sum(values), sum(tensor.nbytes for tensor in tensors)
 
 
 def describe(output: Output) -> Compression:
@@ -113,7 +119,7 @@ def describe(output: Output) -> Compression:
     results = tuple(output.matrices.values())
     after = sum(result.parameters for result in results)
     before = sum(math.prod(tensor.shape) for tensor in spec.tensors)
-    written = [tensor for file in output.files.values() for tensor in file.tensors]
+    parameters, nbytes = size_of(output.files.values())
     nats = [result.nats for result in results]
     adopted = run.inputs.adopted
     return Compression(
@@ -131,11 +137,9 @@ def describe(output: Output) -> Compression:
         targeted_before=spec.targeted,
         targeted_after=after,
         parameters_before=before,
-        parameters_after=sum(
-            math.prod(tensor.shape) for tensor in written if not tensor.name.endswith(".order")
-        ),
+        parameters_after=parameters,
         bytes_before=sum(tensor.nbytes for tensor in spec.tensors),
-        bytes_after=sum(tensor.nbytes for tensor in written),
+        bytes_after=nbytes,
         nats=None if None in nats else sum(value or 0.0 for value in nats),
         rank_multiple=config.allocation.rank_multiple or 1,
         ratio_by=config.ratio_by,
