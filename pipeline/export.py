@@ -1,10 +1,11 @@
 """`svdllm export`: a finished checkpoint in another form, from its own files alone."""
 
+import contextlib
 import math
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -66,18 +67,25 @@ def export(config: ExportConfig) -> Exported:
         raise ConfigError(f"output {output} exists; name another folder, or empty it")
     source = _opened(resolve(config.checkpoint, None))
     require_apart(config.output.absolute(), source.folder, "checkpoint")
-    staging = output.with_name(f"{output.name}.{uuid.uuid4().hex}.tmp")
-    staging.mkdir(parents=True)
-    try:
+    with staged_beside(output) as staging:
         if config.factors is None:
             exported = _dense(source, staging)
         else:
             store = partial(as_factors, factors=config.factors)
             exported = _refactored(source, staging, config.factors, store)
         publish(staging, output)
+    return exported.model_copy(update={"path": output})
+
+
+@contextlib.contextmanager
+def staged_beside(output: Path) -> Iterator[Path]:
+    """Give a folder beside the output, which is removed at the end unless it was renamed."""
+    staging = output.with_name(f"{output.name}.{uuid.uuid4().hex[:12]}.tmp")
+    staging.mkdir(parents=True)
+    try:
+        yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return exported.model_copy(update={"path": output})
 
 
 def rotate(folder: Path, output: Path, seed: int, stay: Collection[str]) -> dict[Encoding, int]:

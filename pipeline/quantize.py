@@ -1,16 +1,13 @@
 """`svdllm quantize`: fewer bits for the linear layers of a checkpoint, compressed or not."""
 
 import contextlib
-import shutil
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from pipeline.evaluate import local_folder
-from pipeline.export import rotate
+from pipeline.export import rotate, staged_beside
 from pipeline.report.card import write_quantised_card
 from pipeline.request.preflight import require_apart
 from pipeline.stages.assemble import list_files
@@ -60,7 +57,7 @@ def quantize(config: QuantizationConfig) -> Quantization:
     if output.exists() and any(output.iterdir()):
         require_free(output)
         raise ConfigError(f"output {output} holds a checkpoint; name another folder, or remove it")
-    with contextlib.ExitStack() as copies, _staged(output) as staging:
+    with contextlib.ExitStack() as copies, staged_beside(output) as staging:
         folder = local_folder(config.checkpoint, copies)
         require_apart(output, folder, "checkpoint")
         done, identity = _write(config, folder, staging)
@@ -72,18 +69,6 @@ def quantize(config: QuantizationConfig) -> Quantization:
     return done
 
 
-@contextlib.contextmanager
-def _staged(output: Path) -> Iterator[Path]:
-    """Give a folder beside the output, which is removed at the end unless it was renamed."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staging = output.with_name(f"{output.name}.{uuid.uuid4().hex[:12]}.tmp")
-    staging.mkdir()
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
 def _write(config: QuantizationConfig, folder: Path, staging: Path) -> tuple[Quantization, str]:
     """Write all files of the quantised checkpoint; return what was done, and its identity."""
     there = [path.name for path in folder.iterdir() if path.is_file() and is_wanted(path.name)]
@@ -92,7 +77,7 @@ def _write(config: QuantizationConfig, folder: Path, staging: Path) -> tuple[Qua
     if config.scheme not in FEW_BITS or LOW_RANK not in read_config(folder):
         done, compression = _round(config, folder, staging, source_files)
     else:
-        with _staged(config.output.absolute()) as rotated:
+        with staged_beside(config.output.absolute()) as rotated:
             restated = rotate(folder, rotated, config.seed, config.ignore)
             done, compression = _round(config, rotated, staging, source_files)
         before = read_compression(folder).bytes_after
