@@ -29,6 +29,7 @@ from schemas.errors import (
     WorkerStartError,
 )
 from schemas.request.groups import ClusterConfig
+from workers.process.failures import first_line
 
 # What Ray raises when a process, or an object that it held, is gone: it died by itself or with its
 # node, or Ray's memory monitor killed it because the host ran out of memory.
@@ -98,7 +99,7 @@ def explained(error: RayError, what: str, timeout_s: float) -> CompressorError:
     if isinstance(cause, RuntimeEnvSetupError):
         reason = " ".join((cause.error_message or "for no reason that Ray gives").split())[-500:]
         return WorkerStartError(f"{what}: its runtime environment could not be set up: {reason}")
-    why = f"{type(cause).__name__}: {_first_line(cause)}"
+    why = f"{type(cause).__name__}: {first_line(cause)}"
     if isinstance(cause, _GONE):
         return WorkerDiedError(f"{what}: a worker died ({why})")
     for kind, remedy in _REMEDIES.items():
@@ -110,11 +111,7 @@ def explained(error: RayError, what: str, timeout_s: float) -> CompressorError:
 def _raised(error: RayActorError) -> str:
     """Return what the actor's code raised, taken from the traceback text that Ray gives."""
     lines: list[str] = _RAISED.findall(str(error))
-    return lines[-1] if lines else _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return lines[-1] if lines else first_line(error)
 
 
 _START_TIMEOUT_S = 600.0

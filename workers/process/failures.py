@@ -78,12 +78,12 @@ def explained(error: BaseException, what: str, place: Location) -> CompressorErr
         )
     if found == "device memory":
         return WorkerError(
-            f"{what}: out of device memory ({_first_line(error)}); plan with fewer layers a worker "
+            f"{what}: out of device memory ({first_line(error)}); plan with fewer layers a worker "
             "(--set cluster.shard_layers=N), or stop what else is on that device"
         )
     if found == "host memory":
         return WorkerError(
-            f"{what}: out of host memory ({_first_line(error)}); use fewer workers a node, or "
+            f"{what}: out of host memory ({first_line(error)}); use fewer workers a node, or "
             "fewer layers a worker (--set cluster.shard_layers=N)"
         )
     return None
@@ -138,7 +138,7 @@ def guarded(
             except (RuntimeError, MemoryError, OSError) as error:
                 what = _called(method.__name__, args)
                 if failure(error) == "device":
-                    _end_process(f"{what}: {_first_line(error)}")
+                    _end_process(f"{what}: {first_line(error)}")
                 if (found := explained(error, what, worker.place)) is None:
                     raise
                 raise found from error
@@ -164,5 +164,6 @@ def _name(value: object) -> str:
     return str(getattr(value, "name", value)) if not isinstance(value, torch.Tensor) else "rows"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its name if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
