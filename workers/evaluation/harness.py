@@ -1,7 +1,6 @@
 """Tasks of lm-eval (EleutherAI's evaluation harness), on models that this program loads itself."""
 
 import contextlib
-import gc
 import importlib.metadata
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,8 +11,6 @@ from itertools import islice
 from time import perf_counter
 from typing import Any, NamedTuple
 
-import torch
-
 from schemas.errors import ConfigError, TextError
 from schemas.request.evaluation import EvaluationConfig, TasksConfig
 from schemas.result.tasks import TaskResult
@@ -21,6 +18,7 @@ from schemas.run.identity import fingerprint
 from workers.checkpoint.fetching import resolve
 from workers.evaluation.task_results import as_json, group_result, row_of, task_result
 from workers.model.loading import load_model, load_tokenizer
+from workers.process.devices import free_cached
 
 _MEANING = 1  # raised whenever a kept result changes its meaning
 _LIBRARIES = ("lm_eval", "torch", "transformers", "tokenizers")
@@ -138,9 +136,7 @@ def run_job(job: Job, harness: Harness | None = None) -> Iterator[TaskResult]:
             yield harness.run(lm, name, job.name)
     finally:
         del lm
-        gc.collect()  # parts of a model may refer to one another
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_cached()  # parts of a model may refer to one another
 
 
 def _language_model(folder: Any, config: EvaluationConfig) -> Any:

@@ -1,6 +1,5 @@
 """Perplexity by the field's protocol, and the other figures of one model's evaluation."""
 
-import gc
 import math
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from schemas.request.evaluation import EvaluationConfig
 from schemas.result.evaluation import ModelEvaluation
 from workers.evaluation.continuations import sample, written
 from workers.model.loading import load_model, parameters_of
+from workers.process.devices import free_cached
 from workers.repetition import generation_of
 
 _POSITIONS = 256  # positions whose float32 logits and log-probabilities exist at once
@@ -98,9 +98,7 @@ def evaluate_checkpoint(
     try:
         return _measure(name, folder, windows, tokenizer, config)
     finally:
-        gc.collect()  # parts of a model may refer to one another
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_cached()  # parts of a model may refer to one another
 
 
 def _measure(
