@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.evaluate import local_folder, on_every_node, require_no_urls
+from pipeline.evaluate import local_folder, require_no_urls
 from schemas.errors import ConfigError
 from schemas.request.bench import BenchConfig, Workload
 from schemas.request.groups import NumericsConfig
 from schemas.result.bench import BenchedModel, BenchReport, Served, Timing
 from workers.checkpoint.config_file import read_config
 from workers.checkpoint.family import context_of
+from workers.checkpoint.source import on_every_node
 from workers.evaluation.perplexity import stored
 from workers.process.cores import available_cores
 from workers.serving.process import Job, Measured, ModelProcess, measure_alone

@@ -49,12 +49,6 @@ def local_folder(name: str, copies: contextlib.ExitStack) -> Path:
     return folder
 
 
-def on_every_node(name: str, folder: Path) -> tuple[str, str | None]:
-    """Return the folder, or the hub id and its revision, by which any node finds a model."""
-    local = url_of(name) or Path(name).expanduser().is_dir()
-    return (str(folder.absolute()), None) if local else (name, folder.name)
-
-
 def require_no_urls(names: Sequence[str], setting: str) -> None:
     """Raises ConfigError if models for all nodes are in an object store, where none has a copy."""
     if urls := [name for name in names if url_of(name)]:

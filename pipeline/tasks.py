@@ -11,11 +11,12 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
-from pipeline.evaluate import evaluate, local_folder, on_every_node, require_no_urls
+from pipeline.evaluate import evaluate, local_folder, require_no_urls
 from schemas.errors import ConfigError
 from schemas.request.evaluation import EvaluationConfig
 from schemas.result.tasks import TaskReport, TaskResult
 from schemas.run.identity import fingerprint
+from workers.checkpoint.source import on_every_node
 from workers.evaluation.harness import Harness, Job, run_job
 from workers.evaluation.task_results import rows
 from workers.model.loading import device_of

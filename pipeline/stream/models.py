@@ -7,9 +7,9 @@ import torch
 
 from schemas.request.evaluation import EvaluationConfig
 from workers.checkpoint.own_code import may_run_code
-from workers.checkpoint.source import Source
+from workers.checkpoint.source import Source, on_every_node
 from workers.model.inspection import inspect_decoder
-from workers.storage.places import size_of, url_of
+from workers.storage.places import size_of
 from workers.storage.tensorfile import NAMES
 
 
@@ -36,7 +36,4 @@ def model_of(name: str, folder: Path, config: EvaluationConfig) -> Model:
         dtype = next(tensor.dtype for tensor in spec.tensors if tensor.role == "embedding")
     else:
         dtype = NAMES[getattr(torch, config.dtype)]
-    if url_of(name) or Path(name).expanduser().is_dir():  # a URL has been copied to `folder`
-        return Model(name, folder, Source(str(folder), None, spec, dtype))
-    # The commit that a hub id stands for now.
-    return Model(name, folder, Source(name, folder.name, spec, dtype))
+    return Model(name, folder, Source(*on_every_node(name, folder), spec, dtype))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from schemas.model.spec import DecoderSpec
+from workers.storage.places import url_of
 
 
 class Source(NamedTuple):
@@ -18,3 +19,11 @@ class Source(NamedTuple):
     spec: DecoderSpec
     dtype: str
     fetched: Path | None = None
+
+
+def on_every_node(name: str, folder: Path) -> tuple[str, str | None]:
+    """Return the folder, or the hub id and the commit that it stands for now, by which any node
+    finds a model; a URL has been copied to the folder.
+    """
+    local = url_of(name) or Path(name).expanduser().is_dir()
+    return (str(folder.absolute()), None) if local else (name, folder.name)
