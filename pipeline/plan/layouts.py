@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from pipeline.plan.footprint import Costs
 from schemas.errors import ConfigError
-from schemas.run.plan import ClusterSpec, LayerRange, WorkerMemory
+from schemas.run.plan import ClusterSpec, LayerRange, RecoveryMemory, WorkerMemory
 
 USABLE = 0.9  # of a GPU's memory: the CUDA context, its libraries and fragmentation take the rest
 
@@ -64,7 +64,7 @@ def usable(cluster: ClusterSpec) -> int:
     return int(cluster.device_memory * (USABLE if cluster.on_gpu else 1))
 
 
-def fits(memory: WorkerMemory, cluster: ClusterSpec) -> bool:
+def fits(memory: WorkerMemory | RecoveryMemory, cluster: ClusterSpec) -> bool:
     """Whether a worker has room; on the CPU, device and host share one memory."""
     if cluster.on_gpu:
         return memory.device <= usable(cluster) and memory.host <= cluster.host_memory

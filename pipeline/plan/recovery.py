@@ -2,7 +2,7 @@
 
 from pipeline.plan.devices import Rates
 from pipeline.plan.footprint import PROCESS_BYTES, SAVED_BYTES, Costs
-from pipeline.plan.layouts import USABLE
+from pipeline.plan.layouts import fits, usable
 from pipeline.plan.work import Work
 from schemas.errors import ConfigError
 from schemas.run.plan import ClusterSpec, RecoveryMemory, StageCost
@@ -53,9 +53,9 @@ def recovery_memory(costs: Costs, cluster: ClusterSpec) -> RecoveryMemory:
         choices = [False]
     for offload in choices:
         found = memory(costs, cluster.workers, offload)
-        if not _lacks(found, cluster):
+        if fits(found, cluster):
             fewer = (memory(costs, count, offload) for count in range(1, cluster.workers))
-            least = next((one.least_workers for one in fewer if not _lacks(one, cluster)), None)
+            least = next((one.least_workers for one in fewer if fits(one, cluster)), None)
             return found.model_copy(update={"least_workers": least or cluster.workers})
     raise ConfigError(
         f"recovery needs {_needs(found, cluster)} of each of {cluster.workers} workers; "
@@ -63,17 +63,11 @@ def recovery_memory(costs: Costs, cluster: ClusterSpec) -> RecoveryMemory:
     )
 
 
-def _lacks(found: RecoveryMemory, cluster: ClusterSpec) -> bool:
-    if not cluster.on_gpu:
-        return found.device + found.host > cluster.device_memory
-    return found.device > cluster.device_memory * USABLE or found.host > cluster.host_memory
-
-
 def _needs(found: RecoveryMemory, cluster: ClusterSpec) -> str:
     if not cluster.on_gpu:
         have = cluster.device_memory / _GB
         return f"about {(found.device + found.host) / _GB:,.1f} GB (there are {have:,.1f})"
-    device, host = cluster.device_memory * USABLE / _GB, cluster.host_memory / _GB
+    device, host = usable(cluster) / _GB, cluster.host_memory / _GB
     return (
         f"about {found.device / _GB:,.1f} GB of device memory (there are {device:,.1f}) and "
         f"{found.host / _GB:,.1f} GB of host memory (there are {host:,.1f})"
@@ -86,7 +80,7 @@ def _advice(costs: Costs, cluster: ClusterSpec, choices: list[bool]) -> str:
     """
 
     def hold(workers: int) -> bool:
-        return any(not _lacks(memory(costs, workers, o), cluster) for o in choices)
+        return any(fits(memory(costs, workers, offload), cluster) for offload in choices)
 
     low, high = cluster.workers, cluster.workers * 2
     while not hold(high):

@@ -1,9 +1,7 @@
 """Operations, bytes and seconds of every stage of a run.
 
-Operations are counted as the code does them: a product (a, b) (b, c) is 2 a b c, a symmetric
-eigenproblem with vectors 9 n^3, Cholesky n^3 / 3, a thin SVD (m, n) 6 m n^2 + 20 n^3 (Golub and Van
-Loan, 8.6), n the smaller side. Attention's own products are left out: at 2,048 tokens, 2 % of a
-70B's.
+Operations are counted as in flops.py. Attention's own products are left out: at 2,048 tokens, 2 %
+of a 70B's.
 """
 
 from collections.abc import Callable
