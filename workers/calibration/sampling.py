@@ -29,11 +29,8 @@ def fisher_gradient(
     float32 from hidden states (1, tokens, hidden), through `wide_product`; they exist for 256
     tokens at a time, and their gradient is written as softmax - onehot instead of differentiated.
     """
-    parts = [
-        _chunk_gradient(part, tail, part_noise)
-        for part, part_noise in zip(_chunks(hidden), _chunks(noise), strict=True)
-    ]
-    return torch.cat(parts)
+    chunks = zip(torch.split(hidden, _CHUNK), torch.split(noise, _CHUNK), strict=True)
+    return torch.cat([_chunk_gradient(part, tail, its_noise) for part, its_noise in chunks])
 
 
 def wide_product(
@@ -57,10 +54,6 @@ class _WideProduct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (head,) = ctx.saved_tensors
         return gradient.to(head.dtype) @ head, None
-
-
-def _chunks(rows: Tensor) -> list[Tensor]:
-    return [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
 
 
 def _chunk_gradient(hidden: Tensor, tail: Callable[[Tensor], Tensor], noise: Tensor) -> Tensor:
