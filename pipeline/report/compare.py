@@ -117,14 +117,10 @@ def _curve(runs: Sequence[Reported]) -> Figure | None:
         labels = ["" if series and not point.x else f"{point.y:.2f}" for point in points]
         series.append(plots.Series(name, points, labels))
         rows += [(name, wording.share(point.x / 100), f"{point.y:.2f}") for point in points]
-    gist = " ".join(f"{one.name}: {_said(one.points)}." for one in series)
+    gist = plots.said(series)
     drawing = plots.curves(series, "parameters removed, per cent", "perplexity", f"Curve. {gist}")
     table = Table("Perplexity by what was removed", ("line", "removed", "perplexity"), rows)
     return Figure("curve", gist, [drawing], table)
-
-
-def _said(points: Sequence[plots.Point]) -> str:
-    return ", ".join(f"{point.y:.2f} at {point.x:.0f}{wording.PER_CENT}" for point in points)
 
 
 def _text(run: Reported) -> str:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from pipeline.report.svg import Scale, around, axes, drawing, line, tag, text
+from pipeline.report.wording import PER_CENT
 
 _MARKS = 4  # shapes of points
 _DEPTHS = 5  # shades of lines
@@ -93,6 +94,15 @@ def curves(series: Sequence[Series], x_title: str, y_title: str, label: str) -> 
             names.append(text(x(point.x) + right, y(point.y) + down, name, "named", anchor))
     legend = _legend([one.name for one in series], columns=1)
     return drawing(460, top + 266, label, [*drawn, *names, *legend])
+
+
+def said(series: Sequence[Series]) -> str:
+    """Put curves over a share, in per cent, into words."""
+    found = (
+        (one.name, ", ".join(f"{point.y:.2f} at {point.x:.0f}{PER_CENT}" for point in one.points))
+        for one in series
+    )
+    return " ".join(f"{name}: {points}." for name, points in found)
 
 
 def _mark(kind: int, x: float, y: float, tip: str) -> Markup:

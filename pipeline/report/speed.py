@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median_high
 
 from pipeline.report import plots, wording
 from pipeline.report.figures import Figure, Table
@@ -27,10 +28,8 @@ def bench_page(report: BenchReport) -> str:
 
 
 def _setting(report: BenchReport) -> str:
-    compiled = ", compiled" if report.compiled else ""
-    threads = f", {report.threads} threads" if report.device == "cpu" else ""
     turns = "models in turn" if report.in_turn else "each model alone on a worker"
-    return f"{report.engine}{compiled}, {report.dtype}, {report.device}{threads}; {turns}"
+    return f"{report.setting}; {turns}"
 
 
 def _figure(report: BenchReport, speed: str) -> Figure:
@@ -52,12 +51,7 @@ def _figure(report: BenchReport, speed: str) -> Figure:
 
 def speed_figure(name: str, title: str, series: Sequence[plots.Series]) -> Figure:
     """Draw how many times the speed of a base goes with per cent removed of its parameters."""
-    gist = " ".join(
-        f"{one.name}: "
-        + ", ".join(f"{point.y:.2f} at {point.x:.0f}{wording.PER_CENT}" for point in one.points)
-        + "."
-        for one in series
-    )
+    gist = plots.said(series)
     rows = [
         (one.name, point.tip, wording.share(point.x / 100), f"{point.y:.2f}")
         for one in series
@@ -73,9 +67,9 @@ def _table(report: BenchReport) -> Table:
         (
             Path(model.name).name,
             _workload(load),
-            f"{_middle(load.first_token_s):.3f}",
-            f"{_middle(load.prefill):,.0f}",
-            f"{_middle(load.decode):,.1f}",
+            f"{median_high(load.first_token_s):.3f}",
+            f"{median_high(load.prefill):,.0f}",
+            f"{median_high(load.decode):,.1f}",
             f"{model.load_s:.1f}",
             wording.size(model.peak_bytes) if model.peak_bytes else wording.figure(None),
         )
@@ -89,7 +83,3 @@ def _table(report: BenchReport) -> Table:
 def _workload(served: Served) -> str:
     load = served.workload
     return f"{load.batch} × ({load.prompt_tokens} + {load.new_tokens}) tokens"
-
-
-def _middle(figures: Sequence[float]) -> float:
-    return sorted(figures)[len(figures) // 2]

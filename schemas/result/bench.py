@@ -68,6 +68,13 @@ class BenchReport(Schema):
     )
     models: tuple[BenchedModel, ...] = Field(min_length=1)
 
+    @property
+    def setting(self) -> str:
+        """What served, in which dtype, and where."""
+        compiled = ", compiled" if self.compiled else ""
+        threads = f", {self.threads} threads" if self.device == "cpu" else ""
+        return f"{self.engine}{compiled}, {self.dtype}, {self.device}{threads}"
+
 
 def over(figures: tuple[float, ...], others: tuple[float, ...]) -> float:
     """Return the median over the rounds of a figure over the other one of the same round."""

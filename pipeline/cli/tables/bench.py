@@ -15,9 +15,7 @@ from schemas.result.bench import BenchedModel, BenchReport, Served, over
 def bench_table(report: BenchReport) -> RenderableType:
     """One column per model, with each figure over that of the first one; a block per workload."""
     first = report.models[0]
-    compiled = ", compiled" if report.compiled else ""
-    threads = f", {report.threads} threads" if report.device == "cpu" else ""
-    table = Table(title=f"{report.engine}{compiled}, {report.dtype}, {report.device}{threads}")
+    table = Table(title=report.setting)
     table.add_column()
     for model in report.models:
         name = Text(printable(Path(model.name).name))  # Text: a name is not markup
