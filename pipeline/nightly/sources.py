@@ -7,13 +7,13 @@ commits. No clock is used.
 import re
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.hf_api import RepoFile
 
 from schemas.errors import CheckpointError, ConfigError
-from schemas.location import Location, Url, locate
+from schemas.location import Url, locate
 from schemas.printable import is_unicode
 from schemas.run.identity import fingerprint
 from workers.checkpoint.config_file import HUB_ERRORS, not_given, read_config, require_hub_id
@@ -28,6 +28,7 @@ from workers.storage.places import at_once, exists, folders_in, identity_of, nam
 _IDLE = ("generation_config.json", "trainer_state.json", "README.md")
 _IN_THE_MAKING = re.compile(r"[._]|tmp|.*[._-]tmp$", re.IGNORECASE)  # names of folders
 _BRANCH, _EVERY = "main", "*"
+P = TypeVar("P", Path, Url)
 
 
 class Checkpoint(NamedTuple):
@@ -74,11 +75,11 @@ def natural(name: str) -> str:
     return re.sub(r"\d+", lambda digits: digits[0].zfill(20), name)
 
 
-class _Below(Source):
+class _Below(Source, Generic[P]):
     """Checkpoints in the folders below a place."""
 
-    def __init__(self, place: Location) -> None:
-        self._place = place
+    def __init__(self, place: P) -> None:
+        self._place: P = place
 
     def found(self) -> list[Checkpoint]:
         if exists(self._place / CONFIG):
@@ -108,15 +109,11 @@ class _Below(Source):
         return [file for file in there if is_wanted(file) and file not in _IDLE]
 
 
-class _Folder(_Below):
+class _Folder(_Below[Path]):
     """Identified by SHA-256; read again if a size, a time or an inode has changed."""
 
-    def __init__(self, place: Path) -> None:
-        super().__init__(place)
-        self._root = place
-
     def stamp(self, checkpoint: Checkpoint) -> str | None:
-        folder, facts = self._root / checkpoint.name, []
+        folder, facts = self._place / checkpoint.name, []
         try:
             for name in self._files(checkpoint.name):
                 stat = (folder / name).stat()
@@ -126,23 +123,19 @@ class _Folder(_Below):
         return fingerprint(facts) if facts else None
 
     def content(self, checkpoint: Checkpoint) -> str:
-        folder = self._root / checkpoint.name
+        folder = self._place / checkpoint.name
         if not is_unicode(checkpoint.name):
             raise CheckpointError(f"{folder}: its name is not UTF-8; rename the folder")
         _require_complete(folder, None)
         return fingerprint(sha256_of(folder, self._files(checkpoint.name)))
 
 
-class _Stored(_Below):
+class _Stored(_Below[Url]):
     """Identified by what the store says of each file, without reading any."""
-
-    def __init__(self, place: Url) -> None:
-        super().__init__(place)
-        self._url = place
 
     def stamp(self, checkpoint: Checkpoint) -> str | None:
         names = self._files(checkpoint.name)
-        url = self._url / checkpoint.name
+        url = self._place / checkpoint.name
         try:
             versions = at_once(lambda name: identity_of(url / name), names)
         except FileNotFoundError:  # it is changing
@@ -150,7 +143,7 @@ class _Stored(_Below):
         return fingerprint(dict(zip(names, versions, strict=True))) if names else None
 
     def content(self, checkpoint: Checkpoint) -> str:
-        url = self._url / checkpoint.name
+        url = self._place / checkpoint.name
         _require_complete(resolve(url, None, Path.home() / ".cache" / "svdllm"), url)
         return self.stamp(checkpoint) or ""
 
