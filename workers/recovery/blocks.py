@@ -17,6 +17,7 @@ from torch.optim import AdamW
 from schemas.request.recovery import RefinementConfig
 from workers.model.carving import Carved
 from workers.recovery.models import Student
+from workers.recovery.objectives import relative_distance
 from workers.recovery.text import Text
 
 
@@ -142,8 +143,7 @@ class Refinement:
 
 
 def relative_error(found: Tensor, target: Tensor) -> Tensor:
-    """Return the squared distance of hidden states from a target, relative to its own square; the
-    few positions of large norm at the start of a text do not outweigh the others.
+    """Return the mean relative distance: the few positions of large norm at the start of a text do
+    not outweigh the others.
     """
-    distance = (found.float() - target.float()).square().sum(-1)
-    return (distance / target.float().square().sum(-1)).mean()
+    return relative_distance(found, target).mean()

@@ -64,8 +64,13 @@ def token_loss(tails: Tails, chunk: Chunk) -> Tensor:
 
 def hidden_distance(_tails: Tails, chunk: Chunk) -> Tensor:
     """Return the squared distance of the hidden states, relative to the base's."""
-    target = chunk.taught.float()
-    return (chunk.student.float() - target).square().sum(-1) / target.square().sum(-1)
+    return relative_distance(chunk.student, chunk.taught)
+
+
+def relative_distance(found: Tensor, target: Tensor) -> Tensor:
+    """Return the squared distance of hidden states from a target, over the target's own square."""
+    wide = target.float()
+    return (found.float() - wide).square().sum(-1) / wide.square().sum(-1)
 
 
 LOSSES: Mapping[Objective, Loss] = {
