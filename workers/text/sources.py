@@ -41,8 +41,8 @@ _USUAL: Mapping[Split, Part] = MappingProxyType(
 class HubText(NamedTuple):
     """A hub dataset at a commit, or at what a branch stands for when it is read.
 
-    `field` has the text or conversation of a row; None: it is found by its name. Empty rows are
-    left out unless the convention is to join all rows.
+    `field` has the text or conversation of a row; None: it is found by its name. Documents are
+    joined with `separator`. Empty rows are left out unless the convention is to join all rows.
     """
 
     repo: str
@@ -159,11 +159,6 @@ def commit_of(source: str) -> str | None:
         return HfApi().dataset_info(text.repo, revision=text.revision).sha
     except HUB_ERRORS as error:
         raise not_read(f"hub dataset {text.repo}", error) from error
-
-
-def separator_of(source: str) -> str:
-    """Return the separator between the documents of a source when they are joined."""
-    return hub_text(source).separator
 
 
 def evaluation_source(asked: str | None, calibration: str) -> str | None:

@@ -15,7 +15,7 @@ from workers.process.logs import log
 from workers.text.documents import iter_documents
 from workers.text.rendering import Rendering
 from workers.text.rows import Document
-from workers.text.sources import Split, commit_of, hub_text, separator_of
+from workers.text.sources import Split, commit_of, hub_text
 
 _CHARACTERS_PER_TOKEN = 5  # a first guess for how much of a stream to read; English is near it
 _SPARE_TOKENS = 32  # extra tokens to read: the last tokens before a cut can differ
@@ -41,12 +41,13 @@ def read_text(
 
     With `at_least`, it is read as far as `tokenize` says. Raises TextError as `iter_documents`.
     """
-    rendering = Rendering(tokenizer, hub_text(source).joins_empty)
+    text = hub_text(source)
+    rendering = Rendering(tokenizer, text.joins_empty)
     if documents is None:
         commit = commit_of(source)
         split: Split = "evaluation" if use == "evaluation" else "calibration"
         documents = iter_documents(source, split, commit)
-    tokens = tokenize(rendering(documents), tokenizer, separator_of(source), at_least)
+    tokens = tokenize(rendering(documents), tokenizer, text.separator, at_least)
     return Text(tokens, rendering.facts(source, use, commit))
 
 

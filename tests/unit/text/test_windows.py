@@ -18,7 +18,7 @@ from tests.prose import prose
 from workers.text import windows as text
 from workers.text.documents import iter_documents
 from workers.text.rows import Document
-from workers.text.sources import Split, separator_of
+from workers.text.sources import Split, hub_text
 
 SPLITS: tuple[Split, ...] = ("calibration", "evaluation")
 
@@ -274,4 +274,5 @@ def test_tokenizers_must_agree(tmp_path: Path, tokenizer: PreTrainedTokenizerFas
 
 
 def test_separators() -> None:
-    assert [separator_of(name) for name in ("wikitext2", "c4", "a.jsonl")] == ["\n\n", " ", "\n\n"]
+    found = [hub_text(name).separator for name in ("wikitext2", "c4", "a.jsonl")]
+    assert found == ["\n\n", " ", "\n\n"]
