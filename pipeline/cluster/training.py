@@ -49,7 +49,7 @@ def train(job: Job, inputs: Inputs, progress: Progress) -> None:
     fit = _Fit(_trainer(job, reports), reports)
     layers = job.spec.layers if job.config.refinement.enabled else 0
     steps = job.config.recovery.steps(len(text.windows)) if job.config.recovery.enabled else 0
-    tokens: int | None = None
+    tokens = 0
     with progress.stage("recover", layers + steps, "steps") as stage:
         for event in fit.events():
             if isinstance(event, Refined):
@@ -58,8 +58,8 @@ def train(job: Job, inputs: Inputs, progress: Progress) -> None:
             progress.note(_said(event))
             done = layers + event.step if event.step else stage.done
             if done > stage.done:  # else a worker was lost, and training went back
-                stage.advance(done - stage.done, event.tokens - (tokens or 0))
-            tokens = max(tokens or 0, event.tokens)
+                stage.advance(done - stage.done, event.tokens - tokens)
+            tokens = max(tokens, event.tokens)
     fit.require()
     found = recovery_of(store, job.identity)
     if found is None:
