@@ -16,7 +16,7 @@ from schemas.model.dtypes import STORED
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 from schemas.run.identity import fingerprint
 from workers.checkpoint.source import Source
-from workers.checkpoint.verify import generations_of, samples_of
+from workers.checkpoint.verify import written_in
 from workers.evaluation.continuations import PROMPTS
 from workers.model.inspection import inspect_decoder
 from workers.storage.models import read_model
@@ -29,13 +29,14 @@ def evaluate(output: Output) -> None:
     """
     if output.run.inputs.evaluation is None:
         return
-    scored = score(output)
-    wrote = zip(samples_of(output.checks), generations_of(output.checks), strict=True)
+    scored, written = score(output), written_in(output.checks)
     models = tuple(
-        model.model_copy(update={"sample": sample, "generation": generation})
-        for model, (sample, generation) in zip(scored.models, wrote, strict=True)
+        model.model_copy(
+            update={"sample": check and check.detail, "generation": check and check.generation}
+        )
+        for model, check in zip(scored.models, written, strict=True)
     )
-    prompts = PROMPTS if any(generations_of(output.checks)) else ()
+    prompts = PROMPTS if any(model.generation for model in models) else ()
     output.evaluation = scored.model_copy(update={"prompts": prompts, "models": models})
 
 

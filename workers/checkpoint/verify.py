@@ -10,7 +10,6 @@ from typing import Any
 
 from schemas.errors import CheckpointError, VerificationError
 from schemas.location import Url
-from schemas.result.evaluation import Generation
 from schemas.result.manifest import Check, Manifest
 from workers.checkpoint.config_file import read_config
 from workers.checkpoint.family import LOW_RANK
@@ -72,19 +71,10 @@ def verify_checkpoint(
     return checks + _clean_process(arguments, limit_s)
 
 
-def samples_of(checks: list[Check]) -> tuple[str | None, str | None]:
-    """Return what base and result wrote when they were loaded; None for one that was not loaded."""
-    base, result = _wrote(checks)
-    return (base.detail if base else None), (result.detail if result else None)
-
-
-def generations_of(checks: list[Check]) -> tuple[Generation | None, Generation | None]:
-    """Return the figures of all texts that base and result wrote; None for one that wrote none."""
-    base, result = _wrote(checks)
-    return (base.generation if base else None), (result.generation if result else None)
-
-
-def _wrote(checks: list[Check]) -> tuple[Check | None, Check | None]:
+def written_in(checks: list[Check]) -> tuple[Check | None, Check | None]:
+    """Return the checks in which base and result wrote texts; None for one that was not loaded. The
+    `detail` of each is a sample, its `generation` the figures of all texts, if there were more.
+    """
     passed = {check.name: check for check in checks if check.passed}
     base, result = (passed.get(name) for name in _SAMPLES)
     return base, result
