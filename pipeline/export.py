@@ -40,7 +40,7 @@ from workers.reencoding import (
     with_bias,
     write_weights,
 )
-from workers.storage.files import publish, write_text
+from workers.storage.files import publish, write_json, write_text
 from workers.truncation.encoding import Stored
 
 Store = Callable[[Cut, dict[str, Tensor]], Stored | None]
@@ -189,7 +189,7 @@ def _dense(source: _Source, staging: Path) -> Exported:
 
     files = write_weights(staging, source.spec, source.reader, source.cuts, restate)
     assemble.copy_beside(staging, source.folder)
-    assemble.write_json(staging / CONFIG, stock(read_config(source.folder)))
+    write_json(staging / CONFIG, stock(read_config(source.folder)))
     assemble.write_index(staging, files)
     inspect(staging)  # names and shapes are what its configuration says
     parameters, nbytes = assemble.size_of(files)

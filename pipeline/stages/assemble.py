@@ -1,13 +1,11 @@
 """Assemble: everything beside the weights that a load needs, and their description."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from pipeline.run import Run
 from pipeline.stages.output import Output
@@ -25,7 +23,7 @@ from workers.checkpoint.names import COMPRESSION, CONFIG, INDEX, MANIFEST
 from workers.checkpoint.own_code import shipped
 from workers.process.logs import about_matrices
 from workers.recovery.job import recovery_of
-from workers.storage.files import copy, file_sha256, write_text
+from workers.storage.files import copy, file_sha256, write_json, write_text
 from workers.storage.moments import fallbacks_of
 
 _COPIED: tuple[str, ...] = (
@@ -209,11 +207,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:  # svdllm itself, when run from a bare working directory
             found[package] = "not installed"
     return found
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file as people read it."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def _calibration_fallbacks(run: Run) -> list[str]:

@@ -1,6 +1,5 @@
 """The files of a quantised checkpoint: weights one file at a time, and config.json."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 from workers.checkpoint.contents import weight_map
 from workers.checkpoint.names import CONFIG, INDEX
 from workers.checkpoint.strict_json import parse
-from workers.storage.files import write_text
+from workers.storage.files import write_json
 from workers.storage.tensorfile import entries, write_tensors
 
 Store = Callable[[str, Tensor], Mapping[str, Tensor]]
@@ -52,7 +51,7 @@ def write_weights(
         sizes |= {name: tensor.nbytes for name, tensor in content.items()}
     if listed:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
-        write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
+        write_json(folder / INDEX, index)
     return before, sum(sizes.values())
 
 
@@ -82,4 +81,4 @@ def write_config(
         "version": compressed_tensors.__version__,
         **quantization.model_dump(mode="json"),
     }
-    write_text(folder / CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / CONFIG, config)

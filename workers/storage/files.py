@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import uuid
@@ -28,6 +29,11 @@ def sha256_of(folder: Path, names: list[str]) -> dict[str, str]:
 def write_text(path: Path, text: str) -> None:
     """Replace a small text file atomically and durably."""
     write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: object) -> None:
+    """Do the same with JSON as people read it."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def copy(source: Path, path: Path) -> None:
