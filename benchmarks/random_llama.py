@@ -34,12 +34,12 @@ def save_random_llama(folder: Path, hidden: int, layers: int, **overrides: Any) 
     return folder
 
 
-def save_with_tokenizer(folder: Path, hidden: int, layers: int, **overrides: Any) -> Path:
+def save_with_tokenizer(folder: Path, hidden: int, layers: int) -> Path:
     """The same with the tokenizer of the demo model, which is fetched beside `folder`."""
     demo = fetch_model(folder.parent / "SmolLM2-135M-Instruct")
     tokenizer = load_tokenizer(demo, trust_remote_code=False)
     tokenizer.save_pretrained(folder)
-    return save_random_llama(folder, hidden, layers, vocab_size=len(tokenizer), **overrides)
+    return save_random_llama(folder, hidden, layers, vocab_size=len(tokenizer))
 
 
 def on_random_llama(

@@ -174,7 +174,7 @@ def _try(run: Run, ratio: float) -> EvaluationReport:
     return found
 
 
-def make_output(run: Run, ratio: float, budget: BudgetResult | None = None) -> OutputResult | Job:
+def make_output(run: Run, ratio: float, budget: BudgetResult | None) -> OutputResult | Job:
     """Allocate, truncate, write, assemble, verify, evaluate, present and publish one checkpoint;
     stop after truncation if its factors are to be trained, and are not yet.
 

@@ -53,7 +53,7 @@ def evaluate_streamed(
     folders: Sequence[Path],
     windows: Tensor,
     config: EvaluationConfig,
-    scorers: Scorers | None = None,
+    scorers: Scorers | None,
 ) -> tuple[ModelEvaluation, ...]:
     """Score one model, or a baseline and a checkpoint, on windows (w, length) of tokens.
 

@@ -56,7 +56,7 @@ def commit_part(
     sums: MomentSums,
     replica: int,
     replicas: int,
-    fallbacks: tuple[str, ...] = (),
+    fallbacks: tuple[str, ...],
 ) -> Record:
     """Commit the sums over the segments of one replica."""
     tensors: dict[str, Tensor] = {

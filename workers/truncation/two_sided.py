@@ -63,7 +63,7 @@ def weigh(
     return Weighing(metric, forward, on_input, shrinkage)
 
 
-def two_sided(problem: Weighing, root: Root | None = None) -> Basis:
+def two_sided(problem: Weighing, root: Root | None) -> Basis:
     """The optimal basis of a `Weighing`; its eigenvalues are the terms of the objective.
 
     On the input side, `root` is `eigen_root(content)`, if the caller already has it.
