@@ -15,7 +15,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -32,10 +32,11 @@ from pipeline.report.page import render_page
 from pipeline.report.speed import speed_figure
 from pipeline.stages.assemble import write_around
 from runtime.configuration_lowrank import tensor_shapes
-from schemas.model.spec import Factors, MatrixSpec, factor_parameters
+from schemas.model.spec import Factors, MatrixSpec
 from schemas.request.bench import BenchConfig
 from schemas.result.bench import BenchedModel, BenchReport, over
-from schemas.result.output import MatrixResult
+from schemas.result.output import MatrixResult, stored_parameters
+from workers.allocation.budget import cost
 from workers.checkpoint.names import WEIGHTS
 from workers.model.inspection import inspect
 
@@ -213,10 +214,9 @@ def compressed(base: Path, factors: Factors, ratio: float, multiple: int = 1) ->
 
 
 def _rank(matrix: MatrixSpec, factors: Factors, ratio: float, multiple: int) -> int:
-    shape = matrix.out_features, matrix.in_features
     ranks = range(multiple, matrix.small + 1, multiple)
     kept = (1 - ratio) * matrix.size
-    return max(rank for rank in ranks if factor_parameters(factors, rank, *shape) <= kept)
+    return max(rank for rank in ranks if cost(matrix, factors, rank) <= kept)
 
 
 def _random(
@@ -234,14 +234,13 @@ def _random(
 
 
 def _result(matrix: MatrixSpec, factors: Factors, rank: int) -> MatrixResult:
-    shape: Any = matrix.out_features, matrix.in_features
-    parameters = factor_parameters(factors, rank, *shape)
+    encoding = matrix.encoding(factors)
     return MatrixResult(
         name=matrix.name,
-        shape=shape,
-        encoding=matrix.encoding(factors),
+        shape=(matrix.out_features, matrix.in_features),
+        encoding=encoding,
         rank=rank,
-        parameters=parameters,
+        parameters=stored_parameters(matrix, encoding, rank),
         predicted_loss=0.0,
         achieved_loss=0.0,
         energy=None,

@@ -10,26 +10,26 @@ from safetensors.torch import save_file
 from pipeline.cli.demo_inputs import fetch_model, write_texts
 from schemas.request.config import RunConfig
 from schemas.request.groups import CalibrationConfig, ClusterConfig
-
-_WEIGHTS = "model.safetensors"
+from workers.checkpoint.names import CONFIG, WEIGHTS
 
 
 def cut_model(folder: Path, layers: int) -> Path:
     """SmolLM2 with its first layers only, in a folder of its own below `folder`."""
     demo = fetch_model(folder / "SmolLM2-135M-Instruct")
     cut = folder / f"SmolLM2-{layers}-layers"
-    if (cut / "config.json").is_file():
+    if (cut / CONFIG).is_file():
         return cut
     cut.mkdir(parents=True, exist_ok=True)
-    dropped = tuple(f"model.layers.{layer}." for layer in range(layers, _layers(demo)))
-    with safe_open(demo / _WEIGHTS, "pt") as file:
+    config = json.loads((demo / CONFIG).read_text(encoding="utf-8"))
+    dropped = tuple(f"model.layers.{at}." for at in range(layers, config["num_hidden_layers"]))
+    with safe_open(demo / WEIGHTS, "pt") as file:
         names = [name for name in file.keys() if not name.startswith(dropped)]  # noqa: SIM118
-        save_file({name: file.get_tensor(name) for name in names}, cut / _WEIGHTS, {"format": "pt"})
+        save_file({name: file.get_tensor(name) for name in names}, cut / WEIGHTS, {"format": "pt"})
     for path in demo.iterdir():
-        if path.name not in (_WEIGHTS, "config.json"):
+        if path.name not in (WEIGHTS, CONFIG):
             (cut / path.name).write_bytes(path.read_bytes())
-    config = _config(demo) | {"num_hidden_layers": layers}
-    (cut / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    config["num_hidden_layers"] = layers
+    (cut / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
     return cut
 
 
@@ -54,12 +54,3 @@ def request(model: Path, text: Path, output: Path, **cluster: Any) -> RunConfig:
 def inputs(folder: Path, layers: int) -> tuple[Path, Path]:
     """The cut model, and the text that it is calibrated on."""
     return cut_model(folder, layers), write_texts(folder / "text")[0]
-
-
-def _layers(model: Path) -> int:
-    return int(_config(model)["num_hidden_layers"])
-
-
-def _config(model: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    return found

@@ -28,6 +28,7 @@ from schemas.model.spec import ModelSpec
 from schemas.result.manifest import FileEntry, Manifest
 from schemas.run.identity import Identities
 from workers.checkpoint.family import family
+from workers.checkpoint.names import INDEX, weight_file
 from workers.checkpoint.own_code import shipped
 from workers.checkpoint.verify import verify_checkpoint
 from workers.model.inspection import planned
@@ -63,11 +64,11 @@ def write_sparse(folder: Path, tensors: Iterator[tuple[str, str, tuple[int, ...]
             room = FILE_BYTES - math.prod(shape) * ITEM_BYTES[dtype]
         files[-1][name] = (dtype, shape)
     listed: dict[str, str] = {}
-    for number, content in enumerate(files, 1):
-        path = folder / f"model-{number:05}-of-{len(files):05}.safetensors"
+    for number, content in enumerate(files):
+        path = folder / weight_file(number, len(files))
         _write_file(path, content)
         listed |= dict.fromkeys(content, path.name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    (folder / INDEX).write_text(json.dumps({"weight_map": listed}))
 
 
 def _write_file(path: Path, content: Entries) -> None:
