@@ -86,7 +86,7 @@ audit: install  ## look up the packages of requirements.lock in databases of vul
 	build/audit/bin/pip install --quiet pip-audit
 	build/audit/bin/pip-audit --no-deps --disable-pip --requirement requirements.lock
 
-serve-check: install  ## serve CHECKPOINT=folder with an unmodified engine, compare with transformers
+serve-check: install  ## serve CHECKPOINT="folder ..." with an unmodified engine, compare with transformers
 	bash tests/campaigns/serve_check.sh
 
 report-check: install  ## open REPORT=report.html in headless Chromium, take screenshots of it

@@ -1,28 +1,44 @@
-"""Does unmodified vLLM, loading a compressed checkpoint, write what transformers writes?
+"""Does unmodified vLLM, serving compressed checkpoints, write what transformers writes?
 
-    python tests/campaigns/serve_check.py CHECKPOINT --engine build/serve-venv/bin/python
+    python tests/campaigns/serve_check.py CHECKPOINT... [--base BASE] --engine build/serve-venv/bin
 
-Both continue the same prompts greedily in float32, each in its own process and environment; the
-exit status is 1 if any token differs. serve_check.sh installs the engine first.
+Every checkpoint is served over HTTP, by the endpoint that OpenAI's clients use, and continues the
+same prompts as transformers does, greedily in float32. The exit status is 1 if any token differs.
+The table has the new tokens a second of all prompts at once, and beside them the base's by vLLM's
+own implementation and by the one that compressed models use. serve_check.sh installs the engine.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
-import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
 
 PROMPTS = (
     "The capital of France is",
     "Once upon a time there was a",
     "Water boils at a temperature of",
     "The three primary colours are",
+    "def add(a, b):",
+    "To make bread you need",
+    "Dear customer, thank you for",
+    "In the year 1492,",
 )
-NEW_TOKENS = 24
-ENGINE_ENVIRONMENT = {
+NEW_TOKENS, TIMED_TOKENS, ROUNDS = 24, 64, 3
+PATIENCE_S = 900  # for the engine to load a model
+_SETTINGS = "--dtype float32 --max-model-len 128 --enforce-eager --no-enable-prefix-caching"
+_ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_NO_USAGE_STATS": "1",
@@ -30,16 +46,16 @@ ENGINE_ENVIRONMENT = {
 }
 
 
-class Continuation(NamedTuple):
-    """One prompt and what follows it, as token ids and as text."""
+class Served(NamedTuple):
+    """What an engine wrote after each prompt, as token ids and text, and its tokens a second."""
 
-    prompt: list[int]
-    tokens: list[int]
-    text: str
+    tokens: list[list[int]]
+    texts: list[str]
+    speed: float
 
 
-def with_transformers(checkpoint: Path) -> list[Continuation]:
-    """The continuations by transformers, one prompt at a time."""
+def with_transformers(checkpoint: Path) -> list[list[int]]:
+    """The new tokens by transformers, one prompt at a time."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -52,66 +68,100 @@ def with_transformers(checkpoint: Path) -> list[Continuation]:
     # The checkpoint's own may end early or penalise repetition, which the engine is told not to.
     greedy: Any = GenerationConfig
     model.generation_config = greedy(do_sample=False, max_new_tokens=NEW_TOKENS)
-    continuations = []
+    found = []
     for prompt in PROMPTS:
         inputs = tokenizer(prompt, return_tensors="pt")
-        length = inputs["input_ids"].shape[1]
         [ids] = model.generate(**inputs).tolist()
-        tokens = ids[length:]
-        continuations.append(Continuation(ids[:length], tokens, str(tokenizer.decode(tokens))))
-    return continuations
+        found.append(ids[inputs["input_ids"].shape[1] :])
+    return found
 
 
-def with_vllm(checkpoint: Path) -> list[Continuation]:
-    """The continuations by vLLM, all prompts in one batch."""
-    from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
-
-    engine = LLM(
-        model=str(checkpoint),
-        trust_remote_code=True,
-        model_impl="transformers",
-        dtype="float32",
-        max_model_len=128,
-        enforce_eager=True,
+def with_vllm(checkpoint: Path, engine: Path, implementation: str) -> Served:
+    """The new tokens by vLLM's server, all prompts in one request."""
+    with _server(checkpoint, engine, implementation) as url:
+        choices = _complete(url, checkpoint, NEW_TOKENS)
+        seconds = []
+        for _ in range(ROUNDS):
+            start = time.perf_counter()
+            _complete(url, checkpoint, TIMED_TOKENS)
+            seconds.append(time.perf_counter() - start)
+    return Served(
+        tokens=[choice["token_ids"] for choice in choices],
+        texts=[choice["text"] for choice in choices],
+        speed=len(PROMPTS) * TIMED_TOKENS / sorted(seconds)[ROUNDS // 2],
     )
-    greedy = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
-    outputs = engine.generate(list(PROMPTS), greedy, use_tqdm=False)
-    return [
-        Continuation(list(o.prompt_token_ids), list(o.outputs[0].token_ids), o.outputs[0].text)
-        for o in outputs
-    ]
 
 
-def in_engine(checkpoint: Path, python: Path) -> list[Continuation]:
-    """`with_vllm` in a process of the interpreter that has vLLM."""
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer.json"
-        subprocess.run(
-            [python, __file__, checkpoint, "--answer", answer],
-            env={**os.environ, **ENGINE_ENVIRONMENT},
-            check=True,
-        )
-        return [Continuation(*item) for item in json.loads(answer.read_text())]
+@contextlib.contextmanager
+def _server(checkpoint: Path, engine: Path, implementation: str) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url, log = f"http://127.0.0.1:{port}", engine.parent / f"{checkpoint.name}.log"
+    # Not `vllm serve`: the command asks for the metadata of a package that vllm-cpu is not named.
+    command = [str(engine / "python"), "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(checkpoint), "--trust-remote-code"]
+    command += ["--model-impl", implementation, *_SETTINGS.split()]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    with log.open("w", encoding="utf-8") as output:
+        path = f"{engine}{os.pathsep}{os.environ['PATH']}"  # vLLM compiles with what is there
+        environment = os.environ | _ENVIRONMENT | {"PATH": path}
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    try:
+        end = time.monotonic() + PATIENCE_S
+        while not _answers(f"{url}/health"):
+            if process.poll() is not None or time.monotonic() > end:
+                raise SystemExit(f"vLLM does not serve {checkpoint}; see {log}")
+            time.sleep(1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _complete(url: str, model: Path, tokens: int) -> list[dict[str, Any]]:
+    body = {"model": str(model), "prompt": PROMPTS, "max_tokens": tokens, "temperature": 0}
+    body |= {"ignore_eos": True, "return_token_ids": True}
+    request = urllib.request.Request(
+        f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+        return sorted(json.load(answer)["choices"], key=lambda choice: int(choice["index"]))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path, help="folder of a compressed checkpoint")
-    role = parser.add_mutually_exclusive_group(required=True)
-    role.add_argument("--engine", type=Path, help="Python interpreter that has vLLM; compares")
-    role.add_argument("--answer", type=Path, help="be the engine, and write its answer here")
-    arguments = parser.parse_args()
-    if arguments.answer:
-        arguments.answer.write_text(json.dumps(with_vllm(arguments.checkpoint)))
-        return 0
-    expected = with_transformers(arguments.checkpoint)
-    served = in_engine(arguments.checkpoint, arguments.engine)
-    same = 0
-    for prompt, ours, theirs in zip(PROMPTS, expected, served, strict=True):
-        same += (ours.prompt, ours.tokens) == (theirs.prompt, theirs.tokens)
-        print(f"{prompt}\n    transformers {ours.text!r}\n    vLLM         {theirs.text!r}")
-    print(f"{same} of {len(PROMPTS)} continuations of {NEW_TOKENS} tokens are the same")
-    return 0 if same == len(PROMPTS) else 1
+    parser.add_argument("checkpoint", type=Path, nargs="+", help="a compressed checkpoint")
+    parser.add_argument("--base", type=Path, help="the model they were made from, for its speed")
+    parser.add_argument(
+        "--engine", type=Path, required=True, help="the bin of an environment with vLLM"
+    )
+    options = parser.parse_args()
+    table = Table("model", "by", "equal continuations", "new tokens a second")
+    bases = [(options.base, "auto"), (options.base, "transformers")] if options.base else []
+    for folder, implementation in bases:
+        served = with_vllm(folder, options.engine, implementation)
+        table.add_row(folder.name, implementation, "", f"{served.speed:.1f}")
+    same = True
+    for folder in options.checkpoint:
+        expected = with_transformers(folder)
+        served = with_vllm(folder, options.engine, "transformers")
+        equal = sum(ours == theirs for ours, theirs in zip(expected, served.tokens, strict=True))
+        same &= equal == len(PROMPTS)
+        cells = f"{equal} of {len(PROMPTS)}, {NEW_TOKENS} tokens each", f"{served.speed:.1f}"
+        table.add_row(folder.name, "transformers", *cells)
+        for prompt, text in zip(PROMPTS, served.texts, strict=True):
+            print(f"{folder.name}: {prompt}{text!r}", flush=True)
+    Console(width=120).print(table)
+    return 0 if same else 1
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Serve a compressed checkpoint with unmodified vLLM (CPU) and compare with transformers.
-# usage: serve_check.sh CHECKPOINT, or CHECKPOINT in the environment
+# Serve compressed checkpoints with unmodified vLLM (CPU) and compare with transformers.
+# usage: CHECKPOINT="folder ..." [BASE=folder] serve_check.sh
 set -euo pipefail
-checkpoint=$(realpath "${1:-${CHECKPOINT:?give the folder of a compressed checkpoint}}")
+checkpoints=$(realpath ${CHECKPOINT:?give the folders of compressed checkpoints})
+base=${BASE:+--base=$(realpath "$BASE")}
 cd "$(dirname "$0")/../.."
 
 engine=build/serve-venv
@@ -14,4 +15,4 @@ if [ ! -f "$engine/.installed" ]; then
     "$engine/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
     touch "$engine/.installed"
 fi
-exec .venv/bin/python tests/campaigns/serve_check.py "$checkpoint" --engine "$engine/bin/python"
+exec .venv/bin/python tests/campaigns/serve_check.py $checkpoints $base --engine "$engine/bin"
