@@ -18,7 +18,7 @@ from pydantic import Field, JsonValue
 
 from schemas.base import Schema
 from schemas.request.config import RunConfig
-from schemas.request.methods import ALLOCATIONS, TRUNCATIONS
+from schemas.request.methods import TRUNCATIONS
 from schemas.run.moments import Pass
 
 _ARTEFACTS = 3  # raised whenever an item of the run directory changes its content or its meaning
@@ -95,12 +95,11 @@ class Identities(Schema):
         of `split` are cut in parts.
         """
         asked = config.allocation
-        bound = [asked.max_ratio] if ALLOCATIONS[asked.method].bounded else []
         kept = [sorted(given_up)] if given_up else []
         chosen = [config.targets.model_dump(mode="json"), list(config.ratio_by.items())]
         trained = [self.recovery] if self.recovery else []
         apart = [dict(split)] if split else []
-        rest = [*bound, *kept, *chosen, *trained, *apart, *_grid(config)]
+        rest = [*asked.bounds, *kept, *chosen, *trained, *apart, *_grid(config)]
         return fingerprint([self.factors, asked.method, ratio, *rest])
 
 

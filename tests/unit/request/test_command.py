@@ -25,6 +25,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "a method but for one part": {"method": "svd-llm", "factors": "pivoted"},
     "parts": {"truncation": "input-only", "allocation": {"method": "uniform"}, "factors": "plain"},
     "a bound": {"method": "svd-llm-v2", "allocation": {"max_ratio": 0.75, "rank_multiple": 16}},
+    "another bound": {"allocation": {"least_cut": 0.25}},
     "targets": {
         "targets": {
             "only": ("self_attn.*", "mlp.*"),
