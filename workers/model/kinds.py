@@ -71,7 +71,7 @@ _SIZES: dict[str, int] = {
 _SECTIONS = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}}
 _SPECIAL: dict[str, dict[str, Any]] = {
     # So that three layers have attention, too.
-    "bailing_hybrid": {"layer_group_size": 2},
+    "bailing_hybrid": {"layer_group_size": 2, "head_dim": 8},  # of its linear attention
     "bamba": {"attn_layer_indices": [1]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
