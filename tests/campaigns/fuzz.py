@@ -9,11 +9,9 @@ output, a message that a terminal would obey, or Ray in this process.
 """
 
 import argparse
-import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,9 +31,10 @@ from schemas.errors import InputError
 from schemas.printable import printable
 from schemas.request.config import RunConfig
 from tests.campaigns.fuzz_cases import KINDS, Case, write_base
+from tests.integration.processes import Command
+from tests.integration.support import ROOT
 
 LIMIT_S = 60
-ROOT = Path(__file__).parents[2]
 _CLEAN = ("result", "accepted", "refused", "failed run")
 _SETTINGS = (
     *("calibration.samples=4", "calibration.sequence_length=32", "calibration.gradient_samples=4"),
@@ -88,14 +87,14 @@ def validate(case: Case) -> Outcome:
 
 
 def command(case: Case) -> Outcome:
-    """The whole command, in a process of its own."""
+    """The whole command, in a process of its own, which the tests fork."""
     before, request = _files(case.root), _request(case)
     flags = ["--model", request["model"], "--ratio", case.ratio, "--output", request["output"]]
     flags += ["--calibration", request["calibration"]]
     flags += [part for setting in _SETTINGS for part in ("--set", setting)]
     if any("\0" in flag for flag in flags):
         return validate(case)  # no command line can hold it
-    code, said = _run([sys.executable, "-m", "pipeline", "compress", *map(str, flags)])
+    code, said = _run(["compress", *map(str, flags)])
     if code is None:
         return Outcome("hang", said)
     output = Path(str(request["output"]))
@@ -118,24 +117,14 @@ def command(case: Case) -> Outcome:
 
 def _run(arguments: list[str]) -> tuple[int | None, str]:
     """Exit code and output of a command; no code if it was silent for LIMIT_S, and is killed."""
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            arguments,
-            cwd=ROOT,
-            env=os.environ | {"HF_HUB_OFFLINE": "1"},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        size, since = 0, time.monotonic()
-        while (code := process.poll()) is None and time.monotonic() - since < LIMIT_S:
-            time.sleep(0.05)
-            if (now := os.fstat(output.fileno()).st_size) > size:
-                size, since = now, time.monotonic()
-        if code is None:
-            process.kill()
-            process.wait()
-        output.seek(0)
-        return code, output.read().decode("utf-8", "replace")
+    process = Command(arguments, ROOT, {"HF_HUB_OFFLINE": "1"})
+    size, since = 0, time.monotonic()
+    while (code := process.code) is None and time.monotonic() - since < LIMIT_S:
+        time.sleep(0.05)
+        if (now := len(process.printed + process.log)) > size:
+            size, since = now, time.monotonic()
+    process.close()
+    return code, process.printed + process.log
 
 
 def clean(outcome: Outcome) -> bool:

@@ -80,7 +80,7 @@ class Stream:
         self._reader.join()
 
     def _read(self, end: int) -> None:
-        with open(end) as stream:
+        with open(end, errors="replace") as stream:
             for line in stream:
                 self._lines.append(line)
 
