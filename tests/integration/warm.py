@@ -33,6 +33,7 @@ SOCKET = "WARM_SOCKET"
 # What it imports is, and what transformers imports as late as a model is loaded.
 _IMPORTS = (
     "torch.utils.collect_env",
+    "transformers.conversion_mapping",
     "aiohttp.web",
     "colorful",
     "fsspec.implementations.local",
@@ -269,9 +270,10 @@ def main() -> None:
     """Serve, or ask for the program that the arguments name."""
     if sys.argv[1:]:
         sys.exit(ask(sys.argv[1:]) % 256)
-    collect_env, *modules = [importlib.import_module(name) for name in _IMPORTS]
+    collect_env, conversion_mapping, *modules = [importlib.import_module(name) for name in _IMPORTS]
     modules[-1].__dict__["INTERPRETER"] = (sys.executable, __file__)  # for drivers and workers
     collect_env.__dict__["get_pretty_env_info"] = str  # lm-eval has pip list what is installed
+    conversion_mapping.get_checkpoint_conversion_mapping("llama")  # it compiles those of every kind
     gc.freeze()  # what is here has not to be looked at, and so copied, in every process
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(os.environ[SOCKET])
