@@ -39,7 +39,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "[small]"
-    return make_checkpoint(folder, "llama", ("plain", "pivoted", "dense")).folder
+    encodings = ("plain", "pivoted", "dense")
+    return make_checkpoint(folder, "llama", encodings, num_hidden_layers=1).folder
 
 
 def request(checkpoint: Path | str, **fields: Any) -> BenchConfig:
