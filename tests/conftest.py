@@ -26,6 +26,9 @@ from jaxtyping import install_import_hook  # after the environment is set
 
 import tests.shapes  # noqa: F401 (found by its name below)
 
+# No test cuts the power, which is all that a flush of a disk guards against.
+os.fsync = lambda fd: None
+
 # Shapes and dtypes that annotations of the mathematics state are checked at every call of a test.
 install_import_hook(
     ["workers.allocation", "workers.calibration", "workers.truncation"], "tests.shapes.checked"

@@ -273,6 +273,7 @@ def main() -> None:
     collect_env, conversion_mapping, *modules = [importlib.import_module(name) for name in _IMPORTS]
     modules[-1].__dict__["INTERPRETER"] = (sys.executable, __file__)  # for drivers and workers
     collect_env.__dict__["get_pretty_env_info"] = str  # lm-eval has pip list what is installed
+    os.fsync = lambda fd: None  # as in the tests themselves
     conversion_mapping.get_checkpoint_conversion_mapping("llama")  # it compiles those of every kind
     gc.freeze()  # what is here has not to be looked at, and so copied, in every process
     with socket.socket(socket.AF_UNIX) as listening:
