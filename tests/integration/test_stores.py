@@ -168,7 +168,8 @@ def test_no_byte_is_read_without_need(stored: Stored, server: Server) -> None:
 
 def test_a_run_directory_in_a_store(stored: Stored, text: Path, tmp_path: Path) -> None:
     """Everything is there, nothing on this machine; what is finished is found by the next run."""
-    config = ask(tiny_model(tmp_path / "model"), text, tmp_path / "expected")
+    model = tiny_model(tmp_path / "model", num_hidden_layers=1)
+    config = ask(model, text, tmp_path / "expected")
     compress(config)
     expected = weight_sums(local(config.output))
     run_dir, output = BUCKET / "run", tmp_path / "output"
