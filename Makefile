@@ -47,7 +47,8 @@ demo: install  ## compress a real small model end to end and print what it cost
 	$(BIN)/svdllm demo --work-dir $(DEMO_DIR)
 
 quick: check  ## lint, types and the unit tests that take no more than seconds
-	$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) -m "not slow" tests/unit $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses $(PYTEST_PROCESSES) \
+	    -m "not slow" tests/unit $(PYTEST_ARGS)
 
 test: check  ## lint, types, then every test
 	$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist loadfile \
