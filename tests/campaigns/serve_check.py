@@ -3,9 +3,10 @@
     python tests/campaigns/serve_check.py CHECKPOINT... [--base BASE] --engine build/serve-venv/bin
 
 Every checkpoint is served over HTTP, by the endpoint that OpenAI's clients use, and continues the
-same prompts as transformers does, greedily in float32. The exit status is 1 if any token differs.
-The table has the new tokens a second of all prompts at once, and beside them the base's by vLLM's
-own implementation and by the one that compressed models use. serve_check.sh installs the engine.
+same prompts as transformers does, greedily, in float32 by default. The exit status is 1 if any
+token differs. The table has the new tokens a second of all prompts at once, and beside them the
+base's by vLLM's own implementation and by the one that compressed models use. serve_check.sh
+installs the engine.
 """
 
 import argparse
@@ -37,7 +38,7 @@ PROMPTS = (
 )
 NEW_TOKENS, TIMED_TOKENS, ROUNDS = 24, 64, 3
 PATIENCE_S = 900  # for the engine to load a model
-_SETTINGS = "--dtype float32 --max-model-len 128 --enforce-eager --no-enable-prefix-caching"
+_SETTINGS = "--max-model-len 128 --enforce-eager --no-enable-prefix-caching"
 _ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -54,13 +55,13 @@ class Served(NamedTuple):
     speed: float
 
 
-def with_transformers(checkpoint: Path) -> list[list[int]]:
+def with_transformers(checkpoint: Path, dtype: str) -> list[list[int]]:
     """The new tokens by transformers, one prompt at a time."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        checkpoint, dtype="float32", trust_remote_code=True, output_loading_info=True
+        checkpoint, dtype=dtype, trust_remote_code=True, output_loading_info=True
     )
     model, info = loaded
     if any(info.values()):
@@ -76,9 +77,9 @@ def with_transformers(checkpoint: Path) -> list[list[int]]:
     return found
 
 
-def with_vllm(checkpoint: Path, engine: Path, implementation: str) -> Served:
+def with_vllm(checkpoint: Path, engine: Path, implementation: str, dtype: str) -> Served:
     """The new tokens by vLLM's server, all prompts in one request."""
-    with _server(checkpoint, engine, implementation) as url:
+    with _server(checkpoint, engine, implementation, dtype) as url:
         choices = _complete(url, checkpoint, NEW_TOKENS)
         seconds = []
         for _ in range(ROUNDS):
@@ -93,7 +94,7 @@ def with_vllm(checkpoint: Path, engine: Path, implementation: str) -> Served:
 
 
 @contextlib.contextmanager
-def _server(checkpoint: Path, engine: Path, implementation: str) -> Iterator[str]:
+def _server(checkpoint: Path, engine: Path, implementation: str, dtype: str) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -101,7 +102,7 @@ def _server(checkpoint: Path, engine: Path, implementation: str) -> Iterator[str
     # Not `vllm serve`: the command asks for the metadata of a package that vllm-cpu is not named.
     command = [str(engine / "python"), "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(checkpoint), "--trust-remote-code"]
-    command += ["--model-impl", implementation, *_SETTINGS.split()]
+    command += ["--model-impl", implementation, "--dtype", dtype, *_SETTINGS.split()]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     with log.open("w", encoding="utf-8") as output:
         path = f"{engine}{os.pathsep}{os.environ['PATH']}"  # vLLM compiles with what is there
@@ -144,16 +145,17 @@ def main() -> int:
     parser.add_argument(
         "--engine", type=Path, required=True, help="the bin of an environment with vLLM"
     )
+    parser.add_argument("--dtype", default="float32", help="kernels of 4 bits want bfloat16")
     options = parser.parse_args()
     table = Table("model", "by", "equal continuations", "new tokens a second")
     bases = [(options.base, "auto"), (options.base, "transformers")] if options.base else []
     for folder, implementation in bases:
-        served = with_vllm(folder, options.engine, implementation)
+        served = with_vllm(folder, options.engine, implementation, options.dtype)
         table.add_row(folder.name, implementation, "", f"{served.speed:.1f}")
     same = True
     for folder in options.checkpoint:
-        expected = with_transformers(folder)
-        served = with_vllm(folder, options.engine, "transformers")
+        expected = with_transformers(folder, options.dtype)
+        served = with_vllm(folder, options.engine, "transformers", options.dtype)
         equal = sum(ours == theirs for ours, theirs in zip(expected, served.tokens, strict=True))
         same &= equal == len(PROMPTS)
         cells = f"{equal} of {len(PROMPTS)}, {NEW_TOKENS} tokens each", f"{served.speed:.1f}"
