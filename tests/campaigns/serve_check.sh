@@ -3,6 +3,9 @@
 # usage: CHECKPOINT="folder ..." [BASE=folder] serve_check.sh
 set -euo pipefail
 checkpoints=$(realpath ${CHECKPOINT:?give the folders of compressed checkpoints})
+for folder in $checkpoints; do
+    [ -f "$folder/config.json" ] || { echo "$folder: no checkpoint, as it has no config.json" >&2; exit 2; }
+done
 base=${BASE:+--base=$(realpath "$BASE")}
 cd "$(dirname "$0")/../.."
 
