@@ -26,9 +26,10 @@ def loss_aware(
     budget = whole((1 - ratio) * sum(loss.matrix.size for loss in losses))
     least = sum(int(menu.costs.min()) for menu in menus)
     if least > budget:
+        remedy = " or allocation.least_cut" if least_cut else ""
         raise ConfigError(
             f"ratio {ratio}: the lowest rank in all {len(losses)} matrices takes {least:,} "
-            f"parameters, more than the {budget:,} that may stay; lower the ratio"
+            f"parameters, more than the {budget:,} that may stay; lower the ratio{remedy}"
         )
     picks = _bisect(menus, budget)
     _spend(menus, picks, budget - sum(int(m.costs[p]) for m, p in zip(menus, picks, strict=True)))
