@@ -40,6 +40,7 @@ class Layer(NamedTuple):
         shrinkage: float = 0.1,
         tokens: int = PLENTY,
         gradient_tokens: int = PLENTY,
+        input_shrinkage: float = 0.0,
     ) -> Problem:
         """As calibration would state it: moments of the smaller side, but X^T X for the papers'."""
         weight, inputs, gradients = self
@@ -52,7 +53,14 @@ class Layer(NamedTuple):
             forward=Moment(forward, float(forward.trace()), tokens),
             backward=Moment(backward, float(gradients.trace()), gradient_tokens),
             shrinkage=shrinkage,
+            input_shrinkage=input_shrinkage,
+            features=None if on_input else Moment(inputs.diagonal()[None], 0.0, tokens),
         )
+
+    def less_correlated(self, share: float) -> "Layer":
+        """The same layer with C_s = (1 - s) C + s diag C as the moment of its inputs."""
+        diagonal = self.inputs.diagonal().diag()
+        return self._replace(inputs=(1 - share) * self.inputs + share * diagonal)
 
     def metric(self, truncation: Truncation, shrinkage: float = 0.1) -> Tensor:
         """G_s = (1 - s) G + s (tr G / m) I for fisher, else I."""

@@ -11,7 +11,7 @@ from schemas.model.spec import MatrixSpec, ModelSpec
 from schemas.request.config import RunConfig
 from schemas.result.output import MatrixResult
 from schemas.run.identity import Identities
-from schemas.run.moments import Tap, backward_tap, forward_tap
+from schemas.run.moments import Tap, taps
 from tests.models import tiny_model
 from workers.compressor import Compressor
 from workers.model.inspection import inspect
@@ -70,12 +70,9 @@ def make_run(folder: Path, method: str = "two-sided", **options: Any) -> Run:
     model = tiny_model(folder / "model", num_hidden_layers=1)
     fields = {"model": str(model), "output": folder / "out", "ratio": 0.2, "method": method}
     run = Run(RunConfig.model_validate(fields | {"numerics": options}), model, inspect(model))
-    for matrix in run.spec.matrices:
-        for tap in (
-            forward_tap(matrix, run.config.truncation),
-            backward_tap(matrix, run.config.truncation),
-        ):
-            commit(run, tap, moment(len(tap.name), tap.size))
+    for tap in taps(run.spec.matrices, run.config.truncation, gradients=True):
+        square = moment(len(tap.name), tap.size)
+        commit(run, tap, square if tap.of == "values" else square.diagonal()[None])
     return run
 
 

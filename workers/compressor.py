@@ -17,7 +17,7 @@ from schemas.model.spec import MatrixSpec, ModelSpec
 from schemas.request.config import RunConfig
 from schemas.result.output import MatrixResult, SpectrumFacts, stored_parameters
 from schemas.run.identity import Identities, Record
-from schemas.run.moments import Tap, backward_tap, forward_tap
+from schemas.run.moments import Tap, backward_tap, features_tap, forward_tap
 from workers.adoption import tensors_of
 from workers.allocation.budget import MatrixLoss
 from workers.calibration.moments import Moment
@@ -184,6 +184,7 @@ class Compressor:
         if weight is None:
             weight = self._reader.read(f"{matrix.stored}.weight")
             weight = (weight.T if matrix.transposed else weight)[matrix.rows]
+        features = features_tap(matrix, truncation)
         return Problem(
             truncation=truncation,
             weight=weight.to(device),
@@ -192,6 +193,8 @@ class Compressor:
             if self._config.needs_gradients
             else None,
             shrinkage=self._config.numerics.shrinkage,
+            input_shrinkage=self._config.numerics.input_shrinkage,
+            features=None if features is None else self._moment(features, device),
         )
 
     def _moment(self, tap: Tap, device: torch.device) -> Moment:

@@ -45,17 +45,19 @@ def basis_flops(truncation: Truncation, matrix: MatrixSpec, rooted: bool) -> Bas
     if row.full_gram:
         return BasisFlops(9 * n**3, svd, 2 * m * n**2 + 2 * small * n**2)
     products = 8 * small**3  # F^T inner F, F V and inner (F V)
-    if matrix.side == "output":
-        return BasisFlops(9 * small**3, 0, products + small**3 / 3)
-    return BasisFlops((9 if rooted else 18) * small**3, 0, products + 2 * m * n**2)
+    if matrix.side == "input":
+        return BasisFlops((9 if rooted else 18) * small**3, 0, products + 2 * m * n**2)
+    shrunk = 2 * n * m**2 if row.weighed else 0  # W diag C W^T
+    return BasisFlops(9 * small**3, 0, products + small**3 / 3 + shrunk)
 
 
 def factor_flops(matrix: MatrixSpec, rank: int) -> float:
     """One factor is a product with W; LU and a triangular solve give the pivoted form; the product
-    of the factors is taken both as computed and as stored; the achieved loss takes three squares.
+    of the factors is taken both as computed and as stored; the achieved loss takes three squares,
+    and W D W^T or its like of the smaller side.
     """
     m, n, small = matrix.out_features, matrix.in_features, matrix.small
-    metric = 2 * m * n**2 if matrix.side == "input" else 0
+    metric = 2 * matrix.size * small
     pivoting = rank**2 * (m - rank / 3) + (m - rank) * rank**2 + 2 * rank**2 * n
     written = 2 * (2 * m * rank * n)
     return 2 * m * n * rank + pivoting + written + metric + 2 * small**2 * rank + 4 * small**3

@@ -14,7 +14,7 @@ from schemas.model.spec import MatrixSpec, ModelSpec, whole
 from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
 from schemas.request.methods import TRUNCATIONS
-from schemas.run.moments import Pass, Tap, backward_tap, forward_tap, taps
+from schemas.run.moments import Pass, Tap, taps, taps_of
 from schemas.run.plan import DiskUse, LayerRange, WorkerMemory
 from schemas.run.targets import budgets
 from workers.text.sources import evaluation_source
@@ -204,10 +204,7 @@ class Costs:
 
     def _taps_of(self, matrix: MatrixSpec) -> list[Tap]:
         """Return the moments that are read to factorise and truncate a matrix."""
-        config = self.config
-        found = [forward_tap(matrix, config.truncation)]
-        if config.needs_gradients:
-            found.append(backward_tap(matrix, config.truncation))
+        found = taps_of(matrix, self.config.truncation, self.config.needs_gradients)
         return [tap for tap in found if tap.moment]
 
     def _held(self, shard: LayerRange, chain: int) -> WorkerMemory:

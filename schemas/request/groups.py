@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field
 
 from schemas.base import Schema
 from schemas.printable import has_credentials
-from schemas.request.methods import ALLOCATIONS, Allocation
+from schemas.request.methods import Allocation
 from schemas.request.settings import Flag, Words
 from schemas.request.sizes import Size
 
@@ -93,6 +93,13 @@ class NumericsConfig(Schema):
     shrinkage: Annotated[
         float | None, Flag(unset="chosen for each matrix by its noise (Ledoit and Wolf)")
     ] = Field(None, ge=0.0, le=1.0, description="s in G_s = (1 - s) G + s (tr G / m) I, for fisher")
+    input_shrinkage: float = Field(
+        0.05,
+        ge=0.0,
+        le=1.0,
+        description="s in C_s = (1 - s) C + s diag C, for fisher: how much less correlated than in "
+        "the calibration text the inputs of a layer are taken to be, for the sake of other text",
+    )
     pivot_bound: float = Field(
         1e3, gt=0.0, description="Largest magnitude in T of pivoted factors; past it, plain ones"
     )
@@ -110,13 +117,6 @@ class AllocationConfig(Schema):
         le=1.0,
         description="Most of one matrix that svd-llm-v2 removes: its formula has no bound",
     )
-    least_cut: float = Field(
-        0.0,
-        ge=0.0,
-        lt=1.0,
-        description="Least of one matrix that loss-aware removes, if it cuts it at all: the last "
-        "directions save little, and text unlike the calibration text may need them",
-    )
     rank_multiple: Annotated[int | None, Flag("rank-multiple", unset="64 on CUDA, 1 on CPU")] = (
         Field(
             None,
@@ -125,13 +125,6 @@ class AllocationConfig(Schema):
             "one in a matrix that would have few such ranks",
         )
     )
-
-    @property
-    def bounds(self) -> tuple[float, ...]:
-        """What bounds the removed share of one matrix, if this allocation has such a bound."""
-        bound = ALLOCATIONS[self.method].bound
-        share = getattr(self, bound) if bound else 0.0
-        return (share,) if share else ()
 
 
 class ClusterConfig(Schema):

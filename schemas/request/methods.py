@@ -48,12 +48,12 @@ class AllocationRow(NamedTuple):
     """What an allocation compares; its mathematics is a file of `workers/allocation`.
 
     `nats` tells whether it needs the loss of every matrix in nats, `layer_outputs` whether in units
-    of layer outputs. `bound` is the setting that bounds what it removes of a matrix.
+    of layer outputs, `bounded` whether `allocation.max_ratio` bounds what it removes of a matrix.
     """
 
     nats: bool = False
     layer_outputs: bool = False
-    bound: Literal["max_ratio", "least_cut"] | None = None
+    bounded: bool = False
 
 
 TRUNCATIONS: dict[Truncation, TruncationRow] = {
@@ -66,7 +66,7 @@ TRUNCATIONS: dict[Truncation, TruncationRow] = {
     "svd": TruncationRow(full_gram=False, weighed=False, scaled=True),
 }
 ALLOCATIONS: dict[Allocation, AllocationRow] = {
-    "loss-aware": AllocationRow(nats=True, bound="least_cut"),
-    "svd-llm-v2": AllocationRow(layer_outputs=True, bound="max_ratio"),
+    "loss-aware": AllocationRow(nats=True),
+    "svd-llm-v2": AllocationRow(layer_outputs=True, bounded=True),
     "uniform": AllocationRow(),
 }

@@ -18,7 +18,7 @@ from pydantic import Field, JsonValue
 
 from schemas.base import Schema
 from schemas.request.config import RunConfig
-from schemas.request.methods import TRUNCATIONS
+from schemas.request.methods import ALLOCATIONS, TRUNCATIONS
 from schemas.run.moments import Pass
 
 _ARTEFACTS = 3  # raised whenever an item of the run directory changes its content or its meaning
@@ -95,11 +95,12 @@ class Identities(Schema):
         of `split` are cut in parts.
         """
         asked = config.allocation
+        bound = [asked.max_ratio] if ALLOCATIONS[asked.method].bounded else []
         kept = [sorted(given_up)] if given_up else []
         chosen = [config.targets.model_dump(mode="json"), list(config.ratio_by.items())]
         trained = [self.recovery] if self.recovery else []
         apart = [dict(split)] if split else []
-        rest = [*asked.bounds, *kept, *chosen, *trained, *apart, *_grid(config)]
+        rest = [*bound, *kept, *chosen, *trained, *apart, *_grid(config)]
         return fingerprint([self.factors, asked.method, ratio, *rest])
 
 
@@ -142,9 +143,10 @@ def identities(config: RunConfig, ground: Ground) -> Identities:
     if ground.backward_tokens is not None:
         backward = fingerprint([cut, ground.backward_tokens, config.seed])
     weighed = TRUNCATIONS[config.truncation].weighed
-    shrinkage = config.numerics.shrinkage if weighed else None
-    bases = fingerprint([forward, backward, config.truncation, shrinkage])
-    pivot_bound = config.numerics.pivot_bound if config.factors == "pivoted" else None
+    numerics = config.numerics
+    shrinkage = [numerics.shrinkage, numerics.input_shrinkage] if weighed else [None]
+    bases = fingerprint([forward, backward, config.truncation, *shrinkage])
+    pivot_bound = numerics.pivot_bound if config.factors == "pivoted" else None
     fallback = _grid(config) if config.factors == "pivoted" else []  # to plain ones, on the grid
     sides = ["pivots by sharding"] if config.factors == "pivoted" else []  # once all were rows
     factors = fingerprint([bases, config.factors, pivot_bound, *sides, *fallback])

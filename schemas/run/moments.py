@@ -3,7 +3,8 @@
 A forward moment is E[x x^T] of a layer's inputs, or E[y y^T] of its outputs without the bias. A
 backward moment is E[g g^T] of the gradient at the layer's output, or E[(W^T g)(W^T g)^T] of its own
 contribution to the input gradient. Only the smaller side of W is ever needed, except by truncations
-defined on the full X^T X, as in the papers. Scaled truncations take only the diagonal of a moment:
+defined on the full X^T X, as in the papers. Where that side is the output, the diagonal of
+E[x x^T] is taken, too, if the moment is shrunk toward it. Scaled truncations take only diagonals:
 of rows sqrt|x|, which is E|x|, or of the rows of a window's dL/dW, which is its Fisher information.
 """
 
@@ -14,7 +15,7 @@ from schemas.model.spec import MatrixSpec, Side
 from schemas.request.methods import TRUNCATIONS, Truncation
 
 Pass = Literal["forward", "backward"]
-Rows = Literal["values", "roots", "weight-gradient"]
+Rows = Literal["values", "features", "roots", "weight-gradient"]
 
 
 class Tap(Schema):
@@ -22,7 +23,8 @@ class Tap(Schema):
 
     `module` is a linear layer whose input or output is observed, `rows` (start, stop) are those of
     its output if only some are. A backward tap always gives tr G; with `moment` false it gives
-    nothing else. `of` says which rows are observed; all but values give a diagonal alone.
+    nothing else. `of` says which rows are observed; all but values give a diagonal alone, features
+    that of the values.
     """
 
     name: str
@@ -49,15 +51,20 @@ class Tap(Schema):
 def forward_tap(matrix: MatrixSpec, truncation: Truncation) -> Tap:
     """Return the forward moment of `matrix`: matrices that read the same X share X^T X."""
     row = TRUNCATIONS[truncation]
-    shared = f"layers.{matrix.layer}.{matrix.reads}.input"
     if row.scaled:
-        name = f"{shared}-magnitudes"
-        return _tap(name, matrix, "forward", "input", matrix.in_features).model_copy(
-            update={"of": "roots"}
-        )
+        return _of_input(matrix, "input-magnitudes", "roots")
     if row.full_gram or matrix.side == "input":
-        return _tap(shared, matrix, "forward", "input", matrix.in_features)
+        return _of_input(matrix, "input", "values")
     return _tap(f"{matrix.name}.output", matrix, "forward", "output", matrix.out_features)
+
+
+def features_tap(matrix: MatrixSpec, truncation: Truncation) -> Tap | None:
+    """Return the diagonal of the input moment of `matrix`; None if its forward moment has it, or is
+    not shrunk.
+    """
+    if matrix.side == "input" or not TRUNCATIONS[truncation].weighed:
+        return None
+    return _of_input(matrix, "input-features", "features")
 
 
 def backward_tap(matrix: MatrixSpec, truncation: Truncation) -> Tap:
@@ -72,16 +79,27 @@ def backward_tap(matrix: MatrixSpec, truncation: Truncation) -> Tap:
     return _tap(name, matrix, "backward", matrix.side, matrix.small, moment=weighed)
 
 
+def taps_of(matrix: MatrixSpec, truncation: Truncation, gradients: bool) -> list[Tap]:
+    """Return the taps of one matrix."""
+    found = [forward_tap(matrix, truncation), features_tap(matrix, truncation)]
+    if gradients:
+        found.append(backward_tap(matrix, truncation))
+    return [tap for tap in found if tap]
+
+
 def taps(matrices: tuple[MatrixSpec, ...], truncation: Truncation, gradients: bool) -> list[Tap]:
     """Return every tap of a run, each once, in the order of the matrices."""
     found: dict[str, Tap] = {}
     for matrix in matrices:
-        tap = forward_tap(matrix, truncation)
-        found.setdefault(tap.name, tap)
-        if gradients:
-            tap = backward_tap(matrix, truncation)
-            found[tap.name] = tap
+        for tap in taps_of(matrix, truncation, gradients):
+            found.setdefault(tap.name, tap)
     return list(found.values())
+
+
+def _of_input(matrix: MatrixSpec, what: str, of: Rows) -> Tap:
+    name = f"layers.{matrix.layer}.{matrix.reads}.{what}"
+    tap = _tap(name, matrix, "forward", "input", matrix.in_features)
+    return tap.model_copy(update={"of": of})
 
 
 def _tap(

@@ -26,6 +26,8 @@ from workers.model.kinds import TESTED
 
 PAGE = Path(__file__).with_name("architectures.md")
 
+os.fsync = lambda fd: None  # a third of the time, for files that nobody reads again
+
 
 def check(kind: str) -> list[str]:
     """The checks that a kind passes."""

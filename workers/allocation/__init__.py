@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from schemas.model.spec import Factors
 from schemas.request.groups import AllocationConfig
-from schemas.request.methods import Allocation
+from schemas.request.methods import ALLOCATIONS, Allocation
 from workers.allocation.budget import MatrixLoss, Ranks
 from workers.allocation.loss_aware import loss_aware
 from workers.allocation.svd_llm_v2 import svd_llm_v2
@@ -23,4 +23,5 @@ def allocate(
     asked: AllocationConfig, losses: list[MatrixLoss], ratio: float, factors: Factors
 ) -> Ranks:
     """Return the ranks of all matrices by the requested method. Raises as that method does."""
-    return _METHODS[asked.method](losses, ratio, factors, *asked.bounds)
+    bound = (asked.max_ratio,) if ALLOCATIONS[asked.method].bounded else ()
+    return _METHODS[asked.method](losses, ratio, factors, *bound)

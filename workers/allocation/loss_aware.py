@@ -10,26 +10,21 @@ from workers.allocation.budget import MatrixLoss, Ranks, cost
 _BISECTIONS = 200
 
 
-def loss_aware(
-    losses: list[MatrixLoss], ratio: float, factors: Factors, least_cut: float = 0.0
-) -> Ranks:
+def loss_aware(losses: list[MatrixLoss], ratio: float, factors: Factors) -> Ranks:
     """Minimise sum of nats(k_i) subject to sum of parameters(k_i) <= (1 - ratio) sum of m n.
 
     For a multiplier, each matrix takes its best choice among every rank on its grid and dense (the
     pivoted cost is concave in k, so marginal gains mislead); the multiplier is bisected; the rest
-    of the budget is spent on the best steps that fit. Never over the budget. A rank that would
-    remove less than the share `least_cut` of a matrix is no choice: its last directions save few
-    parameters, and text unlike the calibration text may use them. Raises ConfigError if the lowest
-    rank everywhere is over the budget.
+    of the budget is spent on the best steps that fit. Never over the budget. Raises ConfigError if
+    the lowest rank everywhere is over it.
     """
-    menus = [_Menu(loss, factors, least_cut) for loss in losses]
+    menus = [_Menu(loss, factors) for loss in losses]
     budget = whole((1 - ratio) * sum(loss.matrix.size for loss in losses))
     least = sum(int(menu.costs.min()) for menu in menus)
     if least > budget:
-        remedy = " or allocation.least_cut" if least_cut else ""
         raise ConfigError(
             f"ratio {ratio}: the lowest rank in all {len(losses)} matrices takes {least:,} "
-            f"parameters, more than the {budget:,} that may stay; lower the ratio{remedy}"
+            f"parameters, more than the {budget:,} that may stay; lower the ratio"
         )
     picks = _bisect(menus, budget)
     _spend(menus, picks, budget - sum(int(m.costs[p]) for m, p in zip(menus, picks, strict=True)))
@@ -39,15 +34,14 @@ def loss_aware(
 class _Menu:
     """Choices of a matrix: c rising ranks, then dense. `costs` int64, `nats` float64: (c + 1,)."""
 
-    def __init__(self, loss: MatrixLoss, factors: Factors, least_cut: float) -> None:
+    def __init__(self, loss: MatrixLoss, factors: Factors) -> None:
         matrix = loss.matrix
         if loss.nats is None:
             raise ConfigError(f"{matrix.name}: loss-aware allocation needs gradients")
         self.name = matrix.name
         on_grid = range(loss.grid, loss.ranks + 1, loss.grid)
         priced = {k: cost(matrix, factors, k) for k in on_grid}
-        most = min(whole((1 - least_cut) * matrix.size), matrix.size - 1)
-        self._ranks = [k for k, price in priced.items() if price <= most]
+        self._ranks = [k for k, price in priced.items() if price < matrix.size]
         self.costs = torch.tensor([*(priced[k] for k in self._ranks), matrix.size])
         tail = loss.nats * loss.tail()
         self.nats = torch.cat([tail[self._ranks], tail.new_zeros(1)])

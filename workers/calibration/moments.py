@@ -247,8 +247,10 @@ def _add_squares(
     partial: Float32[Tensor, "1 q"] | None, rows: Float[Tensor, "t q"]
 ) -> Float32[Tensor, "1 q"]:
     """Return partial + the diagonal of rows^T rows."""
-    squares = rows.float().square().sum(0, keepdim=True)
-    return squares if partial is None else partial + squares
+    partial = rows.new_zeros(1, rows.shape[1], dtype=torch.float32) if partial is None else partial
+    for block in row_blocks(*rows.shape):
+        partial = partial + rows[block].float().square().sum(0, keepdim=True)
+    return partial
 
 
 def _mirror(upper: Tensor) -> None:

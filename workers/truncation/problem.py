@@ -14,6 +14,7 @@ from workers.truncation.asvd import asvd
 from workers.truncation.basis import Basis, Through
 from workers.truncation.fwsvd import fwsvd
 from workers.truncation.scaled import identity, scaled_loss, scaled_svd
+from workers.truncation.shrinkage import less_correlated
 from workers.truncation.svd_llm import svd_llm
 from workers.truncation.svd_llm_v2 import svd_llm_v2
 from workers.truncation.two_sided import (
@@ -44,6 +45,8 @@ class Problem(NamedTuple):
     """One matrix to cut: W (m, n), its moments, and the objective.
 
     `shrinkage` is the s of the gradient moment; if None, it is chosen from the data.
+    `input_shrinkage` is that of the input moment, whose diagonal (1, n) is `features`; only weighed
+    truncations have one, and only on the output side `features` are needed.
     """
 
     truncation: Truncation
@@ -51,6 +54,8 @@ class Problem(NamedTuple):
     forward: Moment
     backward: Moment | None
     shrinkage: float | None = None
+    input_shrinkage: float = 0.0
+    features: Moment | None = None
 
     def root(self) -> Root | None:
         """The root of the forward moment, shared by matrices that read the same input.
@@ -61,7 +66,7 @@ class Problem(NamedTuple):
         row = self._row
         if row.full_gram or row.scaled or self.weight.shape[0] <= self.weight.shape[1]:
             return None
-        return eigen_root(self._moment().double())
+        return eigen_root(self._shrunk())
 
     def basis(self, root: Root | None = None) -> Basis:
         """The optimal basis, in float64; `root` is the root of an equal forward moment, if known.
@@ -141,16 +146,27 @@ class Problem(NamedTuple):
     def _weighing(self) -> Weighing:
         weighs = self._row.weighed and not self._without_gradient
         backward = self.backward if weighs else None
-        return weigh(self.weight, self._moment(), backward, self.shrinkage)
+        return weigh(self.weight, self._shrunk(), backward, self.shrinkage)
+
+    def _shrunk(self) -> Tensor:
+        """Return the forward moment in float64, as the truncation takes it."""
+        moment = self._moment().double()
+        if not self._row.weighed:
+            return moment
+        diagonal = None if self.features is None else self.features.matrix
+        return less_correlated(moment, self.weight, diagonal, self.input_shrinkage)
 
     def _decompose(self, root: Root | None) -> Basis:
-        if not bool(self._moment().any()):
+        two_sides = not (self._row.scaled or self._row.full_gram)
+        weighing = self._weighing() if two_sides else None
+        moment = self._moment() if weighing is None else weighing.content
+        if not bool(moment.any()):
             return self._nothing()
         if self._row.scaled:
             return scaled_svd(self.weight, self._scales())
-        if self._row.full_gram:
-            return _BASES[self.truncation](self.weight, self._moment())
-        basis = two_sided(self._weighing(), root)
+        if weighing is None:
+            return _BASES[self.truncation](self.weight, moment)
+        basis = two_sided(weighing, root)
         if self._row.weighed and self._without_gradient:
             note = "no gradient reaches this matrix: cut as input-only"
             return basis._replace(fallbacks=(*basis.fallbacks, note))

@@ -1,9 +1,10 @@
-"""How far a second moment of few rows is shrunk toward a known target."""
+"""How far a second moment is shrunk toward a known target."""
 
-from jaxtyping import Float64
+import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
-from workers.calibration.moments import Moment
+from workers.calibration.moments import Moment, row_blocks
 
 
 def ledoit_wolf(moment: Moment, target: Float64[Tensor, "q q"]) -> float:
@@ -20,3 +21,26 @@ def ledoit_wolf(moment: Moment, target: Float64[Tensor, "q q"]) -> float:
     distance = float((matrix - target).square().sum())
     variance = max(moment.fourth - float(matrix.square().sum()), 0.0) / moment.tokens
     return min(1.0, variance / distance) if distance > 0 else 0.0
+
+
+def less_correlated(
+    moment: Float64[Tensor, "q q"],
+    weight: Float[Tensor, "m n"],
+    features: Float[Tensor, "1 n"] | None,
+    share: float,
+) -> Float64[Tensor, "q q"]:
+    """The forward moment of W (m, n) if its inputs had C_s = (1 - s) C + s diag C, s = `share`.
+
+    `moment` is C (n, n), or W C W^T (m, m) with diag C (1, n) as `features`. Features keep their
+    energy and lose a part of their correlation: that is what differs most from one kind of text to
+    another, and no number of tokens of one kind makes up for it.
+    """
+    if not share:
+        return moment
+    if features is None:
+        return torch.lerp(moment, moment.diagonal().diag(), share)
+    target = torch.zeros_like(moment)
+    for columns in row_blocks(*weight.T.shape):
+        block = weight[:, columns].double()
+        target.addmm_(block * features[0, columns], block.T)
+    return torch.lerp(moment, target, share)

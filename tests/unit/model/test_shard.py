@@ -121,7 +121,10 @@ def expected(tap: Tap, rows: Rows) -> tuple[Tensor, float]:
         observed = rows.g @ rows.weight if tap.side == "input" else rows.g
         traced = rows.g
     tokens = WINDOWS * TOKENS
-    return observed.T @ observed / tokens, float(traced.square().sum()) / tokens
+    mean = observed.T @ observed / tokens
+    if tap.of == "features":
+        mean = mean.diagonal()[None]
+    return mean, float(traced.square().sum()) / tokens
 
 
 # --- every family -----------------------------------------------------------------------------

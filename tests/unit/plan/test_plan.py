@@ -63,7 +63,7 @@ def test_moments_are_those_of_the_taps(base: Base, method: str) -> None:
     found = taps(base.spec.matrices, config.truncation, config.needs_gradients)
     sizes = {"forward": 0, "backward": 0}
     for tap in found:
-        sizes[tap.direction] += 4 * tap.size**2 if tap.moment else 0
+        sizes[tap.direction] += 4 * tap.elements if tap.moment else 0
     assert plan.memory.forward_moments == sizes["forward"]
     assert plan.memory.backward_moments == sizes["backward"]
     assert plan.memory.sums == 3 * max(sizes.values())
@@ -101,12 +101,15 @@ def test_no_shard_is_without_a_layer(base: Base, asked: int, workers: int) -> No
 def test_a_moment_is_no_larger_than_the_method_needs(
     base: Base, method: str, sizes: dict[str, int]
 ) -> None:
-    """The smaller side of W, but the papers' methods are defined on the whole X^T X."""
+    """The smaller side of W, but the papers' methods are defined on the whole X^T X. (A diagonal is
+    of the input.)
+    """
     config = base.config(method=method)
     matrices = {m.path.rpartition(".")[2].removesuffix("_proj"): m for m in base.spec.matrices}
     found = {
         name: max(
-            tap.size for tap in taps((matrices[name],), config.truncation, config.needs_gradients)
+            tap.shape[0]
+            for tap in taps((matrices[name],), config.truncation, config.needs_gradients)
         )
         for name in sizes
     }

@@ -25,7 +25,6 @@ ASKED: dict[str, dict[str, Any]] = {
     "a method but for one part": {"method": "svd-llm", "factors": "pivoted"},
     "parts": {"truncation": "input-only", "allocation": {"method": "uniform"}, "factors": "plain"},
     "a bound": {"method": "svd-llm-v2", "allocation": {"max_ratio": 0.75, "rank_multiple": 16}},
-    "another bound": {"allocation": {"least_cut": 0.25}},
     "targets": {
         "targets": {
             "only": ("self_attn.*", "mlp.*"),
@@ -89,7 +88,13 @@ ASKED: dict[str, dict[str, Any]] = {
     "rounds": {"rounds": 3, "ratio": 0.8, "recovery": {"enabled": True}},
     "factors that are there": {"adopt": "/out/cut", "recovery": {"enabled": True}},
     "numbers": {
-        "numerics": {"dtype": "bfloat16", "threads": 2, "shrinkage": 1e-05, "pivot_bound": 1e20}
+        "numerics": {
+            "dtype": "bfloat16",
+            "threads": 2,
+            "shrinkage": 1e-05,
+            "input_shrinkage": 0.3,
+            "pivot_bound": 1e20,
+        }
     },
     "a cluster": {
         "cluster": {

@@ -181,6 +181,8 @@ def test_unknown_keys_are_refused_by_name(fields: dict[str, object], key: str) -
         ("numerics", "threads", 0),
         ("numerics", "shrinkage", -0.1),
         ("numerics", "shrinkage", 1.1),
+        ("numerics", "input_shrinkage", -0.1),
+        ("numerics", "input_shrinkage", 1.1),
         ("numerics", "pivot_bound", 0),
         ("numerics", "dtype", "int8"),
         ("cluster", "workers", 0),

@@ -107,7 +107,14 @@ def test_without_gradients_there_is_no_backward_stream() -> None:
         ids.moments("backward")
 
 
-@pytest.mark.parametrize("change", [{"truncation": "input-only"}, {"numerics": {"shrinkage": 0.2}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"truncation": "input-only"},
+        {"numerics": {"shrinkage": 0.2}},
+        {"numerics": {"input_shrinkage": 0.2}},
+    ],
+)
 def test_what_changes_the_cut_leaves_the_moments(change: dict[str, Any]) -> None:
     before, after = of(), of(**change)
     assert (before.forward, before.backward) == (after.forward, after.backward)
@@ -141,7 +148,7 @@ def test_what_changes_no_number_changes_nothing(change: dict[str, Any]) -> None:
 
 
 def test_a_setting_that_is_not_used_changes_nothing() -> None:
-    unused = {"shrinkage": 0.5, "pivot_bound": 2.0}
+    unused = {"shrinkage": 0.5, "input_shrinkage": 0.5, "pivot_bound": 2.0}
     assert of(method="svd-llm", numerics=unused) == of(method="svd-llm")
 
 

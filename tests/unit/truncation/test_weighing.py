@@ -135,3 +135,35 @@ def test_the_basis_tells_its_shrinkage(shape: tuple[int, int]) -> None:
     made = layer(shape)
     assert made.problem("fisher", 0.3).basis().shrinkage == 0.3
     assert made.problem("input-only", 0.3).basis().shrinkage is None
+
+
+# --- inputs that are taken to be less correlated ------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.1, 1.0])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_inputs_lose_a_part_of_their_correlation(shape: tuple[int, int], share: float) -> None:
+    """From the smaller side and the diagonal alone, the basis is that of the whole moment C_s."""
+    made = layer(shape)
+    problem = made.problem("fisher", input_shrinkage=share)
+    found, expected = problem.basis(), made.less_correlated(share).problem("fisher").basis()
+    torch.testing.assert_close(found.eigenvalues, expected.eigenvalues, rtol=1e-9, atol=0)
+    rank = min(shape) // 2
+    left, right = found.factors(made.weight, rank), expected.factors(made.weight, rank)
+    torch.testing.assert_close(left[0] @ left[1], right[0] @ right[1], rtol=0, atol=1e-8)
+    assert problem.basis(problem.root()).eigenvalues.equal(found.eigenvalues)
+    assert problem.loss(found, rank) == pytest.approx(float(found.eigenvalues[rank:].sum()))
+
+
+@pytest.mark.parametrize("truncation", ["svd-llm", "svd-llm-v2", "input-only"])
+def test_other_truncations_take_the_moment_as_it_is(truncation: Truncation) -> None:
+    made = layer((12, 20))
+    found = made.problem(truncation, input_shrinkage=0.5).basis()
+    assert found.eigenvalues.equal(made.problem(truncation).basis().eigenvalues)
+
+
+def test_the_moment_itself_stays_as_it_was() -> None:
+    made = layer((20, 12))
+    before = made.inputs.clone()
+    made.problem("fisher", input_shrinkage=0.5).basis()
+    assert made.inputs.equal(before)

@@ -10,7 +10,7 @@ from torch import Tensor
 from schemas.errors import NumericsError
 from schemas.request.groups import ClusterConfig
 from schemas.result.output import MatrixResult
-from schemas.run.moments import forward_tap
+from schemas.run.moments import forward_tap, taps_of
 from tests.items import file_of
 from tests.moments import TOKENS, commit, make_run
 from workers.compressor import kept_dense
@@ -84,8 +84,8 @@ def test_nats_are_half_the_fisher_loss(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_a_matrix_without_output_is_written_as_zero(tmp_path: Path, method: str, path: str) -> None:
     run = make_run(tmp_path, method)
-    tap = forward_tap(run.matrix(path), run.config.truncation)
-    commit(run, tap, torch.zeros(tap.size, tap.size))
+    for tap in taps_of(run.matrix(path), run.config.truncation, gradients=False):
+        commit(run, tap, torch.zeros(tap.shape))
     result = run.cut(path, 1)
     assert "no output on the calibration text: stored as zero" in result.fallbacks
     assert (result.predicted_loss, result.achieved_loss) == (0.0, 0.0)
