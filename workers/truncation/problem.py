@@ -120,7 +120,7 @@ class Problem(NamedTuple):
     def _require_finite(self) -> None:
         if not bool(torch.isfinite(self.weight).all()):
             raise NumericsError("the weight holds NaN or Inf; repair the checkpoint")
-        for moment in (self.forward, self.backward):
+        for moment in (self.forward, self.features, self.backward):
             if moment and moment.matrix is not None and not moment.matrix.isfinite().all():
                 raise NumericsError("a moment holds NaN or Inf; calibrate with --dtype float32")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from schemas.errors import NumericsError
 from schemas.request.groups import ClusterConfig
 from schemas.result.output import MatrixResult
-from schemas.run.moments import forward_tap, taps_of
+from schemas.run.moments import taps_of
 from tests.items import file_of
 from tests.moments import TOKENS, commit, make_run
 from workers.compressor import kept_dense
@@ -150,11 +150,13 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(tmp_path: Path) -> None:
         run.compressor.factorise([run.matrix("mlp.up_proj")])
 
 
-def test_a_moment_that_is_not_finite_is_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("path", "at"), [("mlp.up_proj", 0), ("mlp.down_proj", 1)])
+def test_a_moment_that_is_not_finite_is_refused_by_name(tmp_path: Path, path: str, at: int) -> None:
     run = make_run(tmp_path)
-    matrix = run.matrix("mlp.up_proj")
-    commit(run, forward_tap(matrix, "fisher"), torch.full((32, 32), torch.nan))
-    with pytest.raises(NumericsError, match=r"^layers\.0\.mlp\.up_proj: a moment holds NaN"):
+    matrix = run.matrix(path)
+    tap = taps_of(matrix, "fisher", gradients=False)[at]
+    commit(run, tap, torch.full(tap.shape, torch.nan))
+    with pytest.raises(NumericsError, match=rf"^layers\.0\.{path}: a moment holds NaN"):
         run.compressor.factorise([matrix])
 
 
