@@ -19,7 +19,7 @@ TESTED = """
     granitemoe_swa granitemoehybrid granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe
     hy_v3 hyperclovax idefics2 inkling_text internlm3 internvl iquestcoder jais2 jamba janus
     kolibri1 kosmos-2.5 laguna lfm2 lfm2_vl lfm3 lfm3_vl lighton_ocr llama llama4
-    llama4_text llava llava_next llava_next_video llava_onevision mamba mellum mimo_v2_flash
+    llama4_text llava llava_next llava_next_video llava_onevision mamba mamba2 mellum mimo_v2_flash
     minicpm3 minicpm_ocr minicpmv4_6 minicpmv4_7 minimax minimax_m2 minimax_m3_vl
     minimax_m3_vl_text ministral ministral3 mistral mistral3 mistral4 mixtral
     moss_transcribe_diarize mpt muse_glimmer nanochat nemotron nemotron_h olmo olmo2 olmo3
@@ -81,6 +81,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "gemma4_text": {"hidden_size_per_layer_input": 0},  # as the larger models of this kind
     # Inner layers are as wide as their heads together.
     "falcon_h1": {"mamba_d_ssm": 64, "ssm_multipliers": [0.5, 1.5, 0.75, 1.25, 2.0]},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8},
     "gpt_oss": {"intermediate_size": 64},  # a multiple of what MXFP4 scales together
     "glm4v_text": _SECTIONS,
     "paddleocr_vl_text": _SECTIONS,
