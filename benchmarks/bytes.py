@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.picture import write_picture
 from pipeline.quantize import quantize
 from pipeline.report.plots import Point, Series, curves
 from schemas.request.quantization import QuantizationConfig, Scheme
@@ -33,13 +35,6 @@ _DENSE: tuple[tuple[Scheme, bool], ...] = (
 _CUT: tuple[tuple[Scheme, bool], ...] = (("W4A16", True), ("W8A16", False))
 _QUANTISED = ("0.20", "0.10", "0.40", "0.30", "0.60")  # ratios at which it is quantised, too
 _DESTROYED = 10  # times the least perplexity
-_STYLE = (
-    "text{font:12px sans-serif;fill:#14222a}.tick{font-size:11px;fill:#4d5f69}"
-    ".grid{stroke:#e3eaed}.mark{stroke-width:1.3;fill-opacity:.55}.series{fill:none;stroke-width:2}"
-    ".named{font-size:10px;paint-order:stroke;stroke:#fff;stroke-width:3px}"
-    ".s0{fill:#1a6f86;stroke:#1a6f86}.s1{fill:#c4622d;stroke:#c4622d}"
-    ".s2{fill:#6a58b0;stroke:#6a58b0}.s3{fill:#3f7f3a;stroke:#3f7f3a}"
-)
 
 
 class Row(NamedTuple):
@@ -71,7 +66,7 @@ def main() -> None:
         write_text(options.data, text + "\n")
     Console(width=100).print(_table(rows))
     if options.plot:
-        write_text(options.plot, _drawn(rows) + "\n")
+        write_picture(options.plot, _drawn(rows))
 
 
 def _wanted(options: argparse.Namespace) -> Iterator[tuple[Path, float, Scheme | None, bool]]:
@@ -135,7 +130,7 @@ def _table(rows: list[Row]) -> Table:
     return table
 
 
-def _drawn(rows: list[Row]) -> str:
+def _drawn(rows: list[Row]) -> Markup:
     """Draw a line for the dense model at fewer bits, and one for each scheme over ratios, without
     what destroyed the model.
     """
@@ -156,10 +151,7 @@ def _drawn(rows: list[Row]) -> str:
         for name, some in kinds.items()
         if (ordered := sorted(some, key=lambda row: -row.bytes))
     ]
-    drawn = curves(series, "MB of weight files", "perplexity", "Perplexity against bytes")
-    head, _, body = drawn.partition(">")
-    ground = '<rect width="100%" height="100%" fill="#fff"/>'
-    return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{_STYLE}</style>{ground}{body}'
+    return curves(series, "MB of weight files", "perplexity", "Perplexity against bytes")
 
 
 def _point(row: Row) -> Point:

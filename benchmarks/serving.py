@@ -5,14 +5,13 @@
 `svdllm bench` serves a base and what was cut from it in turn: SmolLM2, and random Llamas
 (2,048 wide of 8 layers, as llama-2048x8, or any other). Speed does not depend on values, so the
 factors are random, and all matrices have one ratio. A report that DIR has is not measured again.
---ratio, --factors and so on choose, and with --page FILE a page shows the curves. --only-measured
-measures none.
+--ratio, --factors and so on choose. --only-measured measures none. --plot FILE.svg draws prompts
+and eight sequences of every model, pivoted, in the first --dtype and --form.
 """
 
 import argparse
 import itertools
 import statistics
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -23,13 +22,11 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from benchmarks.picture import write_picture
 from benchmarks.random_llama import save_random_llama
 from pipeline.bench import bench
 from pipeline.cli.demo_inputs import fetch_model
-from pipeline.report import plots
-from pipeline.report.figures import Table as PageTable
-from pipeline.report.page import render_page
-from pipeline.report.speed import speed_figure
+from pipeline.report.plots import Point, Series, curves
 from pipeline.stages.assemble import write_around
 from runtime.configuration_lowrank import tensor_shapes
 from schemas.model.spec import Factors, MatrixSpec
@@ -41,8 +38,6 @@ from workers.checkpoint.names import WEIGHTS
 from workers.model.inspection import inspect
 
 SERVED = {"prefill": (1, 512), "decode": (8, 32)}  # batch and tokens of a prompt
-
-Lines = dict[tuple[str, str], list[plots.Point]]  # by figure, then by what is not the ratio
 
 
 class Setting(NamedTuple):
@@ -87,26 +82,33 @@ def main() -> None:
     for heading in ("prefill, 1 x 512", "decode, 1", "decode, 8", "weights"):
         table.add_column(heading, justify="right")
     console = Console(width=120)
-    lines: Lines = defaultdict(list)
+    drawn: list[Series] = []
     for setting in itertools.starmap(
         Setting, itertools.product(options.model, options.dtype, options.form)
     ):
-        for cell in _cells(setting, options):
-            speeds = cell.speeds
+        cells = list(_cells(setting, options))
+        for cell in cells:
             row = [*setting, f"{cell.ratio:g}", cell.factors]
             row += [
                 f"{over(small, dense):.2f} of {statistics.median(dense):,.1f}"
-                for dense, small in speeds.values()
+                for dense, small in cell.speeds.values()
             ]
             before, after = (model.bytes_on_disk for model in cell.pairs["prefill"])
             table.add_row(*row, f"{after / before:.2f}")
-            for title, (dense, small) in speeds.items():
-                named = f"{setting.model}, {setting.dtype}, {setting.form}, {cell.factors}"
-                tip = f"{setting.name}-{cell.ratio:g}-{cell.factors}"
-                lines[title, named].append(plots.Point(100 * cell.ratio, over(small, dense), tip))
+        if setting[1:] == (options.dtype[0], options.form[0]):
+            drawn += _lines(setting.model, [cell for cell in cells if cell.factors == "pivoted"])
         console.print(table)
-    if options.page and lines:
-        options.page.write_text(_page(lines), encoding="utf-8")
+    if options.plot:
+        label = "Tokens a second over the dense model's"
+        write_picture(options.plot, curves(drawn, "removed, per cent", "times dense", label))
+
+
+def _lines(model: str, cells: list[Cell]) -> Iterator[Series]:
+    for title in ("Prefill of 512 tokens", "Decode, eight sequences"):
+        times = [over(*reversed(cell.speeds[title])) for cell in cells]
+        found = [Point(100 * c.ratio, y, f"{y:.2f}") for c, y in zip(cells, times, strict=True)]
+        points = [Point(0.0, 1.0, ""), *found]
+        yield Series(f"{model}: {title.lower()}", points, [""] * len(points))
 
 
 def _cells(setting: Setting, options: argparse.Namespace) -> Iterator[Cell]:
@@ -122,29 +124,6 @@ def _cells(setting: Setting, options: argparse.Namespace) -> Iterator[Cell]:
             if report is not None
         }
         yield Cell(ratio, factors, pairs)
-
-
-def _page(lines: Lines) -> str:
-    figures = []
-    for number, title in enumerate(dict.fromkeys(title for title, _ in lines)):
-        series = [
-            plots.Series(name, points, [f"{point.y:.2f}" for point in points])
-            for (each, name), points in lines.items()
-            if each == title
-        ]
-        figures.append((title, speed_figure(f"speed-{number}", title, series)))
-    rows = [
-        (point.tip, title, f"{point.y:.2f}")
-        for (title, _), points in lines.items()
-        for point in points
-    ]
-    return render_page(
-        "bench.html.j2",
-        headline="Tokens a second over the dense model's",
-        setting="Random factors of one ratio in all matrices; base and cut model in turn",
-        figures=figures,
-        table=PageTable("Every cell that was measured", ("cell", "figure", "times dense"), rows),
-    )
 
 
 def _report(
@@ -262,7 +241,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--page", type=Path)
+    parser.add_argument("--plot", type=Path)
     parser.add_argument("--only-measured", action="store_true")
     return parser.parse_args()
 
