@@ -42,10 +42,9 @@ WINDOWS, TOKENS, BATCH, SEED = 16, 24, 4, 5
 REMOVED = 0.3
 CPU = torch.device("cpu")
 
-# Where inputs are so nearly of less than full rank that a root in float32 leaves out directions.
-NEARLY_DEFICIENT = {"deepseek_v2", "deepseek_v3", "nemotron", "olmo_hybrid", "opt", "phimoe"}
-# Whose attention does not scale its scores: gradients differ more by rounding.
-UNSCALED = {"gemma4", "gemma4_text"}
+# Rounding moves these further, on some processors up to five times as far as the others: scores of
+# attention that are not scaled, a mask that is computed from values, gates before gates.
+SENSITIVE = {"gemma4", "gemma4_text", "doge", "qwen3_5_moe_text"}
 
 
 class Subject:
@@ -80,6 +79,10 @@ class Subject:
     def config(self, output: Path, factors: str) -> RunConfig:
         fields = {"model": str(self.base), "output": output, "ratio": REMOVED, "factors": factors}
         return RunConfig.model_validate({**fields, "targets": {"only": self.targets}})
+
+    def bound(self, usual: float) -> float:
+        """What rounding may change."""
+        return usual * (5 if self.kind in SENSITIVE else 1)
 
     def stream(self, bounds: Sequence[int]) -> tuple[list[Shard], Tensor]:
         """All windows forward, then forward and backward; the shards and the hidden states."""
@@ -181,8 +184,7 @@ def moments_are_those_of_hooks(subject: Subject) -> None:
             expected = expected.diagonal()[None]
         assert moment.tokens == len(observed) == WINDOWS * TOKENS
         assert moment.matrix is not None
-        bound = 5e-6 if subject.kind in UNSCALED else 1e-6
-        assert float((moment.matrix - expected).norm() / expected.norm()) < bound
+        assert float((moment.matrix - expected).norm() / expected.norm()) < subject.bound(1e-6)
 
 
 def _hooked(subject: Subject, tap: Tap) -> list[Tensor]:
@@ -244,8 +246,7 @@ def full_rank_is_the_base(subject: Subject) -> None:
     folder, _ = subject.compressed("plain", None)
     tokens = subject.tokens[:BATCH]
     found, expected = (m(input_ids=tokens).logits for m in (subject.load(folder), subject.model))
-    bound = 1e-3 if subject.kind in NEARLY_DEFICIENT else 1e-5
-    assert float((found - expected).norm() / expected.norm()) < bound
+    assert float((found - expected).norm() / expected.norm()) < subject.bound(1e-5)
 
 
 def the_loss_is_what_was_dropped(subject: Subject) -> None:
