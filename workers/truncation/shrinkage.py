@@ -31,14 +31,17 @@ def less_correlated(
 ) -> Float64[Tensor, "q q"]:
     """The forward moment of W (m, n) if its inputs had C_s = (1 - s) C + s diag C, s = `share`.
 
-    `moment` is C (n, n), or W C W^T (m, m) with diag C (1, n) as `features`. Features keep their
-    energy and lose a part of their correlation: that is what differs most from one kind of text to
-    another, and no number of tokens of one kind makes up for it.
+    `moment` is C (n, n) if m > n, else W C W^T (m, m) with diag C (1, n) as `features`. Features
+    keep their energy and lose a part of their correlation: that is what differs most from one kind
+    of text to another, and no number of tokens of one kind makes up for it. Raises ValueError if
+    `features` are needed and not given.
     """
     if not share:
         return moment
-    if features is None:
+    if weight.shape[0] > weight.shape[1]:
         return torch.lerp(moment, moment.diagonal().diag(), share)
+    if features is None:
+        raise ValueError("on the output side the diagonal of the input moment is needed")
     target = torch.zeros_like(moment)
     for columns in row_blocks(*weight.T.shape):
         block = weight[:, columns].double()

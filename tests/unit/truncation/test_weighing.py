@@ -167,3 +167,9 @@ def test_the_moment_itself_stays_as_it_was() -> None:
     before = made.inputs.clone()
     made.problem("fisher", input_shrinkage=0.5).basis()
     assert made.inputs.equal(before)
+
+
+def test_without_the_diagonal_an_output_moment_is_not_shrunk_silently() -> None:
+    problem = layer((12, 20)).problem("fisher", input_shrinkage=0.5)._replace(features=None)
+    with pytest.raises(ValueError, match="diagonal of the input moment"):
+        problem.basis()
