@@ -42,9 +42,12 @@ WINDOWS, TOKENS, BATCH, SEED = 16, 24, 4, 5
 REMOVED = 0.3
 CPU = torch.device("cpu")
 
-# Rounding moves these further, on some processors up to five times as far as the others: scores of
-# attention that are not scaled, a mask that is computed from values, gates before gates.
-SENSITIVE = {"gemma4", "gemma4_text", "doge", "qwen3_5_moe_text"}
+# Has square matrices with a singular value of 2e-5 and 5e-5 of their norm: in the moment of their
+# outputs its square is below what float32 resolves, so a direction of that size is left out.
+NEARLY_SINGULAR = {"qwen3_5_moe_text"}
+# Gradients differ more by rounding: attention of gemma4 does not scale its scores; of doge, which
+# is at 1.01e-6 on an EPYC, the cause is not known.
+ROUNDED = {"gemma4", "gemma4_text", "doge"}
 
 
 class Subject:
@@ -79,10 +82,6 @@ class Subject:
     def config(self, output: Path, factors: str) -> RunConfig:
         fields = {"model": str(self.base), "output": output, "ratio": REMOVED, "factors": factors}
         return RunConfig.model_validate({**fields, "targets": {"only": self.targets}})
-
-    def bound(self, usual: float) -> float:
-        """What rounding may change."""
-        return usual * (5 if self.kind in SENSITIVE else 1)
 
     def stream(self, bounds: Sequence[int]) -> tuple[list[Shard], Tensor]:
         """All windows forward, then forward and backward; the shards and the hidden states."""
@@ -184,7 +183,8 @@ def moments_are_those_of_hooks(subject: Subject) -> None:
             expected = expected.diagonal()[None]
         assert moment.tokens == len(observed) == WINDOWS * TOKENS
         assert moment.matrix is not None
-        assert float((moment.matrix - expected).norm() / expected.norm()) < subject.bound(1e-6)
+        bound = 5e-6 if subject.kind in ROUNDED else 1e-6
+        assert float((moment.matrix - expected).norm() / expected.norm()) < bound
 
 
 def _hooked(subject: Subject, tap: Tap) -> list[Tensor]:
@@ -246,7 +246,8 @@ def full_rank_is_the_base(subject: Subject) -> None:
     folder, _ = subject.compressed("plain", None)
     tokens = subject.tokens[:BATCH]
     found, expected = (m(input_ids=tokens).logits for m in (subject.load(folder), subject.model))
-    assert float((found - expected).norm() / expected.norm()) < subject.bound(1e-5)
+    bound = 1e-4 if subject.kind in NEARLY_SINGULAR else 1e-5
+    assert float((found - expected).norm() / expected.norm()) < bound
 
 
 def the_loss_is_what_was_dropped(subject: Subject) -> None:
