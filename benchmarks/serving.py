@@ -95,10 +95,10 @@ def main() -> None:
             ]
             before, after = (model.bytes_on_disk for model in cell.pairs["prefill"])
             table.add_row(*row, f"{after / before:.2f}")
-        if setting[1:] == (options.dtype[0], options.form[0]):
+        if cells and setting[1:] == (options.dtype[0], options.form[0]):
             drawn += _lines(setting.model, [cell for cell in cells if cell.factors == "pivoted"])
         console.print(table)
-    if options.plot:
+    if options.plot and drawn:
         label = "Tokens a second over the dense model's"
         write_picture(options.plot, curves(drawn, "removed, per cent", "times dense", label))
 
