@@ -31,6 +31,7 @@ def run_demo(folder: Path, console: Console) -> None:
                 text=str(calibration),
                 samples=16,
                 sequence_length=1024,
+                gradient_samples=36,
                 gradient_length=256,
             ),
             evaluation=EvaluationTextConfig(

@@ -44,7 +44,8 @@ class CalibrationConfig(Schema):
         int | None,
         Flag(
             "gradient-samples",
-            unset="16 tokens a dimension of the widest moment, 32 at least",
+            unset="64 tokens a dimension of the widest moment, 128 windows at least, or the tokens "
+            "of the forward moments if these are fewer",
         ),
     ] = Field(None, ge=0, description="Windows of text for the gradient moments")
     gradient_length: Annotated[int, Flag("gradient-length")] = Field(
