@@ -86,7 +86,10 @@ def test_outputs_take_less_than_the_base_each(base: Base) -> None:
 
 
 @pytest.mark.parametrize(("asked", "workers"), [(3, 3), (20, 7)])
-def test_no_shard_is_without_a_layer(base: Base, asked: int, workers: int) -> None:
+def test_no_shard_is_without_a_layer(
+    base: Base, asked: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.plan.machines.available_bytes", lambda: 64 * 10**9)
     plan = plan_checkpoint(base.config(cluster={"workers": asked}), Machines())
     assert len(plan.shards) == workers
 
