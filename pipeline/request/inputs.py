@@ -87,7 +87,10 @@ def gather(checked: Checked) -> Inputs:
     _require_vocabulary(config, spec, tokens)
     backward = None
     if config.needs_gradients:
-        backward = calibration_windows(tokens, text.gradient_length, gradient_samples, config.seed)
+        backward = calibration_windows(
+            *(tokens, text.gradient_length, gradient_samples, config.seed),
+            purpose="calibration (gradients)",
+        )
     texts, files = [facts], base_files(folder, spec)
     return Inputs(
         folder=folder,

@@ -158,6 +158,18 @@ def test_texts_to_train_on_are_mixed_by_their_shares(request_for: Any, tmp_path:
     assert sorted(kinds.values()) == [10, 30]
 
 
+def test_a_text_that_is_too_short_for_gradients_says_so(request_for: Any, tmp_path: Path) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text("a " * 200)
+    config = request_for()
+    asked = config.calibration.model_copy(
+        update={**SMALL, "text": str(text), "gradient_samples": None}
+    )
+    checked = check(config.model_copy(update={"calibration": asked}))
+    with pytest.raises(TextError, match=r"calibration \(gradients\) .* of 16, but 32 are asked"):
+        gather(checked)
+
+
 def test_a_text_that_is_too_short_to_train_on_is_refused(request_for: Any, tmp_path: Path) -> None:
     text = tmp_path / "short.txt"
     text.write_text(prose(600))
