@@ -15,7 +15,7 @@ from pipeline.report.wording import figure, optimism
 from schemas.model.spec import Encoding
 from schemas.printable import printable
 from schemas.request.config import RunConfig
-from schemas.request.recovery import share_of
+from schemas.request.texts import shares_of
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import Compression
 from schemas.result.quantization import Quantization
@@ -112,7 +112,7 @@ def _texts(compression: Compression) -> str:
     """Name the texts of a recovery, without their folders."""
     recovery = compression.recovery
     asked = () if recovery is None else recovery.config.text
-    names = [share_of(text)[0] for text in asked] or [compression.calibration.text]
+    names = list(shares_of(asked)) or [compression.calibration.text]
     return ", ".join(Path(name).name for name in names)
 
 

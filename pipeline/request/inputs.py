@@ -2,8 +2,7 @@
 
 import hashlib
 import math
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from schemas.location import Location
 from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
-from schemas.request.recovery import share_of
+from schemas.request.texts import shares_of
 from schemas.run.texts import TextFacts
 from workers.checkpoint.contents import base_files
 from workers.model.loading import load_tokenizer
@@ -152,7 +151,7 @@ def _recovery(
     read to `texts`. Raises TextError if there are too few tokens.
     """
     asked = config.recovery
-    sources = _shares(asked.text or (config.calibration.text,))
+    sources = shares_of(asked.text or (config.calibration.text,))
     wanted = max(1, config.training_tokens // asked.sequence_length) + asked.held_out
     found = []
     for name, share in sources.items():
@@ -174,14 +173,6 @@ def _recovery(
             f"{asked.held_out} of them are held out; name a longer text, or set recovery.held_out"
         )
     return RecoveryText(windows[asked.held_out :], windows[: asked.held_out])
-
-
-def _shares(texts: Sequence[str]) -> Mapping[str, float]:
-    """Return the share of every text; those of one that is named twice are added."""
-    found: defaultdict[str, float] = defaultdict(float)
-    for name, share in map(share_of, texts):
-        found[name] += share
-    return found
 
 
 def _evaluation(

@@ -15,7 +15,7 @@ from schemas.errors import ConfigError, StorageError, TextError
 from schemas.location import Location, is_within, locate
 from schemas.model.spec import ModelSpec
 from schemas.request.config import ROUNDS, RunConfig
-from schemas.request.recovery import share_of
+from schemas.request.texts import shares_of
 from schemas.run.context import within_context
 from schemas.run.ranks import require_ranks
 from schemas.run.targets import select
@@ -117,7 +117,7 @@ def _local_texts(config: RunConfig) -> dict[str, list[Document]]:
     """
     text, found = config.calibration.text, dict[str, list[Document]]()
     others = {evaluation_source(config.evaluation.text, text)}
-    others |= {name for name, _ in map(share_of, config.recovery.text)}
+    others |= shares_of(config.recovery.text).keys()
     if config.calibrates and not is_on_hub(text):
         found[text] = list(iter_documents(text, "calibration"))
     elif not config.calibrates and not config.recovery.text:

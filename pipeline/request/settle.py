@@ -4,7 +4,7 @@ from pathlib import Path
 
 from schemas.location import absolute, locate
 from schemas.request.config import RunConfig
-from schemas.request.recovery import share_of
+from schemas.request.texts import share_of
 from workers.storage.places import url_of
 from workers.text.sources import is_local
 

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from schemas.base import Schema
-from schemas.request.settings import Flag, Words
+from schemas.request.settings import Flag
+from schemas.request.texts import Texts
 
 Objective = Literal["kl", "tokens", "hidden"]
 """What is minimised: KL(base || student) of the next token, its cross-entropy with the text, or the
@@ -44,8 +45,6 @@ class RefinementConfig(Schema):
 
 MOST_TOKENS = 8 * 2**20  # to train on, if no number is asked for
 _STEPS, _LARGEST_BATCH = 100, 64
-MIXED = "mixed"
-_MIXTURE = {"fineweb-edu": 0.5, "codeparrot": 0.2, "ultrachat": 0.3}  # web, code, instructions
 
 
 class RecoveryConfig(Schema):
@@ -75,7 +74,7 @@ class RecoveryConfig(Schema):
         "svd-llm",
     )
     lora_rank: int = Field(8, ge=1, description="Of svd-llm: the rank of LoRA, at alpha 16")
-    text: Annotated[Words, Flag("recovery-text", unset="the calibration text")] = Field(
+    text: Annotated[Texts, Flag("recovery-text", unset="the calibration text")] = Field(
         (),
         description="Texts to train on, as --calibration, each with its share: a.txt:0.7,c4:0.3; "
         "mixed is web, code and instructions from the hub",
@@ -118,11 +117,6 @@ class RecoveryConfig(Schema):
         method = data.get("method") if isinstance(data, dict) else None
         return METHODS[method] | data if isinstance(method, str) and method in METHODS else data
 
-    @field_validator("text")
-    @classmethod
-    def _shares(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(text for one in value for text in _without_presets(one))
-
     @model_validator(mode="after")
     def _no_norms_beside_updates(self) -> Self:
         if self.norms and self.rank_of_updates:
@@ -158,29 +152,3 @@ class RecoveryConfig(Schema):
     def steps(self, there: int) -> int:
         """Return the number of steps."""
         return max(1, self.windows_in_all(there) // self.windows_in_step(there))
-
-
-def _without_presets(text: str) -> list[str]:
-    """Return a text with its share as it is, but the mixture as the texts that it consists of.
-
-    Raises ValueError as `share_of` does.
-    """
-    name, share = share_of(text)
-    if name != MIXED:
-        return [text]
-    return [f"{part}:{share * of_it:g}" for part, of_it in _MIXTURE.items()]
-
-
-def share_of(text: str) -> tuple[str, float]:
-    """Split "c4:0.3" in the name of a text and its share; 1 if it has none.
-
-    Raises ValueError if the share is not a positive number.
-    """
-    name, _, share = text.rpartition(":")
-    try:
-        found = float(share)
-    except ValueError:  # a name with a colon in it, or without one
-        return text, 1.0
-    if not 0 < found < float("inf"):
-        raise ValueError(f"{text}: the share after the colon must be above zero")
-    return name, found

@@ -1,0 +1,51 @@
+"""Texts that a model is to see, each with its share of the tokens."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from schemas.request.settings import Words
+
+MIXED = "mixed"
+_MIXTURE = {"fineweb-edu": 0.5, "codeparrot": 0.2, "ultrachat": 0.3}  # web, code, instructions
+
+
+def _without_presets(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Return texts as they are, but the mixture as those that it consists of."""
+    return tuple(text for one in texts for text in _parts(one))
+
+
+Texts = Annotated[Words, AfterValidator(_without_presets)]
+"""One or several texts, separated by commas; each may have a share after a colon."""
+
+
+def share_of(text: str) -> tuple[str, float]:
+    """Split "c4:0.3" in the name of a text and its share; 1 if it has none.
+
+    Raises ValueError if the share is not a positive number.
+    """
+    name, _, share = text.rpartition(":")
+    try:
+        found = float(share)
+    except ValueError:  # a name with a colon in it, or without one
+        return text, 1.0
+    if not 0 < found < float("inf"):
+        raise ValueError(f"{text}: the share after the colon must be above zero")
+    return name, found
+
+
+def shares_of(texts: Sequence[str]) -> dict[str, float]:
+    """Return the share of every text, by its name; those of one that is named twice are added."""
+    found: defaultdict[str, float] = defaultdict(float)
+    for name, share in map(share_of, texts):
+        found[name] += share
+    return dict(found)
+
+
+def _parts(text: str) -> list[str]:
+    name, share = share_of(text)
+    if name != MIXED:
+        return [text]
+    return [f"{part}:{share * of_it:g}" for part, of_it in _MIXTURE.items()]
