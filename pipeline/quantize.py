@@ -37,8 +37,7 @@ from workers.model.loading import device_of, load_model, load_tokenizer
 from workers.process.logs import log
 from workers.quantisation import require_installed
 from workers.storage.files import copy, sha256_of, write_text
-from workers.text.sources import is_local
-from workers.text.windows import calibration_windows, read_text
+from workers.text.mixture import read_mixture
 
 _NOT_CALIBRATED = Identities(forward="", backward=None, bases="", factors="")
 # Written anew, or true of the checkpoint before only.
@@ -163,11 +162,10 @@ def _calibrated(
 
 def _windows(config: QuantizationConfig, folder: Path) -> Tensor:
     config = fitted(config, context_of(read_config(folder)), sequence_length="--sequence-length ")
-    text, count = str(config.calibration), config.calibration_samples
-    needed = None if is_local(text) else count * config.sequence_length
+    length, count = config.sequence_length, config.calibration_samples
     tokenizer = load_tokenizer(folder, trust_remote_code=False)
-    tokens, _ = read_text(text, "calibration", tokenizer, at_least=needed)
-    return calibration_windows(tokens, config.sequence_length, count, config.seed)
+    mixture = read_mixture(config.calibration, tokenizer, [(count, length)])
+    return mixture.windows(length, count, config.seed)
 
 
 def _described(name: str, weight: Tensor, scheme: Any, rounded: Any) -> QuantisedLinear:

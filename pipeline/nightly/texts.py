@@ -2,6 +2,7 @@
 
 from schemas.errors import ConfigError
 from schemas.request.nightly import NightlyConfig
+from schemas.request.texts import shares_of
 from workers.storage.files import file_sha256
 from workers.text.documents import iter_documents
 from workers.text.sources import evaluation_source, is_on_hub, local_file
@@ -9,14 +10,14 @@ from workers.text.sources import evaluation_source, is_on_hub, local_file
 
 def text_sums(config: NightlyConfig) -> dict[str, str]:
     """Return SHA-256 of the local texts. Raises TextError or ConfigError if one cannot serve."""
-    calibration = config.calibration.text
-    evaluation = evaluation_source(config.evaluation.text, calibration)
+    asked = config.calibration.text
+    evaluation = evaluation_source(config.evaluation.text, asked)
     if config.gate is not None and evaluation is None:
         raise ConfigError(
             "gate: there is no text to evaluate on; name one with --evaluate, or leave out --gate"
         )
     found = {}
-    for text in {calibration, evaluation or calibration}:
+    for text in {*shares_of(asked), *filter(None, [evaluation])}:
         if not is_on_hub(text):
             for _ in iter_documents(text, "calibration"):
                 pass

@@ -11,11 +11,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from pipeline.report.generation import compared
 from pipeline.report.model_index import model_index
 from pipeline.report.recovery import way
-from pipeline.report.wording import figure, optimism
+from pipeline.report.wording import figure, optimism, texts
 from schemas.model.spec import Encoding
 from schemas.printable import printable
 from schemas.request.config import RunConfig
-from schemas.request.texts import shares_of
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import Compression
 from schemas.result.quantization import Quantization
@@ -47,7 +46,7 @@ def write_card(
         wrote=compared(evaluation),
         way=way,
         recovery_text=_markdown(_texts(compression)),
-        calibration=_markdown(Path(compression.calibration.text).name),
+        calibration=_markdown(texts(compression.calibration.text)),
         text=None if evaluation is None else _markdown(Path(evaluation.text).name),
         counts={kind: encodings.count(kind) for kind in get_args(Encoding)},
         notes=[(m.name, note) for m in compression.matrices for note in m.fallbacks],
@@ -89,7 +88,7 @@ def write_quantised_card(
     text = _template("quantised.md.j2").render(
         front=_front(front),
         name=_markdown(Path(done.base).name),
-        calibration=_markdown(Path(done.calibration or "").name),
+        calibration=_markdown(texts(done.calibration)),
         q=done,
         c=compression,
         groups=sorted(done.groups.items(), key=lambda row: -(row[0] or 0)),
@@ -109,11 +108,10 @@ def _front(entries: dict[str, Any]) -> str:
 
 
 def _texts(compression: Compression) -> str:
-    """Name the texts of a recovery, without their folders."""
+    """Name the texts of a recovery."""
     recovery = compression.recovery
     asked = () if recovery is None else recovery.config.text
-    names = list(shares_of(asked)) or [compression.calibration.text]
-    return ", ".join(Path(name).name for name in names)
+    return texts(asked or compression.calibration.text)
 
 
 def _figures(

@@ -1,6 +1,10 @@
 """Numbers and names as people read them."""
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from schemas.request.texts import shares_of
 
 _SPACE = "\N{NO-BREAK SPACE}"
 _THOUSANDS = ("", "k", "M", "G", "T")
@@ -52,6 +56,17 @@ def size(value: float) -> str:
 def share(value: float | None, digits: int = 1) -> str:
     """Format a fraction in per cent."""
     return "\N{EN DASH}" if value is None else _minus(f"{100 * value:.{digits}f}") + PER_CENT
+
+
+def texts(asked: Sequence[str]) -> str:
+    """Name texts without their folders, several with their shares."""
+    shares = shares_of(asked)
+    total = sum(shares.values())
+    names = [Path(name).name for name in shares]
+    if len(names) > 1:
+        parts = (share(part / total, 0) for part in shares.values())
+        names = [f"{name} ({part})" for name, part in zip(names, parts, strict=True)]
+    return ", ".join(names)
 
 
 def change(before: float, after: float) -> str:

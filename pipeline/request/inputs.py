@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from schemas.request.texts import shares_of
 from schemas.run.texts import TextFacts
 from workers.checkpoint.contents import base_files
 from workers.model.loading import load_tokenizer
+from workers.text.mixture import read_mixture
 from workers.text.sources import evaluation_source, is_local
 from workers.text.windows import calibration_windows, evaluation_windows, read_text
 
@@ -73,32 +74,31 @@ def gather(checked: Checked) -> Inputs:
     if config.adopt is not None and not config.calibrates:
         return _adopted(checked, config.adopt)
     text = with_gradients(config, spec).calibration
-    gradient_samples = text.gradient_samples or 0
-    needed = max(text.samples * text.sequence_length, gradient_samples * text.gradient_length)
+    streams = [
+        (text.samples, text.sequence_length),
+        (text.gradient_samples or 0, text.gradient_length),
+    ]
     tokenizer = load_tokenizer(folder, trust_remote_code=False)
-    tokens, facts = read_text(
-        text.text,
-        "calibration",
-        tokenizer,
-        at_least=None if is_local(text.text) else needed,
-        documents=checked.texts.pop(text.text, None),
-    )
-    _require_vocabulary(config, spec, tokens)
+    mixture = read_mixture(text.text, tokenizer, streams, checked.texts)
+    checked.texts.clear()
+    for tokens in mixture.tokens.values():
+        _require_vocabulary(config, spec, tokens)
+    (samples, length), (gradient_samples, gradient_length) = streams
+    forward = mixture.windows(length, samples, config.seed)
     backward = None
     if config.needs_gradients:
-        backward = calibration_windows(
-            *(tokens, text.gradient_length, gradient_samples, config.seed),
-            purpose="calibration (gradients)",
+        backward = mixture.windows(
+            gradient_length, gradient_samples, config.seed, "calibration (gradients)"
         )
-    texts, files = [facts], base_files(folder, spec)
+    texts, files = mixture.facts, base_files(folder, spec)
     return Inputs(
         folder=folder,
         spec=spec,
         base_files=files,
-        forward=calibration_windows(tokens, text.sequence_length, text.samples, config.seed),
+        forward=forward,
         backward=backward,
         evaluation=_evaluation(checked, tokenizer, texts),
-        recovery=_recovery(config, tokenizer, tokens, texts) if config.trains else None,
+        recovery=_recovery(config, tokenizer, mixture.tokens, texts) if config.trains else None,
         texts=texts,
         adopted=None if config.adopt is None else adopt(config.adopt, config, spec, files),
     )
@@ -110,7 +110,7 @@ def _adopted(checked: Checked, place: Location) -> Inputs:
     tokenizer = load_tokenizer(folder, trust_remote_code=False)
     texts: list[TextFacts] = []
     try:
-        recovery = _recovery(config, tokenizer, None, texts)
+        recovery = _recovery(config, tokenizer, {}, texts)
     except TextError as error:
         if config.recovery.text:
             raise
@@ -143,22 +143,22 @@ def _require_vocabulary(config: RunConfig, spec: ModelSpec, tokens: Tensor) -> N
 def _recovery(
     config: RunConfig,
     tokenizer: PreTrainedTokenizerBase,
-    calibration: Tensor | None,
+    calibration: Mapping[str, Tensor],
     texts: list[TextFacts],
 ) -> RecoveryText:
     """Return windows of the texts to train on, mixed by their shares; `calibration` are tokens of
-    the calibration text, all of them if it is local, None if it was not read. Adds how others were
-    read to `texts`. Raises TextError if there are too few tokens.
+    calibration texts that were read, of local ones all. Adds how others were read to `texts`.
+    Raises TextError if there are too few tokens.
     """
-    asked = config.recovery
-    sources = shares_of(asked.text or (config.calibration.text,))
+    asked, calibrated = config.recovery, shares_of(config.calibration.text)
+    sources = shares_of(asked.text) or calibrated
     wanted = max(1, config.training_tokens // asked.sequence_length) + asked.held_out
     found = []
     for name, share in sources.items():
         count = math.ceil(wanted * share / sum(sources.values()))
-        length, tokens = asked.sequence_length, calibration
-        whole = name == config.calibration.text and is_local(name)
-        if tokens is None or not whole:
+        length, whole = asked.sequence_length, name in calibrated and is_local(name)
+        tokens = calibration.get(name) if whole else None
+        if tokens is None:
             least = None if whole else count * length
             tokens, facts = read_text(name, "recovery", tokenizer, least)
             texts.append(facts)
@@ -186,7 +186,6 @@ def _evaluation(
     if (name := evaluation_source(asked.text, config.calibration.text)) is None:
         return None
     wanted = asked.windows * asked.sequence_length
-    known = checked.texts.pop(name, None)
-    tokens, facts = read_text(name, "evaluation", tokenizer, wanted, known)
+    tokens, facts = read_text(name, "evaluation", tokenizer, wanted)
     texts.append(facts)
     return EvaluationText(name, evaluation_windows(tokens, asked.sequence_length, asked.windows))

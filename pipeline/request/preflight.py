@@ -36,8 +36,8 @@ from workers.text.sources import evaluation_source, is_on_hub, local_file
 class Checked(NamedTuple):
     """A request whose inputs were looked at. `config` means the same in every process.
 
-    `folder` and `spec` are of the base, known from its headers; `texts` has the documents of a
-    local calibration text, by its name, until they are taken out.
+    `folder` and `spec` are of the base, known from its headers; `texts` has the documents of
+    local calibration texts, by name, until they are taken out.
     """
 
     config: RunConfig
@@ -110,23 +110,26 @@ def _require_tested(config: RunConfig, spec: ModelSpec) -> None:
 
 
 def _local_texts(config: RunConfig) -> dict[str, list[Document]]:
-    """Return the documents of a local calibration text, all of which are used; none if the run does
+    """Return the documents of local calibration texts, all of which are used; none if the run does
     not calibrate.
 
-    Raises TextError if it or another text cannot be read, or is of no known kind.
+    Raises TextError if one of them or another text cannot be read, or is of no known kind.
     """
-    text, found = config.calibration.text, dict[str, list[Document]]()
-    others = {evaluation_source(config.evaluation.text, text)}
+    asked, found = config.calibration.text, dict[str, list[Document]]()
+    calibration = shares_of(asked).keys()
+    others = {evaluation_source(config.evaluation.text, asked)}
     others |= shares_of(config.recovery.text).keys()
-    if config.calibrates and not is_on_hub(text):
-        found[text] = list(iter_documents(text, "calibration"))
-    elif not config.calibrates and not config.recovery.text:
-        if (file := local_file(text)) is not None and not file.is_file():
-            raise TextError(
-                f"{text}: gone; {config.adopt} was calibrated on it, and is trained on it if no "
-                "other text is named; name one with --recovery-text"
-            )
-        others.add(text)
+    if config.calibrates:
+        local = (text for text in calibration if not is_on_hub(text))
+        found = {text: list(iter_documents(text, "calibration")) for text in local}
+    elif not config.recovery.text:
+        for text in calibration:
+            if (file := local_file(text)) is not None and not file.is_file():
+                raise TextError(
+                    f"{text}: gone; {config.adopt} was calibrated on it, and is trained on it if "
+                    "no other text is named; name one with --recovery-text"
+                )
+        others |= calibration
     for other in others - {None, *found}:
         if other is not None and not is_on_hub(other):
             for _ in iter_documents(other, "evaluation"):

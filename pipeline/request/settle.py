@@ -4,23 +4,24 @@ from pathlib import Path
 
 from schemas.location import absolute, locate
 from schemas.request.config import RunConfig
-from schemas.request.texts import share_of
+from schemas.request.texts import share_of, with_share
 from workers.storage.places import url_of
 from workers.text.sources import is_local
 
 
 def settled(config: RunConfig) -> RunConfig:
     """Return the request with full paths of text files, output, run directory and so on."""
+    calibration, recovery, evaluation = config.calibration, config.recovery, config.evaluation
     texts = {
-        name: group.model_copy(update={"text": _full_name(group.text)})
-        for name, group in (("calibration", config.calibration), ("evaluation", config.evaluation))
+        "calibration": calibration.model_copy(update={"text": _full_names(calibration.text)}),
+        "recovery": recovery.model_copy(update={"text": _full_names(recovery.text)}),
     }
-    mixed = (f"{_full_name(name)}:{share:g}" for name, share in map(share_of, config.recovery.text))
-    recovery = config.recovery.model_copy(update={"text": tuple(mixed)})
+    if evaluation.text is not None:
+        texts["evaluation"] = evaluation.model_copy(update={"text": _full_name(evaluation.text)})
     places = {"output": absolute(config.output), "run_dir": absolute(config.run_folder)}
     if config.adopt is not None:
         places["adopt"] = absolute(config.adopt)
-    return config.model_copy(update={**texts, **places, "recovery": recovery})
+    return config.model_copy(update={**texts, **places})
 
 
 def pinned(config: RunConfig, folder: Path) -> RunConfig:
@@ -34,8 +35,10 @@ def pinned(config: RunConfig, folder: Path) -> RunConfig:
     return config.model_copy(update=found)
 
 
-def _full_name(text: str | None) -> str | None:
+def _full_names(texts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(with_share(_full_name(name), share) for name, share in map(share_of, texts))
+
+
+def _full_name(text: str) -> str:
     """Return a text's name, with its full path if it is a local file."""
-    if text is None or not is_local(text):
-        return text
-    return str(Path(text).expanduser().absolute())
+    return str(Path(text).expanduser().absolute()) if is_local(text) else text

@@ -43,7 +43,7 @@ def changes(before: RunRecord, now: RunRecord) -> list[str]:
     ]
     tokens = before.ground.forward_tokens, before.ground.backward_tokens
     if tokens != (now.ground.forward_tokens, now.ground.backward_tokens) and not lines:
-        lines.append(f"the content of {now.config.calibration.text}, or the tokenizer")
+        lines.append(f"the content of {', '.join(now.config.calibration.text)}, or the tokenizer")
     return lines
 
 

@@ -53,7 +53,9 @@ class ComparisonConfig(Schema):
         (), description="Also the base itself at fewer bits, by GPTQ below 8: W8A16,W4A16"
     )
     evaluate: Words = Field(
-        min_length=1, max_length=2, description="One or two texts to compare on, as --calibration"
+        min_length=1,
+        max_length=2,
+        description="One or two texts to compare on, named as for --calibration",
     )
     sequence_length: Annotated[int, Flag("evaluation-length")] = Field(
         2048, ge=2, description="Tokens in a window of these texts"
@@ -151,7 +153,7 @@ class ComparisonConfig(Schema):
             "checkpoint": checkpoint,
             "scheme": scheme,
             "output": self.output / name,
-            "calibration": self.calibration.text if scheme in FEW_BITS else None,
+            "calibration": self.calibration.text if scheme in FEW_BITS else (),
             "calibration_samples": min(self.calibration.samples, _SAMPLES),
             "sequence_length": min(self.calibration.sequence_length, _LENGTH),
             "seed": self.seed,

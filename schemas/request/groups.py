@@ -9,6 +9,7 @@ from schemas.printable import has_credentials
 from schemas.request.methods import Allocation
 from schemas.request.settings import Flag, Words
 from schemas.request.sizes import Size
+from schemas.request.texts import Texts
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -29,10 +30,12 @@ Address = Annotated[str, AfterValidator(_without_credentials)]
 class CalibrationConfig(Schema):
     """The text whose statistics decide what is kept, and how it is streamed."""
 
-    text: Annotated[str, Flag("calibration")] = Field(
-        "wikitext2",
+    text: Annotated[Texts, Flag("calibration")] = Field(
+        ("wikitext2",),
+        min_length=1,
         description="A .txt, .jsonl or .parquet file, a known data set (wikitext2, c4, ptb, "
-        "slimpajama, fineweb-edu, codeparrot, ultrachat) or a hub id; #FIELD after it is optional",
+        "slimpajama, fineweb-edu, codeparrot, ultrachat) or a hub id; #FIELD after it is optional. "
+        "Or several, each with its share: a.txt:0.7,c4:0.3; mixed is web, code and instructions",
     )
     samples: Annotated[int, Flag("calibration-samples")] = Field(
         256, ge=1, description="Windows of text for the forward moments"
@@ -176,6 +179,9 @@ class EvaluationTextConfig(Schema):
     text: Annotated[
         str | None,
         Flag("evaluate", unset="evaluation split of a known calibration set, else none"),
-    ] = Field(None, description="Text to compare base and result on, as --calibration, or none")
+    ] = Field(
+        None,
+        description="A text to compare base and result on, named as for --calibration, or none",
+    )
     sequence_length: int = Field(2048, ge=2, description="Tokens in a window")
     windows: int = Field(32, ge=1, description="First windows of the text that are scored")

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from schemas.base import Schema
 from schemas.request.groups import Device, DType
 from schemas.request.settings import Flag, Words
+from schemas.request.texts import Texts
 
 Scheme = Literal["W2A16", "W3A16", "W4A16", "W8A16", "W8A8", "FP8", "NVFP4A16", "NVFP4"]
 GROUPED = ("W2A16", "W3A16", "W4A16", "W8A16")
@@ -26,8 +27,8 @@ class QuantizationConfig(Schema):
         description="Bits of weights and activations, as compressed-tensors calls them"
     )
     output: Path = Field(description="Folder of the quantised checkpoint")
-    calibration: Annotated[str | None, Flag(unset="none: round to nearest")] = Field(
-        None, description="Text for GPTQ, as for compress; NVFP4 needs one"
+    calibration: Annotated[Texts, Flag(unset="none: round to nearest")] = Field(
+        (), description="Texts for GPTQ, as for compress; NVFP4 needs one"
     )
     calibration_samples: int = Field(64, ge=1, description="Windows of that text")
     sequence_length: int = Field(1024, ge=2, description="Tokens in each window")
@@ -44,7 +45,7 @@ class QuantizationConfig(Schema):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.scheme == "NVFP4" and self.calibration is None:
+        if self.scheme == "NVFP4" and not self.calibration:
             raise ValueError(
                 "scheme NVFP4 needs the range of each layer's inputs: name a text by "
                 "--calibration, or leave activations as they are with NVFP4A16"

@@ -1,7 +1,8 @@
 """Texts that a model is to see, each with its share of the tokens."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -42,6 +43,19 @@ def shares_of(texts: Sequence[str]) -> dict[str, float]:
     for name, share in map(share_of, texts):
         found[name] += share
     return dict(found)
+
+
+def with_share(name: str, share: float) -> str:
+    """Write a text with its share, as `share_of` splits it."""
+    return name if share_of(name) == (name, share) else f"{name}:{share:g}"
+
+
+def split(count: int, shares: Mapping[str, float]) -> dict[str, int]:
+    """Split a count by shares, rounded so that the parts add up to it."""
+    total = sum(shares.values())
+    bounds = [round(count * share / total) for share in accumulate(shares.values(), initial=0.0)]
+    parts = (stop - start for start, stop in pairwise(bounds))
+    return dict(zip(shares, parts, strict=True))
 
 
 def _parts(text: str) -> list[str]:

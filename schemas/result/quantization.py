@@ -1,12 +1,14 @@
 """quantization.json: what `svdllm quantize` did to a checkpoint."""
 
 import math
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from schemas.base import Schema
 from schemas.model.spec import Encoding
 from schemas.request.quantization import Scheme
+from schemas.request.texts import Texts
 
 
 class QuantisedLinear(Schema):
@@ -35,7 +37,7 @@ class Quantization(Schema):
     base: str
     scheme: Scheme
     method: str
-    calibration: str | None = None
+    calibration: Annotated[Texts, BeforeValidator(lambda value: value or ())] = ()  # was null once
     tokens: int = 0
     damping: float | None = None
     seed: int

@@ -58,7 +58,7 @@ def flags(config: RunConfig) -> list[str]:
     text = config.calibration
     found = ["compress", "--model", config.model, "--output", str(config.output)]
     found += ["--ratio", ",".join(map(str, config.ratio)), "--method", config.method]
-    found += ["--calibration", text.text, "--calibration-samples", str(text.samples)]
+    found += ["--calibration", ",".join(text.text), "--calibration-samples", str(text.samples)]
     found += ["--sequence-length", str(text.sequence_length)]
     found += ["--gradient-samples", str(text.gradient_samples)]
     found += ["--gradient-length", str(text.gradient_length)]

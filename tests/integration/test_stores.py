@@ -202,7 +202,7 @@ def test_a_command_takes_urls(stored: Stored, tmp_path: Path) -> None:
 
     output = str(stored.config.output)
     assert run("verify", output) == 0
-    asked = ["--text", stored.config.calibration.text, "--sequence-length", "64"]
+    asked = ["--text", *stored.config.calibration.text, "--sequence-length", "64"]
     asked += ["--windows", "2", "--device", "cpu"]
     assert run("evaluate", output, "--baseline", str(BASE), *asked) == 0
     assert run("plan", "--model", str(BASE), "--ratio", "0.2") == 0

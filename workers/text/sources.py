@@ -1,12 +1,13 @@
 """What the name of a text stands for: a local file, a known data set, or one on the hub."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from schemas.errors import TextError
+from schemas.request.texts import shares_of
 from workers.checkpoint.config_file import HUB_ERRORS
 
 Split = Literal["calibration", "evaluation"]
@@ -161,12 +162,12 @@ def commit_of(source: str) -> str | None:
         raise not_read(f"hub dataset {text.repo}", error) from error
 
 
-def evaluation_source(asked: str | None, calibration: str) -> str | None:
+def evaluation_source(asked: str | None, calibration: Sequence[str]) -> str | None:
     """Return the text that a run compares base and result on: the one asked for; by default, the
-    evaluation split of a known data set that it calibrates on, else None; None for "none".
+    evaluation split of the first known data set that it calibrates on, else None; None for "none".
     """
     if asked is None:
-        return calibration if field_of(calibration)[0] in KNOWN else None
+        return next((text for text in shares_of(calibration) if field_of(text)[0] in KNOWN), None)
     return None if asked == "none" else asked
 
 

@@ -7,6 +7,7 @@ from huggingface_hub import ModelCard
 
 from pipeline.report.card import front_matter, write_card
 from schemas.request.config import RunConfig
+from schemas.request.groups import CalibrationConfig
 from schemas.request.recovery import RecoveryConfig, RefinementConfig
 from schemas.result.recovery import Look, RecoveryResult
 from tests import reports
@@ -47,7 +48,7 @@ def test_a_card_has_the_perplexity_that_was_measured_and_a_link(
     ) == measured
     assert "| bytes of weights | 3,000,000 | 2,600,000 |\n" in text
     assert "\nAsked: ratio 0.2" in text
-    assert f"Calibrated on {Path(done.calibration.text).name},\n" in text
+    assert f"Calibrated on {Path(*done.calibration.text).name},\n" in text
     assert "[report.html](report.html)" in text
 
 
@@ -113,3 +114,14 @@ def test_a_card_says_how_factors_were_trained(
     write_card(tmp_path, tmp_path, config, again)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "in 3 rounds: 22.54 %, then 40.00 %, then 53.52 %\nof the targeted" in text
+
+
+def test_a_card_names_every_text_of_a_calibration_with_its_share(tmp_path: Path) -> None:
+    config = RunConfig(model="org/name", output=tmp_path / "out", ratio=0.2)
+    done = reports.compression(reports.matrices(1))
+    several = CalibrationConfig.model_validate({"text": "/data/own.jsonl:3,c4"})
+    done = done.model_copy(update={"calibration": several})
+    write_card(tmp_path, tmp_path, config, done, None)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    named = "own.jsonl (75\N{NO-BREAK SPACE}%), c4 (25\N{NO-BREAK SPACE}%)"
+    assert f" Calibrated on {named},\n" in text

@@ -140,7 +140,7 @@ SMALL = {"samples": 4, "sequence_length": 16, "gradient_samples": 4, "gradient_l
 
 def training(request_for: Any, calibration: Path, **recovery: Any) -> RunConfig:
     config = request_for(recovery={"enabled": True, "sequence_length": 16} | recovery)
-    small = config.calibration.model_copy(update={**SMALL, "text": str(calibration)})
+    small = config.calibration.model_copy(update={**SMALL, "text": (str(calibration),)})
     return cast(RunConfig, config.model_copy(update={"calibration": small}))
 
 
@@ -158,12 +158,44 @@ def test_texts_to_train_on_are_mixed_by_their_shares(request_for: Any, tmp_path:
     assert sorted(kinds.values()) == [10, 30]
 
 
+def test_a_run_calibrates_on_several_texts_by_their_shares(
+    request_for: Any, tmp_path: Path
+) -> None:
+    texts = tmp_path / "one.txt", tmp_path / "other.txt"
+    for path, letter in zip(texts, "ab", strict=True):
+        path.write_text(f"{letter} " * 4_000)
+    asked = f"{texts[0]}:3, {texts[1]}"
+    inputs = gather(check(request_for(calibration={**SMALL, "text": asked})))
+    assert inputs.backward is not None
+    for windows in (inputs.forward, inputs.backward):
+        kinds = Counter(frozenset(row.tolist()) for row in windows)
+        assert list(kinds.values()) == [3, 1]
+        assert not frozenset.intersection(*kinds)  # each window is of one text
+    assert [(facts.text, facts.use) for facts in inputs.texts] == [
+        (str(path), "calibration") for path in texts
+    ]
+
+
+def test_a_recovery_trains_on_the_mixture_that_a_run_calibrates_on(
+    request_for: Any, tmp_path: Path
+) -> None:
+    texts = tmp_path / "one.txt", tmp_path / "other.txt"
+    for path, letter in zip(texts, "ab", strict=True):
+        path.write_text(f"{letter} " * 4_000)
+    asked = {**SMALL, "text": f"{texts[0]}:3,{texts[1]}"}
+    recovery = {"enabled": True, "sequence_length": 16, "tokens": 16 * 36, "held_out": 4}
+    text = gather(check(request_for(calibration=asked, recovery=recovery))).recovery
+    assert text is not None
+    kinds = Counter(tuple(sorted(set(row.tolist()))) for row in (*text.windows, *text.held_out))
+    assert sorted(kinds.values()) == [10, 30]
+
+
 def test_a_text_that_is_too_short_for_gradients_says_so(request_for: Any, tmp_path: Path) -> None:
     text = tmp_path / "short.txt"
     text.write_text("a " * 200)
     config = request_for()
     asked = config.calibration.model_copy(
-        update={**SMALL, "text": str(text), "gradient_samples": None}
+        update={**SMALL, "text": (str(text),), "gradient_samples": None}
     )
     checked = check(config.model_copy(update={"calibration": asked}))
     with pytest.raises(TextError, match=r"calibration \(gradients\) .* of 16, but 32 are asked"):

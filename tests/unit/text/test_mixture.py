@@ -1,0 +1,69 @@
+"""The windows of several texts, and which of them a run compares on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from schemas.errors import TextError
+from tests.models import tiny_tokenizer
+from tests.prose import prose
+from workers.text.mixture import Mixture, read_mixture
+from workers.text.sources import evaluation_source
+from workers.text.windows import calibration_windows
+
+ONE, OTHER = torch.arange(400), torch.arange(1000, 1400)
+
+
+def mixture(**shares: float) -> Mixture:
+    return Mixture({"one": ONE, "other": OTHER}, shares, [])
+
+
+def test_a_single_text_is_cut_as_ever() -> None:
+    alone = Mixture({"one": ONE}, {"one": 0.3}, [])
+    assert torch.equal(alone.windows(8, 5, seed=3), calibration_windows(ONE, 8, 5, seed=3))
+
+
+def test_every_text_gives_its_part_of_the_windows() -> None:
+    windows = mixture(one=1.0, other=3.0).windows(8, 12, seed=3)
+    assert torch.equal(windows[:3], calibration_windows(ONE, 8, 3, seed=3))
+    assert torch.equal(windows[3:], calibration_windows(OTHER, 8, 9, seed=3))
+
+
+def test_a_text_that_would_not_be_seen_is_refused_by_name() -> None:
+    with pytest.raises(TextError, match=r"n \(one\) text: its share of 4 windows is none"):
+        mixture(one=1.0, other=99.0).windows(8, 4, seed=0)
+    assert mixture(one=1.0, other=99.0).windows(8, 0, seed=0).shape == (0, 8)
+
+
+def test_the_text_that_is_too_short_is_named() -> None:
+    with pytest.raises(TextError, match=r"gradients \(other\) text: .* are 50 windows of 8"):
+        mixture(one=1.0, other=9.0).windows(8, 60, seed=0, purpose="gradients")
+
+
+def test_local_texts_are_read_whole(tmp_path: Path) -> None:
+    paths = tmp_path / "a.txt", tmp_path / "b.txt"
+    for path, size in zip(paths, (3000, 5000), strict=True):
+        path.write_text(prose(size))
+    named = (f"{paths[0]}:2", str(paths[1]))
+    found = read_mixture(named, tiny_tokenizer(), [(3, 8)])
+    assert list(found.shares.values()) == [2.0, 1.0]
+    assert [facts.text for facts in found.facts] == [*map(str, paths)]
+    for path in paths:
+        ids = tiny_tokenizer()(path.read_text())["input_ids"]
+        assert found.tokens[str(path)].tolist() == ids
+
+
+@pytest.mark.parametrize(
+    ("asked", "calibration", "expected"),
+    [
+        (None, ("a.txt",), None),
+        (None, ("a.txt:3", "c4:0.5", "wikitext2"), "c4"),
+        ("b.txt", ("c4",), "b.txt"),
+        ("none", ("c4",), None),
+    ],
+)
+def test_base_and_result_are_compared_on_the_first_known_data_set(
+    asked: str | None, calibration: tuple[str, ...], expected: str | None
+) -> None:
+    assert evaluation_source(asked, calibration) == expected
