@@ -97,7 +97,7 @@ def _quantised(
                 checkpoint=str(checkpoint),
                 scheme=scheme,
                 output=folder,
-                calibration=str(options.calibration) if method == "GPTQ" else None,
+                calibration=(str(options.calibration),) if method == "GPTQ" else (),
                 calibration_samples=_SAMPLES,
                 sequence_length=_LENGTH,
                 dtype="auto",

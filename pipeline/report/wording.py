@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from schemas.request.texts import shares_of
+from workers.text.sources import is_local
 
 _SPACE = "\N{NO-BREAK SPACE}"
 _THOUSANDS = ("", "k", "M", "G", "T")
@@ -59,12 +60,12 @@ def share(value: float | None, digits: int = 1) -> str:
 
 
 def texts(asked: Sequence[str]) -> str:
-    """Name texts without their folders, several with their shares."""
+    """Name texts, files without their folders, and several with their shares."""
     shares = shares_of(asked)
     total = sum(shares.values())
-    names = [Path(name).name for name in shares]
+    names = [Path(name).name if is_local(name) else name for name in shares]
     if len(names) > 1:
-        parts = (share(part / total, 0) for part in shares.values())
+        parts = (f"{100 * part / total:.3g}{PER_CENT}" for part in shares.values())
         names = [f"{name} ({part})" for name, part in zip(names, parts, strict=True)]
     return ", ".join(names)
 

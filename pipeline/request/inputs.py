@@ -80,7 +80,6 @@ def gather(checked: Checked) -> Inputs:
     ]
     tokenizer = load_tokenizer(folder, trust_remote_code=False)
     mixture = read_mixture(text.text, tokenizer, streams, checked.texts)
-    checked.texts.clear()
     for tokens in mixture.tokens.values():
         _require_vocabulary(config, spec, tokens)
     (samples, length), (gradient_samples, gradient_length) = streams

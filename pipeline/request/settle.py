@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from schemas.errors import TextError
 from schemas.location import absolute, locate
 from schemas.request.config import RunConfig
 from schemas.request.texts import share_of, with_share
@@ -10,7 +11,10 @@ from workers.text.sources import is_local
 
 
 def settled(config: RunConfig) -> RunConfig:
-    """Return the request with full paths of text files, output, run directory and so on."""
+    """Return the request with full paths of text files, output, run directory and so on.
+
+    Raises TextError if one cannot be written beside others.
+    """
     calibration, recovery, evaluation = config.calibration, config.recovery, config.evaluation
     texts = {
         "calibration": calibration.model_copy(update={"text": _full_names(calibration.text)}),
@@ -36,7 +40,14 @@ def pinned(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def _full_names(texts: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(with_share(_full_name(name), share) for name, share in map(share_of, texts))
+    """Do so for several, with their shares. Raises TextError if a full path has a comma in it."""
+    found = []
+    for text in texts:
+        name, share = share_of(text)
+        if "," in (name := _full_name(name)):
+            raise TextError(f"{name}: a comma separates texts; rename the file or its folder")
+        found.append(with_share(name, share))
+    return tuple(found)
 
 
 def _full_name(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_serializer
 
 from schemas.base import Schema
 from schemas.printable import has_credentials
@@ -58,6 +58,10 @@ class CalibrationConfig(Schema):
     segments: int = Field(
         8, ge=1, description="Parts summed in float32, then combined exactly (changes rounding)"
     )
+
+    @field_serializer("text")
+    def _as_a_line(self, value: tuple[str, ...]) -> str:
+        return ",".join(value)  # as people write it, and as files had it when there was one text
 
 
 class TargetsConfig(Schema):

@@ -74,10 +74,9 @@ class RecoveryConfig(Schema):
         "svd-llm",
     )
     lora_rank: int = Field(8, ge=1, description="Of svd-llm: the rank of LoRA, at alpha 16")
-    text: Annotated[Texts, Flag("recovery-text", unset="the calibration text")] = Field(
+    text: Annotated[Texts, Flag("recovery-text", unset="the calibration texts")] = Field(
         (),
-        description="Texts to train on, as --calibration, each with its share: a.txt:0.7,c4:0.3; "
-        "mixed is web, code and instructions from the hub",
+        description="Texts to train on, each with its share, as --calibration",
     )
     tokens: Annotated[int | None, Flag("recovery-tokens", unset="the text once, 8 M at most")] = (
         Field(None, ge=1, description="Tokens to train on; a shorter text is repeated")

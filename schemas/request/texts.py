@@ -3,9 +3,9 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from schemas.request.settings import Words
 
@@ -13,12 +13,19 @@ MIXED = "mixed"
 _MIXTURE = {"fineweb-edu": 0.5, "codeparrot": 0.2, "ultrachat": 0.3}  # web, code, instructions
 
 
+def _given(value: Any) -> Any:
+    """Take nothing as no text, but refuse a line that names none."""
+    if isinstance(value, str) and not value.strip(" ,"):
+        raise ValueError("it names no text; name one, or several with their shares: a.txt:2,c4")
+    return () if value is None else value
+
+
 def _without_presets(texts: tuple[str, ...]) -> tuple[str, ...]:
     """Return texts as they are, but the mixture as those that it consists of."""
     return tuple(text for one in texts for text in _parts(one))
 
 
-Texts = Annotated[Words, AfterValidator(_without_presets)]
+Texts = Annotated[Words, BeforeValidator(_given), AfterValidator(_without_presets)]
 """One or several texts, separated by commas; each may have a share after a colon."""
 
 
@@ -34,7 +41,7 @@ def share_of(text: str) -> tuple[str, float]:
         return text, 1.0
     if not 0 < found < float("inf"):
         raise ValueError(f"{text}: the share after the colon must be above zero")
-    return name, found
+    return name.strip(), found
 
 
 def shares_of(texts: Sequence[str]) -> dict[str, float]:
@@ -47,15 +54,22 @@ def shares_of(texts: Sequence[str]) -> dict[str, float]:
 
 def with_share(name: str, share: float) -> str:
     """Write a text with its share, as `share_of` splits it."""
-    return name if share_of(name) == (name, share) else f"{name}:{share:g}"
+    return name if share_of(name) == (name, share) else f"{name}:{share!r}".removesuffix(".0")
 
 
 def split(count: int, shares: Mapping[str, float]) -> dict[str, int]:
-    """Split a count by shares, rounded so that the parts add up to it."""
+    """Split a count by shares, rounded so that the parts add up to it and, if it is large enough,
+    none is empty.
+    """
     total = sum(shares.values())
     bounds = [round(count * share / total) for share in accumulate(shares.values(), initial=0.0)]
-    parts = (stop - start for start, stop in pairwise(bounds))
-    return dict(zip(shares, parts, strict=True))
+    widths = (stop - start for start, stop in pairwise(bounds))
+    parts = dict(zip(shares, widths, strict=True))
+    if count >= len(parts):
+        for empty in [name for name, part in parts.items() if not part]:
+            parts[max(parts, key=parts.__getitem__)] -= 1
+            parts[empty] = 1
+    return parts
 
 
 def _parts(text: str) -> list[str]:

@@ -1,9 +1,8 @@
 """quantization.json: what `svdllm quantize` did to a checkpoint."""
 
 import math
-from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from schemas.base import Schema
 from schemas.model.spec import Encoding
@@ -37,7 +36,7 @@ class Quantization(Schema):
     base: str
     scheme: Scheme
     method: str
-    calibration: Annotated[Texts, BeforeValidator(lambda value: value or ())] = ()  # was null once
+    calibration: Texts = ()
     tokens: int = 0
     damping: float | None = None
     seed: int

@@ -1,7 +1,6 @@
 """Texts with a share each: what is read of them, and the windows of all."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,8 +32,8 @@ class Mixture(NamedTuple):
             what = purpose if len(self.shares) == 1 else f"{purpose} ({name})"
             if count and not part:
                 raise TextError(
-                    f"{what} text: its share of {count} windows is none; ask for more windows, or "
-                    "for a larger share"
+                    f"{what} text: {count} windows are fewer than the {len(self.shares)} texts; "
+                    "ask for more windows"
                 )
             found.append(calibration_windows(self.tokens[name], length, part, seed, what))
         return torch.cat(found)
@@ -44,10 +43,11 @@ def read_mixture(
     texts: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     wanted: Sequence[tuple[int, int]],
-    documents: Mapping[str, Iterable[Document]] = MappingProxyType({}),
+    documents: dict[str, list[Document]] | None = None,
 ) -> Mixture:
     """Read calibration texts, local ones whole and others as far as they are `wanted`: for some
-    numbers of windows, each with its length. `documents` are those of texts that were read before.
+    numbers of windows, each with its length. `documents` are those of texts that were read before;
+    they are taken out.
 
     Raises TextError as `read_text` does.
     """
@@ -60,7 +60,7 @@ def read_mixture(
             "calibration",
             tokenizer,
             at_least=None if is_local(name) else least,
-            documents=documents.get(name),
+            documents=None if documents is None else documents.pop(name, None),
         )
         found[name] = tokens
         facts.append(how)

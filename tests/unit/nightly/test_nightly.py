@@ -100,6 +100,17 @@ def test_another_content_of_the_calibration_text_is_another_key(
     assert len(training.compress.made) == 2
 
 
+def test_every_text_of_a_mixture_is_in_the_key(training: Training, tmp_path: Path) -> None:
+    training.step(1)
+    one, other = tmp_path / "one.txt", tmp_path / "other.txt"
+    one.write_text("one")
+    for content in ("first", "second", "second"):
+        other.write_text(content)
+        training.night(calibration={"text": [str(one), f"{other}:2"]})
+    training.night(calibration={"text": f"{one},{other}:2"})
+    assert len(training.compress.made) == 2
+
+
 # --- what is in the source ----------------------------------------------------------------------
 
 

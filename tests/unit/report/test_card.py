@@ -119,9 +119,9 @@ def test_a_card_says_how_factors_were_trained(
 def test_a_card_names_every_text_of_a_calibration_with_its_share(tmp_path: Path) -> None:
     config = RunConfig(model="org/name", output=tmp_path / "out", ratio=0.2)
     done = reports.compression(reports.matrices(1))
-    several = CalibrationConfig.model_validate({"text": "/data/own.jsonl:3,c4"})
+    several = CalibrationConfig.model_validate({"text": "/data/own.jsonl:3,allenai/c4"})
     done = done.model_copy(update={"calibration": several})
     write_card(tmp_path, tmp_path, config, done, None)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    named = "own.jsonl (75\N{NO-BREAK SPACE}%), c4 (25\N{NO-BREAK SPACE}%)"
+    named = "own.jsonl (75\N{NO-BREAK SPACE}%), allenai/c4 (25\N{NO-BREAK SPACE}%)"
     assert f" Calibrated on {named},\n" in text

@@ -176,6 +176,15 @@ def test_a_run_calibrates_on_several_texts_by_their_shares(
     ]
 
 
+def test_a_text_with_a_comma_in_its_path_is_refused(
+    request_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x,y").mkdir()
+    monkeypatch.chdir(tmp_path / "x,y")
+    message = refusal(request_for(text="a.txt"), TextError)
+    assert "x,y/a.txt: a comma separates texts; rename the file" in message
+
+
 def test_a_recovery_trains_on_the_mixture_that_a_run_calibrates_on(
     request_for: Any, tmp_path: Path
 ) -> None:

@@ -1,16 +1,19 @@
 """The windows of several texts, and which of them a run compares on."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from schemas.errors import TextError
+from schemas.run.texts import TextFacts
 from tests.models import tiny_tokenizer
 from tests.prose import prose
 from workers.text.mixture import Mixture, read_mixture
+from workers.text.rows import Document
 from workers.text.sources import evaluation_source
-from workers.text.windows import calibration_windows
+from workers.text.windows import Text, calibration_windows
 
 ONE, OTHER = torch.arange(400), torch.arange(1000, 1400)
 
@@ -31,9 +34,9 @@ def test_every_text_gives_its_part_of_the_windows() -> None:
 
 
 def test_a_text_that_would_not_be_seen_is_refused_by_name() -> None:
-    with pytest.raises(TextError, match=r"n \(one\) text: its share of 4 windows is none"):
-        mixture(one=1.0, other=99.0).windows(8, 4, seed=0)
-    assert mixture(one=1.0, other=99.0).windows(8, 0, seed=0).shape == (0, 8)
+    with pytest.raises(TextError, match=r"\(other\) text: 1 windows are fewer than the 2 texts"):
+        mixture(one=99.0, other=1.0).windows(8, 1, seed=0)
+    assert mixture(one=99.0, other=1.0).windows(8, 0, seed=0).shape == (0, 8)
 
 
 def test_the_text_that_is_too_short_is_named() -> None:
@@ -52,6 +55,27 @@ def test_local_texts_are_read_whole(tmp_path: Path) -> None:
     for path in paths:
         ids = tiny_tokenizer()(path.read_text())["input_ids"]
         assert found.tokens[str(path)].tolist() == ids
+
+
+def test_a_data_set_is_read_as_far_as_its_part_of_the_windows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read = {}
+
+    def reading(name: str, *_: Any, at_least: int | None, documents: Any) -> Text:
+        read[name] = at_least
+        return Text(ONE, TextFacts(text=name, use="calibration", documents=1))
+
+    monkeypatch.setattr("workers.text.mixture.read_text", reading)
+    read_mixture(("c4:3", "ptb", "a.txt"), tiny_tokenizer(), [(10, 100), (100, 8)])
+    assert read == {"c4": 600, "ptb": 200, "a.txt": None}
+
+
+def test_known_documents_are_taken_out(tmp_path: Path) -> None:
+    known: dict[str, list[Document]] = {"a.txt": [prose(3000)], "other.txt": ["other"]}
+    found = read_mixture(("a.txt",), tiny_tokenizer(), [(3, 8)], known)
+    assert found.tokens["a.txt"].tolist() == tiny_tokenizer()(prose(3000))["input_ids"]
+    assert list(known) == ["other.txt"]
 
 
 @pytest.mark.parametrize(
