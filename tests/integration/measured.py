@@ -17,25 +17,8 @@ from pipeline.metrics import count_nightly, measured, show_perplexity
 from pipeline.progress import Progress
 from schemas.metrics import Metric
 from schemas.request.config import RunConfig
-from schemas.result.evaluation import EvaluationReport, ModelEvaluation
+from tests.reports import evaluation
 from workers.actors.metrics import count, show
-
-
-def scored(name: str, perplexity: float) -> ModelEvaluation:
-    """The figures of one model."""
-    return ModelEvaluation(
-        name=name,
-        perplexity=perplexity,
-        mean_nll=1,
-        windows=1,
-        parameters=1,
-        predicted_tokens=1,
-        bytes_on_disk=1,
-        stored_dtype="F32",
-        sample=None,
-        tokens_per_second=1,
-        seconds=1,
-    )
 
 
 def main() -> None:
@@ -43,11 +26,9 @@ def main() -> None:
     ended: list[int] = []
     signal.signal(signal.SIGUSR1, lambda number, _: ended.append(number))
     config = RunConfig.model_validate_json(sys.argv[1])
-    models = (scored("a", 20.5), scored("b", 25.5))
-    report = EvaluationReport(text="t", sequence_length=2, dtype="float32", models=models)
     with ray_session(config.cluster, 1):
         compress(config)
-        show_perplexity(report, 0.30)
+        show_perplexity(evaluation(20.5, 25.5), 0.30)
         count_nightly("succeeded")
         count_nightly("rejected")
         count(Metric.RETRIES, kind="item")
