@@ -1,12 +1,10 @@
 """Methods at equal parameters on one model, by one command that continues where it stopped."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 import pipeline.compare
 import pipeline.compress
@@ -21,6 +19,7 @@ from schemas.result.comparison import ComparisonReport, title
 from tests.integration.support import CALIBRATION, item_attempts
 from tests.models import tiny_model
 from tests.prose import prose
+from tests.tables import shown
 from tests.tasks import write_choice
 from workers.checkpoint.published import read_compression
 
@@ -95,9 +94,8 @@ def test_the_table_and_the_page_say_the_same(
 ) -> None:
     written = json.loads((request_.output / "comparison.json").read_text())
     assert ComparisonReport.model_validate(written).rows == report.rows
-    console = Console(width=200, record=True, file=io.StringIO())
-    console.print(comparison_table(report))
-    printed, page = console.export_text(), (request_.output / "comparison.html").read_text()
+    printed = shown(comparison_table(report))
+    page = (request_.output / "comparison.html").read_text()
     assert "base in W8A16" in printed
     for row in report.rows[1:]:
         perplexity = f"{row.evaluations[0].models[1].perplexity:.2f}"
@@ -135,9 +133,7 @@ def test_tasks_of_what_is_finished(
     kept = {(row.method, row.ratio): row.evaluations for row in report.rows}
     for row in found.rows:
         assert row.evaluations == kept[row.method, row.ratio]
-    console = Console(width=200, record=True, file=io.StringIO())
-    console.print(comparison_table(found))
-    printed = console.export_text()
+    printed = shown(comparison_table(found))
     for row in found.rows:
         assert row.tasks is not None
         [choice] = row.tasks.rows
@@ -167,9 +163,7 @@ def test_the_best_within_a_size(request_: ComparisonConfig, report: ComparisonRe
         (request_.output / "comparison.json").read_text()
     )
     assert written.best == best.place
-    console = Console(width=200, record=True, file=io.StringIO())
-    console.print(comparison_table(found))
-    assert f"best within 123KB: {best.title}, " in console.export_text()
+    assert f"best within 123KB: {best.title}, " in shown(comparison_table(found))
     told = read_compression(Path(found.rows[1].place))
     assert told.budget is not None
     assert told.budget.reached == sum(

@@ -1,6 +1,5 @@
 """The whole of `evaluate`: a baseline and a checkpoint, from folders and a text file to a table."""
 
-import io
 import json
 import math
 import shutil
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
@@ -23,6 +21,7 @@ from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import FORMAT
 from tests.models import tiny_model, tiny_tokenizer
 from tests.prose import prose
+from tests.tables import shown
 from workers.checkpoint.family import family
 from workers.checkpoint.own_code import shipped
 from workers.evaluation.perplexity import perplexity
@@ -97,15 +96,13 @@ def cut(line: str) -> list[str]:
 
 def test_the_table_compares_with_the_baseline(report: EvaluationReport) -> None:
     base, small = report.models
-    console = Console(width=200, record=True, file=io.StringIO())
-    console.print(evaluation_table(report))
-    shown = console.export_text()
-    rows = {cells[1].strip(): cells[2:] for cells in map(cut, shown.splitlines()) if len(cells) > 3}
+    said = shown(evaluation_table(report))
+    rows = {cells[1].strip(): cells[2:] for cells in map(cut, said.splitlines()) if len(cells) > 3}
     change = small.perplexity / base.perplexity - 1
     assert rows["perplexity"][0].strip() == f"{base.perplexity:.2f}"
     assert rows["perplexity"][1].strip() == f"{small.perplexity:.2f} ({change:+.1%})"
     assert f"({small.parameters / base.parameters - 1:+.1%})" in rows["parameters"][1]
-    assert "[small]" in shown
+    assert "[small]" in said
     assert base.generation is not None
     figures = rows["degenerate of 12, greedy / sampled"]
     wrote = base.generation
@@ -113,7 +110,7 @@ def test_the_table_compares_with_the_baseline(report: EvaluationReport) -> None:
     assert "repetition (seq-rep-4), greedy / sampled" in rows
     for model in report.models:
         assert model.sample is not None
-        assert model.sample.split("\n")[0] in shown
+        assert model.sample.split("\n")[0] in said
 
 
 def test_the_report_survives_json(report: EvaluationReport) -> None:

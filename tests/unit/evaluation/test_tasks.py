@@ -1,6 +1,5 @@
 """`evaluate --tasks`: local tasks of lm-eval on tiny models, without a network."""
 
-import io
 import json
 import shutil
 import sys
@@ -12,7 +11,6 @@ import lm_eval  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch.utils import collect_env
 from typer.testing import CliRunner
@@ -25,6 +23,7 @@ from schemas.request.evaluation import EvaluationConfig, TasksConfig
 from schemas.result.tasks import Score, TaskReport, TaskResult
 from tests.models import tiny_model
 from tests.prose import prose
+from tests.tables import shown
 from tests.tasks import DOCUMENTS, write_choice, write_texts, write_written
 from workers.evaluation.harness import Harness, Job, run_job
 
@@ -100,8 +99,8 @@ def test_plain_lm_eval_says_the_same(models: Models, report: TaskReport) -> None
 
 
 def test_every_task_has_a_row(report: TaskReport) -> None:
-    shown = [(row.task, row.metric, row.documents) for row in report.rows]
-    assert shown == [
+    rows = [(row.task, row.metric, row.documents) for row in report.rows]
+    assert rows == [
         ("choice", "acc", DOCUMENTS),
         ("other", "acc", DOCUMENTS),
         ("texts", "byte_perplexity", 6),
@@ -201,11 +200,9 @@ def test_a_damaged_result_is_named(models: Models, tmp_path: Path) -> None:
 
 
 def test_the_table_shows_intervals_and_differences(report: TaskReport) -> None:
-    console = Console(width=200, record=True, file=io.StringIO())
-    console.print(tasks_table(report))
-    shown = console.export_text()
+    said = shown(tasks_table(report))
     rows = {
-        cells[1].strip(): cells for line in shown.splitlines() if len(cells := line.split("│")) > 5
+        cells[1].strip(): cells for line in said.splitlines() if len(cells := line.split("│")) > 5
     }
     score, found = report.rows[0].scores[0], report.rows[0].difference
     assert score.stderr is not None
@@ -214,8 +211,8 @@ def test_the_table_shows_intervals_and_differences(report: TaskReport) -> None:
     choice = [cell.strip() for cell in rows["choice"]]
     assert choice[2:5] == ["acc ↑", "24", f"{score.value:.4f} ± {1.96 * score.stderr:.4f}"]
     assert choice[6] == f"{found.value:+.4f} ± {1.96 * found.stderr:.4f}"
-    assert "byte_perplexity ↓" in shown
-    assert "[small]" in shown
+    assert "byte_perplexity ↓" in said
+    assert "[small]" in said
 
 
 def test_the_command_writes_the_report(models: Models, results: Path, report: TaskReport) -> None:
@@ -224,14 +221,14 @@ def test_the_command_writes_the_report(models: Models, results: Path, report: Ta
     arguments = ["evaluate", models.small, "--baseline", models.base, "--device", "cpu"]
     arguments += ["--tasks", "choice,written", "--task-folder", models.tasks, "--results", results]
     arguments += ["--json", file, "--text", text, "--sequence-length", 64, "--windows", 2]
-    shown = CliRunner().invoke(app, [str(word) for word in arguments], catch_exceptions=False)
-    assert shown.exit_code == 0
+    done = CliRunner().invoke(app, [str(word) for word in arguments], catch_exceptions=False)
+    assert done.exit_code == 0
     found = TaskReport.model_validate_json(file.read_text())
     assert found.kept == 4
     assert found.rows == tuple(r for r in report.rows if r.task in ("choice", "written"))
     assert found.text is not None
     assert len(found.text.models) == 2
-    assert "perplexity" in shown.output
+    assert "perplexity" in done.output
 
 
 def test_solved_examples_change_the_question(

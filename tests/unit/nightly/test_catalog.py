@@ -19,6 +19,7 @@ from schemas.errors import (
 from schemas.location import Url
 from schemas.request.nightly import CatalogRow
 from tests.nights import cut_short, kill, pointed
+from tests.tables import shown
 from tests.unit.nightly.conftest import Training, did
 from workers.storage.places import exists, files_below, read_bytes, upload, write
 
@@ -118,16 +119,6 @@ def test_a_name_that_is_no_unicode_is_told_and_stops_no_other(training: Training
     assert "not UTF-8" in night.incomplete[name]
     assert r"checkpoint-2\udcff" in shown(night_table(night))
     assert training.night().rows == []
-
-
-def shown(table: object, width: int = 200) -> str:
-    import io
-
-    from rich.console import Console
-
-    console = Console(width=width, file=io.StringIO(), record=True)
-    console.print(table)
-    return console.export_text()
 
 
 def test_the_tables_tell_history_and_trends(training: Training) -> None:

@@ -1,16 +1,15 @@
 """What a plan says of a recovery: more workers share its memory and its time."""
 
-import io
 import re
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from pipeline.cli.tables.plan import plan_table
 from pipeline.plan.footprint import Costs
 from schemas.errors import ConfigError
 from schemas.run.plan import StageCost
+from tests.tables import shown
 from tests.unit.plan.conftest import Base, planned
 
 RECOVER: dict[str, Any] = {"recover": True}
@@ -169,8 +168,6 @@ def test_every_round_takes_time_and_disk() -> None:
     assert last.seconds == once.seconds
     assert first.seconds is not None
     assert first.seconds > last.seconds  # it trains more parameters
-    console = Console(width=200, record=True, file=io.StringIO())
-    console.print(plan_table(rounds))
-    said = " ".join(console.export_text().split())
+    said = " ".join(shown(plan_table(rounds)).split())
     assert "rounds: 40.00% removed in" in said
     assert "then 64.00% removed in" in said

@@ -1,6 +1,5 @@
 """The whole of `bench`: settings, the order of its work, the clock, the figures, a table."""
 
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from rich.console import Console
 from torch._dynamo.utils import counters
 from typer.testing import CliRunner
 
@@ -23,6 +21,7 @@ from schemas.request.bench import BenchConfig, Workload
 from schemas.result.bench import BenchedModel, BenchReport, Served, Timing, over
 from tests.low_rank import make_checkpoint
 from tests.models import tiny_model
+from tests.tables import shown
 from tests.unit.report.test_report import Document, drawings
 from workers.serving.generation import Loaded, ServedModel
 from workers.serving.process import ModelProcess
@@ -196,14 +195,8 @@ def report(peaks: Sequence[int | None] = (200, 100)) -> BenchReport:
     )
 
 
-def shown(found: BenchReport) -> str:
-    console = Console(width=160, record=True, file=io.StringIO())
-    console.print(bench_table(found))
-    return console.export_text()
-
-
 def test_the_table_compares_with_the_baseline() -> None:
-    text = shown(report())
+    text = shown(bench_table(report()))
     assert "transformers 5, compiled, float32, cpu, 2 threads" in text
     assert "[small]" in text
     rows = {line.split("│")[1].strip(): line for line in text.splitlines() if "│" in line}
@@ -213,13 +206,14 @@ def test_the_table_compares_with_the_baseline() -> None:
     assert "24 (24 to 24)" in rows["prompt tokens a second"]
     assert "x 1.00" in rows["new tokens a second"]
     assert "2 x (6 + 4) tokens" in rows
-    lines = shown(report((None, None))).splitlines()
+    lines = shown(bench_table(report((None, None)))).splitlines()
     assert any("peak memory" in line and "B" not in line for line in lines)
 
 
 def test_a_cluster_is_told_apart() -> None:
-    assert "alone on a worker" not in shown(report())
-    assert "alone on a worker" in shown(report().model_copy(update={"in_turn": False}))
+    assert "alone on a worker" not in shown(bench_table(report()))
+    apart = report().model_copy(update={"in_turn": False})
+    assert "alone on a worker" in shown(bench_table(apart))
 
 
 def test_the_page_draws_speed_over_what_was_removed() -> None:
