@@ -11,11 +11,11 @@ from pipeline.nightly import catalog
 from schemas.errors import CompressorError
 from schemas.location import Location
 from schemas.request.config import RunConfig
-from schemas.request.groups import CalibrationConfig, NumericsConfig
 from schemas.request.nightly import CatalogRow
-from schemas.result.evaluation import EvaluationReport, ModelEvaluation
+from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import Compression, Manifest, OutputResult, RunResult
 from schemas.run.identity import Identities, fingerprint
+from tests.reports import compression, evaluation
 from workers.checkpoint.names import SUCCESS
 from workers.storage.keys import RUN_RECORD
 from workers.storage.places import create, exists, read_bytes, write
@@ -74,7 +74,8 @@ class FakeCompress:
 
     def _output(self, config: RunConfig, name: str, ratio: float) -> OutputResult:
         place = config.output_folder(ratio)
-        found = compression(config.model, ratio)
+        given = {"model": config.model, "ratio": ratio, "keep": 1 - ratio, "removed": ratio}
+        found = compression((), **given)
         if not exists(place / SUCCESS):
             self.made.append(str(place))
             publish(place, found)
@@ -124,59 +125,15 @@ def publish(place: Location, found: Compression) -> None:
     create(place / SUCCESS, b"")
 
 
-def compression(model: str, ratio: float) -> Compression:
-    return Compression(
-        model=model,
-        model_type="llama",
-        ratio=ratio,
-        keep=1 - ratio,
-        removed=ratio,
-        method={},
-        targeted_before=100,
-        targeted_after=round(100 * (1 - ratio)),
-        parameters_before=200,
-        parameters_after=200 - round(100 * ratio),
-        bytes_before=400,
-        bytes_after=400 - round(200 * ratio),
-        nats=None,
-        calibration=CalibrationConfig(),
-        numerics=NumericsConfig(),
-        seed=0,
-        device="cpu",
-        dtype="float32",
-        fallbacks=(),
-        matrices=(),
-    )
-
-
 def report(
     increase: float, sample: str | None = None, kl: float | None = None, base: str | None = None
 ) -> EvaluationReport:
     """A base of perplexity 20, and a compressed model that is worse by `increase`."""
-    models = (
-        model("base", BASE_PERPLEXITY, base),
-        model("compressed", BASE_PERPLEXITY * (1 + increase), sample, kl),
-    )
-    return EvaluationReport(text="prose.txt", sequence_length=64, dtype="float32", models=models)
-
-
-def model(
-    name: str, perplexity: float, sample: str | None, kl: float | None = None
-) -> ModelEvaluation:
-    return ModelEvaluation(
-        name=name,
-        perplexity=perplexity,
-        mean_nll=0.0,
-        windows=1,
-        predicted_tokens=63,
-        parameters=1,
-        bytes_on_disk=1,
-        stored_dtype="F32",
-        kl=kl,
-        tokens_per_second=1.0,
-        sample=sample,
-        seconds=0.0,
-    )
+    worse = BASE_PERPLEXITY * (1 + increase)
+    found = evaluation(BASE_PERPLEXITY, worse, sample=sample, kl=kl)
+    before, after = found.models
+    models = before.model_copy(update={"sample": base}), after
+    return found.model_copy(update={"models": models})
 
 
 def pointed(prefix: Location) -> dict[str, str]:

@@ -100,7 +100,7 @@ def evaluation(before: float = 22.59, after: float = 25.9, **fields: Any) -> Eva
         }
         return ModelEvaluation(**(given | more))
 
-    models = model("base", before), model("made", after, kl=0.12, **fields)
+    models = model("base", before), model("made", after, **({"kl": 0.12} | fields))
     return EvaluationReport(
         text="text/test.txt", sequence_length=1024, dtype="float32", models=models
     )
