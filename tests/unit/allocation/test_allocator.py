@@ -8,29 +8,16 @@ import torch
 from torch import Tensor
 
 from schemas.errors import RunError
-from schemas.model.spec import MatrixSpec
 from schemas.request.config import RunConfig
 from schemas.request.methods import Method
 from schemas.result.output import SpectrumFacts
+from tests.spectra import matrix
 from workers.allocator import RankAllocator
 from workers.storage.keys import spectrum_key
 from workers.storage.store import Store
 from workers.storage.tensorfile import entries
 
 IDENTITY = "0123"
-
-
-def matrix(index: int, size: int) -> MatrixSpec:
-    return MatrixSpec(
-        name=f"layers.{index}.mlp.up_proj",
-        layer=index,
-        path="mlp.up_proj",
-        reads="mlp.up_proj",
-        stored=f"model.layers.{index}.mlp.up_proj",
-        out_features=size,
-        in_features=size,
-        bias=False,
-    )
 
 
 def allocator(
@@ -47,7 +34,7 @@ def allocator(
         }
     )
     store = Store(config.run_folder)
-    matrices = [matrix(index, len(spectrum)) for index, spectrum in enumerate(spectra)]
+    matrices = [matrix(index, size, size) for index, size in enumerate(map(len, spectra))]
     facts = SpectrumFacts(
         through="none", nats=nats, tokens=100, shrinkage=None, fallbacks=(), remarks=()
     )
@@ -121,7 +108,7 @@ def test_ranks_are_on_the_grid_and_those_of_small_matrices_are_recorded(
 def test_what_must_stay_dense_counts_in_the_budget(tmp_path: Path, method: Method) -> None:
     """So the others are cut more; and what must stay dense needs no spectrum."""
     made = allocator(tmp_path, method, [spectrum(40) * 100] * 3, 0.5)
-    matrices = [matrix(index, 40) for index in range(4)]
+    matrices = [matrix(index, 40, 40) for index in range(4)]
     alone = made.allocate(0.3)
     assert made.gather(matrices, IDENTITY, {"layers.3.mlp.up_proj"}) == 3
     found = made.allocate(0.3)
@@ -134,6 +121,6 @@ def test_what_must_stay_dense_counts_in_the_budget(tmp_path: Path, method: Metho
 
 def test_a_budget_that_what_must_stay_dense_takes_alone_is_refused(tmp_path: Path) -> None:
     made = allocator(tmp_path, "two-sided", [spectrum(10)] * 2, 0.5)
-    made.gather([matrix(0, 10), matrix(1, 10)], IDENTITY, {"layers.1.mlp.up_proj"})
+    made.gather([matrix(0, 10, 10), matrix(1, 10, 10)], IDENTITY, {"layers.1.mlp.up_proj"})
     with pytest.raises(RunError, match=r"ratio 0\.6: what could not.*100 parameters, and 80 may"):
         made.allocate(0.6)

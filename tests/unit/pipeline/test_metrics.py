@@ -12,8 +12,8 @@ from pipeline import metrics as driver
 from pipeline.metrics import count_nightly, measured, show_perplexity
 from pipeline.progress import Progress
 from schemas.metrics import LABELS, Metric, Outcome
-from schemas.model.spec import MatrixSpec
 from tests import reports
+from tests.spectra import matrix
 from workers.actors import metrics
 from workers.actors.metrics import count, show, show_memory
 from workers.storage import traffic
@@ -51,22 +51,9 @@ def test_labels_are_few_and_all_in_use() -> None:
     assert len({metric.metric for metric in Metric}) == len(Metric)
 
 
-def matrix(layer: int, path: str) -> MatrixSpec:
-    return MatrixSpec(
-        name=f"layers.{layer}.{path}",
-        layer=layer,
-        path=path,
-        reads=path,
-        stored=f"model.layers.{layer}.{path}",
-        out_features=4,
-        in_features=4,
-        bias=False,
-    )
-
-
 def test_a_stage_is_counted_once(recorded: Recorded) -> None:
     progress = Progress()
-    matrices = [matrix(layer, path) for layer in (0, 1) for path in ("up", "down")]
+    matrices = [matrix(layer, 4, 4, path) for layer in (0, 1) for path in ("up", "down")]
     with measured(progress):
         with progress.stage("factorise", 4, "matrices", matrices) as stage:
             stage.advance(2, matrices=[matrices[0], matrices[2]])

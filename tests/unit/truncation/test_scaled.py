@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from schemas.model.spec import MatrixSpec
 from schemas.request.methods import Truncation
 from schemas.run.moments import backward_tap, forward_tap
 from tests.layers import SHAPES, gaussian, ranks, relative, written
+from tests.spectra import matrix
 from workers.calibration.moments import Moment, MomentAccumulator
 from workers.truncation.problem import Problem
 
@@ -110,16 +110,7 @@ def test_a_moment_of_a_diagonal_is_that_of_the_square() -> None:
 
 def test_its_taps_are_vectors_that_matrices_of_one_input_share() -> None:
     q, k = (
-        MatrixSpec(
-            name=f"layers.0.self_attn.{name}",
-            layer=0,
-            path=f"self_attn.{name}",
-            reads="self_attn.q_proj",
-            stored=f"model.layers.0.self_attn.{name}",
-            out_features=8,
-            in_features=16,
-            bias=False,
-        )
+        matrix(0, 8, 16, f"self_attn.{name}").model_copy(update={"reads": "self_attn.q_proj"})
         for name in ("q_proj", "k_proj")
     )
     names = {forward_tap(q, "svd").name, forward_tap(k, "asvd").name, forward_tap(k, "fwsvd").name}
