@@ -7,6 +7,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from schemas.model.spec import Factors, MatrixSpec, factor_parameters, rank_grid, whole
+from workers.allocation.search import last
 
 
 class MatrixLoss(NamedTuple):
@@ -65,12 +66,8 @@ def rank_within(loss: MatrixLoss, factors: Factors, budget: float) -> int | None
     budget = whole(budget)
     if budget >= loss.matrix.size:
         return None
-    grid = loss.grid
-    low, high = 1, max(loss.ranks // grid, 1)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if cost(loss.matrix, factors, middle * grid) <= budget:
-            low = middle
-        else:
-            high = middle - 1
-    return low * grid
+
+    def fits(step: int) -> bool:
+        return cost(loss.matrix, factors, step * loss.grid) <= budget
+
+    return last(fits, 1, max(loss.ranks // loss.grid, 1) + 1) * loss.grid
