@@ -32,8 +32,7 @@ from runtime.configuration_lowrank import tensor_shapes
 from schemas.model.spec import Factors, MatrixSpec
 from schemas.request.bench import BenchConfig
 from schemas.result.bench import BenchedModel, BenchReport, over
-from schemas.result.output import MatrixResult, stored_parameters
-from workers.allocation.budget import cost
+from schemas.result.output import MatrixResult
 from workers.checkpoint.names import WEIGHTS
 from workers.model.inspection import inspect
 
@@ -195,7 +194,7 @@ def compressed(base: Path, factors: Factors, ratio: float, multiple: int = 1) ->
 def _rank(matrix: MatrixSpec, factors: Factors, ratio: float, multiple: int) -> int:
     ranks = range(multiple, matrix.small + 1, multiple)
     kept = (1 - ratio) * matrix.size
-    return max(rank for rank in ranks if cost(matrix, factors, rank) <= kept)
+    return max(rank for rank in ranks if matrix.stored_parameters(factors, rank) <= kept)
 
 
 def _random(
@@ -219,7 +218,7 @@ def _result(matrix: MatrixSpec, factors: Factors, rank: int) -> MatrixResult:
         shape=(matrix.out_features, matrix.in_features),
         encoding=encoding,
         rank=rank,
-        parameters=stored_parameters(matrix, encoding, rank),
+        parameters=matrix.stored_parameters(encoding, rank),
         predicted_loss=0.0,
         achieved_loss=0.0,
         energy=None,

@@ -15,7 +15,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from schemas.errors import NumericsError
 from schemas.model.spec import MatrixSpec, ModelSpec
 from schemas.request.config import RunConfig
-from schemas.result.output import MatrixResult, SpectrumFacts, stored_parameters
+from schemas.result.output import MatrixResult, SpectrumFacts
 from schemas.run.identity import Identities, Record
 from schemas.run.moments import Tap, backward_tap, features_tap, forward_tap
 from workers.adoption import tensors_of
@@ -145,7 +145,7 @@ class Compressor:
             shape=(matrix.out_features, matrix.in_features),
             encoding=stored.encoding,
             rank=stored.rank,
-            parameters=stored_parameters(matrix, stored.encoding, stored.rank),
+            parameters=matrix.stored_parameters(stored.encoding, stored.rank),
             predicted_loss=predicted,
             achieved_loss=achieved,
             energy=energy,

@@ -9,7 +9,6 @@ from schemas.model.dtypes import ITEM_BYTES
 from schemas.model.spec import Factors, MatrixSpec, ModelSpec, TensorSpec
 from schemas.request.quantization import FEW_BITS, Scheme
 from schemas.result.output import FactorSource, MatrixResult, OutputFile, OutputTensor
-from workers.allocation.budget import cost
 from workers.checkpoint.names import weight_file
 from workers.output import file_bytes
 from workers.quantisation.sizes import with_fewer_bits
@@ -106,8 +105,8 @@ def total_bytes(
     """
     cuts = {m.name: _promised(m, factors, ranks[m.name], scheme) for m in spec.matrices}
     keys = dict.fromkeys(ranks, "")
-    parts = plan_parts(spec, {m.name: cost(m, factors, ranks[m.name]) for m in spec.matrices})
-    files = [plan_file(spec, part, cuts, keys) for part in parts]
+    sizes = {m.name: m.stored_parameters(factors, ranks[m.name]) for m in spec.matrices}
+    files = [plan_file(spec, part, cuts, keys) for part in plan_parts(spec, sizes)]
     if scheme is None:
         return sum(map(file_bytes, files))
     owners = {m.written for parts in spec.linears for m in parts if not m.is_head}

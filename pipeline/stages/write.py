@@ -6,7 +6,6 @@ from pipeline.cluster.pool import Task
 from pipeline.progress import Stage
 from pipeline.stages.output import Output
 from pipeline.stages.weight_files import plan_file, plan_parts
-from workers.allocation.budget import cost
 from workers.storage.keys import factors_key, recovered_key, recovered_norms_key
 
 
@@ -32,10 +31,9 @@ class WeightFiles:
         if norms is not None:
             names: Any = norms.facts["names"]
             self._norms = dict.fromkeys(names, key)
-        self._parts = plan_parts(
-            run.spec,
-            {m.name: cost(m, run.config.factors, ranks[m.name]) for m in run.spec.matrices},
-        )
+        factors, matrices = run.config.factors, run.spec.matrices
+        sizes = {m.name: m.stored_parameters(factors, ranks[m.name]) for m in matrices}
+        self._parts = plan_parts(run.spec, sizes)
         self._written = 0
         self._stage: Stage | None = None
 

@@ -111,6 +111,13 @@ class MatrixSpec(Schema):
         columns = factors == "pivoted" and self.column_parallel
         return "pivoted-columns" if columns else factors
 
+    def stored_parameters(self, encoding: Encoding, rank: int | None) -> int:
+        """Parameters of it as stored, without its bias and its row order; dense without a rank."""
+        if encoding == "dense" or rank is None:
+            return self.size
+        factors: Factors = "plain" if encoding == "plain" else "pivoted"
+        return factor_parameters(factors, rank, self.out_features, self.in_features)
+
 
 def factor_parameters(factors: Factors, rank: int, out_features: int, in_features: int) -> int:
     """Parameters of W' (m, n) at rank k: k (m + n), or k (m + n - k) if pivoted (PIFA, 2025)."""

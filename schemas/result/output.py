@@ -7,7 +7,7 @@ from pydantic import PositiveInt
 
 from schemas.base import Schema
 from schemas.model.dtypes import ITEM_BYTES
-from schemas.model.spec import Encoding, Factors, MatrixSpec, factor_parameters
+from schemas.model.spec import Encoding
 
 
 class FactorSource(Schema):
@@ -79,11 +79,3 @@ class MatrixResult(Schema):
     shrinkage: float | None = None
     fallbacks: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
-
-
-def stored_parameters(matrix: MatrixSpec, encoding: Encoding, rank: int | None) -> int:
-    """Parameters of a matrix as stored, without its bias and its row order."""
-    if encoding == "dense" or rank is None:
-        return matrix.size
-    factors: Factors = "plain" if encoding == "plain" else "pivoted"
-    return factor_parameters(factors, rank, matrix.out_features, matrix.in_features)

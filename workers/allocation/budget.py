@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from schemas.model.spec import Factors, MatrixSpec, factor_parameters, rank_grid, whole
+from schemas.model.spec import Factors, MatrixSpec, rank_grid, whole
 from workers.allocation.search import last
 
 
@@ -48,14 +48,8 @@ class Ranks(NamedTuple):
 
     def parameters(self, losses: list[MatrixLoss], factors: Factors) -> int:
         """Return the parameters of all matrices at these ranks."""
-        return sum(cost(loss.matrix, factors, self.ranks[loss.matrix.name]) for loss in losses)
-
-
-def cost(matrix: MatrixSpec, factors: Factors, rank: int | None) -> int:
-    """Parameters of one matrix at a rank, or dense."""
-    if rank is None:
-        return matrix.size
-    return factor_parameters(factors, rank, matrix.out_features, matrix.in_features)
+        matrices = [loss.matrix for loss in losses]
+        return sum(m.stored_parameters(factors, self.ranks[m.name]) for m in matrices)
 
 
 def rank_within(loss: MatrixLoss, factors: Factors, budget: float) -> int | None:
@@ -68,6 +62,6 @@ def rank_within(loss: MatrixLoss, factors: Factors, budget: float) -> int | None
         return None
 
     def fits(step: int) -> bool:
-        return cost(loss.matrix, factors, step * loss.grid) <= budget
+        return loss.matrix.stored_parameters(factors, step * loss.grid) <= budget
 
     return last(fits, 1, max(loss.ranks // loss.grid, 1) + 1) * loss.grid

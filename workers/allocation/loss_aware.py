@@ -5,7 +5,7 @@ from torch import Tensor
 
 from schemas.errors import ConfigError
 from schemas.model.spec import Factors, whole
-from workers.allocation.budget import MatrixLoss, Ranks, cost
+from workers.allocation.budget import MatrixLoss, Ranks
 
 _BISECTIONS = 200
 
@@ -40,7 +40,7 @@ class _Menu:
             raise ConfigError(f"{matrix.name}: loss-aware allocation needs gradients")
         self.name = matrix.name
         on_grid = range(loss.grid, loss.ranks + 1, loss.grid)
-        priced = {k: cost(matrix, factors, k) for k in on_grid}
+        priced = {k: matrix.stored_parameters(factors, k) for k in on_grid}
         self._ranks = [k for k, price in priced.items() if price < matrix.size]
         self.costs = torch.tensor([*(priced[k] for k in self._ranks), matrix.size])
         tail = loss.nats * loss.tail()

@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 
 from schemas.model.spec import Factors
-from workers.allocation.budget import MatrixLoss, Ranks, cost, rank_within
+from workers.allocation.budget import MatrixLoss, Ranks, rank_within
 
 
 def svd_llm_v2(
@@ -28,7 +28,7 @@ def svd_llm_v2(
         if min(minima) > 1:
             most = max(max_ratio, ratio)
             caps = [
-                min(most, 1 - cost(loss.matrix, factors, loss.grid) / loss.matrix.size)
+                min(most, 1 - loss.matrix.stored_parameters(factors, loss.grid) / loss.matrix.size)
                 for loss in group
             ]
             ratios, notes = _share_out(

@@ -15,7 +15,7 @@ from torch import Tensor
 from runtime.configuration_lowrank import Matrix
 from schemas.model.spec import Encoding
 from schemas.request.config import RunConfig
-from workers.allocation.budget import MatrixLoss, cost, rank_within
+from workers.allocation.budget import MatrixLoss, rank_within
 from workers.calibration.moments import row_blocks
 from workers.truncation.basis import Basis
 from workers.truncation.pivoting import pivot
@@ -145,10 +145,10 @@ def _as_small(loss: MatrixLoss, rank: int) -> int:
     """Return the rank of plain factors within the parameters of pivoted ones: on the matrix' grid,
     unless its lowest rank takes more.
     """
-    budget = cost(loss.matrix, "pivoted", rank)
+    budget = loss.matrix.stored_parameters("pivoted", rank)
     for ranks in (loss, loss._replace(multiple=1)):
         lower = rank_within(ranks, "plain", budget) or rank
-        if cost(loss.matrix, "plain", lower) <= budget:
+        if loss.matrix.stored_parameters("plain", lower) <= budget:
             break
     return lower
 

@@ -10,7 +10,6 @@ from schemas.request.groups import AllocationConfig
 from schemas.request.methods import Allocation
 from tests.spectra import FACTORS, budget_of, loss_of, matrix, power, rough
 from workers.allocation import MatrixLoss, Ranks, allocate
-from workers.allocation.budget import cost
 from workers.allocation.loss_aware import loss_aware
 from workers.allocation.uniform import uniform
 
@@ -88,8 +87,8 @@ def test_less_than_one_step_of_any_matrix_is_left(
         rank = found.ranks[loss.matrix.name]
         if rank is not None:
             higher = rank + loss.grid if rank + loss.grid <= loss.ranks else None
-            dearer = min(loss.matrix.size, cost(loss.matrix, factors, higher))
-            assert dearer - cost(loss.matrix, factors, rank) > left
+            dearer = min(loss.matrix.size, loss.matrix.stored_parameters(factors, higher))
+            assert dearer - loss.matrix.stored_parameters(factors, rank) > left
 
 
 @pytest.mark.parametrize("method", get_args(Allocation))
