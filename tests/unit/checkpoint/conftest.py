@@ -17,6 +17,7 @@ from tests.low_rank import Checkpoint, make_checkpoint
 from tests.models import tiny_model, tiny_tokenizer
 from tests.prose import VOCABULARY
 from tests.reports import compression
+from workers.checkpoint.contents import base_files
 from workers.model.inspection import inspect
 from workers.storage.files import file_sha256
 
@@ -49,13 +50,13 @@ def configure(folder: Path, **changes: Any) -> None:
     (folder / "config.json").write_text(json.dumps(kept))
 
 
-def seal(folder: Path) -> Path:
-    """A manifest for what is in a folder now."""
+def seal(folder: Path, base: Path | None = None) -> Path:
+    """Write a manifest for what is in a folder now, and for the base that it was made from."""
     (folder / "manifest.json").unlink(missing_ok=True)
     manifest = Manifest(
         output="output",
         identities=Identities(forward="f", backward=None, bases="b", factors="f"),
-        base_files={},
+        base_files=base_files(base, inspect(base)) if base else {},
         versions={},
         files={
             path.name: FileEntry(sha256=file_sha256(path), bytes=path.stat().st_size)

@@ -15,15 +15,12 @@ from pipeline.request.preflight import check
 from schemas.errors import CheckpointError, CompressorError, ConfigError, TextError
 from schemas.request.adoption import AdoptionConfig
 from schemas.request.groups import CalibrationConfig, NumericsConfig, TargetsConfig
-from schemas.result.manifest import FileEntry, Manifest
 from schemas.result.output import MatrixResult
-from schemas.run.identity import Identities
 from tests.models import tiny_model
 from tests.prose import prose
 from tests.reports import compression
-from workers.checkpoint.contents import base_files
+from tests.unit.checkpoint.conftest import seal
 from workers.model.inspection import inspect
-from workers.storage.files import file_sha256
 
 CUT: dict[str, Any] = {
     "ratio": 0.35,
@@ -60,23 +57,6 @@ def describe(folder: Path, model: Path, **fields: Any) -> None:
     (folder / "compression.json").write_text(found.model_dump_json())
 
 
-def seal(folder: Path, model: Path) -> None:
-    """Write a manifest of the files in the folder, and the mark of success."""
-    files = {
-        path.name: FileEntry(sha256=file_sha256(path), bytes=path.stat().st_size)
-        for path in folder.iterdir()
-    }
-    manifest = Manifest(
-        output="output",
-        identities=Identities(forward="f", backward=None, bases="b", factors="f"),
-        base_files=base_files(model, inspect(model)),
-        versions={},
-        files=files,
-    )
-    (folder / "manifest.json").write_text(manifest.model_dump_json())
-    (folder / "_SUCCESS").touch()
-
-
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     path = tmp_path / "prose.txt"
@@ -92,7 +72,7 @@ def cut(model: Path, text: Path, tmp_path: Path) -> Path:
     describe(folder, model, calibration=CalibrationConfig(text=str(text)))
     (folder / "config.json").write_text("{}")
     save_file({"a": torch.ones(2)}, folder / "model.safetensors")
-    seal(folder, model)
+    (seal(folder, model) / "_SUCCESS").touch()
     return folder
 
 
