@@ -1,18 +1,16 @@
 """Everything that headers say of a checkpoint, and every way in which one can be wrong."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from schemas.errors import CheckpointError
-from tests.models import CONFIGS, tiny_model
+from tests.models import CONFIGS, rewrite, tiny_model
 from tests.unit.checkpoint.conftest import configure, refusal
 from workers.checkpoint.config_file import read_config
 from workers.checkpoint.contents import base_files
@@ -33,13 +31,6 @@ def sharded(folder: Path) -> list[str]:
     names = sorted(path.name for path in folder.glob("model-*.safetensors"))
     assert len(names) > 1
     return names
-
-
-def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
-    """Change the tensors of a checkpoint in place."""
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 # --- what is read -----------------------------------------------------------------------------

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from runtime.configuration_lowrank import ENCODINGS
 from schemas.errors import CheckpointError
 from tests.low_rank import PROMPTS, make_checkpoint
-from tests.models import CONFIGS, tiny_model
+from tests.models import CONFIGS, rewrite, tiny_model
 from workers.model.inspection import inspect, inspect_decoder
 from workers.model.layers import Decoder
 
@@ -25,13 +25,6 @@ FACTOR = f"{LAYER}self_attn.q_proj.down.weight"
 
 def decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     return Decoder(folder, inspect(folder), dtype, torch.device("cpu"))
-
-
-def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
-    """Change the tensors of a checkpoint in place."""
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize(
