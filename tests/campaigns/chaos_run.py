@@ -208,6 +208,3 @@ class ChaosRun:
         now = item_attempts(self._config.run_folder, *KINDS)
         self._repeated |= {key for key, made in self._items.items() if now.get(key) != made}
         self._items |= now
-
-
-__all__ = ["DISTURBANCES", "STAGES", "ChaosRun", "FailedRunError", "Kill", "Outcome", "drawn"]

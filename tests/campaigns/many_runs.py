@@ -29,7 +29,8 @@ from rich.table import Table
 from benchmarks.small_model import request
 from pipeline.cli.demo_inputs import write_texts
 from pipeline.compress import compress
-from tests.integration.processes import descendants, until
+from tests.integration.processes import descendants
+from tests.integration.support import until
 from tests.models import tiny_model
 
 os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", HF_HUB_OFFLINE="1")

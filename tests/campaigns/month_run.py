@@ -208,6 +208,3 @@ def _ended(command: Command, what: str) -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, alarm)
-
-
-__all__ = ["ARRIVALS", "ATTEMPTS", "NIGHTS", "RATIO", "STAGES", "Happened", "Month", "draw"]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.integration.support import ROOT, until
+from tests.integration.support import ROOT
 from tests.integration.warm import SOCKET, Forked, asked
 
 # Agents of Ray, with and without the name they give themselves: they outlive a driver that is
@@ -199,6 +199,3 @@ def run(
     finally:
         command.close()
     return command
-
-
-__all__ = ["AGENTS", "Command", "Process", "descendants", "run", "until"]

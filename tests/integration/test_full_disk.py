@@ -10,9 +10,9 @@ import ray
 from schemas.request.config import RunConfig
 from schemas.run.identity import Record
 from tests.integration.conftest import Reference
-from tests.integration.processes import Command, until
+from tests.integration.processes import Command
 from tests.integration.small_disk import SmallDisk
-from tests.integration.support import KINDS, ROOT, flags, item_attempts, weight_sums
+from tests.integration.support import KINDS, ROOT, flags, item_attempts, until, weight_sums
 from tests.items import file_of, local
 from workers.storage.files import file_sha256
 from workers.storage.store import Store

@@ -8,9 +8,9 @@ from ray.cluster_utils import Cluster
 
 from schemas.request.config import RunConfig
 from tests.integration.conftest import Reference
-from tests.integration.processes import Command, until
+from tests.integration.processes import Command
 from tests.integration.rays import small_ray
-from tests.integration.support import KINDS, ROOT, flags, item_attempts, weight_sums
+from tests.integration.support import KINDS, ROOT, flags, item_attempts, until, weight_sums
 from tests.items import local
 
 STORE_BYTES = 80 * 1024**2

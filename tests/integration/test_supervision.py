@@ -21,8 +21,8 @@ from schemas.result.manifest import Manifest
 from schemas.run.moments import backward_tap
 from schemas.run.stages import StageName
 from tests.integration.conftest import Reference
-from tests.integration.processes import Process, descendants, until
-from tests.integration.support import KINDS, item_attempts, item_sums, weight_sums
+from tests.integration.processes import Process, descendants
+from tests.integration.support import KINDS, item_attempts, item_sums, until, weight_sums
 from tests.items import local
 from workers.checkpoint.verify import require, verify_checkpoint
 from workers.model.inspection import inspect

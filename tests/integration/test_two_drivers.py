@@ -9,7 +9,7 @@ import ray
 
 from schemas.request.config import RunConfig
 from tests.integration.conftest import Reference
-from tests.integration.processes import Command, run, until
+from tests.integration.processes import Command, run
 from tests.integration.support import (
     KINDS,
     ROOT,
@@ -17,6 +17,7 @@ from tests.integration.support import (
     file_sums,
     flags,
     item_attempts,
+    until,
     weight_sums,
 )
 from tests.items import local
