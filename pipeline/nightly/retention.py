@@ -31,16 +31,14 @@ def remove_output(place: Location, identity: str | None) -> bool:
     return True
 
 
-def remove_run(place: Location, output: Location) -> bool:
-    """Remove the run directory of an output below `output`; if it is not one, keep it: False."""
+def remove_run(place: Location, output: Location) -> None:
+    """Remove the run directory of an output below `output`; keep what is not one."""
     try:
         outputs = list(json.loads(read_bytes(place / RUN_RECORD))["outputs"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return False
-    if not any(f"{made}/".startswith(f"{output}/") for made in outputs):
-        return False
-    remove_below(place)
-    return True
+        return
+    if any(f"{made}/".startswith(f"{output}/") for made in outputs):
+        remove_below(place)
 
 
 def _is_output(place: Location, identity: str | None) -> bool:

@@ -64,11 +64,11 @@ class Page:
             raise RuntimeError(f"{expression}: {found['exceptionDetails']}")
         return found["result"].get("value")
 
-    def picture(self, path: Path, selector: str = "html") -> None:
-        """The whole of an element as a PNG, however far down the page."""
+    def picture(self, path: Path) -> None:
+        """Write the whole of the page as a PNG."""
         box = self.ask(
-            f"(r => ({{x: r.x + scrollX, y: r.y + scrollY, width: r.width, height: r.height}}))"
-            f"(document.querySelector({json.dumps(selector)}).getBoundingClientRect())"
+            "(r => ({x: r.x + scrollX, y: r.y + scrollY, width: r.width, height: r.height}))"
+            "(document.documentElement.getBoundingClientRect())"
         )
         shot = self.call(
             "Page.captureScreenshot", captureBeyondViewport=True, clip=box | {"scale": 1}

@@ -28,6 +28,7 @@ from tests.campaigns.month_run import (
     NIGHTS,
     RATIO,
     STAGES,
+    TWICE,
     Happened,
     Month,
     draw,
@@ -71,7 +72,7 @@ def wrong(month: Month, nights: list[Happened]) -> list[str]:
         "outputs": (there, published | rejected),
         "latest": (pointed(month.prefix), {RATIO: newest}),
         "kills": (killed, len(STAGES)),
-        "nights started twice": (sum(n.codes[1:] == (3,) for n in nights), month.drawn.twice),
+        "nights started twice": (sum(n.codes[1:] == (3,) for n in nights), TWICE),
         "the last night": (nights[-1], Happened("", (0,), [])),
         "run directories left": (
             {path.name.rpartition("-")[0] for path in (month.prefix / "runs").iterdir()},

@@ -24,17 +24,16 @@ from tests.prose import prose
 NIGHTS = 30
 ARRIVALS = ("good",) * 5 + ("half",) * 2 + ("equal",) * 2 + ("bad", "corrupt")
 STAGES = ("calibrate forward", "factorise", "assemble")
-ATTEMPTS, RATIO, GATE = 3, "0.20", "2%"
+ATTEMPTS, TWICE, RATIO, GATE = 3, 2, "0.20", "2%"
 _LONGEST_S = 900.0
 _POLL_S = 0.2
 
 
 class Drawn(NamedTuple):
-    """What a seed decides: arrivals, the stage that each killed night dies in, nights run twice."""
+    """What a seed decides: arrivals, the stage that each killed night dies in, and a removal."""
 
     arrivals: dict[int, tuple[str, str]]  # by night: kind and name
     kills: list[str]
-    twice: int
     removed_on: int
 
 
@@ -57,7 +56,6 @@ def draw(seed: int) -> Drawn:
     return Drawn(
         arrivals={night: (kind, name) for night, kind, name in pairs},
         kills=generator.sample(STAGES, len(STAGES)),
-        twice=2,
         removed_on=generator.randrange(22, NIGHTS - 2),
     )
 
@@ -74,7 +72,7 @@ class Month:
         self._good = tiny_model(folder / "good", seed=3, initializer_range=0.05)
         self._bad = tiny_model(folder / "bad", seed=0)
         self._half: dict[int, str] = {}
-        self._kills, self._twice = list(drawn.kills), drawn.twice
+        self._kills, self._twice = list(drawn.kills), TWICE
         self._killed: dict[str, dict[str, str]] = {}  # items of runs that were killed, by folder
         self.repeated: set[str] = set()
         self.seen_again: set[str] = set()
