@@ -6,6 +6,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 VOCABULARY = 384
 END = "<eos>"
+STORY = (
+    "The city lies on the river, and the river gives it its name. In the old town there are "
+    "narrow streets, a market that is held on Saturdays, and the church of the weavers."
+)
 
 
 def prose(characters: int = 100_000) -> str:

@@ -7,12 +7,8 @@ from pipeline.nightly.gate import reasons
 from schemas.request.nightly import Gate
 from schemas.result.evaluation import EvaluationReport
 from tests.nights import report
+from tests.prose import STORY
 from tests.reports import generation
-
-STORY = (
-    "The city lies on the river, and the river gives it its name. In the old town there are "
-    "narrow streets, a market that is held on Saturdays, and the church of the weavers."
-)
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,9 @@
 
 import pytest
 
+from tests.prose import STORY
 from workers.repetition import degenerate, generation_of, repetition
 
-STORY = (
-    "The city lies on the river, and the river gives it its name. In the old town there are "
-    "narrow streets, a market that is held on Saturdays, and the church of the weavers."
-)
 POEM = "Row, row, row your boat, gently down the stream. Merrily, merrily, merrily, merrily, life"
 ITEMS = "1. Open the file. 2. Read the file. 3. Close the file. 4. Open the next file. 5. Read it."
 TABLE = "a | 1 | 2 b | 3 | 4 c | 5 | 6 d | 7 | 8 e | 9 | 10 f | 11 | 12 g | 13 | 14"
