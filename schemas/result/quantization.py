@@ -1,6 +1,7 @@
 """quantization.json: what `svdllm quantize` did to a checkpoint."""
 
 import math
+from collections import Counter
 
 from pydantic import Field
 
@@ -51,10 +52,7 @@ class Quantization(Schema):
     @property
     def groups(self) -> dict[int | None, int]:
         """How many linear layers have groups of each size."""
-        found: dict[int | None, int] = {}
-        for linear in self.linears:
-            found[linear.group] = found.get(linear.group, 0) + 1
-        return found
+        return Counter(linear.group for linear in self.linears)
 
     @property
     def bits(self) -> float:
