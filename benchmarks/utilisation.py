@@ -2,10 +2,10 @@
 
     python -m benchmarks.utilisation
 
-Simulated: the streams of pipeline/stream.py submit to actors that only keep time. Such an actor is
-serial and in order, as Ray's are; a call starts when its actor is free, its argument is there and
-the driver has submitted it, and takes 1 (forward) or 3 (backward: forward once more, and twice that
-for the gradient). The driver submits at once, and waits where the stream waits.
+Simulated: the streams of pipeline/stream/schedule.py submit to actors that only keep time. Such
+an actor is serial and in order, as Ray's are; a call starts when its actor is free, its argument is
+there and the driver has submitted it, and takes 1 (forward) or 3 (backward: forward once more, and
+twice that for the gradient). The driver submits at once, and waits where the stream waits.
 
 Measured: real LayerShard actors on this machine. CPU time of the workers, over that of the cores
 they could have: each of 4 single-threaded shards on 2 cores has half a core.
