@@ -15,7 +15,7 @@ from schemas.location import locate
 from schemas.printable import has_credentials, printable
 from schemas.request.config import RunConfig
 from schemas.request.groups import ClusterConfig
-from schemas.result.evaluation import EvaluationReport, ModelEvaluation
+from tests.reports import evaluation
 from workers.process.logs import log, set_up_logging
 
 SECRET = "wJalrXUtnFEMI/K7MDENG"
@@ -109,23 +109,9 @@ def test_the_log_hides_what_the_environment_keeps_secret(
 
 
 def test_names_and_samples_are_no_markup(tmp_path: Path) -> None:
-    model = ModelEvaluation(
-        name="org/[red]\x1b[2Jname",
-        perplexity=1.0,
-        mean_nll=0.0,
-        windows=1,
-        predicted_tokens=1,
-        parameters=1,
-        bytes_on_disk=1,
-        stored_dtype="F32",
-        kl=None,
-        tokens_per_second=1.0,
-        sample="one\x1b]0;title\x07\ntwo [/]",
-        seconds=0.0,
-    )
-    report = EvaluationReport(
-        text="[red]a\x1b.txt", sequence_length=2, dtype="float32", models=(model,)
-    )
+    found = evaluation(sample="one\x1b]0;title\x07\ntwo [/]")
+    model = found.models[1].model_copy(update={"name": "org/[red]\x1b[2Jname"})
+    report = found.model_copy(update={"text": "[red]a\x1b.txt", "models": (model,)})
     with (tmp_path / "out").open("w+") as file:
         Console(file=file, force_terminal=True, width=200, color_system=None).print(
             evaluation_table(report)
