@@ -181,19 +181,6 @@ def test_a_request_that_cannot_work_says_why(folders: tuple[Path, Path], text: P
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"workers": 2}, "workers: for a streamed evaluation only"),
-        ({"shard_layers": 2, "work_dir": "."}, "shard_layers, work_dir: for a streamed"),
-        ({"streamed": True, "trust_remote_code": True}, "runs no code of a checkpoint"),
-    ],
-)
-def test_fields_fit_together(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        EvaluationConfig(checkpoint="x", **wrong)
-
-
-@pytest.mark.parametrize(
     "wrong", [{"sequence_length": 1}, {"windows": 0}, {"dtype": "int8"}, {"ratio": 0.2}]
 )
 def test_fields_are_checked(wrong: dict[str, Any]) -> None:
