@@ -11,6 +11,7 @@ from schemas.location import Location
 from schemas.request.config import RunConfig
 from schemas.request.groups import CalibrationConfig, ClusterConfig
 from schemas.result.manifest import OutputResult
+from schemas.run.identity import Record
 from workers.storage.files import file_sha256
 from workers.storage.store import Store
 
@@ -86,22 +87,18 @@ def file_sums(folder: Path) -> dict[str, str]:
 
 def item_sums(run_dir: Location, *prefixes: str) -> dict[str, str]:
     """SHA-256 of every committed item below the prefixes, by key."""
-    return {
-        record.key: record.sha256
-        for prefix in prefixes
-        for record in Store(run_dir).records(prefix)
-    }
+    return {record.key: record.sha256 for record in _items(run_dir, prefixes)}
 
 
 def item_attempts(run_dir: Location, *prefixes: str) -> dict[str, str]:
     """The attempt that made every committed item below the prefixes, by key: one that is made anew
     has another.
     """
-    return {
-        record.key: record.attempt
-        for prefix in prefixes
-        for record in Store(run_dir).records(prefix)
-    }
+    return {record.key: record.attempt for record in _items(run_dir, prefixes)}
+
+
+def _items(run_dir: Location, prefixes: tuple[str, ...]) -> list[Record]:
+    return [record for prefix in prefixes for record in Store(run_dir).records(prefix)]
 
 
 def kl(output: OutputResult) -> float:
