@@ -23,6 +23,7 @@ from schemas.run.moments import Pass, Tap, taps
 from schemas.run.targets import select
 from tests.kinds import model_class, tiny_causal_model
 from tests.models import tiny_tokenizer
+from tests.shards import SEED, run_shards
 from workers.calibration.moments import Moment
 from workers.calibration.sampling import label_noise
 from workers.checkpoint import verify
@@ -38,7 +39,7 @@ from workers.storage.moments import commit_moment
 from workers.storage.store import Store
 
 IDS = Identities(forward="x", backward="g", bases="b", factors="f")
-WINDOWS, TOKENS, BATCH, SEED = 16, 24, 4, 5
+WINDOWS, TOKENS, BATCH = 16, 24, 4
 REMOVED = 0.3
 CPU = torch.device("cpu")
 
@@ -89,21 +90,8 @@ class Subject:
             Shard(self.decoder, range(a, b), [t for t in self.taps if a <= t.layer < b])
             for a, b in pairwise(bounds)
         ]
-        after = []
-        steps = [Step(first, 0) for first in range(0, WINDOWS, BATCH)]
-        for step in steps:
-            hidden = self.tokens[step.first_sequence :][:BATCH]
-            for shard in shards:
-                hidden = shard.forward(hidden, step)
-            after.append(hidden)
-        for step in steps:
-            hidden = self.tokens[step.first_sequence :][:BATCH]
-            for shard in shards:
-                hidden = shard.forward(hidden, step, "gradient")
-            gradient = shards[-1].loss_gradient(hidden, step, SEED)
-            for shard in reversed(shards):
-                gradient = shard.backward(gradient, step)
-        return shards, torch.cat(after)
+        batches = [(Step(at, 0), self.tokens[at : at + BATCH]) for at in range(0, WINDOWS, BATCH)]
+        return shards, run_shards(shards, batches)
 
     @cached_property
     def streamed(self) -> tuple[Shard, Tensor, dict[Tap, Moment]]:

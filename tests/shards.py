@@ -74,10 +74,17 @@ def stream(
     segments: int = 2,
     adapted: Callable[[str], None] = lambda _: None,
 ) -> Streamed:
-    """All windows forward, then all of them forward and backward."""
+    """Return what shards between these bounds find in all windows."""
     found = taps(base.spec.matrices, truncation, gradients=True)
     shards = make_shards(base, bounds, found, adapted)
     batches = micro_batches(base, micro_batch, segments)
+    hidden = run_shards(shards, batches)
+    moments = {tap.name: m for shard in shards for tap, m in take(shard)}
+    return Streamed(moments, hidden)
+
+
+def run_shards(shards: Sequence[Shard], batches: Sequence[tuple[Step, Tensor]]) -> Tensor:
+    """Pass all batches forward, then all forward and backward; return the last hidden states."""
     outputs = []
     for step, hidden in batches:
         for shard in shards:
@@ -89,8 +96,7 @@ def stream(
         gradient = shards[-1].loss_gradient(hidden, step, SEED)
         for shard in reversed(shards):
             gradient = shard.backward(gradient, step)
-    moments = {tap.name: m for shard in shards for tap, m in take(shard)}
-    return Streamed(moments, torch.cat(outputs))
+    return torch.cat(outputs)
 
 
 def take(shard: Shard) -> list[tuple[Tap, Moment]]:
