@@ -1,7 +1,6 @@
 """The inputs of a run: the base checkpoint, and the windows of text."""
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from schemas.location import Location
 from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
-from schemas.request.texts import shares_of
+from schemas.request.texts import shares_of, split
 from schemas.run.texts import TextFacts
 from workers.checkpoint.contents import base_files
 from workers.model.loading import load_tokenizer
@@ -153,8 +152,8 @@ def _recovery(
     sources = shares_of(asked.text) or calibrated
     wanted = max(1, config.training_tokens // asked.sequence_length) + asked.held_out
     found = []
-    for name, share in sources.items():
-        count = math.ceil(wanted * share / sum(sources.values()))
+    for name, part in split(wanted, sources).items():
+        count = max(part, 1)
         length, whole = asked.sequence_length, name in calibrated and is_local(name)
         tokens = calibration.get(name) if whole else None
         if tokens is None:
