@@ -144,10 +144,16 @@ def training(request_for: Any, calibration: Path, **recovery: Any) -> RunConfig:
     return cast(RunConfig, config.model_copy(update={"calibration": small}))
 
 
+def write_letters(folder: Path) -> tuple[Path, Path]:
+    """Write two texts, each of a letter of its own."""
+    texts = folder / "one.txt", folder / "other.txt"
+    for path, letter in zip(texts, "ab", strict=True):
+        path.write_text(f"{letter} " * 4_000)
+    return texts
+
+
 def test_texts_to_train_on_are_mixed_by_their_shares(request_for: Any, tmp_path: Path) -> None:
-    one, other = tmp_path / "one.txt", tmp_path / "other.txt"
-    one.write_text("a " * 4_000)
-    other.write_text("b " * 4_000)
+    one, other = write_letters(tmp_path)
     mixed = training(
         request_for, one, text=(f"{one}:1", f"{other}:1", f"{one}:2"), tokens=16 * 36, held_out=4
     )
@@ -161,9 +167,7 @@ def test_texts_to_train_on_are_mixed_by_their_shares(request_for: Any, tmp_path:
 def test_a_run_calibrates_on_several_texts_by_their_shares(
     request_for: Any, tmp_path: Path
 ) -> None:
-    texts = tmp_path / "one.txt", tmp_path / "other.txt"
-    for path, letter in zip(texts, "ab", strict=True):
-        path.write_text(f"{letter} " * 4_000)
+    texts = write_letters(tmp_path)
     asked = f"{texts[0]}:3, {texts[1]}"
     inputs = gather(check(request_for(calibration={**SMALL, "text": asked})))
     assert inputs.backward is not None
@@ -188,9 +192,7 @@ def test_a_text_with_a_comma_in_its_path_is_refused(
 def test_a_recovery_trains_on_the_mixture_that_a_run_calibrates_on(
     request_for: Any, tmp_path: Path
 ) -> None:
-    texts = tmp_path / "one.txt", tmp_path / "other.txt"
-    for path, letter in zip(texts, "ab", strict=True):
-        path.write_text(f"{letter} " * 4_000)
+    texts = write_letters(tmp_path)
     asked = {**SMALL, "text": f"{texts[0]}:3,{texts[1]}"}
     recovery = {"enabled": True, "sequence_length": 16, "tokens": 16 * 36, "held_out": 4}
     text = gather(check(request_for(calibration=asked, recovery=recovery))).recovery
