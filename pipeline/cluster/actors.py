@@ -50,7 +50,7 @@ def agree(cluster: ClusterConfig, calls: list[Any], progress: Progress) -> list[
     if len(kinds) > 1:
         raise WorkerError(
             f"the workers differ in device or dtype ({sorted(kinds)}), so their numbers would; "
-            "use nodes of one kind, or --device cpu"
+            "use nodes of one kind, or --device cpu --dtype float32"
         )
     if facts[0].gpu_reserved and facts[0].device == "cpu":
         progress.warn("Ray gave each worker a GPU, but torch sees none there: computing on the CPU")

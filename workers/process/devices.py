@@ -49,13 +49,20 @@ def compute_dtype(asked: DType, stored: str, device: torch.device) -> torch.dtyp
 
 def training_dtype(asked: DType, device: torch.device) -> torch.dtype:
     """Return the dtype in which a model is trained, with its factors in float32: bfloat16 if
-    the device has matrix units for it (CUDA, Intel AMX), float32 elsewhere.
+    the device multiplies it faster, float32 elsewhere.
     """
     if asked != "auto":
         found: torch.dtype = getattr(torch, asked)
         return found
-    has_units = device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))
-    return torch.bfloat16 if has_units else torch.float32
+    return torch.bfloat16 if has_bfloat16_units(device) else torch.float32
+
+
+def has_bfloat16_units(device: torch.device) -> bool:
+    """Whether the device has instructions that multiply bfloat16 faster than float32: CUDA, and
+    CPUs with Intel AMX or AVX512_BF16. Others emulate them, several times slower.
+    """
+    there = torch.cpu.get_capabilities()
+    return device.type == "cuda" or any(there.get(unit) for unit in ("amx_bf16", "avx512_bf16"))
 
 
 def free_cached() -> None:
