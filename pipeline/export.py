@@ -18,7 +18,6 @@ from pipeline.request.preflight import require_apart
 from pipeline.stages import assemble
 from schemas.errors import ConfigError
 from schemas.model.spec import DecoderSpec, Encoding, Factors
-from schemas.request.config import RunConfig
 from schemas.request.export import ExportConfig
 from schemas.result.export import Exported
 from schemas.result.manifest import Compression
@@ -141,7 +140,7 @@ def _refactored(source: _Source, staging: Path, factors: Factors, store: Store) 
     inspect_decoder(staging)  # names and shapes are what its configuration says
     told = _described(source, rows, files, factors)
     write_text(staging / COMPRESSION, told.model_dump_json(indent=2) + "\n")
-    write_card(staging, source.folder, _as_run(told), told)
+    write_card(staging, source.folder, told)
     old = source.told.manifest
     identity = fingerprint([old.output, "exported", factors])
     assemble.list_files(staging, identity, old.identities, old.base_files)
@@ -194,10 +193,5 @@ def _dense(source: _Source, staging: Path) -> Exported:
     inspect(staging)  # names and shapes are what its configuration says
     parameters, nbytes = assemble.size_of(files)
     told = source.told.compression
-    write_dense_card(staging, source.folder, _as_run(told), told, parameters, nbytes)
+    write_dense_card(staging, source.folder, told, parameters, nbytes)
     return Exported(path=staging, parameters=parameters, nbytes=nbytes)
-
-
-def _as_run(told: Compression) -> RunConfig:
-    """Return a request that names the base, for a card."""
-    return RunConfig(model=told.model, output=Path("unused"), ratio=(told.ratio,))

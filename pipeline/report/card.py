@@ -14,7 +14,6 @@ from pipeline.report.recovery import way
 from pipeline.report.wording import figure, optimism, texts
 from schemas.model.spec import Encoding
 from schemas.printable import printable
-from schemas.request.config import RunConfig
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import Compression
 from schemas.result.quantization import Quantization
@@ -30,15 +29,14 @@ _TEMPLATES = Path(__file__).parent / "templates"
 def write_card(
     folder: Path,
     base: Path,
-    config: RunConfig,
     compression: Compression,
     evaluation: EvaluationReport | None = None,
 ) -> None:
     """Write README.md with front matter: base_model, licence and library."""
     encodings = [matrix.encoding for matrix in compression.matrices]
     text = _template("card.md.j2").render(
-        front=_front(front_matter(base, config) | _figures(config, compression, evaluation)),
-        name=_markdown(Path(config.model).name),
+        front=_front(front_matter(base, compression.model) | _figures(compression, evaluation)),
+        name=_markdown(Path(compression.model).name),
         c=compression,
         e=evaluation,
         optimism=optimism,
@@ -56,19 +54,14 @@ def write_card(
 
 
 def write_dense_card(
-    folder: Path,
-    source: Path,
-    config: RunConfig,
-    compression: Compression,
-    parameters: int,
-    nbytes: int,
+    folder: Path, source: Path, compression: Compression, parameters: int, nbytes: int
 ) -> None:
     """Write README.md of a checkpoint whose matrices are whole again; `source` has the card of the
-    compressed one, `config` names the base.
+    compressed one.
     """
     text = _template("dense.md.j2").render(
-        front=_front(front_matter(source, config)),
-        name=_markdown(Path(config.model).name),
+        front=_front(front_matter(source, compression.model)),
+        name=_markdown(Path(compression.model).name),
         c=compression,
         parameters=parameters,
         nbytes=nbytes,
@@ -114,18 +107,16 @@ def _texts(compression: Compression) -> str:
     return texts(asked or compression.calibration.text)
 
 
-def _figures(
-    config: RunConfig, compression: Compression, evaluation: EvaluationReport | None
-) -> dict[str, Any]:
+def _figures(compression: Compression, evaluation: EvaluationReport | None) -> dict[str, Any]:
     """Return the perplexity of the result as metadata, if it was evaluated."""
     if evaluation is None or len(evaluation.models) < 2:
         return {}
-    return model_index(f"{Path(config.model).name}-{100 * compression.ratio:.0f}", evaluation)
+    return model_index(f"{Path(compression.model).name}-{100 * compression.ratio:.0f}", evaluation)
 
 
-def front_matter(base: Path, config: RunConfig) -> dict[str, Any]:
-    """Return the front matter, with licence and languages of the base's own card if it has one."""
-    return _entries(base, config.model) | {"tags": list(_TAGS)}
+def front_matter(folder: Path, base: str) -> dict[str, Any]:
+    """Return the front matter, with licence and languages of the card in `folder` if it has one."""
+    return _entries(folder, base) | {"tags": list(_TAGS)}
 
 
 def _entries(folder: Path, base: str) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def present(output: Output) -> None:
     facts = gather_facts(output)
     write_text(staging / REPORT, facts.model_dump_json() + "\n")
     write_text(staging / REPORT_PAGE, render_report(compression, evaluation, facts))
-    write_card(staging, run.inputs.folder, run.config, compression, evaluation)
+    write_card(staging, run.inputs.folder, compression, evaluation)
     write_manifest(output)
 
 

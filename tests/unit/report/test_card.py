@@ -6,7 +6,6 @@ import pytest
 from huggingface_hub import ModelCard
 
 from pipeline.report.card import front_matter, write_card
-from schemas.request.config import RunConfig
 from schemas.request.groups import CalibrationConfig
 from schemas.request.recovery import RecoveryConfig, RefinementConfig
 from schemas.result.recovery import Look, RecoveryResult
@@ -18,16 +17,14 @@ from tests import reports
 )
 def test_a_strange_card_of_the_base_is_left_out(card: bytes, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_bytes(b"---\n" + card + b"\n---\n")
-    config = RunConfig(model="org/name", output=tmp_path / "out", ratio=0.2)
-    found = front_matter(tmp_path, config)
+    found = front_matter(tmp_path, "org/name")
     assert found.keys() == {"base_model", "library_name", "tags"}
     assert found["base_model"] == "org/name"
 
 
 def test_what_a_card_keeps_of_the_base_cannot_end_its_front_matter(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text('---\nlicense: "mit\\n# \\x1b[2J"\n---\n')
-    config = RunConfig(model="org/na\nme", output=tmp_path / "out", ratio=0.2)
-    found = front_matter(tmp_path, config)
+    found = front_matter(tmp_path, "org/na\nme")
     assert found["license"] == r"mit # \x1b[2J"
     assert found["base_model"] == "org/na me"
 
@@ -36,10 +33,9 @@ def test_what_a_card_keeps_of_the_base_cannot_end_its_front_matter(tmp_path: Pat
 def test_a_card_has_the_perplexity_that_was_measured_and_a_link(
     measured: bool, tmp_path: Path
 ) -> None:
-    config = RunConfig(model="org/name", output=tmp_path / "out", ratio=0.2)
     done = reports.compression(reports.matrices(1))
     evaluation = reports.evaluation() if measured else None
-    write_card(tmp_path, tmp_path, config, done, evaluation)
+    write_card(tmp_path, tmp_path, done, evaluation)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert ("| perplexity | 22.59 | 25.90 |\n\n" in text) == measured
     assert (
@@ -53,9 +49,8 @@ def test_a_card_has_the_perplexity_that_was_measured_and_a_link(
 
 
 def test_a_card_says_how_far_what_they_write_repeats_itself(tmp_path: Path) -> None:
-    config = RunConfig(model="org/name", output=tmp_path / "out", ratio=0.2)
     done = reports.compression(reports.matrices(1))
-    write_card(tmp_path, tmp_path, config, done, reports.wrote(reports.evaluation()))
+    write_card(tmp_path, tmp_path, done, reports.wrote(reports.evaluation()))
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert (
         "| perplexity | 22.59 | 25.90 |\n"
@@ -68,15 +63,14 @@ def test_a_card_says_how_far_what_they_write_repeats_itself(tmp_path: Path) -> N
 
 
 def test_the_hub_reads_the_perplexity_of_a_card(tmp_path: Path) -> None:
-    config = RunConfig(model="org/name", output=tmp_path / "out", ratio=0.2)
     done = reports.compression(reports.matrices(1))
-    write_card(tmp_path, tmp_path, config, done, reports.evaluation())
+    write_card(tmp_path, tmp_path, done, reports.evaluation())
     [found] = ModelCard.load(tmp_path / "README.md").data.eval_results
     assert (found.dataset_name, found.metric_type, found.metric_value) == (
         *("test.txt", "perplexity"),
         25.9,
     )
-    write_card(tmp_path, tmp_path, config, done)
+    write_card(tmp_path, tmp_path, done)
     assert ModelCard.load(tmp_path / "README.md").data.eval_results is None
 
 
@@ -91,7 +85,6 @@ def test_the_hub_reads_the_perplexity_of_a_card(tmp_path: Path) -> None:
 def test_a_card_says_how_factors_were_trained(
     settings: dict[str, object], said: str, tmp_path: Path
 ) -> None:
-    config = RunConfig(model="org/name", output=tmp_path / "out", ratio=0.2)
     looks = [Look(step=step, tokens=9 * step, held_out=3.0 - step, loss=None) for step in (0, 1)]
     recovery = RecoveryResult(
         config=RecoveryConfig.model_validate(settings),
@@ -106,22 +99,21 @@ def test_a_card_says_how_factors_were_trained(
         seconds=1.0,
     )
     done = reports.compression(reports.matrices(1)).model_copy(update={"recovery": recovery})
-    write_card(tmp_path, tmp_path, config, done)
+    write_card(tmp_path, tmp_path, done)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert f"{said}, on 9 tokens\n" in text
     assert "rounds" not in text
     again = done.model_copy(update={"cut_before": (0.2254, 0.4), "ratio": 0.5352})
-    write_card(tmp_path, tmp_path, config, again)
+    write_card(tmp_path, tmp_path, again)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "in 3 rounds: 22.54 %, then 40.00 %, then 53.52 %\nof the targeted" in text
 
 
 def test_a_card_names_every_text_of_a_calibration_with_its_share(tmp_path: Path) -> None:
-    config = RunConfig(model="org/name", output=tmp_path / "out", ratio=0.2)
     done = reports.compression(reports.matrices(1))
     several = CalibrationConfig.model_validate({"text": "/data/own.jsonl:3,allenai/c4"})
     done = done.model_copy(update={"calibration": several})
-    write_card(tmp_path, tmp_path, config, done, None)
+    write_card(tmp_path, tmp_path, done, None)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     named = "own.jsonl (75\N{NO-BREAK SPACE}%), allenai/c4 (25\N{NO-BREAK SPACE}%)"
     assert f" Calibrated on {named},\n" in text
