@@ -55,7 +55,7 @@ def forward_tap(matrix: MatrixSpec, truncation: Truncation) -> Tap:
         return _of_input(matrix, "input-magnitudes", "roots")
     if row.full_gram or matrix.side == "input":
         return _of_input(matrix, "input", "values")
-    return _tap(f"{matrix.name}.output", matrix, "forward", "output", matrix.out_features)
+    return _tap(f"{matrix.name}.output", matrix, "forward", "output")
 
 
 def features_tap(matrix: MatrixSpec, truncation: Truncation) -> Tap | None:
@@ -69,14 +69,12 @@ def features_tap(matrix: MatrixSpec, truncation: Truncation) -> Tap | None:
 
 def backward_tap(matrix: MatrixSpec, truncation: Truncation) -> Tap:
     """Return the gradient moment of `matrix`, or its trace if the truncation is not weighed."""
-    if TRUNCATIONS[truncation].scaled:
+    row = TRUNCATIONS[truncation]
+    if row.scaled:
         name = f"{matrix.name}.weight-gradient"
-        return _tap(name, matrix, "backward", "input", matrix.in_features).model_copy(
-            update={"of": "weight-gradient"}
-        )
-    weighed = TRUNCATIONS[truncation].weighed
-    name = f"{matrix.name}.{matrix.side}-gradient" if weighed else f"{matrix.name}.gradient-trace"
-    return _tap(name, matrix, "backward", matrix.side, matrix.small, moment=weighed)
+        return _tap(name, matrix, "backward", "input").model_copy(update={"of": "weight-gradient"})
+    what = f"{matrix.side}-gradient" if row.weighed else "gradient-trace"
+    return _tap(f"{matrix.name}.{what}", matrix, "backward", matrix.side, moment=row.weighed)
 
 
 def taps_of(matrix: MatrixSpec, truncation: Truncation, gradients: bool) -> list[Tap]:
@@ -98,13 +96,10 @@ def taps(matrices: tuple[MatrixSpec, ...], truncation: Truncation, gradients: bo
 
 def _of_input(matrix: MatrixSpec, what: str, of: Rows) -> Tap:
     name = f"layers.{matrix.layer}.{matrix.reads}.{what}"
-    tap = _tap(name, matrix, "forward", "input", matrix.in_features)
-    return tap.model_copy(update={"of": of})
+    return _tap(name, matrix, "forward", "input").model_copy(update={"of": of})
 
 
-def _tap(
-    name: str, matrix: MatrixSpec, direction: Pass, side: Side, size: int, moment: bool = True
-) -> Tap:
+def _tap(name: str, matrix: MatrixSpec, direction: Pass, side: Side, moment: bool = True) -> Tap:
     at_input = direction == "forward" and side == "input"  # where there are no rows of its own
     return Tap(
         name=name,
@@ -112,7 +107,7 @@ def _tap(
         module=matrix.module,
         direction=direction,
         side=side,
-        size=size,
+        size=matrix.in_features if side == "input" else matrix.out_features,
         moment=moment,
         rows=(matrix.rows.start, matrix.rows.stop) if matrix.split and not at_input else None,
     )
