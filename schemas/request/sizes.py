@@ -1,6 +1,7 @@
 """Sizes, counts and shares as people write them."""
 
 import re
+from collections.abc import Callable
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
@@ -32,12 +33,8 @@ def parse_count(text: object) -> int:
     return round(float(match[1]) * _COUNTS[match[2] or ""])
 
 
-def _size_if_any(value: object) -> int | None:
-    return None if value is None else parse_size(value)
-
-
-def _count_if_any(value: object) -> int | None:
-    return None if value is None else parse_count(value)
+def _if_any(parse: Callable[[object], int]) -> BeforeValidator:
+    return BeforeValidator(lambda value: None if value is None else parse(value))
 
 
 def _share(value: object) -> object:
@@ -53,7 +50,6 @@ def _share(value: object) -> object:
     return value
 
 
-AS_SIZE = BeforeValidator(_size_if_any)
-AS_COUNT = BeforeValidator(_count_if_any)
+AS_SIZE, AS_COUNT = _if_any(parse_size), _if_any(parse_count)
 AS_SHARE = BeforeValidator(_share)
 Size = Annotated[int, AS_SIZE, Field(gt=0)]
