@@ -3,7 +3,7 @@
 from collections import Counter
 
 from pipeline.plan.budget import SUPPOSED, supposed
-from pipeline.plan.devices import DEFAULT, assumptions, rates
+from pipeline.plan.devices import DEFAULT, Rates, assumptions, rates
 from pipeline.plan.footprint import Costs
 from pipeline.plan.layouts import Layout, layouts
 from pipeline.plan.machines import Machines, find
@@ -14,16 +14,7 @@ from schemas.errors import ConfigError
 from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
 from schemas.run.context import within_context
-from schemas.run.plan import (
-    ClusterSpec,
-    DiskUse,
-    MatrixKind,
-    Plan,
-    RatioPlan,
-    RecoveryMemory,
-    RoundPlan,
-    StageCost,
-)
+from schemas.run.plan import ClusterSpec, DiskUse, MatrixKind, Plan, RatioPlan, RoundPlan
 from schemas.run.ranks import require_ranks, with_rank_multiple
 from schemas.run.targets import select
 from workers.model.inspection import read_spec
@@ -74,18 +65,7 @@ def make_plan(
     best = min(layouts(costs, cluster), key=preference, default=None)
     if best is None:
         raise refusal(config, spec, cluster)
-    training = recovery_memory(costs, cluster) if config.trains else None
-    return _describe(
-        costs,
-        cluster,
-        best,
-        (
-            *stages(costs, best, speed),
-            *recovery(costs, cluster, speed),
-            *evaluation(costs, cluster, speed),
-        ),
-        training,
-    )
+    return _describe(costs, cluster, best, speed)
 
 
 def require_disk(disk: DiskUse, config: RunConfig, committed: int) -> None:
@@ -93,11 +73,8 @@ def require_disk(disk: DiskUse, config: RunConfig, committed: int) -> None:
 
     Factors are kept beside the checkpoints they go into; `committed` bytes are already on disk.
     """
-    needs = [
-        (config.run_folder, disk.run_directory - committed),
-        (config.output, disk.outputs),
-    ]
-    for folder, size in needs:
+    needs = {config.run_folder: disk.run_directory - committed, config.output: disk.outputs}
+    for folder, size in needs.items():
         free = free_bytes(folder)
         if free is not None and size > free:
             raise ConfigError(
@@ -114,14 +91,13 @@ def _without_bases(disk: DiskUse, lacking: int) -> str:
     return f", or --set cluster.keep_bases=false ({disk.bases:,} bytes less, and slower)"
 
 
-def _describe(
-    costs: Costs,
-    cluster: ClusterSpec,
-    layout: Layout,
-    table: tuple[StageCost, ...],
-    training: RecoveryMemory | None,
-) -> Plan:
+def _describe(costs: Costs, cluster: ClusterSpec, layout: Layout, speed: Rates | None) -> Plan:
     spec = costs.spec
+    table = (
+        *stages(costs, layout, speed),
+        *recovery(costs, cluster, speed),
+        *evaluation(costs, cluster, speed),
+    )
     slowest = max(table, key=lambda stage: stage.total or 0.0)
     return Plan(
         cluster=cluster,
@@ -134,7 +110,7 @@ def _describe(
         ratios=tuple(_ratio_plan(costs, ratio) for ratio in dict.fromkeys(costs.config.ratio)),
         rank_multiple=costs.config.allocation.rank_multiple or 1,
         memory=layout.memory,
-        recovery=training,
+        recovery=recovery_memory(costs, cluster) if costs.config.trains else None,
         disk=costs.disk(layout.waves, layout.replicas),
         stages=table,
         seconds=None if slowest.total is None else sum(stage.total or 0.0 for stage in table),
