@@ -15,7 +15,7 @@ from schemas.metrics import Metric
 from schemas.request.config import RunConfig
 from schemas.result.manifest import Compression, FileEntry, Manifest
 from schemas.result.output import MatrixResult, OutputFile
-from schemas.run.identity import Identities, Record
+from schemas.run.identity import Identities
 from workers.actors.metrics import count
 from workers.checkpoint.config_file import read_config
 from workers.checkpoint.family import family, unquantised
@@ -26,20 +26,10 @@ from workers.recovery.job import recovery_of
 from workers.storage.files import copy, file_sha256, write_json, write_text
 from workers.storage.moments import fallbacks_of
 
-_COPIED: tuple[str, ...] = (
-    "tokenizer*",
-    "*.model",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-)
-_COPIED += (
-    "*processor*.json",
-    "added_tokens.json",
-    "chat_template*",
-    "generation_config.json",
-    "LICENSE*",
-    "NOTICE*",
+_COPIED = (
+    *("tokenizer*", "*.model", "vocab*", "merges.txt", "special_tokens_map.json"),
+    *("added_tokens.json", "chat_template*", "*processor*.json", "generation_config.json"),
+    *("LICENSE*", "NOTICE*"),
 )
 _PACKAGES = ("svdllm", "ray", "torch", "transformers", "safetensors")
 
@@ -50,12 +40,11 @@ def assemble(output: Output) -> None:
     with run.progress.stage("assemble", 1, "checkpoint") as stage:
         files = list(output.files.values())
         write_around(staging, run.inputs.folder, run.spec.split, output.matrices, files)
-        output.compression = describe(output)
-        text = output.compression.model_dump_json(indent=2) + "\n"
-        write_text(staging / COMPRESSION, text)
+        done = output.compression = describe(output)
+        write_text(staging / COMPRESSION, done.model_dump_json(indent=2) + "\n")
         write_manifest(output)
         stage.advance()
-    _warn(run, output.compression)
+    _warn(run, done)
 
 
 def write_around(
@@ -168,7 +157,8 @@ def write_manifest(output: Output) -> None:
     """Write manifest.json of all files staged so far, and of the weight files."""
     run, weights = output.run, {}
     for name, key in output.weights.items():
-        record = _committed(run, key)
+        if (record := run.store.record(key)) is None:
+            raise RunError(f"{run.store.root / key}: gone since it was committed; start again")
         weights[name] = FileEntry(sha256=record.sha256, bytes=record.bytes)
     list_files(output.staging, output.identity, run.ids, run.inputs.base_files, weights)
 
@@ -213,13 +203,6 @@ def _calibration_fallbacks(run: Run) -> list[str]:
     """Return how workers deviated from the plan while they computed the moments, each once."""
     records = run.there("moments").values()
     return sorted({note for record in records for note in fallbacks_of(record.facts)})
-
-
-def _committed(run: Run, key: str) -> Record:
-    record = run.store.record(key)
-    if record is None:
-        raise RunError(f"{run.store.root / key}: gone since it was committed; start again")
-    return record
 
 
 def _warn(run: Run, compression: Compression) -> None:
