@@ -238,10 +238,8 @@ class _Work:
         why = reasons(self._config.gate, output.evaluation) if self._config.gate else ()
         for reason in why:
             self._progress.warn(f"{row.name} at {output.ratio:g}: rejected: {reason}")
-        evaluation = output.evaluation
-        base, compressed = (
-            (None, None) if evaluation is None else (evaluation.models[0], evaluation.models[-1])
-        )
+        models = output.evaluation.models if output.evaluation else [None]
+        base, compressed = models[0], models[-1]
         return row.model_copy(
             update={
                 "event": "rejected" if why else "published",
