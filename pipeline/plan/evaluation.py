@@ -78,8 +78,7 @@ def _cut(sources: Sequence[Source], count: int, ran: int) -> list[Part]:
 def _bounds(source: Source, count: int) -> list[int]:
     """Return where each of `count` parts begins, and the end; the head is weighed in layers."""
     spec = source.spec
-    every = LayerRange(start=0, stop=spec.layers - 1), LayerRange(start=0, stop=spec.layers)
-    without_last, whole = (_parameters(source, layers) for layers in every)
+    without_last, whole = (_parameters(source, range(n)) for n in (spec.layers - 1, spec.layers))
     embedding = spec.hidden_size * spec.vocab_size
     layer = max(1, without_last - embedding) / max(1, spec.layers - 1)
     total = (whole - embedding) / layer
@@ -90,8 +89,8 @@ def _bounds(source: Source, count: int) -> list[int]:
 def _weight_bytes(sources: Sequence[Source], part: Part) -> int:
     """Return the bytes of a shard's weights, in the compute dtypes."""
     models = zip(sources, part, strict=True)
-    return sum(_parameters(source, layers) * ITEM_BYTES[source.dtype] for source, layers in models)
+    return sum(_parameters(one, layers.range) * ITEM_BYTES[one.dtype] for one, layers in models)
 
 
-def _parameters(source: Source, layers: LayerRange) -> int:
-    return sum(math.prod(tensor.shape) for tensor in source.spec.held(layers.range))
+def _parameters(source: Source, layers: range) -> int:
+    return sum(math.prod(tensor.shape) for tensor in source.spec.held(layers))

@@ -80,7 +80,7 @@ class Costs:
             for mine in (self.of(range(wave[0].start, wave[-1].stop)) for wave in waves)
         )
         return DiskUse(
-            moments=self.moment_bytes,
+            moments=sum(4 * tap.elements for tap in self.taps),
             bases=self.kept_bases,
             boundaries=max(
                 min(2, count - 1) * self.boundary("forward"),
@@ -102,11 +102,6 @@ class Costs:
     def moments_read(self) -> int:
         """Bytes of moments read to see every matrix once; each matrix rereads a shared moment."""
         return sum(4 * tap.elements for m in self.spec.matrices for tap in self._taps_of(m))
-
-    @property
-    def moment_bytes(self) -> int:
-        """Bytes of all moments, in float32."""
-        return sum(4 * tap.elements for tap in self.taps)
 
     @property
     def kept_bases(self) -> int:

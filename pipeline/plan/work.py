@@ -17,9 +17,9 @@ from schemas.run.plan import ClusterSpec, Resource, StageCost
 from schemas.run.stages import StageName
 from workers.checkpoint.stored import UNASKED
 from workers.checkpoint.verify import FULL_LOAD_BYTES
+from workers.storage.files import HASH_THREADS
 
 _BISECTIONS = 100  # of the multiplier, each over every rank of every matrix
-_HASH_THREADS = 8  # over the files of a checkpoint
 
 
 class Work(NamedTuple):
@@ -113,7 +113,7 @@ def evaluation(costs: Costs, cluster: ClusterSpec, rates: Rates | None) -> tuple
 def _inspect(costs: Costs) -> Work:
     """Count the driver's hashing of the base's files."""
     size = costs.base_bytes
-    return Work("inspect", 1, _HASH_THREADS, 1, host=size, read=size)
+    return Work("inspect", 1, HASH_THREADS, 1, host=size, read=size)
 
 
 def _load(costs: Costs, layout: Layout) -> Work:
@@ -252,7 +252,7 @@ def _verify(costs: Costs) -> Work:
     loaded = sum(size if size <= FULL_LOAD_BYTES else bound for size in sizes)
     saved = sum(size for size in sizes if size <= UNASKED)
     size = sum(sizes)
-    return Work("verify", 1, _HASH_THREADS, 1, host=size, read=size + loaded, written=saved)
+    return Work("verify", 1, HASH_THREADS, 1, host=size, read=size + loaded, written=saved)
 
 
 def _busy(costs: Costs, layout: Layout, waves: list[list[LayerCost]], direction: Pass) -> float:
