@@ -3,14 +3,12 @@
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
+from schemas.model.dtypes import STORED
 from schemas.request.evaluation import EvaluationConfig
 from workers.checkpoint.own_code import may_run_code
 from workers.checkpoint.source import Source, on_every_node
 from workers.model.inspection import inspect_decoder
 from workers.storage.places import size_of
-from workers.storage.tensorfile import NAMES
 
 
 class Model(NamedTuple):
@@ -35,5 +33,5 @@ def model_of(name: str, folder: Path, config: EvaluationConfig) -> Model:
     if config.dtype == "auto":
         dtype = next(tensor.dtype for tensor in spec.tensors if tensor.role == "embedding")
     else:
-        dtype = NAMES[getattr(torch, config.dtype)]
+        dtype = STORED[config.dtype]
     return Model(name, folder, Source(*on_every_node(name, folder), spec, dtype))
