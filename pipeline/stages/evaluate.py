@@ -1,7 +1,5 @@
 """Evaluate: base and result on the same text, shard by shard, before a result is published."""
 
-from pathlib import Path
-
 from pipeline.request.inputs import EvaluationText, tokens_sha256
 from pipeline.run import Run
 from pipeline.stages.output import Output
@@ -11,7 +9,7 @@ from pipeline.stream.boundaries import Boundary
 from pipeline.stream.comparison import compare
 from pipeline.stream.models import Model
 from schemas.errors import RunError
-from schemas.location import Location
+from schemas.location import Location, Url
 from schemas.model.dtypes import STORED
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 from schemas.run.identity import fingerprint
@@ -90,7 +88,9 @@ def _score(output: Output, text: EvaluationText) -> tuple[ModelEvaluation, ...]:
     kept = fingerprint([run.ids.forward, tokens_sha256(text.windows)])
     last = Boundary(run.store, kept, base.source.spec.layers)
     with everywhere(output, weights=True) as at:
-        result = Model(place, output.staging, _result(output, at))
+        spec = inspect_decoder(output.staging, at if isinstance(at, Url) else None)
+        source = Source(str(at), None, spec, STORED[run.facts.dtype], run.config.fetched)
+        result = Model(place, output.staging, source)
         return compare(base, result, text.windows, where, cluster, run.progress, crew, last)
 
 
@@ -100,12 +100,3 @@ def _summary(base: ModelEvaluation, result: ModelEvaluation) -> str:
         f"perplexity {base.perplexity:.2f} -> {result.perplexity:.2f} "
         f"({result.perplexity / base.perplexity - 1:+.1%}){divergence}"
     )
-
-
-def _result(output: Output, at: Location) -> Source:
-    """Return the staged checkpoint, which every node reads from `at`."""
-    dtype = STORED[output.run.facts.dtype]
-    if isinstance(at, Path):
-        return Source(str(at), None, inspect_decoder(at), dtype)
-    spec = inspect_decoder(output.staging, at)
-    return Source(str(at), None, spec, dtype, output.run.config.fetched)
