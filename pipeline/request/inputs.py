@@ -81,13 +81,11 @@ def gather(checked: Checked) -> Inputs:
     mixture = read_mixture(text.text, tokenizer, streams, checked.texts)
     for tokens in mixture.tokens.values():
         _require_vocabulary(config, spec, tokens)
-    (samples, length), (gradient_samples, gradient_length) = streams
-    forward = mixture.windows(length, samples, config.seed)
+    forward = mixture.windows(text.sequence_length, text.samples, config.seed)
     backward = None
     if config.needs_gradients:
-        backward = mixture.windows(
-            gradient_length, gradient_samples, config.seed, "calibration (gradients)"
-        )
+        count, length = streams[1]
+        backward = mixture.windows(length, count, config.seed, "calibration (gradients)")
     texts, files = mixture.facts, base_files(folder, spec)
     return Inputs(
         folder=folder,
