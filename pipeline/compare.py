@@ -228,10 +228,7 @@ def _quantised(request: ComparisonConfig, base: Path, asked: QuantizationConfig)
 
 
 def _score(
-    request: ComparisonConfig,
-    name: str,
-    asked: EvaluationConfig,
-    scorers: Scorers | None = None,
+    request: ComparisonConfig, name: str, asked: EvaluationConfig, scorers: Scorers | None = None
 ) -> EvaluationReport:
     """Score a checkpoint on a text; the report is kept beside the checkpoints."""
     scored = fingerprint(asked.model_dump(mode="json", exclude={"workers"}))

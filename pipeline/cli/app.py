@@ -241,8 +241,7 @@ def quantize(request: QuantizationConfig) -> None:
 def verify(
     checkpoint: Annotated[str, typer.Argument(help="A compressed checkpoint: a folder or a URL.")],
     work_dir: Annotated[
-        Path | None,
-        typer.Option(help="Of a URL: where its weights may be copied to, for a load."),
+        Path | None, typer.Option(help="Of a URL: where its weights may be copied to, for a load.")
     ] = None,
 ) -> None:
     """Checksums, names and shapes, and a load by plain transformers in a clean process."""

@@ -27,10 +27,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_card(
-    folder: Path,
-    base: Path,
-    compression: Compression,
-    evaluation: EvaluationReport | None = None,
+    folder: Path, base: Path, compression: Compression, evaluation: EvaluationReport | None = None
 ) -> None:
     """Write README.md with front matter: base_model, licence and library."""
     encodings = [matrix.encoding for matrix in compression.matrices]

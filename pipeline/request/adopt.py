@@ -59,10 +59,7 @@ def adopting(request: AdoptionConfig) -> RunConfig:
             "ratio": there.ratio,
             "method": cut("preset"),
             "truncation": cut("truncation"),
-            "allocation": {
-                "method": cut("allocation"),
-                "rank_multiple": there.rank_multiple,
-            },
+            "allocation": {"method": cut("allocation"), "rank_multiple": there.rank_multiple},
             "factors": cut("factors"),
             "ratio_by": there.ratio_by,
             "targets": there.targets,

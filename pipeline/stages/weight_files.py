@@ -92,10 +92,7 @@ def plan_file(
 
 
 def total_bytes(
-    spec: ModelSpec,
-    factors: Factors,
-    ranks: Mapping[str, int | None],
-    scheme: Scheme | None = None,
+    spec: ModelSpec, factors: Factors, ranks: Mapping[str, int | None], scheme: Scheme | None = None
 ) -> int:
     """Return the bytes of all weight files at these ranks, with their headers, unless pivots fall
     back: then they are fewer.

@@ -50,8 +50,7 @@ class BenchConfig(Schema):
         "keys and values in a cache of fixed size",
     )
     trust_remote_code: bool = Field(
-        False,
-        description="Run code that came with a checkpoint; not needed for this program's own",
+        False, description="Run code that came with a checkpoint; not needed for this program's own"
     )
 
     @model_validator(mode="after")

@@ -10,11 +10,7 @@ from schemas.base import Schema
 from schemas.request.compression import Ratio
 from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig, TasksConfig
-from schemas.request.groups import (
-    CalibrationConfig,
-    ClusterConfig,
-    NumericsConfig,
-)
+from schemas.request.groups import CalibrationConfig, ClusterConfig, NumericsConfig
 from schemas.request.methods import METHODS, Method
 from schemas.request.quantization import FEW_BITS, QuantizationConfig, Scheme
 from schemas.request.settings import SEVERAL, Flag, Words

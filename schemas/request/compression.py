@@ -17,13 +17,7 @@ from schemas.request.groups import (
     NumericsConfig,
     TargetsConfig,
 )
-from schemas.request.methods import (
-    ALLOCATIONS,
-    METHODS,
-    TRUNCATIONS,
-    Method,
-    Truncation,
-)
+from schemas.request.methods import ALLOCATIONS, METHODS, TRUNCATIONS, Method, Truncation
 from schemas.request.recovery import MOST_TOKENS, RecoveryConfig, RefinementConfig
 from schemas.request.settings import SEVERAL, Flag
 

@@ -104,8 +104,7 @@ class EvaluationConfig(Schema):
     )
     sample_tokens: int = Field(48, ge=1, description="Tokens of that continuation, greedy")
     trust_remote_code: bool = Field(
-        False,
-        description="Run code that came with a checkpoint; not needed for this program's own",
+        False, description="Run code that came with a checkpoint; not needed for this program's own"
     )
     streamed: bool = Field(
         False,

@@ -181,8 +181,7 @@ class EvaluationTextConfig(Schema):
     """The text on which base and result are compared before a result is published."""
 
     text: Annotated[
-        str | None,
-        Flag("evaluate", unset="evaluation split of a known calibration set, else none"),
+        str | None, Flag("evaluate", unset="evaluation split of a known calibration set, else none")
     ] = Field(
         None,
         description="A text to compare base and result on, named as for --calibration, or none",

@@ -75,8 +75,7 @@ class RecoveryConfig(Schema):
     )
     lora_rank: int = Field(8, ge=1, description="Of svd-llm: the rank of LoRA, at alpha 16")
     text: Annotated[Texts, Flag("recovery-text", unset="the calibration texts")] = Field(
-        (),
-        description="Texts to train on, each with its share, as --calibration",
+        (), description="Texts to train on, each with its share, as --calibration"
     )
     tokens: Annotated[int | None, Flag("recovery-tokens", unset="the text once, 8 M at most")] = (
         Field(None, ge=1, description="Tokens to train on; a shorter text is repeated")
