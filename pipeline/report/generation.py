@@ -9,21 +9,13 @@ def figures(wrote: Generation | None, number: int) -> dict[str, str]:
 
     There are `number` prompts.
     """
-    names = (
-        "repetition (seq-rep-4)",
-        f"degenerate of {number}",
-        f"ended within {EARLY} tokens, of {number}",
-    )
-    if wrote is None:
-        return dict.fromkeys((f"{name}, greedy / sampled" for name in names), "")
-    modes = (wrote.greedy, wrote.sampled)
-    found = (
-        [f"{mode.repetition:.2f}" for mode in modes],
-        [str(mode.degenerate) for mode in modes],
-        [str(mode.early) for mode in modes],
-    )
-    said = zip(names, found, strict=True)
-    return {f"{name}, greedy / sampled": " / ".join(both) for name, both in said}
+    modes = () if wrote is None else (wrote.greedy, wrote.sampled)
+    found = {
+        "repetition (seq-rep-4)": [f"{mode.repetition:.2f}" for mode in modes],
+        f"degenerate of {number}": [str(mode.degenerate) for mode in modes],
+        f"ended within {EARLY} tokens, of {number}": [str(mode.early) for mode in modes],
+    }
+    return {f"{name}, greedy / sampled": " / ".join(said) for name, said in found.items()}
 
 
 def compared(report: EvaluationReport | None) -> list[tuple[str, str, str]]:
