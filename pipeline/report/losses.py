@@ -110,32 +110,31 @@ def _percent(value: float | None) -> str:
 
 def layers(matrices: Matrices, compression: Compression) -> Figure:
     """Draw the predicted loss by layer: in nats, stacked, or relative to each matrix's energy."""
-    groups = list(dict.fromkeys(kind.partition(".")[0] for kind in matrices.kinds))
     in_nats = compression.nats is not None
+    blocks = dict.fromkeys(kind.partition(".")[0] for kind in matrices.kinds)
+    groups = list(blocks) if in_nats else ["mean of its matrices"]
     values = {}
     for layer in matrices.layers:
         mine = [(place, m) for place, m in matrices.at.items() if place.layer == layer]
         if in_nats:
-            parts = {
+            values[layer] = {
                 group: sum(m.nats or 0.0 for place, m in mine if place.kind.startswith(group))
                 for group in groups
             }
         else:
-            parts = {"mean of its matrices": fmean(_lost(m) for _, m in mine)}
-        values[layer] = parts
+            values[layer] = {groups[0]: fmean(_lost(m) for _, m in mine)}
     totals = {layer: sum(parts.values()) for layer, parts in values.items()}
     unit = "predicted loss in nats a token" if in_nats else "loss relative to the energy"
-    shown = groups if in_nats else ["mean of its matrices"]
     gist = _costliest(totals, in_nats)
     drawing = charts.columns(
-        values, shown, f"{unit}{', from below:' if in_nats else ''}", f"Columns by layer. {gist}"
+        values, groups, f"{unit}{', from below:' if in_nats else ''}", f"Columns by layer. {gist}"
     )
     rows = [
-        (str(layer), *(figure(parts[group]) for group in shown), figure(totals[layer]))
+        (str(layer), *(figure(parts[group]) for group in groups), figure(totals[layer]))
         for layer, parts in values.items()
     ]
     return Figure(
-        "layers", gist, [drawing], Table(f"By layer: {unit}", ("layer", *shown, "all"), rows)
+        "layers", gist, [drawing], Table(f"By layer: {unit}", ("layer", *groups, "all"), rows)
     )
 
 
