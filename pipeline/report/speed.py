@@ -18,18 +18,14 @@ _SPEEDS = {
 def bench_page(report: BenchReport) -> str:
     """Render a page with a plot of either speed; only of several models is there a plot."""
     several = len(report.models) > 1
+    turns = "models in turn" if report.in_turn else "each model alone on a worker"
     return render_page(
         "bench.html.j2",
         headline=f"Speed of {len(report.models)} models as served",
-        setting=_setting(report),
+        setting=f"{report.setting}; {turns}",
         figures=[(title, _figure(report, name)) for name, title in _SPEEDS.items() if several],
         table=_table(report),
     )
-
-
-def _setting(report: BenchReport) -> str:
-    turns = "models in turn" if report.in_turn else "each model alone on a worker"
-    return f"{report.setting}; {turns}"
 
 
 def _figure(report: BenchReport, speed: str) -> Figure:
