@@ -14,7 +14,7 @@ from schemas.model.spec import MatrixSpec, ModelSpec, whole
 from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
 from schemas.request.methods import TRUNCATIONS
-from schemas.run.moments import Pass, Tap, taps, taps_of
+from schemas.run.moments import Pass, taps, taps_of
 from schemas.run.plan import DiskUse, LayerRange, WorkerMemory
 from schemas.run.targets import budgets
 from workers.text.sources import evaluation_source
@@ -101,7 +101,9 @@ class Costs:
     @cached_property
     def moments_read(self) -> int:
         """Bytes of moments read to see every matrix once; each matrix rereads a shared moment."""
-        return sum(4 * tap.elements for m in self.spec.matrices for tap in self._taps_of(m))
+        asked = self.config.truncation, self.config.needs_gradients
+        found = (tap for matrix in self.spec.matrices for tap in taps_of(matrix, *asked))
+        return sum(4 * tap.elements for tap in found if tap.moment)
 
     @property
     def kept_bases(self) -> int:
@@ -196,11 +198,6 @@ class Costs:
         if row.full_gram or row.scaled:
             return matrix.small * (matrix.out_features + matrix.in_features)
         return 2 * matrix.small**2
-
-    def _taps_of(self, matrix: MatrixSpec) -> list[Tap]:
-        """Return the moments that are read to factorise and truncate a matrix."""
-        found = taps_of(matrix, self.config.truncation, self.config.needs_gradients)
-        return [tap for tap in found if tap.moment]
 
     def _held(self, shard: LayerRange, chain: int) -> WorkerMemory:
         spec = self.spec

@@ -214,6 +214,7 @@ def _truncate(costs: Costs, layout: Layout) -> Work:
         [basis_flops(config.truncation, matrix, rooted=False) for matrix in again]
     )
     read = (costs.moments_read + costs.kept_bases) * len(ratios)
+    weights = int(costs.base_bytes * costs.spec.targeted / costs.parameters)  # those targeted
     factors = sum(costs.output(ratio) for ratio in ratios)
     return Work(
         "truncate",
@@ -224,7 +225,7 @@ def _truncate(costs: Costs, layout: Layout) -> Work:
         svd=len(ratios) * svd,
         float64=flops + len(ratios) * products,
         host=read + factors,
-        read=read + _weights(costs) * len(ratios),
+        read=read + weights * len(ratios),
         written=factors,
     )
 
@@ -272,8 +273,3 @@ def _balance(waves: list[list[LayerCost]], cost: Callable[[LayerCost], float]) -
 
 def _micro_batches(costs: Costs, direction: Pass) -> int:
     return -(-costs.windows(direction)[0] // costs.config.calibration.micro_batch)
-
-
-def _weights(costs: Costs) -> int:
-    """Bytes of the targeted matrices as stored."""
-    return int(costs.base_bytes * costs.spec.targeted / costs.parameters)
