@@ -33,7 +33,29 @@ def evaluate(config: EvaluationConfig, scorers: "Scorers | None" = None) -> Eval
     names = [name for name in (config.baseline, config.checkpoint) if name is not None]
     with contextlib.ExitStack() as copies:
         folders = [local_folder(name, copies) for name in names]
-        return _evaluate(config, names, folders, scorers)
+        for folder in folders:
+            context = context_of(read_config(folder))
+            config = fitted(config, context, sequence_length="--sequence-length ")
+        tokenizers = [load_tokenizer(folder, config.trust_remote_code) for folder in folders]
+        wanted = config.windows and config.windows * config.sequence_length
+        tokens = shared_tokens(config.text, dict(zip(names, tokenizers, strict=True)), wanted)
+        windows = evaluation_windows(tokens, config.sequence_length, config.windows)
+        if config.streamed:
+            from pipeline.stream.evaluation import evaluate_streamed  # ray loads only when needed
+
+            models = evaluate_streamed(names, folders, windows, config, scorers)
+        else:
+            models = tuple(
+                evaluate_checkpoint(name, folder, windows, tokenizer, config)
+                for name, folder, tokenizer in zip(names, folders, tokenizers, strict=True)
+            )
+    return EvaluationReport(
+        text=config.text,
+        sequence_length=config.sequence_length,
+        dtype=config.dtype,
+        prompts=PROMPTS if any(model.generation for model in models) else (),
+        models=models,
+    )
 
 
 def local_folder(name: str, copies: contextlib.ExitStack) -> Path:
@@ -56,32 +78,3 @@ def require_no_urls(names: Sequence[str], setting: str) -> None:
             f"{', '.join(urls)}: {setting} needs models that every node sees as folders or hub "
             f"ids; copy it to shared storage, or leave out {setting}"
         )
-
-
-def _evaluate(
-    config: EvaluationConfig, names: list[str], folders: list[Path], scorers: "Scorers | None"
-) -> EvaluationReport:
-    for folder in folders:
-        config = fitted(
-            config, context_of(read_config(folder)), sequence_length="--sequence-length "
-        )
-    tokenizers = [load_tokenizer(folder, config.trust_remote_code) for folder in folders]
-    wanted = config.windows and config.windows * config.sequence_length
-    tokens = shared_tokens(config.text, dict(zip(names, tokenizers, strict=True)), wanted)
-    windows = evaluation_windows(tokens, config.sequence_length, config.windows)
-    if config.streamed:
-        from pipeline.stream.evaluation import evaluate_streamed  # ray loads only when needed
-
-        models = evaluate_streamed(names, folders, windows, config, scorers)
-    else:
-        models = tuple(
-            evaluate_checkpoint(name, folder, windows, tokenizer, config)
-            for name, folder, tokenizer in zip(names, folders, tokenizers, strict=True)
-        )
-    return EvaluationReport(
-        text=config.text,
-        sequence_length=config.sequence_length,
-        dtype=config.dtype,
-        prompts=PROMPTS if any(model.generation for model in models) else (),
-        models=models,
-    )
