@@ -92,7 +92,7 @@ def _without_bases(disk: DiskUse, lacking: int) -> str:
 
 
 def _describe(costs: Costs, cluster: ClusterSpec, layout: Layout, speed: Rates | None) -> Plan:
-    spec = costs.spec
+    spec, budget = costs.spec, costs.config.budget
     table = (
         *stages(costs, layout, speed),
         *recovery(costs, cluster, speed),
@@ -117,16 +117,10 @@ def _describe(costs: Costs, cluster: ClusterSpec, layout: Layout, speed: Rates |
         bottleneck=None if slowest.limit is None else f"{slowest.name}: {slowest.limit}",
         assumed=(
             *cluster.assumed,
-            *_trials(costs.config),
+            *([f"{budget.trials} trials at ratio {SUPPOSED:g}"] if budget.measured else []),
             *(() if slowest.total is None else assumptions(costs.config)),
         ),
     )
-
-
-def _trials(config: RunConfig) -> list[str]:
-    """Say what a plan supposes of a budget whose ratio is not known."""
-    budget = config.budget
-    return [f"{budget.trials} trials at ratio {SUPPOSED:g}"] if budget.measured else []
 
 
 def _kinds(spec: ModelSpec) -> tuple[MatrixKind, ...]:
