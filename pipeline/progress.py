@@ -44,14 +44,13 @@ class Progress:
         """Open a stage of `total` items that is to finish `matrices`; record its duration under
         `name`.
         """
-        start = time.monotonic()
         now_about(stage=name)
         bars = self._bars() if self._console.is_terminal and not as_json() else None
-        stage = self.current = Stage(name, total, unit, bars, start, self._watch, matrices)
+        stage = self.current = Stage(name, total, unit, bars, self._watch, matrices)
         self._watch(stage)
         with bars or contextlib.nullcontext():
             yield stage
-        seconds = time.monotonic() - start
+        seconds = stage.elapsed
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         busy = zip_longest(self._busy.get(name, []), stage.busy, fillvalue=0.0)
         self._busy[name] = [before + now for before, now in busy]
@@ -76,10 +75,6 @@ class Progress:
         """Log a warning and keep it."""
         self.warnings.append(message)
         log.warning(message)
-
-    def spent(self, stage: "Stage") -> float:
-        """Return the seconds of all stages with this name, this one included."""
-        return self.seconds.get(stage.name, 0.0) + stage.elapsed
 
     def _watch(self, stage: "Stage") -> None:
         for watcher in self.watchers:
@@ -108,12 +103,12 @@ class Stage:
         total: int,
         unit: str,
         bars: Bars | None,
-        start: float,
         watch: Callable[["Stage"], None],
         matrices: Iterable[MatrixSpec],
     ) -> None:
         self.name, self.total, self.unit = name, total, unit
-        self._bars, self._start, self._logged, self._watch = bars, start, start, watch
+        self._bars, self._watch = bars, watch
+        self._start = self._logged = time.monotonic()
         self._left = Counter(matrix.layer for matrix in matrices)
         self.done = self.tokens = self.matrices = self.layers = 0
         self.busy: list[float] = []  # seconds of each worker, if a stage measures them
