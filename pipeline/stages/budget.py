@@ -12,7 +12,7 @@ from schemas.errors import BudgetError, ConfigError, RunError
 from schemas.result.budget import BudgetResult, Trial
 from schemas.result.evaluation import EvaluationReport
 from schemas.run.identity import fingerprint
-from schemas.run.ranks import AllocationResult, highest_step
+from schemas.run.ranks import highest_step
 from workers.allocation.search import Found, last, search
 from workers.checkpoint.names import SUCCESS
 from workers.checkpoint.published import read_compression
@@ -57,12 +57,13 @@ def _by_size(run: Run) -> tuple[float, BudgetResult]:
     """Find the lowest ratio whose ranks keep a size; each step takes an allocation."""
     budget = run.config.budget
     limit = budget.size or budget.parameters or 0
+    whole = sum(math.prod(tensor.shape) for tensor in run.spec.tensors)
 
     @cache
     def size(step: int) -> int:
         ranks = ranks_at(run, step * _FINE)
         if budget.size is None:
-            return _parameters(run, ranks)
+            return whole - ranks.dense_parameters + ranks.parameters
         return total_bytes(run.spec, run.config.factors, ranks.ranks, budget.scheme)
 
     highest = highest_step(run.config, run.spec, _FINE)
@@ -143,12 +144,6 @@ def _nothing(run: Run, found: Found) -> RunError:
         else "allow more trials with --set budget.trials=N"
     )
     return RunError(f"{budget.option}: {measured}; {remedy}")
-
-
-def _parameters(run: Run, ranks: AllocationResult) -> int:
-    """Return the parameters of the whole model at these ranks."""
-    before = sum(math.prod(tensor.shape) for tensor in run.spec.tensors)
-    return before - ranks.dense_parameters + ranks.parameters
 
 
 def _identity(run: Run) -> str:
