@@ -1,7 +1,5 @@
 """What the cluster has room for."""
 
-import sys
-
 import ray
 
 from pipeline.cluster.calls import start_timeout, wait_for
@@ -32,16 +30,14 @@ def worker_count(cluster: ClusterConfig, threads: int) -> int:
 
 
 def workers_there(cluster: ClusterConfig, threads: int) -> int:
-    """Return how many of the run's workers the cluster has room for now."""
-    most = cluster.workers or (None if on_gpus(cluster) else MAX_CPU_WORKERS)
-    return min(room(cluster, threads), most or sys.maxsize)
-
-
-def room(cluster: ClusterConfig, threads: int) -> int:
-    """Return how many workers the cluster could hold: one per GPU, or one per `threads` CPUs."""
+    """Return how many of the run's workers the cluster has room for now: one per GPU, or one per
+    `threads` CPUs.
+    """
     if on_gpus(cluster):
-        return int(cluster_resources()["GPU"])
-    return max(1, int(cluster_resources().get("CPU", 1)) // threads)
+        room = int(cluster_resources()["GPU"])
+        return min(room, cluster.workers or room)
+    room = max(1, int(cluster_resources().get("CPU", 1)) // threads)
+    return min(room, cluster.workers or MAX_CPU_WORKERS)
 
 
 def on_gpus(cluster: ClusterConfig) -> bool:
