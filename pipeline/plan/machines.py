@@ -32,16 +32,13 @@ class Machines(NamedTuple):
 
 
 def find(config: RunConfig, spec: ModelSpec, machines: Machines) -> ClusterSpec:
-    """Return the described GPUs, or this host's CPU if none are described. Raises ConfigError."""
-    if machines.gpus is None:
-        if machines != Machines():
-            raise ConfigError("a description of GPUs needs their number; add --gpus N")
-        return this_host(config)
-    return _described(config, spec, machines.gpus, machines)
-
-
-def this_host(config: RunConfig) -> ClusterSpec:
-    """Describe workers on this host's CPU: those asked for, or one per core up to 8."""
+    """Return the described GPUs; if none are described, workers on this host's CPU: those asked
+    for, or one per core up to 8. Raises ConfigError.
+    """
+    if machines.gpus is not None:
+        return _described(config, spec, machines.gpus, machines)
+    if machines != Machines():
+        raise ConfigError("a description of GPUs needs their number; add --gpus N")
     cores = len(os.sched_getaffinity(0)) // config.numerics.threads
     workers = config.cluster.workers or max(1, min(cores, MAX_CPU_WORKERS))
     return on_cpu(config.numerics.dtype, workers, available_bytes())
