@@ -68,7 +68,6 @@ class Progress:
         }
 
     def note(self, message: str) -> None:
-        """Log a line."""
         log.info(message)
 
     def warn(self, message: str) -> None:

@@ -52,7 +52,6 @@ class Run:
 
     @property
     def workers(self) -> list[Actor]:
-        """Every worker of every chain."""
         return [worker for chain in self.chains for worker in chain]
 
     @property

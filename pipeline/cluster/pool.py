@@ -261,6 +261,5 @@ class Pool:
 
 
 def _overdue(calls: Mapping[Any, _Call | _Invitation]) -> list[Any]:
-    """Return the calls whose deadline has passed."""
     now = time.monotonic()
     return [reference for reference, call in calls.items() if call.end <= now]

@@ -30,7 +30,6 @@ class Quarantine:
         self.items: dict[str, Failed] = {}
 
     def add(self, failed: Failed) -> None:
-        """Give an item up."""
         self.items[failed.what] = failed
         with about_matrices(failed.matrices):
             self._warn(f"given up: {failed}")

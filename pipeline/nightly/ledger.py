@@ -43,7 +43,6 @@ class Entry:
         return tuple(ratio for ratio in ratios if label(ratio) not in self.outcomes)
 
     def take(self, row: CatalogRow) -> None:
-        """Apply one event."""
         self.names[row.name] = row.order
         match row.event:
             case "started":
@@ -82,7 +81,6 @@ def ledger_of(rows: Iterable[CatalogRow]) -> Ledger:
 
 
 def follow(ledger: Ledger, row: CatalogRow) -> None:
-    """Apply one more row."""
     ledger.setdefault(row.key, Entry(row.folder)).take(row)
 
 

@@ -55,7 +55,6 @@ class Night:
     waiting: int = 0
 
     def of(self, event: Event) -> list[CatalogRow]:
-        """Return the rows of one kind."""
         return [row for row in self.rows if row.event == event]
 
 

@@ -66,7 +66,6 @@ def _changes(config: RunConfig, cluster: ClusterSpec) -> Iterator[Iterator[_Chan
 
 
 def _by(config: RunConfig, truncation: Truncation, allocation: Allocation) -> RunConfig:
-    """Return the same run with another method."""
     method = config.allocation.model_copy(update={"method": allocation})
     return config.model_copy(update={"truncation": truncation, "allocation": method})
 

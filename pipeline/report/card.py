@@ -98,7 +98,6 @@ def _front(entries: dict[str, Any]) -> str:
 
 
 def _texts(compression: Compression) -> str:
-    """Name the texts of a recovery."""
     recovery = compression.recovery
     asked = () if recovery is None else recovery.config.text
     return texts(asked or compression.calibration.text)

@@ -72,7 +72,6 @@ def heat_map(
 
 
 def _shades(x: float, y: float, legend: str, special: bool) -> list[Markup]:
-    """Draw the legend of shades."""
     drawn = [
         tag("rect", x=x + 30 + at * 16, y=y, width=16, height=12, class_=f"f{at}")
         for at in range(SHADES)
@@ -145,7 +144,6 @@ def _legend(groups: Sequence[str], x: float) -> list[Markup]:
 
 
 def bars(rows: Sequence[Bar], title: str, label: str) -> Markup:
-    """Draw a bar per row, each with its text."""
     left = _room([bar.label for bar in rows])
     x = Scale(0.0, max((bar.value for bar in rows), default=0.0) or 1.0, left, left + 200)
     drawn = [text(left, 12, title, "tick")]

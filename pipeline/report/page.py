@@ -72,7 +72,6 @@ def _environment() -> Environment:
 def render_report(
     compression: Compression, evaluation: EvaluationReport | None, facts: ReportFacts
 ) -> str:
-    """Render the report of one checkpoint."""
     matrices = Matrices(compression.matrices)
     figures: dict[str, Figure] = {
         figure.name: figure

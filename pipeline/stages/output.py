@@ -65,7 +65,6 @@ class Output:
         self.run.discard(self.prefix)
 
     def result(self) -> OutputResult:
-        """Return what a run returns of this checkpoint."""
         return OutputResult(
             ratio=self.ratio,
             path=self.place,

@@ -159,7 +159,6 @@ class Evaluation:
         )
 
     def of(self, number: int, score: Score, speed: Speed) -> ModelEvaluation:
-        """Return the evaluation of one model."""
         model, loss = self.models[number], TokenLoss(score.nll[number], score.tokens)
         size, dtype = model.stored()
         return ModelEvaluation(

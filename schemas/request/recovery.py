@@ -144,9 +144,7 @@ class RecoveryConfig(Schema):
         return max(1, (self.tokens or there * self.sequence_length) // self.sequence_length)
 
     def windows_in_step(self, there: int) -> int:
-        """Return the windows of a step."""
         return self.batch or min(max(self.windows_in_all(there) // _STEPS, 2), _LARGEST_BATCH)
 
     def steps(self, there: int) -> int:
-        """Return the number of steps."""
         return max(1, self.windows_in_all(there) // self.windows_in_step(there))

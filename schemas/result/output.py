@@ -32,7 +32,6 @@ class OutputTensor(Schema):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its content."""
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 

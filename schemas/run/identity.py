@@ -59,7 +59,6 @@ class Record(Schema):
         return self.file_of(self.key, self.attempt)
 
     def sealed(self) -> Self:
-        """Return this record with its seal."""
         text = self.model_dump_json(exclude={"seal"})
         return self.model_copy(update={"seal": hashlib.sha256(text.encode()).hexdigest()})
 

@@ -78,7 +78,6 @@ def backward_tap(matrix: MatrixSpec, truncation: Truncation) -> Tap:
 
 
 def taps_of(matrix: MatrixSpec, truncation: Truncation, gradients: bool) -> list[Tap]:
-    """Return the taps of one matrix."""
     found = [forward_tap(matrix, truncation), features_tap(matrix, truncation)]
     if gradients:
         found.append(backward_tap(matrix, truncation))

@@ -25,7 +25,6 @@ class TextFacts(Schema):
     refused: int = 0
 
     def __str__(self) -> str:
-        """The remarks as a line."""
         return f"{self.use} text {self.text}: {'; '.join(self.remarks)}"
 
     @property

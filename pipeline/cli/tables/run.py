@@ -41,7 +41,6 @@ def run_table(result: RunResult) -> RenderableType:
 
 
 def check_table(checks: Sequence[Check]) -> RenderableType:
-    """A row per check."""
     table = Table("check", "", "", title="Verification")
     for check in checks:
         mark = _MARKS[check.passed]
