@@ -82,9 +82,12 @@ def write_texts(folder: Path) -> tuple[Path, Path]:
 
     The same Python version writes the same bytes; another one differs by a few paragraphs.
     """
+    from pydoc_data.topics import topics  # the chapters of Python's language reference
+
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "calibration.txt", folder / "evaluation.txt"
-    for path, paragraphs in zip(paths, split_paragraphs(_topics()), strict=True):
+    parts = split_paragraphs([topics[name] for name in sorted(topics)])
+    for path, paragraphs in zip(paths, parts, strict=True):
         path.write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
         logger.info("%s: %d bytes, %d paragraphs", path, path.stat().st_size, len(paragraphs))
     return paths
@@ -154,13 +157,6 @@ def convert(gguf_file: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     card = MODEL_CARD.format(**SMOLLM2._asdict(), transformers=transformers.__version__)
     (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def _topics() -> list[str]:
-    """Return the chapters of Python's language reference, sorted by name."""
-    from pydoc_data.topics import topics
-
-    return [topics[name] for name in sorted(topics)]
 
 
 def _is_model(folder: Path) -> bool:
