@@ -95,21 +95,16 @@ def _pointer(latest: Latest) -> Table:
 
 def _with_interrupted(rows: list[CatalogRow]) -> list[CatalogRow]:
     """Show a start only if nothing followed it: that attempt was killed, or is under way."""
-    shown: list[CatalogRow] = []
+    shown: list[CatalogRow | None] = []
     started: dict[str, int] = {}
     for row in rows:
         if row.event == "started":
             started[row.key] = len(shown)
-            detail = "no outcome: killed, or under way"
-            shown.append(row.model_copy(update={"detail": detail}))
-            continue
-        if row.event in ("published", "rejected", "failed", "stopped"):
-            at = started.pop(row.key, None)
-            if at is not None:
-                del shown[at]
-                started = {key: i - (i > at) for key, i in started.items()}
+            row = row.model_copy(update={"detail": "no outcome: killed, or under way"})
+        elif row.event in ("published", "rejected", "failed", "stopped") and row.key in started:
+            shown[started.pop(row.key)] = None
         shown.append(row)
-    return shown
+    return [row for row in shown if row is not None]
 
 
 def _events(rows: list[CatalogRow], title: str) -> Table:
