@@ -31,9 +31,12 @@ def write_card(
 ) -> None:
     """Write README.md with front matter: base_model, licence and library."""
     encodings = [matrix.encoding for matrix in compression.matrices]
+    name, front = Path(compression.model).name, front_matter(base, compression.model)
+    if evaluation is not None:
+        front |= model_index(f"{name}-{100 * compression.ratio:.0f}", evaluation)
     text = _template("card.md.j2").render(
-        front=_front(front_matter(base, compression.model) | _figures(compression, evaluation)),
-        name=_markdown(Path(compression.model).name),
+        front=_front(front),
+        name=_markdown(name),
         c=compression,
         e=evaluation,
         optimism=optimism,
@@ -101,13 +104,6 @@ def _texts(compression: Compression) -> str:
     recovery = compression.recovery
     asked = () if recovery is None else recovery.config.text
     return texts(asked or compression.calibration.text)
-
-
-def _figures(compression: Compression, evaluation: EvaluationReport | None) -> dict[str, Any]:
-    """Return the perplexity of the result as metadata, if it was evaluated."""
-    if evaluation is None or len(evaluation.models) < 2:
-        return {}
-    return model_index(f"{Path(compression.model).name}-{100 * compression.ratio:.0f}", evaluation)
 
 
 def front_matter(folder: Path, base: str) -> dict[str, Any]:
