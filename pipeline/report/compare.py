@@ -4,7 +4,6 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import quote
 
 from rich.table import Table as TerminalTable
@@ -23,13 +22,6 @@ _HEAD = ("checkpoint", "base", "method", "ratio", "removed", "parameters", "weig
 _EVALUATED = ("perplexity", "increase", "KL, nats", "tokens/s")
 
 
-class Row(NamedTuple):
-    """One checkpoint; `link` leads from the page to the checkpoint's own report."""
-
-    link: str
-    fields: tuple[str, ...]
-
-
 def comparison(runs: Sequence[Reported], page: Path) -> str:
     """Render the comparison that will be written to `page`."""
     names = list(dict.fromkeys(model_name(run.compression) for run in runs))
@@ -37,7 +29,7 @@ def comparison(runs: Sequence[Reported], page: Path) -> str:
         "comparison.html.j2",
         headline=f"{len(runs)} runs of {names[0] if len(names) == 1 else f'{len(names)} models'}",
         head=(*_HEAD, *_EVALUATED),
-        rows=[Row(_link(run.place, page), _fields(run)) for run in runs],
+        rows=[(_link(run.place, page), _fields(run)) for run in runs],
         curve=_curve(runs),
         texts=sorted({on for run in runs if (on := _text(run))}),
         missing=[str(run.place) for run in runs if not base_and_made(run.evaluation)],
