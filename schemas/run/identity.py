@@ -23,13 +23,7 @@ from schemas.run.moments import Pass
 
 _ARTEFACTS = 3  # raised whenever an item of the run directory changes its content or its meaning
 
-_TRAINED_ALIKE = {
-    "enabled",
-    "text",
-    "micro_batch",
-    "checkpointing",
-    "offload",
-}  # of recovery's settings
+_TRAINED_ALIKE = {"enabled", "text", "micro_batch", "checkpointing", "offload"}  # of recovery
 _OF_UPDATES = {"method", "order", "lora_rank"}  # that count if updates are trained
 
 
@@ -154,13 +148,12 @@ def identities(config: RunConfig, ground: Ground) -> Identities:
     taught = recovery = None
     if ground.recovery_tokens is not None:
         taught = fingerprint([common, ground.recovery_tokens, ground.training_dtype])
-        asked = (config.refinement, config.recovery)
         alike = _TRAINED_ALIKE | (set() if config.recovery.rank_of_updates else _OF_UPDATES)
         norms = {"norms": True} if config.recovery.norms else {}
         alike |= set() if norms else {"norms"}
         settings = [
             group.model_dump(mode="json", exclude=alike) if group.enabled else None
-            for group in asked
+            for group in (config.refinement, config.recovery)
         ]
         if not config.recovery.enabled:  # it still says which state is best
             settings.append({"objective": config.recovery.objective, **norms})
