@@ -50,7 +50,6 @@ def tag(name: str, *children: str, **attributes: object) -> Markup:
     words = (
         f' {key.rstrip("_").replace("_", "-")}="{escape(_value(value))}"'
         for key, value in attributes.items()
-        if value is not None
     )
     inside = "".join(child if isinstance(child, Markup) else _text(child) for child in children)
     return Markup(f"<{name}{''.join(words)}>{inside}</{name}>")

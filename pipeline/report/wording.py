@@ -54,9 +54,9 @@ def size(value: float) -> str:
     return short(value) + ("B" if value >= 1000 else f"{_SPACE}B")
 
 
-def share(value: float | None, digits: int = 1) -> str:
+def share(value: float, digits: int = 1) -> str:
     """Format a fraction in per cent."""
-    return "\N{EN DASH}" if value is None else _minus(f"{100 * value:.{digits}f}") + PER_CENT
+    return _minus(f"{100 * value:.{digits}f}") + PER_CENT
 
 
 def texts(asked: Sequence[str]) -> str:
