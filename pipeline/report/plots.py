@@ -107,18 +107,16 @@ def said(series: Sequence[Series]) -> str:
 
 def _mark(kind: int, x: float, y: float, tip: str) -> Markup:
     """Draw a point whose shape, and not only its colour, tells its kind."""
-    outline = (
-        (0.0, -4.0, 4.0, 0.0, 0.0, 4.0, -4.0, 0.0),
-        (-3.2, -3.2, 3.2, -3.2, 3.2, 3.2, -3.2, 3.2),
-        (0.0, -4.0, 3.8, 3.2, -3.8, 3.2),
+    outlines = (
+        ((0.0, -4.0), (4.0, 0.0), (0.0, 4.0), (-4.0, 0.0)),
+        ((-3.2, -3.2), (3.2, -3.2), (3.2, 3.2), (-3.2, 3.2)),
+        ((0.0, -4.0), (3.8, 3.2), (-3.8, 3.2)),
     )
     title, shape = tag("title", tip), kind % _MARKS
     style = f"mark s{shape}{' hollow' if kind // _MARKS % 2 else ''}"
-    if shape == len(outline):
+    if shape == len(outlines):
         return tag("circle", title, cx=x, cy=y, r=3.4, class_=style)
-    corners = outline[shape]
-    pairs = zip(corners[::2], corners[1::2], strict=True)
-    points = " ".join(f"{x + right:.1f},{y + down:.1f}" for right, down in pairs)
+    points = " ".join(f"{x + right:.1f},{y + down:.1f}" for right, down in outlines[shape])
     return tag("polygon", title, points=points, class_=style)
 
 
