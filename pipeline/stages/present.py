@@ -71,11 +71,10 @@ def gather_facts(output: Output) -> ReportFacts:
 def sample(name: str, eigenvalues: Sequence[float], rank: int | None) -> SpectrumSample:
     """Sample a spectrum at ranks dense at its head, then even, and on both sides of its cut."""
     size = len(eigenvalues)
-    ranks = {round(size ** (step / _HEAD)) for step in range(_HEAD)} if size else set()
-    ranks |= {-(-size * step // _BODY) for step in range(1, _BODY + 1)} if size else set()
-    if rank is not None:
-        ranks |= {at for at in (rank, rank + 1) if 1 <= at <= size}
-    chosen = tuple(sorted(ranks))
+    ranks = {round(size ** (step / _HEAD)) for step in range(_HEAD)}
+    ranks |= {-(-size * step // _BODY) for step in range(1, _BODY + 1)}
+    ranks |= set() if rank is None else {rank, rank + 1}
+    chosen = tuple(at for at in sorted(ranks) if 1 <= at <= size)
     values = tuple(float(f"{eigenvalues[at - 1]:.{_DIGITS}g}") for at in chosen)
     return SpectrumSample(name=name, size=size, ranks=chosen, values=values)
 
