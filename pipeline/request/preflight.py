@@ -181,20 +181,15 @@ def _require_writable(folder: Path) -> None:
     """Raises ConfigError if a folder cannot be created, renamed or written to."""
     if "\0" in str(folder):
         raise ConfigError(f"{folder}: a path holds no NUL character; correct it")
-    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
-        raise _no_permission(folder, folder)
     place = next(parent for parent in folder.parents if parent.exists())
     if not place.is_dir():
         raise ConfigError(f"{folder}: {place} is a file, not a folder; name another place")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise _no_permission(folder, place)
-
-
-def _no_permission(folder: Path, place: Path) -> ConfigError:
-    return ConfigError(
-        f"{folder}: no permission to write in {place} (read-only, or of another user); change it, "
-        "or name another --output or --run-dir"
-    )
+    for there in (folder, place) if folder.is_dir() else (place,):
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise ConfigError(
+                f"{folder}: no permission to write in {there} (read-only, or of another user); "
+                "change it, or name another --output or --run-dir"
+            )
 
 
 def _check_outputs(config: RunConfig, base: Location) -> None:
