@@ -94,11 +94,10 @@ class Run:
 
     def committed_bytes(self) -> int:
         """Return the bytes that this run has committed so far."""
-        taught = (
-            [] if self.ids.taught is None else self.store.records(f"boundaries/{self.ids.taught}")
-        )
-        found = self.there("moments", "bases", "factors").values()
-        return sum(record.bytes for record in (*found, *taught))
+        found = list(self.there("moments", "bases", "factors").values())
+        if self.ids.taught is not None:
+            found += self.store.records(f"boundaries/{self.ids.taught}")
+        return sum(record.bytes for record in found)
 
     def home(self, layer: int) -> Actor:
         """Return the worker that holds a layer in its wave. Raises ValueError if none does."""
@@ -240,19 +239,16 @@ def shape(plan: Plan) -> str:
 
 
 def _record(run: Run) -> RunRecord:
+    config, split = run.config, run.spec.split
+    ids = {ratio: run.ids.output(config, ratio, split=split) for ratio in config.ratio}
+    outputs = {str(config.output_folder(ratio)): identity for ratio, identity in ids.items()}
     return RunRecord(
-        config=run.config,
+        config=config,
         ground=run.ground,
         ids=run.ids,
         plan=run.plan,
         taps=dict(Counter(tap.direction for tap in run.taps)),
         matrices=len(run.spec.matrices),
-        outputs={
-            str(run.config.output_folder(ratio)): run.ids.output(
-                run.config, ratio, split=run.spec.split
-            )
-            for ratio in run.config.ratio
-        }
-        or {str(run.config.output): ""},  # at a ratio that a budget is to find
+        outputs=outputs or {str(config.output): ""},  # at a ratio that a budget is to find
         texts=tuple(run.inputs.texts),
     )
