@@ -15,13 +15,9 @@ from workers.storage.files import write_text
 
 def model_index(name: str, report: EvaluationReport | TaskReport) -> dict[str, Any]:
     """Return the metadata of the last model of a report; numbers that are not finite stay out."""
-    if isinstance(report, TaskReport):
-        found = [_of_task(row) for row in report.rows]
-        text = report.text
-    else:
-        found, text = [], report
-    if text is not None:
-        found.insert(0, _of_text(text))
+    text, rows = (report.text, report.rows) if isinstance(report, TaskReport) else (report, ())
+    found = [] if text is None else [_of_text(text)]
+    found += map(_of_task, rows)
     results = [entry for entry in found if math.isfinite(entry["metrics"][0]["value"])]
     return {"model-index": [{"name": printable(name), "results": results}]}
 
