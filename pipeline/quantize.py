@@ -111,10 +111,8 @@ def _round(
         return rounded.stored
 
     before, after = write_weights(folder, staging, found.tensors, store)
-    others = sorted([*found.stay, *found.elsewhere])
-    write_config(folder, staging, found.schemes, others)
-    low_rank = LOW_RANK in read_config(folder)
-    compression = read_compression(folder) if low_rank else None
+    write_config(folder, staging, found.schemes, sorted([*found.stay, *found.elsewhere]))
+    compression = read_compression(folder) if LOW_RANK in read_config(folder) else None
     done = Quantization(
         checkpoint=config.checkpoint,
         base=compression.model if compression else config.checkpoint,
