@@ -50,6 +50,7 @@ class Progress:
         self._watch(stage)
         with bars or contextlib.nullcontext():
             yield stage
+        stage.ended = True
         seconds = stage.elapsed
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         busy = zip_longest(self._busy.get(name, []), stage.busy, fillvalue=0.0)
@@ -111,6 +112,7 @@ class Stage:
         self._left = Counter(matrix.layer for matrix in matrices)
         self.done = self.tokens = self.matrices = self.layers = 0
         self.busy: list[float] = []  # seconds of each worker, if a stage measures them
+        self.ended = False  # whether `Progress.seconds` has its time
         self._task = bars.add_task(name, total=total, unit=unit, rate="") if bars else None
 
     def advance(self, items: int = 1, tokens: int = 0, matrices: Sequence[MatrixSpec] = ()) -> None:

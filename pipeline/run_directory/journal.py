@@ -51,14 +51,14 @@ class _Journal:
 
     def _write(self, stage: Stage, left: float | None, error: str | None = None) -> None:
         progress = self._progress
-        before = progress.seconds.get(stage.name, 0.0)
+        now = 0.0 if stage.ended else stage.elapsed
         activity = Activity(
             stage=stage.name,
             done=stage.done,
             total=stage.total,
             unit=stage.unit,
             tokens_per_second=stage.tokens_per_second,
-            spent=progress.seconds | {stage.name: before + stage.elapsed},
+            spent=progress.seconds | {stage.name: progress.seconds.get(stage.name, 0.0) + now},
             left=left,
             warnings=tuple(progress.warnings),
             error=error,

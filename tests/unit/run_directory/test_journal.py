@@ -85,6 +85,7 @@ def test_the_end_is_written(tmp_path: Path) -> None:
         stage.advance()
     found = read(tmp_path)
     assert (found.done, found.total, found.left, found.error) == (1, 1, 0.0, None)
+    assert found.spent == progress.seconds
 
 
 def test_a_failure_stays(tmp_path: Path) -> None:
