@@ -30,6 +30,7 @@ from workers.checkpoint.names import (
     MANIFEST,
     QUANTIZATION,
     REPORT,
+    SUCCESS,
 )
 from workers.checkpoint.published import read_compression, read_manifest, require_free
 from workers.checkpoint.verify import require, verify_checkpoint
@@ -53,8 +54,8 @@ def quantize(config: QuantizationConfig) -> Quantization:
     """
     require_installed()
     output = config.output.absolute()
-    if output.exists() and any(output.iterdir()):
-        require_free(output)
+    require_free(output)
+    if (output / SUCCESS).exists():
         raise ConfigError(f"output {output} holds a checkpoint; name another folder, or remove it")
     with contextlib.ExitStack() as copies, staged_beside(output) as staging:
         folder = local_folder(config.checkpoint, copies)

@@ -95,3 +95,5 @@ def test_a_base_and_its_perplexity(text: Path, tmp_path: Path) -> None:
     assert row.error == pytest.approx(float(rest.norm() / exact.detach().norm()), rel=1e-3)
     with pytest.raises(ConfigError, match="holds a checkpoint"):
         quantize(ask(model, output, "W8A16"))
+    with pytest.raises(ConfigError, match="name another folder, or empty it"):
+        quantize(ask(model, output / "config.json", "W8A16"))
