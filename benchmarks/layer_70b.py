@@ -95,7 +95,7 @@ def save_layer(folder: Path, scale: float, vocabulary: int, device: str) -> None
         *(_entry(f"{name}.weight", shape, device) for name, shape in matrices.items()),
         *(_entry(f"model.{name}.weight", (wide,), device) for name in norms),
     ]
-    write_tensors(folder / "model.safetensors", content, {"format": "pt"})
+    write_tensors(folder / "model.safetensors", content)
 
 
 def _entry(name: str, shape: tuple[int, ...], device: str) -> Entry:

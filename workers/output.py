@@ -10,7 +10,7 @@ from schemas.result.output import OutputFile, OutputTensor
 from schemas.run.identity import Record
 from workers.checkpoint.tensors import TensorReader
 from workers.storage.store import Store
-from workers.storage.tensorfile import DTYPES, METADATA, Entry, size_in_file
+from workers.storage.tensorfile import DTYPES, Entry, size_in_file
 
 
 def write_file(store: Store, reader: TensorReader, key: str, plan: OutputFile) -> Record:
@@ -30,7 +30,7 @@ def write_file(store: Store, reader: TensorReader, key: str, plan: OutputFile) -
 
 def file_bytes(plan: OutputFile) -> int:
     """Return the size of the file that `plan` describes."""
-    return size_in_file(_entries(plan, lambda _: torch.empty(0)), METADATA)
+    return size_in_file(_entries(plan, lambda _: torch.empty(0)))
 
 
 def _entries(plan: OutputFile, load: Callable[[OutputTensor], Tensor]) -> list[Entry]:

@@ -158,7 +158,7 @@ def write_weights(
     waiting: list[Entry] = []
 
     def flush() -> None:
-        write_tensors(folder / f"{len(written)}.part", waiting, {"format": "pt"})
+        write_tensors(folder / f"{len(written)}.part", waiting)
         written.append(tuple(map(_described, waiting)))
         waiting.clear()
 

@@ -46,7 +46,7 @@ def write_weights(
                     content |= {f"{stem}{tail}": value for tail, value in found}
                 else:
                     content[name] = tensor
-        write_tensors(folder / file, entries(content), {"format": "pt"})
+        write_tensors(folder / file, entries(content))
         places |= dict.fromkeys(content, file)
         sizes |= {name: tensor.nbytes for name, tensor in content.items()}
     if listed:

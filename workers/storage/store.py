@@ -35,7 +35,7 @@ from workers.storage.places import (
     size_of,
     upload,
 )
-from workers.storage.tensorfile import METADATA, Entry, write_tensors
+from workers.storage.tensorfile import Entry, write_tensors
 from workers.storage.traffic import moved
 
 Facts = dict[str, JsonValue]
@@ -95,7 +95,7 @@ class Store:
         attempt = uuid.uuid4().hex[:12]
         place = self.root / Record.file_of(key, attempt)
         with _new(place) as path:
-            written = write_tensors(path, content, METADATA)
+            written = write_tensors(path, content)
         record = Record(
             key=key,
             attempt=attempt,

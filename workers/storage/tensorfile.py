@@ -15,7 +15,7 @@ from schemas.model.dtypes import FORMATS, QUANTISED
 DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, row.torch) for name, row in (FORMATS | QUANTISED).items()
 }
-METADATA = {"format": "pt"}  # of every file, as transformers expects it
+_METADATA = {"format": "pt"}  # of every file, as transformers expects it
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -47,13 +47,13 @@ def entries(tensors: Mapping[str, Tensor]) -> list[Entry]:
     ]
 
 
-def write_tensors(path: Path, content: Iterable[Entry], metadata: dict[str, str]) -> Written:
+def write_tensors(path: Path, content: Iterable[Entry]) -> Written:
     """Write `content` to `path` and fsync it. Wider dtypes come first, so that all are aligned.
 
     Raises ValueError if a loaded tensor does not have the promised dtype and shape.
     """
     ordered = _ordered(content)
-    header = _header(ordered, metadata)
+    header = _header(ordered)
     digest, size = hashlib.sha256(header), len(header)
     with path.open("wb") as file:
         file.write(header)
@@ -68,10 +68,10 @@ def write_tensors(path: Path, content: Iterable[Entry], metadata: dict[str, str]
     return Written(digest.hexdigest(), size)
 
 
-def size_in_file(content: Iterable[Entry], metadata: dict[str, str]) -> int:
+def size_in_file(content: Iterable[Entry]) -> int:
     """Return the size of the file that `write_tensors` makes of `content`; nothing is loaded."""
     ordered = _ordered(content)
-    return len(_header(ordered, metadata)) + sum(entry.nbytes for entry in ordered)
+    return len(_header(ordered)) + sum(entry.nbytes for entry in ordered)
 
 
 def _ordered(content: Iterable[Entry]) -> list[Entry]:
@@ -90,9 +90,9 @@ def _content(entry: Entry) -> memoryview:
     return row.view(torch.uint8).numpy().data
 
 
-def _header(ordered: list[Entry], metadata: dict[str, str]) -> bytes:
+def _header(ordered: list[Entry]) -> bytes:
     """Return the header: its length (8 bytes, little-endian), then JSON padded to 8 bytes."""
-    table: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+    table: dict[str, object] = {"__metadata__": _METADATA}
     start = 0
     for entry in ordered:
         table[entry.name] = {

@@ -11,15 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from workers.storage.tensorfile import (
-    DTYPES,
-    METADATA,
-    NAMES,
-    Entry,
-    entries,
-    size_in_file,
-    write_tensors,
-)
+from workers.storage.tensorfile import DTYPES, NAMES, Entry, entries, size_in_file, write_tensors
 
 
 def random_tensor(dtype: torch.dtype, *shape: int) -> Tensor:
@@ -29,8 +21,8 @@ def random_tensor(dtype: torch.dtype, *shape: int) -> Tensor:
     return torch.randint(0, 2 if dtype == torch.bool else 100, shape, generator=generator).to(dtype)
 
 
-def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
-    write_tensors(path, entries(tensors), metadata or {})
+def write(path: Path, tensors: dict[str, Tensor]) -> Path:
+    write_tensors(path, entries(tensors))
     return path
 
 
@@ -58,8 +50,8 @@ def test_the_size_of_a_file_is_known_before_it_is_written(tmp_path: Path) -> Non
         "halves": random_tensor(torch.bfloat16, 5, 3),
         "order": random_tensor(torch.int64, 7),
     }
-    path = write(tmp_path / "file", tensors, METADATA)
-    assert size_in_file(entries(tensors), METADATA) == path.stat().st_size
+    path = write(tmp_path / "file", tensors)
+    assert size_in_file(entries(tensors)) == path.stat().st_size
 
 
 def test_tensors_of_odd_sizes_are_aligned(tmp_path: Path) -> None:
@@ -80,11 +72,10 @@ def test_tensors_of_odd_sizes_are_aligned(tmp_path: Path) -> None:
     assert header % 8 == 0
 
 
-@pytest.mark.parametrize("metadata", [{}, {"format": "pt"}, {"größe": "12 €"}])
-def test_metadata_comes_back(tmp_path: Path, metadata: dict[str, str]) -> None:
-    path = write(tmp_path / "file", {"a": torch.zeros(2)}, metadata)
+def test_the_metadata_is_what_transformers_expects(tmp_path: Path) -> None:
+    path = write(tmp_path / "file", {"a": torch.zeros(2)})
     with safe_open(path, framework="pt") as file:
-        assert (file.metadata() or {}) == metadata
+        assert file.metadata() == {"format": "pt"}
 
 
 def test_a_file_without_tensors_can_be_read(tmp_path: Path) -> None:
@@ -110,7 +101,7 @@ def test_views_and_leaves_are_written_as_their_values(tmp_path: Path) -> None:
 def test_what_is_returned_is_what_is_on_disk(tmp_path: Path) -> None:
     path = tmp_path / "file"
     content = entries({"a": torch.ones(100), "b": torch.ones(3, dtype=torch.uint8)})
-    written = write_tensors(path, content, {"format": "pt"})
+    written = write_tensors(path, content)
     assert written.bytes == path.stat().st_size
     assert written.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -135,7 +126,7 @@ def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:
         return torch.from_numpy(values)
 
     content = [Entry(f"t{i}", torch.float32, (4,), load) for i in range(5)]
-    write_tensors(tmp_path / "file", content, {})
+    write_tensors(tmp_path / "file", content)
     assert most == [1] * 5
 
 
@@ -150,7 +141,7 @@ def test_every_loader_is_called_once_and_widest_first(tmp_path: Path) -> None:
         return Entry(name, dtype, (2,), load)
 
     content = [entry("narrow", torch.int8), entry("wide", torch.float64), entry("w2", torch.int64)]
-    write_tensors(tmp_path / "file", content, {})
+    write_tensors(tmp_path / "file", content)
     assert calls == ["wide", "w2", "narrow"]
 
 
@@ -161,7 +152,7 @@ def test_nothing_is_loaded_before_the_header_is_written(tmp_path: Path) -> None:
         sizes.append((tmp_path / "file").exists())
         return torch.zeros(2)
 
-    write_tensors(tmp_path / "file", [Entry("a", torch.float32, (2,), load)], {})
+    write_tensors(tmp_path / "file", [Entry("a", torch.float32, (2,), load)])
     assert sizes == [True]
 
 
@@ -169,4 +160,4 @@ def test_nothing_is_loaded_before_the_header_is_written(tmp_path: Path) -> None:
 def test_a_tensor_that_is_not_as_promised_is_refused(tmp_path: Path, tensor: Tensor) -> None:
     content = [Entry("layer.weight", torch.float32, (2,), lambda: tensor)]
     with pytest.raises(ValueError, match=r"layer\.weight: expected torch\.float32 \(2,\), got"):
-        write_tensors(tmp_path / "file", content, {})
+        write_tensors(tmp_path / "file", content)
