@@ -21,7 +21,6 @@ from schemas.run.moments import Tap, backward_tap, features_tap, forward_tap
 from workers.adoption import tensors_of
 from workers.allocation.budget import MatrixLoss
 from workers.calibration.moments import Moment
-from workers.checkpoint.tensors import torch_dtype
 from workers.process.devices import free_cached
 from workers.process.failures import failure
 from workers.process.logs import about_matrices, log
@@ -29,7 +28,7 @@ from workers.storage.keys import basis_key, factors_key, spectrum_key
 from workers.storage.moments import read_moment
 from workers.storage.spectra import read_spectrum
 from workers.storage.store import Store
-from workers.storage.tensorfile import entries
+from workers.storage.tensorfile import DTYPES, entries
 from workers.truncation.basis import Basis
 from workers.truncation.encoding import encode
 from workers.truncation.problem import Problem
@@ -65,7 +64,7 @@ class Compressor:
         self._store = Store(config.run_folder)
         self._reader = tensors_of(config, folder, spec, device)
         self._loaded = loaded
-        self._dtype = torch_dtype(spec)
+        self._dtype = DTYPES[spec.dtype]
 
     def factorise(self, group: Sequence[MatrixSpec]) -> list[Record]:
         """Commit basis and spectrum of matrices that share a root, if any. Raises NumericsError."""

@@ -33,7 +33,6 @@ from workers.calibration.moments import MomentSums
 from workers.checkpoint.fetching import resolve
 from workers.checkpoint.source import Source
 from workers.checkpoint.stored import at_hand
-from workers.checkpoint.tensors import torch_dtype
 from workers.checkpoint.verify import LIMIT_S, verify_checkpoint
 from workers.compressor import Compressor
 from workers.evaluation.scoring import Rows, Score, ScoringShard
@@ -260,7 +259,7 @@ class LayerShard:
 
     def _loaded_weight(self, matrix: MatrixSpec) -> Tensor | None:
         """Return the weight on the device, if its compute dtype holds stored values exactly."""
-        exact = torch.promote_types(torch_dtype(self._spec), self._dtype) == self._dtype
+        exact = torch.promote_types(DTYPES[self._spec.dtype], self._dtype) == self._dtype
         return self._shard.weight(matrix) if self._shard is not None and exact else None
 
     @property

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from schemas.errors import CheckpointError
 from schemas.location import Location
-from schemas.model.spec import DecoderSpec, ModelSpec, TensorSpec
+from schemas.model.spec import DecoderSpec, TensorSpec
 from workers.checkpoint.dequantise import values
 from workers.storage.places import read_into
 from workers.storage.tensorfile import DTYPES
@@ -48,11 +48,6 @@ class TensorReader:
 def is_finite(tensor: Tensor) -> bool:
     """Whether no value is NaN or infinite, computed without a copy."""
     return not tensor.numel() or all(bool(end.isfinite()) for end in tensor.aminmax())
-
-
-def torch_dtype(spec: ModelSpec) -> torch.dtype:
-    """Return the dtype in which the base stores its targeted matrices."""
-    return DTYPES[spec.dtype]
 
 
 def _bytes_of(place: Location, start: int, size: int) -> Tensor:
