@@ -8,7 +8,7 @@ shape of a batch, because they depend on nothing else; a model in which they do 
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,6 @@ from workers.model.arguments import Call, difference, same
 from workers.process.failures import short_of_memory
 
 _OTHER = 1  # token ids differ from others in this bit
-
-
-class LayerList(NamedTuple):
-    """The decoder layers of a model, and the name of their list in it."""
-
-    path: str
-    modules: nn.ModuleList
 
 
 class Carved:
@@ -228,14 +221,16 @@ class Carved:
         return CheckpointError(f"model_type {kind!r} cannot be cut into layers: {why}")
 
 
-def layer_list(model: PreTrainedModel) -> LayerList:
-    """Return the layers of the text decoder: the outermost list as long as config.json says.
+def layer_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """Return the name and the layers of the text decoder's list: the outermost one as long as
+    config.json says.
 
     Raises CheckpointError if there is none, or more than one.
     """
     config: PretrainedConfig = model.config.get_text_config(decoder=True)
     number = getattr(config, "num_hidden_layers", None)
-    decoder = set(_decoder(model).modules())  # a vision tower may have as many layers
+    # A vision tower may have as many layers.
+    decoder = set(model.get_decoder().modules())  # type: ignore[no-untyped-call]
     found = {
         name: module
         for name, module in model.named_modules()
@@ -247,12 +242,7 @@ def layer_list(model: PreTrainedModel) -> LayerList:
             f"model_type {model.config.model_type!r}: one list of {number} layers is needed, found "
             f"{', '.join(outer) or 'none'}"
         )
-    return LayerList(outer[0], found[outer[0]])
-
-
-def _decoder(model: Any) -> nn.Module:
-    decoder: nn.Module = model.get_decoder()
-    return decoder
+    return outer[0], found[outer[0]]
 
 
 def hidden_states(output: Any) -> Tensor:
