@@ -95,45 +95,36 @@ def evaluate_checkpoint(
     config: EvaluationConfig,
 ) -> ModelEvaluation:
     """Load a checkpoint, score it on windows (w, length), let it write texts, and free it."""
-    try:
-        return _measure(name, folder, windows, tokenizer, config)
-    finally:
-        free_cached()  # parts of a model may refer to one another
-
-
-def _measure(
-    name: str,
-    folder: Path,
-    windows: Tensor,
-    tokenizer: PreTrainedTokenizerBase,
-    config: EvaluationConfig,
-) -> ModelEvaluation:
     start = time.perf_counter()
     model = load_model(
         folder, config.dtype, config.device, config.trust_remote_code, config.device_map
     )
-    vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
-    require_vocabulary(folder, windows, vocabulary)
-    scoring = time.perf_counter()
-    loss = perplexity(model, windows)
-    rate = windows.numel() / (time.perf_counter() - scoring)
-    text = sample(model, tokenizer, config.sample_prompt, config.sample_tokens)
-    generation = generation_of(written(model, tokenizer))
-    size, dtype = stored(folder)
-    return ModelEvaluation(
-        name=name,
-        perplexity=loss.perplexity,
-        mean_nll=loss.mean,
-        windows=len(windows),
-        predicted_tokens=loss.tokens,
-        parameters=parameters_of(model),
-        bytes_on_disk=size,
-        stored_dtype=dtype,
-        tokens_per_second=rate,
-        sample=text,
-        generation=generation,
-        seconds=time.perf_counter() - start,
-    )
+    try:
+        vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
+        require_vocabulary(folder, windows, vocabulary)
+        scoring = time.perf_counter()
+        loss = perplexity(model, windows)
+        rate = windows.numel() / (time.perf_counter() - scoring)
+        text = sample(model, tokenizer, config.sample_prompt, config.sample_tokens)
+        generation = generation_of(written(model, tokenizer))
+        size, dtype = stored(folder)
+        return ModelEvaluation(
+            name=name,
+            perplexity=loss.perplexity,
+            mean_nll=loss.mean,
+            windows=len(windows),
+            predicted_tokens=loss.tokens,
+            parameters=parameters_of(model),
+            bytes_on_disk=size,
+            stored_dtype=dtype,
+            tokens_per_second=rate,
+            sample=text,
+            generation=generation,
+            seconds=time.perf_counter() - start,
+        )
+    finally:
+        del model
+        free_cached()  # parts of a model may refer to one another
 
 
 def stored(folder: Path) -> tuple[int, str]:
