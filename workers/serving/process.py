@@ -4,7 +4,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from schemas.errors import WorkerDiedError, WorkerError
@@ -29,12 +28,7 @@ class ModelProcess:
         self._pool.submit(_started)  # processes import their libraries side by side
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
     def load(self) -> Loaded:
