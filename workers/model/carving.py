@@ -8,6 +8,7 @@ shape of a batch, because they depend on nothing else; a model in which they do 
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ class Carved:
     @torch.no_grad()
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the hidden states before the first layer."""
-        return self._until({0: _stop}, tokens)
+        return self._until(_stop, tokens)
 
     def calls(self, shape: torch.Size) -> list[Call]:
         """Return the arguments of every layer for batches of a shape (batch, tokens).
@@ -113,10 +114,11 @@ class Carved:
         self._tail_is_checked = True
 
     def _tail(self, hidden: Tensor, tokens: Tensor, product: "Product | None") -> Tensor:
-        last = len(self.layers) - 1
-        acts = {index: self._passing(index) for index in range(last)}
-        acts[last] = lambda *_: self._as_layer(last, hidden)
-        with self._standing_in(acts), self._with_head(product):
+        def act(index: int, given: Tensor, _: Call) -> Any:
+            is_last = index == len(self.layers) - 1
+            return self._as_layer(index, hidden if is_last else given)
+
+        with self._standing_in(act), self._with_head(product):
             logits: Tensor = self._forward(tokens).logits
         return logits
 
@@ -137,30 +139,24 @@ class Carved:
     def _record(self, tokens: Tensor) -> list[Call]:
         found: list[Call] = []
 
-        def recording(index: int) -> "_Act":
-            def act(hidden: Tensor, call: Call) -> Any:
-                if index != len(found):
-                    raise self._unfit(f"layer {index} is called after {len(found)} others")
-                found.append(call)
-                if index == len(self.layers) - 1:
-                    raise _Reached(hidden)
-                return self._as_layer(index, hidden)
+        def act(index: int, hidden: Tensor, call: Call) -> Any:
+            if index != len(found):
+                raise self._unfit(f"layer {index} is called after {len(found)} others")
+            found.append(call)
+            if index == len(self.layers) - 1:
+                raise _Reached(hidden)
+            return self._as_layer(index, hidden)
 
-            return act
-
-        self._until({index: recording(index) for index in range(len(self.layers))}, tokens)
+        self._until(act, tokens)
         return found
-
-    def _passing(self, index: int) -> "_Act":
-        return lambda hidden, _: self._as_layer(index, hidden)
 
     def _as_layer(self, index: int, hidden: Tensor) -> Any:
         """Return hidden states in the form in which a layer returns them."""
         return (hidden, None) if self._spec.tuples[index] else hidden
 
-    def _until(self, acts: "dict[int, _Act]", tokens: Tensor) -> Tensor:
+    def _until(self, act: "_Act", tokens: Tensor) -> Tensor:
         """Run the forward until a stand-in stops it; return the hidden states that came there."""
-        with self._standing_in(acts):
+        with self._standing_in(act):
             try:
                 self._forward(tokens)
             except _Reached as reached:
@@ -207,14 +203,14 @@ class Carved:
             del head.forward
 
     @contextmanager
-    def _standing_in(self, acts: "dict[int, _Act]") -> Iterator[None]:
+    def _standing_in(self, act: "_Act") -> Iterator[None]:
         try:
-            for index, act in acts.items():
-                self._list[index] = _StandIn(self.layers[index], act)
+            for index, layer in enumerate(self.layers):
+                self._list[index] = _StandIn(layer, partial(act, index))
             yield
         finally:
-            for index in acts:
-                self._list[index] = self.layers[index]
+            for index, layer in enumerate(self.layers):
+                self._list[index] = layer
 
     def _unfit(self, why: str) -> CheckpointError:
         kind = self._model.config.model_type
@@ -251,7 +247,7 @@ def hidden_states(output: Any) -> Tensor:
     return found
 
 
-_Act = Callable[[Tensor, Call], Any]
+_Act = Callable[[int, Tensor, Call], Any]
 Product = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -266,7 +262,7 @@ class _Reached(Exception):  # noqa: N818 (it is no error)
 class _StandIn(nn.Module):
     """Is called in the place of a layer, and has its attributes, which models read."""
 
-    def __init__(self, layer: nn.Module, act: _Act) -> None:
+    def __init__(self, layer: nn.Module, act: Callable[[Tensor, Call], Any]) -> None:
         super().__init__()
         self.__dict__["_layer"] = layer  # not as a submodule
         self.__dict__["_act"] = act
@@ -279,5 +275,5 @@ class _StandIn(nn.Module):
         return getattr(self.__dict__["_layer"], name)
 
 
-def _stop(hidden: Tensor, _: Call) -> Any:
+def _stop(_: int, hidden: Tensor, _call: Call) -> Any:
     raise _Reached(hidden)
