@@ -6,8 +6,8 @@ and whether a layer returns a tuple.
 """
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -116,10 +116,11 @@ class _Seen:
         hooks = [module.register_forward_pre_hook(self._on_other) for module in self._others]
         for index, layer in enumerate(self._layers):
             hooks.append(layer.register_forward_pre_hook(_from_here, with_kwargs=True))
-            hooks.append(layer.register_forward_hook(self._on_layer(index)))
+            hooks.append(layer.register_forward_hook(partial(self._on_layer, index)))
             for path, module in layer.named_modules():
                 if is_plain(module):
-                    hooks.append(module.register_forward_hook(self._on_linear(index, path)))
+                    hook = partial(self._on_linear, index, path)
+                    hooks.append(module.register_forward_hook(hook))
         try:
             yield
         finally:
@@ -159,19 +160,15 @@ class _Seen:
     def _on_other(self, module: nn.Module, _given: Any) -> None:
         self._outside.add(self._others[module])
 
-    def _on_layer(self, index: int) -> Callable[..., None]:
-        def hook(_module: nn.Module, _given: Any, output: Any) -> None:
-            self._outputs[index] = output
+    def _on_layer(self, index: int, _module: nn.Module, _given: Any, output: Any) -> None:
+        self._outputs[index] = output
 
-        return hook
-
-    def _on_linear(self, index: int, path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, given: tuple[Tensor, ...], product: Tensor) -> None:
-            if path in self._linears[index]:
-                self._repeated.add((index, path))
-            self._linears[index][path] = _Observed(module, given[0], product)
-
-        return hook
+    def _on_linear(
+        self, index: int, path: str, module: nn.Module, given: tuple[Tensor, ...], product: Tensor
+    ) -> None:
+        if path in self._linears[index]:
+            self._repeated.add((index, path))
+        self._linears[index][path] = _Observed(module, given[0], product)
 
 
 def is_below(name: str, path: str) -> bool:
@@ -190,7 +187,7 @@ def is_plain(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) and bool(_computes_a_product(kind))
 
 
-@functools.cache
+@cache
 def _computes_a_product(kind: Any) -> bool:
     """Whether a forward that is not torch's computes what torch's does."""
     rows = torch.tensor([[1.0, -2.0, 3.0], [0.5, 4.0, -1.0]])

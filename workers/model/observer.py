@@ -1,6 +1,7 @@
 """The moments of taps: hooks on their modules add what passes while a stream is observed."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -46,17 +47,16 @@ class Observer:
         if not isinstance(module, (nn.Linear, Conv1D)):
             raise TypeError(f"{tap.module} is a {type(module).__name__}, not a linear layer")
         if tap.direction == "forward":
-            module.register_forward_hook(self._forward_hook(tap))
+            module.register_forward_hook(partial(self._on_forward, tap))
         else:
             self._observe_gradients(tap, module)
 
-    def _forward_hook(self, tap: Tap) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            if self.observing == "forward":
-                rows = args[0] if tap.side == "input" else _without_bias(module, output, tap)
-                self._add(tap, rows.float().abs().sqrt() if tap.of == "roots" else rows)
-
-        return hook
+    def _on_forward(
+        self, tap: Tap, module: nn.Module, args: tuple[Tensor, ...], output: Tensor
+    ) -> None:
+        if self.observing == "forward":
+            rows = args[0] if tap.side == "input" else _without_bias(module, output, tap)
+            self._add(tap, rows.float().abs().sqrt() if tap.of == "roots" else rows)
 
     def _observe_gradients(self, tap: Tap, module: nn.Module) -> None:
         """Hook the tensors, not the module: torch cannot hook a module whose output the layer then
