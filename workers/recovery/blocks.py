@@ -51,17 +51,12 @@ class Refinement:
         self._windows = text.windows[text.trained[: config.windows]]
         self._held_out = text.windows[text.judges]
 
-    @property
-    def layers(self) -> int:
-        """The number of layers."""
-        return len(self._teacher.layers)
-
     def run(self, done: int = 0) -> Iterator[float]:
         """Refine the layers after the first `done`; yield, for each, the held-out error that is
         left as a share of what it was.
         """
         text, held_out = self._begin(self._windows), self._begin(self._held_out)
-        for index in range(self.layers):
+        for index in range(len(self._teacher.layers)):
             aims = [self._aims(index, stream) for stream in (text, held_out)]
             if index >= done:
                 yield self._refine(index, text, held_out, *aims)

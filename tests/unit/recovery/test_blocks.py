@@ -25,7 +25,7 @@ def refinement_of(cut: Cut, rate: float = 3e-3) -> tuple[Student, Refinement]:
 def test_every_layer_has_less_error_left(truncated: Cut) -> None:
     _, refinement = refinement_of(truncated)
     left = list(refinement.run())
-    assert len(left) == refinement.layers == truncated.spec.layers
+    assert len(left) == truncated.spec.layers
     assert all(0 < share < 1 for share in left)
 
 
