@@ -23,12 +23,10 @@ from torch import Tensor, nn
 from benchmarks.timing import interleave
 from runtime.configuration_lowrank import Matrix
 from runtime.modeling_lowrank import LowRankLinear
-from schemas.errors import ConfigError
 from schemas.model.spec import Encoding, Factors, MatrixSpec, factor_parameters
 from schemas.result.manifest import Compression
 from workers.checkpoint.fetching import resolve
-from workers.checkpoint.names import SUCCESS
-from workers.checkpoint.published import read_manifest
+from workers.checkpoint.published import read_compression, read_manifest
 from workers.evaluation.perplexity import perplexity
 from workers.model.inspection import inspect
 from workers.model.loading import load_model, load_tokenizer
@@ -55,9 +53,7 @@ def main() -> None:
     if options.speed:
         speed(options.rounds)
         return
-    if not (options.checkpoint / SUCCESS).is_file():
-        raise ConfigError(f"{options.checkpoint} is no finished checkpoint")
-    done = Compression.model_validate_json((options.checkpoint / "compression.json").read_bytes())
+    done = read_compression(options.checkpoint)
     base = resolve(done.model, None)
     tokenizer = load_tokenizer(base, trust_remote_code=False)
     windows = []
@@ -147,8 +143,7 @@ def _store(a: Tensor, b: Tensor, form: str, spec: MatrixSpec, dtype: torch.dtype
 
 
 def _linear(old: nn.Linear, stored: Stored) -> LowRankLinear:
-    matrix = Matrix(stored.encoding, stored.rank)
-    new = LowRankLinear(matrix, old.out_features, old.in_features, old.bias is not None)
+    new = LowRankLinear(stored.matrix, old.out_features, old.in_features, old.bias is not None)
     new.load_state_dict(stored.tensors)
     return new
 
