@@ -59,7 +59,9 @@ def main() -> None:
         key = (removed, scheme or "bf16", method)
         if any(row[:3] == key for row in rows):
             continue
-        folder = checkpoint if scheme is None else _quantised(options, *key, checkpoint, scheme)
+        folder = checkpoint
+        if scheme is not None:
+            folder = _quantised(options, checkpoint, removed, scheme, method)
         rows.append(Row(*key, stored(folder)[0], _score(folder, options.evaluation)))
         log.info("%s", rows[-1])
         text = json.dumps([row._asdict() for row in rows], indent=1)
@@ -83,14 +85,9 @@ def _wanted(options: argparse.Namespace) -> Iterator[tuple[Path, float, Scheme |
 
 
 def _quantised(
-    options: argparse.Namespace,
-    removed: float,
-    name: str,
-    method: str,
-    checkpoint: Path,
-    scheme: Scheme,
+    options: argparse.Namespace, checkpoint: Path, removed: float, scheme: Scheme, method: str
 ) -> Path:
-    folder: Path = options.work_dir / f"{removed:.2f}-{name}-{method or 'as-is'}".replace(" ", "-")
+    folder: Path = options.work_dir / f"{removed:.2f}-{scheme}-{method}".replace(" ", "-")
     if not folder.exists():
         quantize(
             QuantizationConfig(
