@@ -116,9 +116,8 @@ def main() -> None:
 def _curve(ratio: float, rows: list[Row]) -> Table:
     """Held-out loss against tokens: a column for each way."""
     trained = {row.way: row.found for row in rows if row.found is not None}
-    title = f"held-out loss, {ratio:.0%} removed"
-    table = Table("tokens", *(f"{way} ({r.config.objective})" for way, r in trained.items()))
-    table.title = title
+    ways = (f"{way} ({found.config.objective})" for way, found in trained.items())
+    table = Table("tokens", *ways, title=f"held-out loss, {ratio:.0%} removed")
     curves = [
         {look.tokens: look.held_out for look in result.looks} for result in trained.values()
     ]  # the last look at a number of tokens: after refinement, if there was one

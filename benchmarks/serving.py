@@ -46,10 +46,6 @@ class Setting(NamedTuple):
     dtype: str
     form: str
 
-    @property
-    def name(self) -> str:
-        return "-".join(self)
-
 
 class Cell(NamedTuple):
     """A cut model beside its base, by part of `SERVED`."""
@@ -132,7 +128,7 @@ def _report(
     and it is not there.
     """
     named = "-".join(f"{factors}-{ratio:g}" for factors, ratio in cuts)
-    path: Path = options.work_dir / f"{setting.name}-{part}-{named}.json"
+    path: Path = options.work_dir / f"{'-'.join(setting)}-{part}-{named}.json"
     if path.is_file():
         return BenchReport.model_validate_json(path.read_bytes())
     if options.only_measured:
