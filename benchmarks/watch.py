@@ -2,15 +2,15 @@
 
 import gc
 import logging
-import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+from workers.process.memory import anonymous_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +56,3 @@ class Watch:
         on_gpu = torch.cuda.max_memory_allocated() if cuda else 0
         self.steps.append(Step(name, seconds, peaks[0], on_gpu))
         logger.info("%s: %.1f s", name, seconds)
-
-
-def anonymous_bytes() -> int:
-    """Anonymous memory of this process now."""
-    text = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(re.findall(r"RssAnon:\s+(\d+) kB", text)[0]) * 1024

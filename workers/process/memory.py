@@ -17,6 +17,11 @@ def peak_anonymous_bytes() -> int:
     return _field("VmHWM") - _field("RssFile") - _field("RssShmem")
 
 
+def anonymous_bytes() -> int:
+    """Return the own memory of this process now."""
+    return _field("RssAnon")
+
+
 def resident_bytes() -> int:
     """Return the memory of this process now, files that it has mapped included."""
     return _field("VmRSS")
