@@ -135,15 +135,11 @@ def unquantised(config: Config, where: str, dequantize: bool = False) -> dict[st
         if (method := config.get(key)) is None:
             continue
         name = method.get("quant_method", key) if isinstance(method, dict) else key
-        if name not in METHODS:
+        if name not in METHODS or not dequantize:
+            known = "or its values in bfloat16 with --dequantize"
+            rest = known if name in METHODS else "then quantise the result"
             raise CheckpointError(
-                f"{where}: the checkpoint is quantised ({name}); "
-                "compress the original, then quantise the result"
-            )
-        if not dequantize:
-            raise CheckpointError(
-                f"{where}: the checkpoint is quantised ({name}); compress the original, or its "
-                "values in bfloat16 with --dequantize"
+                f"{where}: the checkpoint is quantised ({name}); compress the original, {rest}"
             )
         dense["dtype"] = "bfloat16"
     return dense
@@ -222,4 +218,4 @@ def _entries(config: Config) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict):
             yield from _entries(value)
         elif isinstance(value, list):
-            yield from ((f"{key}", item) for item in value if type(item) is int and item > 0)
+            yield from ((key, item) for item in value if type(item) is int and item > 0)
