@@ -8,7 +8,7 @@ from schemas.location import Location, Url
 from schemas.model.dtypes import QUANTISED
 from schemas.model.spec import ModelSpec, TensorSpec
 from workers.checkpoint.folder import read_small, require_contained, require_file_name
-from workers.checkpoint.headers import read_header
+from workers.checkpoint.headers import QUANTISED_ADVICE, read_header
 from workers.checkpoint.names import CONFIG, INDEX, WEIGHTS
 from workers.checkpoint.quantised import dequantised
 from workers.checkpoint.strict_json import parse
@@ -24,7 +24,6 @@ _QUANTISED = (
     *(".weight_scale", ".weight_scale_inv", ".input_scale", ".weight_zero_point"),
     *(".weight_packed", ".weight_shape", ".bitsandbytes__nf4", ".bitsandbytes__fp4"),
 )
-QUANTISED_ADVICE = "a quantised base is not read: compress the original, then quantise the result"
 
 
 def base_files(folder: Path, spec: ModelSpec) -> dict[str, str]:

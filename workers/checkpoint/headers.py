@@ -14,6 +14,7 @@ from workers.checkpoint.folder import require_plain, unreadable
 from workers.checkpoint.strict_json import parse
 from workers.storage.places import read_into, size_of
 
+QUANTISED_ADVICE = "a quantised base is not read: compress the original, then quantise the result"
 _LENGTH = 8
 _LARGEST = 100 * 10**6  # safetensors' own bound
 
@@ -62,7 +63,9 @@ def _read(place: Location, start: int, size: int) -> bytes:
 def _spec(place: Location, name: str, entry: dict[str, Any], content: int) -> TensorSpec:
     dtype, shape = entry["dtype"], entry["shape"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise CheckpointError(f"{place}: {name} is {dtype}; {_advice(dtype)}")
+        other = f"only {', '.join(FORMATS)} are read: convert it to one of these"
+        advice = QUANTISED_ADVICE if str(dtype).startswith(("F8", "F6", "F4")) else other
+        raise CheckpointError(f"{place}: {name} is {dtype}; {advice}")
     start, stop = entry["data_offsets"]
     if not all(type(value) is int and value >= 0 for value in (start, stop, *shape)):
         raise ValueError(f"{name}: shape {shape} or place {start} to {stop} is no whole number")
@@ -83,12 +86,6 @@ def _require_gapless(specs: list[TensorSpec], content: int, size: int) -> None:
         end += spec.nbytes
     if end != size:
         raise ValueError(f"{size} bytes, its tensors end at {end}")
-
-
-def _advice(dtype: object) -> str:
-    if isinstance(dtype, str) and dtype.startswith(("F8", "F6", "F4")):
-        return "a quantised base is not read: compress the original, then quantise the result"
-    return f"only {', '.join(FORMATS)} are read: convert it to one of these"
 
 
 def _damaged(place: Location, why: str) -> CheckpointError:

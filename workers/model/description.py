@@ -13,8 +13,8 @@ from runtime.configuration_lowrank import plan_pattern
 from schemas.errors import CheckpointError
 from schemas.location import Url
 from schemas.model.spec import DecoderSpec, MatrixSpec, Role, TensorSpec
-from workers.checkpoint.contents import QUANTISED_ADVICE
 from workers.checkpoint.family import Config, dtype_of
+from workers.checkpoint.headers import QUANTISED_ADVICE
 from workers.model.anatomy import Anatomy, Linear, describe, is_below, is_plain
 from workers.model.reading import Places
 from workers.model.skeleton import skeleton
