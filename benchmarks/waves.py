@@ -38,7 +38,8 @@ def main() -> None:
     ]
     drivers = [result.driver_peak_bytes for result in results]
     workers = [max(result.worker_peak_bytes) for result in results]
-    table = Table("layers", title=_title(options))
+    where = f"hidden {options.hidden}, {options.workers} workers in waves"
+    table = Table("layers", title=f"Peak anonymous memory, MB; {where}")
     for heading in ("waves", "parameters", "driver", "workers"):
         table.add_column(heading, justify="right")
     for layers, result in zip(options.layers, results, strict=True):
@@ -58,10 +59,6 @@ def main() -> None:
 def _spread(peaks: Sequence[int]) -> float:
     """How far the greatest is above the least."""
     return max(peaks) / min(peaks) - 1
-
-
-def _title(options: argparse.Namespace) -> str:
-    return f"Peak anonymous memory, MB; hidden {options.hidden}, {options.workers} workers in waves"
 
 
 def _parse() -> argparse.Namespace:

@@ -19,8 +19,7 @@ def write_file(store: Store, reader: TensorReader, key: str, plan: OutputFile) -
 
     def load(tensor: OutputTensor) -> Tensor:
         if tensor.factors is not None:
-            found: Tensor = factors(tensor.factors.key)[tensor.factors.tensor]
-            return found
+            return factors(tensor.factors.key)[tensor.factors.tensor]
         stored = reader.read(tensor.base or tensor.name)
         stored = stored.T if tensor.transposed else stored
         return stored if tensor.rows is None else stored[slice(*tensor.rows)]

@@ -159,7 +159,9 @@ def write_weights(
 
     def flush() -> None:
         write_tensors(folder / f"{len(written)}.part", waiting)
-        written.append(tuple(map(_described, waiting)))
+        written.append(
+            tuple(OutputTensor(name=e.name, dtype=NAMES[e.dtype], shape=e.shape) for e in waiting)
+        )
         waiting.clear()
 
     for tensor in spec.tensors:
@@ -184,7 +186,3 @@ def write_weights(
 
 def _dtype(tensors: dict[str, Tensor]) -> torch.dtype:
     return next(t.dtype for t in tensors.values() if t.is_floating_point())
-
-
-def _described(entry: Entry) -> OutputTensor:
-    return OutputTensor(name=entry.name, dtype=NAMES[entry.dtype], shape=entry.shape)

@@ -52,7 +52,7 @@ class MomentSums(NamedTuple):
 
     def mean(self, name: str) -> Moment:
         """Return the mean over all rows. Raises NumericsError if a row was not finite."""
-        matrix = trace = None
+        matrix, trace = None, 0.0
         if self.high is not None and self.low is not None:
             matrix = torch.empty_like(self.high, dtype=torch.float32)
             diagonal = torch.zeros(len(matrix), dtype=torch.float64)
@@ -64,7 +64,6 @@ class MomentSums(NamedTuple):
             trace = float(diagonal.sum())
         if self.energies:
             trace = math.fsum(self.energies) / self.tokens
-        trace = trace or 0.0
         if not math.isfinite(trace) or (matrix is not None and not torch.isfinite(matrix).all()):
             raise NumericsError(
                 f"{name}: NaN or Inf in the activations or gradients (of {self.tokens} "
@@ -175,7 +174,9 @@ class MomentAccumulator:
         if self._shape is not None:
             blocks = self._sums or [_zeros(self._shape)]
             self._sums = []
-            high, low = map(_joined, zip(*blocks, strict=True))
+            high, low = blocks[0]
+            if len(blocks) > 1:
+                high, low = map(torch.cat, zip(*blocks, strict=True))
         return MomentSums(high, low, energies, self._tokens, fourths)
 
     @property
@@ -212,10 +213,6 @@ def _zeros(shape: Sequence[int], pinned: bool = False) -> tuple[Tensor, Tensor]:
         torch.zeros(*shape, dtype=torch.float64, pin_memory=pinned),
         torch.zeros(*shape, dtype=torch.float32, pin_memory=pinned),
     )
-
-
-def _joined(parts: tuple[Tensor, ...]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _norms(rows: Float[Tensor, "... q"]) -> Float64[Tensor, "..."]:

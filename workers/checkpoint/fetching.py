@@ -46,7 +46,8 @@ def _fetch_small(place: Url, fetched: Path) -> Path:
 
     It appears complete or not at all; if another process was faster, its folder is kept.
     """
-    wanted = [name for name in names_in(place) if _is_wanted(name)]
+    names = filter(is_wanted, names_in(place))
+    wanted = [name for name in names if not fnmatch(name, _UNWANTED)]
     if not wanted:
         raise CheckpointError(f"model {place}: no file there; check the URL and the credentials")
     versions = at_once(lambda name: identity_of(place / name), wanted)
@@ -64,7 +65,3 @@ def _fetch_small(place: Url, fetched: Path) -> Path:
             raise
         shutil.rmtree(temporary)
     return folder
-
-
-def _is_wanted(name: str) -> bool:
-    return is_wanted(name) and not fnmatch(name, _UNWANTED)

@@ -13,7 +13,6 @@ from workers.checkpoint.config_file import HUB_ERRORS
 Split = Literal["calibration", "evaluation"]
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
-_SEPARATOR = "\n\n"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HELD_BACK = 1000  # first documents of a data set that has one split: they are for evaluation
@@ -50,7 +49,7 @@ class HubText(NamedTuple):
     parts: Mapping[Split, Part] = _USUAL
     config: str | None = None
     revision: str | None = None
-    separator: str = _SEPARATOR
+    separator: str = "\n\n"
     field: str | None = None
     joins_empty: bool = False
 
