@@ -23,8 +23,8 @@ class RankAllocator:
 
     def gather(
         self, matrices: Sequence[MatrixSpec], identity: str, given_up: Collection[str] = ()
-    ) -> int:
-        """Read the committed spectra of `matrices`; return their number.
+    ) -> None:
+        """Read the committed spectra of `matrices`.
 
         Matrices that were `given_up` have to stay dense, and may have no spectrum.
         """
@@ -33,7 +33,6 @@ class RankAllocator:
         cut = [matrix for matrix in matrices if matrix.name not in given_up]
         multiple = self._config.allocation.rank_multiple
         self._losses = [read_spectrum(store, identity, matrix, multiple)[0] for matrix in cut]
-        return len(self._losses)
 
     def allocate(self, ratio: float) -> AllocationResult:
         """Return the ranks of all matrices at a ratio; if some stay dense, others are cut more.

@@ -26,9 +26,9 @@ class Allocator:
     @guarded(repeatable=True)
     def gather(
         self, matrices: Sequence[MatrixSpec], identity: str, given_up: Collection[str]
-    ) -> int:
+    ) -> None:
         """Read the spectra of all matrices except those that have to stay dense."""
-        return self._allocator.gather(matrices, identity, given_up)
+        self._allocator.gather(matrices, identity, given_up)
 
     @guarded()
     def allocate(self, ratio: float) -> AllocationResult:
