@@ -9,12 +9,10 @@ and of all, on the clock and of processor time. Exits with 1 if a check has fail
 
 import argparse
 import json
-import math
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,60 +20,37 @@ from rich.console import Console
 
 from pipeline.cli.tables.run import check_table
 from pipeline.plan.flops import rank_at
-from runtime.configuration_lowrank import FORMAT, guarded, tensor_shapes
-from schemas.model.dtypes import ITEM_BYTES
+from pipeline.stages.assemble import write_index
+from pipeline.stages.weight_files import plan_file, plan_parts
+from runtime.configuration_lowrank import FORMAT, Matrix, guarded
 from schemas.model.spec import ModelSpec
 from schemas.result.manifest import FileEntry, Manifest
+from schemas.result.output import OutputFile
 from schemas.run.identity import Identities
 from workers.checkpoint.family import family
-from workers.checkpoint.names import INDEX, weight_file
 from workers.checkpoint.own_code import shipped
 from workers.checkpoint.verify import verify_checkpoint
 from workers.model.inspection import planned
 from workers.storage.files import sha256_of
 
 SHAPES = Path(__file__).parents[1] / "tests/configs/llama-3-70b.json"
-FILE_BYTES = 5 * 10**9
-
-Entries = dict[str, tuple[str, tuple[int, ...]]]
 
 
-def entries(spec: ModelSpec, ranks: dict[str, int]) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Name, dtype and shape of every tensor, with pivoted factors for the decoder's matrices."""
-    matrices = {matrix.stored: matrix for matrix in spec.matrices}
-    for tensor in spec.tensors:
-        owner, _, _ = tensor.name.rpartition(".")
-        if (matrix := matrices.get(owner)) is None:
-            yield tensor.name, tensor.dtype, tensor.shape
-            continue
-        shape = (matrix.out_features, matrix.in_features)
-        for leaf, size in tensor_shapes("pivoted", ranks[matrix.name], *shape, bias=False).items():
-            yield f"{owner}.{leaf}", "I64" if leaf == "order" else tensor.dtype, size
+def plan_files(spec: ModelSpec, ranks: dict[str, int]) -> list[OutputFile]:
+    """The weight files, with pivoted factors for the decoder's matrices."""
+    cuts = {name: Matrix("pivoted", rank) for name, rank in ranks.items()}
+    sizes = {m.name: m.stored_parameters("pivoted", ranks[m.name]) for m in spec.matrices}
+    parts = plan_parts(spec, sizes)
+    return [plan_file(spec, part, cuts, dict.fromkeys(ranks, "")) for part in parts]
 
 
-def write_sparse(folder: Path, tensors: Iterator[tuple[str, str, tuple[int, ...]]]) -> None:
-    """Files of up to FILE_BYTES, and the index of them."""
-    files: list[Entries] = [{}]
-    room = FILE_BYTES
-    for name, dtype, shape in tensors:
-        room -= math.prod(shape) * ITEM_BYTES[dtype]
-        if room < 0 and files[-1]:
-            files.append({})
-            room = FILE_BYTES - math.prod(shape) * ITEM_BYTES[dtype]
-        files[-1][name] = (dtype, shape)
-    listed: dict[str, str] = {}
-    for number, content in enumerate(files):
-        path = folder / weight_file(number, len(files))
-        _write_file(path, content)
-        listed |= dict.fromkeys(content, path.name)
-    (folder / INDEX).write_text(json.dumps({"weight_map": listed}))
-
-
-def _write_file(path: Path, content: Entries) -> None:
+def write_sparse(path: Path, plan: OutputFile) -> None:
+    """A file of this plan, with zeros for content."""
     header, end = dict[str, Any](__metadata__={"format": "pt"}), 0
-    for name, (dtype, shape) in content.items():
-        start, end = end, end + math.prod(shape) * ITEM_BYTES[dtype]
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": (start, end)}
+    for tensor in plan.tensors:
+        start, end = end, end + tensor.nbytes
+        entry = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": (start, end)}
+        header[tensor.name] = entry
     text = json.dumps(header).encode()
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
@@ -103,7 +78,10 @@ def write_checkpoint(folder: Path, layers: int, ratio: float) -> str:
     config = json.loads(SHAPES.read_text(encoding="utf-8")) | {"num_hidden_layers": layers}
     spec, names = planned(config, str(SHAPES), "BF16"), family(config, str(SHAPES))
     ranks = {matrix.name: rank_at(matrix, 1 - ratio, pivoted=True) for matrix in spec.matrices}
-    write_sparse(folder, entries(spec, ranks))
+    plans = plan_files(spec, ranks)
+    for plan in plans:
+        write_sparse(folder / plan.name, plan)
+    write_index(folder, plans)
     stored = {name: {"encoding": "pivoted", "rank": rank} for name, rank in ranks.items()}
     config |= names.entries | {"low_rank": {"format": FORMAT, "matrices": stored}}
     (folder / "config.json").write_text(json.dumps(guarded(config)))
