@@ -33,16 +33,17 @@ from benchmarks.watch import Watch
 from pipeline.stages.factorise import root_groups
 from pipeline.stages.weight_files import plan_file, plan_parts
 from pipeline.stream.schedule import micro_batches
-from schemas.model.spec import ModelSpec
+from schemas.model.spec import ModelSpec, TensorSpec
 from schemas.request.config import RunConfig
 from schemas.request.groups import CalibrationConfig, NumericsConfig
 from schemas.result.output import MatrixResult
 from schemas.run.identity import Ground, Identities, identities
 from schemas.run.moments import Pass, taps
 from workers.allocation.budget import rank_within
+from workers.checkpoint.names import WEIGHTS
 from workers.checkpoint.tensors import TensorReader
 from workers.compressor import Compressor
-from workers.model.inspection import inspect
+from workers.model.inspection import inspect, read_spec
 from workers.model.layers import Decoder
 from workers.model.shard import Shard
 from workers.output import write_file
@@ -55,7 +56,6 @@ from workers.storage.tensorfile import Entry, write_tensors
 
 LIMIT = 12e9
 PASSES: tuple[Pass, ...] = ("forward", "backward")
-EMBEDDING = "model.embed_tokens.weight"
 
 
 def save_layer(folder: Path, scale: float, vocabulary: int, device: str) -> None:
@@ -72,40 +72,19 @@ def save_layer(folder: Path, scale: float, vocabulary: int, device: str) -> None
         dtype="bfloat16",
     )
     config.save_pretrained(folder)
-    wide, keys, between = 128 * heads, 16 * heads, 448 * heads
-    attention, mlp = "model.layers.0.self_attn.", "model.layers.0.mlp."
-    matrices = {
-        "lm_head": (vocabulary, wide),
-        f"{attention}q_proj": (wide, wide),
-        f"{attention}k_proj": (keys, wide),
-        f"{attention}v_proj": (keys, wide),
-        f"{attention}o_proj": (wide, wide),
-        f"{mlp}gate_proj": (between, wide),
-        f"{mlp}up_proj": (between, wide),
-        f"{mlp}down_proj": (wide, between),
-    }
-    norms = ("layers.0.input_layernorm", "layers.0.post_attention_layernorm", "norm")
-    content = [
-        Entry(
-            EMBEDDING,
-            torch.bfloat16,
-            (vocabulary, wide),
-            partial(_correlated, vocabulary, wide, device),
-        ),
-        *(_entry(f"{name}.weight", shape, device) for name, shape in matrices.items()),
-        *(_entry(f"model.{name}.weight", (wide,), device) for name in norms),
-    ]
-    write_tensors(folder / "model.safetensors", content)
+    tensors = read_spec(str(folder), None).tensors
+    content = [Entry(t.name, torch.bfloat16, t.shape, partial(_drawn, t, device)) for t in tensors]
+    write_tensors(folder / WEIGHTS, content)
 
 
-def _entry(name: str, shape: tuple[int, ...], device: str) -> Entry:
-    def load() -> Tensor:
-        if len(shape) == 1:
-            return torch.ones(shape, dtype=torch.bfloat16)
-        drawn = torch.randn(shape, dtype=torch.bfloat16, device=device)
-        return (drawn / math.sqrt(shape[1])).cpu()
-
-    return Entry(name, torch.bfloat16, shape, load)
+def _drawn(tensor: TensorSpec, device: str) -> Tensor:
+    if len(tensor.shape) == 1:
+        return torch.ones(tensor.shape, dtype=torch.bfloat16)
+    rows, width = tensor.shape
+    if tensor.role == "embedding":
+        return _correlated(rows, width, device)
+    drawn = torch.randn(rows, width, dtype=torch.bfloat16, device=device)
+    return (drawn / math.sqrt(width)).cpu()
 
 
 def _correlated(rows: int, width: int, device: str) -> Tensor:
