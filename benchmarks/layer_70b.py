@@ -37,7 +37,7 @@ from schemas.model.spec import ModelSpec, TensorSpec
 from schemas.request.config import RunConfig
 from schemas.request.groups import CalibrationConfig, NumericsConfig
 from schemas.result.output import MatrixResult
-from schemas.run.identity import Ground, Identities, identities
+from schemas.run.identity import Identities
 from schemas.run.moments import Pass, taps
 from workers.allocation.budget import rank_within
 from workers.checkpoint.names import WEIGHTS
@@ -111,7 +111,9 @@ class Layer:
             calibration=CalibrationConfig(text="synthetic", sequence_length=options.length),
             numerics=NumericsConfig(threads=options.threads),
         )
-        self._ids = _identities(self._config)
+        self._ids = Identities(
+            forward="forward", backward="backward", bases="bases", factors="factors"
+        )
         matrices = self._spec.matrices
         self._matrices = tuple(m for m in matrices if options.only in (None, m.path))
         if not self._matrices:
@@ -188,20 +190,6 @@ class Layer:
             with self._watch.step(f"write {part.name}"):
                 plan = plan_file(self._spec, part, results, keys)
                 write_file(self._store, tensors, f"outputs/{part.name}", plan)
-
-
-def _identities(config: RunConfig) -> Identities:
-    return identities(
-        config,
-        Ground(
-            base_files={},
-            forward_tokens="synthetic",
-            backward_tokens="synthetic",
-            dtype="float32",
-            device="cpu",
-            versions={},
-        ),
-    )
 
 
 def run_layer(options: argparse.Namespace, folder: Path) -> Watch:
