@@ -28,11 +28,10 @@ from pipeline.bench import bench
 from pipeline.cli.demo_inputs import fetch_model
 from pipeline.report.plots import Point, Series, curves
 from pipeline.stages.assemble import write_around
-from runtime.configuration_lowrank import tensor_shapes
+from runtime.configuration_lowrank import Matrix, tensor_shapes
 from schemas.model.spec import Factors, MatrixSpec
 from schemas.request.bench import BenchConfig
 from schemas.result.bench import BenchedModel, BenchReport, over
-from schemas.result.output import MatrixResult
 from workers.checkpoint.names import WEIGHTS
 from workers.model.inspection import inspect
 
@@ -171,18 +170,18 @@ def compressed(base: Path, factors: Factors, ratio: float, multiple: int = 1) ->
         return folder
     folder.mkdir(exist_ok=True)
     tensors = load_file(base / WEIGHTS)
-    results: dict[str, MatrixResult] = {}
+    cuts: dict[str, Matrix] = {}
     generator = torch.Generator("cuda" if torch.cuda.is_available() else "cpu").manual_seed(0)
     for matrix in inspect(base).matrices:
         dense = tensors.pop(f"{matrix.stored}.weight")
         rank = _rank(matrix, factors, ratio, multiple)
-        results[matrix.name] = _result(matrix, factors, rank)
-        found = _random(matrix, factors, rank, generator)
+        cut = cuts[matrix.name] = Matrix(matrix.encoding(factors), rank)
+        found = _random(matrix, cut, generator)
         tensors |= {
             f"{matrix.stored}.{name}": tensor.to(dense) if name != "order" else tensor
             for name, tensor in found.items()
         }
-    write_around(folder, base, {}, results, [])
+    write_around(folder, base, {}, cuts, [])
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     return folder
 
@@ -193,11 +192,8 @@ def _rank(matrix: MatrixSpec, factors: Factors, ratio: float, multiple: int) -> 
     return max(rank for rank in ranks if matrix.stored_parameters(factors, rank) <= kept)
 
 
-def _random(
-    matrix: MatrixSpec, factors: Factors, rank: int, generator: torch.Generator
-) -> dict[str, Tensor]:
-    size = matrix.out_features, matrix.in_features
-    shapes = tensor_shapes(matrix.encoding(factors), rank, *size, bias=False)
+def _random(matrix: MatrixSpec, cut: Matrix, generator: torch.Generator) -> dict[str, Tensor]:
+    shapes = tensor_shapes(*cut, matrix.out_features, matrix.in_features, bias=False)
     found = {
         name: torch.randn(shape, generator=generator, device=generator.device) / shape[-1] ** 0.5
         for name, shape in shapes.items()
@@ -205,20 +201,6 @@ def _random(
     if "order" in found:
         found["order"] = torch.randperm(*shapes["order"])
     return found
-
-
-def _result(matrix: MatrixSpec, factors: Factors, rank: int) -> MatrixResult:
-    encoding = matrix.encoding(factors)
-    return MatrixResult(
-        name=matrix.name,
-        shape=(matrix.out_features, matrix.in_features),
-        encoding=encoding,
-        rank=rank,
-        parameters=matrix.stored_parameters(encoding, rank),
-        predicted_loss=0.0,
-        achieved_loss=0.0,
-        energy=None,
-    )
 
 
 def _parse() -> argparse.Namespace:

@@ -20,15 +20,14 @@ from rich.console import Console
 
 from pipeline.cli.tables.run import check_table
 from pipeline.plan.flops import rank_at
-from pipeline.stages.assemble import write_index
+from pipeline.stages.assemble import write_around
 from pipeline.stages.weight_files import plan_file, plan_parts
-from runtime.configuration_lowrank import FORMAT, Matrix, guarded
+from runtime.configuration_lowrank import Matrix
 from schemas.model.spec import ModelSpec
 from schemas.result.manifest import FileEntry, Manifest
 from schemas.result.output import OutputFile
 from schemas.run.identity import Identities
-from workers.checkpoint.family import family
-from workers.checkpoint.own_code import shipped
+from workers.checkpoint.names import CONFIG
 from workers.checkpoint.verify import verify_checkpoint
 from workers.model.inspection import planned
 from workers.storage.files import sha256_of
@@ -36,12 +35,11 @@ from workers.storage.files import sha256_of
 SHAPES = Path(__file__).parents[1] / "tests/configs/llama-3-70b.json"
 
 
-def plan_files(spec: ModelSpec, ranks: dict[str, int]) -> list[OutputFile]:
+def plan_files(spec: ModelSpec, cuts: dict[str, Matrix]) -> list[OutputFile]:
     """The weight files, with pivoted factors for the decoder's matrices."""
-    cuts = {name: Matrix("pivoted", rank) for name, rank in ranks.items()}
-    sizes = {m.name: m.stored_parameters("pivoted", ranks[m.name]) for m in spec.matrices}
+    sizes = {m.name: m.stored_parameters("pivoted", cuts[m.name].rank) for m in spec.matrices}
     parts = plan_parts(spec, sizes)
-    return [plan_file(spec, part, cuts, dict.fromkeys(ranks, "")) for part in parts]
+    return [plan_file(spec, part, cuts, dict.fromkeys(cuts, "")) for part in parts]
 
 
 def write_sparse(path: Path, plan: OutputFile) -> None:
@@ -76,17 +74,14 @@ class Spent(NamedTuple):
 def write_checkpoint(folder: Path, layers: int, ratio: float) -> str:
     """All of it. Returns what it takes to hash its files."""
     config = json.loads(SHAPES.read_text(encoding="utf-8")) | {"num_hidden_layers": layers}
-    spec, names = planned(config, str(SHAPES), "BF16"), family(config, str(SHAPES))
+    (folder / CONFIG).write_text(json.dumps(config))
+    spec = planned(config, str(SHAPES), "BF16")
     ranks = {matrix.name: rank_at(matrix, 1 - ratio, pivoted=True) for matrix in spec.matrices}
-    plans = plan_files(spec, ranks)
+    cuts = {name: Matrix("pivoted", rank) for name, rank in ranks.items()}
+    plans = plan_files(spec, cuts)
     for plan in plans:
         write_sparse(folder / plan.name, plan)
-    write_index(folder, plans)
-    stored = {name: {"encoding": "pivoted", "rank": rank} for name, rank in ranks.items()}
-    config |= names.entries | {"low_rank": {"format": FORMAT, "matrices": stored}}
-    (folder / "config.json").write_text(json.dumps(guarded(config)))
-    for name, content in shipped(names).items():
-        (folder / name).write_bytes(content)
+    write_around(folder, folder, {}, cuts, plans)
     files, start = sorted(path.name for path in folder.iterdir()), Spent.now()
     sums = sha256_of(folder, files)
     spent = str(start)

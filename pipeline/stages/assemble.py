@@ -9,12 +9,13 @@ from types import MappingProxyType
 
 from pipeline.run import Run
 from pipeline.stages.output import Output
+from pipeline.stages.weight_files import Cut
 from runtime.configuration_lowrank import FORMAT, SPLIT_FORMAT, guarded
 from schemas.errors import RunError
 from schemas.metrics import Metric
 from schemas.request.config import RunConfig
 from schemas.result.manifest import Compression, FileEntry, Manifest
-from schemas.result.output import MatrixResult, OutputFile
+from schemas.result.output import OutputFile
 from schemas.run.identity import Identities
 from workers.actors.metrics import count
 from workers.checkpoint.config_file import read_config
@@ -51,7 +52,7 @@ def write_around(
     folder: Path,
     base: Path,
     split: Mapping[str, tuple[int, ...]],
-    results: dict[str, MatrixResult],
+    results: Mapping[str, Cut],
     files: list[OutputFile],
 ) -> None:
     """Write everything beside the weights: config, index, code, tokenizer files byte for byte.
