@@ -72,7 +72,7 @@ def describe(model: PreTrainedModel) -> Anatomy:
             except Exception as error:  # noqa: BLE001 (a model may raise anything)
                 refused.append(f"{type(error).__name__}: {error}")
             if seen.complete:  # even if what follows the layers cannot run there
-                return Anatomy(path, *seen.found())
+                return seen.found()
     raise CheckpointError(
         f"model_type {model.config.model_type!r}: its forward cannot run without values "
         f"({refused[0]}); correct config.json, or fetch it again"
@@ -96,7 +96,7 @@ class _Seen:
     """What one forward shows of a model with a list of layers."""
 
     def __init__(self, model: PreTrainedModel, path: str, layers: nn.ModuleList) -> None:
-        self._layers, self._kind = layers, model.config.model_type
+        self._path, self._layers, self._kind = path, layers, model.config.model_type
         self._others = {
             module: name for name, module in model.named_modules() if not is_below(name, path)
         }
@@ -127,17 +127,16 @@ class _Seen:
             for hook in hooks:
                 hook.remove()
 
-    def found(
-        self,
-    ) -> tuple[tuple[tuple[Linear, ...], ...], tuple[bool, ...], frozenset[str]]:
-        """Return the linears of every layer, whether it returns a tuple, and what is outside."""
+    def found(self) -> Anatomy:
+        """Describe the model."""
         outputs = [self._outputs[index] for index in range(len(self._layers))]
         readers = [readers_of(hidden_states(output)) for output in outputs]
         self._require_apart(readers)
         for index, path in self._repeated:
             del self._linears[index][path]
         tuples = tuple(isinstance(output, tuple) for output in outputs)
-        return tuple(map(_linears, self._linears, readers)), tuples, frozenset(self._outside)
+        linears = tuple(map(_linears, self._linears, readers))
+        return Anatomy(self._path, linears, tuples, frozenset(self._outside))
 
     def _require_apart(self, readers: list[Readers]) -> None:
         """Raise CheckpointError if a layer reads what an earlier one computes beside its hidden

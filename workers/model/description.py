@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,13 +18,6 @@ from workers.checkpoint.headers import QUANTISED_ADVICE
 from workers.model.anatomy import Anatomy, Linear, describe, is_below, is_plain
 from workers.model.reading import Places
 from workers.model.skeleton import skeleton
-
-
-class _Part(NamedTuple):
-    """Where a tensor of the files goes: a parameter or buffer, after a conversion or as it is."""
-
-    place: str
-    converted: bool
 
 
 class Description:
@@ -52,14 +45,14 @@ class Description:
             else self.model.get_output_embeddings().out_features  # of a low-rank one
         )
         self._places = Places(self.model)
-        self._parts: dict[str, _Part] = {}
+        self._parts: dict[str, tuple[str, bool]] = {}  # of the tensors in the files
 
     def placed(self, tensors: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
         """Return tensors of the files with their roles in the model."""
         found = []
         for tensor in tensors:
-            self._parts[tensor.name] = _Part(*self._places.of(tensor.name))
-            role, layer = self._role(self._parts[tensor.name].place)
+            place, _ = self._parts[tensor.name] = self._places.of(tensor.name)
+            role, layer = self._role(place)
             found.append(tensor.model_copy(update={"role": role, "layer": layer}))
         return tuple(found)
 
@@ -140,7 +133,7 @@ class Description:
 
     def matrices(self) -> tuple[MatrixSpec, ...]:
         """Return every linear of every layer whose weight the files hold as it is."""
-        stored = {part.place: name for name, part in self._parts.items() if not part.converted}
+        stored = {place: name for name, (place, converted) in self._parts.items() if not converted}
         base = f"{self.model.base_model_prefix}."
         found = []
         for layer, linears in enumerate(self._anatomy.linears):
@@ -175,7 +168,7 @@ class Description:
         """
         head: Any = self.model.get_output_embeddings()
         place = f"{self._head}.weight"
-        stored = (name for name, part in self._parts.items() if part == _Part(place, False))
+        stored = (name for name, part in self._parts.items() if part == (place, False))
         name = next(stored, place if place in self.tied else None)
         if name is None or not (isinstance(head, nn.Linear) and is_plain(head)):
             return None
