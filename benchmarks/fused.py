@@ -61,7 +61,7 @@ def fuse(model: Path, work: Path) -> Path:
     folder = work / "phi3"
     shutil.copytree(model, folder, dirs_exist_ok=True)
     tensors = load_file(folder / "model.safetensors")
-    save_file(dict(_fused(tensors)), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(_fused(tensors), folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"], "pad_token_id": 0}
     config["original_max_position_embeddings"] = config["max_position_embeddings"]
@@ -69,20 +69,14 @@ def fuse(model: Path, work: Path) -> Path:
     return folder
 
 
-def _fused(tensors: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
-    found = []
-    for name, tensor in tensors.items():
-        for fused, parts in _GROUPS.items():
-            owner, _, _ = fused.partition(".")
-            members = [f"{owner}.{part}_proj.weight" for part in parts]
-            if any(name.endswith(member) for member in members):
-                if name.endswith(members[0]):
-                    stem = name.removesuffix(members[0])
-                    rows = [tensors[f"{stem}{member}"] for member in members]
-                    found.append((f"{stem}{fused}.weight", torch.cat(rows)))
-                break
-        else:
-            found.append((name, tensor))
+def _fused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    found = dict(tensors)
+    for fused, parts in _GROUPS.items():
+        owner = fused.partition(".")[0]
+        members = [f"{owner}.{part}_proj.weight" for part in parts]
+        for stem in [n.removesuffix(members[0]) for n in tensors if n.endswith(members[0])]:
+            rows = [found.pop(f"{stem}{member}") for member in members]
+            found[f"{stem}{fused}.weight"] = torch.cat(rows)
     return found
 
 
