@@ -32,18 +32,15 @@ SPREAD = 0.10
 
 @dataclass
 class Traffic:
-    """Bytes and objects that this process sent and received, and bytes of files that it read."""
+    """Bytes and objects that this process sent and received, bytes of files that it read, and the
+    parameters of the model.
+    """
 
     sent: int = 0
-    sent_objects: int = 0
     received: int = 0
-    received_objects: int = 0
+    objects: int = 0
     read: int = 0
     parameters: int = 0
-
-    @property
-    def through(self) -> int:
-        return self.sent + self.received
 
 
 def counted(config: RunConfig) -> Traffic:
@@ -54,12 +51,12 @@ def counted(config: RunConfig) -> Traffic:
     def count_sent(self: SerializationContext, value: Any) -> Any:
         content: Any = serialize(self, value)
         traffic.sent += content.total_bytes
-        traffic.sent_objects += 1
+        traffic.objects += 1
         return content
 
     def count_received(self: SerializationContext, found: Sequence[Any], *rest: Any) -> Any:
         traffic.received += sum(memoryview(one[0]).nbytes for one in found if one[0] is not None)
-        traffic.received_objects += len(found)
+        traffic.objects += len(found)
         return deserialize(self, list(found), *rest)
 
     replaced: Any = context
@@ -96,11 +93,11 @@ def main() -> None:
             f"{traffic.parameters:,}",
             f"{traffic.sent:,}",
             f"{traffic.received:,}",
-            f"{traffic.sent_objects + traffic.received_objects:,}",
+            f"{traffic.objects:,}",
             f"{rows * hidden * 4 * (options.workers - 1):,}",
             f"{traffic.read:,}",
         )
-    through = [traffic.through for traffic in found]
+    through = [traffic.sent + traffic.received for traffic in found]
     spread = max(through) / min(through) - 1
     table.add_section()
     table.add_row("spread", "", f"{spread:.1%}")
