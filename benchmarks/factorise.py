@@ -45,11 +45,7 @@ def ours(case: Case, truncation: Truncation) -> Callable[[], Factors]:
     on_output = W.shape[0] <= W.shape[1]
     forward = _moment(W @ C @ W.T if on_output else C)
     backward = _moment(G if on_output else W.T @ G @ W) if truncation == "fisher" else None
-
-    def call() -> Factors:
-        return Problem(truncation, W, forward, backward, 0.1).basis().factors(W, rank)
-
-    return call
+    return lambda: Problem(truncation, W, forward, backward, 0.1).basis().factors(W, rank)
 
 
 def svd_llm(case: Case) -> Factors:

@@ -7,7 +7,7 @@ keys and values are as wide as its hidden states is cut in DIR and measured, too
 """
 
 import argparse
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +54,16 @@ def _measure(checkpoint: Path, options: argparse.Namespace) -> list[str]:
     ordinary_held = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
     size, held = caches["latent"].bytes_per_token, caches["latent"].nbytes
 
-    def decode(cache: Any) -> Callable[[], Tensor]:
-        def call() -> Tensor:
-            at = cache.get_seq_length()
-            steps = [
-                model(tokens[:, each : each + 1], past_key_values=cache).logits[0]
-                for each in range(at, at + options.steps)
-            ]
-            return torch.cat(steps)
+    def decode(cache: Any) -> Tensor:
+        at = cache.get_seq_length()
+        steps = [
+            model(tokens[:, each : each + 1], past_key_values=cache).logits[0]
+            for each in range(at, at + options.steps)
+        ]
+        return torch.cat(steps)
 
-        return call
-
-    timings = interleave({name: decode(cache) for name, cache in caches.items()}, options.rounds)
+    calls = {name: partial(decode, cache) for name, cache in caches.items()}
+    timings = interleave(calls, options.rounds)
     mine, theirs = (timings.results[name] for name in ("latent", "ordinary"))
     speeds = [options.steps / timings.seconds(name) for name in ("latent", "ordinary")]
     return [
