@@ -167,14 +167,12 @@ class Shard:
         If a micro-batch fails, what its taps have already observed is not added a second time.
         """
         self._observer.seen = set()
-        if not self._singly:
+        if not self._singly and len(rows) > 1:
             try:
                 return compute(rows, step)
             except (RuntimeError, MemoryError) as error:
                 if not short_of_memory(error):
                     raise
-                if len(rows) == 1:
-                    raise self._too_large(rows, error) from error
             self._go_singly(rows)  # here, where the traceback holds no tensor of the attempt
         seen, parts = frozenset(self._observer.seen), []
         for row, part in enumerate(torch.split(rows, 1)):
@@ -185,7 +183,7 @@ class Shard:
                 if not short_of_memory(error):
                     raise
                 raise self._too_large(rows, error) from error
-        return torch.cat(parts)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _go_singly(self, rows: Tensor) -> None:
         self._singly = True
