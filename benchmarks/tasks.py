@@ -31,6 +31,24 @@ _COPIED = 12  # words that are read once before they come again
 Document = dict[str, Any]
 
 
+def _metric(name: str) -> dict[str, Any]:
+    return {"metric": name, "aggregation": "mean", "higher_is_better": True}
+
+
+_CHOICE: dict[str, Any] = {
+    "output_type": "multiple_choice",
+    "doc_to_choice": "choices",
+    "doc_to_target": "gold",
+    "metric_list": [_metric("acc"), _metric("acc_norm")],
+}
+# Right is what the model would write itself, token by token.
+_GREEDY: dict[str, Any] = {
+    "output_type": "loglikelihood",
+    "doc_to_target": "{{target}}",
+    "metric_list": [_metric("acc")],
+}
+
+
 class Task(NamedTuple):
     """One task: its documents by split, and the fields of its YAML file."""
 
@@ -48,7 +66,7 @@ def addition(rng: random.Random) -> Task:
         choices = [str(number) for number in sums]
         documents.append({"query": f"{a} + {b} =", "choices": choices, "gold": sums.index(right)})
     splits = {"train": documents[DOCUMENTS:], "test": documents[:DOCUMENTS]}
-    return Task(splits, _choice() | {"fewshot_split": "train", "num_fewshot": SHOTS})
+    return Task(splits, _CHOICE | {"fewshot_split": "train", "num_fewshot": SHOTS})
 
 
 def addition_written(rng: random.Random) -> Task:
@@ -74,7 +92,7 @@ def copying(rng: random.Random) -> Task:
     for _ in range(DOCUMENTS):
         row = rng.sample(words, _COPIED)
         documents.append({"query": " ".join([*row, *row[:-1]]), "target": row[-1]})
-    return Task({"test": documents}, _greedy())
+    return Task({"test": documents}, _GREEDY)
 
 
 def next_sentence(rng: random.Random) -> Task:
@@ -92,7 +110,7 @@ def next_sentence(rng: random.Random) -> Task:
         gold = rng.randrange(4)
         choices = [*wrong[:gold], two, *wrong[gold:]]
         documents.append({"query": one, "choices": choices, "gold": gold})
-    return Task({"test": documents}, _choice())
+    return Task({"test": documents}, _CHOICE)
 
 
 def last_word(rng: random.Random) -> Task:
@@ -103,7 +121,7 @@ def last_word(rng: random.Random) -> Task:
             before, _, word = two.removesuffix(".").rpartition(" ")
             if len(one) in _SENTENCE and len(two) in _SENTENCE and _WORD.fullmatch(word):
                 found.append({"query": f"{one} {before}", "target": word})
-    return Task({"test": rng.sample(found, min(DOCUMENTS, len(found)))}, _greedy())
+    return Task({"test": rng.sample(found, min(DOCUMENTS, len(found)))}, _GREEDY)
 
 
 TASKS: dict[str, Callable[[random.Random], Task]] = {
@@ -154,28 +172,6 @@ def _paragraphs() -> Iterator[Sequence[str]]:
             if text[:1].isupper() and text.endswith(".") and text not in seen:
                 seen.add(text)
                 yield _SENTENCE_END.split(text)
-
-
-def _choice() -> dict[str, Any]:
-    return {
-        "output_type": "multiple_choice",
-        "doc_to_choice": "choices",
-        "doc_to_target": "gold",
-        "metric_list": [_metric("acc"), _metric("acc_norm")],
-    }
-
-
-def _greedy() -> dict[str, Any]:
-    """Right is what the model would write itself, token by token."""
-    return {
-        "output_type": "loglikelihood",
-        "doc_to_target": "{{target}}",
-        "metric_list": [_metric("acc")],
-    }
-
-
-def _metric(name: str) -> dict[str, Any]:
-    return {"metric": name, "aggregation": "mean", "higher_is_better": True}
 
 
 def main() -> None:
