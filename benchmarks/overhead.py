@@ -128,9 +128,8 @@ def _ours(windows: Tensor, direction: Pass, shard: Shard) -> Callable[[], None]:
 def _smollm2(options: argparse.Namespace) -> Subject:
     folder = fetch_model(options.work_dir / "SmolLM2-135M-Instruct")
     calibration, _ = write_texts(options.work_dir / "text")
-    text = str(calibration)
     tokenizer = load_tokenizer(folder, trust_remote_code=False)
-    tokens, _ = read_text(text, "calibration", tokenizer)
+    tokens, _ = read_text(str(calibration), "calibration", tokenizer)
     return Subject(
         folder,
         inspect(folder),
