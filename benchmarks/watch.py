@@ -45,7 +45,7 @@ class Watch:
             while not done.wait(0.005):
                 peaks[0] = max(peaks[0], anonymous_bytes())
 
-        sampler = threading.Thread(target=sample)
+        sampler = threading.Thread(target=sample, daemon=True)  # ends with a step that fails
         sampler.start()
         yield
         if cuda:
