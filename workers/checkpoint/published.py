@@ -19,7 +19,8 @@ S = TypeVar("S", bound=Schema)
 def finished(place: Location, identity: str) -> Compression | None:
     """Return the description of a published checkpoint of this identity; None if there is none.
 
-    Raises ConfigError if the place holds a checkpoint of another identity.
+    Raises ConfigError if the place holds a checkpoint of another identity, CheckpointError if its
+    description is damaged.
     """
     if not exists(place / SUCCESS):
         return None
@@ -29,7 +30,7 @@ def finished(place: Location, identity: str) -> Compression | None:
             f"output {place} holds a checkpoint of another model, text, method or ratio; name "
             "another folder, or remove it"
         )
-    return Compression.model_validate_json(read_bytes(place / COMPRESSION))
+    return read_compression(place)
 
 
 def require_free(place: Location) -> None:

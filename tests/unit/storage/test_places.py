@@ -207,6 +207,8 @@ def test_everything_is_published_and_the_claim_goes(copy: Copy) -> None:
     assert set(places.names_in(copy.url)) == names
     assert places.read_bytes(copy.url / "config.json") == b"config.json"
     require_free(copy.url)
+    with pytest.raises(CheckpointError, match=r"compression\.json: not found"):
+        finished(copy.url, "mine")  # no description is in this folder
 
 
 def test_a_stopped_publication_counts_for_nothing_and_continues(copy: Copy) -> None:
