@@ -10,8 +10,14 @@ from pipeline.cli.tables.evaluation import evaluation_table
 from pipeline.cli.tables.run import check_table, run_table
 from pipeline.compress import compress
 from schemas.request.config import RunConfig
-from schemas.request.groups import CalibrationConfig, ClusterConfig, EvaluationTextConfig
+from schemas.request.groups import (
+    CalibrationConfig,
+    ClusterConfig,
+    EvaluationTextConfig,
+    NumericsConfig,
+)
 from workers.checkpoint.verify import require, verify_checkpoint
+from workers.process.devices import find_device, has_bfloat16_units
 
 _RATIO = 0.2
 _WINDOWS = 4  # of evaluation: enough to see what 20 % cost
@@ -22,6 +28,7 @@ def run_demo(folder: Path, console: Console) -> None:
     model = fetch_model(folder / "SmolLM2-135M-Instruct")
     calibration, evaluation = write_texts(folder / "text")
     output = folder / "SmolLM2-135M-Instruct-20"
+    fast = has_bfloat16_units(find_device("auto"))
     result = compress(
         RunConfig(
             model=str(model),
@@ -38,6 +45,7 @@ def run_demo(folder: Path, console: Console) -> None:
                 text=str(evaluation), sequence_length=1024, windows=_WINDOWS
             ),
             cluster=ClusterConfig(workers=2),
+            numerics=NumericsConfig(dtype="bfloat16" if fast else "auto"),
         )
     )
     console.print(run_table(result))
