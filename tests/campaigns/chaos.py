@@ -22,7 +22,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.small_model import inputs, request
 from schemas.request.config import RunConfig
 from tests.campaigns.chaos_run import (
     DISTURBANCES,
@@ -35,6 +34,7 @@ from tests.campaigns.chaos_run import (
     drawn,
 )
 from tests.campaigns.nodes import Nodes
+from tests.campaigns.small_model import inputs, request
 
 os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", HF_HUB_OFFLINE="1")
 

@@ -26,9 +26,9 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.small_model import request
 from pipeline.cli.demo_inputs import write_texts
 from pipeline.compress import compress
+from tests.campaigns.small_model import request
 from tests.integration.processes import descendants
 from tests.integration.support import until
 from tests.models import tiny_model

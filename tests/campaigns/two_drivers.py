@@ -24,9 +24,9 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.small_model import inputs, request
 from schemas.request.config import RunConfig
 from tests.campaigns.nodes import Nodes
+from tests.campaigns.small_model import inputs, request
 from tests.integration.processes import Command
 from tests.integration.support import ROOT, flags, weight_sums
 
