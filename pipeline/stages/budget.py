@@ -41,7 +41,7 @@ def published_ratio(run: Run) -> tuple[float, ...]:
 
 
 def keep_budget(run: Run, try_at: Try) -> tuple[float, BudgetResult]:
-    """Return the highest need of the budget as a ratio, and how it was found.
+    """Return the ratio that the budget asks for, and how it was found.
 
     A size asks for the lowest ratio within it, a loss for the highest; `try_at` makes and scores a
     checkpoint at a ratio. Raises BudgetError if no ranks are low enough, RunError if no trial keeps
