@@ -108,7 +108,7 @@ class Stage:
     ) -> None:
         self.name, self.total, self.unit = name, total, unit
         self._bars, self._watch = bars, watch
-        self._start = self._logged = time.monotonic()
+        self._start = self._streaming = self._logged = time.monotonic()
         self._left = Counter(matrix.layer for matrix in matrices)
         self.done = self.tokens = self.matrices = self.layers = 0
         self.busy: list[float] = []  # seconds of each worker, if a stage measures them
@@ -119,6 +119,8 @@ class Stage:
         """Count items, tokens if the stage streams them, finished `matrices`, and the layers that
         these complete.
         """
+        if not self.tokens + tokens:
+            self._streaming = time.monotonic()  # what comes before any tokens does not slow them
         self.done += items
         self.tokens += tokens
         self.matrices += len(matrices)
@@ -140,7 +142,8 @@ class Stage:
     @property
     def tokens_per_second(self) -> float | None:
         """Tokens a second so far; None if the stage streams none."""
-        return self.tokens / max(self.elapsed, 1e-9) if self.tokens else None
+        seconds = time.monotonic() - self._streaming
+        return self.tokens / max(seconds, 1e-9) if self.tokens else None
 
     def rate(self) -> str:
         """Format the tokens a second so far; empty if there are no tokens."""

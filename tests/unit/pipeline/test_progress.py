@@ -1,0 +1,21 @@
+"""What a stage says of its speed."""
+
+import pytest
+
+from pipeline.progress import Progress
+
+
+def test_what_precedes_the_tokens_of_a_stage_takes_no_part_in_their_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("pipeline.progress.time.monotonic", lambda: now)
+    with Progress().stage("recover", 3, "steps") as stage:
+        now = 100.0
+        stage.advance()  # a layer that was refined
+        now = 110.0
+        stage.advance(1, tokens=50)
+        now = 120.0
+        stage.advance(1, tokens=50)
+        assert stage.tokens_per_second == 5.0
+        assert stage.elapsed == 120.0
