@@ -162,13 +162,14 @@ class Problem(NamedTuple):
         moment = self._moment() if weighing is None else weighing.content
         if not bool(moment.any()):
             return self._nothing()
-        if self._row.scaled:
-            return scaled_svd(self.weight, self._scales())
-        if weighing is None:
+        if self._row.full_gram:
             return _BASES[self.truncation](self.weight, moment)
-        basis = two_sided(weighing, root)
-        if self._row.weighed and self._without_gradient:
-            note = "no gradient reaches this matrix: cut as input-only"
+        if weighing is None:
+            basis, instead = scaled_svd(self.weight, self._scales()), "plain SVD"
+        else:
+            basis, instead = two_sided(weighing, root), "input-only"
+        if self._row.needs_gradients and self._without_gradient:
+            note = f"no gradient reaches this matrix: cut as {instead}"
             return basis._replace(fallbacks=(*basis.fallbacks, note))
         return basis
 

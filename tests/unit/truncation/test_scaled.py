@@ -96,6 +96,17 @@ def test_an_input_that_is_never_there_is_recorded(truncation: Truncation) -> Non
     assert bool(written(made, basis, 6).isfinite().all())
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_without_a_gradient_fwsvd_is_plain_svd_and_says_so(shape: tuple[int, int]) -> None:
+    none = Moment(torch.zeros(1, shape[1]), 0.0, WINDOWS)
+    made, plain = problem("fwsvd", shape)._replace(backward=none), problem("svd", shape)
+    basis = made.basis()
+    assert basis.fallbacks == ("no gradient reaches this matrix: cut as plain SVD",)
+    rank = min(shape) // 2
+    assert torch.equal(written(made, basis, rank), written(plain, plain.basis(), rank))
+    assert made.loss(basis, rank) == plain.loss(plain.basis(), rank)
+
+
 def test_a_moment_of_a_diagonal_is_that_of_the_square() -> None:
     parts = [part.float() for part in gaussian(4, 3, 50, 7)]
     square = MomentAccumulator((7, 7))
