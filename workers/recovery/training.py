@@ -16,7 +16,7 @@ from workers.model.carving import Carved
 from workers.recovery.models import Student
 from workers.recovery.objectives import LOSSES, Tails, chunks
 from workers.recovery.text import Text
-from workers.recovery.updates import FACTORS, factor_of
+from workers.recovery.updates import FACTORS, factor_of, whole
 
 
 class Trainer:
@@ -123,10 +123,16 @@ class Trainer:
         return self._begun + self._steps - self.step
 
     def _step(self) -> float:
-        """Take one step; return the mean loss of its windows, of all workers."""
+        """Take one step; return the mean loss of its windows, of all workers.
+
+        A gradient that is not finite counts as zero.
+        """
         rows = batch(self.step, self.windows, self._batch)
         loss = self._losses(self._text.trained[rows], train=True)
-        clip_grad_norm_(self.trained.values(), self._config.clip)
+        norm = clip_grad_norm_(self.trained.values(), self._config.clip)
+        if not whole(norm).isfinite():  # it would stay in the moments for good
+            for parameter in self._phases[self._phase]:
+                parameter.grad = torch.zeros_like(parameter)
         share = share_of_rate(self.step - self._begun, self._steps, self._config.warmup)
         for group in self._optimizer.param_groups:
             group["lr"] = self._config.learning_rate * share * 0.5 ** self._setbacks()

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from schemas.result.recovery import Look
 from tests.recovery import RANK, Cut, student_of, trainer_of
@@ -142,6 +143,23 @@ def test_the_rate_rises_then_falls_to_almost_nothing() -> None:
     assert shares[0] == pytest.approx(0.1)
     assert 0 < shares[-1] < 0.02
     assert share_of_rate(0, 1, 0.1) == 1.0
+
+
+def test_a_gradient_that_is_not_finite_is_left_out(truncated: Cut) -> None:
+    trainer = trainer_of(truncated)
+    taught, asked = trainer._text.taught, []
+
+    def once_wrong(row: int) -> Tensor:
+        asked.append(row)
+        return taught(row) * (float("nan") if len(asked) == 1 else 1.0)
+
+    before = trainer.look()
+    trainer._text = trainer._text._replace(taught=once_wrong)
+    found = list(trainer.run())
+    assert found[0].loss is None
+    assert before.held_out is not None
+    assert all(look.held_out is not None for look in found)
+    assert min(look.held_out or 0.0 for look in found) < before.held_out
 
 
 def test_what_is_not_finite_is_never_the_best(truncated: Cut) -> None:
