@@ -93,7 +93,7 @@ class Observer:
             elif tap.rows:
                 self._add(tap, mine @ weight_of(module)[slice(*tap.rows)], trace_of=mine)
             else:
-                at_output.append(gradient)
+                at_output[:] = [gradient]  # in the place of one that a lack of memory left
 
         module.register_forward_pre_hook(before)
         module.register_forward_hook(after)
