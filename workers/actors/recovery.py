@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from schemas.request.config import RunConfig
 from schemas.result.recovery import Look, RecoveryResult, Refined
+from schemas.run.identity import fingerprint
 from workers.adoption import tensors_of
 from workers.checkpoint.fetching import resolve
 from workers.evaluation.scoring import Rows
@@ -43,7 +44,6 @@ from workers.storage.store import Store
 from workers.storage.tensorfile import DTYPES, entries
 
 _PROGRESS = "progress.json"
-_PREFIX = "svdllm-recovery-"
 _SAVED_LAYERS = 8  # refined layers from one saved state to the next
 
 
@@ -58,8 +58,8 @@ def recover(asked: dict[str, Any]) -> None:
     set_up_logging()
     set_threads(config.numerics.threads)
     start = time.monotonic()
-    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}{job.identity}-{dist.get_rank()}-*"):
-        shutil.rmtree(left, ignore_errors=True)  # by a worker that was killed
+    for left in Path(tempfile.gettempdir()).glob(f"{temporary(job)}*"):
+        shutil.rmtree(left, ignore_errors=True)  # by a worker that was killed; none is saving yet
     trainer, refinement, norms = _models(job)
     spent = _restore(trainer)
     first = dist.get_rank() == 0
@@ -158,9 +158,16 @@ def _text(job: Job, store: Store) -> Text:
     return Text(torch.cat((judges, windows)), len(judges), taught)
 
 
+def temporary(job: Job) -> str:
+    """Return how the names of temporary folders begin: they are of one run directory, as the same
+    request in another one has the same identity.
+    """
+    return f"svdllm-recovery-{fingerprint([str(job.config.run_folder), job.identity])}-"
+
+
 def _save(job: Job, trainer: Trainer, seconds: float) -> None:
     """Give Ray Train a checkpoint, which it uploads while training goes on."""
-    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{job.identity}-{dist.get_rank()}-"))
+    folder = Path(tempfile.mkdtemp(prefix=temporary(job)))
     save(trainer.state(), checkpoint_id=folder)
     progress = {
         "step": trainer.step,
