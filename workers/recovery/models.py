@@ -133,11 +133,10 @@ def _place(matrix: MatrixSpec) -> str:
 def _shard(
     layer: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None = None, offload: bool = False
 ) -> None:
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     fully_shard(
         layer,
         mesh=mesh,
-        mp_policy=policy if dtype else MixedPrecisionPolicy(),
+        mp_policy=MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32),
         offload_policy=CPUOffloadPolicy(torch.cuda.is_available()) if offload else OffloadPolicy(),
         reshard_after_forward=True,  # the default would keep whole a layer that stands alone
     )
