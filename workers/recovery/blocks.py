@@ -98,7 +98,9 @@ class Refinement:
         for _ in range(self._config.passes):
             for first in range(0, len(self._windows), self._config.batch):
                 for at, weight in self._turns(first):
-                    self._add_gradient(index, text.student[at], aims[at], weight)
+                    found = self._student.model.layer(index, text.student[at])
+                    loss = relative_error(found, aims[at]) * weight
+                    loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 optimizer.zero_grad()
             error = self._error(index, held_out, judged)
@@ -120,11 +122,6 @@ class Refinement:
         weight = world / (last - first)
         missing = math.ceil((last - first) / world) - len(mine)
         return [(at, weight) for at in mine] + [(0, 0.0)] * missing
-
-    def _add_gradient(self, index: int, hidden: Tensor, target: Tensor, weight: float) -> None:
-        """Add the gradient of one window's relative error."""
-        found = self._student.model.layer(index, hidden)
-        (relative_error(found, target) * weight).backward()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def _error(self, index: int, stream: Stream, targets: list[Tensor]) -> float:
