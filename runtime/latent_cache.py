@@ -48,10 +48,12 @@ class GeneratesFromLatents:
         return LatentCache(self)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate as transformers does, unless another cache is asked for with a latent one."""
-        config: Any = self.config  # type: ignore[attr-defined]
+        """Generate as transformers does; from latents, if no other cache is asked for, nor none."""
+        this: Any = self
         named = {"past_key_values", "use_cache", "cache_implementation"} & kwargs.keys()
-        if config.latent_cache and not named:
+        asked = (this.generation_config, kwargs.get("generation_config"), *args[1:2])
+        other = any(one and (one.use_cache is False or one.cache_implementation) for one in asked)
+        if this.config.latent_cache and not (named or other):
             cache = self.latent_cache()
             if cache.bytes_per_token.latent < cache.bytes_per_token.ordinary:
                 kwargs["past_key_values"] = cache
@@ -162,8 +164,7 @@ class _Source(_OfTheModel):
         def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             seen.__dict__[_POSITIONS] = kwargs["position_ids"] if kwargs else args[1]
 
-        hook = rotary.register_forward_pre_hook(keep, with_kwargs=True)
-        weakref.finalize(self, hook.remove)
+        weakref.finalize(self, rotary.register_forward_pre_hook(keep, with_kwargs=True).remove)
 
     def watch(self, name: str, module: nn.Module) -> None:
         """See what goes into a module."""
@@ -265,7 +266,6 @@ class _SlidingLatents(_Latents, DynamicSlidingWindowLayer):
 
 def _latent_layer(layer: Any, projections: Sequence[_Projection], attention: nn.Module) -> _Latents:
     """Return a layer for latents in the place of one for keys and values."""
-    made: _Latents
     if type(layer) is DynamicLayer:
         made = _Latents()
     elif type(layer) is DynamicSlidingWindowLayer:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 
 from tests.low_rank import GREEDY, PROMPTS, make_checkpoint
 
@@ -124,6 +124,26 @@ def test_a_configuration_asks_for_it(tmp_path: Path, caplog: pytest.LogCaptureFi
     own = DynamicCache(config=model.config)
     named = model.generate(**PROMPTS, **STEPS, **SHOWN, past_key_values=own)
     assert named.past_key_values is own
+
+
+@pytest.mark.parametrize("settings", [{"use_cache": False}, {"cache_implementation": "static"}])
+def test_settings_of_generation_ask_for_another_cache_or_none(
+    llama: Any, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    """What goes through a cache again at every step would be in it several times."""
+    expected = llama.generate(**PROMPTS, **STEPS)
+    monkeypatch.setattr(llama.config, "latent_cache", True)
+    asked = GenerationConfig(**STEPS, **SHOWN, **settings)  # type: ignore[no-untyped-call]
+    found = [
+        llama.generate(**PROMPTS, generation_config=asked),
+        llama.generate(PROMPTS["input_ids"], asked, attention_mask=PROMPTS["attention_mask"]),
+    ]
+    for name, value in settings.items():
+        monkeypatch.setattr(llama.generation_config, name, value)
+    found.append(llama.generate(**PROMPTS, **STEPS, **SHOWN))
+    for one in found:
+        assert torch.equal(one.sequences, expected)
+        assert type(one.past_key_values).__name__ != "LatentCache"
 
 
 def test_it_stays_off_where_latents_are_no_narrower(tmp_path: Path) -> None:
