@@ -4,7 +4,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from workers.adoption import tensors_of
 from workers.checkpoint.fetching import resolve
 from workers.evaluation.scoring import Rows
 from workers.model.layers import Decoder
-from workers.process.devices import find_device, set_threads
+from workers.process.devices import find_device, free_cached, set_threads
 from workers.process.logs import set_up_logging
 from workers.process.memory import peak_anonymous_bytes
 from workers.recovery.blocks import Refinement
@@ -73,7 +73,7 @@ def recover(asked: dict[str, Any]) -> None:
 
     if trainer.looks:
         report(trainer.looks[-1])
-    for event in _train(config, trainer, refinement):
+    for event in train(config, trainer, refinement):
         report(event)
         if isinstance(event, Look) or event.layer % _SAVED_LAYERS == 0:
             _save(job, trainer, seconds())
@@ -97,25 +97,28 @@ def recover(asked: dict[str, Any]) -> None:
         Store(config.run_folder).commit(key, [], result.model_dump(mode="json"))
 
 
-def _train(
-    config: RunConfig, trainer: Trainer, refinement: Refinement | None
+def train(
+    config: RunConfig, trainer: Trainer, refinement: Callable[[], Refinement]
 ) -> Iterator[Look | Refined]:
     """Look, refine the layers that are not refined yet, look again, and take the steps that are
-    left.
+    left. A `refinement` holds the layers of the base, so it is there while it is needed.
     """
     if not trainer.looks:
         yield trainer.look()
-    if refinement is not None and len(trainer.looks) == 1:
-        for left in refinement.run(done=len(trainer.refined)):
+    if config.refinement.enabled and len(trainer.looks) == 1:
+        for left in refinement().run(done=len(trainer.refined)):
             trainer.refined.append(left)
             yield Refined(layer=len(trainer.refined) - 1, left=left)
+        free_cached()
         yield trainer.look()
     if config.recovery.enabled:
         yield from trainer.run()
 
 
-def _models(job: Job) -> tuple[Trainer, Refinement | None, dict[str, str]]:
-    """Return what trains, and the names of norms' weights that are trained, by those in files."""
+def _models(job: Job) -> tuple[Trainer, Callable[[], Refinement], dict[str, str]]:
+    """Return what trains, what makes a refinement, and the names of norms' weights that are
+    trained, by those in files.
+    """
     config, store = job.config, Store(job.config.run_folder)
     folder = resolve(config.model, config.revision, config.fetched)
     device = find_device(config.cluster.device)
@@ -138,10 +141,12 @@ def _models(job: Job) -> tuple[Trainer, Refinement | None, dict[str, str]]:
         norms=asked.norms,
     )
     text, base = _text(job, store), Decoder(folder, job.spec, dtype, device)
-    refinement = tail = None
-    if config.refinement.enabled:  # nothing else needs the layers of the base
+
+    def refinement() -> Refinement:
         teacher = build_teacher(base, job.spec, mesh)
-        refinement = Refinement(student, teacher, text, config.refinement, device)
+        return Refinement(student, teacher, text, config.refinement, device)
+
+    tail = None
     if job.own_norms and asked.taught:
         tail = base.part(range(job.spec.layers, job.spec.layers))
     return Trainer(student, text, asked, device, tail), refinement, student.norms

@@ -1,11 +1,17 @@
 """A layer that is trained alone comes nearer to what the base's layer gives, or stays."""
 
+import weakref
+from pathlib import Path
+
 import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 
+from schemas.request.config import RunConfig
 from schemas.request.recovery import RefinementConfig
-from tests.recovery import CPU, Cut, student_of, text_of
+from schemas.result.recovery import Look, Refined
+from tests.recovery import CPU, Cut, student_of, text_of, trainer_of
+from workers.actors.recovery import train
 from workers.model.layers import Decoder
 from workers.recovery.blocks import Refinement, relative_error
 from workers.recovery.models import Student, build_teacher
@@ -54,6 +60,24 @@ def test_what_is_continued_ends_as_what_was_not_stopped(truncated: Cut) -> None:
             parameter.copy_(stopped.trained[name])
     assert list(second.run(done=1)) == left[1:]
     assert all(torch.equal(p, whole.trained[name]) for name, p in again.trained.items())
+
+
+def test_the_base_is_there_while_layers_are_refined(truncated: Cut, tmp_path: Path) -> None:
+    config = RunConfig(
+        model="m", output=tmp_path, ratio=(0.4,), refinement=RefinementConfig(enabled=True)
+    )
+    trainer, teachers = trainer_of(truncated), []
+
+    def refinement() -> Refinement:
+        _, made = refinement_of(truncated)
+        teachers.append(weakref.ref(made._teacher.layers[0]))
+        return made
+
+    events = list(train(config, trainer, refinement))
+    assert [type(event) for event in events] == [Look, *[Refined] * truncated.spec.layers, Look]
+    assert [teacher() for teacher in teachers] == [None]
+    assert not list(train(config, trainer, refinement))  # as if it went on after a kill
+    assert len(teachers) == 1
 
 
 def test_the_error_is_relative_at_every_position() -> None:
