@@ -125,7 +125,7 @@ class Trainer:
     def _step(self) -> float:
         """Take one step; return the mean loss of its windows, of all workers.
 
-        A gradient that is not finite counts as zero.
+        A gradient that is not finite counts as zero, and the loss of its step as not finite.
         """
         rows = batch(self.step, self.windows, self._batch)
         loss = self._losses(self._text.trained[rows], train=True)
@@ -133,6 +133,7 @@ class Trainer:
         if not whole(norm).isfinite():  # it would stay in the moments for good
             for parameter in self._phases[self._phase]:
                 parameter.grad = torch.zeros_like(parameter)
+            loss = math.nan
         share = share_of_rate(self.step - self._begun, self._steps, self._config.warmup)
         for group in self._optimizer.param_groups:
             group["lr"] = self._config.learning_rate * share * 0.5 ** self._setbacks()
