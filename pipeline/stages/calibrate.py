@@ -32,10 +32,14 @@ def calibrate(run: Run) -> None:
     """
     there = run.there("moments")
     pending = [tap for tap in run.taps if moment_key(run.ids, tap) not in there]
-    if not pending:
+    if pending:
+        Calibration(run, pending).run()
+    else:
         run.progress.note("calibrate: all moments are there")
-        return
-    Calibration(run, pending).run()
+    # Here, too, if a run was stopped between its last moment and this.
+    for identity in filter(None, (run.ids.forward, run.ids.backward)):
+        run.discard(f"boundaries/{identity}")
+        run.discard(f"parts/{identity}")
 
 
 class Calibration:
@@ -70,9 +74,6 @@ class Calibration:
             self._load(wave, ["backward"])
             self._backward(wave)
             self._run.pool.each("release")
-        for identity in filter(None, (self._run.ids.forward, self._run.ids.backward)):
-            self._run.discard(f"boundaries/{identity}")
-            self._run.discard(f"parts/{identity}")
 
     def _load(self, wave: int, directions: Sequence[Pass]) -> None:
         run = self._run
