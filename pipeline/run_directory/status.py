@@ -21,7 +21,8 @@ def read_status(run_dir: Location) -> RunStatus:
         record = RunRecord.model_validate_json(read_bytes(path))
     except OSError as error:
         raise ConfigError(
-            f"{path}: {error.strerror}; not a run directory (OUTPUT.run, or what --run-dir named)"
+            f"{path}: {error.strerror or 'not there'}; not a run directory (OUTPUT.run, or what "
+            "--run-dir named)"
         ) from error
     except ValidationError:
         raise ConfigError(f"{path}: written by another version of this program") from None
@@ -35,9 +36,10 @@ def read_status(run_dir: Location) -> RunStatus:
     ids, taps = record.ids, record.taps
     factors = f"factors/{ids.factors}"
     if record.config.calibrates:
+        bases = "bases" if record.config.cluster.keep_bases else "spectra"
         made = (
             *(stage(name, f"moments/{ids.moments(name)}", count) for name, count in taps.items()),
-            stage("factorise", f"bases/{ids.bases}", record.matrices),
+            stage("factorise", f"{bases}/{ids.bases}", record.matrices),
             stage("truncate", factors, None),
         )
     else:
