@@ -75,7 +75,7 @@ class _Invitation(NamedTuple):
 
 
 class Pool:
-    """The live workers of a run. `seconds` counts how long each was busy with items.
+    """The live workers of a run. `seconds` counts how long each was busy in the last `run`.
 
     `replace` is called after a loss; it may `invite` others.
     """
@@ -124,6 +124,8 @@ class Pool:
     def _run(self, awaited: Callable[[Task], bool]) -> None:
         self._waiting = self._order(self._waiting)
         self.seconds = dict.fromkeys(self.workers, 0.0)
+        start = time.monotonic()  # what goes on from an earlier run counts from here
+        self._running = {ref: call._replace(start=start) for ref, call in self._running.items()}
         self._losses, most = 0, ATTEMPTS * len(self.members)
         while any(map(awaited, self._tasks)):
             lost = self._losses
@@ -140,6 +142,8 @@ class Pool:
             if lost < self._losses <= most:
                 self.replace()
             self._waiting = self._order(self._waiting)
+        for call in self._running.values():
+            self.seconds[call.worker] += time.monotonic() - call.start
 
     @property
     def _tasks(self) -> list[Task]:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -241,6 +242,22 @@ def test_a_full_disk_ends_the_run_at_once(workers: list[Any]) -> None:
 def test_a_worker_keeps_its_own_words(workers: list[Any]) -> None:
     with pytest.raises(ConfigError, match="the worker's own words"):
         Pool(workers, 600, ignore).run([Task("item", "refuse", (), lambda _: None)])
+
+
+def test_an_item_that_goes_on_counts_to_each_run_with_its_part(
+    workers: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("pipeline.cluster.pool.time", SimpleNamespace(monotonic=lambda: clock.now))
+    pool = Pool(workers, 600, ignore)
+    later = Task("later", "meet", (tmp_path, 2), lambda _: None, home=workers[0], later=True)
+    awaited = Task("now", "work", ("a",), lambda _: setattr(clock, "now", 10.0), home=workers[1])
+    pool.run([later, awaited])
+    assert pool.seconds == {workers[0]: 10.0, workers[1]: 0.0}
+    (tmp_path / "other").touch()
+    clock.now = 100.0
+    pool.finish()
+    assert pool.seconds == dict.fromkeys(workers, 0.0)
 
 
 def test_an_invited_worker_joins(workers: list[Any], tmp_path: Path) -> None:
