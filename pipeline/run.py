@@ -115,8 +115,8 @@ class Run:
         there = workers_there(cluster, threads)
         for _ in range(there - idle - len(self.pool.members)):
             [worker] = start_workers(cluster, threads, self.plan.host_memory, 1)
-            worker.prepare.remote(self.config, self.spec)
-            self.pool.invite(worker, worker.identify.remote(self.ids), start_timeout(cluster))
+            ready = worker.enlist.remote(self.config, self.spec, self.ids, self.facts)
+            self.pool.invite(worker, ready, start_timeout(cluster))
 
     def committed(self) -> frozenset[str]:
         """Return the keys of all committed items."""

@@ -46,7 +46,7 @@ def agree(cluster: ClusterConfig, calls: list[Any], progress: Progress) -> list[
     Raises WorkerError if the workers differ so that their numbers would.
     """
     facts = _started(cluster, calls)
-    kinds = {(f.device, f.device_name, f.dtype, f.training_dtype) for f in facts}
+    kinds = {one.kind for one in facts}
     if len(kinds) > 1:
         raise WorkerError(
             f"the workers differ in device or dtype ({sorted(kinds)}), so their numbers would; "

@@ -260,6 +260,10 @@ class Pool:
             result(reference, "start of a worker", self._timeout_s)
         except WorkerDiedError:
             return  # its node came and went
+        except CompressorError as error:  # its node is not like the others
+            stop([worker])
+            self._warn(f"{error}; going on without that worker")
+            return
         self.workers.append(worker)
         self.seconds[worker] = 0.0
 

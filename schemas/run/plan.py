@@ -17,6 +17,11 @@ class WorkerFacts(Schema):
     training_dtype: str
     gpu_reserved: bool
 
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """What numbers depend on: equal for all workers of a run."""
+        return self.device, self.device_name, self.dtype, self.training_dtype
+
 
 class ClusterSpec(Schema):
     """The machines of a run, found in Ray or described by flags. Memory is in bytes, per worker.

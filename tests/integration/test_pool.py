@@ -275,3 +275,17 @@ def test_an_invited_worker_that_never_comes_changes_nothing(workers: list[Any]) 
     pool.invite(workers[1], workers[1].die.remote("nobody"), 600)
     pool.run(Task(name, "work", (name,), seen.append) for name in "abc")
     assert len(seen) == 3
+
+
+def test_an_invited_worker_that_cannot_take_part_is_ended(workers: list[Any]) -> None:
+    """Its node does not see the model, or is of another kind."""
+    seen: list[tuple[str, str]] = []
+    said: list[str] = []
+    pool = Pool(workers[:1], 600, said.append)
+    pool.invite(workers[1], workers[1].refuse.remote(), 600)
+    pool.run(Task(name, "rest", (0.1,), seen.append) for name in "abcdef")
+    assert seen == [("one", "rested")] * 6
+    assert pool.members == workers[:1]
+    assert said == ["the worker's own words; going on without that worker"]
+    with pytest.raises(RayActorError):
+        ray.get(workers[1].name.remote())

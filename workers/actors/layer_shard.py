@@ -15,7 +15,7 @@ import ray
 import torch
 from torch import Tensor
 
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, WorkerError
 from schemas.location import Location, Url
 from schemas.model.spec import MatrixSpec, ModelSpec
 from schemas.request.config import RunConfig
@@ -97,6 +97,20 @@ class LayerShard:
         self._compressor = Compressor(
             self._config, self._spec, self._folder, ids, self._device, self._loaded_weight
         )
+
+    def enlist(
+        self, config: RunConfig, spec: ModelSpec, ids: Identities, others: WorkerFacts
+    ) -> None:
+        """Do both for a run that is under way. Raises WorkerError if this worker is of another kind
+        than the `others`.
+        """
+        mine = self.prepare(config, spec)
+        if mine.kind != others.kind:
+            raise WorkerError(
+                f"a worker on {socket.gethostname()} differs in device or dtype ({mine.kind}, and "
+                f"the others {others.kind}), so its numbers would"
+            )
+        self.identify(ids)
 
     @guarded(repeatable=True)
     def prepare_scoring(self, sources: Sequence[Source], device: Device) -> WorkerFacts:

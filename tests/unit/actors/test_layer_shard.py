@@ -1,4 +1,4 @@
-"""A node that does not see what the driver sees says so, by its name, before any work."""
+"""A worker on a node that does not see what the driver sees, or is of another kind, says so."""
 
 import socket
 from pathlib import Path
@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, WorkerError
 from schemas.request.config import RunConfig
+from schemas.run.plan import WorkerFacts
 from workers.actors.layer_shard import LayerShard
 
 
@@ -41,3 +42,24 @@ def test_a_run_directory_that_a_node_does_not_see_is_named(tmp_path: Path) -> No
     output = tmp_path / "out"
     message = refusal(worker(model=str(tmp_path), output=output).identify, None)
     assert message.startswith(f"run_dir {output}.run is not seen on {socket.gethostname()}")
+
+
+def test_a_worker_of_another_kind_does_not_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = worker(model="m", output="out")
+    mine = WorkerFacts(
+        node="a",
+        device="cpu",
+        device_name="x86_64",
+        device_memory=0,
+        dtype="float32",
+        training_dtype="float32",
+        gpu_reserved=False,
+    )
+    identified = list[object]()
+    monkeypatch.setattr(type(one), "prepare", lambda *_: mine)
+    monkeypatch.setattr(type(one), "identify", lambda _, ids: identified.append(ids))
+    one.enlist(None, None, "ids", mine.model_copy(update={"node": "b", "device_memory": 1}))
+    assert identified == ["ids"]
+    with pytest.raises(WorkerError, match=rf"on {socket.gethostname()} differs .*'aarch64'"):
+        one.enlist(None, None, "ids", mine.model_copy(update={"device_name": "aarch64"}))
+    assert identified == ["ids"]
