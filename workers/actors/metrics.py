@@ -54,6 +54,7 @@ def count_traffic() -> None:
     listen(_traffic)
 
 
+@cache  # once, for a second thread would reset the peak that the first is to show
 def show_memory(device: torch.device) -> None:
     """Show the GPU memory that tensors take from now on, until this process ends."""
     if device.type == "cuda":
