@@ -6,7 +6,7 @@ from statistics import fmean, median
 from markupsafe import Markup
 
 from pipeline.report import charts, plots
-from pipeline.report.figures import Figure, Matrices, Table
+from pipeline.report.figures import Figure, Matrices, Place, Table
 from pipeline.report.wording import PER_CENT, figure, optimism, share
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import Compression
@@ -111,14 +111,14 @@ def _percent(value: float | None) -> str:
 def layers(matrices: Matrices, compression: Compression) -> Figure:
     """Draw the predicted loss by layer: in nats, stacked, or relative to each matrix's energy."""
     in_nats = compression.nats is not None
-    blocks = dict.fromkeys(kind.partition(".")[0] for kind in matrices.kinds)
+    blocks = dict.fromkeys(map(_block, matrices.at))
     groups = list(blocks) if in_nats else ["mean of its matrices"]
     values = {}
     for layer in matrices.layers:
         mine = [(place, m) for place, m in matrices.at.items() if place.layer == layer]
         if in_nats:
             values[layer] = {
-                group: sum(m.nats or 0.0 for place, m in mine if place.kind.startswith(group))
+                group: sum(m.nats or 0.0 for place, m in mine if _block(place) == group)
                 for group in groups
             }
         else:
@@ -136,6 +136,11 @@ def layers(matrices: Matrices, compression: Compression) -> Figure:
     return Figure(
         "layers", gist, [drawing], Table(f"By layer: {unit}", ("layer", *groups, "all"), rows)
     )
+
+
+def _block(place: Place) -> str:
+    """Return the part of a layer that a matrix belongs to, such as its attention."""
+    return place.kind.partition(".")[0]
 
 
 def _lost(matrix: MatrixResult) -> float:

@@ -219,6 +219,16 @@ def test_the_numbers_of_the_gist_are_those_of_the_rows() -> None:
     assert "0.00200 nats a token were predicted, and 0.414 measured on 16 windows: the" in gist
 
 
+def test_a_block_whose_name_begins_another_counts_alone() -> None:
+    rows = [
+        row.model_copy(update={"name": row.name.replace("mlp", "self_attn_2")})
+        for row in reports.matrices(2)
+    ]
+    found = layers(Matrices(rows), reports.compression(tuple(rows))).table
+    assert found.head == ("layer", "self_attn", "self_attn_2", "all")
+    assert found.rows[1] == ("1", "8.00e−4", "6.00e−4", "0.00140")
+
+
 def test_a_method_without_gradients_and_without_evaluation_has_every_plot() -> None:
     rows = tuple(row.model_copy(update={"nats": None}) for row in reports.matrices(2))
     text = render_report(reports.compression(rows, nats=None), None, reports.facts(rows))
