@@ -81,7 +81,7 @@ def curves(series: Sequence[Series], x_title: str, y_title: str, label: str) -> 
     top = 32 + _legend_height(series, columns=1)
     x = around([0.0, *(point.x for point in points)], logarithmic=False, start=44, end=430)
     heights = [point.y for point in points]
-    steep = max(heights) > _STEEP * min(heights) > 0
+    steep = max(heights, default=0.0) > _STEEP * min(heights, default=0.0) > 0
     y = around(heights, steep, start=top + 230, end=top)
     drawn, names = axes(x, y, x_title, y_title), []
     for at, one in enumerate(series):

@@ -15,8 +15,11 @@ from pydantic import ValidationError
 from pipeline.report.figures import Matrices, ranks, short_kinds
 from pipeline.report.losses import layers, losses
 from pipeline.report.page import render_report
+from pipeline.report.recovery import recovery
 from pipeline.report.wording import optimism
+from schemas.request.recovery import RecoveryConfig, RefinementConfig
 from schemas.result.output import MatrixResult
+from schemas.result.recovery import Look, RecoveryResult
 from schemas.result.report import SpectrumSample, StageTime
 from tests import reports
 
@@ -246,6 +249,22 @@ def test_a_loss_that_is_no_number_breaks_nothing() -> None:
     text = render_report(reports.compression((row,)), reports.evaluation(infinite, 3.0), facts)
     assert drawings(text)
     assert '"nan"' not in text
+
+
+def test_a_recovery_without_a_finite_loss_has_its_figure() -> None:
+    found = RecoveryResult(
+        config=RecoveryConfig(enabled=True),
+        refinement=RefinementConfig(),
+        refined=(),
+        windows=1,
+        parameters=1,
+        steps=1,
+        best=0,
+        looks=tuple(Look(step=step, tokens=step, held_out=None, loss=None) for step in (0, 1)),
+        workers=1,
+        seconds=1.0,
+    )
+    assert "on held-out text: – before, – after 0 of 1 steps" in recovery(found).gist
 
 
 def test_a_70b_is_under_3_megabytes() -> None:
