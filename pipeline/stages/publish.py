@@ -9,7 +9,6 @@ comes last; without it nothing counts.
 
 import errno
 import hashlib
-import json
 import shutil
 import uuid
 from collections.abc import Callable
@@ -21,11 +20,11 @@ from pipeline.progress import Stage
 from pipeline.run import Run
 from pipeline.stages.output import Output
 from schemas.errors import ConfigError, RunError
-from schemas.location import Location, Url
+from schemas.location import Url
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import FileEntry, Manifest, OutputResult
-from workers.checkpoint.names import CLAIM, COMPRESSION, EVALUATION, MANIFEST, SUCCESS
-from workers.checkpoint.published import finished, require_free
+from workers.checkpoint.names import CLAIM, EVALUATION, MANIFEST, SUCCESS
+from workers.checkpoint.published import finished, read_compression, require_free
 from workers.storage import files
 from workers.storage.models import read_model
 from workers.storage.places import create, exists, read_bytes, remove, transfer
@@ -36,10 +35,11 @@ _FASTER = "already there, from another driver that was faster with the same"
 def find_published(run: Run, ratio: float) -> OutputResult | None:
     """Return the checkpoint at one ratio if it is already published.
 
-    Raises ConfigError if its folder holds a checkpoint of another identity.
+    Raises ConfigError if its folder holds a checkpoint of another identity, CheckpointError if the
+    description of that is absent or damaged.
     """
     folder = run.config.output_folder(ratio)
-    given_up = _given_up(folder) if exists(folder / SUCCESS) else {}
+    given_up = read_compression(folder).given_up if exists(folder / SUCCESS) else {}
     if given_up and run.config.on_failure == "fail":
         raise ConfigError(
             f"output {folder}: {', '.join(given_up)} could not be cut and are dense there; "
@@ -53,12 +53,6 @@ def find_published(run: Run, ratio: float) -> OutputResult | None:
     return OutputResult(
         ratio=ratio, path=folder, compression=found, checks=(), evaluation=evaluation
     )
-
-
-def _given_up(folder: Location) -> dict[str, str]:
-    """Return the matrices that had to stay dense, from a published compression.json."""
-    found: dict[str, str] = json.loads(read_bytes(folder / COMPRESSION)).get("given_up", {})
-    return found
 
 
 def publish(output: Output) -> None:
