@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from schemas.errors import CompressorError, InputError, OwnershipError
+from schemas.errors import CompressorError, InputError, OwnershipError, StorageError
 from schemas.location import Location
 from schemas.run.record import Owner
 from workers.storage.models import read_model
@@ -84,7 +84,7 @@ def owned(place: Location, note: Callable[[str], None]) -> Iterator[Ownership]:
     try:
         yield ownership
     except CompressorError:
-        with contextlib.suppress(InputError, OSError):  # then the first error is raised
+        with contextlib.suppress(InputError, StorageError, OSError):  # the first error is raised
             ownership.require()
         raise
     finally:

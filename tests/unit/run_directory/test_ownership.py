@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.run_directory import ownership
 from pipeline.run_directory.ownership import owned, take
-from schemas.errors import OwnershipError
+from schemas.errors import OwnershipError, StorageError, VerificationError
 from schemas.location import Location, Url
 from workers.storage.places import files_below, remove_below, write
 
@@ -97,6 +97,21 @@ def test_a_place_that_is_gone_is_lost(place: Location) -> None:
         remove_below(place)
         with pytest.raises(OwnershipError):
             mine.require()
+
+
+def test_a_store_that_fails_does_not_hide_why_a_run_ended(
+    place: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Location) -> int:
+        raise StorageError("the store did not do it")
+
+    def work() -> None:
+        with owned(place, pytest.fail):
+            monkeypatch.setattr(ownership, "_latest", fail)
+            raise VerificationError("a checksum")
+
+    with pytest.raises(VerificationError, match="a checksum"):
+        work()
 
 
 @pytest.mark.usefixtures("elsewhere")
