@@ -17,7 +17,8 @@ def text_sums(config: NightlyConfig) -> dict[str, str]:
             "gate: there is no text to evaluate on; name one with --evaluate, or leave out --gate"
         )
     found = {}
-    for text in {*shares_of(asked), *filter(None, [evaluation])}:
+    trained = config.recovery.text if config.trains else ()
+    for text in {*shares_of(asked), *shares_of(trained), *filter(None, [evaluation])}:
         if not is_on_hub(text):
             for _ in iter_documents(text, "calibration"):
                 pass

@@ -109,7 +109,8 @@ class NightlyConfig(CompressionConfig):
     def method_settings(self) -> dict[str, object]:
         """Settings that change a result, besides the checkpoint and the ratio."""
         own = {"truncation", "allocation", "factors", "seed", "on_failure"}
-        trained = {name for name in ("refinement", "recovery") if getattr(self, name).enabled}
+        trained = {"refinement"} if self.refinement.enabled else set()
+        trained |= {"recovery"} if self.trains else set()  # it has the texts of both
         found = self.model_dump(
             mode="json", include=own | trained | {"calibration", "evaluation", "numerics"}
         )
@@ -117,6 +118,8 @@ class NightlyConfig(CompressionConfig):
             found["targets"] = self.targets.model_dump(mode="json")
         if self.ratio_by:
             found["ratio_by"] = list(self.ratio_by.items())  # the first that names a matrix counts
+        if self.rounds > 1:
+            found["rounds"] = self.rounds
         return found
 
 

@@ -111,6 +111,17 @@ def test_every_text_of_a_mixture_is_in_the_key(training: Training, tmp_path: Pat
     assert len(training.compress.made) == 2
 
 
+def test_another_content_of_the_text_to_train_on_is_another_key(
+    training: Training, tmp_path: Path
+) -> None:
+    training.step(1)
+    words = tmp_path / "words.txt"
+    for content in ("one", "two", "two"):
+        words.write_text(content)
+        training.night(recovery={"enabled": True, "text": str(words)})
+    assert len(training.compress.made) == 2
+
+
 # --- what is in the source ----------------------------------------------------------------------
 
 

@@ -178,3 +178,7 @@ def test_a_night_that_trains_is_another_method() -> None:
     trained = NightlyConfig.model_validate(night | {"recovery": {"enabled": True}}).method_settings
     assert not {"refinement", "recovery"} & plain.keys()
     assert trained.keys() - plain.keys() == {"recovery"}
+    refined = NightlyConfig.model_validate(night | {"refinement": {"enabled": True}})
+    assert refined.method_settings.keys() - plain.keys() == {"refinement", "recovery"}
+    again = {"recovery": {"enabled": True}, "rounds": 2}
+    assert NightlyConfig.model_validate(night | again).method_settings == trained | {"rounds": 2}
