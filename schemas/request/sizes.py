@@ -13,7 +13,7 @@ _COUNTS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
 def parse_size(text: object) -> int:
     """Return the bytes of "80GB" (10^9), "80GiB" (2^30), "1.5TB" or 1000. Raises ValueError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", str(text).strip().lower())
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([kmgt]i?)?b?", str(text).strip().lower())
     if match is None:
         raise ValueError(f"{str(text)!r} is not a size like 80GB, 80GiB or 1TB")
     return int(float(match[1]) * _UNITS[match[2] or ""])
@@ -27,7 +27,7 @@ def format_size(size: int) -> str:
 
 def parse_count(text: object) -> int:
     """Return the number of "5B" (10^9), "100M", "7.5k" or 1000. Raises ValueError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmbt])?", str(text).strip().lower())
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([kmbt])?", str(text).strip().lower())
     if match is None:
         raise ValueError(f"{str(text)!r} is not a number like 5B, 100M or 1000000")
     return round(float(match[1]) * _COUNTS[match[2] or ""])

@@ -1,5 +1,6 @@
 """Settings as the command line, the reference and YAML name them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig
 from schemas.request.nightly import NightlyConfig
 from schemas.request.settings import settings
-from schemas.request.sizes import format_size, parse_size
+from schemas.request.sizes import format_size, parse_count, parse_size
 
 COMMANDS: tuple[Any, ...] = (
     RunConfig,
@@ -51,3 +52,10 @@ def test_own_settings_come_before_inherited_ones() -> None:
 def test_a_size_is_shown_as_people_write_it(size: int, text: str) -> None:
     assert format_size(size) == text
     assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("parse", [parse_size, parse_count])
+def test_a_number_beyond_all_sizes_is_refused_as_no_size(parse: Callable[[object], int]) -> None:
+    assert parse("9" * 18) > 10**17
+    with pytest.raises(ValueError, match="is not a"):
+        parse("9" * 400)
