@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from schemas.base import Schema
+from schemas.base import Request
 from schemas.location import Location
 from schemas.request.groups import ClusterConfig, DType, EvaluationTextConfig
 from schemas.request.recovery import RecoveryConfig, RefinementConfig
@@ -13,7 +13,7 @@ from schemas.request.settings import Flag
 OF_CHECKPOINT = "that of the checkpoint"
 
 
-class AdoptionConfig(Schema):
+class AdoptionConfig(Request):
     """Training of the factors of a finished checkpoint, against the base that it was made from.
 
     Ratio, method, targets and so on are those of the checkpoint. Recovery is asked for unless

@@ -4,12 +4,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.base import Schema
+from schemas.base import Request
 from schemas.request.groups import Address, ClusterConfig, Device
 from schemas.request.settings import Counts, Flag, Words
 
 
-class Workload(Schema):
+class Workload(Request):
     """Sequences that are served at once: their number, and the tokens of each."""
 
     batch: int
@@ -17,7 +17,7 @@ class Workload(Schema):
     new_tokens: int
 
 
-class BenchConfig(Schema):
+class BenchConfig(Request):
     """Speed and memory of a checkpoint as it is served, alone or beside its base."""
 
     checkpoint: Annotated[str, Flag(positional=True)] = Field(

@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from schemas.base import Schema
+from schemas.base import Request
 from schemas.request.quantization import Scheme
 from schemas.request.settings import Flag
 from schemas.request.sizes import AS_COUNT, AS_SHARE, AS_SIZE, format_size
@@ -18,7 +18,7 @@ OPTIONS = {
 """The budgets, of which a run has one at most, by their options."""
 
 
-class BudgetConfig(Schema):
+class BudgetConfig(Request):
     """One budget, instead of a ratio. A size is met by ranks alone; what is lost is measured on the
     text of the evaluation, at several ratios of one calibration.
     """

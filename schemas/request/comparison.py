@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from schemas.base import Schema
+from schemas.base import Request
 from schemas.request.compression import Ratio
 from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig, TasksConfig
@@ -22,7 +22,7 @@ _SAMPLES, _LENGTH = (
 )  # more do not fit one process so soon
 
 
-class ComparisonConfig(Schema):
+class ComparisonConfig(Request):
     """Methods at equal parameters on one model, or fewer ranks and fewer bits at one size: each is
     a run, and all share a run directory.
     """

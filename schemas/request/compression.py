@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from schemas.base import Schema
+from schemas.base import Request
 from schemas.model.spec import Factors
 from schemas.request.budget import OPTIONS
 from schemas.request.groups import (
@@ -26,10 +26,10 @@ NO_RATIO = (
     "not given; use --ratio or the key ratio of --config, or (of svdllm compress) a budget "
     f"instead: {', '.join(OPTIONS.values())}"
 )
-Ratio = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
+Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
-class CompressionConfig(Schema):
+class CompressionConfig(Request):
     """How checkpoints are compressed, whichever they are.
 
     `ratio` is the fraction of the targeted parameters REMOVED, as in the papers.

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.base import Schema
+from schemas.base import Request
 from schemas.request.groups import EVERY_WORKER, ClusterConfig, Device, DType
 from schemas.request.settings import Flag, Words
 
@@ -19,7 +19,7 @@ PAPER_TASKS = (
 DeviceMap = Literal["auto", "balanced", "sequential"]
 
 
-class TasksConfig(Schema):
+class TasksConfig(Request):
     """Tasks of lm-eval, on which models are compared document by document."""
 
     names: Annotated[Words, Flag("tasks")] = Field(
@@ -74,7 +74,7 @@ class TasksConfig(Schema):
         return self
 
 
-class EvaluationConfig(Schema):
+class EvaluationConfig(Request):
     """Perplexity and tasks of a checkpoint, alone or beside the base that it was made from."""
 
     checkpoint: Annotated[str, Flag(positional=True)] = Field(

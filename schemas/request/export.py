@@ -5,12 +5,12 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from schemas.base import Schema
+from schemas.base import Request
 from schemas.model.spec import Factors
 from schemas.request.settings import Flag
 
 
-class ExportConfig(Schema):
+class ExportConfig(Request):
     """Another form of a finished checkpoint: the same W', stored otherwise."""
 
     checkpoint: Annotated[str, Flag(positional=True)] = Field(

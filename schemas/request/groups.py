@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_serializer
 
-from schemas.base import Schema
+from schemas.base import Request
 from schemas.printable import has_credentials
 from schemas.request.methods import Allocation
 from schemas.request.settings import Flag, Words
@@ -27,7 +27,7 @@ Address = Annotated[str, AfterValidator(_without_credentials)]
 """Of a Ray cluster."""
 
 
-class CalibrationConfig(Schema):
+class CalibrationConfig(Request):
     """The text whose statistics decide what is kept, and how it is streamed."""
 
     text: Annotated[Texts, Flag("calibration")] = Field(
@@ -64,7 +64,7 @@ class CalibrationConfig(Schema):
         return ",".join(value)  # as people write it, and as files had it when there was one text
 
 
-class TargetsConfig(Schema):
+class TargetsConfig(Request):
     """Which matrices of the decoder layers are cut, and whether the head is, if it is named.
 
     Routers of experts never are.
@@ -87,7 +87,7 @@ class TargetsConfig(Schema):
     skip_last: int = Field(0, ge=0, description="Last layers that stay as they are")
 
 
-class NumericsConfig(Schema):
+class NumericsConfig(Request):
     """Settings that change numbers, and nothing else."""
 
     dtype: Annotated[DType, Flag("dtype")] = Field(
@@ -113,7 +113,7 @@ class NumericsConfig(Schema):
     )
 
 
-class AllocationConfig(Schema):
+class AllocationConfig(Request):
     """How ranks are shared out among matrices."""
 
     method: Annotated[Allocation, Flag("allocation", unset=OF_METHOD)] = Field(
@@ -135,7 +135,7 @@ class AllocationConfig(Schema):
     )
 
 
-class ClusterConfig(Schema):
+class ClusterConfig(Request):
     """Where the work runs. Nothing here changes a number, except the kind of device."""
 
     workers: Annotated[int | None, Flag("workers", unset=EVERY_WORKER)] = Field(
@@ -177,7 +177,7 @@ class ClusterConfig(Schema):
     )
 
 
-class EvaluationTextConfig(Schema):
+class EvaluationTextConfig(Request):
     """The text on which base and result are compared before a result is published."""
 
     text: Annotated[

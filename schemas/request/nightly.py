@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.base import Schema
+from schemas.base import Request, Schema
 from schemas.location import Location, is_within
 from schemas.request.compression import CompressionConfig
 from schemas.request.config import RunConfig
@@ -19,7 +19,7 @@ Event = Literal[
 ]  # fmt: skip
 
 
-class Gate(Schema):
+class Gate(Request):
     """Conditions that an output must meet before `latest` may name it."""
 
     perplexity: Annotated[float | None, AS_SHARE, Flag("gate", unset="no gate")] = Field(

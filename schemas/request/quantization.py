@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.base import Schema
+from schemas.base import Request
 from schemas.request.groups import Device, DType
 from schemas.request.settings import Flag, Words
 from schemas.request.texts import Texts
@@ -17,7 +17,7 @@ FEW_BITS = ("W2A16", "W3A16", "W4A16", "NVFP4A16", "NVFP4")
 """The schemes for which low-rank factors are rotated before they are rounded."""
 
 
-class QuantizationConfig(Schema):
+class QuantizationConfig(Request):
     """Fewer bits for the linear layers of any checkpoint, a compressed one or a base."""
 
     checkpoint: Annotated[str, Flag(positional=True)] = Field(

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.base import Schema
+from schemas.base import Request
 from schemas.request.settings import Flag
 from schemas.request.texts import Texts
 
@@ -29,7 +29,7 @@ _PHASES: dict[Order, tuple[tuple[Factor, ...], ...]] = {
 }
 
 
-class RefinementConfig(Schema):
+class RefinementConfig(Request):
     """Training of the factors of each layer alone, before recovery or instead of it: the layer is
     to give what the base's gives (AA-SVD: arXiv 2604.02119).
     """
@@ -47,7 +47,7 @@ MOST_TOKENS = 8 * 2**20  # to train on, if no number is asked for
 _STEPS, _LARGEST_BATCH = 100, 64
 
 
-class RecoveryConfig(Schema):
+class RecoveryConfig(Request):
     """Training of the factors after truncation; everything else of the model is frozen.
 
     By default all factors are trained at once, and the base is the teacher (knowledge distillation:

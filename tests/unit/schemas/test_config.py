@@ -1,5 +1,6 @@
 """What a user may ask for, and how nonsense is refused."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,8 @@ def test_unknown_keys_are_refused_by_name(fields: dict[str, object], key: str) -
         ("numerics", "input_shrinkage", -0.1),
         ("numerics", "input_shrinkage", 1.1),
         ("numerics", "pivot_bound", 0),
+        ("numerics", "pivot_bound", math.inf),
+        ("budget", "kl", math.inf),
         ("numerics", "dtype", "int8"),
         ("cluster", "workers", 0),
         ("cluster", "item_timeout_s", 0),
