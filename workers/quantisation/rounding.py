@@ -168,6 +168,7 @@ def _inverse_root(moment: Tensor, damping: float) -> Tensor:
 def _error(weight: Tensor, near: Tensor, moment: Tensor | None) -> float:
     rest = weight - near
     if moment is None:
-        return float(rest.norm() / weight.norm())
-    lost, whole = ((one @ moment * one).sum() for one in (rest, weight))
-    return float((lost / whole).clamp_min(0).sqrt())
+        lost, whole = rest.square().sum(), weight.square().sum()
+    else:
+        lost, whole = ((one @ moment * one).sum() for one in (rest, weight))
+    return float((lost / whole).clamp_min(0).sqrt()) if whole > 0 else 0.0  # it gives nothing

@@ -139,3 +139,15 @@ def test_rotated_factors_lose_less_to_few_bits() -> None:
         return float((product - a @ b).norm() / (a @ b).norm())
 
     assert error(rotated) < 0.5 * error(plain_factors(a, b, torch.float32))
+
+
+@pytest.mark.parametrize("moment", [None, torch.eye(64), torch.zeros(64, 64)])
+def test_a_layer_that_gives_nothing_has_no_error(moment: Tensor | None) -> None:
+    found = quantised(torch.zeros(24, 64), scheme_for("W4A16", 64), torch.float32, moment)
+    assert found.error == 0
+    assert not found.weight.any()
+
+
+def test_inputs_that_are_all_zero_leave_no_error(weight: Tensor) -> None:
+    nothing = torch.zeros(64, 64)
+    assert quantised(weight, scheme_for("W4A16", 64), torch.float32, nothing).error == 0
