@@ -17,10 +17,11 @@ from pipeline.report.read import read_reported
 from pipeline.request.preflight import Checked, look
 from pipeline.stream.scorers import Scorers
 from pipeline.tasks import evaluate_tasks
-from schemas.errors import BudgetError, ConfigError, RunError
+from schemas.errors import BudgetError, ConfigError
 from schemas.request.comparison import ComparisonConfig
 from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig
+from schemas.request.groups import EvaluationTextConfig
 from schemas.request.methods import Method
 from schemas.request.quantization import QuantizationConfig, Scheme
 from schemas.result.comparison import Compared, ComparisonReport, title
@@ -101,7 +102,7 @@ def _at_ratios(request: ComparisonConfig, progress: Progress | None) -> _Work:
     checked = {method: look(config) for method, config in runs.items()}  # all, before any work
     base = next(iter(checked.values()))
     jobs: dict[str, Callable[[], list[Compared]]] = {
-        title(method): partial(_compressed, method, config, progress)
+        title(method): partial(_compressed, method, config, progress, checked[method].config)
         for method, config in runs.items()
     }
     for scheme in request.in_schemes:
@@ -120,11 +121,11 @@ def _within(request: ComparisonConfig, progress: Progress | None) -> _Work:
             continue
         name, config = title(method, scheme), request.within(method, scheme)
         try:
-            look(config)
+            settled = look(config).config
         except BudgetError as error:
             work.beyond[name] = str(error)
             continue
-        job = partial(_compressed, method, config, progress)
+        job = partial(_compressed, method, config, progress, settled)
         if scheme:
             job = partial(_both, request, base.folder, method, scheme, config, progress)
         work.jobs[name] = job
@@ -137,8 +138,11 @@ def _nothing(beyond: dict[str, str]) -> BudgetError:
     return BudgetError("; ".join(f"{name}: {why}" for name, why in beyond.items()))
 
 
-def _compressed(method: Method, config: RunConfig, progress: Progress | None) -> list[Compared]:
-    return [_cut(method, output) for output in compress(config, progress).outputs]
+def _compressed(
+    method: Method, config: RunConfig, progress: Progress | None, settled: RunConfig
+) -> list[Compared]:
+    asked = settled.evaluation
+    return [_cut(method, output, asked) for output in compress(config, progress).outputs]
 
 
 def _both(
@@ -167,11 +171,15 @@ def _base(request: ComparisonConfig, base: Path, scheme: Scheme) -> list[Compare
     return [_quantised(request, base, request.quantised(str(base), scheme, scheme))]
 
 
-def _cut(method: Method, output: OutputResult) -> Compared:
-    """Return the row of a run's checkpoint, which has scored it on the first text."""
-    if output.evaluation is None:
-        raise RunError(f"{output.path}: published without an evaluation; name another --output")
-    done = output.compression
+def _cut(method: Method, output: OutputResult, asked: EvaluationTextConfig) -> Compared:
+    """Return the row of a run's checkpoint, with its score on the first text if the run has scored
+    it as is asked: one that was there already may have been on another text, or on less of it.
+    """
+    done, found = output.compression, output.evaluation
+    same = found is not None and (
+        (found.text, found.sequence_length, found.models[0].windows)
+        == (asked.text, asked.sequence_length, asked.windows)
+    )
     return Compared(
         method=method,
         ratio=output.ratio,
@@ -180,7 +188,7 @@ def _cut(method: Method, output: OutputResult) -> Compared:
         bytes=done.bytes_after,
         predicted=done.nats,
         place=str(output.path),
-        evaluations=(output.evaluation,),
+        evaluations=(found,) if found is not None and same else (),
     )
 
 

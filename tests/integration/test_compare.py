@@ -121,6 +121,21 @@ def test_the_base_at_fewer_bits_is_beside_them(
     file.write_text(told)
 
 
+def test_another_text_is_not_given_the_scores_of_the_first(
+    request_: ComparisonConfig, report: ComparisonReport
+) -> None:
+    """Nor is less of it: what is published was scored as the first command asked."""
+    for fields in ({"evaluate": request_.evaluate[1:]}, {"windows": 2}):
+        asked: dict[str, Any] = {"methods": ("svd",), "schemes": (), **fields}
+        other = request_.model_copy(update=asked)
+        for row in compare(other).rows:
+            evaluations = [(one.text, one.models[1].windows) for one in row.evaluations]
+            assert evaluations == [(text, other.windows) for text in other.evaluate]
+            [before] = [one for one in report.rows if one.place == row.place]
+            assert row.evaluations[0] != before.evaluations[0]
+    assert compare(request_).rows == report.rows
+
+
 def test_tasks_of_what_is_finished(
     request_: ComparisonConfig, report: ComparisonReport, tmp_path: Path
 ) -> None:
