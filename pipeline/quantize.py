@@ -60,6 +60,9 @@ def quantize(config: QuantizationConfig) -> Quantization:
     with contextlib.ExitStack() as copies, staged_beside(output) as staging:
         folder = local_folder(config.checkpoint, copies)
         require_apart(output, folder, "checkpoint")
+        if config.calibration:
+            context = context_of(read_config(folder))
+            config = fitted(config, context, sequence_length="--sequence-length ")
         done, identity = _write(config, folder, staging)
         checks = verify_checkpoint(staging, published=False)
         for check in checks:
@@ -160,7 +163,6 @@ def _calibrated(
 
 
 def _windows(config: QuantizationConfig, folder: Path) -> Tensor:
-    config = fitted(config, context_of(read_config(folder)), sequence_length="--sequence-length ")
     length, count = config.sequence_length, config.calibration_samples
     tokenizer = load_tokenizer(folder, trust_remote_code=False)
     mixture = read_mixture(config.calibration, tokenizer, [(count, length)])

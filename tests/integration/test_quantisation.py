@@ -74,6 +74,14 @@ def test_factors(compressed: Path, text: Path, tmp_path: Path) -> None:
         adopting(AdoptionConfig(checkpoint=output, base="org/base", output=tmp_path / "more"))
 
 
+def test_the_default_windows_are_no_longer_than_the_model_was_made_for(
+    text: Path, tmp_path: Path
+) -> None:
+    model = tiny_model(tmp_path / "model", max_position_embeddings=128)
+    gptq = {"calibration": str(text), "calibration_samples": 4}
+    assert quantize(ask(model, tmp_path / "output", "W4A16", **gptq)).tokens == 4 * 128
+
+
 def test_a_base_and_its_perplexity(text: Path, tmp_path: Path) -> None:
     model, output = tiny_model(tmp_path / "model"), tmp_path / "output"
     done = quantize(ask(model, output, "W8A16"))
