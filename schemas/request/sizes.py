@@ -46,7 +46,7 @@ def _share(value: object) -> object:
     except ValueError:
         return value  # which pydantic refuses, or None
     if above:  # 5 for 5%
-        raise ValueError("that allows more than twice the base's; write it in %, as 5% or 150%")
+        raise ValueError("that allows more than twice the base's; write it in %, as 5%")
     return value
 
 
