@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.report.card import write_card, write_dense_card
 from pipeline.request.adopt import Adopted, read_finished, require_files
-from pipeline.request.preflight import require_apart
+from pipeline.request.preflight import require_apart, require_writable
 from pipeline.stages import assemble
 from schemas.errors import ConfigError
 from schemas.model.spec import DecoderSpec, Encoding, Factors
@@ -78,7 +78,11 @@ def export(config: ExportConfig) -> Exported:
 
 @contextlib.contextmanager
 def staged_beside(output: Path) -> Iterator[Path]:
-    """Give a folder beside the output, which is removed at the end unless it was renamed."""
+    """Give a folder beside the output, which is removed at the end unless it was renamed.
+
+    Raises ConfigError if nothing can be written there.
+    """
+    require_writable(output)
     staging = output.with_name(f"{output.name}.{uuid.uuid4().hex[:12]}.tmp")
     staging.mkdir(parents=True)
     try:

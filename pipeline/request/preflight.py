@@ -70,7 +70,7 @@ def look(config: RunConfig) -> Checked:
         texts = _local_texts(config)
         for place in (config.run_folder, *map(config.output_folder, config.ratio)):
             if isinstance(place, Path):
-                _require_writable(place)
+                require_writable(place)
         _require_run_dir(config)
         weights = url_of(config.model)
         if not weights and not Path(locate(config.model)).expanduser().exists():
@@ -177,7 +177,7 @@ def _require_disk(config: RunConfig, spec: ModelSpec) -> None:
     require_disk(least, config, mine)
 
 
-def _require_writable(folder: Path) -> None:
+def require_writable(folder: Path) -> None:
     """Raises ConfigError if a folder cannot be created, renamed or written to."""
     if "\0" in str(folder):
         raise ConfigError(f"{folder}: a path holds no NUL character; correct it")

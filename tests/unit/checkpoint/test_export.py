@@ -156,6 +156,13 @@ def test_an_output_that_is_taken_is_refused(source: Checkpoint) -> None:
         exported(source.folder, dense=True)
 
 
+def test_an_output_below_a_file_is_refused(source: Checkpoint) -> None:
+    below = source.folder.with_name("file") / "out"
+    below.parent.touch()
+    with pytest.raises(ConfigError, match="is a file, not a folder"):
+        export(ExportConfig(checkpoint=str(source.folder), output=below, dense=True))
+
+
 @pytest.mark.parametrize("form", [{}, {"factors": "plain", "dense": True}])
 def test_one_form_is_to_be_named(form: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="name one form"):
