@@ -112,8 +112,8 @@ def read_finished(place: Location) -> Adopted:
             raise CheckpointError(f"{place}: no {SUCCESS}; name a checkpoint that is finished")
         if scheme := found.compression.scheme:
             raise CheckpointError(
-                f"{place}: its factors are quantised ({scheme}); train the checkpoint that it was "
-                "made from, then quantise the result"
+                f"{place}: its factors are quantised ({scheme}); name the checkpoint that it was "
+                "made from, and quantise the result"
             )
     except StorageError as error:  # nothing was computed yet
         raise ConfigError(str(error)) from error

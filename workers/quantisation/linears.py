@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from schemas.errors import ConfigError, NumericsError
+from schemas.errors import CheckpointError, ConfigError, NumericsError
 from schemas.request.quantization import QuantizationConfig
 from schemas.run.targets import ROUTERS, matches
 from workers.checkpoint.config_file import read_config
@@ -46,7 +46,13 @@ def find_linears(folder: Path, config: QuantizationConfig) -> Linears:
     names no linear layer or none is left.
     """
     where = str(folder / CONFIG)
-    entries = unquantised(read_config(folder), where)
+    entries = read_config(folder)
+    try:
+        unquantised(entries, where)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{where}: the checkpoint is quantised; quantise the one that it was made from"
+        ) from error
     spec = inspect_decoder(folder)
     model = skeleton(entries, where, torch.bfloat16)
     layers = model.get_submodule(spec.path).named_modules(prefix=spec.path)
@@ -78,7 +84,9 @@ def find_linears(folder: Path, config: QuantizationConfig) -> Linears:
                 found.tensors[name] = named[name]
     if not found.schemes:
         why = next(iter(found.stay.values()), "there are none")
-        raise ConfigError(f"{folder}: no linear layer of it can be {config.scheme} ({why})")
+        raise ConfigError(
+            f"{config.checkpoint}: no linear layer of it can be {config.scheme} ({why})"
+        )
     return found
 
 

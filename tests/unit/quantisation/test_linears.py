@@ -59,7 +59,7 @@ def test_a_request_that_means_nothing_is_refused(
 
 def test_a_quantised_checkpoint_is_refused(tmp_path: Path) -> None:
     folder = to_fp8(tiny_model(tmp_path / "model"))
-    with pytest.raises(CheckpointError, match="is quantised"):
+    with pytest.raises(CheckpointError, match="quantise the one that it was made from"):
         find_linears(folder, ask(folder))
 
 
