@@ -11,7 +11,7 @@ from pipeline.cluster.session import ray_session
 from pipeline.compress import compress
 from pipeline.evaluate import evaluate
 from pipeline.progress import Progress
-from pipeline.quantize import quantize
+from pipeline.quantize import is_made_so, quantize
 from pipeline.report.compare import comparison
 from pipeline.report.read import read_reported
 from pipeline.request.preflight import Checked, look
@@ -29,13 +29,12 @@ from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import OutputResult
 from schemas.run.identity import fingerprint
 from workers.checkpoint.names import SUCCESS
-from workers.checkpoint.published import read_quantization
+from workers.checkpoint.published import read_manifest, read_quantization
 from workers.quantisation.sizes import base_bytes
 from workers.storage.files import write_text
 from workers.storage.models import read_model
 
 TABLE, PAGE = "comparison.json", "comparison.html"
-_ASKED = ("checkpoint", "scheme", "calibration", "seed")
 
 
 class _Work(NamedTuple):
@@ -209,7 +208,7 @@ def _quantised(request: ComparisonConfig, base: Path, asked: QuantizationConfig)
     """Quantise a checkpoint; the row is as if it was the base."""
     there = (asked.output / SUCCESS).exists()
     done = read_quantization(asked.output) if there else quantize(asked)
-    if any(getattr(done, name) != getattr(asked, name) for name in _ASKED):
+    if not is_made_so(done, asked):
         raise ConfigError(
             f"{asked.output} was quantised from another model or text; name another --output"
         )
@@ -239,7 +238,9 @@ def _score(
     request: ComparisonConfig, name: str, asked: EvaluationConfig, scorers: Scorers | None = None
 ) -> EvaluationReport:
     """Score a checkpoint on a text; the report is kept beside the checkpoints."""
-    scored = fingerprint(asked.model_dump(mode="json", exclude={"workers"}))
+    at = Path(asked.checkpoint)
+    made = read_manifest(at).output if (at / SUCCESS).exists() else None  # it may be made anew
+    scored = fingerprint([asked.model_dump(mode="json", exclude={"workers"}), made])
     kept = request.output / "evaluations" / f"{name}-{scored}.json"
     found = read_model(kept, EvaluationReport)
     if found is None:

@@ -60,9 +60,7 @@ def quantize(config: QuantizationConfig) -> Quantization:
     with contextlib.ExitStack() as copies, staged_beside(output) as staging:
         folder = local_folder(config.checkpoint, copies)
         require_apart(output, folder, "checkpoint")
-        if config.calibration:
-            context = context_of(read_config(folder))
-            config = fitted(config, context, sequence_length="--sequence-length ")
+        config = within(config, folder)
         done, identity = _write(config, folder, staging)
         checks = verify_checkpoint(staging, published=False)
         for check in checks:
@@ -70,6 +68,31 @@ def quantize(config: QuantizationConfig) -> Quantization:
         require(checks, output)
         publish_output(staging, output, identity)
     return done
+
+
+def within(config: QuantizationConfig, folder: Path) -> QuantizationConfig:
+    """Return the request with windows that fit the model, if there are any."""
+    if not config.calibration:
+        return config
+    context = context_of(read_config(folder))
+    return fitted(config, context, sequence_length="--sequence-length ")
+
+
+def is_made_so(done: Quantization, config: QuantizationConfig) -> bool:
+    """Whether a checkpoint was quantised as is asked, from what the folder describes by now."""
+    folder = Path(config.checkpoint)
+    listed = {name: found for name, found in done.source_files.items() if name.endswith(".json")}
+    there = [name for name in listed if (folder / name).is_file()]
+    alike = ("checkpoint", "scheme", "calibration", "seed")
+    return (
+        all(getattr(done, name) == getattr(config, name) for name in alike)
+        and done.tokens == _tokens(within(config, folder))
+        and listed == sha256_of(folder, there)
+    )
+
+
+def _tokens(config: QuantizationConfig) -> int:
+    return config.calibration_samples * config.sequence_length if config.calibration else 0
 
 
 def _write(config: QuantizationConfig, folder: Path, staging: Path) -> tuple[Quantization, str]:
@@ -123,7 +146,7 @@ def _round(
         scheme=config.scheme,
         method="GPTQ" if config.calibration else "round to nearest",
         calibration=config.calibration,
-        tokens=config.calibration_samples * config.sequence_length if config.calibration else 0,
+        tokens=_tokens(config),
         damping=config.damping if config.calibration else None,
         seed=config.seed,
         device=device_of(config.device).type if config.calibration else "cpu",

@@ -10,6 +10,7 @@ import pipeline.compare
 import pipeline.compress
 from pipeline.cli.tables.comparison import comparison_table
 from pipeline.compare import compare
+from pipeline.quantize import is_made_so
 from schemas.errors import BudgetError, ConfigError, RunError
 from schemas.request.comparison import ComparisonConfig
 from schemas.request.evaluation import TasksConfig
@@ -21,7 +22,7 @@ from tests.models import tiny_model
 from tests.prose import prose
 from tests.tables import shown
 from tests.tasks import write_choice
-from workers.checkpoint.published import read_compression
+from workers.checkpoint.published import read_compression, read_quantization
 
 RATIOS = (0.2, 0.5)
 
@@ -119,6 +120,15 @@ def test_the_base_at_fewer_bits_is_beside_them(
     with pytest.raises(ConfigError, match="was quantised from another model or text"):
         compare(request_.model_copy(update={"methods": ("svd",)}))
     file.write_text(told)
+    done = read_quantization(request_.output / "W8A16")
+    calibrated = request_.quantised(done.checkpoint, "W4A16", "unused")
+    done = done.model_copy(
+        update={"scheme": "W4A16", "calibration": calibrated.calibration, "tokens": 8 * 64}
+    )
+    assert is_made_so(done, calibrated)
+    assert not is_made_so(done, calibrated.model_copy(update={"calibration_samples": 9}))
+    changed = done.source_files | {"config.json": "another"}
+    assert not is_made_so(done.model_copy(update={"source_files": changed}), calibrated)
 
 
 def test_another_text_is_not_given_the_scores_of_the_first(
