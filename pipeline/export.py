@@ -92,8 +92,8 @@ def staged_beside(output: Path) -> Iterator[Path]:
 
 
 def rotate(folder: Path, output: Path, seed: int, stay: Collection[str]) -> dict[Encoding, int]:
-    """Write a finished checkpoint in the form that few bits can hold (`as_rotated`) into a folder
-    that is empty; the head and matrices that a pattern of `stay` names are as they were. Return how
+    """Write a finished checkpoint in the form that rounding harms least (`as_rotated`) into an
+    empty folder; the head and matrices that a pattern of `stay` names are as they were. Return how
     many were stored anew, by what they are now. Raises CheckpointError if it is none or is damaged.
     """
     source, found = _opened(folder), Counter[Encoding]()

@@ -13,7 +13,7 @@ from pipeline.request.preflight import require_apart
 from pipeline.stages.assemble import list_files
 from pipeline.stages.publish import publish_output
 from schemas.errors import ConfigError
-from schemas.request.quantization import FEW_BITS, QuantizationConfig
+from schemas.request.quantization import ROTATED, QuantizationConfig
 from schemas.result.manifest import Compression
 from schemas.result.quantization import QuantisedLinear, Quantization
 from schemas.run.context import fitted
@@ -100,7 +100,7 @@ def _write(config: QuantizationConfig, folder: Path, staging: Path) -> tuple[Qua
     there = [path.name for path in folder.iterdir() if path.is_file() and is_wanted(path.name)]
     files = sorted(name for name in there if name.endswith((".json", ".safetensors")))
     source_files = sha256_of(folder, files)
-    if config.scheme not in FEW_BITS or LOW_RANK not in read_config(folder):
+    if config.scheme not in ROTATED or LOW_RANK not in read_config(folder):
         done, compression = _round(config, folder, staging, source_files)
     else:
         with staged_beside(config.output.absolute()) as rotated:

@@ -103,7 +103,7 @@ def as_factors(cut: Cut, tensors: dict[str, Tensor], factors: Factors) -> Stored
 
 
 def as_rotated(cut: Cut, tensors: dict[str, Tensor], seed: int) -> Stored | None:
-    """Store the W' of a matrix for few bits: as rotated factors or, if they have no fewer numbers,
+    """Store the W' of a matrix for rounding: as rotated factors or, if they have no fewer numbers,
     multiplied out. None if it is dense already.
 
     Pivoted factors cannot be rotated, and errors of the one factor are multiplied by the other.

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from runtime.configuration_lowrank import BIASES, Matrix, tensor_shapes
 from schemas.model.dtypes import ITEM_BYTES
 from schemas.model.spec import Factors, MatrixSpec, ModelSpec, TensorSpec
-from schemas.request.quantization import FEW_BITS, Scheme
+from schemas.request.quantization import ROTATED, Scheme
 from schemas.result.output import FactorSource, MatrixResult, OutputFile, OutputTensor
 from workers.checkpoint.names import weight_file
 from workers.output import file_bytes
@@ -114,7 +114,7 @@ def total_bytes(
 def _promised(
     matrix: MatrixSpec, factors: Factors, rank: int | None, scheme: Scheme | None
 ) -> Matrix:
-    if rank is not None and scheme in FEW_BITS and not matrix.is_head:
+    if rank is not None and scheme in ROTATED and not matrix.is_head:
         factors = "plain"
         rank = rotated_rank(rank, matrix.out_features, matrix.in_features)
     return Matrix("dense" if rank is None else matrix.encoding(factors), rank)

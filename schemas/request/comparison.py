@@ -12,7 +12,7 @@ from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig, TasksConfig
 from schemas.request.groups import CalibrationConfig, ClusterConfig, NumericsConfig
 from schemas.request.methods import METHODS, Method
-from schemas.request.quantization import FEW_BITS, QuantizationConfig, Scheme
+from schemas.request.quantization import FEW_BITS, ROTATED, QuantizationConfig, Scheme
 from schemas.request.settings import SEVERAL, Flag, Words
 from schemas.request.sizes import AS_SIZE, format_size
 
@@ -109,11 +109,11 @@ class ComparisonConfig(Request):
     def within(self, method: Method, scheme: Scheme | None) -> RunConfig:
         """The run that cuts the model until it has the size, as stored or in a scheme.
 
-        Factors of few bits are rotated, which pivoted ones cannot be: they are plain, and their
-        ranks multiples of 32, so that ranks are shared out by what will be stored.
+        Where factors are rotated, which pivoted ones cannot be, they are plain, and their ranks
+        multiples of 32, so that ranks are shared out by what will be stored.
         """
         name, fields = self.named(method, scheme), dict[str, Any]()
-        if scheme in FEW_BITS:
+        if scheme in ROTATED:
             fields |= {"factors": "plain", "rank_multiple": math.lcm(self.rank_multiple, 32)}
         output = self.output / "cut" / name if scheme else self.output / name
         budget = {"size": self.target_size, "scheme": scheme}

@@ -14,7 +14,11 @@ Scheme = Literal["W2A16", "W3A16", "W4A16", "W8A16", "W8A8", "FP8", "NVFP4A16", 
 GROUPED = ("W2A16", "W3A16", "W4A16", "W8A16")
 """The schemes whose weights share a scale in groups of a size that may be chosen."""
 FEW_BITS = ("W2A16", "W3A16", "W4A16", "NVFP4A16", "NVFP4")
-"""The schemes for which low-rank factors are rotated before they are rounded."""
+"""The schemes below 8 bits, for which GPTQ pays."""
+ROTATED = (*FEW_BITS, "W8A8", "FP8")
+"""The schemes for which low-rank factors are rotated before they are rounded: those of few bits,
+and those that round the latents between two factors, too.
+"""
 
 
 class QuantizationConfig(Request):

@@ -74,6 +74,15 @@ def test_factors(compressed: Path, text: Path, tmp_path: Path) -> None:
         adopting(AdoptionConfig(checkpoint=output, base="org/base", output=tmp_path / "more"))
 
 
+@pytest.mark.parametrize(("scheme", "anew"), [("W8A16", False), ("W8A8", True), ("FP8", True)])
+def test_factors_are_stored_anew_where_the_latents_are_rounded(
+    compressed: Path, tmp_path: Path, scheme: str, anew: bool
+) -> None:
+    done = quantize(ask(compressed, tmp_path / "output", scheme))
+    assert bool(done.restated) == anew
+    assert all(check.passed for check in verify_checkpoint(tmp_path / "output", published=True))
+
+
 def test_the_default_windows_are_no_longer_than_the_model_was_made_for(
     text: Path, tmp_path: Path
 ) -> None:

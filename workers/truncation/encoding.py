@@ -69,8 +69,8 @@ def plain_factors(a: Tensor, b: Tensor, dtype: torch.dtype) -> Stored:
 
 
 def rotated_rank(rank: int, out_features: int, in_features: int) -> int | None:
-    """Return the rank of the rotated factors that a matrix (m, n) of a rank is stored as for few
-    bits: a multiple of 32. None if they have no fewer numbers than the matrix multiplied out.
+    """Return the rank of the rotated factors that a matrix (m, n) of a rank is stored as for
+    rounding: a multiple of 32. None if they have no fewer numbers than the matrix multiplied out.
     """
     rounded = math.ceil(rank / _ROTATED) * _ROTATED
     fewer = rounded * (out_features + in_features) < out_features * in_features
@@ -78,7 +78,7 @@ def rotated_rank(rank: int, out_features: int, in_features: int) -> int | None:
 
 
 def rotated_factors(a: Tensor, b: Tensor, dtype: torch.dtype, rank: int, seed: int) -> Stored:
-    """Store A (m, k) B (k, n), in float64, as plain factors that few bits can hold.
+    """Store A (m, k) B (k, n), in float64, as plain factors for rounding.
 
     They are A R^T and R B of an orthonormal B (LQ) and a random rotation R (rank, k), rank >= k: no
     number stands out, so that errors of rounding are small and alike, as in the incoherence

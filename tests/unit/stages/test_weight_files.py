@@ -12,7 +12,7 @@ from pipeline.stages.weight_files import total_bytes
 from schemas.errors import ConfigError
 from schemas.model.spec import Factors
 from schemas.request.budget import BudgetConfig
-from schemas.request.quantization import FEW_BITS, QuantizationConfig, Scheme
+from schemas.request.quantization import ROTATED, QuantizationConfig, Scheme
 from tests.low_rank import make_checkpoint
 from tests.models import tiny_model
 from tests.unit.checkpoint.conftest import finish_handmade
@@ -30,13 +30,13 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 3,
     "head_dim": 32,
 }
-SCHEMES: tuple[Scheme, ...] = ("W8A16", "W4A16")
+SCHEMES: tuple[Scheme, ...] = ("W8A16", "W4A16", "FP8")
 
 
 def written(folder: Path, output: Path, scheme: Scheme) -> int:
     """Quantise the weights of a checkpoint as `quantize` does; return the bytes of the files."""
     asked = {"checkpoint": str(folder), "scheme": scheme, "output": output}
-    if scheme in FEW_BITS and (folder / SUCCESS).exists():
+    if scheme in ROTATED and (folder / SUCCESS).exists():
         rotated = output.with_name(f"{output.name}-rotated")
         rotated.mkdir()
         rotate(folder, rotated, 0, ())
