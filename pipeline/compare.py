@@ -176,7 +176,7 @@ def _cut(method: Method, output: OutputResult, asked: EvaluationTextConfig) -> C
     """
     done, found = output.compression, output.evaluation
     same = found is not None and (
-        (found.text, found.sequence_length, found.models[0].windows)
+        (found.text, found.sequence_length, found.asked)
         == (asked.text, asked.sequence_length, asked.windows)
     )
     return Compared(

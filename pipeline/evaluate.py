@@ -52,6 +52,7 @@ def evaluate(config: EvaluationConfig, scorers: "Scorers | None" = None) -> Eval
     return EvaluationReport(
         text=config.text,
         sequence_length=config.sequence_length,
+        asked=config.windows,
         dtype=config.dtype,
         prompts=PROMPTS if any(model.generation for model in models) else (),
         models=models,

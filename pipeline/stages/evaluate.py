@@ -50,6 +50,7 @@ def score(output: Output) -> EvaluationReport:
         found = EvaluationReport(
             text=text.name,
             sequence_length=run.config.evaluation.sequence_length,
+            asked=run.config.evaluation.windows,
             dtype=run.facts.dtype,
             models=_score(output, text),
         )

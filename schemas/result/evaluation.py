@@ -79,6 +79,9 @@ class EvaluationReport(Schema):
 
     text: str
     sequence_length: int
+    asked: int | None = Field(
+        None, description="Windows that were asked for, of which a short text has fewer; None: all"
+    )
     dtype: DType
     prompts: tuple[str, ...] = Field((), description="What the texts of `generation` continue")
     models: tuple[ModelEvaluation, ...] = Field(min_length=1)

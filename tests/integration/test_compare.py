@@ -146,6 +146,19 @@ def test_another_text_is_not_given_the_scores_of_the_first(
     assert compare(request_).rows == report.rows
 
 
+def test_a_text_that_is_shorter_than_asked_is_scored_once(
+    local_ray: None, request_: ComparisonConfig, tmp_path: Path
+) -> None:
+    """By the run: there is nothing left to score beside it."""
+    short = tmp_path / "short.txt"
+    short.write_text(prose(400))
+    asked: dict[str, Any] = {"methods": ("svd",), "schemes": (), "evaluate": (str(short),)}
+    [*_, row] = compare(request_.model_copy(update=asked | {"output": tmp_path / "out"})).rows
+    [evaluation] = row.evaluations
+    assert evaluation.models[1].windows < request_.windows == evaluation.asked
+    assert not (tmp_path / "out" / "evaluations").exists()
+
+
 def test_tasks_of_what_is_finished(
     request_: ComparisonConfig, report: ComparisonReport, tmp_path: Path
 ) -> None:
