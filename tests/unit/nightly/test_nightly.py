@@ -89,14 +89,16 @@ def test_another_method_is_another_key(training: Training) -> None:
     assert len(training.compress.made) == 2
 
 
-def test_another_content_of_the_calibration_text_is_another_key(
-    training: Training, tmp_path: Path
+@pytest.mark.parametrize("use", ["calibration", "recovery"])
+def test_another_content_of_a_text_is_another_key(
+    training: Training, tmp_path: Path, use: str
 ) -> None:
     training.step(1)
     words = tmp_path / "words.txt"
     for content in ("one", "two", "two"):
         words.write_text(content)
-        training.night(calibration={"text": str(words)})
+        trained = {"enabled": True} if use == "recovery" else {}
+        training.night(**{use: {"text": str(words), **trained}})
     assert len(training.compress.made) == 2
 
 
@@ -108,17 +110,6 @@ def test_every_text_of_a_mixture_is_in_the_key(training: Training, tmp_path: Pat
         other.write_text(content)
         training.night(calibration={"text": [str(one), f"{other}:2"]})
     training.night(calibration={"text": f"{one},{other}:2"})
-    assert len(training.compress.made) == 2
-
-
-def test_another_content_of_the_text_to_train_on_is_another_key(
-    training: Training, tmp_path: Path
-) -> None:
-    training.step(1)
-    words = tmp_path / "words.txt"
-    for content in ("one", "two", "two"):
-        words.write_text(content)
-        training.night(recovery={"enabled": True, "text": str(words)})
     assert len(training.compress.made) == 2
 
 
