@@ -4,9 +4,11 @@ from typing import Any
 
 from schemas.request.groups import CalibrationConfig, NumericsConfig
 from schemas.request.methods import METHODS
+from schemas.request.recovery import RecoveryConfig, RefinementConfig
 from schemas.result.evaluation import EvaluationReport, Generation, ModelEvaluation, Written
 from schemas.result.manifest import Compression
 from schemas.result.output import MatrixResult
+from schemas.result.recovery import Look, RecoveryResult
 from schemas.result.report import ReportFacts, SpectrumSample, StageTime
 
 _ATTENTION = tuple(f"self_attn.{one}_proj" for one in "qkvo")
@@ -103,6 +105,25 @@ def evaluation(before: float = 22.59, after: float = 25.9, **fields: Any) -> Eva
     models = model("base", before), model("made", after, **({"kl": 0.12} | fields))
     return EvaluationReport(
         text="text/test.txt", sequence_length=1024, dtype="float32", models=models
+    )
+
+
+def recovery(*held_out: float | None, **settings: object) -> RecoveryResult:
+    """A training that was looked at before every step of 9 tokens and at the end, best last."""
+    return RecoveryResult(
+        config=RecoveryConfig.model_validate(settings),
+        refinement=RefinementConfig(),
+        refined=(),
+        windows=3,
+        parameters=1,
+        steps=len(held_out) - 1,
+        best=len(held_out) - 1,
+        looks=tuple(
+            Look(step=step, tokens=9 * step, held_out=found, loss=None)
+            for step, found in enumerate(held_out)
+        ),
+        workers=1,
+        seconds=1.0,
     )
 
 

@@ -7,8 +7,6 @@ from huggingface_hub import ModelCard
 
 from pipeline.report.card import front_matter, write_card
 from schemas.request.groups import CalibrationConfig
-from schemas.request.recovery import RecoveryConfig, RefinementConfig
-from schemas.result.recovery import Look, RecoveryResult
 from tests import reports
 
 
@@ -85,20 +83,8 @@ def test_the_hub_reads_the_perplexity_of_a_card(tmp_path: Path) -> None:
 def test_a_card_says_how_factors_were_trained(
     settings: dict[str, object], said: str, tmp_path: Path
 ) -> None:
-    looks = [Look(step=step, tokens=9 * step, held_out=3.0 - step, loss=None) for step in (0, 1)]
-    recovery = RecoveryResult(
-        config=RecoveryConfig.model_validate(settings),
-        refinement=RefinementConfig(),
-        refined=(),
-        windows=3,
-        parameters=1,
-        steps=1,
-        best=1,
-        looks=tuple(looks),
-        workers=1,
-        seconds=1.0,
-    )
-    done = reports.compression(reports.matrices(1)).model_copy(update={"recovery": recovery})
+    trained = reports.recovery(3.0, 2.0, **settings)
+    done = reports.compression(reports.matrices(1)).model_copy(update={"recovery": trained})
     write_card(tmp_path, tmp_path, done)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert f"{said}, on 9 tokens\n" in text

@@ -12,14 +12,10 @@ from xml.etree import ElementTree
 import pytest
 from pydantic import ValidationError
 
-from pipeline.report.figures import Matrices, ranks, short_kinds
-from pipeline.report.losses import layers, losses
+from pipeline.report.figures import Matrices
+from pipeline.report.losses import losses
 from pipeline.report.page import render_report
-from pipeline.report.recovery import recovery
-from pipeline.report.wording import optimism
-from schemas.request.recovery import RecoveryConfig, RefinementConfig
 from schemas.result.output import MatrixResult
-from schemas.result.recovery import Look, RecoveryResult
 from schemas.result.report import SpectrumSample, StageTime
 from tests import reports
 
@@ -54,21 +50,6 @@ class Document(html.parser.HTMLParser):
 
     def of(self, name: str) -> list[dict[str, str | None]]:
         return [attributes for tag, attributes in self.elements if tag == name]
-
-
-def test_a_type_is_named_shortly_with_the_number_of_its_part() -> None:
-    kinds = ["attn.c_attn.0", "attn.c_attn.1", "attn.c_proj", "mlp.c_proj", "ffn.2", "up"]
-    found = ["c_attn.0", "c_attn.1", "attn.c_proj", "mlp.c_proj", "ffn.2", "up"]
-    assert list(short_kinds(kinds).values()) == found
-
-
-@pytest.mark.parametrize(
-    ("measured", "said"),
-    [(0.149, ""), (0.2, ": the prediction is optimistic; more gradient tokens")],
-)
-def test_an_optimistic_prediction_is_called_one(measured: float, said: str) -> None:
-    assert said in optimism(0.1, measured)
-    assert bool(optimism(0.1, measured)) == bool(said)
 
 
 def test_the_report_says_what_was_predicted_measured_and_shrunk() -> None:
@@ -190,48 +171,6 @@ def test_a_credential_in_a_warning_is_hidden() -> None:
     assert "s3://***@bucket failed" in text
 
 
-def test_the_head_is_shown_with_the_last_layer() -> None:
-    rows = reports.matrices(3)
-    head = rows[0].model_copy(update={"name": "lm_head"})
-    matrices = Matrices([*rows, head])
-    assert matrices.layers == Matrices(rows).layers
-    [(layer, found)] = matrices.of("lm_head")
-    assert (layer, found) == (matrices.layers[-1], head)
-    assert (
-        matrices.label(next(place for place in matrices.at if place.kind == "lm_head")) == "lm_head"
-    )
-
-
-def test_the_heat_map_has_a_cell_for_every_matrix() -> None:
-    matrices = Matrices(reports.matrices(5))
-    [drawing] = ranks(matrices).drawings
-    cells = [g for g in ElementTree.fromstring(drawing) if g.attrib.get("class") == "cell"]
-    assert len(cells) == 5 * 7
-    tips = [cell.findtext("title") for cell in cells]
-    assert tips[0] == "layer 0, q_proj: rank 8 of 48, pivoted, 16.7\xa0% of full"
-    assert tips[6] == "layer 0, down_proj: dense, dense, 100.0\xa0% of full"
-    assert "1 of 35 matrices stayed dense" in ranks(matrices).gist
-
-
-def test_the_numbers_of_the_gist_are_those_of_the_rows() -> None:
-    rows = reports.matrices(2)
-    matrices, done = Matrices(rows), reports.compression(rows)
-    assert layers(matrices, done).gist == "Layer 1 costs most: 0.00140 of 0.00200 nats, 70\xa0%."
-    gist = losses(matrices, done, reports.evaluation()).gist
-    assert "13 cut matrices differs from the predicted one by at most 1.0\xa0%" in gist
-    assert "0.00200 nats a token were predicted, and 0.414 measured on 16 windows: the" in gist
-
-
-def test_a_block_whose_name_begins_another_counts_alone() -> None:
-    rows = [
-        row.model_copy(update={"name": row.name.replace("mlp", "self_attn_2")})
-        for row in reports.matrices(2)
-    ]
-    found = layers(Matrices(rows), reports.compression(tuple(rows))).table
-    assert found.head == ("layer", "self_attn", "self_attn_2", "all")
-    assert found.rows[1] == ("1", "8.00e−4", "6.00e−4", "0.00140")
-
-
 def test_a_method_without_gradients_and_without_evaluation_has_every_plot() -> None:
     rows = tuple(row.model_copy(update={"nats": None}) for row in reports.matrices(2))
     text = render_report(reports.compression(rows, nats=None), None, reports.facts(rows))
@@ -249,22 +188,6 @@ def test_a_loss_that_is_no_number_breaks_nothing() -> None:
     text = render_report(reports.compression((row,)), reports.evaluation(infinite, 3.0), facts)
     assert drawings(text)
     assert '"nan"' not in text
-
-
-def test_a_recovery_without_a_finite_loss_has_its_figure() -> None:
-    found = RecoveryResult(
-        config=RecoveryConfig(enabled=True),
-        refinement=RefinementConfig(),
-        refined=(),
-        windows=1,
-        parameters=1,
-        steps=1,
-        best=0,
-        looks=tuple(Look(step=step, tokens=step, held_out=None, loss=None) for step in (0, 1)),
-        workers=1,
-        seconds=1.0,
-    )
-    assert "on held-out text: – before, – after 0 of 1 steps" in recovery(found).gist
 
 
 def test_a_70b_is_under_3_megabytes() -> None:
