@@ -16,7 +16,6 @@ from transformers.conversion_mapping import (
 from transformers.pytorch_utils import Conv1D
 
 from .configuration_lowrank import LowRankConfig, Matrix, tensor_parallel_plan, tensor_shapes
-from .latent_cache import GeneratesFromLatents
 
 _DIGITS = re.compile(r"\.\d+\.")
 _DENSE = Matrix("dense", None)
@@ -144,7 +143,7 @@ def _ends(path: str) -> list[str]:
     return [".".join(parts[start:]) for start in range(len(parts))]
 
 
-class LowRankModel(GeneratesFromLatents, PreTrainedModel):
+class LowRankModel(PreTrainedModel):
     """What all the models share; the base model is one too, as serving engines load it alone.
 
     The tensors that stay keep the names of the base's files, which may not be those in memory: what

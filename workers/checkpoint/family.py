@@ -57,14 +57,15 @@ class Family(NamedTuple):
         names = "".join(f"    {name},\n" for name in sorted({self.config, *models}))
         config = f"{PREFIX}{self.config}"
         classes = [f"class {config}(LowRankConfig, {self.config}):\n    pass\n"]
-        classes += [
-            f"class {PREFIX}{name}(LowRankModel, {name}):\n    config_class = {config}\n"
-            for name in models
-        ]
+        for name in models:
+            bases = ("LatentGenerationMixin",) if name == self.model else ()
+            inherited = ", ".join((*bases, "LowRankModel", name))
+            classes.append(f"class {PREFIX}{name}({inherited}):\n    config_class = {config}\n")
         return (
             f'"""{self.model} of transformers, with linear layers replaced by low-rank ones."""\n\n'
             f"from transformers import (\n{names})\n\n"
             "from .configuration_lowrank import LowRankConfig\n"
+            "from .latent_cache import LatentGenerationMixin\n"
             "from .modeling_lowrank import LowRankModel\n\n\n" + "\n\n".join(classes)
         )
 

@@ -141,6 +141,8 @@ def load(auto, path):
     assert not any(v for k, v in info.items() if k != "unexpected_keys"), info
     beside = {key for key in info["unexpected_keys"] if key.startswith("lm_head.")}
     assert set(info["unexpected_keys"]) == (beside if auto is AutoModel else set())
+    made = type(model)  # the class of the file: engines compile that, and would miss another
+    assert made is getattr(sys.modules[made.__module__], made.__name__), made.__mro__
     return model
 
 try:
