@@ -120,21 +120,23 @@ def _round(
     return what was done, and how the folder was compressed, if it was.
     """
     from workers.quantisation.files import write_config, write_weights
-    from workers.quantisation.linears import find_linears
+    from workers.quantisation.linears import find_linears, shared_ranges
     from workers.quantisation.rounding import quantised
 
     found = find_linears(folder, config)
+    largest = shared_ranges(folder, found)
     for name in (p.name for p in folder.iterdir() if p.is_file() and is_wanted(p.name)):
         if name not in _NOT_COPIED and not name.endswith(".safetensors"):
             copy(folder / name, staging / name)
     linears: dict[str, QuantisedLinear] = {}
-    calibrated = _calibrated(config, folder, found, linears) if config.calibration else {}
+    calibrated = _calibrated(config, folder, found, largest, linears) if config.calibration else {}
 
     def store(name: str, weight: Tensor) -> dict[str, Tensor]:
         if name in calibrated:
             return calibrated.pop(name)
-        rounded = quantised(weight, found.schemes[name], found.dtype)
-        linears[name] = _described(name, weight, found.schemes[name], rounded)
+        scheme, limit = found.schemes[name], largest.get(name)
+        rounded = quantised(weight, scheme, found.dtype, largest=limit)
+        linears[name] = _described(name, weight, scheme, rounded)
         return rounded.stored
 
     before, after = write_weights(folder, staging, found.tensors, store)
@@ -160,7 +162,11 @@ def _round(
 
 
 def _calibrated(
-    config: QuantizationConfig, folder: Path, found: Any, linears: dict[str, QuantisedLinear]
+    config: QuantizationConfig,
+    folder: Path,
+    found: Any,
+    largest: dict[str, Tensor],
+    linears: dict[str, QuantisedLinear],
 ) -> dict[str, dict[str, Tensor]]:
     """Return what is stored of each linear layer that the calibration text reaches."""
     from workers.quantisation.linears import calibrate
@@ -170,13 +176,14 @@ def _calibrated(
     model = load_model(folder, config.dtype, config.device, trust_remote_code=False)
     stored: dict[str, dict[str, Tensor]] = {}
 
-    def quantise(name: str, weight: Tensor, moment: Tensor, largest: Tensor) -> Tensor:
+    def quantise(name: str, weight: Tensor, moment: Tensor, input_largest: Tensor) -> Tensor:
         scheme = found.schemes[name]
-        rounded = quantised(weight, scheme, found.dtype, moment, config.damping)
+        limit = largest[name].to(weight.device) if name in largest else None
+        rounded = quantised(weight, scheme, found.dtype, moment, config.damping, limit)
         linears[name] = _described(name, weight, scheme, rounded)
         stored[name] = {
             tail: tensor.cpu()
-            for tail, tensor in (rounded.stored | input_range(scheme, largest)).items()
+            for tail, tensor in (rounded.stored | input_range(scheme, input_largest)).items()
         }
         log.info("%s: %d of %d", name, len(stored), len(found.schemes))
         return rounded.weight

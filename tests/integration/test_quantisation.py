@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from pipeline.evaluate import evaluate
 from pipeline.quantize import quantize
@@ -24,6 +25,7 @@ from workers.evaluation.perplexity import stored
 from workers.model.loading import load_model
 
 TEXT = {"sequence_length": 32, "windows": 2, "sample_tokens": 1}
+GATED = ("gate", "up")
 
 
 @pytest.fixture
@@ -81,6 +83,32 @@ def test_factors_are_stored_anew_where_the_latents_are_rounded(
     done = quantize(ask(compressed, tmp_path / "output", scheme))
     assert bool(done.restated) == anew
     assert all(check.passed for check in verify_checkpoint(tmp_path / "output", published=True))
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_layers_that_engines_fuse_share_a_scale_of_scales(
+    text: Path, tmp_path: Path, calibrated: bool
+) -> None:
+    model, output = tiny_model(tmp_path / "model"), tmp_path / "output"
+    tensors = load_file(model / "model.safetensors")
+    for number, name in enumerate(tensors):
+        if "_proj" in name:
+            tensors[name] *= 1 + number / 8  # ranges that differ
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    gptq = {"calibration": str(text), "calibration_samples": 4, "sequence_length": 32}
+    quantize(ask(model, output, "NVFP4", **gptq) if calibrated else ask(model, output, "NVFP4A16"))
+    found = load_file(output / "model.safetensors")
+
+    def scales(layers: str, of: str) -> set[float]:
+        stems = (f"model.layers.0.{layer}_proj" for layer in layers.split())
+        return {float(found[f"{stem}.{of}_global_scale"]) for stem in stems}
+
+    for fused in ("self_attn.q self_attn.k self_attn.v", "mlp.gate mlp.up"):
+        assert len(scales(fused, "weight")) == 1
+        assert not calibrated or len(scales(fused, "input")) == 1
+    largest = max(tensors[f"model.layers.0.mlp.{one}_proj.weight"].abs().max() for one in GATED)
+    assert [*scales("mlp.up", "weight")] == [pytest.approx(448 * 6 / float(largest), rel=1e-2)]
+    assert len(scales("mlp.up mlp.down", "weight")) == 2
 
 
 def test_the_default_windows_are_no_longer_than_the_model_was_made_for(

@@ -1,6 +1,6 @@
 """The files of a quantised checkpoint: weights one file at a time, and config.json."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,8 @@ def write_weights(
     """
     layers = {tensor: name for name, tensor in tensors.items()}
     listed = weight_map(source / INDEX)
-    files = sorted(set(listed.values())) or [path.name for path in source.glob("*.safetensors")]
     before, places, sizes = 0, dict[str, str](), dict[str, int]()
-    for file in files:
+    for file in _weight_files(source):
         content: dict[str, Tensor] = {}
         with safe_open(source / file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
@@ -53,6 +52,20 @@ def write_weights(
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
         write_json(folder / INDEX, index)
     return before, sum(sizes.values())
+
+
+def read_weights(source: Path, tensors: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
+    """Yield each linear layer's name in the model with its weight, one after the other."""
+    layers = {tensor: name for name, tensor in tensors.items()}
+    for file in _weight_files(source):
+        with safe_open(source / file, framework="pt") as opened:
+            for name in layers.keys() & opened.keys():
+                yield layers[name], opened.get_tensor(name)
+
+
+def _weight_files(source: Path) -> list[str]:
+    listed = weight_map(source / INDEX)
+    return sorted(set(listed.values())) or [path.name for path in source.glob("*.safetensors")]
 
 
 def write_config(

@@ -17,6 +17,8 @@ from workers.checkpoint.names import CONFIG
 from workers.model.inspection import inspect_decoder
 from workers.model.reading import Places
 from workers.model.skeleton import skeleton
+from workers.quantisation.files import read_weights
+from workers.quantisation.rounding import has_scale_of_scales
 from workers.quantisation.schemes import scheme_for
 from workers.storage.tensorfile import DTYPES
 
@@ -88,6 +90,25 @@ def find_linears(folder: Path, config: QuantizationConfig) -> Linears:
             f"{config.checkpoint}: no linear layer of it can be {config.scheme} ({why})"
         )
     return found
+
+
+def shared_ranges(folder: Path, found: Linears) -> dict[str, Tensor]:
+    """Return the largest magnitude, float32, among each layer and those that engines may fuse with
+    it: layers of the same module with as many columns, such as q, k and v, or gate and up.
+
+    Engines give fused layers one scale of scales. Layers whose scheme has none are left out.
+    """
+    tensors = {
+        name: found.tensors[name]
+        for name, scheme in found.schemes.items()
+        if has_scale_of_scales(scheme.weights)
+    }
+    owners, largest = dict[str, tuple[str, int]](), dict[tuple[str, int], Tensor]()
+    for name, weight in read_weights(folder, tensors):
+        owners[name] = owner = name.rpartition(".")[0], weight.shape[1]
+        own = weight.abs().amax().float()
+        largest[owner] = torch.maximum(largest.get(owner, own), own)
+    return {name: largest[owner] for name, owner in owners.items()}
 
 
 def _require_used(patterns: Collection[str], linears: Collection[str]) -> None:

@@ -55,15 +55,17 @@ def quantised(
     dtype: torch.dtype,
     moment: Tensor | None = None,
     damping: float = 0.01,
+    largest: Tensor | None = None,
 ) -> Rounded:
     """Quantise a weight (m, n) as a scheme says; scales are stored in `dtype`.
 
-    With the second moment (n, n) of the layer's inputs by GPTQ, else to the nearest. Raises
-    NumericsError if the moment is not positive definite when it is damped.
+    With the second moment (n, n) of the layer's inputs by GPTQ, else to the nearest. A scale of
+    scales, if the scheme has one, is that of weights up to `largest`, by default the weight's own.
+    Raises NumericsError if the moment is not positive definite when it is damped.
     """
     wide = weight.float()
     args: QuantizationArgs = scheme.weights
-    scales = find_scales(wide, args, dtype)
+    scales = find_scales(wide, args, dtype, largest)
     if moment is None:
         found = fake_quantize(wide, scales.scale.float(), scales.zero_point, args, scales.of_scales)
     else:
@@ -81,7 +83,9 @@ def quantised(
     return Rounded(stored, found, _error(wide, found, moment))
 
 
-def find_scales(weight: Tensor, args: QuantizationArgs, dtype: torch.dtype) -> Scales:
+def find_scales(
+    weight: Tensor, args: QuantizationArgs, dtype: torch.dtype, largest: Tensor | None = None
+) -> Scales:
     """Return the scales of a weight (m, n), float32: those of the full range of each group or, for
     integers of few bits, of a shrunken range if the squared error is less.
     """
@@ -89,8 +93,9 @@ def find_scales(weight: Tensor, args: QuantizationArgs, dtype: torch.dtype) -> S
     groups = weight.reshape(len(weight), -1, size or weight.shape[1])
     low, high = groups.amin(-1), groups.amax(-1)
     of_scales = None
-    if args.strategy == QuantizationStrategy.TENSOR_GROUP:
-        of_scales = generate_gparam(weight.amin(), weight.amax())
+    if has_scale_of_scales(args):
+        largest = weight.abs().amax() if largest is None else largest
+        of_scales = generate_gparam(-largest, largest)
     few = args.type == QuantizationType.INT and args.num_bits <= _SEARCHED
     best = torch.full_like(low, torch.inf)
     scale, zero = _scale_and_zero(low, high, args, of_scales, dtype)
@@ -111,12 +116,17 @@ def _scale_and_zero(
     return (scale if args.scale_dtype else scale.to(dtype)), zero
 
 
+def has_scale_of_scales(args: QuantizationArgs) -> bool:
+    """Whether the scales of groups have a scale themselves, as in NVFP4."""
+    return bool(args.strategy == QuantizationStrategy.TENSOR_GROUP)
+
+
 def input_range(scheme: QuantizationScheme, largest: Tensor) -> dict[str, Tensor]:
     """Return what is stored of a layer's inputs: for NVFP4 the scale (1,) of their scales, from
     their largest magnitude. Other schemes store nothing.
     """
     inputs = scheme.input_activations
-    if inputs is None or inputs.strategy != QuantizationStrategy.TENSOR_GROUP:
+    if inputs is None or not has_scale_of_scales(inputs):
         return {}
     return {"input_global_scale": generate_gparam(-largest, largest)}
 
