@@ -11,6 +11,8 @@ from pipeline.request.flags import explain
 from schemas.errors import CompressorError, RunError
 from workers.process.logs import log
 
+_FAILED = "the run failed; the same command goes on from its run directory, if it has one"
+
 
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
@@ -25,12 +27,12 @@ def exit_codes() -> Iterator[None]:
     except CompressorError as error:
         log.error("error: %s", error)
         if isinstance(error, RunError):
-            log.error("the run failed; what it finished is kept, and the same command continues it")
+            log.error(_FAILED)
         raise typer.Exit(error.exit_code) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         log.error("error: %s%s", where, error.strerror or error)
-        log.error("the run failed; what it finished is kept, and the same command continues it")
+        log.error(_FAILED)
         raise typer.Exit(RunError.exit_code) from None
     except KeyboardInterrupt:
         line, code = interrupts.outcome()
