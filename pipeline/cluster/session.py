@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
@@ -20,6 +21,8 @@ from pipeline.search_path import for_workers
 from schemas.errors import ClusterError
 from schemas.request.groups import ClusterConfig
 from workers.process.logs import as_json
+
+_SET = ("RAY_USAGE_STATS_ENABLED", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")  # for an embedded Ray
 
 
 @contextlib.contextmanager
@@ -34,24 +37,26 @@ def ray_session(cluster: ClusterConfig, threads: int, store_bytes: int = 0) -> I
         yield
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        _connect(cluster, threads, store_bytes)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)  # ray.init installs its own handler
-    except SystemExit:  # ray.init's own handler of SIGTERM, while it starts
-        if callable(on_sigterm):
-            on_sigterm(signal.SIGTERM, None)
-        raise
-    try:
+    with contextlib.ExitStack() as at_end:
+        try:
+            _connect(cluster, threads, store_bytes, at_end)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_sigterm)  # ray.init installs its own handler
+        except SystemExit:  # ray.init's own handler of SIGTERM, while it starts
+            if callable(on_sigterm):
+                on_sigterm(signal.SIGTERM, None)
+            raise
+        at_end.callback(ray.shutdown)
         yield
-    finally:
-        ray.shutdown()
 
 
-def _connect(cluster: ClusterConfig, threads: int, store_bytes: int) -> None:
+def _connect(
+    cluster: ClusterConfig, threads: int, store_bytes: int, at_end: contextlib.ExitStack
+) -> None:
     setting = "cluster.address" if cluster.address else "RAY_ADDRESS"
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     if not address:
+        at_end.enter_context(_outside_any_cluster())
         _start_embedded(cluster, threads, store_bytes)
         return
     job: dict[str, Any] = {} if "://" in address else {"job_config": _Job()}  # a client adds none
@@ -76,12 +81,28 @@ def _connect(cluster: ClusterConfig, threads: int, store_bytes: int) -> None:
         ) from None
 
 
-def _start_embedded(cluster: ClusterConfig, threads: int, store_bytes: int) -> None:
+@contextlib.contextmanager
+def _outside_any_cluster() -> Iterator[None]:
+    """Let Ray listen on loopback only, and ask for a secret that this session alone knows.
+
+    Both hold for the process, so they end with the session: the next one may join a cluster.
+    """
+    absent = [name for name in _SET if name not in os.environ]
+    cluster = ray_constants.ENABLE_RAY_CLUSTER
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if "RAY_AUTH_MODE" not in os.environ:  # a secret of this process, not a file in the home folder
+    if "RAY_AUTH_MODE" not in os.environ:  # Ray sets it when it finds a token
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    # Ray's own switch for a node outside any cluster: it listens on loopback only.
     ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = cluster
+        for name in absent:
+            os.environ.pop(name, None)
+        AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _start_embedded(cluster: ClusterConfig, threads: int, store_bytes: int) -> None:
     cores = len(os.sched_getaffinity(0))
     wanted = (cluster.workers or 0) * threads
     ray.init(

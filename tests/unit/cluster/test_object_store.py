@@ -1,11 +1,13 @@
 """The object store of an embedded Ray: as large as what is under way, within memory."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from ray._private import ray_constants
 
 from pipeline.cluster import object_store
 from pipeline.cluster.object_store import run_bytes, stream_bytes, within_memory
@@ -61,7 +63,7 @@ def test_an_evaluation_sends_forward_alone() -> None:
         (3 * GB, GB, 64 * 10**6, 512 * 1024**2),  # a container's /dev/shm: Ray takes its disk
     ],
 )
-def test_an_embedded_ray_is_given_what_there_is_room_for(
+def test_an_embedded_ray_is_given_what_there_is_room_for_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, needed: int, available: int, shared: int, expected: int
 ) -> None:
     def usage(folder: str) -> Any:
@@ -72,11 +74,12 @@ def test_an_embedded_ray_is_given_what_there_is_room_for(
         given.append(options["object_store_memory"])
         raise RuntimeError("as far as it goes")
 
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     given: list[int] = []
+    before = dict(os.environ), ray_constants.ENABLE_RAY_CLUSTER
     monkeypatch.setattr(object_store, "available_bytes", lambda: available)
     monkeypatch.setattr(shutil, "disk_usage", usage)
     assert within_memory(needed) == expected
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with (
@@ -85,3 +88,4 @@ def test_an_embedded_ray_is_given_what_there_is_room_for(
     ):
         pass
     assert given == [expected]
+    assert (dict(os.environ), ray_constants.ENABLE_RAY_CLUSTER) == before  # one may be joined next
