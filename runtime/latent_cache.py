@@ -41,12 +41,7 @@ class CacheSize(NamedTuple):
 
 
 class LatentGenerationMixin:
-    """A model that generates with a latent cache if its configuration says `latent_cache`.
-
-    It is a direct base of models with a head and of no other. Of a class that transformers loads
-    from a checkpoint and that has a `generate` of its own, but no base named so, transformers makes
-    another class at the first load, and engines then compile a class that no model has.
-    """
+    """A model that generates with a latent cache if its configuration says `latent_cache`."""
 
     def latent_cache(self) -> "LatentCache":
         """Return an empty cache of this model, for `generate(past_key_values=...)`."""

@@ -58,6 +58,9 @@ class Family(NamedTuple):
         config = f"{PREFIX}{self.config}"
         classes = [f"class {config}(LowRankConfig, {self.config}):\n    pass\n"]
         for name in models:
+            # Only a model with a head has a `generate`, and a direct base that is named so: at the
+            # first load, transformers makes another class of any other that has one, and an engine
+            # that compiles the class which it was given compiles nothing.
             bases = ("LatentGenerationMixin",) if name == self.model else ()
             inherited = ", ".join((*bases, "LowRankModel", name))
             classes.append(f"class {PREFIX}{name}({inherited}):\n    config_class = {config}\n")
