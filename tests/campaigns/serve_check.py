@@ -4,9 +4,9 @@
 
 Every checkpoint is served over HTTP, by the endpoint that OpenAI's clients use, and continues the
 same prompts as transformers does, greedily, in float32 by default. The exit status is 1 if any
-token differs. The table has the new tokens a second of all prompts at once, and beside them the
-base's by vLLM's own implementation and by the one that compressed models use. serve_check.sh
-installs the engine.
+token differs, or if the engine is to compile (--compiled) and cannot. The table has the new tokens
+a second of all prompts at once, and beside them the base's by vLLM's own implementation and by the
+one that compressed models use. serve_check.sh installs the engine.
 """
 
 import argparse
@@ -38,13 +38,22 @@ PROMPTS = (
 )
 NEW_TOKENS, TIMED_TOKENS, ROUNDS = 24, 64, 3
 PATIENCE_S = 900  # for the engine to load a model
-_SETTINGS = "--max-model-len 128 --enforce-eager --no-enable-prefix-caching"
+_SETTINGS = "--max-model-len 128 --no-enable-prefix-caching"
+_NOT_COMPILED = "does not support it"  # is what the engine says then
 _ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
+
+
+class Engine(NamedTuple):
+    """The bin of an environment with vLLM, what it computes in, and whether it compiles."""
+
+    bin: Path
+    dtype: str
+    compiled: bool
 
 
 class Served(NamedTuple):
@@ -77,9 +86,9 @@ def with_transformers(checkpoint: Path, dtype: str) -> list[list[int]]:
     return found
 
 
-def with_vllm(checkpoint: Path, engine: Path, implementation: str, dtype: str) -> Served:
+def with_vllm(checkpoint: Path, engine: Engine, implementation: str) -> Served:
     """The new tokens by vLLM's server, all prompts in one request."""
-    with _server(checkpoint, engine, implementation, dtype) as url:
+    with _server(checkpoint, engine, implementation) as url:
         choices = _complete(url, checkpoint, NEW_TOKENS)
         seconds = []
         for _ in range(ROUNDS):
@@ -94,18 +103,19 @@ def with_vllm(checkpoint: Path, engine: Path, implementation: str, dtype: str) -
 
 
 @contextlib.contextmanager
-def _server(checkpoint: Path, engine: Path, implementation: str, dtype: str) -> Iterator[str]:
+def _server(checkpoint: Path, engine: Engine, implementation: str) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    url, log = f"http://127.0.0.1:{port}", engine.parent / f"{checkpoint.name}.log"
+    url, log = f"http://127.0.0.1:{port}", engine.bin.parent / f"{checkpoint.name}.log"
     # Not `vllm serve`: the command asks for the metadata of a package that vllm-cpu is not named.
-    command = [str(engine / "python"), "-m", "vllm.entrypoints.openai.api_server"]
+    command = [str(engine.bin / "python"), "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(checkpoint), "--trust-remote-code"]
-    command += ["--model-impl", implementation, "--dtype", dtype, *_SETTINGS.split()]
+    command += ["--model-impl", implementation, "--dtype", engine.dtype, *_SETTINGS.split()]
+    command += [] if engine.compiled else ["--enforce-eager"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     with log.open("w", encoding="utf-8") as output:
-        path = f"{engine}{os.pathsep}{os.environ['PATH']}"  # vLLM compiles with what is there
+        path = f"{engine.bin}{os.pathsep}{os.environ['PATH']}"  # vLLM compiles with what is there
         environment = os.environ | _ENVIRONMENT | {"PATH": path}
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
     try:
@@ -114,6 +124,8 @@ def _server(checkpoint: Path, engine: Path, implementation: str, dtype: str) -> 
             if process.poll() is not None or time.monotonic() > end:
                 raise SystemExit(f"vLLM does not serve {checkpoint}; see {log}")
             time.sleep(1)
+        if engine.compiled and _NOT_COMPILED in log.read_text(encoding="utf-8"):
+            raise SystemExit(f"vLLM does not compile {checkpoint}; see {log}")
         yield url
     finally:
         process.terminate()
@@ -146,16 +158,18 @@ def main() -> int:
         "--engine", type=Path, required=True, help="the bin of an environment with vLLM"
     )
     parser.add_argument("--dtype", default="float32", help="kernels of 4 bits want bfloat16")
+    parser.add_argument("--compiled", action="store_true", help="let the engine compile")
     options = parser.parse_args()
+    engine = Engine(options.engine, options.dtype, options.compiled)
     table = Table("model", "by", "equal continuations", "new tokens a second")
     bases = [(options.base, "auto"), (options.base, "transformers")] if options.base else []
     for folder, implementation in bases:
-        served = with_vllm(folder, options.engine, implementation, options.dtype)
+        served = with_vllm(folder, engine, implementation)
         table.add_row(folder.name, implementation, "", f"{served.speed:.1f}")
     same = True
     for folder in options.checkpoint:
         expected = with_transformers(folder, options.dtype)
-        served = with_vllm(folder, options.engine, "transformers", options.dtype)
+        served = with_vllm(folder, engine, "transformers")
         equal = sum(ours == theirs for ours, theirs in zip(expected, served.tokens, strict=True))
         same &= equal == len(PROMPTS)
         cells = f"{equal} of {len(PROMPTS)}, {NEW_TOKENS} tokens each", f"{served.speed:.1f}"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Serve compressed checkpoints with unmodified vLLM (CPU) and compare with transformers.
-# usage: CHECKPOINT="folder ..." [BASE=folder] serve_check.sh
+# usage: CHECKPOINT="folder ..." [BASE=folder] [COMPILED=1] serve_check.sh
 set -euo pipefail
 checkpoints=$(realpath ${CHECKPOINT:?give the folders of compressed checkpoints})
 for folder in $checkpoints; do
@@ -18,4 +18,4 @@ if [ ! -f "$engine/.installed" ]; then
     "$engine/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
     touch "$engine/.installed"
 fi
-exec .venv/bin/python tests/campaigns/serve_check.py $checkpoints $base --engine "$engine/bin"
+exec .venv/bin/python tests/campaigns/serve_check.py $checkpoints $base ${COMPILED:+--compiled} --engine "$engine/bin"
