@@ -89,6 +89,9 @@ def test_an_answer_that_takes_no_time_is_no_figure(
     base = tiny_model(tmp_path / "base")
     model = VllmModel(base, request(base))
     model.load()
+    taken = iter([2.0, 1.0, 2.0, 5.0])  # another program slows the first down, once
+    monkeypatch.setattr(model, "_seconds", lambda _: next(taken))
+    assert model.measure(WORKLOAD) == Timing(first_token_s=2.0, decode_s=3.0)
     monkeypatch.setattr(model, "_seconds", lambda _: 1.0)
     with pytest.raises(WorkerError, match="ask for more --new-tokens"):
         model.measure(WORKLOAD)
