@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
-from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
@@ -93,12 +93,14 @@ def _outside_any_cluster() -> Iterator[None]:
     if "RAY_AUTH_MODE" not in os.environ:  # Ray sets it when it finds a token
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray_constants.ENABLE_RAY_CLUSTER = False
+    AuthenticationTokenLoader.instance().reset_cache()  # a joined cluster may have had another one
     try:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = cluster
         for name in absent:
             os.environ.pop(name, None)
+        Config.initialize("")  # Ray remembers the mode and the token that it has read
         AuthenticationTokenLoader.instance().reset_cache()
 
 

@@ -1,9 +1,16 @@
 """Joining a cluster: what Ray says of it, in words for a user; and workers in chains."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from ray._private.authentication.authentication_token_setup import enable_token_auth_by_default
+from ray._raylet import (  # type: ignore[attr-defined]
+    AuthenticationTokenLoader,
+    get_authentication_mode,
+)
 
 from pipeline.cluster import session
 from pipeline.cluster.actors import chains
@@ -47,6 +54,34 @@ def test_another_failure_of_ray_is_not_taken_for_one(monkeypatch: pytest.MonkeyP
     cluster = ClusterConfig(address="ray://head:10001")
     with pytest.raises(RuntimeError, match="out of files"), ray_session(cluster, threads=1):
         pass
+
+
+def test_neither_a_token_nor_the_need_of_one_passes_from_session_to_session(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def init(**_: Any) -> None:
+        enable_token_auth_by_default()
+        given.append(loader.get_raw_token())
+        assert given == [os.environ["RAY_AUTH_TOKEN"]]
+        raise RuntimeError("as far as it goes")
+
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("of-a-cluster")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    given, loader = list[str](), AuthenticationTokenLoader.instance()
+    loader.reset_cache()
+    mode = get_authentication_mode()
+    assert loader.get_raw_token(ignore_auth_mode=True) == "of-a-cluster"  # which Ray remembers
+    with pytest.raises(RuntimeError, match="as far"), ray_session(ClusterConfig(workers=1), 1):
+        pass
+    assert len(given) == 1
+    assert get_authentication_mode() == mode
+    assert loader.get_raw_token(ignore_auth_mode=True) == "of-a-cluster"
+    loader.reset_cache()
 
 
 def on_node(name: str) -> WorkerFacts:
