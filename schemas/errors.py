@@ -7,7 +7,7 @@
     │   │   └── BudgetError                 a size that no ranks here can keep
     │   ├── CheckpointError            a file or tensor of a checkpoint
     │   └── TextError                  calibration or evaluation text
-    └── RunError              exit 3   a run failed part-way; the same command continues it
+    └── RunError              exit 3   a run failed part-way
         ├── NumericsError              a value that must be finite or definite is not
         ├── StorageError               storage does not answer, or answers with errors
         │   └── StorageFullError            it is full, over quota or read-only
@@ -64,7 +64,7 @@ class TextError(InputError):
 
 
 class RunError(CompressorError):
-    """A run failed part-way; starting the same command again continues it."""
+    """A run failed part-way; the same command goes on from its run directory, if it has one."""
 
     exit_code = 3
 
