@@ -1,6 +1,6 @@
 """The parts of a checkpoint that a shard computes, with their weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -41,11 +41,18 @@ class Decoder:
         self._device = device
         self._reader = reader or TensorReader(folder, spec)
 
-    def part(self, layers: range, finish: Finish = lambda _index, _layer: None) -> Carved:
+    def part(
+        self,
+        layers: range,
+        finish: Finish = lambda _index, _layer: None,
+        replaced: Collection[str] = (),
+    ) -> Carved:
         """Return a model with these layers, and what is outside the layers as far as they need it.
 
-        All parameters are frozen; `finish` may change each layer before the next one is read.
-        Raises CheckpointError if a tensor of the files is amiss.
+        All parameters are frozen; `finish` may change each layer before the next one is read, and
+        has to replace those that the tensors `replaced` of the files would fill: they are not read,
+        unless they are converted on the way. Raises CheckpointError if a tensor of the files is
+        amiss.
         """
         spec = self._spec
         model = self._skeleton()
@@ -56,7 +63,8 @@ class Decoder:
             model.requires_grad_(False)
             for index in layers:
                 names = [t.name for t in held if t.layer == index]
-                finish(index, weights.fill_layer(index, names).requires_grad_(False))
+                layer = weights.fill_layer(index, names, replaced)
+                finish(index, layer.requires_grad_(False))
         except CheckpointError as error:
             raise CheckpointError(f"{self._folder}: {error}") from error
         return Carved(model, spec, self._device)

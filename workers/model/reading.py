@@ -68,14 +68,22 @@ class Weights:
         self._model: Any = model
         self._path, self._read, self._device = path, read, device
         self._mapping: Any = get_model_conversion_mapping(model)
+        self._places = Places(model)
 
-    def fill_layer(self, index: int, names: Collection[str]) -> nn.Module:
-        """Return decoder layer `index` with its weights, from the tensors `names`.
+    def fill_layer(
+        self, index: int, names: Collection[str], replaced: Collection[str] = ()
+    ) -> nn.Module:
+        """Return decoder layer `index` with its weights, from the tensors `names`. Those that are
+        `replaced` stay on the meta device, unless they are converted.
 
         Raises CheckpointError if one is amiss.
         """
         prefix = f"{self._path}.{index}."
-        self._fill(f"layer {index}", names, lambda name: name.startswith(prefix))
+        places = {name: self._places.of(name) for name in names if name in replaced}
+        empty = {name: place for name, (place, converted) in places.items() if not converted}
+        left = {name for name in names if name not in empty}
+        absent = set(empty.values())
+        self._fill(f"layer {index}", left, lambda n: n.startswith(prefix) and n not in absent)
         layer: nn.Module = self._model.get_submodule(prefix[:-1])
         for name, _ in layer.named_modules(prefix=prefix[:-1]):
             self._compute_buffers(name)

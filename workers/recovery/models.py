@@ -71,9 +71,12 @@ def build_student(
     """
     trained: dict[str, nn.Parameter] = {}
     weights = decoder.norms() if norms else {}
+    cut = {m.name for m in spec.matrices if rows[m.name].encoding != "dense"}
+    replaced = {
+        f"{parts[0].stored}.weight" for parts in spec.linears if all(m.name in cut for m in parts)
+    }
 
     def truncate(index: int, layer: nn.Module) -> None:
-        cut = {m.name for m in spec.matrices if rows[m.name].encoding != "dense"}
         mine = [
             parts
             for parts in spec.linears
@@ -90,8 +93,10 @@ def build_student(
         replace_linears(layer, stored, split)
         for parts, linear in zip(mine, old, strict=True):
             for m in parts:
-                whole = {"dense.weight": weight_of(linear)[m.rows].contiguous()}
-                tensors = factors(m.name) if m.name in cut else whole
+                if m.name in cut:
+                    tensors = factors(m.name)
+                else:
+                    tensors = {"dense.weight": weight_of(linear)[m.rows].contiguous()}
                 bias = None if linear.bias is None else linear.bias[m.rows]
                 _fill(layer.get_submodule(m.path), tensors, bias)
         layer.requires_grad_(False)
@@ -114,7 +119,7 @@ def build_student(
             if parameter.requires_grad
         )
 
-    model = decoder.part(range(spec.layers), truncate)
+    model = decoder.part(range(spec.layers), truncate, replaced)
     outside = [name for name in weights.values() if not name.startswith(f"{spec.path}.")]
     for name in model.in_tail(outside) if outside else []:
         owner, leaf = model.owner(name), name.rpartition(".")[2]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from schemas.result.recovery import Look
 from tests.recovery import RANK, Cut, student_of, trainer_of
+from workers.checkpoint.tensors import TensorReader
 from workers.recovery.training import Trainer, batch, best, share_of_rate
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -25,6 +26,23 @@ def test_only_factors_are_trained(truncated: Cut) -> None:
     assert {p.dtype for p in student.trained.values()} == {torch.float32}
     others = [p for n, p in student.model.module("").named_parameters() if "up" not in n]
     assert {p.dtype for p in others if not p.requires_grad} == {torch.bfloat16}
+
+
+def test_what_is_cut_is_not_read_from_the_base(
+    truncated: Cut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, of_files = list[str](), TensorReader.read
+
+    def noted(reader: TensorReader, name: str) -> Tensor:
+        read.append(name)
+        return of_files(reader, name)
+
+    monkeypatch.setattr(TensorReader, "read", noted)
+    student_of(truncated)
+    matrices = {f"{m.stored}.weight": m.name for m in truncated.spec.matrices}
+    dense = {name for name, row in truncated.rows.items() if row.rank is None}
+    assert {matrices[name] for name in read if name in matrices} == dense
+    assert len(read) > len(dense)
 
 
 def test_the_loss_falls(truncated: Cut) -> None:
