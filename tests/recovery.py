@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from schemas.model.spec import ModelSpec
+from schemas.request.config import RunConfig
 from schemas.request.recovery import RecoveryConfig
 from schemas.result.output import MatrixResult
 from workers.model.inspection import inspect
 from workers.model.layers import Decoder
+from workers.recovery.job import Job
 from workers.recovery.models import Student, build_student
 from workers.recovery.text import Text
 from workers.recovery.training import Trainer
@@ -30,6 +32,13 @@ class Cut(NamedTuple):
     spec: ModelSpec
     rows: Mapping[str, MatrixResult]
     factors: Mapping[str, dict[str, Tensor]]
+
+
+def job_of(run_dir: Path, **known: Any) -> Job:
+    """A recovery of that run directory, of which nothing else is known."""
+    config = RunConfig(model="m", output=run_dir.parent / "out", run_dir=run_dir, ratio=(0.2,))
+    rest: Any = dict.fromkeys(Job._fields)
+    return Job(**rest | {"config": config, "identity": "same"} | known)
 
 
 @contextmanager

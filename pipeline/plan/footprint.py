@@ -21,7 +21,8 @@ from workers.text.sources import evaluation_source
 
 COMPUTE_BYTES = {dtype: ITEM_BYTES[name] for dtype, name in STORED.items()}
 PROCESS_BYTES = 600 * 1024**2  # python, torch and ray themselves
-SAVED_BYTES = 16  # of a trained one, float32: itself, two moments of AdamW, its best state
+SAVED_BYTES = 12  # of a trained one, float32: itself, two moments of AdamW
+REFINED_BYTES = 4  # of one that is trained within its layer, float32
 SUM_BYTES = 12  # a float64 and a float32 for each element of a moment
 _LOGIT_CHUNK, _LOGIT_BYTES = 256, 24  # tokens at a time; logits, probabilities, their sums, labels
 
@@ -88,7 +89,7 @@ class Costs:
                 self.compared_bytes + self.taught_bytes,
             ),
             partial_sums=SUM_BYTES * partial * replicas if replicas > 1 else 0,
-            training=2 * SAVED_BYTES * max(map(self.trained, self.config.ratio)),
+            training=self._states * max(map(self.trained, self.config.ratio)),
             outputs=sum(self.output(ratio) for ratio in self.config.ratio),
         )
 
@@ -166,6 +167,14 @@ class Costs:
             return self.stays(ratio)
         sides = (m.out_features + m.in_features + 2 * m.small for m in self.spec.matrices)
         return rank * sum(sides)
+
+    @property
+    def _states(self) -> int:
+        """Bytes on disk, of each trained parameter, from which training can go on: up to two states
+        of all, and the refined layers.
+        """
+        asked = self.config
+        return 2 * SAVED_BYTES * asked.recovery.enabled + REFINED_BYTES * asked.refinement.enabled
 
     @property
     def taught_tokens(self) -> int:

@@ -1,13 +1,14 @@
 """From shapes alone: the memory and the work of a recovery."""
 
 from pipeline.plan.devices import Rates
-from pipeline.plan.footprint import PROCESS_BYTES, SAVED_BYTES, Costs
+from pipeline.plan.footprint import PROCESS_BYTES, REFINED_BYTES, SAVED_BYTES, Costs
 from pipeline.plan.layouts import fits, usable
 from pipeline.plan.work import Work
 from schemas.errors import ConfigError
 from schemas.run.plan import ClusterSpec, RecoveryMemory, StageCost
 
-_TRAINED_BYTES = SAVED_BYTES + 4  # and its gradient
+_HELD_BYTES = 8  # of a trained parameter, float32: itself and its best state
+_STEPPED_BYTES = 12  # of one that the next step changes: its gradient, two moments of AdamW
 _LOGITS = 4  # float32 copies of a chunk of logits
 _POSITIONS = 128  # of a chunk
 _GB = 10**9
@@ -21,7 +22,9 @@ def memory(costs: Costs, workers: int, offload: bool) -> RecoveryMemory:
     activations.
     """
     config, spec = costs.config.recovery, costs.spec
-    trained = max(costs.trained(ratio) for ratio in costs.config.ratio) * _TRAINED_BYTES / workers
+    stepped = 1.0 if config.enabled else 1 / spec.layers  # refinement trains one layer at a time
+    each = (_HELD_BYTES + stepped * _STEPPED_BYTES) / workers
+    trained = max(costs.trained(ratio) for ratio in costs.config.ratio) * each
     factors = max(map(costs.stays, costs.config.ratio)) if config.rank_of_updates else 0
     layers = sum(layer.parameters for layer in costs.layers)
     largest = max(layer.parameters for layer in costs.layers)
@@ -100,7 +103,8 @@ def recovery(costs: Costs, cluster: ClusterSpec, rates: Rates | None) -> tuple[S
     forward, 4 backward of the student (its input, its factors; 2 if these are frozen, beside
     updates that cost little), and its forward once more if activations are not kept. Refinement
     takes 6 of the student for every pass, and 2 of both to go on. Every micro-batch gathers all
-    layers, at the rate of the link to the host: links between GPUs are faster.
+    layers, at the rate of the link to the host: links between GPUs are faster. Every worker reads
+    all factors, what is not cut, and to refine the base.
     """
     config = costs.config.recovery
     if not costs.config.trains:
@@ -115,6 +119,9 @@ def recovery(costs: Costs, cluster: ClusterSpec, rates: Rates | None) -> tuple[S
     refined, turns = costs.refined_tokens, costs.config.refinement.passes
     flops += refined * reached * (6 * kept + 2 * (times + kept) / turns)
     rounds = tokens / (config.micro_batch * config.sequence_length) / cluster.workers
+    refines = costs.config.refinement.enabled
+    read = sum(map(costs.output, costs.config.ratio)) + costs.base_bytes * refines * times
+    states = SAVED_BYTES * config.evaluations * config.enabled + REFINED_BYTES * refines
     gathered = (3 if config.checkpointing else 2) * kept * reached * costs.item
     teach = Work(
         "teach",
@@ -132,11 +139,8 @@ def recovery(costs: Costs, cluster: ClusterSpec, rates: Rates | None) -> tuple[S
         cluster.workers,
         cluster.nodes,
         compute=flops,
-        read=(costs.base_bytes * cluster.workers + tokens / max(taught, 1) * costs.taught_bytes)
-        * times,
-        written=SAVED_BYTES
-        * sum(costs.trained(ratio) for ratio in costs.config.ratio)
-        * config.evaluations,
+        read=read * cluster.workers + tokens / max(taught, 1) * costs.taught_bytes * times,
+        written=states * sum(costs.trained(ratio) for ratio in costs.config.ratio),
         link=rounds * gathered * (cluster.workers - 1),
     )
     return tuple(work.cost(rates) for work in ([teach] if taught else []) + [train])

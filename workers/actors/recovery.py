@@ -30,8 +30,9 @@ from workers.process.memory import peak_anonymous_bytes
 from workers.recovery.blocks import Refinement
 from workers.recovery.job import Job
 from workers.recovery.models import build_student, build_teacher
+from workers.recovery.refined import RefinedLayers
 from workers.recovery.text import Text
-from workers.recovery.training import Trainer
+from workers.recovery.training import Trainer, best
 from workers.recovery.updates import after_training, whole
 from workers.storage.keys import (
     boundary_key,
@@ -44,14 +45,13 @@ from workers.storage.store import Store
 from workers.storage.tensorfile import DTYPES, entries
 
 _PROGRESS = "progress.json"
-_SAVED_LAYERS = 8  # refined layers from one saved state to the next
 
 
 def recover(asked: dict[str, Any]) -> None:
     """Train as `asked["job"]` says, and commit the factors of every matrix and the result.
 
     What happens goes to the queue `asked["reports"]`. Continues from the last checkpoint, if there
-    is one.
+    is one, or after the layers that are refined already.
     """
     job: Job = asked["job"]
     config, settings = job.config, job.config.recovery
@@ -61,7 +61,8 @@ def recover(asked: dict[str, Any]) -> None:
     for left in Path(tempfile.gettempdir()).glob(f"{temporary(job)}*"):
         shutil.rmtree(left, ignore_errors=True)  # by a worker that was killed; none is saving yet
     trainer, refinement, norms = _models(job)
-    spent = _restore(trainer)
+    layers = RefinedLayers(job, trainer.trained)
+    spent = _restore(trainer) or layers.seconds
     first = dist.get_rank() == 0
 
     def report(event: Look | Refined) -> None:
@@ -73,11 +74,12 @@ def recover(asked: dict[str, Any]) -> None:
 
     if trainer.looks:
         report(trainer.looks[-1])
-    for event in train(config, trainer, refinement):
+    for event in train(config, trainer, refinement, layers.restore):
         report(event)
-        if isinstance(event, Look) or event.layer % _SAVED_LAYERS == 0:
+        if isinstance(event, Refined):
+            layers.commit(event.layer, event.left, seconds())
+        elif event.step:
             _save(job, trainer, seconds())
-    best = trainer.take_best()
     _commit(job, trainer.trained, norms)
     if first:
         result = RecoveryResult(
@@ -87,7 +89,7 @@ def recover(asked: dict[str, Any]) -> None:
             windows=trainer.windows,
             parameters=sum(p.numel() for p in trainer.trained.values()),
             steps=trainer.steps if settings.enabled else 0,
-            best=best,
+            best=best(trainer.looks),
             looks=tuple(trainer.looks),
             workers=dist.get_world_size(),
             seconds=seconds(),
@@ -98,14 +100,19 @@ def recover(asked: dict[str, Any]) -> None:
 
 
 def train(
-    config: RunConfig, trainer: Trainer, refinement: Callable[[], Refinement]
+    config: RunConfig,
+    trainer: Trainer,
+    refinement: Callable[[], Refinement],
+    restore: Callable[[], list[float]] = list,
 ) -> Iterator[Look | Refined]:
     """Look, refine the layers that are not refined yet, look again, and take the steps that are
-    left. A `refinement` holds the layers of the base, so it is there while it is needed.
+    left. A `refinement` holds the layers of the base, so it is there while it is needed; `restore`
+    fills the layers that were refined before, and returns the error that was left of each.
     """
     if not trainer.looks:
         yield trainer.look()
     if config.refinement.enabled and len(trainer.looks) == 1:
+        trainer.refined = restore()
         for left in refinement().run(done=len(trainer.refined)):
             trainer.refined.append(left)
             yield Refined(layer=len(trainer.refined) - 1, left=left)

@@ -18,15 +18,17 @@ from workers.recovery.objectives import LOSSES, Tails, chunks
 from workers.recovery.text import Text
 from workers.recovery.updates import FACTORS, factor_of, whole
 
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+
 
 class Trainer:
     """Trains the factors of `student` on a text, all of them or, phase by phase, some of them.
 
     All workers call the same methods with the same arguments; each computes its own windows of a
-    batch, and gradients are averaged where layers are sharded. The state that was best on the
-    windows that judge is the result, and that from which the next phase starts; after a look
-    without progress, training goes on from it at half the rate. `base` has the base's own tail, if
-    the student's may differ.
+    batch, and gradients are averaged where layers are sharded. After every look, the trained
+    parameters are the state that was best on the windows that judge: a look without progress goes
+    back to it, and training goes on at half the rate. `base` has the base's own tail, if the
+    student's may differ.
     """
 
     def __init__(
@@ -44,16 +46,10 @@ class Trainer:
         self.steps, self._batch = config.steps(self.windows), config.windows_in_step(self.windows)
         self.trained = student.trained
         self.step, self.looks, self.refined = 0, list[Look](), list[float]()
-        self._best = {name: p.detach().clone() for name, p in self.trained.items()}
+        self._best = self._copies()
         self._optimizer = AdamW(
             self.trained.values(), lr=config.learning_rate, weight_decay=0.0, fused=True
         )
-        for parameter in self.trained.values():
-            self._optimizer.state[parameter] = {
-                "step": torch.zeros((), device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
         self._phases = list(filter(None, map(self._of, config.phases)))
         self._enter(0)
 
@@ -62,36 +58,29 @@ class Trainer:
         every = math.ceil(self.steps / self._config.evaluations)
         for phase in range(self._phase, len(self._phases)):
             if phase > self._phase:
-                self.take_best()
                 self._enter(phase, self.step)
             while self._left and self._since_best() < self._config.patience:
                 count = min(every, self._left)
-                look = self.look(sum(self._step() for _ in range(count)) / count)
-                if self._since_best():
-                    self._go_back()
-                yield look
-
-    def take_best(self) -> int:
-        """Set the trained parameters to the best state; return the number of its look."""
-        with torch.no_grad():
-            for name, parameter in self.trained.items():
-                parameter.copy_(self._best[name])
-        return best(self.looks)
+                yield self.look(sum(self._step() for _ in range(count)) / count)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors that a continuation needs, sharded as the parameters are, to be saved
-        or to be filled.
+        """Return the tensors that a continuation needs after a look, sharded as the parameters are,
+        to be saved or to be filled: the parameters, and the moments of AdamW.
         """
         found: dict[str, Tensor] = {}
         for name, parameter in self.trained.items():
             moments = self._optimizer.state[parameter]
-            found |= {name: parameter.detach(), f"{name}.best": self._best[name]}
-            found |= {f"{name}.{kind}": moments[kind] for kind in ("exp_avg", "exp_avg_sq")}
+            if not moments:
+                moments["step"] = torch.zeros((), device=parameter.device)
+                moments |= {kind: torch.zeros_like(parameter) for kind in _MOMENTS}
+            found[name] = parameter.detach()
+            found |= {f"{name}.{kind}": moments[kind] for kind in _MOMENTS}
         return found
 
     def resume(self, step: int, looks: Sequence[Look], refined: Sequence[float]) -> None:
         """Continue after so many steps, once `state` was filled."""
         self.step, self.looks, self.refined = step, list(looks), list(refined)
+        self._best = self._copies()
         phase = looks[-1].phase
         before = [look.step for look in looks if look.phase < phase]
         self._enter(phase, before[-1] if before else 0)
@@ -143,7 +132,7 @@ class Trainer:
         return loss
 
     def look(self, loss: float | None = None) -> Look:
-        """Score the held-out windows, and keep this state if it is the best."""
+        """Score the held-out windows; keep this state if it is the best, or go back to that."""
         with torch.no_grad():
             held_out = self._losses(self._text.judges, train=False)
         tokens = self.step * self._batch * self._text.windows.shape[1]
@@ -156,14 +145,22 @@ class Trainer:
         )
         self.looks.append(look)
         if best(self.looks) == len(self.looks) - 1:
-            self._best = {name: p.detach().clone() for name, p in self.trained.items()}
+            self._best = self._copies()
+        else:
+            self._go_back()
         return look
 
+    def _copies(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self.trained.items()}
+
+    @torch.no_grad()
     def _go_back(self) -> None:
         """Go on from the best state, without the momentum that led away from it."""
-        self.take_best()
+        for name, parameter in self.trained.items():
+            parameter.copy_(self._best[name])
         for parameter in self._phases[self._phase]:
-            self._optimizer.state[parameter]["exp_avg"].zero_()
+            if moments := self._optimizer.state[parameter]:
+                moments["exp_avg"].zero_()
 
     def _setbacks(self) -> int:
         """Return how many looks of this phase brought no progress."""

@@ -8,7 +8,7 @@ from schemas.run.moments import Tap
 RUN_RECORD = "run.json"
 KINDS = ("moments", "parts", "boundaries", "bases", "spectra", "factors", "recovered", "outputs")
 STAGING = "staging"
-TRAINING = "training"  # Ray Train's own checkpoints
+TRAINING = "training"  # what a recovery needs to go on: Ray Train's checkpoints, refined layers
 OWNER = "owner"
 Carried = Literal["hidden", "gradient"]
 
@@ -60,6 +60,11 @@ def recovered_key(identity: str, matrix: str | None) -> str:
 def recovered_norms_key(identity: str) -> str:
     """The key of the weights of norms after recovery, by their names in the base's files."""
     return f"recovered/{identity}/norms.safetensors"
+
+
+def refined_key(identity: str, layer: int) -> str:
+    """The key, below `TRAINING`, of the trained parameters of a layer after its refinement."""
+    return f"refined/{identity}/{layer}.safetensors"
 
 
 def recovered_text_key(identity: str) -> str:

@@ -13,6 +13,7 @@ from tests.tables import shown
 from tests.unit.plan.conftest import Base, planned
 
 RECOVER: dict[str, Any] = {"recover": True}
+REFINE: dict[str, Any] = {"refine": True}
 
 
 def stage(model: str, flags: dict[str, Any], name: str = "recover", **machines: Any) -> StageCost:
@@ -152,9 +153,22 @@ def test_two_states_of_what_is_trained_are_on_disk() -> None:
     none, factors, updates = (plan.disk.training for plan in plans)
     [kept] = plans[1].ratios
     assert none == 0
-    assert factors == 2 * 16 * kept.targeted_parameters
+    assert factors == 2 * 12 * kept.targeted_parameters
     assert 0 < updates < factors / 50
     assert plans[1].disk.run_directory - plans[0].disk.run_directory > factors
+
+
+def test_refinement_keeps_each_layer_once_and_no_moments() -> None:
+    plans = [planned("llama-3-70b", flags | {"ratio": 0.4}) for flags in (REFINE, RECOVER)]
+    [kept] = plans[0].ratios
+    refine, recover = ({stage.name: stage for stage in plan.stages} for plan in plans)
+    assert plans[0].disk.training == 4 * kept.targeted_parameters
+    assert refine["recover"].written_bytes == 4 * kept.targeted_parameters
+    assert recover["recover"].written_bytes == 10 * 12 * kept.targeted_parameters
+    held = [plan.recovery for plan in plans]
+    assert held[0] is not None
+    assert held[1] is not None
+    assert held[0].host < 0.45 * held[1].host  # 8 bytes of each parameter, not 20
 
 
 def test_every_round_takes_time_and_disk() -> None:

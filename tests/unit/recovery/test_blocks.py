@@ -1,7 +1,9 @@
 """A layer that is trained alone comes nearer to what the base's layer gives, or stays."""
 
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -10,11 +12,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from schemas.request.config import RunConfig
 from schemas.request.recovery import RefinementConfig
 from schemas.result.recovery import Look, Refined
-from tests.recovery import CPU, Cut, student_of, text_of, trainer_of
+from tests.recovery import CPU, Cut, job_of, student_of, text_of, trainer_of
 from workers.actors.recovery import train
 from workers.model.layers import Decoder
 from workers.recovery.blocks import Refinement, relative_error
 from workers.recovery.models import Student, build_teacher
+from workers.recovery.refined import RefinedLayers
+from workers.recovery.training import best
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -49,17 +53,39 @@ def test_a_rate_that_destroys_changes_nothing(truncated: Cut) -> None:
     )
 
 
-def test_what_is_continued_ends_as_what_was_not_stopped(truncated: Cut) -> None:
+def test_what_is_continued_ends_as_what_was_not_stopped(truncated: Cut, tmp_path: Path) -> None:
     whole, refinement = refinement_of(truncated)
     left = list(refinement.run())
     stopped, first = refinement_of(truncated)
     assert next(first.run()) == left[0]
+    job = job_of(tmp_path / "run", spec=truncated.spec)
+    none = RefinedLayers(job, stopped.trained)
+    assert (none.restore(), none.seconds) == ([], 0.0)
+    none.commit(0, left[0], seconds=2.5)
     again, second = refinement_of(truncated)
-    with torch.no_grad():
-        for name, parameter in again.trained.items():
-            parameter.copy_(stopped.trained[name])
+    layers = RefinedLayers(job, again.trained)
+    assert (layers.restore(), layers.seconds) == (left[:1], 2.5)
     assert list(second.run(done=1)) == left[1:]
     assert all(torch.equal(p, whole.trained[name]) for name, p in again.trained.items())
+
+
+def test_what_makes_the_model_worse_is_undone(truncated: Cut, tmp_path: Path) -> None:
+    asked = RefinementConfig(enabled=True)
+    config = RunConfig(model="m", output=tmp_path, ratio=(0.4,), refinement=asked)
+    trainer = trainer_of(truncated)
+    before = {name: p.detach().clone() for name, p in trainer.trained.items()}
+    _, refinement = refinement_of(truncated)
+
+    @torch.no_grad()
+    def destroy(done: int) -> Iterator[float]:
+        for parameter in trainer.trained.values():
+            parameter.neg_()
+        yield 1.0
+
+    with patch.object(refinement, "run", destroy):
+        list(train(config, trainer, lambda: refinement))
+    assert best(trainer.looks) == 0
+    assert all(torch.equal(before[name], p) for name, p in trainer.trained.items())
 
 
 def test_the_base_is_there_while_layers_are_refined(truncated: Cut, tmp_path: Path) -> None:

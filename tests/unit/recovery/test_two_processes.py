@@ -1,4 +1,4 @@
-"""Layers sharded over two processes are trained as on one, but for rounding."""
+"""Layers sharded over two processes are trained as on one, but for rounding, and restored."""
 
 import json
 import subprocess
@@ -6,10 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from schemas.result.recovery import Look
 from tests.models import tiny_model
-from tests.recovery import cut, group, trainer_of
+from tests.recovery import cut, group, job_of, trainer_of
+from workers.recovery.job import Job
+from workers.recovery.refined import RefinedLayers
+from workers.recovery.training import Trainer
 
 ROOT = Path(__file__).parents[3]
 
@@ -19,7 +24,22 @@ def train(folder: Path, rank: int, world: int) -> list[Look]:
     truncated = cut(folder / "model")
     with group(folder / f"group-{world}", rank, world):
         trainer = trainer_of(truncated, micro_batch=1, norms=True)
-        return [trainer.look(), *trainer.run()]
+        looks = [trainer.look(), *trainer.run()]
+        require_restored(trainer, job_of(folder / f"run-{world}", spec=truncated.spec))
+        return looks
+
+
+@torch.no_grad()
+def require_restored(trainer: Trainer, job: Job) -> None:
+    """Lose what is trained of the first layer, which was committed, and fill it again."""
+    before = {name: p.detach().clone() for name, p in trainer.trained.items()}
+    RefinedLayers(job, trainer.trained).commit(0, left=0.5, seconds=1.0)
+    for name, parameter in trainer.trained.items():
+        if name.startswith(f"{job.spec.path}.0."):
+            parameter.zero_()
+    dist.barrier()
+    assert RefinedLayers(job, trainer.trained).restore() == [0.5]
+    assert all(torch.equal(before[name], p) for name, p in trainer.trained.items())
 
 
 @pytest.mark.slow
