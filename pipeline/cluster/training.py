@@ -26,7 +26,8 @@ from schemas.errors import CompressorError, RunError, WorkerError
 from schemas.result.recovery import Look, Refined
 from workers.actors.recovery import recover
 from workers.recovery.job import Job, recovery_of
-from workers.storage.keys import TRAINING, recovered_text_key
+from workers.storage.keys import TRAINING, recovered_text_key, refined_prefix
+from workers.storage.places import remove_below
 from workers.storage.store import Store
 from workers.storage.tensorfile import entries
 
@@ -64,6 +65,9 @@ def train(job: Job, inputs: Inputs, progress: Progress) -> None:
     found = recovery_of(store, job.identity)
     if found is None:
         raise RunError(f"{store.root}: recovery ended without a result; start it again")
+    training = job.config.run_folder / TRAINING  # that of the next ratio comes on top
+    remove_below(training / job.identity)
+    Store(training).discard(refined_prefix(job.identity))
     progress.note(
         f"recovery: {figure(found.before)} -> {figure(found.after)} on held-out text in "
         f"{found.seconds:,.0f} s"

@@ -62,9 +62,14 @@ def recovered_norms_key(identity: str) -> str:
     return f"recovered/{identity}/norms.safetensors"
 
 
+def refined_prefix(identity: str) -> str:
+    """The prefix, below `TRAINING`, of the layers that a recovery has refined."""
+    return f"refined/{identity}"
+
+
 def refined_key(identity: str, layer: int) -> str:
-    """The key, below `TRAINING`, of the trained parameters of a layer after its refinement."""
-    return f"refined/{identity}/{layer}.safetensors"
+    """The key of the trained parameters of one of them."""
+    return f"{refined_prefix(identity)}/{layer}.safetensors"
 
 
 def recovered_text_key(identity: str) -> str:
