@@ -25,7 +25,7 @@ def supposed(config: RunConfig, spec: ModelSpec) -> RunConfig:
     least = least_parameters(config, spec.matrices)
     removable = spec.targeted - least
     if budget.size is None:
-        whole = sum(math.prod(tensor.shape) for tensor in spec.tensors)
+        whole = spec.parameters
         limit, unit, each = budget.parameters or 0, "parameters", 1.0
     else:
         nbytes = sum(tensor.nbytes for tensor in spec.tensors)

@@ -106,7 +106,7 @@ def describe(output: Output) -> Compression:
     run, config, spec = output.run, output.run.config, output.run.spec
     results = tuple(output.matrices.values())
     after = sum(result.parameters for result in results)
-    before = sum(math.prod(tensor.shape) for tensor in spec.tensors)
+    before = spec.parameters
     parameters, nbytes = size_of(output.files.values())
     nats = [result.nats for result in results]
     adopted = run.inputs.adopted

@@ -57,7 +57,7 @@ def _by_size(run: Run) -> tuple[float, BudgetResult]:
     """Find the lowest ratio whose ranks keep a size; each step takes an allocation."""
     budget = run.config.budget
     limit = budget.size or budget.parameters or 0
-    whole = sum(math.prod(tensor.shape) for tensor in run.spec.tensors)
+    whole = run.spec.parameters
 
     @cache
     def size(step: int) -> int:
