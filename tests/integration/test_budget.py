@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from pipeline.compress import compress
 from pipeline.stream.comparison import compare
@@ -134,6 +135,22 @@ def test_the_lowest_ratio_within_a_size(
     assert after - step < found.reached <= after  # a rank less of one matrix
     assert not found.trials
     assert json.loads((folder / "compression.json").read_text())["ratio"] == output.ratio
+
+
+def test_a_tied_head_that_is_stored_counts_once(
+    local_ray: None, text: Path, tmp_path: Path
+) -> None:
+    base = tiny_model(tmp_path / "m", tie_word_embeddings=True)
+    weights = base / "model.safetensors"
+    tensors = load_file(weights)
+    once = sum(tensor.numel() for tensor in tensors.values())
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, weights, {"format": "pt"})
+    limit = once * 9 // 10
+    budget = {"parameters": limit}
+    [output] = compress(ask(base, text, tmp_path / "o", ratio=(), budget=budget)).outputs
+    assert output.compression.parameters_before == once
+    assert limit - 200 < output.compression.parameters_after <= limit
 
 
 @pytest.mark.parametrize(
