@@ -6,6 +6,7 @@ from pipeline.progress import Progress
 from pipeline.run_directory.ownership import take
 from schemas.errors import ConfigError
 from schemas.location import Location, Url
+from schemas.request.config import ROUNDS
 from schemas.run.record import RunRecord
 from workers.storage.keys import OWNER, RUN_RECORD
 from workers.storage.models import read_model
@@ -50,7 +51,8 @@ def changes(before: RunRecord, now: RunRecord) -> list[str]:
 def set_aside(root: Location, progress: Progress) -> None:
     """Rename an existing run directory to the next free name beside it.
 
-    Raises OwnershipError if a driver works in it, ConfigError if it cannot be renamed.
+    Raises OwnershipError if a driver works in it or in one of its rounds, ConfigError if it cannot
+    be renamed.
     """
     if isinstance(root, Url):
         if files_below(root):
@@ -58,7 +60,8 @@ def set_aside(root: Location, progress: Progress) -> None:
         return
     if not root.exists():
         return
-    take(root / OWNER, progress.note)
+    for run in (root, *root.glob(f"{ROUNDS}/*/run")):
+        take(run / OWNER, progress.note)
     names = (root.with_name(f"{root.name}.{number}") for number in count(1))
     aside = next(path for path in names if not path.exists())
     root.rename(aside)

@@ -90,8 +90,9 @@ def test_what_ran_before_is_kept_beside(ran: Path) -> None:
     set_aside(ran.with_name("not there"), Progress())
 
 
-def test_what_runs_is_not_set_aside(ran: Path) -> None:
-    take(ran / "owner", pytest.fail)
+@pytest.mark.parametrize("run", [".", "rounds/1/run"])
+def test_what_runs_is_not_set_aside(ran: Path, run: str) -> None:
+    take(ran / run / "owner", pytest.fail)
     with pytest.raises(OwnershipError, match="is at work"):
         set_aside(ran, Progress())
     assert (ran / "run.json").exists()
