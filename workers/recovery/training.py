@@ -46,7 +46,7 @@ class Trainer:
         self.steps, self._batch = config.steps(self.windows), config.windows_in_step(self.windows)
         self.trained = student.trained
         self.step, self.looks, self.refined = 0, list[Look](), list[float]()
-        self._best = self._copies()
+        self._best = {name: p.detach().clone() for name, p in self.trained.items()}
         self._optimizer = AdamW(
             self.trained.values(), lr=config.learning_rate, weight_decay=0.0, fused=True
         )
@@ -80,7 +80,7 @@ class Trainer:
     def resume(self, step: int, looks: Sequence[Look], refined: Sequence[float]) -> None:
         """Continue after so many steps, once `state` was filled."""
         self.step, self.looks, self.refined = step, list(looks), list(refined)
-        self._best = self._copies()
+        self._keep()
         phase = looks[-1].phase
         before = [look.step for look in looks if look.phase < phase]
         self._enter(phase, before[-1] if before else 0)
@@ -145,13 +145,16 @@ class Trainer:
         )
         self.looks.append(look)
         if best(self.looks) == len(self.looks) - 1:
-            self._best = self._copies()
+            self._keep()
         else:
             self._go_back()
         return look
 
-    def _copies(self) -> dict[str, Tensor]:
-        return {name: p.detach().clone() for name, p in self.trained.items()}
+    @torch.no_grad()
+    def _keep(self) -> None:
+        """Take this state as the best, in the memory of the one before."""
+        for name, parameter in self.trained.items():
+            self._best[name].copy_(parameter)
 
     @torch.no_grad()
     def _go_back(self) -> None:
