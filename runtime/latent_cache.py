@@ -50,7 +50,8 @@ class LatentGenerationMixin:
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate as transformers does; from latents, if no other cache is asked for, nor none."""
         this: Any = self
-        named = {"past_key_values", "use_cache", "cache_implementation"} & kwargs.keys()
+        given = (kwargs.get(name) for name in ("past_key_values", "cache_implementation"))
+        named = any(one is not None for one in given) or kwargs.get("use_cache") is False
         asked = (this.generation_config, kwargs.get("generation_config"), *args[1:2])
         other = any(one and (one.use_cache is False or one.cache_implementation) for one in asked)
         if this.config.latent_cache and not (named or other):

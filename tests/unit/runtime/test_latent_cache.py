@@ -121,6 +121,11 @@ def test_a_configuration_asks_for_it(tmp_path: Path, caplog: pytest.LogCaptureFi
     again = type(model).from_pretrained(checkpoint)
     assert again.config.latent_cache
     assert not type(model).from_pretrained(checkpoint, latent_cache=False).config.latent_cache
+    for nothing in ({"use_cache": True}, {"past_key_values": None}, {"use_cache": None}):
+        found = model.generate(**PROMPTS, **STEPS, **SHOWN, **nothing)
+        assert type(found.past_key_values).__name__ == "LatentCache"
+    none = model.generate(**PROMPTS, **STEPS, **SHOWN, use_cache=False)
+    assert none.past_key_values is None
     own = DynamicCache(config=model.config)
     named = model.generate(**PROMPTS, **STEPS, **SHOWN, past_key_values=own)
     assert named.past_key_values is own
