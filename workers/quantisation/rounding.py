@@ -112,8 +112,14 @@ def find_scales(
 def _scale_and_zero(
     low: Tensor, high: Tensor, args: QuantizationArgs, of_scales: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
+    """Return the scales of groups, in the dtype that they are stored in, and their zero points. A
+    group that is almost zero has the least scale that is not.
+    """
     scale, zero = calculate_qparams(low, high, args, of_scales)
-    return (scale if args.scale_dtype else scale.to(dtype)), zero
+    if args.scale_dtype:
+        return scale, zero
+    stored = torch.finfo(dtype)
+    return scale.to(dtype).clamp_min(stored.smallest_normal * stored.eps), zero
 
 
 def has_scale_of_scales(args: QuantizationArgs) -> bool:

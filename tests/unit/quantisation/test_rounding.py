@@ -68,6 +68,15 @@ def test_what_is_stored_stands_for_the_rounded_weight(
     assert 0 < found.error < {"2": 0.7, "3": 0.4, "4": 0.25}.get(name[1], 0.2)
 
 
+@pytest.mark.parametrize("name", ["W8A16", "W8A8", "W4A16", "FP8"])
+def test_a_row_that_is_almost_zero_stays_finite_in_float16(name: Scheme, weight: Tensor) -> None:
+    weight[3] *= 1e-7
+    found = quantised(weight, scheme_for(name, 64), torch.float16)
+    assert found.weight.isfinite().all()
+    assert 0 < found.error < 0.2
+    assert all(t.float().isfinite().all() for t in found.stored.values())
+
+
 def test_more_bits_lose_less(weight: Tensor) -> None:
     names: tuple[Scheme, ...] = ("W2A16", "W3A16", "W4A16", "W8A16")
     errors = [quantised(weight, scheme_for(name, 64), torch.float32).error for name in names]
