@@ -1,6 +1,7 @@
 """`svdllm quantize`: what it publishes loads in plain transformers, and says what it is."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,18 @@ def test_layers_that_engines_fuse_share_a_scale_of_scales(
     largest = max(tensors[f"model.layers.0.mlp.{one}_proj.weight"].abs().max() for one in GATED)
     assert [*scales("mlp.up", "weight")] == [pytest.approx(448 * 6 / float(largest))]
     assert len(scales("mlp.up mlp.down", "weight")) == 2
+
+
+def test_only_the_weights_that_are_loaded_are_quantised(tmp_path: Path) -> None:
+    model, output = tiny_model(tmp_path / "model"), tmp_path / "output"
+    before = stored(model)
+    shutil.copy(model / "model.safetensors", model / "earlier.safetensors")
+    done = quantize(ask(model, output, "W8A16"))
+    assert stored(model) == before
+    assert done.bytes_before == sum(
+        t.nbytes for t in load_file(model / "model.safetensors").values()
+    )
+    assert [path.name for path in output.glob("*.safetensors")] == ["model.safetensors"]
 
 
 def test_the_default_windows_are_no_longer_than_the_model_was_made_for(

@@ -107,6 +107,14 @@ def _no_weights(weights: Location) -> CheckpointError:
     )
 
 
+def weight_files(folder: Path) -> list[str]:
+    """Return the names of the files whose weights are loaded: those that the index names, or
+    model.safetensors, if it is there. A folder may hold others beside them.
+    """
+    named = sorted(set(weight_map(folder / INDEX).values()))
+    return named or [name for name in (WEIGHTS,) if (folder / name).exists()]
+
+
 def weight_map(index: Path) -> dict[str, str]:
     """Return the file of every tensor; empty if there is no index."""
     try:

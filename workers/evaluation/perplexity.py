@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from schemas.errors import CheckpointError, NumericsError
 from schemas.request.evaluation import EvaluationConfig
 from schemas.result.evaluation import ModelEvaluation
+from workers.checkpoint.contents import weight_files
 from workers.evaluation.continuations import sample, written
 from workers.model.loading import load_model, parameters_of
 from workers.process.devices import free_cached
@@ -128,10 +129,10 @@ def evaluate_checkpoint(
 
 
 def stored(folder: Path) -> tuple[int, str]:
-    """Return the bytes of a checkpoint's safetensors files, and the dtypes of their weights: all
+    """Return the bytes of the weight files of a checkpoint, and the dtypes of their weights: all
     that are floats, and those of quantised weights ("BF16+F32", "BF16+I32").
     """
-    files = sorted(folder.glob("*.safetensors"))
+    files = [folder / name for name in weight_files(folder)]
     found: set[str] = set()
     for path in files:
         with safe_open(path, framework="pt") as file:

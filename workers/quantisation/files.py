@@ -13,7 +13,7 @@ from compressed_tensors.quantization import (  # type: ignore[import-untyped]
 from safetensors import safe_open
 from torch import Tensor
 
-from workers.checkpoint.contents import weight_map
+from workers.checkpoint.contents import weight_files
 from workers.checkpoint.names import CONFIG, INDEX
 from workers.checkpoint.strict_json import parse
 from workers.storage.files import write_json
@@ -31,9 +31,8 @@ def write_weights(
     tensors before and after. One file is in memory at a time.
     """
     layers = {tensor: name for name, tensor in tensors.items()}
-    listed = weight_map(source / INDEX)
     before, places, sizes = 0, dict[str, str](), dict[str, int]()
-    for file in _weight_files(source):
+    for file in weight_files(source):
         content: dict[str, Tensor] = {}
         with safe_open(source / file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
@@ -48,7 +47,7 @@ def write_weights(
         write_tensors(folder / file, entries(content))
         places |= dict.fromkeys(content, file)
         sizes |= {name: tensor.nbytes for name, tensor in content.items()}
-    if listed:
+    if (source / INDEX).exists():
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
         write_json(folder / INDEX, index)
     return before, sum(sizes.values())
@@ -57,15 +56,10 @@ def write_weights(
 def read_weights(source: Path, tensors: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
     """Yield each linear layer's name in the model with its weight, one after the other."""
     layers = {tensor: name for name, tensor in tensors.items()}
-    for file in _weight_files(source):
+    for file in weight_files(source):
         with safe_open(source / file, framework="pt") as opened:
             for name in layers.keys() & opened.keys():
                 yield layers[name], opened.get_tensor(name)
-
-
-def _weight_files(source: Path) -> list[str]:
-    listed = weight_map(source / INDEX)
-    return sorted(set(listed.values())) or [path.name for path in source.glob("*.safetensors")]
 
 
 def write_config(
