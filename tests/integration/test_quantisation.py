@@ -110,6 +110,8 @@ def test_layers_that_engines_fuse_share_a_scale_of_scales(
     largest = max(tensors[f"model.layers.0.mlp.{one}_proj.weight"].abs().max() for one in GATED)
     assert [*scales("mlp.up", "weight")] == [pytest.approx(448 * 6 / float(largest))]
     assert len(scales("mlp.up mlp.down", "weight")) == 2
+    whole = load_model(output, "auto", "cpu", trust_remote_code=False)  # of a float32 base
+    assert whole(torch.zeros(1, 2, dtype=torch.long)).logits.isfinite().all()
 
 
 def test_only_the_weights_that_are_loaded_are_quantised(tmp_path: Path) -> None:

@@ -66,7 +66,8 @@ def write_config(
     source: Path, folder: Path, schemes: Mapping[str, QuantizationScheme], others: list[str]
 ) -> None:
     """Write config.json with the scheme of every linear layer; `others` are all that are not
-    quantised. Layers of one scheme are named by their class, those of several by their names.
+    quantised. Layers of one scheme are named by their class, those of several by their names. The
+    values of NVFP4 come as bfloat16, so everything else is to be loaded as that, too.
     """
     groups: dict[str, list[str]] = {}
     for name, scheme in schemes.items():
@@ -84,6 +85,10 @@ def write_config(
         ignore=others,
     )
     config: dict[str, Any] = parse((source / CONFIG).read_bytes())
+    if stored.startswith("nv"):
+        for part in filter(None, (config, config.get("text_config"))):
+            part.pop("torch_dtype", None)
+            part["dtype"] = "bfloat16"
     config["quantization_config"] = {
         "version": compressed_tensors.__version__,
         **quantization.model_dump(mode="json"),
