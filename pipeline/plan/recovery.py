@@ -62,7 +62,7 @@ def recovery_memory(costs: Costs, cluster: ClusterSpec) -> RecoveryMemory:
             return found.model_copy(update={"least_workers": least or cluster.workers})
     raise ConfigError(
         f"recovery needs {_needs(found, cluster)} of each of {cluster.workers} workers; "
-        f"{_advice(costs, cluster, choices)}, or compress without --recover"
+        f"{_advice(costs, cluster, choices)}, or compress without --recover and --refine"
     )
 
 
