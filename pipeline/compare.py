@@ -33,6 +33,7 @@ from workers.checkpoint.published import read_manifest, read_quantization
 from workers.quantisation.sizes import base_bytes
 from workers.storage.files import write_text
 from workers.storage.models import read_model
+from workers.text.sources import sha256_of
 
 TABLE, PAGE = "comparison.json", "comparison.html"
 
@@ -172,12 +173,13 @@ def _base(request: ComparisonConfig, base: Path, scheme: Scheme) -> list[Compare
 
 def _cut(method: Method, output: OutputResult, asked: EvaluationTextConfig) -> Compared:
     """Return the row of a run's checkpoint, with its score on the first text if the run has scored
-    it as is asked: one that was there already may have been on another text, or on less of it.
+    it as is asked: one that was there already may have been on another text, or on less of it, or
+    the text is another one now.
     """
     done, found = output.compression, output.evaluation
     same = found is not None and (
-        (found.text, found.sequence_length, found.asked)
-        == (asked.text, asked.sequence_length, asked.windows)
+        (found.text, found.text_sha256, found.sequence_length, found.asked)
+        == (asked.text, sha256_of(asked.text or ""), asked.sequence_length, asked.windows)
     )
     return Compared(
         method=method,
@@ -240,7 +242,8 @@ def _score(
     """Score a checkpoint on a text; the report is kept beside the checkpoints."""
     at = Path(asked.checkpoint)
     made = read_manifest(at).output if (at / SUCCESS).exists() else None  # it may be made anew
-    scored = fingerprint([asked.model_dump(mode="json", exclude={"workers"}), made])
+    read = asked.text and sha256_of(asked.text)
+    scored = fingerprint([asked.model_dump(mode="json", exclude={"workers"}), made, read])
     kept = request.output / "evaluations" / f"{name}-{scored}.json"
     found = read_model(kept, EvaluationReport)
     if found is None:

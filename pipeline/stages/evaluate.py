@@ -19,6 +19,7 @@ from workers.evaluation.continuations import PROMPTS
 from workers.model.inspection import inspect_decoder
 from workers.storage.models import read_model
 from workers.storage.places import write
+from workers.text.sources import sha256_of
 
 
 def evaluate(output: Output) -> None:
@@ -49,6 +50,7 @@ def score(output: Output) -> EvaluationReport:
     if found is None:
         found = EvaluationReport(
             text=text.name,
+            text_sha256=sha256_of(text.name),
             sequence_length=run.config.evaluation.sequence_length,
             asked=run.config.evaluation.windows,
             dtype=run.facts.dtype,

@@ -78,6 +78,7 @@ class EvaluationReport(Schema):
     """All models on the same tokens; of two, the first is the baseline."""
 
     text: str
+    text_sha256: str | None = Field(None, description="Of a local file, when a run scored it")
     sequence_length: int
     asked: int | None = Field(
         None, description="Windows that were asked for, of which a short text has fewer; None: all"

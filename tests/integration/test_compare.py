@@ -159,6 +159,27 @@ def test_a_text_that_is_shorter_than_asked_is_scored_once(
     assert not (tmp_path / "out" / "evaluations").exists()
 
 
+def test_a_text_that_was_edited_is_scored_again(
+    local_ray: None, request_: ComparisonConfig, tmp_path: Path
+) -> None:
+    texts = [tmp_path / name for name in ("one.txt", "two.txt")]
+    for text in texts:
+        text.write_text(prose(2_000))
+    asked: dict[str, Any] = {"methods": ("svd",), "ratios": (0.5,), "schemes": ()}
+    asked |= {"evaluate": tuple(map(str, texts)), "output": tmp_path / "out"}
+    request = request_.model_copy(update=asked)
+    [before] = compare(request).rows
+    for text in texts:
+        text.write_text(prose(2_000)[::-1])
+    [after] = compare(request).rows
+    for one, other in zip(before.evaluations, after.evaluations, strict=True):
+        assert [m.perplexity for m in one.models] != [m.perplexity for m in other.models]
+    assert after.evaluations[0].models[1].perplexity == pytest.approx(
+        after.evaluations[1].models[1].perplexity
+    )
+    assert compare(request).rows == (after,)
+
+
 def test_tasks_of_what_is_finished(
     request_: ComparisonConfig, report: ComparisonReport, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from schemas.errors import TextError
 from schemas.request.texts import shares_of
 from workers.checkpoint.config_file import HUB_ERRORS
+from workers.storage.files import file_sha256
 
 Split = Literal["calibration", "evaluation"]
 
@@ -121,6 +122,12 @@ def local_file(source: str) -> Path | None:
     name, _ = field_of(source)
     there = name not in KNOWN and Path(name).suffix in SUFFIXES
     return Path(name).expanduser() if there else None
+
+
+def sha256_of(source: str) -> str | None:
+    """Return the checksum of the local file that a source is read from; None for a data set."""
+    path = local_file(source)
+    return None if path is None else file_sha256(path)
 
 
 def is_local(source: str) -> bool:
