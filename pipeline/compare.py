@@ -33,7 +33,7 @@ from workers.checkpoint.published import read_manifest, read_quantization
 from workers.quantisation.sizes import base_bytes
 from workers.storage.files import write_text
 from workers.storage.models import read_model
-from workers.text.sources import sha256_of
+from workers.text.sources import checksum_of
 
 TABLE, PAGE = "comparison.json", "comparison.html"
 
@@ -179,7 +179,7 @@ def _cut(method: Method, output: OutputResult, asked: EvaluationTextConfig) -> C
     done, found = output.compression, output.evaluation
     same = found is not None and (
         (found.text, found.text_sha256, found.sequence_length, found.asked)
-        == (asked.text, sha256_of(asked.text or ""), asked.sequence_length, asked.windows)
+        == (asked.text, checksum_of(asked.text or ""), asked.sequence_length, asked.windows)
     )
     return Compared(
         method=method,
@@ -242,7 +242,7 @@ def _score(
     """Score a checkpoint on a text; the report is kept beside the checkpoints."""
     at = Path(asked.checkpoint)
     made = read_manifest(at).output if (at / SUCCESS).exists() else None  # it may be made anew
-    read = asked.text and sha256_of(asked.text)
+    read = asked.text and checksum_of(asked.text)
     scored = fingerprint([asked.model_dump(mode="json", exclude={"workers"}), made, read])
     kept = request.output / "evaluations" / f"{name}-{scored}.json"
     found = read_model(kept, EvaluationReport)

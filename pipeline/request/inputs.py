@@ -21,15 +21,16 @@ from schemas.run.texts import TextFacts
 from workers.checkpoint.contents import base_files
 from workers.model.loading import load_tokenizer
 from workers.text.mixture import read_mixture
-from workers.text.sources import evaluation_source, is_local
+from workers.text.sources import checksum_of, evaluation_source, is_local
 from workers.text.windows import calibration_windows, evaluation_windows, read_text
 
 
 class EvaluationText(NamedTuple):
-    """The name of a text, and its windows (w, length) of tokens."""
+    """The name of a text, its windows (w, length) of tokens, and the checksum of a local file."""
 
     name: str
     windows: Tensor
+    sha256: str | None = None
 
 
 class RecoveryText(NamedTuple):
@@ -181,7 +182,8 @@ def _evaluation(
     config, asked = checked.config, checked.config.evaluation
     if (name := evaluation_source(asked.text, config.calibration.text)) is None:
         return None
-    wanted = asked.windows * asked.sequence_length
+    wanted, checksum = asked.windows * asked.sequence_length, checksum_of(name)
     tokens, facts = read_text(name, "evaluation", tokenizer, wanted)
     texts.append(facts)
-    return EvaluationText(name, evaluation_windows(tokens, asked.sequence_length, asked.windows))
+    windows = evaluation_windows(tokens, asked.sequence_length, asked.windows)
+    return EvaluationText(name, windows, checksum)

@@ -19,7 +19,6 @@ from workers.evaluation.continuations import PROMPTS
 from workers.model.inspection import inspect_decoder
 from workers.storage.models import read_model
 from workers.storage.places import write
-from workers.text.sources import sha256_of
 
 
 def evaluate(output: Output) -> None:
@@ -50,7 +49,7 @@ def score(output: Output) -> EvaluationReport:
     if found is None:
         found = EvaluationReport(
             text=text.name,
-            text_sha256=sha256_of(text.name),
+            text_sha256=text.sha256,
             sequence_length=run.config.evaluation.sequence_length,
             asked=run.config.evaluation.windows,
             dtype=run.facts.dtype,

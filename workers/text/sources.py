@@ -124,10 +124,10 @@ def local_file(source: str) -> Path | None:
     return Path(name).expanduser() if there else None
 
 
-def sha256_of(source: str) -> str | None:
-    """Return the checksum of the local file that a source is read from; None for a data set."""
+def checksum_of(source: str) -> str | None:
+    """Return the SHA-256 of the local file that a source is read from; None if there is none."""
     path = local_file(source)
-    return None if path is None else file_sha256(path)
+    return file_sha256(path) if path is not None and path.is_file() else None
 
 
 def is_local(source: str) -> bool:
