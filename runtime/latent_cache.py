@@ -274,8 +274,13 @@ def _latent_layer(layer: Any, projections: Sequence[_Projection], attention: nn.
     else:
         raise ValueError(f"{type(layer).__name__} holds more than keys and values; {_INSTEAD}")
     rotate: Any = vars(sys.modules[type(attention).__module__])["apply_rotary_pos_emb"]
-    made.projections = projections
-    made.rotate = lambda states, turned: rotate(states[:, :0], states, *turned)[1]
+    turned: int | None = getattr(attention, "rotary_ndims", None)  # the first of a head; None: all
+
+    def rotated(states: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
+        first: Tensor = rotate(states[:, :0, :, :turned], states[..., :turned], *turns)[1]
+        return first if turned is None else torch.cat([first, states[..., turned:]], dim=-1)
+
+    made.projections, made.rotate = projections, rotated
     return made
 
 

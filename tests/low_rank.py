@@ -17,7 +17,7 @@ from runtime.configuration_lowrank import Matrix, guarded, tensor_shapes
 from workers.checkpoint.family import MODULE, family
 from workers.checkpoint.own_code import shipped
 
-TIED = {"llama": True, "mistral": False, "qwen2": False, "qwen3": True}
+TIED = {"llama", "qwen3"}
 WITH_HEAD = {"mistral"}  # whose head is low-rank, too
 SIZES = {
     "hidden_size": 32,
@@ -99,7 +99,7 @@ def make_checkpoint(
     `overrides` are fields of its configuration.
     """
     torch.manual_seed(0)
-    sizes = SIZES | {"tie_word_embeddings": TIED[base_type]}
+    sizes = SIZES | {"tie_word_embeddings": base_type in TIED}
     config = AutoConfig.for_model(base_type, **(sizes | overrides))
     dense = AutoModelForCausalLM.from_config(config).eval()  # type: ignore[no-untyped-call]
     for parameter in dense.parameters():
@@ -123,7 +123,7 @@ def make_checkpoint(
         key: tensor.clone()
         for key, tensor in dense.state_dict().items()
         if key.removeprefix("model.").rpartition(".")[0] not in matrices
-        and not (TIED[base_type] and key == "lm_head.weight")
+        and not (base_type in TIED and key == "lm_head.weight")
     }
     low_rank = {"format": 1, "matrices": {name: m._asdict() for name, m in matrices.items()}}
     told = json.loads(dense.config.to_json_string(use_diff=False))

@@ -45,6 +45,8 @@ def require_equal(model: Any, **options: Any) -> Any:
         ("mistral", {"sliding_window": 4}),
         ("mistral", {"sliding_window": None, "encodings": ("pivoted", "pivoted-columns")}),
         ("qwen2", {"encodings": ("plain",)}),
+        ("phi", {}),
+        ("stablelm", {}),
         (
             "qwen2",
             {
