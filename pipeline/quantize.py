@@ -34,6 +34,7 @@ from workers.checkpoint.names import (
 )
 from workers.checkpoint.published import read_compression, read_manifest, require_free
 from workers.checkpoint.verify import require, verify_checkpoint
+from workers.evaluation.perplexity import require_vocabulary
 from workers.model.loading import device_of, load_model, load_tokenizer
 from workers.process.logs import log
 from workers.quantisation import require_installed
@@ -174,6 +175,7 @@ def _calibrated(
 
     windows = _windows(config, folder)
     model = load_model(folder, config.dtype, config.device, trust_remote_code=False)
+    require_vocabulary(folder, windows, model.config.get_text_config().vocab_size)
     stored: dict[str, dict[str, Tensor]] = {}
 
     def quantise(name: str, weight: Tensor, moment: Tensor, input_largest: Tensor) -> Tensor:

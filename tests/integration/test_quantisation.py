@@ -112,6 +112,8 @@ def test_layers_that_engines_fuse_share_a_scale_of_scales(
     assert len(scales("mlp.up mlp.down", "weight")) == 2
     whole = load_model(output, "auto", "cpu", trust_remote_code=False)  # of a float32 base
     assert whole(torch.zeros(1, 2, dtype=torch.long)).logits.isfinite().all()
+    with pytest.raises(ConfigError, match="NVFP4 computes in bfloat16, not float32"):
+        load_model(output, "float32", "cpu", trust_remote_code=False)
 
 
 def test_only_the_weights_that_are_loaded_are_quantised(tmp_path: Path) -> None:
@@ -132,6 +134,14 @@ def test_the_default_windows_are_no_longer_than_the_model_was_made_for(
     model = tiny_model(tmp_path / "model", max_position_embeddings=128)
     gptq = {"calibration": str(text), "calibration_samples": 4}
     assert quantize(ask(model, tmp_path / "output", "W4A16", **gptq)).tokens == 4 * 128
+
+
+def test_a_tokenizer_of_another_model_is_refused(text: Path, tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model", vocab_size=100)
+    tiny_tokenizer().save_pretrained(model)
+    gptq = {"calibration": str(text), "calibration_samples": 4}
+    with pytest.raises(CheckpointError, match="but the model embeds only 100"):
+        quantize(ask(model, tmp_path / "output", "W4A16", **gptq))
 
 
 def test_a_base_and_its_perplexity(text: Path, tmp_path: Path) -> None:

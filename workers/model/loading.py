@@ -36,12 +36,17 @@ def load_model(
 
     A `device_map` lays it over all devices instead. Raises CheckpointError if it cannot be read,
     VerificationError if a tensor of the files has no place in the model or the reverse:
-    transformers would fill it with random numbers. Raises ConfigError if the device is not there.
+    transformers would fill it with random numbers. Raises ConfigError if the device is not there,
+    or if the weights compute in another dtype only.
     """
     if device_map and find_spec("accelerate") is None:
         raise ConfigError("device_map needs the package accelerate: pip install accelerate")
+    told = read_config(folder)
+    stored = (told.get("quantization_config") or {}).get("format") or ""
+    if stored.startswith("nvfp4") and dtype not in ("auto", "bfloat16"):
+        raise ConfigError(f"{folder}: NVFP4 computes in bfloat16, not {dtype}; use --dtype auto")
     try:
-        sees = read_config(folder).get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+        sees = told.get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
         auto: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
         loaded: Any = auto.from_pretrained(
             folder,
