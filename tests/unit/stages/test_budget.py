@@ -181,3 +181,22 @@ def test_a_plan_supposes_ratios(start: Callable[..., Runs]) -> None:
     whole = sum(math.prod(tensor.shape) for tensor in run.spec.tensors)
     run = start(parameters=whole - run.spec.targeted // 4)
     assert supposed(run.config, run.spec).ratio == pytest.approx((0.25,), abs=1e-3)
+
+
+def test_what_has_a_ratio_of_its_own_is_no_part_of_the_search(start: Callable[..., Runs]) -> None:
+    spec = start(size=1).spec
+    whole = sum(math.prod(tensor.shape) for tensor in spec.tensors)
+    own = sum(matrix.size for matrix in spec.matrices if "mlp" in matrix.name)
+
+    def ratio(removed: float, **by: float) -> float:
+        config = start(parameters=whole - round(removed)).config
+        [found] = supposed(config.model_copy(update={"ratio_by": by}), spec).ratio
+        return found
+
+    rest = spec.targeted - own
+    assert ratio(0.5 * own + 0.2 * rest, mlp=0.5) == pytest.approx(0.2, abs=1e-3)
+    assert ratio(0.3 * own, mlp=0.5) == 0  # removes more than has to be
+    with pytest.raises(ConfigError, match="the lowest ranks leave"):
+        ratio(0.2 * own + rest, mlp=0.2)
+    with pytest.raises(ConfigError, match="none is left to find"):
+        ratio(0.2 * own, mlp=0.2, self_attn=0.2)
