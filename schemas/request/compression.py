@@ -54,7 +54,8 @@ class CompressionConfig(Request):
     ratio_by: dict[str, Ratio] = Field(
         default_factory=dict,
         description="Ratios of their own for patterns of matrices, as "
-        '{"mlp.down_proj": 0.1, "layers.0.*": 0}; the others share --ratio',
+        '{"mlp.down_proj": 0.1, "layers.0.*": 0}; the first that names a matrix counts, but 0 in '
+        "any case; the others share --ratio",
     )
     rounds: int = Field(
         1,
