@@ -59,13 +59,26 @@ def encode(
 
 
 def plain_factors(a: Tensor, b: Tensor, dtype: torch.dtype) -> Stored:
-    """Store A (m, k) and B (k, n), in float64, as they are."""
+    """Store A (m, k) and B (k, n), in float64, as they are; in float16 equally large, because it
+    holds no number above 65,504, and of small ones few digits.
+    """
+    if dtype == torch.float16:
+        a, b = _balanced(a, b)
     tensors = {"down.weight": b.to(dtype), "up.weight": a.to(dtype)}
     up = tensors["up.weight"]
     rounding = _relative_error(
         lambda rows: up[rows].double(), tensors["down.weight"], lambda rows: a[rows], b, len(a)
     )
     return Stored("plain", a.shape[1], tensors, rounding, None, ())
+
+
+def _balanced(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale each column of A (m, k) and row of B (k, n), by a power of two, so that their largest
+    numbers are alike. The product stays the same to the last bit.
+    """
+    quotient = b.abs().amax(1) / a.abs().amax(0)
+    scale = (quotient.log2() / 2).round().nan_to_num(0.0, 0.0, 0.0).exp2()
+    return a * scale, b / scale[:, None]
 
 
 def rotated_rank(rank: int, out_features: int, in_features: int) -> int | None:
