@@ -140,7 +140,7 @@ def _stages(run: Run) -> _Made:
     found = {ratio: find_published(run, ratio) for ratio in ratios}
     budget, missing = None, not found or None in found.values()
     if missing:
-        require_disk(run.plan.disk, run.config, run.committed_bytes())
+        require_disk(run.plan.disk, run.config)
         announce(run)
     with journal(run.store.root, run.plan, run.progress):
         if missing and run.config.calibrates:

@@ -92,13 +92,6 @@ class Run:
         self.ownership.require()
         self.store.discard(prefix)
 
-    def committed_bytes(self) -> int:
-        """Return the bytes that this run has committed so far."""
-        found = list(self.there("moments", "bases", "factors").values())
-        if self.ids.taught is not None:
-            found += self.store.records(f"boundaries/{self.ids.taught}")
-        return sum(record.bytes for record in found)
-
     def home(self, layer: int) -> Actor:
         """Return the worker that holds a layer in its wave. Raises ValueError if none does."""
         for wave in self.plan.waves:

@@ -1,6 +1,7 @@
 """From shapes alone: the layer shards, waves and replicas of a run on given machines."""
 
 from collections import Counter
+from pathlib import Path
 
 from pipeline.plan.budget import SUPPOSED, supposed
 from pipeline.plan.devices import DEFAULT, Rates, assumptions, rates
@@ -12,13 +13,14 @@ from pipeline.plan.refusal import refusal
 from pipeline.plan.work import evaluation, stages
 from schemas.errors import ConfigError
 from schemas.model.spec import ModelSpec
-from schemas.request.config import RunConfig
+from schemas.request.config import ROUNDS, RunConfig
 from schemas.run.context import within_context
 from schemas.run.plan import ClusterSpec, DiskUse, MatrixKind, Plan, RatioPlan, RoundPlan
 from schemas.run.ranks import require_ranks, with_rank_multiple
 from schemas.run.targets import select
 from workers.model.inspection import read_spec
 from workers.process.memory import free_bytes
+from workers.storage.places import files_below
 
 
 def plan_checkpoint(config: RunConfig, machines: Machines) -> Plan:
@@ -68,12 +70,12 @@ def make_plan(
     return _describe(costs, cluster, best, speed)
 
 
-def require_disk(disk: DiskUse, config: RunConfig, committed: int) -> None:
+def require_disk(disk: DiskUse, config: RunConfig) -> None:
     """Raises ConfigError if run directory and checkpoints do not fit on their disks.
 
-    Factors are kept beside the checkpoints they go into; `committed` bytes are already on disk.
+    Factors are kept beside the checkpoints they go into; what the run has written counts.
     """
-    needs = {config.run_folder: disk.run_directory - committed, config.output: disk.outputs}
+    needs = {config.run_folder: disk.run_directory - _written(config), config.output: disk.outputs}
     for folder, size in needs.items():
         free = free_bytes(folder)
         if free is not None and size > free:
@@ -82,6 +84,14 @@ def require_disk(disk: DiskUse, config: RunConfig, committed: int) -> None:
                 f"free {size - free:,}, or name another --run-dir or --output"
                 f"{_without_bases(disk, size - free) if folder == config.run_folder else ''}"
             )
+
+
+def _written(config: RunConfig) -> int:
+    """Bytes in a run directory on a disk, but for earlier rounds and a base that was fetched."""
+    if not isinstance(config.run_folder, Path):
+        return 0  # an object store has no end
+    others, found = (f"{ROUNDS}/", f"{config.fetched.name}/"), files_below(config.run_folder)
+    return sum(size for name, size in found.items() if not name.startswith(others))
 
 
 def _without_bases(disk: DiskUse, lacking: int) -> str:

@@ -172,9 +172,7 @@ def _require_disk(config: RunConfig, spec: ModelSpec) -> None:
         return
     left = config.model_copy(update={"ratio": tuple(ratios)})
     least = Costs(left, spec, "float32", windows=0).disk([cut(spec.layers, 1)], replicas=1)
-    there = files_below(config.run_folder)
-    mine = sum(size for name, size in there.items() if not name.startswith(f"{ROUNDS}/"))
-    require_disk(least, config, mine)
+    require_disk(least, config)
 
 
 def require_writable(folder: Path) -> None:

@@ -90,23 +90,32 @@ def test_a_full_disk_is_refused_with_the_bytes_that_are_missing(base: Base) -> N
     plan = base.plan()
     disk = plan.disk.model_copy(update={"moments": 10**18})
     with pytest.raises(ConfigError, match=r"are free; free [\d,]+, or name another --run-dir"):
-        require_disk(disk, base.config(), 0)
+        require_disk(disk, base.config())
 
 
 def test_bases_that_are_not_kept_are_a_remedy_for_a_small_disk(
     base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, frugal = base.plan(), base.plan(cluster={"keep_bases": False})
-    free = 10**9
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     rest = plan.disk.run_directory - plan.disk.bases
     assert frugal.disk.run_directory == rest
     config = base.config(output=str(base.folder.parent / "out"))
-    committed = rest - free  # then there is room for all but the bases
+
+    def require(free: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+        require_disk(plan.disk, config)
+
     with pytest.raises(ConfigError, match=r"or --set cluster\.keep_bases=false"):
-        require_disk(plan.disk, config, committed)
+        require(rest)  # there is room for all but the bases
     with pytest.raises(ConfigError, match=r"another --run-dir or --output$"):
-        require_disk(plan.disk, config, committed - 1)
+        require(rest - 1)
+    for name in ("moments/one", "training/refined/two", "rounds/1/three", "base/four"):
+        file = Path(str(config.run_folder / name))
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"." * 100)
+    require(plan.disk.run_directory - 200)
+    with pytest.raises(ConfigError, match="free 1, or name another"):
+        require(plan.disk.run_directory - 201)
 
 
 @pytest.mark.parametrize(
