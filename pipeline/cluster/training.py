@@ -5,6 +5,7 @@ all that it needs. Its own checkpoints are below `training` in the run directory
 """
 
 import contextlib
+import json
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from ray.exceptions import RayError
 from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train import RunConfig as TrainConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -23,11 +25,12 @@ from pipeline.progress import Progress
 from pipeline.report.wording import figure
 from pipeline.request.inputs import Inputs
 from schemas.errors import CompressorError, RunError, WorkerError
+from schemas.location import Location
 from schemas.result.recovery import Look, Refined
 from workers.actors.recovery import recover
 from workers.recovery.job import Job, recovery_of
 from workers.storage.keys import TRAINING, recovered_text_key, refined_prefix
-from workers.storage.places import remove_below
+from workers.storage.places import folders_in, read_bytes, remove_below
 from workers.storage.store import Store
 from workers.storage.tensorfile import entries
 
@@ -45,6 +48,7 @@ def train(job: Job, inputs: Inputs, progress: Progress) -> None:
     store = Store(job.config.run_folder)
     windows = {"windows": text.windows.int(), "held_out": text.held_out.int()}
     store.commit(recovered_text_key(job.identity), entries(windows))
+    _tidy(job.config.run_folder / TRAINING / job.identity, progress)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     fit = _Fit(_trainer(job, reports), reports)
@@ -72,6 +76,26 @@ def train(job: Job, inputs: Inputs, progress: Progress) -> None:
         f"recovery: {figure(found.before)} -> {figure(found.after)} on held-out text in "
         f"{found.seconds:,.0f} s"
     )
+
+
+def _tidy(place: Location, progress: Progress) -> None:
+    """Remove the states that a driver which was killed left without a record; or all of them, if
+    the record itself is damaged (Ray overwrites it in place): then training begins anew.
+    """
+    there = {name for name in folders_in(place) if name.startswith("checkpoint_")}
+    try:
+        record = json.loads(read_bytes(place / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME))
+        known = {state["checkpoint_dir_name"] for state in record["checkpoint_results"]}
+    except FileNotFoundError:
+        known = set[str]()
+    except (ValueError, LookupError, TypeError):
+        known = {"of a damaged record"}
+    if not known <= there:
+        progress.warn(f"{place}: its saved states are damaged; what is not refined is trained anew")
+        remove_below(place)
+        return
+    for name in there - known:
+        remove_below(place / name)
 
 
 def _trainer(job: Job, reports: Queue) -> TorchTrainer:

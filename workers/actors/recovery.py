@@ -13,10 +13,12 @@ import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 
+from schemas.errors import RunError
 from schemas.request.config import RunConfig
 from schemas.result.recovery import Look, RecoveryResult, Refined
 from schemas.run.identity import fingerprint
@@ -202,9 +204,16 @@ def _restore(trainer: Trainer) -> float:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return 0.0
-    with checkpoint.as_directory() as folder:
-        load(trainer.state(), checkpoint_id=folder)
-        progress: dict[str, Any] = json.loads((Path(folder) / _PROGRESS).read_text())
+    try:
+        with checkpoint.as_directory() as folder:
+            load(trainer.state(), checkpoint_id=folder)
+            progress: dict[str, Any] = json.loads((Path(folder) / _PROGRESS).read_text())
+    except (CheckpointException, OSError, ValueError) as error:
+        reason = str(error).strip().rpartition("\n")[2]  # else it has the traces of all workers
+        raise RunError(
+            f"{checkpoint.path}: the saved state cannot be read ({reason}); remove it, and "
+            "start the same command again: what is not refined is trained anew"
+        ) from error
     looks = [Look(**look) for look in progress["looks"]]
     trainer.resume(progress["step"], looks, progress["refined"])
     return float(progress["seconds"])
@@ -212,20 +221,26 @@ def _restore(trainer: Trainer) -> float:
 
 def _commit(job: Job, trained: Mapping[str, Tensor], norms: Mapping[str, str]) -> None:
     """Commit the factors of every cut matrix as the checkpoint stores them, and the weights of
-    norms if they were trained, by the first worker.
+    norms if they were trained, by the first worker; in place of those of an attempt that was killed
+    while it committed, which may have trained to others.
     """
     store = Store(job.config.run_folder)
+
+    def commit(key: str, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
+        if dist.get_rank() == 0:
+            store.forget(key)
+            store.commit(key, entries(tensors), facts)
+
     for matrix in job.spec.matrices:
         if (rank := job.ranks[matrix.name]) is None:
             continue
         stored = store.load(factors_key(job.factors, matrix.name, rank)).tensors
         place = f"{job.spec.path}.{matrix.layer}.{matrix.path}"
         tensors = after_training(stored, place, trained)
-        if dist.get_rank() == 0:
-            row = job.rows[matrix.name].model_dump(mode="json")
-            store.commit(recovered_key(job.identity, matrix.name), entries(tensors), row)
+        row = job.rows[matrix.name].model_dump(mode="json")
+        commit(recovered_key(job.identity, matrix.name), tensors, row)
     dtypes = {tensor.name: DTYPES[tensor.dtype] for tensor in job.spec.tensors}
     weights = {file: whole(trained[name]).to(dtypes[file]) for file, name in norms.items()}
-    if weights and dist.get_rank() == 0:
-        store.commit(recovered_norms_key(job.identity), entries(weights), {"names": [*weights]})
+    if weights:
+        commit(recovered_norms_key(job.identity), weights, {"names": [*weights]})
     dist.barrier()

@@ -1,11 +1,40 @@
-"""What a training worker leaves on its node belongs to its run alone."""
+"""What a training worker leaves on its node, and what it finds of an earlier one."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+import ray.train
+import torch
+from ray.train import Checkpoint
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from schemas.errors import RunError
 from tests.recovery import job_of
-from workers.actors.recovery import temporary
+from workers.actors.recovery import _restore, temporary
 
 
 def test_the_same_request_in_another_run_directory_has_folders_of_its_own(tmp_path: Path) -> None:
     assert temporary(job_of(tmp_path / "one")) == temporary(job_of(tmp_path / "one"))
     assert temporary(job_of(tmp_path / "one")) != temporary(job_of(tmp_path / "other"))
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is")  # of one process
+@pytest.mark.parametrize(
+    ("damaged", "content"),
+    [("__0_0.distcp", b""), (".metadata", b""), ("progress.json", b"{"), ("progress.json", None)],
+)
+def test_a_damaged_state_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: str, content: bytes | None
+) -> None:
+    state = {"weight": torch.ones(4)}
+    save(state, checkpoint_id=tmp_path)
+    (tmp_path / "progress.json").write_text('{"step": 1, "looks": [], "refined": []}')
+    (tmp_path / damaged).unlink()
+    if content is not None:
+        (tmp_path / damaged).write_bytes(content)
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: Checkpoint(str(tmp_path)))
+    trainer: Any = SimpleNamespace(state=lambda: state)
+    with pytest.raises(RunError, match=f"{tmp_path}: the saved state cannot be read.*; remove it"):
+        _restore(trainer)
