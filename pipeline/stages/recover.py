@@ -9,7 +9,7 @@ from pipeline.stages.output import Output
 from pipeline.stages.scored import base_of, crew_of
 from pipeline.stream.boundaries import Boundary
 from pipeline.stream.evaluation import planned, window_batches
-from schemas.errors import RunError
+from schemas.errors import ConfigError, RunError
 from workers.recovery.job import Job, recovery_of
 
 
@@ -20,7 +20,12 @@ def awaits_recovery(output: Output) -> bool:
 
 
 def job_of(output: Output) -> Job:
-    """Describe the recovery of an output whose matrices are cut."""
+    """Describe the recovery of an output. Raises ConfigError if none of its matrices is cut."""
+    if not any(output.allocation.ranks.values()):
+        raise ConfigError(
+            f"{output.place}: no matrix is cut, so there is nothing to train; leave out --refine "
+            "and --recover"
+        )
     run, adopted = output.run, output.run.inputs.adopted
     trained = [] if adopted is None else [one.config for one in adopted.recoveries]
     return Job(

@@ -60,6 +60,15 @@ class RunConfig(CompressionConfig):
         return self
 
     @model_validator(mode="after")
+    def _cuts_to_train(self) -> Self:
+        if self.trains and 0 in self.ratio and not any(self.ratio_by.values()):
+            raise ValueError(
+                "ratio 0: nothing is cut, so --refine and --recover have nothing to train; leave "
+                "it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _adopts_to_train(self) -> Self:
         if self.adopt is not None and not (self.trains and len(self.ratio) == 1):
             raise ValueError(

@@ -89,3 +89,10 @@ def test_norms_are_not_trained_beside_updates() -> None:
     with pytest.raises(ValidationError, match=r"recovery\.norms trains weights themselves"):
         RecoveryConfig.model_validate({"method": "svd-llm", "norms": True})
     assert RecoveryConfig.model_validate({"enabled": True, "norms": True}).norms
+
+
+def test_what_is_not_cut_cannot_be_trained() -> None:
+    asked = {"model": "m", "output": "o", "refinement": {"enabled": True}}
+    with pytest.raises(ValueError, match="ratio 0: nothing is cut"):
+        RunConfig.model_validate(asked | {"ratio": (0.2, 0)})
+    RunConfig.model_validate(asked | {"ratio": 0, "ratio_by": {"mlp": 0.2}})
