@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from pipeline.report.generation import compared
 from pipeline.report.model_index import model_index
-from pipeline.report.recovery import way
+from pipeline.report.recovery import trained
 from pipeline.report.wording import figure, optimism, texts
 from schemas.model.spec import Encoding
 from schemas.printable import printable
@@ -42,7 +42,7 @@ def write_card(
         optimism=optimism,
         figure=figure,
         wrote=compared(evaluation),
-        way=way,
+        trained=trained,
         recovery_text=_markdown(_texts(compression)),
         calibration=_markdown(texts(compression.calibration.text)),
         text=None if evaluation is None else _markdown(Path(evaluation.text).name),

@@ -15,15 +15,24 @@ UNITS: dict[Objective, str] = {
 }
 
 
-def way(asked: RecoveryConfig) -> str:
-    """Say what of the factors was trained, and for what."""
-    if not asked.enabled:
-        return "those of each layer alone"
+def trained(found: RecoveryResult) -> str:
+    """Say what of the factors was trained, for what, and on how many tokens."""
+    asked, first, parts = found.config, found.refinement, list[str]()
+    if found.refined:
+        tokens = min(first.windows, found.windows) * asked.sequence_length
+        times = f"{first.passes} times" if first.passes > 1 else "once"
+        parts.append(f"those of each layer alone, {times} on {tokens:,} tokens")
+    if asked.enabled:
+        tokens = found.looks[-1].tokens
+        parts.append(f"{_way(asked)}, objective {asked.objective}, on {tokens:,} tokens")
+    return ", then ".join(parts)
+
+
+def _way(asked: RecoveryConfig) -> str:
     if (rank := asked.rank_of_updates) is None:
-        norms = " with the norms" if asked.norms else ""
-        return f"all at once{norms}, objective {asked.objective}"
+        return "all at once with the norms" if asked.norms else "all at once"
     turns = ", then of ".join(" and ".join(factors) for factors in asked.phases)
-    return f"as SVD-LLM does: LoRA of rank {rank} of {turns}, objective {asked.objective}"
+    return f"as SVD-LLM does, by LoRA of rank {rank} of {turns}"
 
 
 def recovery(found: RecoveryResult) -> Figure:
@@ -34,18 +43,18 @@ def recovery(found: RecoveryResult) -> Figure:
         for look in found.looks
         if look.held_out is not None
     ]
-    trained = [
+    learnt = [
         plots.Point(look.tokens, look.loss, _tip(look.step, look.loss))
         for look in found.looks
         if look.loss is not None
     ]
-    named = [("held-out text", held_out), ("text trained on", trained)]
+    named = [("held-out text", held_out), ("text trained on", learnt)]
     series = [plots.Series(name, points, ["" for _ in points]) for name, points in named if points]
+    steps = f" {found.looks[found.best].step} of {found.steps} steps" if found.steps else ""
     gist = (
-        f"{unit}, on held-out text: {figure(found.before)} before, {figure(found.after)} after "
-        f"{found.looks[found.best].step} of {found.steps} steps, in "
-        f"{duration(found.seconds)}{_refined(found)}. The best state is kept. Factors were trained "
-        f"{way(found.config)}."
+        f"{unit}, on held-out text: {figure(found.before)} before, {figure(found.after)} after"
+        f"{steps}, in {duration(found.seconds)}{_refined(found)}. The best state is kept. Factors "
+        f"were trained: {trained(found)}."
     )
     table = Table(
         "Looks",
@@ -60,10 +69,10 @@ def recovery(found: RecoveryResult) -> Figure:
 
 
 def _refined(found: RecoveryResult) -> str:
-    """Say what refinement left of the error of the layers."""
-    if not found.refined:
+    """Say what refinement left of the error of the layers that are cut."""
+    if not (left := [one for one in found.refined if one is not None]):
         return ""
-    return f"; layers alone were brought to {share(fmean(found.refined), 0)} of their error"
+    return f"; layers alone were brought to {share(fmean(left), 0)} of their error"
 
 
 def _tip(step: int, loss: float) -> str:

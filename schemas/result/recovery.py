@@ -19,10 +19,12 @@ class Look(Schema):
 
 
 class Refined(Schema):
-    """A layer was trained alone: the error that is left of it on held-out windows, as a share."""
+    """A layer was trained alone: the error that is left of it on held-out windows, as a share; None
+    if nothing of it is cut.
+    """
 
     layer: int
-    left: float
+    left: float | None
 
 
 class RecoveryResult(Schema):
@@ -36,7 +38,7 @@ class RecoveryResult(Schema):
 
     config: RecoveryConfig
     refinement: RefinementConfig
-    refined: tuple[float, ...]
+    refined: tuple[float | None, ...]
     windows: int
     parameters: int
     steps: int

@@ -105,7 +105,7 @@ def train(
     config: RunConfig,
     trainer: Trainer,
     refinement: Callable[[], Refinement],
-    restore: Callable[[], list[float]] = list,
+    restore: Callable[[], list[float | None]] = list,
 ) -> Iterator[Look | Refined]:
     """Look, refine the layers that are not refined yet, look again, and take the steps that are
     left. A `refinement` holds the layers of the base, so it is there while it is needed; `restore`

@@ -51,9 +51,9 @@ class Refinement:
         self._windows = text.windows[text.trained[: config.windows]]
         self._held_out = text.windows[text.judges]
 
-    def run(self, done: int = 0) -> Iterator[float]:
+    def run(self, done: int = 0) -> Iterator[float | None]:
         """Refine the layers after the first `done`; yield, for each, the held-out error that is
-        left as a share of what it was.
+        left as a share of what it was; None if nothing of it is cut.
         """
         text, held_out = self._begin(self._windows), self._begin(self._held_out)
         for index in range(len(self._teacher.layers)):
@@ -86,10 +86,10 @@ class Refinement:
 
     def _refine(
         self, index: int, text: Stream, held_out: Stream, aims: list[Tensor], judged: list[Tensor]
-    ) -> float:
+    ) -> float | None:
         parameters = self._student.of_layer(index)
         if not parameters:
-            return 1.0
+            return None
         before = smallest = self._error(index, held_out, judged)
         if not math.isfinite(before):
             return 1.0

@@ -32,14 +32,14 @@ class RefinedLayers:
         self._facts = found[: int(there)]
         self.seconds = float(self._facts[-1]["seconds"]) if self._facts else 0.0
 
-    def restore(self) -> list[float]:
+    def restore(self) -> list[float | None]:
         """Fill the parameters of these layers; return the error that was left of each."""
         for layer in range(len(self._facts)):
             for name, value in self._store.load(self._key(layer)).tensors.items():
                 _fill(self._trained[name], value)
-        return [float(facts["left"]) for facts in self._facts]
+        return [facts["left"] for facts in self._facts]
 
-    def commit(self, layer: int, left: float, seconds: float) -> None:
+    def commit(self, layer: int, left: float | None, seconds: float) -> None:
         """Commit the parameters of a layer, in float32, by the first worker."""
         prefix = f"{self._job.spec.path}.{layer}."
         mine = (name for name in self._trained if name.startswith(prefix))

@@ -45,7 +45,7 @@ class Trainer:
         self.windows = len(text.trained)
         self.steps, self._batch = config.steps(self.windows), config.windows_in_step(self.windows)
         self.trained = student.trained
-        self.step, self.looks, self.refined = 0, list[Look](), list[float]()
+        self.step, self.looks, self.refined = 0, list[Look](), list[float | None]()
         self._best = {name: p.detach().clone() for name, p in self.trained.items()}
         self._optimizer = AdamW(
             self.trained.values(), lr=config.learning_rate, weight_decay=0.0, fused=True
@@ -77,7 +77,7 @@ class Trainer:
             found |= {f"{name}.{kind}": moments[kind] for kind in _MOMENTS}
         return found
 
-    def resume(self, step: int, looks: Sequence[Look], refined: Sequence[float]) -> None:
+    def resume(self, step: int, looks: Sequence[Look], refined: Sequence[float | None]) -> None:
         """Continue after so many steps, once `state` was filled."""
         self.step, self.looks, self.refined = step, list(looks), list(refined)
         self._keep()

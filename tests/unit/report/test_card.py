@@ -7,6 +7,7 @@ from huggingface_hub import ModelCard
 
 from pipeline.report.card import front_matter, write_card
 from schemas.request.groups import CalibrationConfig
+from schemas.request.recovery import RefinementConfig
 from tests import reports
 
 
@@ -87,8 +88,15 @@ def test_a_card_says_how_factors_were_trained(
     done = reports.compression(reports.matrices(1)).model_copy(update={"recovery": trained})
     write_card(tmp_path, tmp_path, done)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert f"{said}, on 9 tokens\n" in text
+    assert f"{said}, on 9 tokens.\n" in text
     assert "rounds" not in text
+    first = RefinementConfig(enabled=True)
+    refined = {"refinement": first, "refined": (0.5, None), "windows": 30}
+    again = done.model_copy(update={"recovery": trained.model_copy(update=refined)})
+    write_card(tmp_path, tmp_path, again)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    tokens = f"{24 * trained.config.sequence_length:,}"
+    assert f": those of each layer alone, 3 times on {tokens} tokens, then " in text
     again = done.model_copy(update={"cut_before": (0.2254, 0.4), "ratio": 0.5352})
     write_card(tmp_path, tmp_path, again)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")

@@ -71,3 +71,12 @@ def test_a_block_whose_name_begins_another_counts_alone() -> None:
 def test_a_recovery_without_a_finite_loss_has_its_figure() -> None:
     found = reports.recovery(None, None).model_copy(update={"best": 0})
     assert "on held-out text: – before, – after 0 of 1 steps" in recovery(found).gist
+
+
+def test_a_refinement_alone_has_no_steps_and_counts_layers_that_are_cut() -> None:
+    untouched = {"steps": 0, "refined": (None, 0.5)}
+    found = reports.recovery(3.0, 2.0, sequence_length=64).model_copy(update=untouched)
+    gist = recovery(found).gist
+    assert "3.00 before, 2.00 after, in 1.0" in gist
+    assert "layers alone were brought to 50" in gist
+    assert gist.endswith("Factors were trained: those of each layer alone, 3 times on 192 tokens.")
