@@ -59,11 +59,14 @@ def encode(
 
 
 def plain_factors(a: Tensor, b: Tensor, dtype: torch.dtype) -> Stored:
-    """Store A (m, k) and B (k, n), in float64, as they are; in float16 equally large, because it
-    holds no number above 65,504, and of small ones few digits.
+    """Store A (m, k) and B (k, n), in float64, as they are; or equally large, if that loses more
+    than digits: float16 holds no number above 65,504, and few digits of small ones.
     """
-    if dtype == torch.float16:
-        a, b = _balanced(a, b)
+    stored = _plain(a, b, dtype)
+    return stored if stored.rounding <= torch.finfo(dtype).eps else _plain(*_balanced(a, b), dtype)
+
+
+def _plain(a: Tensor, b: Tensor, dtype: torch.dtype) -> Stored:
     tensors = {"down.weight": b.to(dtype), "up.weight": a.to(dtype)}
     up = tensors["up.weight"]
     rounding = _relative_error(

@@ -18,5 +18,6 @@ def test_factors_of_any_size_are_finite_in_float16() -> None:
     sizes = up.abs().amax(0)[:7] / down.abs().amax(1)[:7]
     assert sizes.log2().abs().max() <= 1.01
     assert not up[:, 7].any()
-    as_is = plain_factors(a, b, torch.bfloat16)
-    assert torch.equal(as_is.tensors["up.weight"], a.to(torch.bfloat16))
+    for dtype in (torch.float16, torch.bfloat16):
+        as_is = plain_factors(a * 16, b, dtype)
+        assert torch.equal(as_is.tensors["up.weight"], (a * 16).to(dtype))
