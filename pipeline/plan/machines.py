@@ -38,7 +38,10 @@ def find(config: RunConfig, spec: ModelSpec, machines: Machines) -> ClusterSpec:
     if machines.gpus is not None:
         return _described(config, spec, machines.gpus, machines)
     if machines != Machines():
-        raise ConfigError("a description of GPUs needs their number; add --gpus N")
+        raise ConfigError(
+            "--gpus-per-node, --gpu-memory, --gpu-type and --host-memory describe machines with "
+            "GPUs; add --gpus N, or leave them out to plan for the CPU of this one"
+        )
     cores = len(os.sched_getaffinity(0)) // config.numerics.threads
     workers = config.cluster.workers or max(1, min(cores, MAX_CPU_WORKERS))
     return on_cpu(config.numerics.dtype, workers, available_bytes())
