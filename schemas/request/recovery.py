@@ -37,10 +37,10 @@ class RefinementConfig(Request):
     enabled: Annotated[bool, Flag("refine")] = Field(
         False, description="Train the factors of each layer alone after truncation"
     )
-    windows: int = Field(24, ge=1, description="First windows of the recovery text to train on")
-    passes: int = Field(3, ge=1, description="How often each of them is taken")
-    batch: int = Field(1, ge=1, description="Windows in a step, of all workers together")
-    learning_rate: float = Field(1e-4, gt=0.0, description="Of AdamW, constant")
+    windows: int = Field(48, ge=1, description="First windows of the recovery text to train on")
+    passes: int = Field(2, ge=1, description="How often each of them is taken")
+    batch: int = Field(2, ge=1, description="Windows in a step, of all workers together")
+    learning_rate: float = Field(2e-4, gt=0.0, description="Of AdamW, constant")
 
 
 MOST_TOKENS = 8 * 2**20  # to train on, if no number is asked for
