@@ -1,5 +1,7 @@
 """From shapes alone: the memory and the work of a recovery."""
 
+import math
+
 from pipeline.plan.devices import Rates
 from pipeline.plan.footprint import PROCESS_BYTES, REFINED_BYTES, SAVED_BYTES, Costs
 from pipeline.plan.layouts import fits, usable
@@ -17,9 +19,9 @@ _GB = 10**9
 def memory(costs: Costs, workers: int, offload: bool) -> RecoveryMemory:
     """Return the bytes that a worker needs: its share of the trained parameters with all that
     belongs to them, on the host if they are to be off the device; its share of what is frozen in
-    layers, and of the layers of the base, which only refinement needs; and, whole, what is outside
-    of the layers (the base's, too, if the student's is trained), those that are gathered now, and
-    activations.
+    layers, and, which only refinement needs, of the base's layers and of the hidden states of both;
+    and, whole, what is outside of the layers (the base's, too, if the student's is trained), those
+    that are gathered now, and activations.
     """
     config, spec = costs.config.recovery, costs.spec
     stepped = 1.0 if config.enabled else 1 / spec.layers  # refinement trains one layer at a time
@@ -30,13 +32,16 @@ def memory(costs: Costs, workers: int, offload: bool) -> RecoveryMemory:
     largest = max(layer.parameters for layer in costs.layers)
     refined = costs.config.refinement.enabled
     base = refined * layers * costs.item / workers
+    shares = (costs.config.refinement.windows, config.held_out)
+    windows = refined * sum(math.ceil(share / workers) for share in shares)
+    states = 2 * windows * config.sequence_length * spec.hidden_size
     frozen = (layers - spec.targeted + factors) * costs.item / workers
     outside = (1 + max(refined, config.norms)) * (costs.parameters - layers)
     tokens = config.micro_batch * config.sequence_length
     inputs = tokens * spec.hidden_size * (spec.layers if config.checkpointing else 0)
     within = tokens * costs.outputs_of_a_token * (2 if config.checkpointing else 2 * spec.layers)
     logits = _LOGITS * 4 * config.micro_batch * _POSITIONS * spec.vocab_size
-    whole = base + (outside + 3 * largest + inputs + within) * costs.item + logits
+    whole = base + (outside + states + 3 * largest + inputs + within) * costs.item + logits
     return RecoveryMemory(
         device=int(whole + (0 if offload else trained + frozen)),
         host=int(PROCESS_BYTES + (trained + frozen if offload else 0)),

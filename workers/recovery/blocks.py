@@ -22,8 +22,8 @@ from workers.recovery.text import Text
 
 
 class Stream(NamedTuple):
-    """Hidden states (1, length, hidden) before a layer, of student and teacher, for each window of
-    this worker; `weights` is zero for those that only keep workers in step.
+    """Hidden states (1, length, hidden) of student and teacher for each window of this worker;
+    `weights` is zero for those that only keep workers in step.
     """
 
     student: list[Tensor]
@@ -57,11 +57,12 @@ class Refinement:
         """
         text, held_out = self._begin(self._windows), self._begin(self._held_out)
         for index in range(len(self._teacher.layers)):
-            aims = [self._aims(index, stream) for stream in (text, held_out)]
+            for stream in (text, held_out):
+                _pass(self._teacher, index, stream.teacher)  # ahead: these are the targets
             if index >= done:
-                yield self._refine(index, text, held_out, *aims)
-            for stream, targets in zip((text, held_out), aims, strict=True):
-                self._advance(index, stream, targets)
+                yield self._refine(index, text, held_out)
+            for stream in (text, held_out):
+                _pass(self._student.model, index, stream.student)
 
     @torch.no_grad()
     def _begin(self, windows: Tensor) -> Stream:
@@ -75,22 +76,11 @@ class Refinement:
             [float(row < len(windows)) for row in rows],
         )
 
-    @torch.no_grad()
-    def _aims(self, index: int, stream: Stream) -> list[Tensor]:
-        return [self._teacher.layer(index, hidden) for hidden in stream.teacher]
-
-    @torch.no_grad()
-    def _advance(self, index: int, stream: Stream, targets: list[Tensor]) -> None:
-        stream.student[:] = [self._student.model.layer(index, one) for one in stream.student]
-        stream.teacher[:] = targets
-
-    def _refine(
-        self, index: int, text: Stream, held_out: Stream, aims: list[Tensor], judged: list[Tensor]
-    ) -> float | None:
+    def _refine(self, index: int, text: Stream, held_out: Stream) -> float | None:
         parameters = self._student.of_layer(index)
         if not parameters:
             return None
-        before = smallest = self._error(index, held_out, judged)
+        before = smallest = self._error(index, held_out)
         if not math.isfinite(before):
             return 1.0
         best = [p.detach().clone() for p in parameters]
@@ -99,11 +89,11 @@ class Refinement:
             for first in range(0, len(self._windows), self._config.batch):
                 for at, weight in self._turns(first):
                     found = self._student.model.layer(index, text.student[at])
-                    loss = relative_error(found, aims[at]) * weight
+                    loss = relative_error(found, text.teacher[at]) * weight
                     loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 optimizer.zero_grad()
-            error = self._error(index, held_out, judged)
+            error = self._error(index, held_out)
             if error < smallest:
                 smallest, best = error, [p.detach().clone() for p in parameters]
         with torch.no_grad():
@@ -124,14 +114,21 @@ class Refinement:
         return [(at, weight) for at in mine] + [(0, 0.0)] * missing
 
     @torch.no_grad()
-    def _error(self, index: int, stream: Stream, targets: list[Tensor]) -> float:
+    def _error(self, index: int, stream: Stream) -> float:
         """Return the mean relative error over all windows of a stream, of all workers."""
         sums = torch.zeros(2, device=self._device)
-        for hidden, target, weight in zip(stream.student, targets, stream.weights, strict=True):
+        for hidden, target, weight in zip(*stream, strict=True):
             error = relative_error(self._student.model.layer(index, hidden), target)
             sums += torch.stack((error * weight, torch.full_like(error, weight)))
         dist.all_reduce(sums)
         return float(sums[0] / sums[1])
+
+
+@torch.no_grad()
+def _pass(model: Carved, index: int, states: list[Tensor]) -> None:
+    """Replace hidden states before a layer by those after it, one after the other."""
+    for at, hidden in enumerate(states):
+        states[at] = model.layer(index, hidden)
 
 
 def relative_error(found: Tensor, target: Tensor) -> Tensor:

@@ -171,6 +171,16 @@ def test_refinement_keeps_each_layer_once_and_no_moments() -> None:
     assert held[0].host < 0.45 * held[1].host  # 8 bytes of each parameter, not 20
 
 
+def test_refinement_holds_two_hidden_states_of_each_token_of_its_windows() -> None:
+    few, many = (
+        planned("llama-3-8b", REFINE | {"settings": [f"refinement.windows={windows}"]}).recovery
+        for windows in (48, 80)
+    )
+    assert few is not None
+    assert many is not None
+    assert many.device - few.device == 2 * (80 - 48) // 8 * 1024 * 4096 * 2  # of eight workers
+
+
 def test_every_round_takes_time_and_disk() -> None:
     flags: dict[str, Any] = {"ratio": 0.64, "recovery_tokens": 2**20} | RECOVER
     once, rounds = (planned("llama-3-8b", flags | more) for more in ({}, {"rounds": 2}))
