@@ -112,7 +112,7 @@ def recovery(*held_out: float | None, **settings: object) -> RecoveryResult:
     """A training that was looked at before every step of 9 tokens and at the end, best last."""
     return RecoveryResult(
         config=RecoveryConfig.model_validate(settings),
-        refinement=RefinementConfig(),
+        refinement=RefinementConfig(passes=3),
         refined=(),
         windows=3,
         parameters=1,

@@ -63,7 +63,7 @@ def asking(config: RunConfig, name: str) -> RunConfig:
     folder = config.run_folder
     assert isinstance(folder, Path)
     places = {"output": folder.parent / name, "run_dir": folder.parent / f"{name}.run"}
-    refinement = RefinementConfig(enabled=True, windows=4, passes=2)
+    refinement = RefinementConfig(enabled=True, windows=3, passes=2)
     return config.model_copy(update={"refinement": refinement, "recovery": recovery, **places})
 
 

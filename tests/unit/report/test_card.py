@@ -90,7 +90,7 @@ def test_a_card_says_how_factors_were_trained(
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert f"{said}, on 9 tokens.\n" in text
     assert "rounds" not in text
-    first = RefinementConfig(enabled=True)
+    first = RefinementConfig(enabled=True, windows=24, passes=3)
     refined = {"refinement": first, "refined": (0.5, None), "windows": 30}
     again = done.model_copy(update={"recovery": trained.model_copy(update=refined)})
     write_card(tmp_path, tmp_path, again)
