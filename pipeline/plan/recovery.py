@@ -107,9 +107,10 @@ def recovery(costs: Costs, cluster: ClusterSpec, rates: Rates | None) -> tuple[S
     The base takes 2 operations per parameter and token, once for all ratios. Recovery takes 2
     forward, 4 backward of the student (its input, its factors; 2 if these are frozen, beside
     updates that cost little), and its forward once more if activations are not kept. Refinement
-    takes 6 of the student for every pass, and 2 of both to go on. Every micro-batch gathers all
-    layers, at the rate of the link to the host: links between GPUs are faster. Every worker reads
-    all factors, what is not cut, and to refine the base.
+    takes 6 of the student for every pass, which workers without a window of a step compute, too,
+    and 2 of both to go on. Every micro-batch gathers all layers, at the rate of the link to the
+    host: links between GPUs are faster. Every worker reads all factors, what is not cut, and to
+    refine the base.
     """
     config = costs.config.recovery
     if not costs.config.trains:
@@ -121,13 +122,16 @@ def recovery(costs: Costs, cluster: ClusterSpec, rates: Rates | None) -> tuple[S
     times = len(costs.config.ratio)
     heads = (6 if config.taught else 4) * costs.ends * times  # of both forward, one backward
     flops = tokens * (reached * passes * kept + heads)
-    refined, turns = costs.refined_tokens, costs.config.refinement.passes
-    flops += refined * reached * (6 * kept + 2 * (times + kept) / turns)
+    refined, refinement = costs.refined_tokens, costs.config.refinement
+    shared = min(refinement.batch, cluster.workers)
+    alone = 6 * kept * cluster.workers / shared
+    flops += refined * reached * (alone + 2 * (times + kept) / refinement.passes)
     rounds = tokens / (config.micro_batch * config.sequence_length) / cluster.workers
-    refines = costs.config.refinement.enabled
+    turns = refined / config.sequence_length / shared
+    refines = refinement.enabled
     read = sum(map(costs.output, costs.config.ratio)) + costs.base_bytes * refines * times
     states = SAVED_BYTES * config.evaluations * config.enabled + REFINED_BYTES * refines
-    gathered = (3 if config.checkpointing else 2) * kept * reached * costs.item
+    gathered = rounds * (3 if config.checkpointing else 2) + turns * 2
     teach = Work(
         "teach",
         cluster.workers,
@@ -146,6 +150,6 @@ def recovery(costs: Costs, cluster: ClusterSpec, rates: Rates | None) -> tuple[S
         compute=flops,
         read=read * cluster.workers + tokens / max(taught, 1) * costs.taught_bytes * times,
         written=states * sum(costs.trained(ratio) for ratio in costs.config.ratio),
-        link=rounds * gathered * (cluster.workers - 1),
+        link=gathered * kept * reached * costs.item * (cluster.workers - 1),
     )
     return tuple(work.cost(rates) for work in ([teach] if taught else []) + [train])

@@ -171,6 +171,20 @@ def test_refinement_keeps_each_layer_once_and_no_moments() -> None:
     assert held[0].host < 0.45 * held[1].host  # 8 bytes of each parameter, not 20
 
 
+def test_workers_without_a_window_of_a_refinement_make_it_no_faster() -> None:
+    def refined(batch: int) -> StageCost:
+        plan = planned("llama-3-8b", REFINE | {"settings": [f"refinement.batch={batch}"]})
+        return next(stage for stage in plan.stages if stage.name == "recover")
+
+    shared, two = refined(8), refined(2)  # of eight workers
+    windows, matrices, kept = 48 * 1024, 6_979_321_856, 0.8
+    assert two.flops - shared.flops == pytest.approx(
+        2 * windows * matrices * 6 * kept * (8 / 2 - 1), rel=1e-3
+    )
+    links = [(stage.seconds or {})["host link"] for stage in (shared, two)]
+    assert links[1] == pytest.approx(4 * links[0])
+
+
 def test_refinement_holds_two_hidden_states_of_each_token_of_its_windows() -> None:
     few, many = (
         planned("llama-3-8b", REFINE | {"settings": [f"refinement.windows={windows}"]}).recovery
