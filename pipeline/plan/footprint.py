@@ -195,11 +195,17 @@ class Costs:
         return self.taught_tokens * self.spec.hidden_size * self.item
 
     @property
+    def refined_windows(self) -> int:
+        """Windows that the factors of each layer are trained on alone: no more than there are."""
+        asked, there = self.config.refinement, self._windows
+        windows = asked.windows if there is None else min(asked.windows, there)
+        return windows if asked.enabled else 0
+
+    @property
     def refined_tokens(self) -> int:
-        """Tokens that the factors of each layer are trained on alone, each pass counted."""
-        asked = self.config.refinement
+        """Tokens of these windows, each pass counted."""
         length = self.config.recovery.sequence_length
-        return asked.windows * asked.passes * length if asked.enabled else 0
+        return self.refined_windows * self.config.refinement.passes * length
 
     def basis_size(self, matrix: MatrixSpec) -> int:
         """Elements of a matrix's basis: two squares, or U and V on the full Gram."""

@@ -32,7 +32,7 @@ def memory(costs: Costs, workers: int, offload: bool) -> RecoveryMemory:
     largest = max(layer.parameters for layer in costs.layers)
     refined = costs.config.refinement.enabled
     base = refined * layers * costs.item / workers
-    shares = (costs.config.refinement.windows, config.held_out)
+    shares = (costs.refined_windows, config.held_out)
     windows = refined * sum(math.ceil(share / workers) for share in shares)
     states = 2 * windows * config.sequence_length * spec.hidden_size
     frozen = (layers - spec.targeted + factors) * costs.item / workers
@@ -93,7 +93,7 @@ def _advice(costs: Costs, cluster: ClusterSpec, choices: list[bool]) -> str:
     low, high = cluster.workers, cluster.workers * 2
     while not hold(high):
         if high > 2**20:
-            return "set recovery.sequence_length or recovery.micro_batch lower"
+            return "set recovery.sequence_length, recovery.micro_batch or refinement.windows lower"
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2

@@ -137,6 +137,13 @@ def test_each_window_is_taught_once_however_often_it_is_trained_on(base: Base) -
     assert (known, unknown, refined) == ((5 + 8) * 64, 10 * 2**20 + 8 * 64, 8 * 64)
 
 
+def test_a_short_text_is_refined_on_with_the_windows_that_it_has(base: Base) -> None:
+    config = base.config(refinement={"enabled": True}, recovery={"sequence_length": 64})
+    found = [Costs(config, base.spec, "float32", there) for there in (5, 100, None)]
+    assert [costs.refined_windows for costs in found] == [5, 48, 48]
+    assert [costs.refined_tokens for costs in found] == [2 * 64 * n for n in (5, 48, 48)]
+
+
 def test_training_does_not_go_on_with_fewer_workers_than_can_hold_it() -> None:
     flags: dict[str, Any] = RECOVER | {"ratio": 0.4}
     for model in ("llama-3-8b", "llama-3-70b"):
