@@ -1,9 +1,11 @@
 """A model in a process of its own, so that its memory and its load are nobody else's."""
 
+import os
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple, Self
 
 from schemas.errors import WorkerDiedError, WorkerError
@@ -106,7 +108,15 @@ def _started() -> None:
 
 
 def _start(folder: Path, config: BenchConfig) -> None:
+    Thread(target=_end_with_parent, daemon=True).start()
     _here.append(engine(folder, config))
+
+
+def _end_with_parent() -> None:
+    """End this process, which holds a model, when its parent is gone: killed, it ends no pool."""
+    if parent := parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _do(method: str, arguments: tuple[object, ...]) -> Any:
