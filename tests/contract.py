@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.stages.assemble import write_around
 from pipeline.stages.weight_files import plan_file, plan_parts
@@ -23,9 +23,8 @@ from schemas.run.moments import Pass, Tap, taps
 from schemas.run.targets import select
 from tests.kinds import model_class, tiny_causal_model
 from tests.models import tiny_tokenizer
-from tests.shards import SEED, run_shards
+from tests.shards import random_error, run_shards
 from workers.calibration.moments import Moment
-from workers.calibration.sampling import label_noise
 from workers.checkpoint import verify
 from workers.checkpoint.tensors import TensorReader
 from workers.compressor import Compressor
@@ -152,18 +151,13 @@ def carved_is_whole(subject: Subject) -> None:
 
 
 def moments_are_those_of_hooks(subject: Subject) -> None:
-    """Moments equal those of hooks on the whole model, labels sampled alike: to 1e-6."""
+    """Moments equal those of hooks on the whole model, signs drawn alike: to 1e-6."""
     _, _, found = subject.streamed
     rows = {tap: _hooked(subject, tap) for tap in found}
     for first in range(0, WINDOWS, BATCH):
         logits = subject.model(input_ids=subject.tokens[first : first + BATCH]).logits
-        cumulative = logits.detach().float().softmax(-1).cumsum(-1, dtype=torch.float64)
-        noise = torch.stack([label_noise(SEED, first + i, TOKENS) for i in range(BATCH)])
-        labels = torch.searchsorted(cumulative, noise[..., None] * cumulative[..., -1:], right=True)
-        loss: Any = nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), labels.flatten(), reduction="sum"
-        )
-        loss.backward()
+        exact = logits.float()
+        exact.backward(random_error(exact.detach(), first))
     for tap, moment in found.items():
         observed = torch.cat(rows[tap]).double()
         expected = observed.T @ observed / len(observed)

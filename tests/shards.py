@@ -14,12 +14,13 @@ from schemas.request.methods import Truncation
 from schemas.run.moments import Pass, Tap, taps
 from tests.prose import VOCABULARY
 from workers.calibration.moments import Moment
+from workers.calibration.sampling import signs_of
 from workers.model.layers import Decoder
 from workers.model.shard import Shard, Step
 
 LAYERS, WINDOWS, TOKENS, SEED = 3, 4, 12, 5
 
-# Float32 against float64 through three layers; a wrong bias, mask or label is an error above 1e-2.
+# Float32 against float64 through three layers; a wrong bias, mask or sign is an error above 1e-2.
 FLOAT32 = 2e-5
 
 
@@ -40,6 +41,17 @@ class Streamed(NamedTuple):
 
 def windows() -> Tensor:
     return torch.randint(VOCABULARY, (WINDOWS, TOKENS), generator=torch.Generator().manual_seed(1))
+
+
+def random_error(logits: Tensor, first: int = 0) -> Tensor:
+    """What is drawn for logits (windows, tokens, vocabulary) of the windows from `first` on."""
+    signs = [
+        2 * torch.randint(2, rows.shape, generator=signs_of(SEED, first + i), dtype=torch.int8) - 1
+        for i, rows in enumerate(logits)
+    ]
+    roots = logits.softmax(-1).sqrt()
+    signed = roots * torch.stack(signs)
+    return signed - roots.square() * signed.sum(-1, keepdim=True)
 
 
 def make_shards(

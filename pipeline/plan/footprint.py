@@ -24,7 +24,7 @@ PROCESS_BYTES = 600 * 1024**2  # python, torch and ray themselves
 SAVED_BYTES = 12  # of a trained one, float32: itself, two moments of AdamW
 REFINED_BYTES = 4  # of one that is trained within its layer, float32
 SUM_BYTES = 12  # a float64 and a float32 for each element of a moment
-_LOGIT_CHUNK, _LOGIT_BYTES = 256, 24  # tokens at a time; logits, probabilities, their sums, labels
+_LOGIT_CHUNK, _LOGIT_BYTES = 256, 17  # tokens at a time; logits, probabilities, signs, errors
 
 
 class LayerCost(NamedTuple):

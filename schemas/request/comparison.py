@@ -61,7 +61,7 @@ class ComparisonConfig(Request):
     rank_multiple: int = Field(
         1, ge=1, description="Every rank is a multiple of it; 1 keeps parameters equal"
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="Choice of windows and of sampled labels")
+    seed: int = Field(0, ge=0, lt=2**32, description="Choice of windows and of random signs")
     calibration: CalibrationConfig = CalibrationConfig()
     numerics: NumericsConfig = NumericsConfig()
     cluster: ClusterConfig = ClusterConfig()

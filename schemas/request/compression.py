@@ -46,7 +46,7 @@ class CompressionConfig(Request):
     factors: Annotated[Factors, Flag(unset=OF_METHOD)] = Field(
         "pivoted", description="How a cut matrix is stored"
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="Choice of windows and of sampled labels")
+    seed: int = Field(0, ge=0, lt=2**32, description="Choice of windows and of random signs")
     on_failure: OnFailure = Field(
         "fail",
         description="When a matrix cannot be cut: fail, or keep_dense (the others are cut more)",

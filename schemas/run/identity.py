@@ -21,7 +21,7 @@ from schemas.request.config import RunConfig
 from schemas.request.methods import ALLOCATIONS, TRUNCATIONS
 from schemas.run.moments import Pass
 
-_ARTEFACTS = 3  # raised whenever an item of the run directory changes its content or its meaning
+_ARTEFACTS = 4  # raised whenever an item of the run directory changes its content or its meaning
 
 _TRAINED_ALIKE = {"enabled", "text", "micro_batch", "checkpointing", "offload"}  # of recovery
 _OF_UPDATES = {"method", "order", "lora_rank"}  # that count if updates are trained

@@ -1,1 +1,1 @@
-"""Statistics of the calibration text: moments and sampled labels."""
+"""Statistics of the calibration text: moments and random gradients."""

@@ -1,43 +1,57 @@
-"""Gradients of the token loss at the hidden states, with labels sampled from the model itself."""
+"""Gradients of the token loss at the hidden states, whose second moment is the true Fisher."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 _CHUNK = 256  # tokens
 _ROWS = 8192  # of the head that a CPU holds in float32 at a time
 
 
-def label_noise(seed: int, sequence: int, length: int) -> Float64[Tensor, " length"]:
-    """Uniform in [0, 1), (length,) float64; depends only on seed, sequence and position."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + sequence) % 2**32)
-    return torch.rand(length, generator=generator, dtype=torch.float64)
+def signs_of(seed: int, sequence: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return what draws the random signs of a sequence, from seed, sequence and kind of device."""
+    return torch.Generator(device).manual_seed((seed * 1_000_003 + sequence) % 2**32)
 
 
 def fisher_gradient(
     hidden: Float[Tensor, "tokens hidden"],
     tail: Callable[[Tensor], Tensor],
-    noise: Float64[Tensor, " tokens"],
+    signs: torch.Generator,
 ) -> Float[Tensor, "tokens hidden"]:
-    """Gradient (tokens, hidden) of the summed loss -log p(y) at the last hidden states.
+    """Gradient (tokens, hidden) at the last hidden states, of `fisher_error` at the logits.
 
-    y ~ p(. | hidden), drawn by inverting the cumulative distribution at `noise` (tokens,): the
-    second moment of these gradients is the true Fisher. `tail` gives logits (1, tokens, vocabulary)
-    float32 from hidden states (1, tokens, hidden), through `wide_product`; they exist for 256
-    tokens at a time, and their gradient is written as softmax - onehot instead of differentiated.
+    `tail` gives logits (1, tokens, vocabulary) float32 from hidden states (1, tokens, hidden),
+    through `wide_product`; they exist for 256 tokens at a time.
     """
-    chunks = zip(torch.split(hidden, _CHUNK), torch.split(noise, _CHUNK), strict=True)
-    return torch.cat([_chunk_gradient(part, tail, its_noise) for part, its_noise in chunks])
+    return torch.cat([_chunk_gradient(part, tail, signs) for part in torch.split(hidden, _CHUNK)])
+
+
+def fisher_error(
+    logits: Float32[Tensor, "tokens vocabulary"], signs: torch.Generator
+) -> Float32[Tensor, "tokens vocabulary"]:
+    """Random rows (tokens, vocabulary) with the mean and the second moment that the gradient of
+    -log p(y) has at the logits, if y is drawn from p = softmax: 0, and diag(p) - p pᵀ, the Fisher.
+
+    They are √p∘z - p (√p·z) with Rademacher z, a random sign for each entry. One drawn label tells
+    of itself alone, and nearly nothing if the model is sure; this tells of every entry, so moments
+    of as many tokens have less noise.
+    """
+    probabilities = logits.softmax(-1)
+    bits = torch.randint(
+        0, 2, logits.shape, generator=signs, dtype=torch.int8, device=logits.device
+    )
+    signed = probabilities.sqrt().mul_(bits.mul_(2).sub_(1))
+    return signed - probabilities.mul_(signed.sum(-1, keepdim=True))
 
 
 def wide_product(
     rows: Float[Tensor, "*batch hidden"], head: Float[Tensor, "vocabulary hidden"]
 ) -> Float32[Tensor, "*batch vocabulary"]:
-    """Return rows head^T in float32, even from half precision: rounded to halves, logits would draw
-    labels from another distribution. Gradients of `rows` are in their own precision.
+    """Return rows head^T in float32, even from half precision: rounded to halves, logits would be
+    those of another distribution. Gradients of `rows` are in their own precision.
     """
     apply: Any = _WideProduct.apply
     product: Tensor = apply(rows.flatten(0, -2), head)
@@ -56,17 +70,13 @@ class _WideProduct(torch.autograd.Function):
         return gradient.to(head.dtype) @ head, None
 
 
-def _chunk_gradient(hidden: Tensor, tail: Callable[[Tensor], Tensor], noise: Tensor) -> Tensor:
+def _chunk_gradient(
+    hidden: Tensor, tail: Callable[[Tensor], Tensor], signs: torch.Generator
+) -> Tensor:
     hidden = hidden.detach().requires_grad_()
     with torch.enable_grad():
         logits = tail(hidden[None])[0]
-    probabilities = logits.detach().softmax(-1)
-    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-    threshold = noise.to(cumulative.device)[:, None] * cumulative[:, -1:]
-    labels = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=logits.shape[-1] - 1)
-    error = probabilities.scatter_add_(
-        1, labels, torch.full_like(labels, -1, dtype=probabilities.dtype)
-    )
+    error = fisher_error(logits.detach(), signs)
     (gradient,) = torch.autograd.grad(logits, hidden, error)
     return gradient
 

@@ -11,7 +11,7 @@ from schemas.errors import WorkerError
 from schemas.model.spec import MatrixSpec
 from schemas.run.moments import Pass, Tap
 from workers.calibration.moments import MomentSums
-from workers.calibration.sampling import fisher_gradient, label_noise, wide_product
+from workers.calibration.sampling import fisher_gradient, signs_of, wide_product
 from workers.model.carving import Product
 from workers.model.layers import Decoder
 from workers.model.observer import Observer
@@ -127,14 +127,14 @@ class Shard:
         return hidden
 
     def loss_gradient(self, hidden: Tensor, step: Step, seed: int) -> Tensor:
-        """Return the gradient of the summed token loss at the last layer's hidden states."""
+        """Return a gradient at the last layer's hidden states, by `fisher_gradient`."""
         self._observer.segment, tail = step.segment, self._tail(product=wide_product)
         if tap := self._of_head.get("backward"):
             tail = self._observed_tail(tap, hidden, wide_product)
         parts = []
         for row, sequence in enumerate(hidden):
-            noise = label_noise(seed, step.first_sequence + row, sequence.shape[0])
-            parts.append(fisher_gradient(sequence, tail, noise))
+            signs = signs_of(seed, step.first_sequence + row, sequence.device)
+            parts.append(fisher_gradient(sequence, tail, signs))
         return torch.stack(parts)
 
     def backward(self, gradient: Tensor, step: Step) -> Tensor:

@@ -1,13 +1,12 @@
-"""Labels drawn from the model, and the gradient of their loss, against autograd."""
+"""Random errors at the logits, and the gradient of the hidden states, against autograd."""
 
-import math
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from workers.calibration.sampling import fisher_gradient, label_noise, wide_product
+from workers.calibration.sampling import fisher_error, fisher_gradient, signs_of, wide_product
 
 HIDDEN, VOCABULARY = 16, 50
 
@@ -28,121 +27,100 @@ def tail(norm: nn.Module, head: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda hidden: wide_product(norm(hidden), head)
 
 
-def sampled(logits: Tensor, noise: Tensor) -> Tensor:
-    """The first label whose cumulative probability is above the noise."""
-    cumulative = logits.double().softmax(-1).cumsum(-1)
-    return (cumulative <= noise[:, None]).sum(-1).clamp(max=logits.shape[-1] - 1)
-
-
-def autograd(hidden: Tensor, norm: nn.Module, head: Tensor, noise: Tensor) -> Tensor:
-    """Gradient of the summed cross entropy, by autograd in float64."""
-    exact = hidden.double().requires_grad_()
+def autograd(hidden: Tensor, norm: nn.Module, head: Tensor) -> Tensor:
+    """Gradient at the hidden states by autograd in float64, 256 tokens at a time."""
+    exact, signs = hidden.double().requires_grad_(), signs_of(0, 0)
     logits = norm.double()(exact) @ head.double().T
-    labels = sampled(logits.detach(), noise)
-    loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, exact)
+    errors = [fisher_error(part.float(), signs) for part in torch.split(logits.detach(), 256)]
+    (gradient,) = torch.autograd.grad(logits, exact, torch.cat(errors).double())
     return gradient
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 255, 256, 257, 600])
-def test_it_is_the_gradient_of_the_loss_of_the_sampled_labels(tokens: int) -> None:
+def test_it_is_the_gradient_of_the_error_at_the_logits(tokens: int) -> None:
     hidden, head = gaussian(1, tokens, HIDDEN), gaussian(2, VOCABULARY, HIDDEN)
-    noise = label_noise(0, 0, tokens)
-    found = fisher_gradient(hidden, tail(random_norm(), head), noise)
-    expected = autograd(hidden, random_norm(), head, noise)
+    found = fisher_gradient(hidden, tail(random_norm(), head), signs_of(0, 0))
+    expected = autograd(hidden, random_norm(), head)
     assert found.shape == hidden.shape
-    # Float32 logits and softmax; one wrong label would be an error of 1.
+    # Float32 logits and softmax; one wrong sign would be an error of 1.
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_the_gradient_is_of_the_dtype_of_the_hidden_states() -> None:
     hidden, head = gaussian(1, 9, HIDDEN).bfloat16(), gaussian(2, VOCABULARY, HIDDEN).bfloat16()
-    found = fisher_gradient(hidden, tail(nn.Identity(), head), label_noise(0, 0, 9))
+    found = fisher_gradient(hidden, tail(nn.Identity(), head), signs_of(0, 0))
     assert found.dtype == hidden.dtype
 
 
-def test_labels_of_halves_are_drawn_from_float32_logits() -> None:
-    """Logits near 100 are rounded to halves of one in bfloat16, which would flip labels."""
+def test_errors_of_halves_are_of_float32_logits() -> None:
+    """Logits near 100 are rounded to halves of one in bfloat16: other probabilities."""
     hidden = (30 * gaussian(1, 600, HIDDEN)).bfloat16()
     head = gaussian(2, VOCABULARY, HIDDEN).bfloat16()
-    noise = label_noise(0, 0, 600)
-    exact = sampled(hidden.float() @ head.float().T, noise)
-    assert (sampled((hidden @ head.T).float(), noise) != exact).any()
-    found = fisher_gradient(hidden, tail(nn.Identity(), head), noise).double()
-    expected = autograd(hidden, nn.Identity(), head, noise)
-    # Where label and its probability are right, what is left is the rounding of bfloat16.
-    assert (found - expected).abs().max() < 2e-2 * head.abs().max()
+    found = fisher_gradient(hidden, tail(nn.Identity(), head), signs_of(0, 0)).double()
+    expected = autograd(hidden, nn.Identity(), head)
+    signs = signs_of(0, 0)
+    rounded = [fisher_error(part, signs) for part in torch.split((hidden @ head.T).float(), 256)]
+    wrong = torch.cat(rounded).double() @ head.double() - expected
+    # Where probabilities are right, what is left is the rounding of bfloat16.
+    assert (found - expected).norm() < 1e-2 * expected.norm() < 0.1 * wrong.norm()
 
 
 def test_tokens_do_not_see_one_another() -> None:
-    hidden, head = gaussian(1, 300, HIDDEN), gaussian(2, VOCABULARY, HIDDEN)
-    noise = label_noise(0, 0, 300)
-    together = fisher_gradient(hidden, tail(random_norm(), head), noise)
-    alone = torch.cat(
-        [
-            fisher_gradient(hidden[i : i + 1], tail(random_norm(), head), noise[i : i + 1])
-            for i in range(0, 300, 37)
-        ]
+    hidden, head = gaussian(1, 9, HIDDEN), gaussian(2, VOCABULARY, HIDDEN)
+    other = torch.cat((hidden[:5], gaussian(4, 4, HIDDEN)))
+    one, two = (
+        fisher_gradient(rows, tail(random_norm(), head), signs_of(0, 0)) for rows in (hidden, other)
     )
-    torch.testing.assert_close(together[::37], alone, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(one[:5], two[:5])
+    assert not torch.isclose(one[5:], two[5:]).any()
 
 
-def test_label_frequencies_follow_the_softmax() -> None:
-    """40,000 labels of one distribution: chi-squared below its 1 - 1e-6 quantile."""
-    draws, labels = 40_000, 8
-    logits = torch.linspace(-2, 1.5, labels)
+def draws_of(logits: Tensor, draws: int) -> Tensor:
+    return fisher_error(logits.expand(draws, -1), signs_of(7, 0)).double()
+
+
+def fisher(logits: Tensor) -> Tensor:
     probabilities = logits.double().softmax(-1)
-    hidden = logits.expand(draws, labels)
-    head = tail(nn.Identity(), torch.eye(labels))
-    gradient = fisher_gradient(hidden, head, label_noise(7, 0, draws))
-    counts = (probabilities.float() - gradient).round().sum(0).double()  # softmax - onehot
-    assert float(counts.sum()) == draws
-    expected = draws * probabilities
-    chi_squared = float(((counts - expected).square() / expected).sum())
-    assert chi_squared < 41.0  # 7 degrees of freedom
+    return probabilities.diag() - probabilities.outer(probabilities)
 
 
-def test_the_mean_gradient_vanishes() -> None:
-    """E[softmax - onehot] = 0 where labels come from the model itself: 5 standard errors."""
-    draws, labels = 20_000, 5
-    logits = torch.tensor([1.0, 0.0, 0.3, -1.0, 2.0])
-    hidden = logits.expand(draws, labels)
-    head = tail(nn.Identity(), torch.eye(labels))
-    gradient = fisher_gradient(hidden, head, label_noise(1, 2, draws))
-    probabilities = logits.softmax(-1)
-    error = (probabilities * (1 - probabilities) / draws).sqrt()
-    assert bool((gradient.mean(0).abs() < 5 * error).all())
+def test_mean_and_second_moment_are_those_of_drawn_labels() -> None:
+    """Of 40,000 draws: 0 and diag(p) - p pᵀ, within 5 standard errors of every entry."""
+    draws = 40_000
+    logits = torch.tensor([1.0, 0.0, 0.3, -1.0, 2.0, -8.0])
+    errors, exact = draws_of(logits, draws), fisher(logits)
+    assert bool((errors.mean(0).abs() < 5 * (exact.diag() / draws).sqrt() + 1e-9).all())
+    products = errors[:, :, None] * errors[:, None, :]
+    bound = 5 * (products.std(0) / draws**0.5)
+    assert bool(((products.mean(0) - exact).abs() < bound + 1e-9).all())
 
 
-@pytest.mark.parametrize("noise", [0.0, math.nextafter(1.0, 0.0)])
-def test_the_ends_of_the_noise_are_labels_of_some_probability(noise: float) -> None:
-    logits = torch.tensor([[-1e4, 0.0, 0.0, -1e4]])
-    gradient = fisher_gradient(
-        logits, tail(nn.Identity(), torch.eye(4)), torch.tensor([noise], dtype=torch.float64)
+def test_moments_have_less_noise_than_those_of_drawn_labels() -> None:
+    """If the model is nearly sure, a label says so 19 of 20 times, and else far too much."""
+    draws, logits = 20_000, torch.tensor([0.95, 0.03, 0.02]).log()
+    labels = torch.multinomial(
+        logits.exp(), draws, replacement=True, generator=torch.Generator().manual_seed(1)
     )
-    [label] = (gradient < 0).nonzero()[:, 1].tolist()
-    assert label == (1 if noise == 0.0 else 2)
+    drawn = nn.functional.one_hot(labels, 3).double() - logits.double().softmax(-1)
+    noise, of_labels = (rows.square().var(0) for rows in (draws_of(logits, draws), drawn))
+    assert bool((noise < 0.2 * of_labels).all())
 
 
-def test_noise_depends_on_seed_sequence_and_position_alone() -> None:
-    torch.manual_seed(1)
-    first = label_noise(3, 5, 10)
+def test_the_error_sums_to_zero() -> None:
+    """A constant that is added to all logits changes no probability."""
+    error = fisher_error(3 * gaussian(5, 50, VOCABULARY), signs_of(0, 0))
+    assert float(error.sum(-1).abs().max()) < 1e-5
+
+
+def test_signs_depend_on_seed_and_sequence_alone() -> None:
+    logits = gaussian(5, 10, VOCABULARY)
+    first = fisher_error(logits, signs_of(3, 5))
     torch.manual_seed(2)
-    assert torch.equal(label_noise(3, 5, 10), first)
-
-
-def test_noise_of_a_position_does_not_depend_on_the_length() -> None:
-    assert torch.equal(label_noise(3, 5, 100)[:10], label_noise(3, 5, 10))
+    assert torch.equal(fisher_error(logits, signs_of(3, 5)), first)
 
 
 @pytest.mark.parametrize(("seed", "sequence"), [(0, 1), (1, 0), (1, 1), (2**31, 0)])
-def test_noise_differs_by_seed_and_sequence(seed: int, sequence: int) -> None:
-    assert not torch.equal(label_noise(seed, sequence, 10), label_noise(0, 0, 10))
-
-
-def test_noise_fills_the_unit_interval() -> None:
-    noise = torch.cat([label_noise(0, sequence, 100) for sequence in range(200)])
-    assert 0 <= float(noise.min()) < 1e-3
-    assert 1 - 1e-3 < float(noise.max()) < 1
-    # The mean of 20,000 uniform numbers: 5 standard errors.
-    assert abs(float(noise.mean()) - 0.5) < 5 / math.sqrt(12 * len(noise))
+def test_signs_differ_by_seed_and_sequence(seed: int, sequence: int) -> None:
+    logits = gaussian(5, 10, VOCABULARY)
+    other = fisher_error(logits, signs_of(seed, sequence))
+    assert not torch.equal(other, fisher_error(logits, signs_of(0, 0)))

@@ -5,24 +5,23 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from schemas.run.moments import Tap, taps
 from tests.models import tiny_model
 from tests.shards import (
     FLOAT32,
     LAYERS,
-    SEED,
     TOKENS,
     WINDOWS,
     Base,
     Streamed,
     assert_close,
+    random_error,
     stream,
     whole_model,
     windows,
 )
-from workers.calibration.sampling import label_noise
 from workers.model.inspection import inspect
 
 SLIDING = ["full_attention", "sliding_attention", "full_attention"]
@@ -75,13 +74,6 @@ class Oracle(NamedTuple):
     hidden: Tensor
 
 
-def sampled_labels(logits: Tensor) -> Tensor:
-    """y ~ softmax(logits) by inverting the cumulative distribution at the noise of each token."""
-    cumulative = logits.softmax(-1).cumsum(-1)
-    noise = torch.stack([label_noise(SEED, sequence, TOKENS) for sequence in range(WINDOWS)])
-    return (cumulative <= noise[..., None]).sum(-1)
-
-
 def hook_everything(base: Base) -> Oracle:
     """Forward and backward through the plain model, every linear layer observed by tensor hooks."""
     model = whole_model(base)
@@ -100,9 +92,7 @@ def hook_everything(base: Base) -> Oracle:
     before_norm: list[Tensor] = []
     model.model.norm.register_forward_pre_hook(lambda _, args: before_norm.append(args[0].detach()))
     logits = model(input_ids=base.tokens).logits
-    labels = sampled_labels(logits.detach())
-    loss: Any = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
-    loss.backward()
+    logits.backward(random_error(logits.detach()))
     rows = {
         name: Rows(
             **{key: value.flatten(0, 1) for key, value in found.items()},
