@@ -206,14 +206,14 @@ def files_below(place: Location) -> dict[str, int]:
 
 
 def remove_below(place: Location) -> None:
-    """Remove every file below a folder or prefix."""
+    """Remove every file below a folder or prefix.
+
+    In a store by name: fsspec takes the path of a recursive removal as a pattern.
+    """
     if isinstance(place, Path):
         shutil.rmtree(place, ignore_errors=True)
         return
-    if not files_below(place):
-        return
-    with _opened(place) as (system, path), contextlib.suppress(FileNotFoundError):
-        system.rm(path, recursive=True)
+    at_once(lambda name: remove(place / name), files_below(place))
 
 
 @contextlib.contextmanager

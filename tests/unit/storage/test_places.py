@@ -256,6 +256,14 @@ def test_what_is_there_is_not_created_again(url: Url) -> None:
     assert places.read_bytes(url) == b"one"
 
 
+@pytest.mark.parametrize("name", ["run[1]", "run*", "run?"])
+def test_what_is_removed_is_below_that_very_name(name: str, url: Url) -> None:
+    for folder in (name, "run1", "run1/deep"):
+        places.write(url / folder / "records" / "one.json", b"{}")
+    places.remove_below(url / name)
+    assert places.files_below(url) == {"run1/deep/records/one.json": 2, "run1/records/one.json": 2}
+
+
 def test_a_local_copy_lasts_as_long_as_it_is_needed(copy: Copy) -> None:
     copy()
     with places.local_copy(copy.url) as folder:
