@@ -13,6 +13,7 @@ import shutil
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -175,6 +176,7 @@ def _myself() -> Owner:
         pid=pid,
         started=_started(pid) or 0,
         since=datetime.now(UTC).isoformat(timespec="seconds"),
+        attempt=uuid.uuid4().hex,
     )
 
 

@@ -13,7 +13,8 @@ class Owner(Schema):
     """A driver that took a run directory: its process, and when that started.
 
     `machine` identifies one boot of one machine, or one container; `started` is in clock ticks
-    since the boot, to tell a process from a later one with the same number.
+    since the boot, to tell a process from a later one with the same number. `attempt` is of this
+    entry alone.
     """
 
     machine: str
@@ -21,6 +22,7 @@ class Owner(Schema):
     pid: int
     started: int
     since: str
+    attempt: str = ""
 
 
 class RunRecord(Schema):

@@ -66,7 +66,8 @@ def create_bytes(path: Path, content: bytes) -> bool:
         try:
             os.link(temporary, path)
         except FileExistsError:
-            return False
+            if temporary.stat().st_nlink == 1:  # else NFS made the link, and lost the answer
+                return False
         except OSError:
             if path.exists():
                 return False

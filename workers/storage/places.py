@@ -171,16 +171,18 @@ def create(place: Location, content: bytes) -> bool:
     """Write a small file if it does not exist; False if it does.
 
     A hard link on a file system, one conditional request (If-None-Match: *) with s3fs; file systems
-    with neither get a check, then a write.
+    with neither get a check, then a write. In a store equal content, unless empty, is its own.
     """
     if isinstance(place, Path):
         return create_bytes(place, content)
     with _opened(place) as (system, path):
         try:
             system.pipe_file(path, content, mode="create")
-        except FileExistsError:
-            return False
-    return True
+            return True
+        except FileExistsError:  # its own, if the answer was lost and the client has asked again
+            with contextlib.suppress(FileNotFoundError):
+                return bool(content) and bool(system.cat_file(path) == content)
+    return False
 
 
 def remove(place: Location) -> None:

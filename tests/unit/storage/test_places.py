@@ -250,12 +250,6 @@ def test_files_of_others_are_not_touched(copy: Copy) -> None:
         require_free(copy.url)
 
 
-def test_what_is_there_is_not_created_again(url: Url) -> None:
-    assert places.create(url, b"one")
-    assert not places.create(url, b"two")
-    assert places.read_bytes(url) == b"one"
-
-
 @pytest.mark.parametrize("name", ["run[1]", "run*", "run?"])
 def test_what_is_removed_is_below_that_very_name(name: str, url: Url) -> None:
     for folder in (name, "run1", "run1/deep"):
