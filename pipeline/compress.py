@@ -1,5 +1,6 @@
 """A whole run: inspect, plan, calibrate, factorise, allocate, truncate, assemble, verify."""
 
+from contextlib import nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -142,7 +143,7 @@ def _stages(run: Run) -> _Made:
     if missing:
         require_disk(run.plan.disk, run.config)
         announce(run)
-    with journal(run.store.root, run.plan, run.progress):
+    with journal(run.store.root, run.plan, run.progress) if missing else nullcontext():
         if missing and run.config.calibrates:
             calibrate(run)
             factorise(run, run.spec.matrices)

@@ -11,6 +11,7 @@ from pipeline.plan.footprint import Costs
 from pipeline.plan.layouts import cut
 from pipeline.plan.planner import require_disk
 from pipeline.request.settle import pinned, settled
+from pipeline.run_directory.journal import NAME as JOURNAL
 from schemas.errors import ConfigError, StorageError, TextError
 from schemas.location import Location, is_within, locate
 from schemas.model.spec import ModelSpec
@@ -154,7 +155,7 @@ def _require_run_dir(config: RunConfig) -> None:
     root = config.run_folder
     if exists(root / RUN_RECORD):
         return
-    own = {OWNER, config.fetched.name, *([ROUNDS] if config.rounds > 1 else [])}
+    own = {OWNER, JOURNAL, config.fetched.name, *([ROUNDS] if config.rounds > 1 else [])}
     if found := {name.partition("/")[0] for name in files_below(root)} - own:
         raise ConfigError(
             f"run_dir {root}: holds {min(found)}, but no {RUN_RECORD} of a run; name a folder of "

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from pipeline.compress import compress
 from schemas.result.evaluation import EvaluationReport
 from tests.integration import processes
 from tests.integration.conftest import Reference
@@ -72,6 +73,14 @@ def test_a_finished_run_is_not_done_again(reference: Reference) -> None:
     assert f"{reference.output.path}: already there, nothing to do" in log
     assert file_sums(local(reference.output.path)) == output
     assert item_attempts(run_dir, *KINDS) == items
+
+
+def test_a_finished_run_whose_run_directory_is_gone_makes_none(
+    reference: Reference, tmp_path: Path
+) -> None:
+    asked = reference.config.model_copy(update={"run_dir": tmp_path / "run"})
+    assert compress(asked).outputs[0].path == reference.output.path
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_output_of_another_ratio_is_refused(reference: Reference, here: list[str]) -> None:

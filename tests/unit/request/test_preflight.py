@@ -91,6 +91,7 @@ def test_a_run_directory_is_a_folder_of_its_own(request_for: Any, tmp_path: Path
     check(request_for(run_dir=run_dir))
     (tmp_path / "new" / "owner").mkdir(parents=True)
     (tmp_path / "new" / "owner" / "1.json").write_text("{}")  # of one that ended at once
+    (tmp_path / "new" / "progress.json").write_text("{}")
     check(request_for(run_dir=tmp_path / "new"))
 
 
