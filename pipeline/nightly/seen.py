@@ -29,11 +29,18 @@ class Seen:
         return content if stamp and self._source.stamp(checkpoint) == stamp else None
 
     def content(self, checkpoint: Checkpoint) -> str:
-        """Return its content. Raises CheckpointError if it is incomplete or being written."""
+        """Return its content.
+
+        Raises CheckpointError if it is incomplete, is being written or cannot be read.
+        """
         if found := self.known(checkpoint):
             return found
         stamp = self._source.stamp(checkpoint)
-        content = self._source.content(checkpoint)
+        try:
+            content = self._source.content(checkpoint)
+        except OSError as error:
+            place = error.filename or checkpoint.model
+            raise CheckpointError(f"{place}: {error.strerror or error}") from error
         if not stamp or self._source.stamp(checkpoint) != stamp:
             raise CheckpointError(f"{checkpoint.model}: it is being written")
         self._known[checkpoint.name] = [stamp, content]

@@ -53,7 +53,10 @@ class Source(ABC):
 
     @abstractmethod
     def content(self, checkpoint: Checkpoint) -> str:
-        """Return the identity of its contents. Raises CheckpointError if it is incomplete."""
+        """Return the identity of its contents.
+
+        Raises CheckpointError if it is incomplete, OSError if it goes or may not be read.
+        """
 
 
 def source_of(watch: str, revision: str | None) -> Source:
@@ -203,9 +206,6 @@ class _Hub(Source):
 
 def _require_complete(folder: Path, weights: Url | None) -> None:
     """Raises CheckpointError if a file is missing or shorter than its header says."""
-    try:
-        tensors_of(folder, weights or folder)
-        read_config(folder)
-        require_tokenizer(folder)
-    except OSError as error:  # it is changing
-        raise CheckpointError(f"{error.filename or folder}: {error.strerror or error}") from error
+    tensors_of(folder, weights or folder)
+    read_config(folder)
+    require_tokenizer(folder)

@@ -57,11 +57,12 @@ def _fetch_small(place: Url, fetched: Path) -> Path:
     small = [name for name in wanted if not name.endswith(".safetensors")]
     temporary = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
     temporary.mkdir(parents=True)
-    download(place, small, temporary)
     try:
+        download(place, small, temporary)
         publish(temporary, folder)
     except OSError:
         if not folder.is_dir():
             raise
-        shutil.rmtree(temporary)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder

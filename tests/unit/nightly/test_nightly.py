@@ -1,5 +1,6 @@
 """What a night does with the checkpoints that it finds, as docs/nightly.md states it."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from schemas.errors import (
 )
 from tests.nights import cut_short, pointed
 from tests.unit.nightly.conftest import Training, did
+from workers.storage.files import sha256_of
 from workers.storage.keys import OWNER
 from workers.storage.places import files_below, folders_in
 
@@ -136,6 +138,24 @@ def test_a_missing_file_is_no_failure(training: Training, missing: str) -> None:
         night = training.night(attempts=2)
         assert list(night.incomplete) == ["checkpoint-1"]
     assert training.rows == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.EACCES])
+def test_what_goes_or_is_closed_while_it_is_hashed_ends_no_night(
+    training: Training, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training.step(1)
+    gone = training.step(2)
+
+    def hashed(folder: Path, names: list[str]) -> dict[str, str]:
+        if folder == gone:
+            raise OSError(code, os.strerror(code), str(gone / "model.safetensors"))
+        return sha256_of(folder, names)
+
+    monkeypatch.setattr("pipeline.nightly.sources.sha256_of", hashed)
+    night = training.night()
+    assert did(night) == [("started", "1"), ("published", "1")]
+    assert night.incomplete == {gone.name: f"{gone}/model.safetensors: {os.strerror(code)}"}
 
 
 @pytest.mark.parametrize("name", ["tmp-checkpoint-1", ".checkpoint-1", "_new", "checkpoint-1.tmp"])

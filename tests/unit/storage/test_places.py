@@ -63,6 +63,18 @@ def test_a_changed_base_is_another_folder(base: Path, url: Url, tmp_path: Path) 
     assert resolve(url, None, tmp_path) != folder
 
 
+def test_a_base_that_goes_while_it_is_fetched_leaves_nothing(
+    base: Path, url: Url, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise FileNotFoundError("tokenizer.json")
+
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "get_file", gone)
+    with pytest.raises(FileNotFoundError):
+        resolve(put(base, url), None, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_tensors_are_those_of_the_files(base: Path, url: Url, tmp_path: Path) -> None:
     folder = resolve(put(base, url), None, tmp_path)
     spec = inspect(folder, url)
