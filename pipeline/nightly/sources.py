@@ -21,7 +21,7 @@ from workers.checkpoint.contents import tensors_of, weight_map
 from workers.checkpoint.fetching import resolve
 from workers.checkpoint.folder import is_wanted
 from workers.checkpoint.names import CONFIG, INDEX, WEIGHTS
-from workers.checkpoint.tokenizer_files import require_tokenizer
+from workers.checkpoint.tokenizer_files import TOKENIZERS, require_tokenizer
 from workers.storage.files import sha256_of
 from workers.storage.places import at_once, exists, folders_in, identity_of, names_in, url_of
 
@@ -195,7 +195,10 @@ class _Hub(Source):
         if INDEX in there:
             index = hf_hub_download(self._repo, INDEX, revision=checkpoint.revision)
             needed = {CONFIG, *weight_map(Path(index)).values()}
-        if missing := sorted(needed - there):
+        missing = sorted(needed - there)
+        if there.isdisjoint(TOKENIZERS):
+            missing.insert(0, "tokenizer")
+        if missing:
             raise CheckpointError(
                 f"{self._repo} at {checkpoint.name}: no {', '.join(missing[:3])} in this revision"
             )

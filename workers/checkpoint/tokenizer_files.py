@@ -11,13 +11,14 @@ from workers.checkpoint.strict_json import parse
 
 _FAST = "tokenizer.json"
 _SLOW = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
+TOKENIZERS = (_FAST, *_SLOW)  # one of them is enough
 _CONFIG = "tokenizer_config.json"
 _ADVICE = "copy the tokenizer files of the base model there"
 
 
 def require_tokenizer(folder: Path) -> None:
     """Raises CheckpointError if a folder's tokenizer is missing, damaged or code."""
-    found = [name for name in (_FAST, *_SLOW) if (folder / name).is_file()]
+    found = [name for name in TOKENIZERS if (folder / name).is_file()]
     if not found:
         raise CheckpointError(f"{folder}: no tokenizer ({_FAST} or {', '.join(_SLOW)}); {_ADVICE}")
     settings = _settings(folder / _CONFIG)

@@ -94,16 +94,20 @@ def test_a_commit_that_lacks_files_is_not_complete(
     index = tmp_path / "index.json"
     index.write_text(json.dumps({"weight_map": dict(zip("ab", SHARDS, strict=True))}))
     monkeypatch.setattr(sources, "hf_hub_download", lambda *_, **__: str(index))
-    some = {"config.json": "c", "model.safetensors.index.json": "i", SHARDS[0]: "1"}
-    hub(monkeypatch, {"a": {"README.md": "r"}, "b": some, "c": some | {SHARDS[1]: "2"}})
+    mute = {"config.json": "c", "model.safetensors.index.json": "i", SHARDS[0]: "1"}
+    half, rest = mute | {"vocab.txt": "t"}, {SHARDS[1]: "2"}
+    hub(monkeypatch, {"a": {"README.md": "r"}, "b": half, "c": mute | rest, "d": half | rest})
     source = source_of("org/name", None)
-    empty, half, whole = source.found()
-    with pytest.raises(CheckpointError, match=r"no config\.json, model\.safetensors in this"):
-        source.content(empty)
-    with pytest.raises(CheckpointError, match=r"at b: no model-2-of-2\.safetensors"):
-        source.content(half)
+    *lacking, whole = source.found()
+    for commit, missing in zip(
+        lacking,
+        ("tokenizer, config.json, model.safetensors", SHARDS[1], "tokenizer"),
+        strict=True,
+    ):
+        with pytest.raises(CheckpointError, match=rf"at {commit.name}: no {missing} in this"):
+            source.content(commit)
     assert source.content(whole)
-    assert source.stamp(whole) == "c"
+    assert source.stamp(whole) == "d"
 
 
 def test_a_hub_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
