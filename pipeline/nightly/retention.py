@@ -9,7 +9,14 @@ from schemas.location import Location
 from workers.checkpoint.names import MANIFEST, SUCCESS
 from workers.checkpoint.published import read_manifest
 from workers.storage.keys import RUN_RECORD
-from workers.storage.places import files_below, read_bytes, remove, remove_below
+from workers.storage.places import (
+    files_below,
+    folders_in,
+    names_in,
+    read_bytes,
+    remove,
+    remove_below,
+)
 
 
 def remove_output(place: Location, identity: str | None) -> bool:
@@ -32,12 +39,19 @@ def remove_output(place: Location, identity: str | None) -> bool:
 
 
 def remove_run(place: Location, output: Location) -> None:
-    """Remove the run directory of an output below `output`; keep what is not one."""
+    """Remove the run directory of an output below `output`; keep what is not one.
+
+    Its record goes last, so that a killed removal can be resumed.
+    """
     try:
         outputs = list(json.loads(read_bytes(place / RUN_RECORD))["outputs"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return
     if any(f"{made}/".startswith(f"{output}/") for made in outputs):
+        for name in folders_in(place):
+            remove_below(place / name)
+        for name in {*names_in(place)} - {RUN_RECORD}:
+            remove(place / name)
         remove_below(place)
 
 

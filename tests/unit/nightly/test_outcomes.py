@@ -1,10 +1,12 @@
 """Failures, kills, other nights, the gate and retention: what becomes of each checkpoint."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from pipeline.nightly.night import nightly
+from pipeline.nightly.retention import remove_run
 from pipeline.run_directory.ownership import owned
 from schemas.errors import (
     ClusterError,
@@ -15,10 +17,11 @@ from schemas.errors import (
     TextError,
     WorkerError,
 )
-from tests.nights import kill, pointed
+from schemas.location import Location
+from tests.nights import Killed, kill, pointed
 from tests.unit.nightly.conftest import Training, did
 from workers.storage.keys import OWNER
-from workers.storage.places import files_below, folders_in, write
+from workers.storage.places import files_below, folders_in, remove_below, write
 
 LOOP = "The city lies on the river" + " and on" * 20
 
@@ -219,6 +222,28 @@ def test_without_retention_all_outputs_stay(training: Training) -> None:
         training.step(number)
         training.night()
     assert len(folders_in(training.prefix / "checkpoints")) == 2
+
+
+def test_a_removal_of_a_run_that_is_killed_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, output = tmp_path / "run", tmp_path / "output"
+    write(run / "run.json", json.dumps({"outputs": {str(output): ""}}).encode())
+    for name in ("progress.json", "owner/1.json", "spectra/0123/a.safetensors"):
+        write(run / name, b"")
+
+    def die(place: Location) -> None:
+        if place == run:
+            raise Killed
+        remove_below(place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.nightly.retention.remove_below", die)
+        with pytest.raises(Killed):
+            remove_run(run, output)
+    assert [path.name for path in run.iterdir()] == ["run.json"]
+    remove_run(run, output)
+    assert not run.exists()
 
 
 def test_what_the_nights_did_not_make_is_not_removed(training: Training) -> None:
