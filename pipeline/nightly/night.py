@@ -72,7 +72,8 @@ def nightly(
     """
     progress = progress or Progress()
     texts = text_sums(config)
-    config = config.model_copy(update={"output": absolute(config.output)})
+    places = {"output": absolute(config.output), "run_dir": absolute(config.runs)}
+    config = config.model_copy(update=places)
     source = source_of(config.watch, config.revision)
     found = source.found()
     with owned(config.output / OWNER, progress.note) as ownership:

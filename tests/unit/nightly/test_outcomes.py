@@ -217,6 +217,19 @@ def test_retention_keeps_the_newest_and_removes_runs_and_what_was_rejected(
     assert did(training.night(gate={"perplexity": 0.05}, keep=1)) == []
 
 
+def test_runs_in_the_home_folder_are_removed(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    training.step(1)
+    training.compress.during = lambda _: seen.extend(folders_in(tmp_path / "runs"))
+    seen: list[str] = []
+    training.night(run_dir="~/runs")
+    assert len(seen) == 1
+    assert folders_in(tmp_path / "runs") == []
+
+
 def test_without_retention_all_outputs_stay(training: Training) -> None:
     for number in (1, 2):
         training.step(number)
