@@ -58,8 +58,9 @@ def exists(place: Location) -> bool:
     """Whether the file exists."""
     if isinstance(place, Path):
         return place.is_file()
-    with _opened(place) as (system, path):
-        return bool(system.isfile(path))
+    with contextlib.suppress(FileNotFoundError):
+        return bool(_info(place)["type"] == "file")
+    return False
 
 
 def size_of(place: Location) -> int:
@@ -208,10 +209,7 @@ def files_below(place: Location) -> dict[str, int]:
 
 
 def remove_below(place: Location) -> None:
-    """Remove every file below a folder or prefix.
-
-    In a store by name: fsspec takes the path of a recursive removal as a pattern.
-    """
+    """Remove every file below a folder or prefix; by name, because a store's rm takes patterns."""
     if isinstance(place, Path):
         shutil.rmtree(place, ignore_errors=True)
         return

@@ -140,6 +140,23 @@ def test_a_failing_store_is_one_sentence(
         resolve(url, None, tmp_path)
 
 
+def test_what_a_failing_store_does_not_tell_is_not_absent(
+    url: Url, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError("Forbidden")
+
+    places.write(url / "file", b"")
+    assert [places.exists(place) for place in (url / "file", url, url / "no")] == [
+        True,
+        False,
+        False,
+    ]
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "info", fail)
+    with pytest.raises(StorageError, match="the store did not do it"):
+        places.exists(url / "file")
+
+
 def test_a_file_that_shrank_is_refused(base: Path, url: Url, tmp_path: Path) -> None:
     folder = resolve(put(base, url), None, tmp_path)
     spec = inspect(folder, url)
