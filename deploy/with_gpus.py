@@ -2,7 +2,8 @@
 """Ask the autoscaler of a Ray cluster for GPUs, wait for them, run a command, let them go.
 
 A run takes the GPUs that are there when it starts, and asks for none. While the command runs the
-request stands, so that the autoscaler replaces what is lost.
+request stands, so that the autoscaler replaces what is lost. It is repeated, because a cluster has
+one request: another job that asks, or ends, replaces it.
 """
 
 import argparse
@@ -15,12 +16,14 @@ import ray
 from ray.autoscaler.sdk import request_resources
 
 _LOOK_EVERY_S = 5.0
+_ASK_EVERY_S = 30.0
 
 
 def wait_for_gpus(wanted: int, within_s: float) -> int:
     """GPUs of the cluster, as soon as there are as many as wanted, or when the time is over."""
     end, before = monotonic() + within_s, -1
     while True:
+        request_resources(bundles=[{"GPU": 1}] * wanted)
         there = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
         if there != before:
             print(f"{there} of {wanted} GPUs are there", flush=True)
@@ -33,16 +36,30 @@ def wait_for_gpus(wanted: int, within_s: float) -> int:
 def with_gpus(wanted: int, within_s: float, command: list[str]) -> int:
     """Exit code of the command; 3 without running it if no GPU has come."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    request_resources(bundles=[{"GPU": 1}] * wanted)
     try:
         if not wait_for_gpus(wanted, within_s):
             print(f"error: no GPU came within {within_s:g} s; `ray status` says why", flush=True)
             return 3
-        # `ray job stop` signals the command too, and soon kills what has not ended: let go at once.
-        signal.signal(signal.SIGTERM, lambda *_: request_resources(bundles=[]))
-        return subprocess.call(command)
+        return _run(command, [{"GPU": 1}] * wanted)
     finally:
         request_resources(bundles=[])
+
+
+def _run(command: list[str], bundles: list[dict[str, float]]) -> int:
+    """Exit code of the command, during which the GPUs are asked for again and again."""
+
+    def let_go(*_: object) -> None:
+        bundles.clear()
+        request_resources(bundles=bundles)
+
+    # `ray job stop` signals the command too, and soon kills what has not ended: let go at once.
+    signal.signal(signal.SIGTERM, let_go)
+    with subprocess.Popen(command) as running:
+        while True:
+            try:
+                return running.wait(_ASK_EVERY_S)
+            except subprocess.TimeoutExpired:
+                request_resources(bundles=bundles)
 
 
 def main() -> int:

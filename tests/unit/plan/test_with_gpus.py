@@ -38,7 +38,7 @@ def test_the_command_runs_when_all_are_there(
     asked: list[int], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert with_gpus.with_gpus(4, 1e9, EXIT_7) == 7
-    assert asked == [4, 0]
+    assert asked == [4, 4, 4, 0]
     assert [line[0] for line in capfd.readouterr().out.splitlines()] == ["0", "2", "4"]
 
 
@@ -48,7 +48,7 @@ def test_it_runs_with_those_that_came_in_time(
     clock = iter([0.0, 1.0, 11.0])
     monkeypatch.setattr(with_gpus, "monotonic", lambda: next(clock))
     assert with_gpus.with_gpus(8, 10.0, EXIT_7) == 7
-    assert asked == [8, 0]
+    assert asked == [8, 8, 0]
 
 
 def test_without_any_it_does_not_run(asked: list[int], capfd: pytest.CaptureFixture[str]) -> None:
@@ -70,7 +70,17 @@ def test_a_job_that_is_stopped_while_it_waits_lets_them_go(
 def test_a_job_that_is_stopped_while_it_runs_lets_them_go_at_once(asked: list[int]) -> None:
     stop = "import os, signal; os.kill(os.getppid(), signal.SIGTERM); raise SystemExit(143)"
     assert with_gpus.with_gpus(2, 1e9, [sys.executable, "-c", stop]) == 143
-    assert asked == [2, 0, 0]
+    assert asked == [2, 2, 0, 0]
+
+
+def test_a_request_that_another_job_withdraws_is_made_again(
+    asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(with_gpus, "_ASK_EVERY_S", 0.01)
+    wait = [sys.executable, "-c", "import time; time.sleep(1)"]
+    assert with_gpus.with_gpus(2, 1e9, wait) == 0
+    assert len(asked) > 5
+    assert asked == [2] * (len(asked) - 1) + [0]
 
 
 def test_nothing_is_asked_for_without_a_command(
