@@ -136,6 +136,13 @@ class _Folder(_Below[Path]):
 class _Stored(_Below[Url]):
     """Identified by what the store says of each file, without reading any."""
 
+    def found(self) -> list[Checkpoint]:
+        if not (folders_in(self._place) or names_in(self._place)):
+            raise ConfigError(
+                f"watch {self._place}: nothing is there; check the URL, or wait for the first file"
+            )
+        return super().found()
+
     def stamp(self, checkpoint: Checkpoint) -> str | None:
         names = self._files(checkpoint.name)
         url = self._place / checkpoint.name

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from huggingface_hub.hf_api import RepoFile
@@ -11,6 +12,8 @@ from huggingface_hub.hf_api import RepoFile
 from pipeline.nightly import sources
 from pipeline.nightly.sources import Checkpoint, natural, source_of
 from schemas.errors import CheckpointError, ConfigError
+from schemas.location import Url
+from workers.storage.places import write
 
 WHOLE = {"config.json": "c", "tokenizer.json": "t", "model.safetensors": "w"}
 SHARDS = ("model-1-of-2.safetensors", "model-2-of-2.safetensors")
@@ -120,6 +123,14 @@ def test_a_hub_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch)
 def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(watch: str) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
         source_of(watch, None)
+
+
+def test_a_prefix_with_nothing_below_it_is_refused() -> None:
+    url = Url(f"memory://{uuid4().hex}/checkpoints")
+    with pytest.raises(ConfigError, match=f"watch {url}: nothing is there; check the URL"):
+        source_of(url, None).found()
+    write(url / "notes.txt", b"")
+    assert source_of(url, None).found() == []
 
 
 def test_names_sort_by_their_numbers() -> None:
