@@ -158,7 +158,9 @@ def test_what_goes_or_is_closed_while_it_is_hashed_ends_no_night(
     assert night.incomplete == {gone.name: f"{gone}/model.safetensors: {os.strerror(code)}"}
 
 
-@pytest.mark.parametrize("name", ["tmp-checkpoint-1", ".checkpoint-1", "_new", "checkpoint-1.tmp"])
+@pytest.mark.parametrize(
+    "name", ["tmp-checkpoint-1", ".checkpoint-1", "_new", "1.tmp", "1_tmp", "1-TMP"]
+)
 def test_a_name_that_will_change_is_passed_over(training: Training, name: str) -> None:
     folder = training.step(1)
     folder.rename(training.source / name)
