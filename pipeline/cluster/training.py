@@ -29,7 +29,7 @@ from schemas.location import Location
 from schemas.result.recovery import Look, Refined
 from workers.actors.recovery import recover
 from workers.recovery.job import Job, recovery_of
-from workers.storage.keys import TRAINING, recovered_text_key, refined_prefix
+from workers.storage.keys import TRAINING, recovered_key, recovered_text_key, refined_prefix
 from workers.storage.places import folders_in, read_bytes, remove_below
 from workers.storage.store import Store
 from workers.storage.tensorfile import entries
@@ -46,6 +46,7 @@ def train(job: Job, inputs: Inputs, progress: Progress) -> None:
     if text is None:
         raise RunError("the run has no text for its recovery; start it again")
     store = Store(job.config.run_folder)
+    store.forget(recovered_key(job.identity, None))  # of factors that are not all there any more
     windows = {"windows": text.windows.int(), "held_out": text.held_out.int()}
     store.commit(recovered_text_key(job.identity), entries(windows))
     _tidy(job.config.run_folder / TRAINING / job.identity, progress)

@@ -10,13 +10,23 @@ from pipeline.stages.scored import base_of, crew_of
 from pipeline.stream.boundaries import Boundary
 from pipeline.stream.evaluation import planned, window_batches
 from schemas.errors import ConfigError, RunError
-from workers.recovery.job import Job, recovery_of
+from workers.recovery.job import Job
+from workers.storage.keys import recovered_key, recovered_norms_key, recovered_prefix
 
 
 def awaits_recovery(output: Output) -> bool:
-    """Whether the factors of an output are to be trained, and are not yet."""
-    asked = output.run.config.trains
-    return asked and recovery_of(output.run.store, output.identity) is None
+    """Whether the factors of an output are to be trained: they are not yet, or an item of what was
+    trained has been forgotten, because it was damaged.
+    """
+    run, identity = output.run, output.identity
+    if not run.config.trains:
+        return False
+    cut = [name for name, rank in output.allocation.ranks.items() if rank is not None]
+    needed = {recovered_key(identity, name) for name in (None, *cut)}
+    if run.config.recovery.norms:
+        needed.add(recovered_norms_key(identity))
+    there = {record.key for record in run.store.records(recovered_prefix(identity))}
+    return not needed <= there
 
 
 def job_of(output: Output) -> Job:

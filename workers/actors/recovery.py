@@ -221,8 +221,8 @@ def _restore(trainer: Trainer) -> float:
 
 def _commit(job: Job, trained: Mapping[str, Tensor], norms: Mapping[str, str]) -> None:
     """Commit the factors of every cut matrix as the checkpoint stores them, and the weights of
-    norms if they were trained, by the first worker; in place of those of an attempt that was killed
-    while it committed, which may have trained to others.
+    norms if they were to be trained, by the first worker; in place of those of an attempt that was
+    killed while it committed, which may have trained to others.
     """
     store = Store(job.config.run_folder)
 
@@ -241,6 +241,6 @@ def _commit(job: Job, trained: Mapping[str, Tensor], norms: Mapping[str, str]) -
         commit(recovered_key(job.identity, matrix.name), tensors, row)
     dtypes = {tensor.name: DTYPES[tensor.dtype] for tensor in job.spec.tensors}
     weights = {file: whole(trained[name]).to(dtypes[file]) for file, name in norms.items()}
-    if weights:
+    if job.config.recovery.norms:
         commit(recovered_norms_key(job.identity), weights, {"names": [*weights]})
     dist.barrier()

@@ -50,16 +50,21 @@ def factors_key(identity: str, matrix: str, rank: int) -> str:
     return f"factors/{identity}/{matrix}.rank-{rank}.safetensors"
 
 
+def recovered_prefix(identity: str) -> str:
+    """The prefix of all that a recovery commits."""
+    return f"recovered/{identity}"
+
+
 def recovered_key(identity: str, matrix: str | None) -> str:
     """The key of a matrix's factors after recovery; without a matrix, of what recovery found, which
     is committed last.
     """
-    return f"recovered/{identity}/{matrix or 'result'}.safetensors"
+    return f"{recovered_prefix(identity)}/{matrix or 'result'}.safetensors"
 
 
 def recovered_norms_key(identity: str) -> str:
     """The key of the weights of norms after recovery, by their names in the base's files."""
-    return f"recovered/{identity}/norms.safetensors"
+    return f"{recovered_prefix(identity)}/norms.safetensors"
 
 
 def refined_prefix(identity: str) -> str:
@@ -74,4 +79,4 @@ def refined_key(identity: str, layer: int) -> str:
 
 def recovered_text_key(identity: str) -> str:
     """The key of the windows that a recovery trains on, and of those held out."""
-    return f"recovered/{identity}/text.safetensors"
+    return f"{recovered_prefix(identity)}/text.safetensors"

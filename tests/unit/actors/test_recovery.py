@@ -11,8 +11,11 @@ from ray.train import Checkpoint
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from schemas.errors import RunError
-from tests.recovery import job_of
-from workers.actors.recovery import _restore, temporary
+from schemas.request.recovery import RecoveryConfig
+from tests.recovery import group, job_of
+from workers.actors.recovery import _commit, _restore, temporary
+from workers.storage.keys import recovered_norms_key
+from workers.storage.store import Store
 
 
 def test_the_same_request_in_another_run_directory_has_folders_of_its_own(tmp_path: Path) -> None:
@@ -38,3 +41,14 @@ def test_a_damaged_state_is_named(
     trainer: Any = SimpleNamespace(state=lambda: state)
     with pytest.raises(RunError, match=f"{tmp_path}: the saved state cannot be read.*; remove it"):
         _restore(trainer)
+
+
+def test_norms_that_were_asked_for_are_an_item_also_if_there_are_none(tmp_path: Path) -> None:
+    job = job_of(tmp_path / "run", spec=SimpleNamespace(matrices=(), tensors=()))
+    recovery = RecoveryConfig(enabled=True, norms=True)
+    job = job._replace(config=job.config.model_copy(update={"recovery": recovery}))
+    with group(tmp_path / "group"):
+        _commit(job, {}, {})
+    record = Store(tmp_path / "run").record(recovered_norms_key("same"))
+    assert record is not None
+    assert record.facts == {"names": []}
