@@ -12,8 +12,9 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
-from schemas.request.recovery import RecoveryConfig
+from schemas.request.recovery import RecoveryConfig, RefinementConfig
 from schemas.result.output import MatrixResult
+from schemas.result.recovery import Look, RecoveryResult
 from workers.model.inspection import inspect
 from workers.model.layers import Decoder
 from workers.recovery.job import Job
@@ -23,6 +24,18 @@ from workers.recovery.training import Trainer
 
 RANK, LENGTH = 6, 16
 CPU = torch.device("cpu")
+RESULT = RecoveryResult(
+    config=RecoveryConfig(enabled=True),
+    refinement=RefinementConfig(),
+    refined=(),
+    windows=2,
+    parameters=1,
+    steps=0,
+    best=0,
+    looks=(Look(step=0, tokens=0, held_out=1.0, loss=None),),
+    workers=1,
+    seconds=1.0,
+)
 
 
 class Cut(NamedTuple):

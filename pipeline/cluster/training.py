@@ -50,9 +50,7 @@ def train(job: Job, inputs: Inputs, progress: Progress) -> None:
     windows = {"windows": text.windows.int(), "held_out": text.held_out.int()}
     store.commit(recovered_text_key(job.identity), entries(windows))
     _tidy(job.config.run_folder / TRAINING / job.identity, progress)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    fit = _Fit(_trainer(job, reports), reports)
+    fit = _fit(job)
     layers = job.spec.layers if job.config.refinement.enabled else 0
     steps = job.config.recovery.steps(len(text.windows)) if job.config.recovery.enabled else 0
     tokens = 0
@@ -66,9 +64,9 @@ def train(job: Job, inputs: Inputs, progress: Progress) -> None:
             if done > stage.done:  # else a worker was lost, and training went back
                 stage.advance(done - stage.done, event.tokens - tokens)
             tokens = max(tokens, event.tokens)
-    fit.require()
     found = recovery_of(store, job.identity)
-    if found is None:
+    if found is None:  # else all is committed, and the fit may have failed after that
+        fit.require()
         raise RunError(f"{store.root}: recovery ended without a result; start it again")
     training = job.config.run_folder / TRAINING  # that of the next ratio comes on top
     remove_below(training / job.identity)
@@ -97,6 +95,12 @@ def _tidy(place: Location, progress: Progress) -> None:
         return
     for name in there - known:
         remove_below(place / name)
+
+
+def _fit(job: Job) -> "_Fit":
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    return _Fit(_trainer(job, reports), reports)
 
 
 def _trainer(job: Job, reports: Queue) -> TorchTrainer:

@@ -30,7 +30,7 @@ from workers.process.devices import find_device, free_cached, set_threads
 from workers.process.logs import set_up_logging
 from workers.process.memory import peak_anonymous_bytes
 from workers.recovery.blocks import Refinement
-from workers.recovery.job import Job
+from workers.recovery.job import Job, recovery_of
 from workers.recovery.models import build_student, build_teacher
 from workers.recovery.refined import RefinedLayers
 from workers.recovery.text import Text
@@ -53,7 +53,7 @@ def recover(asked: dict[str, Any]) -> None:
     """Train as `asked["job"]` says, and commit the factors of every matrix and the result.
 
     What happens goes to the queue `asked["reports"]`. Continues from the last checkpoint, if there
-    is one, or after the layers that are refined already.
+    is one, or after the layers that are refined already; trains nothing if the result is there.
     """
     job: Job = asked["job"]
     config, settings = job.config, job.config.recovery
@@ -62,6 +62,10 @@ def recover(asked: dict[str, Any]) -> None:
     start = time.monotonic()
     for left in Path(tempfile.gettempdir()).glob(f"{temporary(job)}*"):
         shutil.rmtree(left, ignore_errors=True)  # by a worker that was killed; none is saving yet
+    ended = torch.tensor(int(recovery_of(Store(config.run_folder), job.identity) is not None))
+    dist.all_reduce(ended, dist.ReduceOp.MIN)  # as all workers see it
+    if ended:  # only its last state was not uploaded
+        return
     trainer, refinement, norms = _models(job)
     layers = RefinedLayers(job, trainer.trained)
     spent = _restore(trainer) or layers.seconds

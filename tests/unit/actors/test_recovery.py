@@ -12,9 +12,10 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from schemas.errors import RunError
 from schemas.request.recovery import RecoveryConfig
-from tests.recovery import group, job_of
-from workers.actors.recovery import _commit, _restore, temporary
-from workers.storage.keys import recovered_norms_key
+from tests.recovery import RESULT, group, job_of
+from workers.actors import recovery
+from workers.actors.recovery import _commit, _restore, recover, temporary
+from workers.storage.keys import recovered_key, recovered_norms_key
 from workers.storage.store import Store
 
 
@@ -45,10 +46,20 @@ def test_a_damaged_state_is_named(
 
 def test_norms_that_were_asked_for_are_an_item_also_if_there_are_none(tmp_path: Path) -> None:
     job = job_of(tmp_path / "run", spec=SimpleNamespace(matrices=(), tensors=()))
-    recovery = RecoveryConfig(enabled=True, norms=True)
-    job = job._replace(config=job.config.model_copy(update={"recovery": recovery}))
+    asked = RecoveryConfig(enabled=True, norms=True)
+    job = job._replace(config=job.config.model_copy(update={"recovery": asked}))
     with group(tmp_path / "group"):
         _commit(job, {}, {})
     record = Store(tmp_path / "run").record(recovered_norms_key("same"))
     assert record is not None
     assert record.facts == {"names": []}
+
+
+def test_what_an_earlier_attempt_has_committed_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "set_up_logging", lambda: None)  # it is this process's
+    job = job_of(tmp_path / "run")
+    Store(tmp_path / "run").commit(recovered_key("same", None), [], RESULT.model_dump(mode="json"))
+    with group(tmp_path / "group"):
+        recover({"job": job})  # which says nothing of a model
