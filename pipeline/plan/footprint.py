@@ -153,9 +153,11 @@ class Costs:
         return math.prod(self.windows(direction))
 
     @property
-    def recovered_tokens(self) -> int:
-        """Tokens that the factors of each ratio are trained on."""
-        return self.config.training_tokens if self.config.recovery.enabled else 0
+    def trained_windows(self) -> int:
+        """Different windows that training has; as many as it asks for, if that is not known."""
+        if self._windows is not None:
+            return self._windows
+        return max(1, self.config.training_tokens // self.config.recovery.sequence_length)
 
     def trained(self, ratio: float) -> int:
         """Parameters that are trained at one ratio: the factors, or the updates beside them of a
@@ -184,10 +186,8 @@ class Costs:
         asked = self.config.recovery
         if not self.config.trains or not asked.taught:
             return 0
-        windows = self._windows
-        if windows is None:
-            windows = self.config.training_tokens // asked.sequence_length
-        return (windows * asked.enabled + asked.held_out) * asked.sequence_length
+        windows = self.trained_windows * asked.enabled + asked.held_out
+        return windows * asked.sequence_length
 
     @property
     def taught_bytes(self) -> int:

@@ -107,8 +107,8 @@ def recovery(costs: Costs, cluster: ClusterSpec, rates: Rates | None) -> tuple[S
     The base takes 2 operations per parameter and token, once for all ratios. Recovery takes 2
     forward, 4 backward of the student (its input, its factors; 2 if these are frozen, beside
     updates that cost little), and its forward once more if activations are not kept. Refinement
-    takes 6 of the student for every pass, which workers without a window of a step compute, too,
-    and 2 of both to go on. Every micro-batch gathers all layers, at the rate of the link to the
+    takes 6 of the student for every pass, and 2 of both to go on. Workers without a window of a
+    step compute one, too. Every micro-batch gathers all layers, at the rate of the link to the
     host: links between GPUs are faster. Every worker reads all factors, what is not cut, and to
     refine the base.
     """
@@ -116,17 +116,20 @@ def recovery(costs: Costs, cluster: ClusterSpec, rates: Rates | None) -> tuple[S
     if not costs.config.trains:
         return ()
     passes = (8 if config.checkpointing else 6) - (2 if config.rank_of_updates else 0)
-    tokens, taught = costs.recovered_tokens, costs.taught_tokens
+    there, taught = costs.trained_windows, costs.taught_tokens
+    steps = config.steps(there) * config.enabled
+    each = math.ceil(config.windows_in_step(there) / cluster.workers)
+    tokens = steps * each * cluster.workers * config.sequence_length
     reached = sum(layer.reached for layer in costs.layers)
     kept = sum(map(costs.stays, costs.config.ratio)) / costs.spec.targeted
     times = len(costs.config.ratio)
     heads = (6 if config.taught else 4) * costs.ends * times  # of both forward, one backward
     flops = tokens * (reached * passes * kept + heads)
     refined, refinement = costs.refined_tokens, costs.config.refinement
-    shared = min(refinement.batch, cluster.workers)
+    shared = refinement.batch / math.ceil(refinement.batch / cluster.workers)
     alone = 6 * kept * cluster.workers / shared
     flops += refined * reached * (alone + 2 * (times + kept) / refinement.passes)
-    rounds = tokens / (config.micro_batch * config.sequence_length) / cluster.workers
+    rounds = steps * math.ceil(each / config.micro_batch)
     turns = refined / config.sequence_length / shared
     refines = refinement.enabled
     read = sum(map(costs.output, costs.config.ratio)) + costs.base_bytes * refines * times

@@ -14,6 +14,7 @@ from tests.unit.plan.conftest import Base, planned
 
 RECOVER: dict[str, Any] = {"recover": True}
 REFINE: dict[str, Any] = {"refine": True}
+SHARED = {"settings": ["recovery.batch=8"]}  # by eight workers
 
 
 def stage(model: str, flags: dict[str, Any], name: str = "recover", **machines: Any) -> StageCost:
@@ -27,17 +28,26 @@ def test_without_it_there_is_no_such_stage() -> None:
 
 def test_operations_follow_tokens_and_what_is_kept() -> None:
     tokens = 2**20
-    one = stage("llama-3-8b", {"recovery_tokens": tokens})
-    assert stage("llama-3-8b", {"recovery_tokens": 2 * tokens}).flops == pytest.approx(
-        2 * one.flops, rel=1e-6
-    )
+    one, two = (stage("llama-3-8b", SHARED | {"recovery_tokens": n * tokens}) for n in (1, 2))
+    assert two.flops == pytest.approx(2 * one.flops, rel=1e-6)
     # Student forward twice and backward 4 of what is kept, and three heads.
     matrices, head = 6_979_321_856, 128_256 * 4096
     assert one.flops == pytest.approx(tokens * (matrices * 8 * 0.8 + 6 * head), rel=1e-3)
-    kept = stage(
-        "llama-3-8b", {"recovery_tokens": tokens, "settings": ["recovery.checkpointing=0"]}
-    )
+    settings = [*SHARED["settings"], "recovery.checkpointing=0"]
+    kept = stage("llama-3-8b", {"recovery_tokens": tokens, "settings": settings})
     assert kept.flops == pytest.approx(tokens * (matrices * 6 * 0.8 + 6 * head), rel=1e-3)
+
+
+def test_workers_without_a_window_of_a_step_make_recovery_no_faster() -> None:
+    def recovered(batch: int, micro_batch: int = 4) -> StageCost:
+        settings = [f"recovery.batch={batch}", f"recovery.micro_batch={micro_batch}"]
+        return stage("llama-3-8b", {"recovery_tokens": 2**20, "settings": settings})
+
+    shared, two, nine = recovered(8), recovered(2), recovered(9, 1)  # of eight workers
+    assert two.flops == pytest.approx(4 * shared.flops)
+    assert nine.flops == pytest.approx(2 * 113 / 128 * shared.flops)
+    links = [(stage.seconds or {})["host link"] for stage in (shared, two, nine)]
+    assert links == pytest.approx([links[0] * share for share in (1, 4, 2 * 113 / 128)])
 
 
 def test_more_workers_are_faster() -> None:
@@ -77,7 +87,7 @@ def test_updates_of_low_rank_take_the_memory_of_frozen_factors() -> None:
     sides = 2 * 4 * 8192 + 3 * (28_672 + 3 * 8192) + 2 * (8192 + 3 * 1024)
     assert high - low == pytest.approx(20 * 8 * 80 * sides / 8, rel=1e-6)
     matrices, head = 6_979_321_856, 128_256 * 4096
-    plan = planned("llama-3-8b", flags | asked[1])
+    plan = planned("llama-3-8b", flags | asked[1] | SHARED)
     stages = {stage.name: stage for stage in plan.stages}
     assert "teach" not in stages
     assert stages["recover"].flops == pytest.approx(
