@@ -80,6 +80,7 @@ class Costs:
             max(mine.forward, mine.backward)
             for mine in (self.of(range(wave[0].start, wave[-1].stop)) for wave in waves)
         )
+        outputs = sum(self.output(ratio) for ratio in self.config.ratio)
         return DiskUse(
             moments=sum(4 * tap.elements for tap in self.taps),
             bases=self.kept_bases,
@@ -90,7 +91,8 @@ class Costs:
             ),
             partial_sums=SUM_BYTES * partial * replicas if replicas > 1 else 0,
             training=self._states * max(map(self.trained, self.config.ratio)),
-            outputs=sum(self.output(ratio) for ratio in self.config.ratio),
+            recovered=outputs * self.config.trains,
+            outputs=outputs,
         )
 
     def of(self, layers: range) -> LayerCost:

@@ -106,12 +106,13 @@ class WorkerMemory(Schema):
 
 
 class DiskUse(Schema):
-    """Bytes of a run on disk: the first five and twice `outputs` (factors, and checkpoints before
+    """Bytes of a run on disk: the first six and twice `outputs` (factors, and checkpoints before
     they are published) in the run directory, then `outputs`, the checkpoints of all ratios.
 
     `boundaries` are hidden states and gradients between waves, or later the base's last hidden
     states on the text of the comparison; `partial_sums` what replicas add up; `training` two states
-    of a recovery, the last and the one that replaces it.
+    of a recovery, the last and the one that replaces it; `recovered` its factors, beside those that
+    it began with.
     """
 
     moments: int
@@ -119,12 +120,13 @@ class DiskUse(Schema):
     boundaries: int
     partial_sums: int
     training: int = 0
+    recovered: int = 0
     outputs: int
 
     @property
     def run_directory(self) -> int:
-        made = self.moments + self.bases + self.boundaries + self.partial_sums + self.training
-        return made + 2 * self.outputs
+        made = self.moments + self.bases + self.boundaries + self.partial_sums
+        return made + self.training + self.recovered + 2 * self.outputs
 
 
 Resource = Literal[

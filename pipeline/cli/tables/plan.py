@@ -117,6 +117,7 @@ def _disk(plan: Plan) -> str:
         "hidden states": disk.boundaries,
         "sums of replicas": disk.partial_sums,
         "states of training": disk.training,
+        "trained factors": disk.recovered,
         "factors and files not yet published": 2 * disk.outputs,
     }
     listed = ", ".join(f"{name} {plain_size(size)}" for name, size in parts.items() if size)

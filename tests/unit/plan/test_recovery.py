@@ -175,6 +175,12 @@ def test_two_states_of_what_is_trained_are_on_disk() -> None:
     assert plans[1].disk.run_directory - plans[0].disk.run_directory > factors
 
 
+def test_trained_factors_are_on_disk_beside_those_that_were_cut() -> None:
+    cut, trained = (planned("llama-3-8b", flags).disk for flags in ({}, {"recovery": "svd-llm"}))
+    more = trained.run_directory - cut.run_directory
+    assert more == trained.training + trained.outputs
+
+
 def test_refinement_keeps_each_layer_once_and_no_moments() -> None:
     plans = [planned("llama-3-70b", flags | {"ratio": 0.4}) for flags in (REFINE, RECOVER)]
     [kept] = plans[0].ratios
