@@ -199,9 +199,8 @@ class Costs:
     @property
     def refined_windows(self) -> int:
         """Windows that the factors of each layer are trained on alone: no more than there are."""
-        asked, there = self.config.refinement, self._windows
-        windows = asked.windows if there is None else min(asked.windows, there)
-        return windows if asked.enabled else 0
+        asked = self.config.refinement
+        return min(asked.windows, self.trained_windows) if asked.enabled else 0
 
     @property
     def refined_tokens(self) -> int:

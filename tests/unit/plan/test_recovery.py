@@ -152,6 +152,9 @@ def test_a_short_text_is_refined_on_with_the_windows_that_it_has(base: Base) -> 
     found = [Costs(config, base.spec, "float32", there) for there in (5, 100, None)]
     assert [costs.refined_windows for costs in found] == [5, 48, 48]
     assert [costs.refined_tokens for costs in found] == [2 * 64 * n for n in (5, 48, 48)]
+    recovery = {"enabled": True, "tokens": 7 * 64, "sequence_length": 64}
+    config = base.config(refinement={"enabled": True}, recovery=recovery)
+    assert Costs(config, base.spec, "float32").refined_windows == 7  # no more are read
 
 
 def test_training_does_not_go_on_with_fewer_workers_than_can_hold_it() -> None:
