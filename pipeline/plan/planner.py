@@ -103,9 +103,10 @@ def _without_bases(disk: DiskUse, lacking: int) -> str:
 
 def _describe(costs: Costs, cluster: ClusterSpec, layout: Layout, speed: Rates | None) -> Plan:
     spec, budget = costs.spec, costs.config.budget
+    held = recovery_memory(costs, cluster) if costs.config.trains else None
     table = (
         *stages(costs, layout, speed),
-        *recovery(costs, cluster, speed),
+        *recovery(costs, cluster, speed, held),
         *evaluation(costs, cluster, speed),
     )
     slowest = max(table, key=lambda stage: stage.total or 0.0)
@@ -120,7 +121,7 @@ def _describe(costs: Costs, cluster: ClusterSpec, layout: Layout, speed: Rates |
         ratios=tuple(_ratio_plan(costs, ratio) for ratio in dict.fromkeys(costs.config.ratio)),
         rank_multiple=costs.config.allocation.rank_multiple or 1,
         memory=layout.memory,
-        recovery=recovery_memory(costs, cluster) if costs.config.trains else None,
+        recovery=held,
         disk=costs.disk(layout.waves, layout.replicas),
         stages=table,
         seconds=None if slowest.total is None else sum(stage.total or 0.0 for stage in table),

@@ -101,19 +101,22 @@ def _advice(costs: Costs, cluster: ClusterSpec, choices: list[bool]) -> str:
     return f"{high} workers could hold it"
 
 
-def recovery(costs: Costs, cluster: ClusterSpec, rates: Rates | None) -> tuple[StageCost, ...]:
-    """Teach and train the factors of every ratio.
+def recovery(
+    costs: Costs, cluster: ClusterSpec, rates: Rates | None, held: RecoveryMemory | None
+) -> tuple[StageCost, ...]:
+    """Teach and train the factors of every ratio, of which a worker holds `held`, if at all.
 
     The base takes 2 operations per parameter and token, once for all ratios. Recovery takes 2
     forward, 4 backward of the student (its input, its factors; 2 if these are frozen, beside
     updates that cost little), and its forward once more if activations are not kept. Refinement
     takes 6 of the student for every pass, and 2 of both to go on. Workers without a window of a
     step compute one, too. Every micro-batch gathers all layers, at the rate of the link to the
-    host: links between GPUs are faster. Every worker reads all factors, what is not cut, and to
+    host, where a worker's own share is, too, if it is not on the device: links between GPUs are
+    faster. Every worker reads all factors, what is not cut, and to
     refine the base.
     """
     config = costs.config.recovery
-    if not costs.config.trains:
+    if held is None:
         return ()
     passes = (8 if config.checkpointing else 6) - (2 if config.rank_of_updates else 0)
     there, taught = costs.trained_windows, costs.taught_tokens
@@ -153,6 +156,6 @@ def recovery(costs: Costs, cluster: ClusterSpec, rates: Rates | None) -> tuple[S
         compute=flops,
         read=read * cluster.workers + tokens / max(taught, 1) * costs.taught_bytes * times,
         written=states * sum(costs.trained(ratio) for ratio in costs.config.ratio),
-        link=gathered * kept * reached * costs.item * (cluster.workers - 1),
+        link=gathered * kept * reached * costs.item * (cluster.workers - (not held.offload)),
     )
     return tuple(work.cost(rates) for work in ([teach] if taught else []) + [train])

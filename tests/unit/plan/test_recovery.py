@@ -50,6 +50,19 @@ def test_workers_without_a_window_of_a_step_make_recovery_no_faster() -> None:
     assert links == pytest.approx([links[0] * share for share in (1, 4, 2 * 113 / 128)])
 
 
+def test_layers_that_are_on_the_host_are_gathered_from_it_also_by_one_worker() -> None:
+    def links(gpus: int) -> list[float]:
+        settings = [[f"recovery.offload={offload}", "recovery.batch=8"] for offload in (0, 1)]
+        machines: dict[str, Any] = {"gpus": gpus, "gpu_memory": "160GB"}
+        both = (stage("llama-3-8b", {"settings": asked}, **machines) for asked in settings)
+        return [(one.seconds or {}).get("host link", 0.0) for one in both]
+
+    none, all_ = links(1)
+    assert none == 0 < all_
+    shared, own = links(8)
+    assert own == pytest.approx(8 / 7 * shared)
+
+
 def test_more_workers_are_faster() -> None:
     seconds = [sum((stage("llama-3-8b", {}, gpus=g).seconds or {}).values()) for g in (4, 8, 16)]
     assert seconds == sorted(seconds, reverse=True)
