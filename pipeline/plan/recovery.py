@@ -7,10 +7,12 @@ from pipeline.plan.footprint import PROCESS_BYTES, REFINED_BYTES, SAVED_BYTES, C
 from pipeline.plan.layouts import fits, usable
 from pipeline.plan.work import Work
 from schemas.errors import ConfigError
+from schemas.request.recovery import Objective
 from schemas.run.plan import ClusterSpec, RecoveryMemory, StageCost
 
 _HELD_BYTES = 8  # of a trained parameter, float32: itself and its best state
 _STEPPED_BYTES = 12  # of one that the next step changes: its gradient, two moments of AdamW
+_HEADS: dict[Objective, int] = {"kl": 6, "tokens": 4, "hidden": 0}  # student's: 2 forward, 2 back
 _LOGITS = 4  # float32 copies of a chunk of logits
 _POSITIONS = 128  # of a chunk
 _GB = 10**9
@@ -126,7 +128,7 @@ def recovery(
     reached = sum(layer.reached for layer in costs.layers)
     kept = sum(map(costs.stays, costs.config.ratio)) / costs.spec.targeted
     times = len(costs.config.ratio)
-    heads = (6 if config.taught else 4) * costs.ends * times  # of both forward, one backward
+    heads = _HEADS[config.objective] * costs.ends * times
     flops = tokens * (reached * passes * kept + heads)
     refined, refinement = costs.refined_tokens, costs.config.refinement
     shared = refinement.batch / math.ceil(refinement.batch / cluster.workers)

@@ -38,6 +38,14 @@ def test_operations_follow_tokens_and_what_is_kept() -> None:
     assert kept.flops == pytest.approx(tokens * (matrices * 6 * 0.8 + 6 * head), rel=1e-3)
 
 
+def test_hidden_states_are_compared_without_a_head() -> None:
+    kl, hidden = (
+        stage("llama-3-8b", {"recovery_tokens": 2**20, "settings": [*SHARED["settings"], asked]})
+        for asked in ("recovery.objective=kl", "recovery.objective=hidden")
+    )
+    assert kl.flops - hidden.flops == pytest.approx(2**20 * 6 * 128_256 * 4096)
+
+
 def test_workers_without_a_window_of_a_step_make_recovery_no_faster() -> None:
     def recovered(batch: int, micro_batch: int = 4) -> StageCost:
         settings = [f"recovery.batch={batch}", f"recovery.micro_batch={micro_batch}"]
