@@ -28,7 +28,7 @@ from workers.evaluation.scoring import Rows
 from workers.model.layers import Decoder
 from workers.process.devices import find_device, free_cached, set_threads
 from workers.process.logs import set_up_logging
-from workers.process.memory import peak_anonymous_bytes
+from workers.process.memory import free_bytes, peak_anonymous_bytes
 from workers.recovery.blocks import Refinement
 from workers.recovery.job import Job, recovery_of
 from workers.recovery.models import build_student, build_teacher
@@ -47,6 +47,7 @@ from workers.storage.store import Store
 from workers.storage.tensorfile import DTYPES, entries
 
 _PROGRESS = "progress.json"
+_SAVED_BYTES = 12  # of a trained parameter, float32: itself, two moments of AdamW
 
 
 def recover(asked: dict[str, Any]) -> None:
@@ -69,6 +70,8 @@ def recover(asked: dict[str, Any]) -> None:
     trainer, refinement, norms = _models(job)
     layers = RefinedLayers(job, trainer.trained)
     spent = _restore(trainer) or layers.seconds
+    if settings.enabled:
+        _require_room(trainer)
     first = dist.get_rank() == 0
 
     def report(event: Look | Refined) -> None:
@@ -181,6 +184,18 @@ def temporary(job: Job) -> str:
     request in another one has the same identity.
     """
     return f"svdllm-recovery-{fingerprint([str(job.config.run_folder), job.identity])}-"
+
+
+def _require_room(trainer: Trainer) -> None:
+    """Raises RunError if the temporary folder has no room for a state of this node's workers."""
+    folder, workers = Path(tempfile.gettempdir()), ray.train.get_context().get_local_world_size()
+    of_all = _SAVED_BYTES * sum(p.numel() for p in trainer.trained.values())
+    size, free = of_all * workers // dist.get_world_size(), free_bytes(folder)
+    if free is not None and size > free:
+        raise RunError(
+            f"{folder}: a state of training takes {size:,} bytes there until it is uploaded, "
+            f"{free:,} are free; make room, or name another folder as TMPDIR where Ray starts"
+        )
 
 
 def _save(job: Job, trainer: Trainer, seconds: float) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import ray.train
 import torch
+import torch.distributed as dist
 from ray.train import Checkpoint
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -14,7 +15,7 @@ from schemas.errors import RunError
 from schemas.request.recovery import RecoveryConfig
 from tests.recovery import RESULT, group, job_of
 from workers.actors import recovery
-from workers.actors.recovery import _commit, _restore, recover, temporary
+from workers.actors.recovery import _commit, _require_room, _restore, recover, temporary
 from workers.storage.keys import recovered_key, recovered_norms_key
 from workers.storage.store import Store
 
@@ -63,3 +64,19 @@ def test_what_an_earlier_attempt_has_committed_is_not_trained_again(
     Store(tmp_path / "run").commit(recovered_key("same", None), [], RESULT.model_dump(mode="json"))
     with group(tmp_path / "group"):
         recover({"job": job})  # which says nothing of a model
+
+
+@pytest.mark.parametrize("room", [2399, 2400])
+def test_a_state_of_the_workers_of_a_node_has_to_fit_its_temporary_folder(
+    monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    trainer: Any = SimpleNamespace(trained={"up": torch.zeros(10, 20), "down": torch.zeros(200)})
+    context = SimpleNamespace(get_local_world_size=lambda: 2)
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 4)
+    monkeypatch.setattr(recovery, "free_bytes", lambda _: room)
+    if room == 2400:  # half of 400 parameters, 12 bytes each
+        _require_room(trainer)
+        return
+    with pytest.raises(RunError, match=r"takes 2,400 bytes there .* 2,399 are free; .* TMPDIR"):
+        _require_room(trainer)
