@@ -7,6 +7,7 @@ all that it needs. Its own checkpoints are below `training` in the run directory
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +20,7 @@ from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAM
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.cluster.calls import explained
+from pipeline.cluster.calls import explained, start_timeout
 from pipeline.cluster.capacity import on_gpus, workers_there
 from pipeline.progress import Progress
 from pipeline.report.wording import figure
@@ -35,6 +36,7 @@ from workers.storage.store import Store
 from workers.storage.tensorfile import entries
 
 _LOOK_EVERY_S = 1.0
+_START_S = 60.0  # how long Ray Train waits for its workers each time
 
 
 def train(job: Job, inputs: Inputs, progress: Progress) -> None:
@@ -100,7 +102,7 @@ def _tidy(place: Location, progress: Progress) -> None:
 def _fit(job: Job) -> "_Fit":
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    return _Fit(_trainer(job, reports), reports)
+    return _Fit(job, _trainer(job, reports), reports)
 
 
 def _trainer(job: Job, reports: Queue) -> TorchTrainer:
@@ -121,7 +123,10 @@ def _trainer(job: Job, reports: Queue) -> TorchTrainer:
         run_config=TrainConfig(
             name=job.identity,
             storage_path=str(config.run_folder / TRAINING),
-            failure_config=FailureConfig(max_failures=cluster.attempts - 1),
+            failure_config=FailureConfig(
+                max_failures=cluster.attempts - 1,
+                controller_failure_limit=round(start_timeout(cluster) / _START_S),  # type: ignore[call-arg]
+            ),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
@@ -130,22 +135,41 @@ def _trainer(job: Job, reports: Queue) -> TorchTrainer:
 class _Fit(threading.Thread):
     """Training on a thread of its own, so that what it reports can be shown meanwhile."""
 
-    def __init__(self, trainer: TorchTrainer, reports: Queue) -> None:
+    def __init__(self, job: Job, trainer: TorchTrainer, reports: Queue) -> None:
         super().__init__(daemon=True)
-        self._trainer, self._reports = trainer, reports
+        self._job, self._trainer, self._reports = job, trainer, reports
+        self._gpus = on_gpus(job.config.cluster)
         self._error: Exception | None = None
 
     def events(self) -> Iterator[Look | Refined]:
-        """Start, and yield what is reported, until training ends."""
+        """Start, and yield what is reported, until training ends.
+
+        Raises WorkerError if the cluster no longer has the workers for it.
+        """
         self.start()
+        enough, patience = time.monotonic(), start_timeout(self._job.config.cluster)
         try:
             while self.is_alive() or not self._reports.empty():
                 with contextlib.suppress(Empty):
                     yield self._reports.get(timeout=_LOOK_EVERY_S)
+                if self._has_room():
+                    enough = time.monotonic()
+                elif time.monotonic() - enough > patience:  # Ray Train itself would wait for ever
+                    raise WorkerError(
+                        f"recovery: for {patience:g} s the cluster has had no room for "
+                        f"{self._job.least_workers} workers, and fewer cannot go on; start the "
+                        "same command again when it has"
+                    )
         except RayError as error:
             raise explained(error, "what training reports", _LOOK_EVERY_S) from error
         finally:  # what is still trained then, after an interrupt, ends at its next report
             self._reports.shutdown(force=True)
+
+    def _has_room(self) -> bool:
+        """Whether the cluster could give the workers, on what training began on."""
+        cluster, threads = self._job.config.cluster, self._job.config.numerics.threads
+        there = workers_there(cluster, threads) if on_gpus(cluster) == self._gpus else 0
+        return there >= self._job.least_workers
 
     def run(self) -> None:
         """Train; what it raises is kept."""

@@ -1,6 +1,8 @@
 """What a driver makes of Ray Train's end, and of the states that one that was killed has left."""
 
 import json
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +15,9 @@ from pipeline.cluster import training
 from pipeline.cluster.training import _Fit, _tidy, train
 from pipeline.progress import Progress
 from schemas.errors import WorkerError
+from schemas.run.plan import RecoveryMemory
 from tests.recovery import RESULT, job_of
+from workers.recovery.job import Job
 from workers.storage.keys import recovered_key
 from workers.storage.store import Store
 
@@ -69,6 +73,32 @@ class Silent:
         pass
 
 
+def silent(job: Job, fit: Callable[[], object]) -> _Fit:
+    trainer: Any = SimpleNamespace(fit=fit)
+    reports: Any = Silent()
+    return _Fit(job, trainer, reports)
+
+
+@pytest.mark.parametrize("gone", ["workers", "GPUs", "nothing"])
+def test_training_ends_if_the_cluster_no_longer_has_its_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    """Ray Train alone would wait for them for ever."""
+    gpus = iter([True] * 3 if gone == "GPUs" else [])
+    monkeypatch.setattr(training, "on_gpus", lambda _: next(gpus, gone != "GPUs"))
+    monkeypatch.setattr(training, "workers_there", lambda *_: 6 if gone == "workers" else 7)
+    monkeypatch.setattr(training, "start_timeout", lambda _: 0.1)
+    memory = RecoveryMemory(device=0, host=0, offload=False, least_workers=7)
+    over = threading.Event()
+    fit = silent(job_of(tmp_path / "run", memory=memory), lambda: over.wait(0.5))
+    if gone == "nothing":
+        assert list(fit.events()) == []
+        return
+    with pytest.raises(WorkerError, match=r"no room for 7 workers, .* start the same command"):
+        list(fit.events())
+    over.set()
+
+
 @pytest.mark.parametrize("committed", [True, False])
 def test_a_fit_that_fails_after_its_result_has_not_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, committed: bool
@@ -80,8 +110,9 @@ def test_a_fit_that_fails_after_its_result_has_not_failed(
             store.commit(recovered_key("same", None), [], RESULT.model_dump(mode="json"))
         raise OSError("the last state was not uploaded")
 
-    trainer, reports = SimpleNamespace(fit=fit), Silent()
-    monkeypatch.setattr(training, "_fit", lambda _: _Fit(trainer, reports))  # type: ignore[arg-type]
+    monkeypatch.setattr(training, "on_gpus", lambda _: True)
+    monkeypatch.setattr(training, "workers_there", lambda *_: 1)
+    monkeypatch.setattr(training, "_fit", lambda job: silent(job, fit))
     windows = torch.zeros(2, 4, dtype=torch.int64)
     inputs: Any = SimpleNamespace(recovery=SimpleNamespace(windows=windows, held_out=windows))
     if committed:
