@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from schemas.result.recovery import Look
 from tests.recovery import RANK, Cut, student_of, trainer_of
 from workers.checkpoint.tensors import TensorReader
+from workers.recovery.models import _shard
 from workers.recovery.training import Trainer, batch, best, share_of_rate
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -26,6 +28,35 @@ def test_only_factors_are_trained(truncated: Cut) -> None:
     assert {p.dtype for p in student.trained.values()} == {torch.float32}
     others = [p for n, p in student.model.module("").named_parameters() if "up" not in n]
     assert {p.dtype for p in others if not p.requires_grad} == {torch.bfloat16}
+
+
+class Gated(nn.Module):
+    """A layer of which a gate is kept in float32, as some kinds of models ask for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up = nn.Linear(4, 4), nn.Linear(4, 4, bias=False)
+        self.norm = nn.LayerNorm(4, dtype=torch.bfloat16).requires_grad_(False)
+        self.gate.requires_grad_(False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        weights = self.gate(hidden.float()).softmax(-1)
+        found: Tensor = self.up(self.norm(hidden)) * weights.to(hidden.dtype)
+        return found
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_what_is_kept_in_float32_computes_in_it(offload: bool) -> None:
+    layer, hidden = Gated(), torch.randn(3, 4).bfloat16()
+    expected = layer.up.weight.detach().bfloat16()
+    weights = layer.gate(hidden.float()).softmax(-1)
+    expected = (layer.norm(hidden) @ expected.T) * weights.bfloat16()
+    _shard(layer, init_device_mesh("cpu", (1,)), torch.bfloat16, offload)
+    found = layer(hidden)
+    assert torch.equal(found, expected)
+    found.sum().backward()
+    assert layer.up.weight.grad is not None
+    assert layer.gate.weight.grad is None
 
 
 def test_what_is_cut_is_not_read_from_the_base(
