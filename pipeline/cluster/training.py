@@ -40,7 +40,8 @@ _START_S = 60.0  # how long Ray Train waits for its workers each time
 
 
 def train(job: Job, inputs: Inputs, progress: Progress) -> None:
-    """Train the factors of one output; the workers of the run must have ended.
+    """Train the factors of one output; the workers of the run must have ended. What gets further
+    between losses of workers is begun again, from what was saved.
 
     Raises the error of a training worker, or WorkerError if training failed in another way.
     """
@@ -51,26 +52,28 @@ def train(job: Job, inputs: Inputs, progress: Progress) -> None:
     store.forget(recovered_key(job.identity, None))  # of factors that are not all there any more
     windows = {"windows": text.windows.int(), "held_out": text.held_out.int()}
     store.commit(recovered_text_key(job.identity), entries(windows))
-    _tidy(job.config.run_folder / TRAINING / job.identity, progress)
-    fit = _fit(job)
+    training = job.config.run_folder / TRAINING  # that of the next ratio comes on top
     layers = job.spec.layers if job.config.refinement.enabled else 0
     steps = job.config.recovery.steps(len(text.windows)) if job.config.recovery.enabled else 0
-    tokens = 0
+    found = None
     with progress.stage("recover", layers + steps, "steps") as stage:
-        for event in fit.events():
-            if isinstance(event, Refined):
-                stage.advance(max(event.layer + 1 - stage.done, 0))
-                continue
-            progress.note(_said(event))
-            done = layers + event.step if event.step else stage.done
-            if done > stage.done:  # else a worker was lost, and training went back
-                stage.advance(done - stage.done, event.tokens - tokens)
-            tokens = max(tokens, event.tokens)
-    found = recovery_of(store, job.identity)
-    if found is None:  # else all is committed, and the fit may have failed after that
-        fit.require()
-        raise RunError(f"{store.root}: recovery ended without a result; start it again")
-    training = job.config.run_folder / TRAINING  # that of the next ratio comes on top
+        while found is None:
+            _tidy(training / job.identity, progress)
+            begun, fit = stage.done, _fit(job)
+            for event in fit.events():
+                if isinstance(event, Refined):
+                    stage.advance(max(event.layer + 1 - stage.done, 0))
+                    continue
+                progress.note(_said(event))
+                done = layers + event.step if event.step else stage.done
+                if done > stage.done:  # else a worker was lost, and training went back
+                    stage.advance(done - stage.done, event.tokens - stage.tokens)
+            found = recovery_of(store, job.identity)
+            if found is None:  # else all is committed, and the fit may have failed after that
+                failure, further = fit.failure(), stage.done > begun
+                if type(failure) is not WorkerError or not (further and fit.has_room()):
+                    raise failure from fit.error
+                progress.warn(f"{failure}, which is done now: it got further than before")
     remove_below(training / job.identity)
     Store(training).discard(refined_prefix(job.identity))
     progress.note(
@@ -139,7 +142,7 @@ class _Fit(threading.Thread):
         super().__init__(daemon=True)
         self._job, self._trainer, self._reports = job, trainer, reports
         self._gpus = on_gpus(job.config.cluster)
-        self._error: Exception | None = None
+        self.error: Exception | None = None
 
     def events(self) -> Iterator[Look | Refined]:
         """Start, and yield what is reported, until training ends.
@@ -152,7 +155,7 @@ class _Fit(threading.Thread):
             while self.is_alive() or not self._reports.empty():
                 with contextlib.suppress(Empty):
                     yield self._reports.get(timeout=_LOOK_EVERY_S)
-                if self._has_room():
+                if self.has_room():
                     enough = time.monotonic()
                 elif time.monotonic() - enough > patience:  # Ray Train itself would wait for ever
                     raise WorkerError(
@@ -165,7 +168,7 @@ class _Fit(threading.Thread):
         finally:  # what is still trained then, after an interrupt, ends at its next report
             self._reports.shutdown(force=True)
 
-    def _has_room(self) -> bool:
+    def has_room(self) -> bool:
         """Whether the cluster could give the workers, on what training began on."""
         cluster, threads = self._job.config.cluster, self._job.config.numerics.threads
         there = workers_there(cluster, threads) if on_gpus(cluster) == self._gpus else 0
@@ -176,22 +179,22 @@ class _Fit(threading.Thread):
         try:
             self._trainer.fit()
         except Exception as error:  # noqa: BLE001 (it is raised where it is awaited)
-            self._error = error
+            self.error = error
 
-    def require(self) -> None:
-        """Wait for the end. Raises the error that training ended with."""
+    def failure(self) -> CompressorError:
+        """Wait for the end; return the error that training ended with, as it has no result."""
         self.join()
-        if self._error is None:
-            return
-        failures: dict[int, Any] = getattr(self._error, "worker_failures", {})
+        if self.error is None:
+            return RunError("recovery ended without a result; start it again")
+        failures: dict[int, Any] = getattr(self.error, "worker_failures", {})
         for cause in failures.values():
             if isinstance(cause, CompressorError):
-                raise cause
-        causes = [_last_line(error) for error in (*failures.values(), self._error)]
+                return cause
+        causes = [_last_line(error) for error in (*failures.values(), self.error)]
         first = next((line for line in causes if "onnection" not in line), causes[0])
-        raise WorkerError(
+        return WorkerError(
             f"recovery: {first}; start the same command again to continue from its last checkpoint"
-        ) from self._error
+        )
 
 
 def _last_line(error: Exception) -> str:

@@ -225,6 +225,7 @@ def test_training_workers_that_are_killed_change_nothing(
     uncompared: RunConfig, undisturbed: OutputResult
 ) -> None:
     progress, left = Progress(), [1, 2 + STEPS // 2]  # after a refined layer, and half of the steps
+    cluster = uncompared.cluster.model_copy(update={"attempts": 2})  # as many without progress
 
     def kill(stage: Stage) -> None:
         if stage.name == "recover" and stage.done in left:
@@ -235,8 +236,9 @@ def test_training_workers_that_are_killed_change_nothing(
             assert workers
 
     progress.watchers.append(kill)
-    again = trained(uncompared, "killed", progress)
+    again = trained(uncompared.model_copy(update={"cluster": cluster}), "killed", progress)
     assert not left
+    assert "it got further" in progress.warnings[-1]
     require_same(again, undisturbed)
 
 

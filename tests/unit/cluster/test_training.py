@@ -15,6 +15,7 @@ from pipeline.cluster import training
 from pipeline.cluster.training import _Fit, _tidy, train
 from pipeline.progress import Progress
 from schemas.errors import WorkerError
+from schemas.result.recovery import Look
 from schemas.run.plan import RecoveryMemory
 from tests.recovery import RESULT, job_of
 from workers.recovery.job import Job
@@ -60,23 +61,30 @@ def test_training_begins_anew_if_the_record_is_damaged(tmp_path: Path, damage: s
     assert "are damaged" in progress.warnings[0]
 
 
-class Silent:
-    """A queue of reports of which none comes."""
+class Reports(list[Look]):
+    """A queue of reports to come."""
 
-    def get(self, timeout: float) -> None:
-        raise Empty
+    def get(self, timeout: float) -> Look:
+        if not self:
+            raise Empty
+        return self.pop(0)
 
     def empty(self) -> bool:
-        return True
+        return not self
 
     def shutdown(self, force: bool) -> None:
         pass
 
 
-def silent(job: Job, fit: Callable[[], object]) -> _Fit:
+def fit_of(job: Job, fit: Callable[[], object], *looks: Look) -> _Fit:
     trainer: Any = SimpleNamespace(fit=fit)
-    reports: Any = Silent()
+    reports: Any = Reports(looks)
     return _Fit(job, trainer, reports)
+
+
+def inputs() -> Any:
+    windows = torch.zeros(2, 4, dtype=torch.int64)
+    return SimpleNamespace(recovery=SimpleNamespace(windows=windows, held_out=windows))
 
 
 @pytest.mark.parametrize("gone", ["workers", "GPUs", "nothing"])
@@ -90,7 +98,7 @@ def test_training_ends_if_the_cluster_no_longer_has_its_workers(
     monkeypatch.setattr(training, "start_timeout", lambda _: 0.1)
     memory = RecoveryMemory(device=0, host=0, offload=False, least_workers=7)
     over = threading.Event()
-    fit = silent(job_of(tmp_path / "run", memory=memory), lambda: over.wait(0.5))
+    fit = fit_of(job_of(tmp_path / "run", memory=memory), lambda: over.wait(0.5))
     if gone == "nothing":
         assert list(fit.events()) == []
         return
@@ -112,11 +120,31 @@ def test_a_fit_that_fails_after_its_result_has_not_failed(
 
     monkeypatch.setattr(training, "on_gpus", lambda _: True)
     monkeypatch.setattr(training, "workers_there", lambda *_: 1)
-    monkeypatch.setattr(training, "_fit", lambda job: silent(job, fit))
-    windows = torch.zeros(2, 4, dtype=torch.int64)
-    inputs: Any = SimpleNamespace(recovery=SimpleNamespace(windows=windows, held_out=windows))
+    monkeypatch.setattr(training, "_fit", lambda job: fit_of(job, fit))
     if committed:
-        train(job_of(tmp_path / "run"), inputs, Progress())
+        train(job_of(tmp_path / "run"), inputs(), Progress())
         return
     with pytest.raises(WorkerError, match="the last state was not uploaded"):
-        train(job_of(tmp_path / "run"), inputs, Progress())
+        train(job_of(tmp_path / "run"), inputs(), Progress())
+
+
+@pytest.mark.parametrize(("there", "fits"), [(1, 3), (0, 1)])
+def test_training_that_got_further_goes_on_where_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: int, fits: int
+) -> None:
+    begun = list[Look]()
+
+    def fit() -> None:
+        raise OSError("a worker was lost")
+
+    def begin(job: Job) -> _Fit:
+        step = min(len(begun) + 1, 2)  # the third gets no further
+        begun.append(Look(step=step, tokens=step, held_out=1.0, loss=1.0))
+        return fit_of(job, fit, begun[-1])
+
+    monkeypatch.setattr(training, "on_gpus", lambda _: True)
+    monkeypatch.setattr(training, "workers_there", lambda *_: there)
+    monkeypatch.setattr(training, "_fit", begin)
+    with pytest.raises(WorkerError, match="a worker was lost"):
+        train(job_of(tmp_path / "run"), inputs(), Progress())
+    assert len(begun) == fits
