@@ -73,7 +73,8 @@ def train(job: Job, inputs: Inputs, progress: Progress) -> None:
                 failure, further = fit.failure(), stage.done > begun
                 if type(failure) is not WorkerError or not (further and fit.has_room()):
                     raise failure from fit.error
-                progress.warn(f"{failure}, which is done now: it got further than before")
+                cause = str(failure).partition(";")[0]
+                progress.warn(f"{cause}; it goes on from its last checkpoint, as it got further")
     remove_below(training / job.identity)
     Store(training).discard(refined_prefix(job.identity))
     progress.note(
