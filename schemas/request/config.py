@@ -47,7 +47,7 @@ class RunConfig(CompressionConfig):
         return given if found else given | {"ratio": ()}
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
+    def _fits_together(self) -> Self:
         if self.ratio and self.budget.asked:
             raise ValueError(
                 f"{self.budget.option}: a budget finds the ratio; leave out --ratio, or the budget"
@@ -57,28 +57,16 @@ class RunConfig(CompressionConfig):
                 f"{self.budget.option}: its trials are measured without --refine and --recover; "
                 "find the ratio first, then train at it with `svdllm recover`"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _cuts_to_train(self) -> Self:
         if self.trains and 0 in self.ratio and not any(self.ratio_by.values()):
             raise ValueError(
                 "ratio 0: nothing is cut, so --refine and --recover have nothing to train; leave "
                 "it out"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _adopts_to_train(self) -> Self:
         if self.adopt is not None and not (self.trains and len(self.ratio) == 1):
             raise ValueError(
                 f"adopt {self.adopt}: a checkpoint has one ratio, and its factors are adopted to "
                 "be trained; use `svdllm recover`"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _folders_apart(self) -> Self:
         if isinstance(self.output, Url) and self.run_dir is None:
             raise ValueError(
                 f"output {self.output} is in an object store; name a run directory with --run-dir: "
