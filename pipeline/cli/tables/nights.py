@@ -1,8 +1,8 @@
 """A night and the catalogue on a terminal."""
 
-import json
 import math
 
+from pydantic_core import to_json
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -56,13 +56,10 @@ def catalog_table(prefix: Location) -> RenderableType:
 
 
 def catalog_json(prefix: Location) -> str:
-    """Return the pointer and every row as JSON."""
+    """Return the pointer and every row as JSON, which has no infinities and NaN: they are null."""
     rows, ledger = _read(prefix)
-    found = {
-        "latest": latest_of(ledger).model_dump(mode="json"),
-        "rows": [row.model_dump(mode="json") for row in rows],
-    }
-    return json.dumps(_finite(found))
+    found = {"latest": latest_of(ledger), "rows": rows}
+    return to_json(found, inf_nan_mode="null").decode()
 
 
 def sparkline(values: list[float]) -> str:
@@ -179,12 +176,3 @@ def _size(value: int | None) -> str:
 
 def _line(text: str) -> Text:
     return Text(printable(text))  # Text: a name is not markup
-
-
-def _finite(value: object) -> object:
-    """Replace infinities and NaN, which JSON does not have, by null."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
