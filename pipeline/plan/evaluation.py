@@ -23,10 +23,6 @@ class EvaluationPlan(NamedTuple):
     weight_bytes: int
     host_bytes: int
 
-    @property
-    def shards(self) -> int:
-        return sum(map(len, self.waves))
-
 
 def plan_evaluation(
     sources: Sequence[Source], cluster: ClusterSpec, shard_layers: int | None, ran: int = 0

@@ -3,8 +3,8 @@
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,8 +137,10 @@ class Evaluation:
             workers = scorers.hire(len(self.plan.waves[0]), self.plan.host_bytes)
             chain = self._prepare(workers)
             stage.advance()
-        with _temporary(work_dir) as store:
-            return self._through(Crew(chain, store, "evaluation"))
+        with tempfile.TemporaryDirectory(
+            prefix="svdllm-evaluate-", dir=work_dir, ignore_cleanup_errors=True
+        ) as folder:
+            return self._through(Crew(chain, Store(Path(folder).absolute()), "evaluation"))
 
     def by(self, crew: Crew) -> list[Score]:
         """Do the same with workers of a run; they must have released what they held before."""
@@ -198,7 +200,7 @@ class Evaluation:
         names = " and ".join(model.name for model in self.models)
         waves = f" in {len(plan.waves)} waves" if len(plan.waves) > 1 else ""
         self.progress.note(
-            f"plan: {plan.shards} shards of {names}{waves}, each of up to "
+            f"plan: {sum(map(len, plan.waves))} shards of {names}{waves}, each of up to "
             f"{plan.weight_bytes / 1e6:,.1f} MB of weights, on {facts[0].device} "
             f"({facts[0].device_name}) in {self.dtype}"
         )
@@ -212,7 +214,7 @@ class Evaluation:
         starts = [parts[0][-1].start for parts in waves[1:]]
         between = [Boundary(crew.store, crew.identity, start) for start in starts]
         below, above = [self.below, *between][wave], [*between, self.above][wave]
-        source = below.source(chain[0]) if below else _tokens
+        source = below.source(chain[0]) if below else lambda batch: Rows(batch.tokens, ())
         sink = above.sink(chain[-1]) if above else as_it_is
         purpose: Purpose = "output" if above else "score"
         found: list[Any] = []
@@ -252,14 +254,6 @@ def window_batches(windows: Tensor) -> list[Batch]:
     return micro_batches(windows, size=1, segments=1)
 
 
-@contextmanager
-def _temporary(work_dir: Path | None) -> Iterator[Store]:
-    with tempfile.TemporaryDirectory(
-        prefix="svdllm-evaluate-", dir=work_dir, ignore_cleanup_errors=True
-    ) as folder:
-        yield Store(Path(folder).absolute())
-
-
 def _require_disk(folder: Location, needed: int) -> None:
     free = free_bytes(folder)
     if free is not None and needed > free:
@@ -267,7 +261,3 @@ def _require_disk(folder: Location, needed: int) -> None:
             f"{folder}: hidden states take up to {needed:,} bytes between two "
             f"waves, {free:,} are free; free some, name another folder, or fewer windows"
         )
-
-
-def _tokens(batch: Batch) -> Rows:
-    return Rows(batch.tokens, ())
