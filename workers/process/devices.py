@@ -38,23 +38,18 @@ def find_device(asked: Device) -> torch.device:
 
 def compute_dtype(asked: DType, stored: str, device: torch.device) -> torch.dtype:
     """Return the dtype in which a checkpoint stored as `stored` is computed."""
-    if asked != "auto":
-        found: torch.dtype = getattr(torch, asked)
-        return found
-    if device.type != "cuda":
-        return torch.float32
-    computed: torch.dtype = getattr(torch, computed_in(stored))
-    return computed
+    auto = computed_in(stored) if device.type == "cuda" else "float32"
+    found: torch.dtype = getattr(torch, auto if asked == "auto" else asked)
+    return found
 
 
 def training_dtype(asked: DType, device: torch.device) -> torch.dtype:
     """Return the dtype in which a model is trained, with its factors in float32: bfloat16 if
     the device multiplies it faster, float32 elsewhere.
     """
-    if asked != "auto":
-        found: torch.dtype = getattr(torch, asked)
-        return found
-    return torch.bfloat16 if has_bfloat16_units(device) else torch.float32
+    auto = "bfloat16" if has_bfloat16_units(device) else "float32"
+    found: torch.dtype = getattr(torch, auto if asked == "auto" else asked)
+    return found
 
 
 def has_bfloat16_units(device: torch.device) -> bool:
