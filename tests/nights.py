@@ -16,11 +16,10 @@ from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import Compression, Manifest, OutputResult, RunResult
 from schemas.run.identity import Identities, fingerprint
 from tests.reports import compression, evaluation
-from workers.checkpoint.names import SUCCESS
+from workers.checkpoint.names import SUCCESS, WEIGHTS
 from workers.storage.keys import RUN_RECORD
 from workers.storage.places import create, exists, read_bytes, write
 
-WEIGHTS = "model.safetensors"
 BASE_PERPLEXITY = 20.0
 
 

@@ -18,8 +18,9 @@ from schemas.request.nightly import CatalogRow
 from tests.integration.processes import Command
 from tests.integration.support import KINDS, ROOT, item_attempts
 from tests.models import tiny_model
-from tests.nights import WEIGHTS, cut_short, write_checkpoint
+from tests.nights import cut_short, write_checkpoint
 from tests.prose import prose
+from workers.checkpoint.names import WEIGHTS
 
 NIGHTS = 30
 ARRIVALS = ("good",) * 5 + ("half",) * 2 + ("equal",) * 2 + ("bad", "corrupt")

@@ -22,11 +22,9 @@ from workers.checkpoint.family import (
     require_base,
     unquantised,
 )
-from workers.checkpoint.names import CONFIG
+from workers.checkpoint.names import CONFIG, WEIGHTS
 from workers.checkpoint.tensors import TensorReader
 from workers.model.description import Description
-
-_FILE = "model.safetensors"  # a name by convention: config.json does not know the files
 
 
 def inspect(folder: Path, weights: Url | None = None, dequantize: bool = False) -> ModelSpec:
@@ -80,7 +78,7 @@ def planned(config: Config, where: str, dtype: str) -> ModelSpec:
 def _planned(content: str, where: str, dtype: str) -> ModelSpec:
     model = Description(json.loads(content), where)
     tensors = model.placed(
-        TensorSpec(name=name, file=_FILE, dtype=dtype, shape=tuple(tensor.shape))
+        TensorSpec(name=name, file=WEIGHTS, dtype=dtype, shape=tuple(tensor.shape))
         for name, tensor in model.state.items()
         if name not in model.tied
     )
