@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from pipeline.stream.schedule import micro_batches
 from schemas.model.spec import ModelSpec
 from schemas.request.methods import Truncation
 from schemas.run.moments import Pass, Tap, taps
@@ -73,11 +74,6 @@ def make_shards(
     ]
 
 
-def micro_batches(base: Base, size: int, segments: int) -> list[tuple[Step, Tensor]]:
-    parts = [base.tokens[i : i + size] for i in range(0, WINDOWS, size)]
-    return [(Step(i * size, i * segments // len(parts)), part) for i, part in enumerate(parts)]
-
-
 def stream(
     base: Base,
     truncation: Truncation = "fisher",
@@ -89,7 +85,7 @@ def stream(
     """Return what shards between these bounds find in all windows."""
     found = taps(base.spec.matrices, truncation, gradients=True)
     shards = make_shards(base, bounds, found, adapted)
-    batches = micro_batches(base, micro_batch, segments)
+    batches = micro_batches(base.tokens, micro_batch, segments)
     hidden = run_shards(shards, batches)
     moments = {tap.name: m for shard in shards for tap, m in take(shard)}
     return Streamed(moments, hidden)

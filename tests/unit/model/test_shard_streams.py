@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.stream.schedule import micro_batches
 from schemas.errors import WorkerError
 from schemas.run.moments import taps
 from tests.models import tiny_model
@@ -20,7 +21,6 @@ from tests.shards import (
     Base,
     assert_close,
     make_shards,
-    micro_batches,
     stream,
     take,
     whole_model,
@@ -73,10 +73,10 @@ def test_a_stream_with_several_steps_in_flight_changes_no_bit(llama: Base) -> No
     """Two micro-batches go forward before the first of them comes back."""
     found = taps(llama.spec.matrices, "fisher", gradients=True)
     [shard] = make_shards(llama, (0, LAYERS), found)
-    for step, tokens in micro_batches(llama, 2, 2):
+    for step, tokens in micro_batches(llama.tokens, 2, 2):
         shard.forward(tokens, step)
     gradients = {}
-    for step, tokens in micro_batches(llama, 2, 2):
+    for step, tokens in micro_batches(llama.tokens, 2, 2):
         hidden = shard.forward(tokens, step, "gradient")
         gradients[step] = shard.loss_gradient(hidden, step, SEED)
     for step, gradient in gradients.items():
