@@ -57,10 +57,13 @@ HEADERS: dict[str, tuple[Callable[[Entries], Any] | bytes, str]] = {
     "absurd shape": (_set(Q_PROJ, shape=[2**62, 2**62]), "are not F32"),
     "shape that is none": (_set(Q_PROJ, shape=None), "TypeError"),
     "no dtype": (lambda entries: entries[Q_PROJ].pop("dtype"), "KeyError: 'dtype'"),
+    "no offsets": (lambda entries: entries[Q_PROJ].pop("data_offsets"), "KeyError: 'data_offsets'"),
+    "entry of a list": (lambda entries: entries.update({Q_PROJ: ["F32"]}), "TypeError"),
     "entry of a number": (lambda entries: entries.update({Q_PROJ: 7}), "TypeError"),
     "metadata of numbers": (lambda e: e.update({"__metadata__": {"a": 1}}), "not of strings"),
     "metadata of a list": (lambda e: e.update({"__metadata__": [1]}), "AttributeError"),
     "a gap": (lambda entries: entries.pop(Q_PROJ), "the one before"),
+    "nothing, before content": (b"{}", "its tensors end at"),
     "twice": (b'{"a": {}, "a": {}}', "key 'a' twice"),
     "not a number": (b'{"a": NaN}', "NaN is no JSON number"),
     "deep": (b"[" * 100_000, "nested too deeply"),
@@ -106,6 +109,7 @@ def test_a_name_that_a_terminal_would_obey_is_shown_as_its_escape(folder: Path) 
     [
         (Q_PROJ, (16, 64)),
         (Q_PROJ, (32, 33)),
+        (Q_PROJ, (2, 4, 8)),
         (NORM, (31,)),
         (NORM, (1, 32)),
         ("model.embed_tokens.weight", (383, 32)),
@@ -116,9 +120,10 @@ def test_a_name_that_a_terminal_would_obey_is_shown_as_its_escape(folder: Path) 
 def test_a_shape_that_is_not_that_of_the_configuration_is_refused(
     folder: Path, name: str, shape: tuple[int, ...]
 ) -> None:
+    implied = list(load_file(folder / WEIGHTS)[name].shape)
     with_tensors(folder, **{name: torch.zeros(shape)})
     message = refusal(folder)
-    assert f"{WEIGHTS}: {name} has shape {list(shape)}, config.json implies [" in message
+    assert f"{WEIGHTS}: {name} has shape {list(shape)}, config.json implies {implied}" in message
     assert "of one model" in message
 
 
@@ -170,7 +175,8 @@ def test_packed_weights_are_refused_with_and_without_their_configuration(
     assert f"{WEIGHTS}: {owner}." in message
     assert "compress the original, then quantise the result" in message
     configure(folder, quantization_config={"quant_method": "awq"})
-    assert "config.json: the checkpoint is quantised (awq); compress the orig" in refusal(folder)
+    said = "the checkpoint is quantised (awq); compress the original, then quantise the result"
+    assert f"config.json: {said}" in refusal(folder)
 
 
 def test_a_bias_of_another_dtype_than_its_matrix_is_refused(tmp_path: Path) -> None:

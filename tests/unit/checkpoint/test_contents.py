@@ -143,11 +143,6 @@ def test_a_size_that_is_not_there_is_that_of_transformers(folder: Path, key: str
     assert "config.json implies" in message or "config.json describes (llama, 32 layers" in message
 
 
-def test_a_quantised_checkpoint_is_refused_with_the_remedy(folder: Path) -> None:
-    configure(folder, quantization_config={"quant_method": "gptq"})
-    assert "compress the original, then quantise the result" in refusal(folder)
-
-
 def test_a_quantisation_of_null_is_none(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text()) | {"quantization_config": None}
     (folder / "config.json").write_text(json.dumps(config))
@@ -204,11 +199,6 @@ def test_a_missing_tensor_is_refused_by_name(folder: Path, name: str) -> None:
     assert name in refusal(folder)
 
 
-def test_a_matrix_of_three_dimensions_is_refused(folder: Path) -> None:
-    rewrite(folder, lambda tensors: tensors.update({Q_PROJ: torch.zeros(2, 4, 8)}))
-    assert f"{Q_PROJ} has shape [2, 4, 8], config.json implies [32, 32]" in refusal(folder)
-
-
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
 def test_a_matrix_of_integers_is_refused(folder: Path, dtype: torch.dtype) -> None:
     rewrite(folder, lambda tensors: tensors.update({Q_PROJ: tensors[Q_PROJ].to(dtype)}))
@@ -243,8 +233,3 @@ def test_what_the_hub_does_not_give_is_refused_with_its_reason(model: str) -> No
     """Offline, as all tests are."""
     with pytest.raises(CheckpointError, match=r"the hub did not give it.*check the id"):
         resolve(model, None)
-
-
-def test_a_file_is_no_model(folder: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"a file, where a folder .* is meant; name "):
-        resolve(str(folder / "model.safetensors"), None)

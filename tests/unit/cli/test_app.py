@@ -98,14 +98,6 @@ def test_an_output_that_is_not_ours_is_refused(
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_an_output_inside_the_model_is_refused(
-    model: Path, text: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    asked = ("--calibration", text, "--ratio", 0.2)
-    assert run("compress", "--model", model, "--output", model / "small", *asked) == 2
-    assert "is inside the model" in caplog.text
-
-
 def test_plan_counts_parameters(model: Path) -> None:
     result = CliRunner().invoke(
         app, ["plan", "--model", str(model), "--ratio", "0.25,0.5", "--workers", "2", "--json"]

@@ -13,9 +13,7 @@ from pyarrow import parquet  # type: ignore[import-untyped]
 
 from pipeline.cli.tables.nights import catalog_json, catalog_table, night_table, sparkline
 from pipeline.nightly import catalog
-from schemas.errors import (
-    ConfigError,
-)
+from schemas.errors import ConfigError
 from schemas.location import Url
 from schemas.request.nightly import CatalogRow
 from tests.nights import cut_short, kill, pointed
@@ -153,11 +151,6 @@ def test_a_log_of_80_columns_has_whole_names(training: Training) -> None:
         assert "checkpoint-123456" in said
         assert "rejected" in said
         assert "…" not in said
-
-
-def test_no_catalogue_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no catalogue there"):
-        catalog_table(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,7 @@ import pytest
 
 from pipeline.nightly import catalog
 from pipeline.nightly.night import Night
-from schemas.errors import (
-    ConfigError,
-)
+from schemas.errors import ConfigError
 from tests.nights import cut_short, pointed
 from tests.unit.nightly.conftest import Training, did
 from workers.storage.files import sha256_of

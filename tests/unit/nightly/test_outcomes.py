@@ -88,7 +88,10 @@ def test_one_that_kills_every_night_is_put_in_quarantine(training: Training) -> 
     assert night.quarantined == {"checkpoint-1": "3 attempts, the last one was killed"}
 
 
-@pytest.mark.parametrize("error", [StorageFullError("full"), TextError("gone"), KeyboardInterrupt])
+@pytest.mark.parametrize(
+    "error",
+    [StorageFullError("full"), TextError("gone"), ClusterError("no Ray there"), KeyboardInterrupt],
+)
 def test_what_is_not_its_fault_ends_the_night_and_does_not_count(
     training: Training, error: BaseException | type[BaseException]
 ) -> None:
@@ -166,16 +169,6 @@ def test_each_ratio_passes_or_not_by_itself(training: Training) -> None:
     training.night(ratio="0.2,0.4", gate={"perplexity": 0.05})
     assert [row.event for row in training.rows] == ["started", "published", "rejected"]
     assert pointed(training.prefix) == {"0.20": "checkpoint-1"}
-
-
-def test_a_cluster_that_is_not_there_is_no_fault_of_a_checkpoint(training: Training) -> None:
-    training.step(1)
-    training.compress.failures["checkpoint-1"] = ClusterError("no Ray cluster there")
-    for _ in range(4):
-        with pytest.raises(ClusterError):
-            training.night(attempts=2)
-    training.compress.failures.clear()
-    assert did(training.night(attempts=2)) == [("started", "1"), ("published", "1")]
 
 
 def test_what_became_of_each_is_told(training: Training) -> None:

@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
-from pyarrow import parquet
 
 from pipeline.request.inputs import gather
 from pipeline.request.preflight import check
@@ -47,14 +45,6 @@ def test_a_text_that_is_none_is_refused_with_file_and_line(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     assert message in refusal(request_for(text=tmp_path / name), TextError)
-
-
-@pytest.mark.parametrize("column", ["body", "text"])
-def test_a_parquet_file_needs_texts(column: str, request_for: Any, tmp_path: Path) -> None:
-    parquet.write_table(pa.table({column: [1, 2]}), tmp_path / "a.parquet")
-    message = refusal(request_for(text=tmp_path / "a.parquet"), TextError)
-    expected = "no column 'text' (found body); rename" if column == "body" else "row 1: no string"
-    assert expected in message
 
 
 def test_what_is_no_file_is_no_text(request_for: Any, tmp_path: Path) -> None:

@@ -160,21 +160,6 @@ def test_nothing_is_published_before(start: Callable[..., Any]) -> None:
     assert published_ratio(start(size=1)) == ()
 
 
-@pytest.mark.parametrize(
-    ("budget", "message"),
-    [
-        ({"size": "1GB"}, "keeps it as it is; ask for less"),
-        ({"parameters": "1k"}, "the lowest ranks leave"),
-    ],
-)
-def test_a_size_that_cannot_be_is_refused_by_shapes(
-    start: Callable[..., Runs], budget: dict[str, str], message: str
-) -> None:
-    run = start(**budget)
-    with pytest.raises(ConfigError, match=message):
-        supposed(run.config, run.spec)
-
-
 def test_a_plan_supposes_ratios(start: Callable[..., Runs]) -> None:
     run = start(kl=0.1, trials=3)
     assert supposed(run.config, run.spec).ratio == (SUPPOSED,) * 3

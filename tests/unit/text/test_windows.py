@@ -75,7 +75,7 @@ def test_a_bad_parquet_row_or_column_is_named(tmp_path: Path) -> None:
         2, pa.array([0, 1, 3], pa.int32()).buffers()[1], pa.py_buffer(b"a\xff\xff")
     )
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"body": ["a"]}, r"no column 'text' \(found body\)"),
+        ({"body": ["a"]}, r"no column 'text' \(found body\); rename"),
         ({"text": [1]}, r"row 1: no string under 'text'"),
         ({"text": broken}, r"row 2: not UTF-8"),
         ({"text": pa.array([], pa.string())}, "empty"),
