@@ -56,6 +56,8 @@ class LatentGenerationMixin:
         other = any(one and (one.use_cache is False or one.cache_implementation) for one in asked)
         if this.config.latent_cache and not (named or other):
             cache = self.latent_cache()
+            if any(one and one.is_assistant for one in asked):  # its drafts are taken back
+                cache.activate_past_recording()
             if cache.bytes_per_token.latent < cache.bytes_per_token.ordinary:
                 kwargs["past_key_values"] = cache
             else:

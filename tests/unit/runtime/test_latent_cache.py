@@ -79,6 +79,17 @@ def test_tokens_can_be_taken_back(llama: Any) -> None:
     assert torch.equal(found, expected)
 
 
+def test_a_draft_is_taken_back_beyond_its_window(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "c", "mistral", ("plain",), sliding_window=4, **HEADS)
+    model, draft = checkpoint.load(), checkpoint.load()
+    draft.config.latent_cache = True
+    one, steps = PROMPTS["input_ids"][1:], {**STEPS, "max_new_tokens": 16, "min_new_tokens": 16}
+    with torch.no_grad():
+        draft.lm_head.up.weight.mul_(torch.linspace(0.5, 1.5, 64)[:, None])  # so that it errs
+    expected = model.generate(one, **steps)
+    assert torch.equal(model.generate(one, **steps, assistant_model=draft), expected)
+
+
 @torch.no_grad()
 def test_a_copy_goes_on_from_the_same_prompt(llama: Any) -> None:
     prompt = PROMPTS["input_ids"][1:]
