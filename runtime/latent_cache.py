@@ -80,7 +80,7 @@ class LatentCache(DynamicCache):
         self._places = DynamicLayer()  # positions (batch, 1, tokens, 1), handled as the layers are
         self._turned: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         kept, ordinary = _POSITION_BYTES, 0
-        for number, attention in enumerate(attentions):
+        for number, attention in enumerate(attentions[: len(self.layers)]):  # fewer in a draft
             projections = [
                 _Projection(f"layers.{number}.self_attn.{name}", attention, self._source)
                 for name in ("k_proj", "v_proj")

@@ -90,6 +90,15 @@ def test_a_draft_is_taken_back_beyond_its_window(tmp_path: Path) -> None:
     assert torch.equal(model.generate(one, **steps, assistant_model=draft), expected)
 
 
+def test_the_first_layers_draft(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = PROMPTS["input_ids"][1:]
+    expected = llama.generate(one, **STEPS)
+    monkeypatch.setattr(llama.config, "latent_cache", True)
+    found = llama.generate(one, **STEPS, **SHOWN, assistant_early_exit=1)
+    assert type(found.past_key_values).__name__ == "LatentCache"
+    assert torch.equal(found.sequences, expected)
+
+
 @torch.no_grad()
 def test_a_copy_goes_on_from_the_same_prompt(llama: Any) -> None:
     prompt = PROMPTS["input_ids"][1:]
