@@ -115,7 +115,8 @@ class LatentCache(DynamicCache):
                 start = places.shape[-2] - after - count
                 positions = places[:, 0, start : start + count, 0].long()
                 self._turned[count, after] = self._source.turns(key_states, positions)
-            return self._turned[count, after]
+            cosines, sines = self._turned[count, after]
+            return cosines.to(key_states.device), sines.to(key_states.device)
 
         found = super().update(key_states, value_states, layer_idx, turns)
         if layer_idx == len(self.layers) - 1:

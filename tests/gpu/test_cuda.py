@@ -7,6 +7,7 @@ import torch
 
 from pipeline.plan.footprint import SUM_BYTES
 from schemas.run.moments import Pass, taps
+from tests.low_rank import GREEDY, PROMPTS, make_checkpoint
 from tests.models import tiny_model
 from workers.calibration.moments import Moment, MomentAccumulator, _add_products, add_exactly
 from workers.model.inspection import inspect
@@ -112,3 +113,17 @@ def test_pinned_sums_take_what_they_hold() -> None:
     assert notes == []
     assert taken <= 1.02 * SUM_BYTES * 6144**2
     assert sums.sums().mean("ones").trace == 6144
+
+
+def test_a_latent_cache_lies_with_its_layers(tmp_path: Path) -> None:
+    """Of a model whose layers are on several devices; the first one's is not the rest's."""
+    accelerate = pytest.importorskip("accelerate")
+    fields = {"num_key_value_heads": 4, "tie_word_embeddings": False}
+    model = make_checkpoint(tmp_path / "c", "qwen2", ("plain",), **fields).load()
+    expected = model.generate(**PROMPTS, **GREEDY)
+    names = ("embed_tokens", "rotary_emb", "layers.1", "norm")
+    places = {f"model.{name}": "cpu" for name in names} | {"lm_head": "cpu"}
+    accelerate.dispatch_model(model, {**places, "model.layers.0": 0}, main_device="cpu")
+    cache = model.latent_cache()
+    assert torch.equal(model.generate(**PROMPTS, **GREEDY, past_key_values=cache), expected)
+    assert [layer.keys.device.type for layer in cache.layers] == ["cuda", "cpu"]
