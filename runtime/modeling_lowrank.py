@@ -166,7 +166,9 @@ class LowRankModel(PreTrainedModel):
         if self.get_output_embeddings() is None:
             matrices = {n: m for n, m in matrices.items() if n not in head}
         elif head:  # whose style is that of a class, not of the configuration
-            self._tp_plan = tensor_parallel_plan(self._tp_plan or {}, head)
+            plan = self._tp_plan or {}
+            others = {name: style for name, style in plan.items() if name not in head}
+            self._tp_plan = tensor_parallel_plan(plan, head) or others
         replace_linears(self, matrices, split)
         if _is_uneven(self, modules_of(matrices, split)):
             self._tp_plan = {}  # a plan names no layers, so it cannot say which ones are low-rank

@@ -182,12 +182,13 @@ class Description:
             out_features=head.out_features,
             in_features=head.in_features,
             bias=head.bias is not None,
+            column_parallel=is_column_parallel(self.model, self._head),
         )
 
 
 def is_column_parallel(model: PreTrainedModel, path: str) -> bool:
     """Whether tensor parallelism cuts the outputs of a linear layer, by the plan of its family."""
-    plan = model.config.get_text_config(decoder=True).base_model_tp_plan or {}
+    plan = model.tp_plan or {}
     return "colwise" in plan.get(plan_pattern(plan, path), "")
 
 

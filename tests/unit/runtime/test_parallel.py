@@ -10,6 +10,8 @@ from runtime.configuration_lowrank import ENCODINGS, Matrix, tensor_parallel_pla
 from tests.clean import run_clean
 from tests.contract import Subject
 from tests.low_rank import GREEDY, make_checkpoint
+from tests.models import tiny_model
+from workers.model.inspection import inspect
 
 
 def test_tensor_parallel_plan_moves_styles_to_the_factors(tmp_path: Path) -> None:
@@ -39,6 +41,16 @@ def test_tensor_parallel_plan_moves_styles_to_the_factors(tmp_path: Path) -> Non
     of_head = make_checkpoint(tmp_path / "d", "mistral", ("plain",)).load().tp_plan
     assert of_head["lm_head.up"] == "colwise_gather_output"
     assert "lm_head" not in of_head
+    by_rows = ("pivoted", *["plain"] * 14)  # the head, then what two layers hold
+    without_head = make_checkpoint(tmp_path / "e", "mistral", by_rows).load().tp_plan
+    assert without_head["model.layers.*.self_attn.q_proj.up"] == "colwise"
+    assert not any("lm_head" in name for name in without_head)
+
+
+def test_a_head_is_pivoted_on_the_side_that_its_plan_leaves(tmp_path: Path) -> None:
+    head = inspect(tiny_model(tmp_path / "model")).head
+    assert head is not None
+    assert head.encoding("pivoted") == "pivoted-columns"
 
 
 def test_a_model_that_sees_has_the_plan_of_its_text_decoder(tmp_path: Path) -> None:
