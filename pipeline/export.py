@@ -61,11 +61,11 @@ def export(config: ExportConfig) -> Exported:
 
     Raises CheckpointError if it is none or is damaged, ConfigError if the output is taken.
     """
-    output = config.output
+    output = config.output.absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"output {output} exists; name another folder, or empty it")
     source = _opened(resolve(config.checkpoint, None))
-    require_apart(config.output.absolute(), source.folder, "checkpoint")
+    require_apart(output, source.folder, "checkpoint")
     with staged_beside(output) as staging:
         if config.factors is None:
             exported = _dense(source, staging)

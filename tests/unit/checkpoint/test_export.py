@@ -156,6 +156,16 @@ def test_an_output_that_is_taken_is_refused(source: Checkpoint) -> None:
         exported(source.folder, dense=True)
 
 
+def test_the_folder_that_one_is_in_can_be_the_output(
+    source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (output := tmp_path / "output").mkdir()
+    monkeypatch.chdir(output)
+    config = ExportConfig(checkpoint="../source", output=Path(), factors="plain")
+    assert export(config).path == output
+    assert (output / "_SUCCESS").is_file()
+
+
 def test_an_output_below_a_file_is_refused(source: Checkpoint) -> None:
     below = source.folder.with_name("file") / "out"
     below.parent.touch()
