@@ -167,6 +167,7 @@ def evaluate(
         report = run(request)
         _out.print(evaluation_table(report))
     if json:
+        json.parent.mkdir(parents=True, exist_ok=True)
         json.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     if model_index:
         from pipeline.report.model_index import write_model_index
@@ -210,10 +211,12 @@ def bench(
     report = run(request)
     _out.print(bench_table(report))
     if json:
+        json.parent.mkdir(parents=True, exist_ok=True)
         json.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     if page:
         from pipeline.report.speed import bench_page
 
+        page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(bench_page(report), encoding="utf-8")
 
 

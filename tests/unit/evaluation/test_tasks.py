@@ -216,7 +216,7 @@ def test_the_table_shows_intervals_and_differences(report: TaskReport) -> None:
 
 
 def test_the_command_writes_the_report(models: Models, results: Path, report: TaskReport) -> None:
-    text, file = results / "prose.txt", results / "report.json"
+    text, file = results / "prose.txt", results / "new" / "report.json"
     text.write_text(prose(2500))
     arguments = ["evaluate", models.small, "--baseline", models.base, "--device", "cpu"]
     arguments += ["--tasks", "choice,written", "--task-folder", models.tasks, "--results", results]

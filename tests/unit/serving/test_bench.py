@@ -277,8 +277,8 @@ def test_a_process_ends_with_a_parent_that_is_killed(base: Path, tmp_path: Path)
 
 @pytest.mark.slow
 def test_the_command_writes_what_it_shows(base: Path, small: Path, tmp_path: Path) -> None:
-    path = tmp_path / "bench.json"
-    page = tmp_path / "bench.html"
+    path = tmp_path / "figures" / "bench.json"  # folders that are not there
+    page = tmp_path / "pages" / "bench.html"
     asked = ["bench", str(small), "--baseline", str(base), "--json", str(path), "--rounds", "2"]
     asked += ["--page", str(page)]
     asked += ["--batch", "1,2", "--prompt-tokens", "6", "--new-tokens", "4", "--threads", "1"]
