@@ -21,7 +21,7 @@ from schemas.request.groups import Device, DType
 from workers.checkpoint.config_file import read_config
 from workers.checkpoint.own_code import may_run_code
 
-_BESIDE_WEIGHTS = ("_scale", ".weight_zero_point", ".weight_shape")
+BESIDE_WEIGHTS = ("_scale", ".weight_zero_point", ".weight_shape")
 _UNEXPECTED = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 
 
@@ -84,7 +84,7 @@ def parameters_of(model: PreTrainedModel) -> int:
     return sum(
         parameter.numel()
         for name, parameter in model.named_parameters()
-        if not name.endswith(_BESIDE_WEIGHTS)
+        if not name.endswith(BESIDE_WEIGHTS)
     )
 
 

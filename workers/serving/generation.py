@@ -12,7 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from schemas.request.bench import BenchConfig, Workload
 from schemas.result.bench import Timing
-from workers.model.loading import load_model
+from workers.model.loading import load_model, parameters_of
 from workers.process.cores import available_cores
 from workers.process.devices import set_threads
 from workers.process.memory import peak_resident_bytes, resident_bytes
@@ -57,7 +57,7 @@ class ServedModel:
             self._model.compile(mode=mode, dynamic=False)
         return Loaded(
             seconds=seconds,
-            parameters=sum(parameter.numel() for parameter in self._model.parameters()),
+            parameters=parameters_of(self._model),
             engine=f"transformers {transformers.__version__}",
             device=device_name(self._model.device),
         )

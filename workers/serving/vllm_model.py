@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from schemas.errors import ConfigError, WorkerError
 from schemas.request.bench import BenchConfig, Workload
@@ -16,6 +17,7 @@ from schemas.result.bench import Timing
 from workers.checkpoint.config_file import read_config
 from workers.checkpoint.contents import tensors_of
 from workers.checkpoint.own_code import may_run_code
+from workers.model.loading import BESIDE_WEIGHTS
 from workers.serving.generation import Loaded, device_name, prompts
 
 _MEMORY = 0.85  # of a GPU, for all models on it
@@ -71,11 +73,10 @@ class VllmModel:
         told = read_config(self._folder)
         self._vocabulary = told.get("text_config", told)["vocab_size"]
         self._seconds(Workload(batch=1, prompt_tokens=1, new_tokens=1))
-        tensors = tensors_of(self._folder, self._folder).values()
         on_gpu = torch.cuda.is_available()
         return Loaded(
             seconds=perf_counter() - start,
-            parameters=sum(prod(t.shape) for t in tensors if t.dtype.startswith(("F", "BF"))),
+            parameters=_parameters(self._folder),
             engine=f"vLLM {vllm.__version__}",
             device=device_name(torch.device("cuda" if on_gpu else "cpu")),
         )
@@ -110,3 +111,19 @@ class VllmModel:
         start = perf_counter()
         self._engine.generate([{"prompt_token_ids": row} for row in ids], greedy, use_tqdm=False)
         return perf_counter() - start
+
+
+def _parameters(folder: Path) -> int:
+    """Return the number of parameters in the files; `parameters_of` counts those of a model."""
+    found = 0
+    for name, tensor in tensors_of(folder, folder).items():
+        if name.endswith(".weight_shape"):  # of a packed weight
+            with safe_open(folder / tensor.file, "pt") as file:
+                found += prod(file.get_tensor(name).tolist())
+        elif name.endswith(".weight_packed"):  # of NVFP4, which has two in a byte and no shape
+            found += 2 * prod(tensor.shape) if tensor.dtype == "U8" else 0
+        elif name.endswith(".weight") or (
+            tensor.dtype.startswith(("F", "BF")) and not name.endswith(BESIDE_WEIGHTS)
+        ):
+            found += prod(tensor.shape)
+    return found

@@ -11,11 +11,14 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from pipeline.bench import bench
+from pipeline.quantize import quantize
 from schemas.errors import CheckpointError, ConfigError, WorkerError
 from schemas.request.bench import BenchConfig, Workload
+from schemas.request.quantization import QuantizationConfig, Scheme
 from schemas.result.bench import Timing
 from tests.low_rank import make_checkpoint
 from tests.models import tiny_model
+from workers.serving.generation import ServedModel
 from workers.serving.process import engine
 from workers.serving.vllm_model import VllmModel
 
@@ -81,6 +84,18 @@ def test_it_is_asked_for_the_tokens_that_the_clock_counts(llm: type[Llm], tmp_pa
     assert (one["max_tokens"], all_of_them["max_tokens"]) == (1, 4)
     assert one["ignore_eos"]
     assert timing == Timing(first_token_s=1.0, decode_s=3.0)
+
+
+@pytest.mark.parametrize("scheme", ["W4A16", "W8A8", "NVFP4A16"])
+def test_parameters_are_those_before_they_were_quantised(
+    llm: type[Llm], scheme: Scheme, tmp_path: Path
+) -> None:
+    base, output = tiny_model(tmp_path / "base"), tmp_path / "output"
+    quantize(QuantizationConfig(checkpoint=str(base), output=output, scheme=scheme))
+    expected = VllmModel(base, request(base)).load().parameters
+    assert VllmModel(output, request(output)).load().parameters == expected
+    served = ServedModel(output, BenchConfig(checkpoint=str(output), device="cpu", threads=1))
+    assert served.load().parameters == expected
 
 
 def test_an_answer_that_takes_no_time_is_no_figure(
