@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from transformers import AutoConfig
 
 from schemas.errors import ConfigError, WorkerError
 from schemas.request.bench import BenchConfig, Workload
 from schemas.result.bench import Timing
-from workers.checkpoint.config_file import read_config
 from workers.checkpoint.contents import tensors_of
 from workers.checkpoint.own_code import may_run_code
 from workers.model.loading import BESIDE_WEIGHTS
@@ -55,13 +55,14 @@ class VllmModel:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         config, start = self._config, perf_counter()
+        trusted = may_run_code(self._folder, config.trust_remote_code)
         vllm: Any = import_module("vllm")
         self._sampling = vllm.SamplingParams
         at_once = 1 if config.address else len(config.models)
         self._engine = vllm.LLM(
             model=str(self._folder),
             skip_tokenizer_init=True,  # prompts are tokens
-            trust_remote_code=may_run_code(self._folder, config.trust_remote_code),
+            trust_remote_code=trusted,
             dtype=config.dtype,
             max_model_len=max(load.prompt_tokens + load.new_tokens for load in config.workloads),
             max_num_seqs=max(config.batch),
@@ -70,8 +71,8 @@ class VllmModel:
             enable_prefix_caching=False,  # every round reads its prompts
             seed=0,
         )
-        told = read_config(self._folder)
-        self._vocabulary = told.get("text_config", told)["vocab_size"]
+        told = AutoConfig.from_pretrained(self._folder, trust_remote_code=trusted)
+        self._vocabulary = told.get_text_config(decoder=True).vocab_size
         self._seconds(Workload(batch=1, prompt_tokens=1, new_tokens=1))
         on_gpu = torch.cuda.is_available()
         return Loaded(

@@ -1,5 +1,6 @@
 """What is asked of vLLM, and what is made of its answers; a module of the same name stands in."""
 
+import json
 import sys
 import types
 from importlib.machinery import ModuleSpec
@@ -16,6 +17,7 @@ from schemas.errors import CheckpointError, ConfigError, WorkerError
 from schemas.request.bench import BenchConfig, Workload
 from schemas.request.quantization import QuantizationConfig, Scheme
 from schemas.result.bench import Timing
+from tests.kinds import tiny_causal_model
 from tests.low_rank import make_checkpoint
 from tests.models import tiny_model
 from workers.serving.generation import ServedModel
@@ -96,6 +98,18 @@ def test_parameters_are_those_before_they_were_quantised(
     assert VllmModel(output, request(output)).load().parameters == expected
     served = ServedModel(output, BenchConfig(checkpoint=str(output), device="cpu", threads=1))
     assert served.load().parameters == expected
+
+
+def test_what_config_json_leaves_out_is_as_transformers_has_it(
+    llm: type[Llm], tmp_path: Path
+) -> None:
+    tiny_causal_model("gemma3").save_pretrained(tmp_path)
+    told = json.loads((tmp_path / "config.json").read_text())
+    del told["text_config"]["vocab_size"]
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    model = VllmModel(tmp_path, request(tmp_path))
+    model.load()
+    assert model._vocabulary == 262_208
 
 
 def test_an_answer_that_takes_no_time_is_no_figure(
