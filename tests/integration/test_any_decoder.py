@@ -107,4 +107,5 @@ def test_only_what_was_chosen_is_cut(text: Path, tmp_path: Path) -> None:
     for group, ratio in ((down, 0.5), (others, 0.3)):
         whole = sum(row.shape[0] * row.shape[1] for row in group)
         kept = sum(row.parameters for row in group)
-        assert kept == pytest.approx((1 - ratio) * whole, rel=0.02)
+        rank = max(sum(row.shape) for row in group)  # parameters of one more, at most
+        assert (1 - ratio) * whole - rank < kept <= (1 - ratio) * whole
