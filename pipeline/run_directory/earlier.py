@@ -45,7 +45,7 @@ def changes(before: RunRecord, now: RunRecord) -> list[str]:
     tokens = before.ground.forward_tokens, before.ground.backward_tokens
     if tokens != (now.ground.forward_tokens, now.ground.backward_tokens) and not lines:
         lines.append(f"the content of {', '.join(now.config.calibration.text)}, or the tokenizer")
-    return lines
+    return lines or ["items of another version of this program"]
 
 
 def set_aside(root: Location, progress: Progress) -> None:

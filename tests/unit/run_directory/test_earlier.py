@@ -71,6 +71,14 @@ def test_other_moments_are_refused_with_what_differs(
     assert "--fresh" in str(caught.value)
 
 
+def test_items_of_another_version_are_refused_by_that_name(
+    ran: Path, record: Callable[..., RunRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("schemas.run.identity._ARTEFACTS", 0)
+    with pytest.raises(ConfigError, match=r"another identity: items of another version .* --fresh"):
+        require_same(ran, record())
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"of another version"])
 def test_a_record_that_says_nothing_keeps_nobody_out(
     content: bytes, ran: Path, record: Callable[..., RunRecord]
