@@ -3,6 +3,7 @@
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,13 +74,31 @@ def test_a_job_that_is_stopped_while_it_runs_lets_them_go_at_once(asked: list[in
     assert asked == [2, 2, 0, 0]
 
 
+# Ends well once a file is there; gives up when nothing can come any more.
+WAITS = """
+import pathlib, sys, time
+for _ in range(60_000):
+    if pathlib.Path(sys.argv[1]).exists():
+        sys.exit()
+    time.sleep(0.01)
+sys.exit("it was not asked for again")
+"""
+
+
 def test_a_request_that_another_job_withdraws_is_made_again(
-    asked: list[int], monkeypatch: pytest.MonkeyPatch
+    asked: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    request: Any = vars(with_gpus)["request_resources"]
+    often = tmp_path / "often"
+
+    def noticed(bundles: list[dict[str, int]]) -> None:
+        request(bundles)
+        if len(asked) == 6:
+            often.touch()
+
+    monkeypatch.setattr(with_gpus, "request_resources", noticed)
     monkeypatch.setattr(with_gpus, "_ASK_EVERY_S", 0.01)
-    wait = [sys.executable, "-c", "import time; time.sleep(1)"]
-    assert with_gpus.with_gpus(2, 1e9, wait) == 0
-    assert len(asked) > 5
+    assert with_gpus.with_gpus(2, 1e9, [sys.executable, "-c", WAITS, str(often)]) == 0
     assert asked == [2] * (len(asked) - 1) + [0]
 
 
