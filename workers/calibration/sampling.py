@@ -36,8 +36,7 @@ def fisher_error(
     -log p(y) has at the logits, if y is drawn from p = softmax: 0, and diag(p) - p pᵀ, the Fisher.
 
     They are √p∘z - p (√p·z) with Rademacher z, a random sign for each entry. One drawn label tells
-    of itself alone, and nearly nothing if the model is sure; this tells of every entry, so moments
-    of as many tokens have less noise.
+    of itself alone, and nearly nothing if the model is sure; this tells of every entry.
     """
     probabilities = logits.softmax(-1)
     bits = torch.randint(
