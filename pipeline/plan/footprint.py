@@ -15,14 +15,13 @@ from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
 from schemas.request.methods import TRUNCATIONS
 from schemas.run.moments import Pass, taps, taps_of
-from schemas.run.plan import DiskUse, LayerRange, WorkerMemory
+from schemas.run.plan import SAVED_BYTES, DiskUse, LayerRange, WorkerMemory
 from schemas.run.targets import budgets
 from workers.text.sources import evaluation_source
 
 COMPUTE_BYTES = {dtype: ITEM_BYTES[name] for dtype, name in STORED.items()}
 PROCESS_BYTES = 600 * 1024**2  # python, torch and ray themselves
-SAVED_BYTES = 12  # of a trained one, float32: itself, two moments of AdamW
-REFINED_BYTES = 4  # of one that is trained within its layer, float32
+REFINED_BYTES = 4  # of a parameter that is trained within its layer, float32
 SUM_BYTES = 12  # a float64 and a float32 for each element of a moment
 _LOGIT_CHUNK, _LOGIT_BYTES = 256, 17  # tokens at a time; logits, probabilities, signs, errors
 

@@ -3,12 +3,12 @@
 import math
 
 from pipeline.plan.devices import Rates
-from pipeline.plan.footprint import PROCESS_BYTES, REFINED_BYTES, SAVED_BYTES, Costs
+from pipeline.plan.footprint import PROCESS_BYTES, REFINED_BYTES, Costs
 from pipeline.plan.layouts import fits, usable
 from pipeline.plan.work import Work
 from schemas.errors import ConfigError
 from schemas.request.recovery import Objective
-from schemas.run.plan import ClusterSpec, RecoveryMemory, StageCost
+from schemas.run.plan import SAVED_BYTES, ClusterSpec, RecoveryMemory, StageCost
 
 _HELD_BYTES = 8  # of a trained parameter, float32: itself and its best state
 _STEPPED_BYTES = 12  # of one that the next step changes: its gradient, two moments of AdamW

@@ -5,6 +5,8 @@ from typing import Literal
 from schemas.base import Schema
 from schemas.run.stages import StageName
 
+SAVED_BYTES = 12  # of a trained parameter in a saved state, float32: itself, two moments of AdamW
+
 
 class WorkerFacts(Schema):
     """The node, device and dtypes of a worker: that of streams, and that of training."""

@@ -22,6 +22,7 @@ from schemas.errors import RunError
 from schemas.request.config import RunConfig
 from schemas.result.recovery import Look, RecoveryResult, Refined
 from schemas.run.identity import fingerprint
+from schemas.run.plan import SAVED_BYTES
 from workers.adoption import tensors_of
 from workers.checkpoint.fetching import resolve
 from workers.evaluation.scoring import Rows
@@ -47,7 +48,6 @@ from workers.storage.store import Store
 from workers.storage.tensorfile import DTYPES, entries
 
 _PROGRESS = "progress.json"
-_SAVED_BYTES = 12  # of a trained parameter, float32: itself, two moments of AdamW
 
 
 def recover(asked: dict[str, Any]) -> None:
@@ -189,7 +189,7 @@ def temporary(job: Job) -> str:
 def _require_room(trainer: Trainer) -> None:
     """Raises RunError if the temporary folder has no room for a state of this node's workers."""
     folder, workers = Path(tempfile.gettempdir()), ray.train.get_context().get_local_world_size()
-    of_all = _SAVED_BYTES * sum(p.numel() for p in trainer.trained.values())
+    of_all = SAVED_BYTES * sum(p.numel() for p in trainer.trained.values())
     size, free = of_all * workers // dist.get_world_size(), free_bytes(folder)
     if free is not None and size > free:
         raise RunError(
