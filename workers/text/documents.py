@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def _local_documents(path: Path, field: str | None) -> Iterator[Document]:
 def _read_txt(path: Path, field: str | None) -> Iterator[Document]:
     if field is not None:
         raise TextError(f"text file {path}: has no field {field!r}; leave out what follows #")
-    raw = path.read_bytes()
+    raw = path.read_bytes().removeprefix(BOM_UTF8)
     if (at := raw.find(b"\0")) >= 0:
         line = raw.count(b"\n", 0, at) + 1
         raise TextError(
@@ -103,7 +104,8 @@ def _read_txt(path: Path, field: str | None) -> Iterator[Document]:
 
 def _read_jsonl(path: Path, field: str | None) -> Iterator[Document]:
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        lines = (line.removeprefix(BOM_UTF8) for line in file)  # files may have been joined
+        for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:

@@ -32,6 +32,13 @@ def read(path: Path) -> list[Document]:
     return list(iter_documents(str(path), "calibration"))
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one", "utf-8-sig")
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n', "utf-8-sig")
+    assert read(tmp_path / "a.txt") == ["one"]
+    assert read(tmp_path / "a.jsonl") == ["one", "two"]
+
+
 def write_parquet(path: Path, columns: dict[str, Any]) -> Path:
     parquet.write_table(pa.table(columns), path)
     return path
