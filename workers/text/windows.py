@@ -1,6 +1,7 @@
 """The tokens of a text, and the windows that they are cut into."""
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from workers.text.sources import Split, commit_of, hub_text
 
 _CHARACTERS_PER_TOKEN = 5  # a first guess for how much of a stream to read; English is near it
 _SPARE_TOKENS = 32  # extra tokens to read: the last tokens before a cut can differ
+_PART = re.compile(r".{4096,}?(?<=\S)(?=\s)|.+", re.DOTALL)  # of a text, to the end of a word
 
 
 class Text(NamedTuple):
@@ -39,7 +41,9 @@ def read_text(
     """Read a text as a model sees it; `documents` are those of the source, at a commit of a data
     set on the hub, if they are known.
 
-    With `at_least`, it is read as far as `tokenize` says. Raises TextError as `iter_documents`.
+    With `at_least`, it is read as far as `tokenize` says; for an evaluation, of which the first
+    tokens count, to the end of a word only, however long the document is. Raises TextError as
+    `iter_documents`.
     """
     text = hub_text(source)
     rendering = Rendering(tokenizer, text.joins_empty)
@@ -47,7 +51,10 @@ def read_text(
         commit = commit_of(source)
         split: Split = "evaluation" if use == "evaluation" else "calibration"
         documents = iter_documents(source, split, commit)
-    tokens = tokenize(rendering(documents), tokenizer, text.separator, at_least)
+    texts, separator = rendering(documents), text.separator
+    if use == "evaluation" and at_least is not None:
+        texts, separator = _parts(texts, separator), ""
+    tokens = tokenize(texts, tokenizer, separator, at_least)
     return Text(tokens, rendering.facts(source, use, commit))
 
 
@@ -147,6 +154,13 @@ def evaluation_windows(tokens: Tensor, length: int, most: int | None = None) -> 
 
 def _cut(tokens: Tensor, length: int) -> Tensor:
     return tokens[: len(tokens) // length * length].view(-1, length)
+
+
+def _parts(documents: Iterable[str], separator: str) -> Iterator[str]:
+    """Yield the documents, joined, in parts that end where a word does."""
+    for number, document in enumerate(documents):
+        for part in _PART.finditer(f"{separator}{document}" if number else document):
+            yield part[0]
 
 
 def _up_to(stream: Iterator[str], tokens: int | None) -> Iterator[str]:

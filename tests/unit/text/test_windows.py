@@ -233,6 +233,35 @@ def test_where_a_stream_is_cut_does_not_show(
         assert torch.equal(tokens[:count], whole[:count])
 
 
+def test_a_long_document_is_read_no_further_than_needed(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For an evaluation; a calibration chooses among the windows of all that was read."""
+    read, ids = list[int](), text._ids
+
+    def spy(tokenizer: PreTrainedTokenizerFast, content: str) -> list[int]:
+        read.append(len(content))
+        return ids(tokenizer, content)
+
+    monkeypatch.setattr(text, "_ids", spy)
+    source = tmp_path / "a.txt"
+    source.write_text(prose(100_000))
+    whole = text.read_text(str(source), "calibration", tokenizer, 10).tokens
+    for count in (10, 1500, 4000):
+        read.clear()
+        found = text.read_text(str(source), "evaluation", tokenizer, count).tokens
+        assert torch.equal(found[:count], whole[:count])
+        assert max(read) < 50_000
+
+
+def test_parts_are_the_text_again() -> None:
+    documents = ["", "a" * 9000, prose(9000), "", "b  \n\n  " * 2000, "end"]
+    parts = list(text._parts(documents, "\n\n"))
+    assert "".join(parts) == "\n\n".join(documents)
+    assert len(parts) > len(documents)
+    assert not any(part[-1].isspace() for part in parts[:-1] if len(part) >= 4096)
+
+
 def test_a_stream_that_ends_early_gives_what_it_has(tokenizer: PreTrainedTokenizerFast) -> None:
     assert len(text.tokenize(["a"], tokenizer, " ", at_least=300)) == 1
 
