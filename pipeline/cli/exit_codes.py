@@ -12,6 +12,10 @@ from schemas.errors import CompressorError, RunError
 from workers.process.logs import log
 
 _FAILED = "the run failed; the same command goes on from its run directory, if it has one"
+_SMALLER = (
+    "evaluate with --streamed or --dtype auto, quantize with fewer --calibration-samples, or take "
+    "a machine with more"
+)
 
 
 @contextlib.contextmanager
@@ -33,6 +37,13 @@ def exit_codes() -> Iterator[None]:
         where = f"{error.filename}: " if error.filename else ""
         log.error("error: %s%s", where, error.strerror or error)
         log.error(_FAILED)
+        raise typer.Exit(RunError.exit_code) from None
+    except (RuntimeError, MemoryError) as error:
+        from workers.process.failures import first_line, short_of_memory  # loads torch
+
+        if not short_of_memory(error):
+            raise
+        log.error("error: out of memory (%s); %s", first_line(error), _SMALLER)
         raise typer.Exit(RunError.exit_code) from None
     except KeyboardInterrupt:
         line, code = interrupts.outcome()
