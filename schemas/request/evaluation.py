@@ -138,7 +138,22 @@ class EvaluationConfig(Request):
                 "a streamed evaluation runs no code of a checkpoint; leave out --streamed or "
                 "--trust-remote-code"
             )
+        if self.streamed and (given := self._given("sample_prompt", "sample_tokens")):
+            raise ValueError(
+                f"{given}: a streamed evaluation writes no sample; leave out --streamed, or this"
+            )
+        of_text = self._given("sequence_length", "windows", "sample_prompt", "sample_tokens")
+        if of_text and not self.scores_text:
+            raise ValueError(f"{of_text}: for a text only; add --text")
+        if self.device_map and self.device != "auto":
+            raise ValueError(
+                f"device {self.device}: device_map lays a model over all devices; leave out "
+                "--device or --device-map"
+            )
         return self
+
+    def _given(self, *names: str) -> str:
+        return ", ".join(name for name in names if name in self.model_fields_set)
 
     @property
     def scores_text(self) -> bool:

@@ -77,7 +77,8 @@ def make_pair(folder: Path, family: str, text: Path) -> Pair:
 
 
 def streamed(config: EvaluationConfig, **fields: Any) -> EvaluationReport:
-    return evaluate(EvaluationConfig(**(config.model_dump() | {"streamed": True} | fields)))
+    asked = config.model_dump(exclude={"sample_prompt", "sample_tokens"})
+    return evaluate(EvaluationConfig(**(asked | {"streamed": True} | fields)))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

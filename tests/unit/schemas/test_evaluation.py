@@ -22,6 +22,12 @@ def test_the_papers_tasks_have_one_name() -> None:
         ({"device_map": "auto", "streamed": True}, "scores a text only"),
         ({"workers": 2}, "workers: for a streamed evaluation only"),
         ({"shard_layers": 2, "work_dir": "."}, "shard_layers, work_dir: for a streamed"),
+        ({"streamed": True, "sample_tokens": 48}, "sample_tokens: a streamed evaluation"),
+        (
+            {"tasks": {"names": "a"}, "windows": 8, "sample_prompt": "I"},
+            "windows, sample_prompt: for",
+        ),
+        ({"device_map": "auto", "device": "cpu"}, "device cpu: device_map lays"),
         ({"streamed": True, "trust_remote_code": True}, "runs no code of a checkpoint"),
     ],
 )
