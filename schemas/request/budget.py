@@ -79,4 +79,11 @@ class BudgetConfig(Request):
             raise ValueError(f"{' and '.join(given)}: a run has one budget; ask for one of them")
         if self.scheme and self.size is None:
             raise ValueError(f"scheme {self.scheme}: it is counted in a size; add --target-size")
+        fields = type(self).model_fields
+        of_trials = [n for n in ("tolerance", "trials") if getattr(self, n) != fields[n].default]
+        if of_trials and not self.measured:
+            raise ValueError(
+                f"{', '.join(of_trials)}: of ratios that are measured; add "
+                "--max-perplexity-increase or --max-kl"
+            )
         return self

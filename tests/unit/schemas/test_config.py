@@ -267,6 +267,11 @@ def test_a_budget_stands_for_the_ratio() -> None:
         ({"budget": {"kl": 0.1}}, "leave out --ratio, or the budget"),
         ({"ratio": None, "budget": {"kl": 0.1, "size": "1GB"}}, "a run has one budget"),
         ({"ratio": None, "budget": {"trials": 3}}, "a budget instead: --target-size"),
+        (
+            {"budget": {"trials": 3, "tolerance": 0.01}},
+            "tolerance, trials: of ratios that are meas",
+        ),
+        ({"ratio": None, "budget": {"size": "1GB", "trials": 3}}, "trials: of ratios that are"),
         ({"ratio": None, "budget": {"perplexity": 5}}, "write it in %"),
         ({"ratio": None, "budget": {"parameters": "5 potatoes"}}, "a number like 5B"),
         ({"ratio": None, "budget": {"kl": 0.1}, "recovery": {"enabled": True}}, "svdllm recover"),
