@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from schemas.errors import CheckpointError, ConfigError
+from schemas.location import kept_at_home
 from schemas.request.evaluation import EvaluationConfig
 from schemas.result.evaluation import EvaluationReport
 from schemas.run.context import fitted
@@ -32,7 +33,8 @@ def evaluate(config: EvaluationConfig, scorers: "Scorers | None" = None) -> Eval
     """
     names = [name for name in (config.baseline, config.checkpoint) if name is not None]
     with contextlib.ExitStack() as copies:
-        folders = [local_folder(name, copies) for name in names]
+        fetched = kept_at_home() if config.streamed else None
+        folders = [local_folder(name, copies, fetched) for name in names]
         for folder in folders:
             context = context_of(read_config(folder))
             config = fitted(config, context, sequence_length="--sequence-length ")
@@ -59,11 +61,13 @@ def evaluate(config: EvaluationConfig, scorers: "Scorers | None" = None) -> Eval
     )
 
 
-def local_folder(name: str, copies: contextlib.ExitStack) -> Path:
-    """Return a checkpoint's folder; a URL gets a local copy for as long as `copies` is open."""
-    if url := url_of(name):
+def local_folder(name: str, copies: contextlib.ExitStack, fetched: Path | None = None) -> Path:
+    """Return a checkpoint's folder; a URL gets a local copy for as long as `copies` is open, or
+    one without weights below `fetched`.
+    """
+    if fetched is None and (url := url_of(name)):
         return copies.enter_context(local_copy(url))
-    folder = resolve(name, None)
+    folder = resolve(name, None, fetched)
     if not (folder / CONFIG).is_file():
         raise CheckpointError(
             f"{name}: no config.json, so no checkpoint; of a run with several ratios name one, as "

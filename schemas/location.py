@@ -41,6 +41,11 @@ def absolute(place: Path | Url) -> Path | Url:
     return place.expanduser().absolute() if isinstance(place, Path) else place
 
 
+def kept_at_home() -> Path:
+    """Return the folder for the small files of models in object stores, on each node its own."""
+    return Path.home() / ".cache" / "svdllm"
+
+
 def locate(value: object) -> Path | Url:
     """Return a URL if the text holds ://, else a path; file:// is a path.
 

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.hf_api import RepoFile
 
 from schemas.errors import CheckpointError, ConfigError
-from schemas.location import Url, locate
+from schemas.location import Url, kept_at_home, locate
 from schemas.printable import is_unicode
 from schemas.run.identity import fingerprint
 from workers.checkpoint.config_file import HUB_ERRORS, not_given, read_config, require_hub_id
@@ -154,7 +154,7 @@ class _Stored(_Below[Url]):
 
     def content(self, checkpoint: Checkpoint) -> str:
         url = self._place / checkpoint.name
-        _require_complete(resolve(url, None, Path.home() / ".cache" / "svdllm"), url)
+        _require_complete(resolve(url, None, kept_at_home()), url)
         return self.stamp(checkpoint) or ""
 
 

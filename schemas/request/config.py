@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from schemas.location import Location, Url, is_within
+from schemas.location import Location, Url, is_within, kept_at_home
 from schemas.request.budget import OPTIONS, BudgetConfig
 from schemas.request.compression import CompressionConfig, Ratio
 from schemas.request.settings import SEVERAL, Flag
@@ -117,7 +117,7 @@ class RunConfig(CompressionConfig):
         """
         if isinstance(self.run_folder, Path):
             return self.run_folder / "base"
-        return Path.home() / ".cache" / "svdllm"
+        return kept_at_home()
 
     @property
     def run_folder(self) -> Location:

@@ -196,7 +196,7 @@ def test_a_run_directory_in_a_store(stored: Stored, text: Path, tmp_path: Path) 
     assert CliRunner().invoke(app, ["status", str(run_dir)]).exit_code == 0
 
 
-def test_a_command_takes_urls(stored: Stored, tmp_path: Path) -> None:
+def test_a_command_takes_urls(stored: Stored, server: Server) -> None:
     def run(*arguments: str) -> int:
         return CliRunner().invoke(app, arguments).exit_code
 
@@ -204,6 +204,8 @@ def test_a_command_takes_urls(stored: Stored, tmp_path: Path) -> None:
     assert run("verify", output) == 0
     asked = ["--text", *stored.config.calibration.text, "--sequence-length", "64"]
     asked += ["--windows", "2", "--device", "cpu"]
+    assert run("evaluate", str(BASE), "--streamed", "--workers", "1", *asked) == 0
+    assert server.reads("/bucket/base/model.safetensors")  # never whole
     assert run("evaluate", output, "--baseline", str(BASE), *asked) == 0
     assert run("plan", "--model", str(BASE), "--ratio", "0.2") == 0
     assert run("status", str(stored.config.run_dir)) == 0
