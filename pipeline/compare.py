@@ -14,7 +14,7 @@ from pipeline.progress import Progress
 from pipeline.quantize import is_made_so, quantize
 from pipeline.report.compare import comparison
 from pipeline.report.read import read_reported
-from pipeline.request.preflight import Checked, look
+from pipeline.request.preflight import Checked, look, require_readable
 from pipeline.stream.scorers import Scorers
 from pipeline.tasks import evaluate_tasks
 from schemas.errors import BudgetError, ConfigError
@@ -30,6 +30,8 @@ from schemas.result.manifest import OutputResult
 from schemas.run.identity import fingerprint
 from workers.checkpoint.names import SUCCESS
 from workers.checkpoint.published import read_manifest, read_quantization
+from workers.evaluation.harness import Harness
+from workers.quantisation import require_installed
 from workers.quantisation.sizes import base_bytes
 from workers.storage.files import write_text
 from workers.storage.models import read_model
@@ -56,6 +58,7 @@ def compare(request: ComparisonConfig, progress: Progress | None = None) -> Comp
     the checkpoints. Raises as `compress` and `evaluate` do; then the same call continues. Raises
     BudgetError if nothing can have the size.
     """
+    _require_what_comes_last(request)
     work = (_at_ratios if request.target_size is None else _within)(request, progress)
     base, beyond = work.base, dict(work.beyond)
     rows, seconds = list[Compared](), dict[str, float]()
@@ -94,6 +97,15 @@ def compare(request: ComparisonConfig, progress: Progress | None = None) -> Comp
     if cut := [row.place for row in found.rows if row.ratio and not row.scheme]:
         write_text(page, comparison(read_reported(cut), page))
     return found
+
+
+def _require_what_comes_last(request: ComparisonConfig) -> None:
+    """Raises TextError or ConfigError if what no run looks at would end the work after all runs."""
+    require_readable(request.evaluate)
+    if request.schemes:
+        require_installed()
+    if request.tasks.names:
+        Harness(request.tasks)
 
 
 def _at_ratios(request: ComparisonConfig, progress: Progress | None) -> _Work:

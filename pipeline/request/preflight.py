@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -131,11 +131,16 @@ def _local_texts(config: RunConfig) -> dict[str, list[Document]]:
                     "no other text is named; name one with --recovery-text"
                 )
         others |= calibration
-    for other in others - {None, *found}:
-        if other is not None and not is_on_hub(other):
-            for _ in iter_documents(other, "evaluation"):
-                pass
+    require_readable(filter(None, others - found.keys()))
     return found
+
+
+def require_readable(texts: Iterable[str]) -> None:
+    """Raises TextError if a local text cannot be read, or one is of no known kind."""
+    for text in texts:
+        if not is_on_hub(text):
+            for _ in iter_documents(text, "evaluation"):
+                pass
 
 
 @contextlib.contextmanager
