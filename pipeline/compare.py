@@ -9,7 +9,7 @@ from typing import NamedTuple
 from pipeline.cluster.object_store import run_bytes
 from pipeline.cluster.session import ray_session
 from pipeline.compress import compress
-from pipeline.evaluate import evaluate
+from pipeline.evaluate import evaluate, require_no_urls
 from pipeline.progress import Progress
 from pipeline.quantize import is_made_so, quantize
 from pipeline.report.compare import comparison
@@ -35,6 +35,7 @@ from workers.quantisation import require_installed
 from workers.quantisation.sizes import base_bytes
 from workers.storage.files import write_text
 from workers.storage.models import read_model
+from workers.storage.places import url_of
 from workers.text.sources import checksum_of
 
 TABLE, PAGE = "comparison.json", "comparison.html"
@@ -74,7 +75,7 @@ def compare(request: ComparisonConfig, progress: Progress | None = None) -> Comp
         with Scorers(request.cluster) as scorers:  # when no run needs what they take
             for number, row in enumerate(rows):
                 start = time.perf_counter()
-                rows[number] = _on_every_text(request, base.folder, row, scorers)
+                rows[number] = _on_every_text(request, base, row, scorers)
                 seconds[row.title] += time.perf_counter() - start
         if request.tasks.names:
             solved = [evaluate_tasks(request.solved(base.folder, row.place)) for row in rows]
@@ -101,6 +102,9 @@ def compare(request: ComparisonConfig, progress: Progress | None = None) -> Comp
 
 def _require_what_comes_last(request: ComparisonConfig) -> None:
     """Raises TextError or ConfigError if what no run looks at would end the work after all runs."""
+    for option, asked in (("--schemes", request.schemes), ("--tasks", request.tasks.names)):
+        if asked:
+            require_no_urls([request.model], option)
     require_readable(request.evaluate)
     if request.schemes:
         require_installed()
@@ -206,12 +210,13 @@ def _cut(method: Method, output: OutputResult, asked: EvaluationTextConfig) -> C
 
 
 def _on_every_text(
-    request: ComparisonConfig, base: Path, row: Compared, scorers: Scorers
+    request: ComparisonConfig, base: Checked, row: Compared, scorers: Scorers
 ) -> Compared:
     """Score a checkpoint on the texts that its row does not have yet."""
+    place = url_of(request.model) or base.folder  # of a URL, the folder has no weights
     workers = request.cluster.workers
     others = [
-        request.scored(base, row.place, text, streamed=True, workers=workers)
+        request.scored(place, row.place, text, streamed=True, workers=workers)
         for text in request.evaluate[len(row.evaluations) :]
     ]
     scores = [_score(request, row.method, other, scorers) for other in others]

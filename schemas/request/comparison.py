@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self, get_args
 from pydantic import Field, field_validator, model_validator
 
 from schemas.base import Request
+from schemas.location import Location
 from schemas.request.compression import Ratio
 from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig, TasksConfig
@@ -27,7 +28,10 @@ class ComparisonConfig(Request):
     a run, and all share a run directory.
     """
 
-    model: str = Field(description="A local checkpoint folder, a hub id or a URL (s3://, gs://)")
+    model: str = Field(
+        description="A local checkpoint folder, a hub id or, without schemes and tasks, a URL "
+        "(s3://, gs://)"
+    )
     output: Path = Field(description="Folder of the checkpoints, the table and the report")
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id")
     run_dir: Annotated[Path | None, Flag(unset="OUTPUT/run")] = Field(
@@ -157,7 +161,7 @@ class ComparisonConfig(Request):
         }
         return QuantizationConfig.model_validate(fields)
 
-    def scored(self, base: Path, checkpoint: str, text: str, **fields: Any) -> EvaluationConfig:
+    def scored(self, base: Location, checkpoint: str, text: str, **fields: Any) -> EvaluationConfig:
         """The evaluation of a checkpoint on a text, beside the base; others of its `fields`."""
         given: dict[str, Any] = {
             "checkpoint": checkpoint,

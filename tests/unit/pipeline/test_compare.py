@@ -1,14 +1,17 @@
-"""What a comparison refuses before any work."""
+"""What a comparison refuses before any work, and what it asks of others."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import pipeline.compare
 from pipeline.compare import compare
-from schemas.errors import CompressorError
+from schemas.errors import CompressorError, RunError
 from schemas.request.comparison import ComparisonConfig
+from schemas.request.evaluation import EvaluationConfig
+from schemas.result.comparison import Compared
 from tests.prose import prose
 
 
@@ -24,6 +27,11 @@ def fields_(tmp_path: Path) -> dict[str, Any]:
         ({"evaluate": ("wikitext2", "typo.txt")}, "typo.txt: not found"),
         ({"schemes": "W8A16"}, "fewer bits need compressed-tensors"),
         ({"tasks": {"names": "choice", "folder": "nowhere"}}, "tasks.folder nowhere: no such"),
+        ({"model": "s3://b/m", "schemes": "W8A16"}, "s3://b/m: --schemes needs models that every"),
+        (
+            {"model": "s3://b/m", "tasks": {"names": "choice"}},
+            "s3://b/m: --tasks needs models that",
+        ),
     ],
 )
 def test_what_comes_last_is_looked_at_first(
@@ -36,3 +44,33 @@ def test_what_comes_last_is_looked_at_first(
     monkeypatch.setattr("workers.quantisation.find_spec", lambda name: None)
     with pytest.raises(CompressorError, match=message):
         compare(ComparisonConfig.model_validate(fields | asked))
+
+
+def test_a_base_in_a_store_is_streamed_from_there(
+    fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder here has no weights."""
+    asked = list[EvaluationConfig]()
+
+    def stop(config: EvaluationConfig, _: object) -> None:
+        asked.append(config)
+        raise RunError("stopped")
+
+    monkeypatch.setattr(pipeline.compare, "evaluate", stop)
+    request = ComparisonConfig.model_validate(fields | {"model": "s3://b/m"})
+    row = Compared(
+        method="svd",
+        ratio=0.2,
+        removed=0.2,
+        parameters=1,
+        bytes=1,
+        predicted=None,
+        place="out/svd",
+        evaluations=(),
+    )
+    base: Any = SimpleNamespace(folder=Path("fetched"))
+    scorers: Any = None
+    with pytest.raises(RunError, match="stopped"):
+        pipeline.compare._on_every_text(request, base, row, scorers)
+    assert asked[0].baseline == "s3://b/m"
+    assert asked[0].streamed
