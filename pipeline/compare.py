@@ -31,6 +31,8 @@ from schemas.run.identity import fingerprint
 from workers.checkpoint.names import SUCCESS
 from workers.checkpoint.published import read_manifest, read_quantization
 from workers.evaluation.harness import Harness
+from workers.model.loading import device_of
+from workers.process.devices import compute_dtype
 from workers.quantisation import require_installed
 from workers.quantisation.sizes import base_bytes
 from workers.storage.files import write_text
@@ -39,16 +41,29 @@ from workers.storage.places import url_of
 from workers.text.sources import checksum_of
 
 TABLE, PAGE = "comparison.json", "comparison.html"
+_AS_STORED = "auto"
 
 
 class _Work(NamedTuple):
-    """What is to be compared: a job for each title, and why others have none. `base` is a run of
-    the base that was looked at.
+    """What is to be compared: a job for each title, and why others have none; the `rows` that jobs
+    have added. `base` is a run of the base that was looked at.
     """
 
     base: Checked
     jobs: dict[str, Callable[[], list[Compared]]]
     beyond: dict[str, str]
+    rows: list[Compared]
+
+    @property
+    def dtype(self) -> str:
+        """That of the runs, in which all is scored; before any, what a run would have here."""
+        for row in self.rows:
+            if row.dtype != _AS_STORED:
+                return row.dtype
+        config, spec = self.base.config, self.base.spec
+        device = device_of(config.cluster.device)
+        found = compute_dtype(config.numerics.dtype, spec.dtype, device)
+        return str(found).removeprefix("torch.")
 
 
 def compare(request: ComparisonConfig, progress: Progress | None = None) -> ComparisonReport:
@@ -61,8 +76,7 @@ def compare(request: ComparisonConfig, progress: Progress | None = None) -> Comp
     """
     _require_what_comes_last(request)
     work = (_at_ratios if request.target_size is None else _within)(request, progress)
-    base, beyond = work.base, dict(work.beyond)
-    rows, seconds = list[Compared](), dict[str, float]()
+    base, rows, beyond, seconds = work.base, work.rows, work.beyond, dict[str, float]()
     store = run_bytes(base.config, base.spec)
     with ray_session(request.cluster, request.numerics.threads, store):
         for name, job in work.jobs.items():
@@ -78,9 +92,9 @@ def compare(request: ComparisonConfig, progress: Progress | None = None) -> Comp
                 rows[number] = _on_every_text(request, base, row, scorers)
                 seconds[row.title] += time.perf_counter() - start
         if request.tasks.names:
-            solved = [evaluate_tasks(request.solved(base.folder, row.place)) for row in rows]
-            pairs = zip(rows, solved, strict=True)
-            rows = [row.model_copy(update={"tasks": tasks}) for row, tasks in pairs]
+            for number, row in enumerate(rows):
+                solved = evaluate_tasks(request.solved(base.folder, row.place, row.dtype))
+                rows[number] = row.model_copy(update={"tasks": solved})
     if not rows:
         raise _nothing(beyond)
     best = min(rows, key=lambda row: row.evaluations[0].models[1].perplexity)
@@ -116,24 +130,23 @@ def _at_ratios(request: ComparisonConfig, progress: Progress | None) -> _Work:
     """Every method at every ratio, and the base in every scheme."""
     runs = request.runs
     checked = {method: look(config) for method, config in runs.items()}  # all, before any work
-    base = next(iter(checked.values()))
-    jobs: dict[str, Callable[[], list[Compared]]] = {
-        title(method): partial(_compressed, method, config, progress, checked[method].config)
-        for method, config in runs.items()
-    }
+    work = _Work(next(iter(checked.values())), {}, {}, [])
+    for method, config in runs.items():
+        settled = checked[method].config
+        work.jobs[title(method)] = partial(_compressed, method, config, progress, settled)
     for scheme in request.in_schemes:
-        jobs[title(scheme)] = partial(_base, request, base.folder, scheme)
-    return _Work(base, jobs, {})
+        work.jobs[title(scheme)] = partial(_base, request, work, scheme)
+    return work
 
 
 def _within(request: ComparisonConfig, progress: Progress | None) -> _Work:
     """Within a size: the weights as stored, cut; in each scheme the base, cut if it has to be."""
     method, run = next(iter(request.runs.items()))
     base, size = look(run), request.target_size or 0
-    work = _Work(base, {}, {})
+    work = _Work(base, {}, {}, [])
     for scheme in (None, *request.in_schemes):
         if scheme and base_bytes(base.spec, scheme) <= size:
-            work.jobs[title(scheme)] = partial(_base, request, base.folder, scheme)
+            work.jobs[title(scheme)] = partial(_base, request, work, scheme)
             continue
         name, config = title(method, scheme), request.within(method, scheme)
         try:
@@ -180,11 +193,13 @@ def _both(
         "predicted": done.nats,
         "scheme": scheme,
     }
-    return [_quantised(request, base, asked).model_copy(update=fields)]
+    return [_quantised(request, base, asked, done.dtype).model_copy(update=fields)]
 
 
-def _base(request: ComparisonConfig, base: Path, scheme: Scheme) -> list[Compared]:
-    return [_quantised(request, base, request.quantised(str(base), scheme, scheme))]
+def _base(request: ComparisonConfig, work: _Work, scheme: Scheme) -> list[Compared]:
+    base = work.base.folder
+    asked = request.quantised(str(base), scheme, scheme)
+    return [_quantised(request, base, asked, work.dtype)]
 
 
 def _cut(method: Method, output: OutputResult, asked: EvaluationTextConfig) -> Compared:
@@ -205,6 +220,7 @@ def _cut(method: Method, output: OutputResult, asked: EvaluationTextConfig) -> C
         bytes=done.bytes_after,
         predicted=done.nats,
         place=str(output.path),
+        dtype=done.dtype,
         evaluations=(found,) if found is not None and same else (),
     )
 
@@ -214,25 +230,26 @@ def _on_every_text(
 ) -> Compared:
     """Score a checkpoint on the texts that its row does not have yet."""
     place = url_of(request.model) or base.folder  # of a URL, the folder has no weights
-    workers = request.cluster.workers
     others = [
-        request.scored(place, row.place, text, streamed=True, workers=workers)
+        request.scored(place, row.place, text, streamed=True, dtype=row.dtype)
         for text in request.evaluate[len(row.evaluations) :]
     ]
     scores = [_score(request, row.method, other, scorers) for other in others]
     return row.model_copy(update={"evaluations": (*row.evaluations, *scores)})
 
 
-def _quantised(request: ComparisonConfig, base: Path, asked: QuantizationConfig) -> Compared:
-    """Quantise a checkpoint; the row is as if it was the base."""
+def _quantised(
+    request: ComparisonConfig, base: Path, asked: QuantizationConfig, dtype: str
+) -> Compared:
+    """Quantise a checkpoint, and score it in a dtype; the row is as if it was the base."""
     there = (asked.output / SUCCESS).exists()
     done = read_quantization(asked.output) if there else quantize(asked)
     if not is_made_so(done, asked):
         raise ConfigError(
             f"{asked.output} was quantised from another model or text; name another --output"
         )
-    # NVFP4 computes in the type of the checkpoint only.
-    dtype = "auto" if asked.scheme.startswith("NVFP4") else "float32"
+    if asked.scheme.startswith("NVFP4"):  # computes in the type of the checkpoint only
+        dtype = _AS_STORED
     place = asked.output
     evaluations = []
     for text in request.evaluate:
@@ -249,6 +266,7 @@ def _quantised(request: ComparisonConfig, base: Path, asked: QuantizationConfig)
         bytes=done.bytes_after,
         predicted=None,
         place=str(place),
+        dtype=dtype,
         evaluations=tuple(evaluations),
     )
 
@@ -264,7 +282,8 @@ def _score(
     kept = request.output / "evaluations" / f"{name}-{scored}.json"
     found = read_model(kept, EvaluationReport)
     if found is None:
-        found = evaluate(asked, scorers)
+        there = request.streamed_by if asked.streamed else {}  # in no name of what is kept
+        found = evaluate(asked.model_copy(update=there), scorers)
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_text(kept, found.model_dump_json(indent=2) + "\n")
     return found

@@ -173,13 +173,24 @@ class ComparisonConfig(Request):
         }
         return EvaluationConfig.model_validate(given | fields)
 
-    def solved(self, base: Path, checkpoint: str) -> EvaluationConfig:
+    @property
+    def streamed_by(self) -> dict[str, Any]:
+        """The fields of an evaluation that say where it is streamed; no figure depends on them."""
+        return {
+            "workers": self.cluster.workers,
+            "shard_layers": self.cluster.shard_layers,
+            "work_dir": self.output,
+        }
+
+    def solved(self, base: Path, checkpoint: str, dtype: str) -> EvaluationConfig:
         """The tasks of a checkpoint, beside the base; what is found is kept for the next one."""
         own = "results" in self.tasks.model_fields_set
         results = {} if own else {"results": self.output / "tasks"}
-        return EvaluationConfig(
-            checkpoint=checkpoint,
-            baseline=str(base),
-            tasks=self.tasks.model_copy(update=results),
-            device=self.cluster.device,
-        )
+        given: dict[str, Any] = {
+            "checkpoint": checkpoint,
+            "baseline": str(base),
+            "tasks": self.tasks.model_copy(update=results),
+            "device": self.cluster.device,
+            "dtype": dtype,
+        }
+        return EvaluationConfig.model_validate(given)

@@ -13,6 +13,7 @@ class Compared(Schema):
     then `method` is the name of that.
 
     `evaluations` are beside the base, in the order of the texts; so are `tasks`, if any were asked.
+    All are computed in `dtype`; auto: as the checkpoint is stored.
     `predicted` is the increase of the mean token loss that its run predicted, in nats, if it does.
     """
 
@@ -23,6 +24,7 @@ class Compared(Schema):
     bytes: int
     predicted: float | None
     place: str
+    dtype: str
     evaluations: tuple[EvaluationReport, ...]
     tasks: TaskReport | None = None
     scheme: str | None = None

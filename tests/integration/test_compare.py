@@ -10,13 +10,15 @@ import pipeline.compare
 import pipeline.compress
 from pipeline.cli.tables.comparison import comparison_table
 from pipeline.compare import compare
+from pipeline.evaluate import evaluate
 from pipeline.quantize import is_made_so
 from schemas.errors import BudgetError, ConfigError, RunError
 from schemas.request.comparison import ComparisonConfig
-from schemas.request.evaluation import TasksConfig
-from schemas.request.groups import CalibrationConfig, ClusterConfig
+from schemas.request.evaluation import EvaluationConfig, TasksConfig
+from schemas.request.groups import CalibrationConfig, ClusterConfig, NumericsConfig
 from schemas.request.methods import METHODS
 from schemas.result.comparison import ComparisonReport, title
+from schemas.result.evaluation import EvaluationReport
 from tests.integration.support import CALIBRATION, item_attempts
 from tests.models import tiny_model
 from tests.prose import prose
@@ -198,6 +200,48 @@ def test_tasks_of_what_is_finished(
         [choice] = row.tasks.rows
         assert choice.difference is not None
         assert f"{choice.scores[1].value:.4f}, {choice.difference.value:+.4f}" in printed
+
+
+def test_all_is_scored_in_the_dtype_of_the_runs(
+    local_ray: None,
+    request_: ComparisonConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Except NVFP4, which computes in that of the checkpoint only. What is kept counts on any
+    workers.
+    """
+    write_choice(tmp_path)
+    asked = list[EvaluationConfig]()
+
+    def spy(config: EvaluationConfig, scorers: Any) -> EvaluationReport:
+        asked.append(config)
+        return evaluate(config, scorers)
+
+    monkeypatch.setattr(pipeline.compare, "evaluate", spy)
+    fields: dict[str, Any] = {
+        "methods": ("svd",),
+        "ratios": (0.5,),
+        "schemes": ("W8A16", "NVFP4"),
+        "output": tmp_path / "out",
+        "numerics": NumericsConfig(dtype="bfloat16"),
+        "cluster": ClusterConfig(workers=1, device="cpu", shard_layers=1),
+        "tasks": TasksConfig(names=("choice",), folder=tmp_path),
+    }
+    request = request_.model_copy(update=fields)
+    found = compare(request)
+    for row in found.rows:
+        assert row.tasks is not None
+        assert {row.tasks.dtype, *(one.dtype for one in row.evaluations)} == {row.dtype}
+    dtypes = {row.method: row.dtype for row in found.rows}
+    assert dtypes == {"svd": "bfloat16", "W8A16": "bfloat16", "NVFP4": "auto"}
+    [streamed] = [config for config in asked if config.streamed]
+    assert (streamed.shard_layers, streamed.work_dir) == (1, request.output)
+    asked.clear()
+    elsewhere = {"cluster": ClusterConfig(workers=2, device="cpu")}
+    again = compare(request.model_copy(update=elsewhere)).rows
+    assert [row.evaluations for row in again] == [row.evaluations for row in found.rows]
+    assert not asked
 
 
 def test_the_best_within_a_size(request_: ComparisonConfig, report: ComparisonReport) -> None:

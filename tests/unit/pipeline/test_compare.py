@@ -66,6 +66,7 @@ def test_a_base_in_a_store_is_streamed_from_there(
         bytes=1,
         predicted=None,
         place="out/svd",
+        dtype="bfloat16",
         evaluations=(),
     )
     base: Any = SimpleNamespace(folder=Path("fetched"))
@@ -74,3 +75,4 @@ def test_a_base_in_a_store_is_streamed_from_there(
         pipeline.compare._on_every_text(request, base, row, scorers)
     assert asked[0].baseline == "s3://b/m"
     assert asked[0].streamed
+    assert asked[0].dtype == row.dtype
