@@ -74,7 +74,7 @@ def compare(request: ComparisonConfig, progress: Progress | None = None) -> Comp
     the checkpoints. Raises as `compress` and `evaluate` do; then the same call continues. Raises
     BudgetError if nothing can have the size.
     """
-    _require_what_comes_last(request)
+    harness = _what_comes_last(request)
     work = (_at_ratios if request.target_size is None else _within)(request, progress)
     base, rows, beyond, seconds = work.base, work.rows, work.beyond, dict[str, float]()
     store = run_bytes(base.config, base.spec)
@@ -91,9 +91,10 @@ def compare(request: ComparisonConfig, progress: Progress | None = None) -> Comp
                 start = time.perf_counter()
                 rows[number] = _on_every_text(request, base, row, scorers)
                 seconds[row.title] += time.perf_counter() - start
-        if request.tasks.names:
+        if harness is not None:
             for number, row in enumerate(rows):
-                solved = evaluate_tasks(request.solved(base.folder, row.place, row.dtype))
+                asked = request.solved(base.folder, row.place, row.dtype)
+                solved = evaluate_tasks(asked, harness)
                 rows[number] = row.model_copy(update={"tasks": solved})
     if not rows:
         raise _nothing(beyond)
@@ -114,16 +115,18 @@ def compare(request: ComparisonConfig, progress: Progress | None = None) -> Comp
     return found
 
 
-def _require_what_comes_last(request: ComparisonConfig) -> None:
-    """Raises TextError or ConfigError if what no run looks at would end the work after all runs."""
+def _what_comes_last(request: ComparisonConfig) -> Harness | None:
+    """Return the tasks, if any are asked for.
+
+    Raises TextError or ConfigError if what no run looks at would end the work after all runs.
+    """
     for option, asked in (("--schemes", request.schemes), ("--tasks", request.tasks.names)):
         if asked:
             require_no_urls([request.model], option)
     require_readable(request.evaluate)
     if request.schemes:
         require_installed()
-    if request.tasks.names:
-        Harness(request.tasks)
+    return Harness(request.tasks) if request.tasks.names else None
 
 
 def _at_ratios(request: ComparisonConfig, progress: Progress | None) -> _Work:

@@ -21,9 +21,7 @@ from workers.evaluation.harness import Harness, Job, run_job
 from workers.evaluation.task_results import rows
 from workers.model.loading import device_of
 from workers.process.logs import log
-from workers.storage.files import sha256_of, write_text
-
-_COMPUTES = (".json", ".jinja", ".model", ".py", ".safetensors", ".txt")
+from workers.storage.files import write_text
 
 
 class Pair(NamedTuple):
@@ -34,17 +32,18 @@ class Pair(NamedTuple):
     file: Path
 
 
-def evaluate_tasks(config: EvaluationConfig) -> TaskReport:
+def evaluate_tasks(config: EvaluationConfig, harness: Harness | None = None) -> TaskReport:
     """Run the baseline, if there is one, and the checkpoint on every task that is asked for.
 
-    What is found in `tasks.results` is not run again; what is finished is kept there at once.
-    Raises as `evaluate` does; also ConfigError if lm-eval is not installed or refuses a task, and
-    TextError if the documents of a task cannot be had.
+    A `harness` of these tasks may be there from another checkpoint. What is found in
+    `tasks.results` is not run again; what is finished is kept there at once. Raises as `evaluate`
+    does; also ConfigError if lm-eval is not installed or refuses a task, and TextError if the
+    documents of a task cannot be had.
     """
     start = perf_counter()
     names = [name for name in (config.baseline, config.checkpoint) if name is not None]
     config = _everywhere(config, names)
-    harness = Harness(config.tasks)
+    harness = harness or Harness(config.tasks)
     with contextlib.ExitStack() as copies:
         folders = [local_folder(name, copies) for name in names]
         pairs = _pairs(config, harness, folders)
@@ -100,8 +99,7 @@ def _pairs(config: EvaluationConfig, harness: Harness, folders: Sequence[Path]) 
     device = _device(config)
     found = []
     for number, folder in enumerate(folders):
-        files = sorted(p.name for p in folder.iterdir() if p.is_file() and p.suffix in _COMPUTES)
-        model = [sha256_of(folder, files), config.dtype, device]
+        model = [harness.checksums(folder), config.dtype, device]
         for task, identity in harness.identities.items():
             plain = re.sub(r"[^\w.-]+", "_", task)
             file = config.tasks.results / f"{plain}.{fingerprint([model, identity])}.json"

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from functools import cache, cached_property
 from importlib import import_module
 from itertools import islice
+from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -19,8 +20,10 @@ from workers.checkpoint.fetching import resolve
 from workers.evaluation.task_results import as_json, group_result, row_of, task_result
 from workers.model.loading import load_model, load_tokenizer
 from workers.process.devices import free_cached
+from workers.storage.files import sha256_of
 
 _MEANING = 1  # raised whenever a kept result changes its meaning
+_COMPUTES = (".json", ".jinja", ".model", ".py", ".safetensors", ".txt")
 _LIBRARIES = ("lm_eval", "torch", "transformers", "tokenizers")
 
 
@@ -38,6 +41,7 @@ class Harness:
     """The tasks that a request names, with their documents.
 
     `tasks` are lm-eval's own tasks by name, `groups` its groups that have figures of their own.
+    `checksums` of a model's folder are of the files that its figures depend on, read once.
     Raises ConfigError if lm-eval cannot be imported or knows no task of a name, TextError if the
     documents of a task cannot be had.
     """
@@ -50,6 +54,7 @@ class Harness:
         self._manager = _manager(config)
         self.tasks: dict[str, Any] = {}
         self.groups: dict[str, Any] = {}
+        self.checksums = cache(_checksums)
         for name in config.asked:
             found = self._load(name)
             self.tasks |= found["tasks"]
@@ -120,6 +125,11 @@ class Harness:
             row = group.aggregate(rows)
             found.append(group_result(group.name, str(group.version), row, members))
         return found
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    files = (path.name for path in folder.iterdir() if path.is_file() and path.suffix in _COMPUTES)
+    return sha256_of(folder, sorted(files))
 
 
 def run_job(job: Job, harness: Harness | None = None) -> Iterator[TaskResult]:

@@ -26,6 +26,7 @@ from tests.prose import prose
 from tests.tables import shown
 from tests.tasks import DOCUMENTS, write_choice, write_texts, write_written
 from workers.evaluation.harness import Harness, Job, run_job
+from workers.storage.files import sha256_of
 
 GROUP = """
 group: both
@@ -146,6 +147,25 @@ def test_what_is_finished_is_not_run_again(
     assert fewer.kept == 0
     assert fewer.rows[0].documents == 5
     assert ran == [(name, ("choice",)) for name in report.models]
+
+
+def test_several_checkpoints_share_what_is_known_of_tasks_and_base(
+    models: Models, results: Path, report: TaskReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = list[Path]()
+
+    def spy(folder: Path, names: list[str]) -> dict[str, str]:
+        read.append(folder)
+        return sha256_of(folder, names)
+
+    monkeypatch.setattr("workers.evaluation.harness.sha256_of", spy)
+    monkeypatch.setattr("pipeline.tasks.Harness", None)  # none is made anew
+    request = models.request(results)
+    harness = Harness(request.tasks)
+    for checkpoint in (models.small, models.base):
+        asked = request.model_copy(update={"checkpoint": str(checkpoint)})
+        assert evaluate_tasks(asked, harness).kept == 2
+    assert read == [models.base, models.small]
 
 
 def test_a_stopped_evaluation_continues(
