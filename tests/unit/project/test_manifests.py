@@ -190,6 +190,7 @@ def test_the_cluster_launcher_takes_its_file() -> None:
     config = prepare_config(launcher())
     validate_config(config)
     types = config["available_node_types"]
+    assert {each["node_config"].get("ImageId") for each in types.values()} == {"ami-ID"}
     head = types.pop(config["head_node_type"])
     assert head["resources"] == {"CPU": 0}
     assert any("--num-cpus=0" in command for command in config["head_start_ray_commands"])
