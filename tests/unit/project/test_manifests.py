@@ -132,6 +132,15 @@ def test_pods_have_no_rights_that_they_do_not_need(overlay: str, storage: str) -
             assert ("shared" in mounted) == (storage == "pvc" and "ray" in container["name"])
 
 
+def test_only_the_operator_and_prometheus_reach_a_cluster_from_outside() -> None:
+    policies = [each for each in variant("job", "pvc") if each["kind"] == "NetworkPolicy"]
+    rules = [rule for each in policies for rule in each["spec"].get("ingress", ())]
+    outside = [rule for rule in rules if any("namespaceSelector" in peer for peer in rule["from"])]
+    assert [rule["ports"] for rule in outside] == [[{"port": 8265}], [{"port": 8080}]]
+    prometheus = {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}
+    assert outside[1]["from"] == [{"namespaceSelector": prometheus}]
+
+
 def test_a_run_and_the_standing_cluster_have_the_same_pods() -> None:
     """But for the autoscaler, which the cluster of one run does not have."""
     cluster = one(variant("cluster", "pvc"), "RayCluster")["spec"]
