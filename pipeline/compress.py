@@ -141,7 +141,8 @@ def _stages(run: Run) -> _Made:
     found = {ratio: find_published(run, ratio) for ratio in ratios}
     budget, missing = None, not found or None in found.values()
     if missing:
-        require_disk(run.plan.disk, run.config)
+        published = sum(there.compression.bytes_after for there in found.values() if there)
+        require_disk(run.plan.disk, run.config, published)
         announce(run)
     with journal(run.store.root, run.plan, run.progress) if missing else nullcontext():
         if missing and run.config.calibrates:

@@ -70,12 +70,15 @@ def make_plan(
     return _describe(costs, cluster, best, speed)
 
 
-def require_disk(disk: DiskUse, config: RunConfig) -> None:
+def require_disk(disk: DiskUse, config: RunConfig, published: int = 0) -> None:
     """Raises ConfigError if run directory and checkpoints do not fit on their disks.
 
-    Factors are kept beside the checkpoints they go into; what the run has written counts.
+    Factors are kept beside the checkpoints they go into; what the run has written counts, and so do
+    the bytes of the checkpoints that it has `published`, whose files were in the run directory.
     """
-    needs = {config.run_folder: disk.run_directory - _written(config), config.output: disk.outputs}
+    outputs = disk.outputs - published
+    run_directory = disk.run_directory - published - _written(config)
+    needs = {config.run_folder: run_directory, config.output: outputs}
     for folder, size in needs.items():
         free = free_bytes(folder)
         if free is not None and size > free:

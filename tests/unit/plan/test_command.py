@@ -101,9 +101,9 @@ def test_bases_that_are_not_kept_are_a_remedy_for_a_small_disk(
     assert frugal.disk.run_directory == rest
     config = base.config(output=str(base.folder.parent / "out"))
 
-    def require(free: int) -> None:
+    def require(free: int, published: int = 0) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-        require_disk(plan.disk, config)
+        require_disk(plan.disk, config, published)
 
     with pytest.raises(ConfigError, match=r"or --set cluster\.keep_bases=false"):
         require(rest)  # there is room for all but the bases
@@ -116,6 +116,9 @@ def test_bases_that_are_not_kept_are_a_remedy_for_a_small_disk(
     require(plan.disk.run_directory - 200)
     with pytest.raises(ConfigError, match="free 1, or name another"):
         require(plan.disk.run_directory - 201)
+    require(plan.disk.run_directory - 300, published=100)
+    with pytest.raises(ConfigError, match="free 1, or name another"):
+        require(plan.disk.run_directory - 301, published=100)
 
 
 @pytest.mark.parametrize(
