@@ -1,5 +1,7 @@
 """What the cluster has room for."""
 
+from typing import Any
+
 import ray
 
 from pipeline.cluster.calls import start_timeout, wait_for
@@ -48,26 +50,33 @@ def on_gpus(cluster: ClusterConfig) -> bool:
 def find_cluster(cluster: ClusterConfig, numerics: NumericsConfig, stored: str) -> ClusterSpec:
     """Describe the cluster to a planner; `stored` is the dtype of the checkpoint's weights.
 
-    A task on a GPU looks at it; the memory of the hosts is what Ray counts.
+    A task on a GPU looks at it. The memory of the hosts is what Ray counts on the nodes where
+    workers can be; for each GPU, what the node has that has least.
     """
-    count, resources = worker_count(cluster, numerics.threads), cluster_resources()
-    memory = int(resources.get("memory", 0))
+    count = worker_count(cluster, numerics.threads)
+    nodes = _nodes_with("GPU" if on_gpus(cluster) else "CPU")
+    memory = int(sum(node.get("memory", 0) for node in nodes))
     if not on_gpus(cluster):
         return on_cpu(numerics.dtype, count, memory)
     call = probe.options(num_gpus=1, num_cpus=0).remote(cluster.device, numerics.dtype, stored)
     facts: WorkerFacts = wait_for({call: "look at a GPU"}, start_timeout(cluster))[0]
     if facts.device == "cpu":
         return on_cpu(numerics.dtype, count, memory)
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]  # type: ignore[no-untyped-call]
     return ClusterSpec(
         workers=count,
         device=facts.device,
         device_name=facts.device_name,
         device_memory=facts.device_memory,
-        host_memory=memory // int(resources["GPU"]),
+        host_memory=int(min(node.get("memory", 0) // node["GPU"] for node in nodes)),
         dtype=facts.dtype,
         nodes=max(1, min(count, len(nodes))),
     )
+
+
+def _nodes_with(kind: str) -> list[dict[str, float]]:
+    """Return the resources of each node that is alive and has any of this kind."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get(kind)]
 
 
 def cluster_resources() -> dict[str, float]:

@@ -1,0 +1,54 @@
+"""What a planner is told of a cluster."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.cluster import capacity
+from schemas.request.groups import ClusterConfig, NumericsConfig
+from schemas.run.plan import ClusterSpec, WorkerFacts
+
+GB = 10**9
+HEAD = {"memory": 900.0 * GB}
+NODES = [HEAD, {"GPU": 8.0, "CPU": 96.0, "memory": 800.0 * GB}, {"GPU": 2.0, "memory": 100.0 * GB}]
+ON_GPU = WorkerFacts(
+    node="n",
+    device="cuda",
+    device_name="NVIDIA H100",
+    device_memory=80 * GB,
+    dtype="bfloat16",
+    training_dtype="bfloat16",
+    gpu_reserved=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("device", "facts", "workers", "memory"),
+    [
+        ("cuda", {}, 10, 50 * GB),  # of the node that has least for each GPU
+        ("auto", {"device": "cpu"}, 10, 90 * GB),  # torch sees none there
+        ("cpu", {}, 8, 100 * GB),
+    ],
+)
+def test_a_plan_counts_on_memory_where_workers_can_be(
+    device: Any,
+    facts: dict[str, str],
+    workers: int,
+    memory: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The head has neither CPUs nor GPUs for them, and a worker is on one node."""
+    alive = [{"Alive": True, "Resources": resources} for resources in NODES]
+    lost = {"Alive": False, "Resources": {"GPU": 8.0, "CPU": 8.0, "memory": 1.0 * GB}}
+    every = {name: sum(n.get(name, 0.0) for n in NODES) for name in ("GPU", "CPU", "memory")}
+    task = SimpleNamespace(remote=lambda *_: "call")
+    monkeypatch.setattr("ray.nodes", lambda: [*alive, lost])
+    monkeypatch.setattr("ray.cluster_resources", lambda: every)
+    monkeypatch.setattr(capacity, "probe", SimpleNamespace(options=lambda **_: task))
+    found = ON_GPU.model_copy(update=facts)
+    monkeypatch.setattr(capacity, "wait_for", lambda *_: [found])
+    spec: ClusterSpec = capacity.find_cluster(
+        ClusterConfig(device=device), NumericsConfig(threads=12), "bfloat16"
+    )
+    assert (spec.workers, spec.host_memory) == (workers, memory)
