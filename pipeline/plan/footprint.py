@@ -253,8 +253,13 @@ class Costs:
         return int(max(forward, kept + 2 * length * per_token + logits))
 
     def _factorise(self, matrix: MatrixSpec) -> int:
-        """Float64: W twice, and about six square matrices of the side that is factorised."""
-        side = matrix.in_features if TRUNCATIONS[self.config.truncation].full_gram else matrix.small
+        """Float64: about eleven square matrices of the smaller side; or, on the full Gram or of a
+        scaled W, that W twice, and about six of the side that is factorised.
+        """
+        row = TRUNCATIONS[self.config.truncation]
+        if not (row.full_gram or row.scaled):
+            return 8 * 11 * matrix.small**2
+        side = matrix.in_features if row.full_gram else matrix.small
         return 8 * (2 * matrix.size + 6 * side**2)
 
     def _layers(self) -> list[LayerCost]:
