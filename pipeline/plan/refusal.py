@@ -119,7 +119,8 @@ def _figure(memory: WorkerMemory, cluster: ClusterSpec) -> str:
         return f"{takes} {memory.host:,} bytes of host memory, and has {cluster.host_memory:,}"
     moments = max(memory.forward_moments, memory.backward_moments)
     return (
-        f"{takes} {memory.device:,} bytes of GPU memory (weights {memory.weights:,}, moments "
-        f"{moments:,}, activations {memory.activations:,}; or {memory.factorise:,} to factorise "
-        f"the largest matrix), and {usable(cluster):,} of {cluster.device_memory:,} can be used"
+        f"{takes} {memory.device:,} bytes of GPU memory (weights {memory.weights:,}; with them "
+        f"moments {moments:,} and activations {memory.activations:,}, then {memory.factorise:,} to "
+        f"factorise the largest matrix), and {usable(cluster):,} of {cluster.device_memory:,} can "
+        "be used"
     )

@@ -78,9 +78,9 @@ class MatrixKind(Schema):
 class WorkerMemory(Schema):
     """What the largest worker holds, in bytes, item by item.
 
-    On the device: `weights` in the compute dtype; float32 sums of the moments of one stream at a
-    time; `activations` of the micro-batches in flight; later, with the weights released, the
-    float64 workspace to factorise the largest matrix. On the host: float64 and float32 `sums` of
+    On the device: `weights` in the compute dtype, and beside them float32 sums of the moments of
+    one stream at a time with `activations` of the micro-batches in flight; when these are gone, the
+    float64 workspace to `factorise` the largest matrix. On the host: float64 and float32 `sums` of
     one stream's moments, what is read or committed at a time (`transit`, which includes the largest
     basis), and the `process` itself. On the CPU, the host holds all of it.
     """
@@ -99,7 +99,7 @@ class WorkerMemory(Schema):
     def device(self) -> int:
         """Peak of device memory, during calibration or factorisation."""
         moments = max(self.forward_moments, self.backward_moments)
-        return max(self.weights + moments + self.activations, self.factorise)
+        return self.weights + max(moments + self.activations, self.factorise)
 
     @property
     def host(self) -> int:

@@ -208,7 +208,7 @@ class LayerShard:
 
     @guarded()
     def release(self) -> None:
-        """Release the weights, before matrices are factorised on the same device."""
+        """Release the weights: all that needs them is done."""
         self._shard = self._scoring = None
         free_cached()  # hooks refer to the shard that holds their modules
 

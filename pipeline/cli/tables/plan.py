@@ -73,7 +73,7 @@ def _memory(plan: Plan) -> Table:
         ("forward moments, float32", memory.forward_moments),
         ("or backward moments, float32", memory.backward_moments),
         ("activations", memory.activations),
-        ("or, later, a factorisation, float64", memory.factorise),
+        ("or, then, a factorisation, float64", memory.factorise),
     ):
         table.add_row(name, plain_size(size), "")
     for name, size in (

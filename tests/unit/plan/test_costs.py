@@ -12,7 +12,7 @@ from workers.model.inspection import read_spec
 
 
 def test_less_memory_takes_more_waves_and_more_time() -> None:
-    plans = [planned("llama-3-70b", gpu_memory=f"{size}GB") for size in (80, 32, 16, 10)]
+    plans = [planned("llama-3-70b", gpu_memory=f"{size}GB") for size in (80, 32, 16, 11)]
     waves = [len(plan.waves) for plan in plans]
     seconds = [plan.seconds or 0.0 for plan in plans]
     assert waves[0] == 1

@@ -140,6 +140,12 @@ def test_the_workspace_of_a_factorisation_is_no_less_than_measured() -> None:
     assert measured < planned("llama-3-70b").memory.factorise < 1.1 * measured
 
 
+def test_matrices_are_factorised_while_the_weights_are_there() -> None:
+    memory = planned("llama-3-70b", gpu_memory="11GB").memory
+    assert memory.factorise > memory.activations + memory.backward_moments
+    assert memory.device == memory.weights + memory.factorise
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("memory", ["140GB", "80GB", "48GB", "40GB"])
 def test_a_plan_covers_the_model_once_within_its_memory(name: str, memory: str) -> None:
