@@ -129,10 +129,12 @@ def _curve(ratio: float, rows: list[Row]) -> Table:
 
 def _row(options: argparse.Namespace, ratio: float, way: str) -> Row:
     asked, length = _WAYS[way], options.sequence_length
-    trained = {"tokens": options.tokens, "text": tuple(options.text)} if asked else {}
-    recovery = asked.get("recovery", {}) | trained
-    recovery |= {"checkpointing": False, "sequence_length": length, "batch": options.batch}
-    recovery |= {"patience": 10**6} if options.curve else {}
+    recovery: dict[str, Any] = {}
+    if asked:
+        recovery = {"text": tuple(options.text), "sequence_length": length}
+    if "recovery" in asked:
+        recovery |= asked["recovery"] | {"tokens": options.tokens, "batch": options.batch}
+        recovery |= {"checkpointing": False} | ({"patience": 10**6} if options.curve else {})
     config = RunConfig(
         model=options.model,
         output=options.work_dir / f"{way}-{ratio:g}",

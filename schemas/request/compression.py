@@ -18,7 +18,12 @@ from schemas.request.groups import (
     TargetsConfig,
 )
 from schemas.request.methods import ALLOCATIONS, METHODS, TRUNCATIONS, Method, Truncation
-from schemas.request.recovery import MOST_TOKENS, RecoveryConfig, RefinementConfig
+from schemas.request.recovery import (
+    MOST_TOKENS,
+    OF_REFINEMENT,
+    RecoveryConfig,
+    RefinementConfig,
+)
 from schemas.request.settings import SEVERAL, Flag
 
 OnFailure = Literal["fail", "keep_dense"]
@@ -127,10 +132,6 @@ class CompressionConfig(Request):
                 "numerics.dtype is float16, whose range gradients leave: they would be zero; use "
                 "--dtype bfloat16 or float32"
             )
-        if not self.trains and (self.recovery.text or self.recovery.tokens):
-            raise ValueError(
-                "recovery.text and recovery.tokens are for training; add --refine or --recover"
-            )
         if self.rounds > 1 and not (self.trains and len(self.ratio) == 1):
             raise ValueError(
                 f"rounds = {self.rounds}: each round trains what it has cut, for one ratio; add "
@@ -159,6 +160,18 @@ class CompressionConfig(Request):
                 f"truncation {self.truncation} measures nats; use --allocation loss-aware, or "
                 "another --truncation"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_set_in_vain(self) -> Self:
+        """Raises ValueError if a setting is of a training that is not asked for."""
+        if not self.refinement.enabled and self.refinement != RefinementConfig():
+            raise ValueError("refinement has settings, but is not asked for; add --refine")
+        of_both = OF_REFINEMENT if self.refinement.enabled else set[str]()
+        unused = [name for name in self.recovery.unusual if name not in of_both]
+        if unused and not self.recovery.enabled:
+            remedy = "--refine or --recover" if unused[0] in OF_REFINEMENT else "--recover"
+            raise ValueError(f"recovery.{unused[0]} is of a training not asked for; add {remedy}")
         return self
 
     @property

@@ -43,6 +43,8 @@ class RefinementConfig(Request):
     learning_rate: float = Field(2e-4, gt=0.0, description="Of AdamW, constant")
 
 
+# Settings of recovery that refinement takes, too: its text, and how states are judged and held.
+OF_REFINEMENT = {"text", "micro_batch", "held_out", "objective", "norms", "offload"}
 MOST_TOKENS = 8 * 2**20  # to train on, if no number is asked for
 _STEPS, _LARGEST_BATCH = 100, 64
 
@@ -123,6 +125,20 @@ class RecoveryConfig(Request):
                 "alone; ask for one of them"
             )
         return self
+
+    @property
+    def unusual(self) -> list[str]:
+        """The settings that differ from what the method presets, but for the length of windows,
+        which follows the model; the method, if it was named alone and presets nothing.
+        """
+        usual = RecoveryConfig.model_validate({"method": self.method})
+        in_vain = self.model_fields_set & {"method", "enabled"} == {"method"}
+        return ["method"] * in_vain + [
+            name
+            for name in RecoveryConfig.model_fields
+            if name not in ("enabled", "sequence_length")
+            and getattr(self, name) != getattr(usual, name)
+        ]
 
     @property
     def taught(self) -> bool:

@@ -190,10 +190,6 @@ def test_an_output_depends_on_how_its_factors_were_trained() -> None:
     updates = [by(method="svd-llm", **own) for own in ({}, {"order": "one-pass"}, {"lora_rank": 4})]
     assert len({ids.recovery for ids in (trained, *updates)}) == 4
     assert by(micro_batch=2, checkpointing=False, text=["elsewhere/same.txt"]) == trained
-    assert (
-        by().recovery
-        == of(trained="ff", recovery={"enabled": True}, refinement={"passes": 9}).recovery
-    )
 
 
 def test_a_fingerprint_is_16_hexadecimal_digits_of_the_content() -> None:

@@ -8,15 +8,41 @@ from pydantic import ValidationError
 from schemas.request.config import RunConfig
 from schemas.request.recovery import RecoveryConfig
 
+REFINE = {"refinement": {"enabled": True}}
 
-@pytest.mark.parametrize("settings", [{"tokens": 9}, {"text": ["a.txt"]}])
+
+@pytest.mark.parametrize(
+    ("asked", "remedy"),
+    [
+        ({"recovery": {"text": ["a.txt"]}}, r"recovery\.text .*; add --refine or --recover"),
+        ({"recovery": {"tokens": 9}}, r"recovery\.tokens .*; add --recover"),
+        ({"recovery": {"tokens": 9}} | REFINE, r"recovery\.tokens .*; add --recover"),
+        ({"recovery": {"clip": 2, "norms": True}} | REFINE, r"recovery\.clip .*; add --recover"),
+        ({"recovery": {"method": "all-factors"}}, r"recovery\.method .*; add --recover"),
+        ({"refinement": {"windows": 3}}, "refinement has settings, .*; add --refine"),
+    ],
+)
 def test_settings_of_a_training_that_is_not_asked_for_are_refused(
-    settings: dict[str, Any],
+    asked: dict[str, Any], remedy: str
 ) -> None:
-    asked = {"model": "m", "output": "out", "ratio": 0.2, "recovery": settings}
-    with pytest.raises(ValidationError, match="add --refine or --recover"):
-        RunConfig.model_validate(asked)
-    assert RunConfig.model_validate(asked | {"refinement": {"enabled": True}}).trains
+    common = {"model": "m", "output": "out", "ratio": 0.2}
+    with pytest.raises(ValidationError, match=remedy):
+        RunConfig.model_validate(common | asked)
+    with_both = {name: group | {"enabled": True} for name, group in asked.items()}
+    assert RunConfig.model_validate(common | with_both).trains
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"recovery": {"text": "a.txt", "norms": True, "held_out": 3}} | REFINE,
+        {"recovery": {"sequence_length": 64}},  # lowered for a model of short windows
+        {"recovery": {"method": "all-factors", "enabled": False}},
+    ],
+)
+def test_other_settings_are_read_back_as_they_were_written(asked: dict[str, Any]) -> None:
+    config = RunConfig.model_validate({"model": "m", "output": "out", "ratio": 0.2} | asked)
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
 
 
 @pytest.mark.parametrize(
