@@ -61,6 +61,14 @@ def test_every_package_is_of_the_lock(steps: list[tuple[str, str]]) -> None:
         assert locked == "requirements.lock" or {"--no-deps", "--no-index"} <= set(words)
 
 
+def test_every_command_has_what_it_needs(steps: list[tuple[str, str]]) -> None:
+    """Every extra but the demo's, the tests' and that of another store."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    wanted = project["optional-dependencies"].keys() - {"demo", "dev", "gs", "stores"}
+    (named,) = (found for _, text in steps for found in re.findall(r"\.\[([\w,]+)\]", text))
+    assert set(named.split(",")) == wanted
+
+
 def test_the_code_comes_after_what_it_needs(steps: list[tuple[str, str]]) -> None:
     first, *rest = copied(steps)
     assert set(first) == {"pyproject.toml", "LICENSE", "requirements.lock"}
