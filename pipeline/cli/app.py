@@ -54,7 +54,7 @@ def logs(
         LogFormat, typer.Option(envvar=LOG_FORMAT, help="Of the log: text, or JSON lines.")
     ] = "text",
 ) -> None:
-    if log_format == "json":  # through the environment, so that workers see it too
+    if log_format == "json":  # in the environment, which workers of an embedded Ray inherit
         os.environ[LOG_FORMAT] = log_format
         set_up_logging()
 
