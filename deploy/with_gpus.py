@@ -17,6 +17,7 @@ from ray.autoscaler.sdk import request_resources
 
 _LOOK_EVERY_S = 5.0
 _ASK_EVERY_S = 30.0
+_NOTHING_WAITS = 4  # exit code of `svdllm nightly --look`
 
 
 def wait_for_gpus(wanted: int, within_s: float) -> int:
@@ -68,10 +69,15 @@ def main() -> int:
     parser.add_argument(
         "--within", type=float, default=1800, help="seconds to wait for all of them"
     )
+    parser.add_argument(
+        "--look", action="store_true", help="run the command with --look first: is there work?"
+    )
     parser.add_argument("command", nargs=argparse.REMAINDER)
     asked = parser.parse_args()
     if not asked.command:
         parser.error("no command to run; name one after the number of GPUs")
+    if asked.look and (code := subprocess.call([*asked.command, "--look"])):
+        return 0 if code == _NOTHING_WAITS else code
     ray.init(log_to_driver=False)
     return with_gpus(asked.gpus, asked.within, asked.command)
 

@@ -15,10 +15,17 @@ from schemas.request.nightly import NightlyConfig
 from schemas.result.manifest import RunResult
 
 _out = Console()
+NOTHING_WAITS = 4  # exit code of a look, which deploy/with_gpus.py knows
 
 
 @asks(NightlyConfig)
-def nightly(request: NightlyConfig, fresh: Fresh = False) -> None:
+def nightly(
+    request: NightlyConfig,
+    fresh: Fresh = False,
+    look: Annotated[
+        bool, typer.Option("--look", help="Compress nothing, and exit with 4 if nothing waits.")
+    ] = False,
+) -> None:
     """Compress, judge and publish the new checkpoints of a training run.
 
     Exits with 0 if there is nothing to do. Takes the options of compress, too.
@@ -43,8 +50,10 @@ def nightly(request: NightlyConfig, fresh: Fresh = False) -> None:
 
             count_nightly(outcome)
 
-        night = run(request, compress, tell=tell)
+        night = run(request, None if look else compress, tell=tell)
     _out.print(night_table(night))
+    if look and not night.waiting:
+        raise typer.Exit(NOTHING_WAITS)
     if failed := night.of("failed"):
         raise RunError(f"{', '.join(sorted({row.name for row in failed}))}: could not be done")
 

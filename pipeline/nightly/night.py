@@ -60,12 +60,13 @@ class Night:
 
 def nightly(
     config: NightlyConfig,
-    compress: Compress,
+    compress: Compress | None,
     progress: Progress | None = None,
     tell: Tell = lambda _: None,
 ) -> Night:
     """Run one night. `compress` is passed in, so that an idle night need not load
-    `pipeline.compress`; `tell` is called with the outcome of each output.
+    `pipeline.compress`; without it, what it would be called for waits. `tell` is called with the
+    outcome of each output.
 
     Raises InputError before any work, OwnershipError if another night is at work, and any error
     that ends a compression without being the checkpoint's fault.
@@ -93,7 +94,7 @@ class _Work:
         config: NightlyConfig,
         texts: dict[str, str],
         source: Source,
-        compress: Compress,
+        compress: Compress | None,
         progress: Progress,
         ownership: Ownership,
         tell: Tell,
@@ -194,6 +195,9 @@ class _Work:
         self._attempt(checkpoint, key, content)
 
     def _attempt(self, checkpoint: Checkpoint, key: str, content: str) -> None:
+        if self._compress is None:
+            self.night.waiting += 1
+            return
         entry = self._ledger.get(key)
         folder = entry.folder if entry else f"{_slug(checkpoint.name)}-{key}"
         ratios = entry.left(self._config.ratio) if entry else self._config.ratio

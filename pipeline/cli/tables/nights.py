@@ -30,7 +30,7 @@ def night_table(night: Night) -> RenderableType:
         for name, why in night.quarantined.items()
     ]
     if night.waiting:
-        lines.append(f"{night.waiting} more for later nights (--max)")
+        lines.append(f"{night.waiting} left for another night")
     if not shown and not night.waiting:
         lines.append("nothing to do")
     return Group(*([_events(shown, "Tonight")] if shown else []), *map(_line, lines))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.nightly import catalog
-from pipeline.nightly.night import Night
+from pipeline.nightly.night import Night, nightly
 from schemas.errors import ConfigError
 from tests.nights import cut_short, pointed
 from tests.unit.nightly.conftest import Training, did
@@ -62,6 +62,15 @@ def test_an_idle_night_reads_no_weights_and_writes_nothing(
     assert (did(night), night.waiting) == ([], 0)
     assert untouched() == before
     assert len(training.compress.asked) == 1
+
+
+def test_a_look_tells_what_waits_and_compresses_nothing(training: Training) -> None:
+    for number in (1, 2, 3):
+        training.step(number)
+    night = nightly(training.config(max=2), None)
+    assert (did(night), night.waiting) == ([], 3)
+    assert len(training.night().of("published")) == 3
+    assert nightly(training.config(), None).waiting == 0
 
 
 def test_several_ratios_share_one_compression_and_a_later_one_is_added(

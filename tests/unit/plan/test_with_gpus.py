@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from deploy import with_gpus
+from pipeline.cli.nightly import NOTHING_WAITS
 
 EXIT_7 = [sys.executable, "-c", "raise SystemExit(7)"]
 
@@ -100,6 +101,20 @@ def test_a_request_that_another_job_withdraws_is_made_again(
     monkeypatch.setattr(with_gpus, "_ASK_EVERY_S", 0.01)
     assert with_gpus.with_gpus(2, 1e9, [sys.executable, "-c", WAITS, str(often)]) == 0
     assert asked == [2] * (len(asked) - 1) + [0]
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "requests"),
+    [(NOTHING_WAITS, 0, []), (2, 2, []), (0, 0, [2, 2, 0])],
+)
+def test_nothing_is_asked_for_if_a_look_finds_no_work(
+    said: int, code: int, requests: list[int], asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = f"import sys; raise SystemExit({said} * ('--look' in sys.argv))"
+    words = ["with_gpus.py", "--look", "2", sys.executable, "-c", command]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr("ray.init", lambda **_: None)
+    assert (with_gpus.main(), asked) == (code, requests)
 
 
 def test_nothing_is_asked_for_without_a_command(
