@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
@@ -22,15 +23,15 @@ from workers.checkpoint.config_file import read_config
 from workers.checkpoint.family import family, unquantised
 from workers.checkpoint.names import COMPRESSION, CONFIG, INDEX, MANIFEST
 from workers.checkpoint.own_code import shipped
+from workers.checkpoint.tokenizer_files import TOKENIZER_FILES
 from workers.process.logs import about_matrices
 from workers.recovery.job import recovery_of
 from workers.storage.files import copy, file_sha256, write_json, write_text
 from workers.storage.moments import fallbacks_of
 
 _COPIED = (
-    *("tokenizer*", "*.model", "vocab*", "merges.txt", "special_tokens_map.json"),
-    *("added_tokens.json", "chat_template*", "*processor*.json", "generation_config.json"),
-    *("LICENSE*", "NOTICE*"),
+    *TOKENIZER_FILES,
+    *("*processor*.json", "generation_config.json", "LICENSE*", "NOTICE*"),
 )
 _PACKAGES = ("svdllm", "ray", "torch", "transformers", "safetensors")
 
@@ -80,10 +81,9 @@ def write_around(
 
 def copy_beside(folder: Path, source: Path) -> None:
     """Copy tokenizer files, settings of generation and licences of a checkpoint, byte for byte."""
-    for pattern in _COPIED:
-        for path in source.glob(pattern):
-            if path.is_file():
-                copy(path, folder / path.name)
+    for path in source.iterdir():
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in _COPIED):
+            copy(path, folder / path.name)
 
 
 def write_index(folder: Path, files: list[OutputFile]) -> None:

@@ -12,6 +12,11 @@ from workers.checkpoint.strict_json import parse
 _FAST = "tokenizer.json"
 _SLOW = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
 TOKENIZERS = (_FAST, *_SLOW)  # one of them is enough
+TOKENIZER_FILES = (  # patterns of all files that a tokenizer may consist of
+    *TOKENIZERS,
+    *("tokenizer*", "*.model", "vocab*", "merges.txt", "emoji.json"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template*"),
+)
 _CONFIG = "tokenizer_config.json"
 _ADVICE = "copy the tokenizer files of the base model there"
 

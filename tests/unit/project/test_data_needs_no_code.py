@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,13 @@ SCALINGS = [
     for kind, values in {"llama3": LLAMA3, "yarn": YARN}.items()
     for key in ("type", "rope_type")
 ]
+TEKKEN = {
+    "config": {"pattern": r"\S+|\s+", "default_vocab_size": 259, "default_num_special_tokens": 3},
+    "special_tokens": [
+        {"rank": rank, "token_str": token} for rank, token in enumerate(("<unk>", "<s>", "</s>"))
+    ],
+    "vocab": [{"token_bytes": b64encode(bytes([byte])).decode()} for byte in range(256)],
+}
 CLASSES = ("LlamaTokenizerFast", "Qwen2TokenizerFast", "PreTrainedTokenizerFast", None)
 
 DATA = """
@@ -129,6 +137,10 @@ def test_every_form_of_tokenizer(tmp_path: Path) -> None:
     (bases[-1] / "vocab.json").write_text(json.dumps(model["vocab"]))
     merges = "\n".join(" ".join(pair) for pair in model["merges"])
     (bases[-1] / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    bases.append(tiny_model(tmp_path / "tekken", "mistral"))
+    (bases[-1] / "tokenizer.json").unlink()
+    (bases[-1] / "tokenizer_config.json").unlink()
+    (bases[-1] / "tekken.json").write_text(json.dumps(TEKKEN))
     run_clean(
         DATA, *(folder for base in bases for folder in (base, result_of(base))), home=tmp_path
     )
