@@ -17,6 +17,7 @@ from pipeline.cluster.quarantine import Failed, Quarantine
 from schemas.errors import (
     CompressorError,
     ConfigError,
+    NumericsError,
     StorageError,
     StorageFullError,
     WorkerDiedError,
@@ -112,7 +113,8 @@ class Pool:
         that are given up are in `quarantine`.
 
         Raises WorkerDiedError if no worker is left, or if a pinned task's worker died. Passes on
-        errors that would meet every item (ConfigError, StorageFullError).
+        errors that would meet every item (ConfigError, StorageFullError), and a NumericsError of a
+        task that is for no matrix, because every later number would be wrong.
         """
         self._waiting += tasks
         self._run(lambda task: not task.later)
@@ -231,7 +233,8 @@ class Pool:
         task.failed_on = worker
         if isinstance(error, WorkerDiedError):
             self._lose(worker, error)
-        if task.pinned or isinstance(error, _AT_ONCE):
+        at_once = _AT_ONCE if task.matrices else (*_AT_ONCE, NumericsError)
+        if task.pinned or isinstance(error, at_once):
             raise error
         if task.attempts < ATTEMPTS and isinstance(error, _PASSING):
             if not isinstance(error, WorkerDiedError):

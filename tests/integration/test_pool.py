@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError
 from pipeline.cluster.pool import ATTEMPTS, Pool, Task
 from schemas.errors import (
     ConfigError,
+    NumericsError,
     QuarantineError,
     StorageFullError,
     WorkerDiedError,
@@ -211,7 +212,7 @@ def test_what_fails_everywhere_is_given_up_and_the_others_go_on(
     monkeypatch.setattr("pipeline.cluster.pool.BACK_OFF_S", 0.01)
     seen: list[tuple[str, str]] = []
     pool = Pool(workers, 600, ignore)
-    bad = Task("the item", "fail", ("nobody", how), seen.append, cost=9)
+    bad = Task("the item", "fail", ("nobody", how), seen.append, cost=9, matrices=("q",))
     pool.run([bad, *(Task(name, "work", (name,), seen.append) for name in "abcd")])
     assert sorted(item for _, item in seen) == ["a", "b", "c", "d"]
     assert pool.quarantine.items["the item"].attempts == attempts
@@ -234,9 +235,12 @@ def test_of_a_group_that_fails_only_the_member_at_fault_is_given_up(workers: lis
     assert pool.quarantine.matrices == {"b": "it is not finite"}
 
 
-def test_a_full_disk_ends_the_run_at_once(workers: list[Any]) -> None:
-    with pytest.raises(StorageFullError, match="the disk is full"):
-        Pool(workers, 600, ignore).run([Task("item", "fail", ("nobody", "full"), lambda _: None)])
+@pytest.mark.parametrize(("how", "error"), [("full", StorageFullError), ("numbers", NumericsError)])
+def test_a_full_disk_or_numbers_of_no_matrix_end_the_run_at_once(
+    workers: list[Any], how: str, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=r"the disk is full|it is not finite"):
+        Pool(workers, 600, ignore).run([Task("item", "fail", ("nobody", how), lambda _: None)])
 
 
 def test_a_worker_keeps_its_own_words(workers: list[Any]) -> None:
