@@ -69,7 +69,8 @@ class Pending:
         """Return the tasks of the matrices whose moments the new records complete."""
         self._moments |= {record.key for record in committed}
         complete = [m for m in self._left if self._run.moments_of(m) <= self._moments]
-        self._left = [matrix for matrix in self._left if matrix not in complete]
+        names = {matrix.name for matrix in complete}
+        self._left = [matrix for matrix in self._left if matrix.name not in names]
         groups = root_groups(self._run.config.truncation, complete)
         return [_factorisation(self._run, group, stage) for group in groups]
 
