@@ -19,7 +19,7 @@ from pipeline.stages.adopt import adopt, inherit
 from pipeline.stages.allocate import allocate
 from pipeline.stages.assemble import assemble, write_around
 from pipeline.stages.budget import keep_budget, published_ratio
-from pipeline.stages.calibrate import calibrate
+from pipeline.stages.calibrate import calibrate, forget_streams
 from pipeline.stages.evaluate import evaluate, known_scores, score
 from pipeline.stages.factorise import factorise
 from pipeline.stages.output import Output, OutputStage
@@ -149,6 +149,7 @@ def _stages(run: Run) -> _Made:
             calibrate(run)
             factorise(run, run.spec.matrices)
             run.pool.quarantine.require()
+            forget_streams(run)
         if not found:
             ratio, budget = keep_budget(run, partial(_try, run))
             found[ratio] = None

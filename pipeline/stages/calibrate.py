@@ -36,7 +36,12 @@ def calibrate(run: Run) -> None:
         Calibration(run, pending).run()
     else:
         run.progress.note("calibrate: all moments are there")
-    # Here, too, if a run was stopped between its last moment and this.
+
+
+def forget_streams(run: Run) -> None:
+    """Discard rows of waves and sums of replicas, once every moment is there: also those that were
+    left by a run that was stopped before it discarded them.
+    """
     for identity in filter(None, (run.ids.forward, run.ids.backward)):
         run.discard(f"boundaries/{identity}")
         run.discard(f"parts/{identity}")
@@ -135,12 +140,15 @@ class Calibration:
         self._adaptations |= found
 
     def _commit(self, wave: int, direction: Pass) -> None:
+        run = self._run
         commit(
-            self._run,
+            run,
             direction,
             self._waves.taps(wave, direction),
             holders=[chain for chain, _ in self._replicas(wave, direction)],
         )
+        if all(item.matrices for item in run.pool.quarantine.items.values()):  # all were merged
+            run.discard(f"parts/{run.ids.moments(direction)}")
 
     def _replicas(self, wave: int, direction: Pass) -> list[tuple[list[Actor], list[Batch]]]:
         run = self._run
