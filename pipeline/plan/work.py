@@ -131,7 +131,7 @@ def _calibrate(costs: Costs, layout: Layout, waves: list[list[LayerCost]], direc
     2 each; with several waves, one more forward for all but the last. Moments are products in
     the compute dtype (sums in float32), 2 operations for an element and token. After every segment
     the exact sums go from the host to the device and back; every moment is averaged, and hashed as
-    it is committed.
+    it is committed. Sums of several replicas are written, then read and added, hashed both times.
     """
     backward = direction == "backward"
     total, tokens = costs.of(range(costs.spec.layers)), costs.tokens(direction)
@@ -141,7 +141,7 @@ def _calibrate(costs: Costs, layout: Layout, waves: list[list[LayerCost]], direc
     head = 2 * costs.ends if backward else 0
     boundary = costs.boundary(direction)
     parts = min(costs.config.calibration.segments, _micro_batches(costs, direction))
-    summed = 2 * 4 + (SUM_BYTES * layout.replicas if layout.replicas > 1 else 0)
+    merged = SUM_BYTES * elements * layout.replicas if layout.replicas > 1 else 0
     between = (len(waves) - 1) * boundary * (2 if backward else 1)
     return Work(
         "calibrate backward" if backward else "calibrate forward",
@@ -150,10 +150,10 @@ def _calibrate(costs: Costs, layout: Layout, waves: list[list[LayerCost]], direc
         * layout.replicas,
         layout.nodes,
         compute=2 * tokens * (passes + head) + 2 * tokens * elements,
-        host=summed * elements,
+        host=2 * 4 * elements + 3 * merged,
         link=2 * SUM_BYTES * parts * elements,
-        read=between,
-        written=4 * elements + between,
+        read=between + merged,
+        written=4 * elements + between + merged,
         hidden=sum(len(wave) - 1 for wave in waves) * boundary * (2 if backward else 1),
     )
 

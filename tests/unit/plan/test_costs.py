@@ -23,6 +23,21 @@ def test_less_memory_takes_more_waves_and_more_time() -> None:
     assert loads[0] < loads[1] < 2 * loads[0]  # each wave again on the way back, but the last
 
 
+def test_sums_of_replicas_go_through_storage() -> None:
+    """12 bytes an element each, and are hashed as they are written and read, and added."""
+    one, two = (
+        {stage.name: stage for stage in planned("llama-3-8b", {"settings": [asked]}).stages}
+        for asked in ("cluster.replicas=1", "cluster.replicas=2")
+    )
+    for name in ("calibrate forward", "calibrate backward"):
+        moments = one[name].written_bytes
+        assert two[name].written_bytes - moments == two[name].read_bytes == 2 * 3 * moments
+
+
+def test_replicas_are_left_out_where_their_sums_take_longer_than_they_save() -> None:
+    assert planned("llama-3-8b", gpus=40).replicas == 1
+
+
 def test_more_gpus_are_faster() -> None:
     seconds = [planned("llama-3-70b", gpus=gpus).seconds or 0.0 for gpus in (2, 4, 8, 16, 32)]
     assert seconds == sorted(seconds, reverse=True)
