@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +49,7 @@ def entries(tensors: Mapping[str, Tensor]) -> list[Entry]:
 
 
 def write_tensors(path: Path, content: Iterable[Entry]) -> Written:
-    """Write `content` to `path` and fsync it. Wider dtypes come first, so that all are aligned.
+    """Write `content` to `path` and fsync it, in order if that aligns every tensor.
 
     Raises ValueError if a loaded tensor does not have the promised dtype and shape.
     """
@@ -75,7 +76,14 @@ def size_in_file(content: Iterable[Entry]) -> int:
 
 
 def _ordered(content: Iterable[Entry]) -> list[Entry]:
-    return sorted(content, key=lambda entry: -entry.dtype.itemsize)
+    """Return the tensors as they are given, where what is loaded together is next to each other; if
+    one would not start at a multiple of its width, wider dtypes come first, so that all do.
+    """
+    given = list(content)
+    starts = accumulate((entry.nbytes for entry in given), initial=0)
+    if not any(start % entry.dtype.itemsize for start, entry in zip(starts, given, strict=False)):
+        return given
+    return sorted(given, key=lambda entry: -entry.dtype.itemsize)
 
 
 def _content(entry: Entry) -> memoryview:
