@@ -9,6 +9,7 @@ from schemas.request.config import RunConfig
 from schemas.run.ranks import AllocationResult
 from schemas.run.targets import budgets
 from workers.allocation import MatrixLoss, allocate
+from workers.storage.places import at_once
 from workers.storage.spectra import read_spectrum
 from workers.storage.store import Store
 
@@ -32,7 +33,11 @@ class RankAllocator:
         self._dense = [matrix for matrix in matrices if matrix.name in given_up]
         cut = [matrix for matrix in matrices if matrix.name not in given_up]
         multiple = self._config.allocation.rank_multiple
-        self._losses = [read_spectrum(store, identity, matrix, multiple)[0] for matrix in cut]
+
+        def read(matrix: MatrixSpec) -> MatrixLoss:
+            return read_spectrum(store, identity, matrix, multiple)[0]
+
+        self._losses = at_once(read, cut)
 
     def allocate(self, ratio: float) -> AllocationResult:
         """Return the ranks of all matrices at a ratio; if some stay dense, others are cut more.

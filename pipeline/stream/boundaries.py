@@ -27,7 +27,12 @@ class Boundary:
 
     def holds(self, batches: list[Batch]) -> bool:
         """Whether every micro-batch is stored."""
-        return all(self.store.record(self.key(batch)) for batch in batches)
+        return not self.missing(batches)
+
+    def missing(self, batches: list[Batch]) -> list[Batch]:
+        """Return the micro-batches that are not stored."""
+        there = {record.key for record in self.store.records(self.prefix)}
+        return [batch for batch in batches if self.key(batch) not in there]
 
     def source(self, shard: Actor) -> Source:
         """Return a source that `shard`, which the rows enter, reads."""

@@ -182,7 +182,7 @@ class Evaluation:
         workers, store = crew.workers, crew.store
         batches, waves = window_batches(self.windows), len(self.plan.waves)
         if above := self.above:
-            batches = [batch for batch in batches if not store.record(above.key(batch))]
+            batches = above.missing(batches)
         count = sum(batch.tokens.numel() for batch in batches)
         self.tokens.update(dict.fromkeys(range(len(self.models)), count))
         if waves > 1:

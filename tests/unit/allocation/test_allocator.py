@@ -1,7 +1,8 @@
 """The allocator reads committed spectra and answers with ranks, parameters and nats."""
 
 from pathlib import Path
-from typing import get_args
+from threading import Barrier
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from schemas.result.output import SpectrumFacts
 from tests.spectra import matrix
 from workers.allocator import RankAllocator
 from workers.storage.keys import spectrum_key
+from workers.storage.spectra import read_spectrum
 from workers.storage.store import Store
 from workers.storage.tensorfile import entries
 
@@ -57,6 +59,21 @@ def test_it_counts_parameters_and_nats(tmp_path: Path) -> None:
     assert (found.budget, found.dense_parameters) == (400, 500)
     assert found.nats == 0.5 * (sum(range(1, 7)) + sum(range(1, 13)))
     assert found.fallbacks == ()
+
+
+def test_spectra_are_read_several_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each read waits for another one, which never comes if they are read in turn."""
+    together = Barrier(2, timeout=10)
+
+    def read(*arguments: Any) -> Any:
+        together.wait()
+        return read_spectrum(*arguments)
+
+    monkeypatch.setattr("workers.allocator.read_spectrum", read)
+    found = allocator(tmp_path, "svd-llm", [spectrum(size) for size in (10, 20, 30, 40)], 0.5)
+    assert list(found.allocate(0.2).ranks.values()) == [4, 8, 12, 16]
 
 
 def test_without_gradients_no_nats_are_predicted(tmp_path: Path) -> None:

@@ -1,0 +1,37 @@
+"""Which rows between two waves are stored, and what it takes to know."""
+
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import torch
+
+from pipeline.stream.boundaries import Boundary
+from pipeline.stream.schedule import micro_batches
+from schemas.location import Url
+from workers.storage import places
+from workers.storage.store import Store
+from workers.storage.tensorfile import entries
+
+BATCHES = micro_batches(torch.zeros(12, 4, dtype=torch.int64), 1, 1)
+
+
+def test_an_object_store_is_asked_for_each_record_once_and_for_two_lists(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Url] = []
+    opened = places._opened
+
+    def counted(place: Url) -> Any:
+        asked.append(place)
+        return opened(place)
+
+    boundary = Boundary(Store(Url(f"memory://{uuid4().hex}/run")), "0123", 2)
+    assert boundary.missing(BATCHES) == BATCHES
+    for batch in BATCHES[:-1]:
+        boundary.store.commit(boundary.key(batch), entries({"rows": torch.zeros(1)}))
+    monkeypatch.setattr(places, "_opened", counted)
+    assert boundary.missing(BATCHES) == BATCHES[-1:]
+    assert len(asked) == len(BATCHES) - 1 + 2
+    assert not boundary.holds(BATCHES)
+    assert boundary.holds(BATCHES[:-1])
