@@ -151,7 +151,7 @@ def _stages(run: Run) -> _Made:
             run.pool.quarantine.require()
             forget_streams(run)
         if not found:
-            ratio, budget = keep_budget(run, partial(_try, run))
+            ratio, budget = _search(run)
             found[ratio] = None
         made = [there or make_output(run, ratio, budget) for ratio, there in found.items()]
         recoveries = tuple(one for one in made if isinstance(one, Job))
@@ -162,6 +162,17 @@ def _stages(run: Run) -> _Made:
         worker_peaks=tuple(run.pool.each("peak_memory")),
         plan=run.plan,
     )
+
+
+def _search(run: Run) -> tuple[float, BudgetResult]:
+    """Find the ratio that a budget asks for, and forget the weight files that an earlier start has
+    left at any other.
+    """
+    ratio, budget = keep_budget(run, partial(_try, run))
+    for trial in budget.trials:
+        if trial.ratio != ratio:
+            Output(run, trial.ratio).discard()
+    return ratio, budget
 
 
 def _try(run: Run, ratio: float) -> EvaluationReport:

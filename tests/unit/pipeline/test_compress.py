@@ -1,11 +1,12 @@
-"""The order of a run, without workers."""
+"""The order of a run, and what a search for a ratio leaves, without workers."""
 
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
-import pipeline.compress
+from pipeline import compress
 from schemas.errors import ConfigError
 
 
@@ -20,11 +21,26 @@ def test_a_run_that_goes_on_asks_no_disk_for_what_is_published(
         asked.append(published)
         raise ConfigError("full")
 
-    monkeypatch.setattr(pipeline.compress, "find_published", lambda run, ratio: found[ratio])
-    monkeypatch.setattr(pipeline.compress, "require_disk", refuse)
+    monkeypatch.setattr(compress, "find_published", lambda run, ratio: found[ratio])
+    monkeypatch.setattr(compress, "require_disk", refuse)
     run: Any = SimpleNamespace(
         config=SimpleNamespace(ratio=tuple(found)), plan=SimpleNamespace(disk=0)
     )
     with pytest.raises(ConfigError, match="full"):
-        vars(pipeline.compress)["_stages"](run)
+        compress._stages(run)
     assert asked == [7]
+
+
+def test_weight_files_that_a_stopped_search_left_are_forgotten_but_those_it_chose(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those that it chose may be of a start that was stopped as it published them."""
+    trials = [SimpleNamespace(ratio=ratio) for ratio in (0.2, 0.4, 0.3)]
+    monkeypatch.setattr(compress, "keep_budget", lambda *_: (0.3, SimpleNamespace(trials=trials)))
+    ids = SimpleNamespace(output=lambda config, ratio, *_: f"at-{ratio}")
+    run: Any = mock.Mock(given_up={}, ids=ids)
+    assert compress._search(run)[0] == 0.3
+    assert [call.args[0] for call in run.discard.call_args_list] == [
+        "outputs/at-0.2",
+        "outputs/at-0.4",
+    ]
