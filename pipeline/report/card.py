@@ -17,6 +17,8 @@ from schemas.printable import printable
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import Compression
 from schemas.result.quantization import Quantization
+from workers.checkpoint.config_file import read_config
+from workers.checkpoint.family import auto_class
 from workers.checkpoint.names import CARD
 from workers.storage.files import write_text
 
@@ -63,6 +65,7 @@ def write_dense_card(
         front=_front(front_matter(source, compression.model)),
         name=_markdown(Path(compression.model).name),
         c=compression,
+        auto=auto_class(read_config(folder)),
         parameters=parameters,
         nbytes=nbytes,
     )
@@ -82,6 +85,7 @@ def write_quantised_card(
         front=_front(front),
         name=_markdown(Path(done.base).name),
         calibration=_markdown(texts(done.calibration)),
+        auto=auto_class(read_config(folder)),
         q=done,
         c=compression,
         groups=sorted(done.groups.items(), key=lambda row: -(row[0] or 0)),

@@ -16,6 +16,7 @@ from schemas.errors import CheckpointError, ConfigError
 from schemas.request.adoption import AdoptionConfig
 from schemas.request.evaluation import EvaluationConfig
 from schemas.request.quantization import QuantizationConfig
+from tests.kinds import tiny_causal_model
 from tests.low_rank import make_checkpoint
 from tests.models import tiny_model, tiny_tokenizer
 from tests.prose import VOCABULARY
@@ -142,6 +143,21 @@ def test_a_tokenizer_of_another_model_is_refused(text: Path, tmp_path: Path) -> 
     gptq = {"calibration": str(text), "calibration_samples": 4}
     with pytest.raises(CheckpointError, match="but the model embeds only 100"):
         quantize(ask(model, tmp_path / "output", "W4A16", **gptq))
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "mistral3", "qwen3_5"])
+def test_a_base_that_takes_images_keeps_what_it_needs_for_them(kind: str, tmp_path: Path) -> None:
+    model, output = tmp_path / "model", tmp_path / "output"
+    tiny_causal_model(kind).save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
+    done = quantize(ask(model, output, "W8A16"))
+    checks = verify_checkpoint(output, published=True)
+    assert "loads with plain transformers" in {check.name for check in checks}
+    assert all(check.passed for check in checks), checks
+    before, after = (load_file(folder / "model.safetensors") for folder in (model, output))
+    assert len(before.keys() - after.keys()) == len(done.linears)
+    loads = "model = AutoModelForImageTextToText.from_pretrained(path)"
+    assert loads in (output / "README.md").read_text()
 
 
 def test_a_base_and_its_perplexity(text: Path, tmp_path: Path) -> None:

@@ -114,6 +114,15 @@ def family(config: Config, where: str) -> Family:
     )
 
 
+def auto_class(config: Config) -> str:
+    """Return the name of transformers' class that loads a checkpoint with all its parts. Compressed
+    ones have one name for all: what they name under it takes images, too, if the base does.
+    """
+    known = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    sees = config.get("model_type") in known and LOW_RANK not in config
+    return f"AutoModelFor{'ImageTextToText' if sees else 'CausalLM'}"
+
+
 def stock(config: Config) -> dict[str, Any]:
     """Return the content of config.json for a compressed model whose matrices are whole again:
     that of transformers' own classes.

@@ -24,8 +24,6 @@ import torch
 import transformers
 from transformers import AutoConfig
 
-AutoModelForCausalLM: Any = transformers.AutoModelForCausalLM
-
 _CONTINUATIONS = Path(__file__).parents[1] / "evaluation/continuations.py"
 _PART = Path(__file__).with_name("load_part.py")
 _GREEDY = 4
@@ -97,7 +95,7 @@ def _shapes(folder: Path) -> str:
     """Load the headers of the files, whose tensors have no values here, as weights are loaded."""
     stored = runpy.run_path(str(_PART))["shapes_of"](folder)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-    model, info = type(_on_meta(config)).from_pretrained(
+    model, info = type(_on_meta(folder, config)).from_pretrained(
         None,
         config=config,
         state_dict=dict(stored),
@@ -112,14 +110,22 @@ def _shapes(folder: Path) -> str:
     return f"{len(stored)} tensors"
 
 
-def _on_meta(config: Any) -> Any:
+def _auto(folder: Path) -> Any:
+    """Return the class that loads a checkpoint with all its parts."""
+    told = json.loads((folder / "config.json").read_bytes())
+    names: Any = transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    sees = told.get("model_type") in names and "low_rank" not in told
+    return getattr(transformers, f"AutoModelFor{'ImageTextToText' if sees else 'CausalLM'}")
+
+
+def _on_meta(folder: Path, config: Any) -> Any:
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=True)
+        return _auto(folder).from_config(config, trust_remote_code=True)
 
 
 def _refuses(folder: Path) -> str:
     try:
-        AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+        _auto(folder).from_pretrained(folder, trust_remote_code=False)
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
@@ -147,7 +153,7 @@ def _is_exact(quantised: dict[str, Any]) -> bool:
 
 
 def _load(folder: Path, found: dict[str, Any], dtype: Any) -> str:
-    model, info = AutoModelForCausalLM.from_pretrained(
+    model, info = _auto(folder).from_pretrained(
         folder, trust_remote_code=True, dtype=dtype, output_loading_info=True
     )
     return _loaded(model, info, found)
@@ -167,7 +173,7 @@ def _load_part(folder: Path, memory: int, found: dict[str, Any], quantised: Any 
         layers = shared["keep_two_layers"](config)
     except LookupError as error:
         raise _Unlike(str(error)) from error
-    model = _on_meta(config)
+    model = _on_meta(folder, config)
     size = sum(t.numel() for t in model.state_dict().values()) * config.dtype.itemsize
     if size * _COPIES > memory:
         raise MemoryError(f"layers {layers} take {size * _COPIES:,} bytes, {memory:,} are free")
@@ -196,15 +202,13 @@ def _loaded(model: Any, info: dict[str, Any], found: dict[str, Any]) -> str:
 
 
 def _require_match(info: dict[str, Any]) -> None:
-    wrong = {name: sorted(map(str, keys)) for name, keys in info.items() if keys}
-    if wrong:
+    if wrong := {name: sorted(map(str, keys)) for name, keys in info.items() if keys}:
         raise ValueError(f"keys not as they should be: {wrong}")
 
 
 def _dtype(model: Any) -> str:
     stored = model.config.dtype
-    different = [name for name, p in model.named_parameters() if p.dtype != stored]
-    if different:
+    if different := [name for name, p in model.named_parameters() if p.dtype != stored]:
         raise ValueError(f"{different[0]} is not {stored}")
     return str(stored).removeprefix("torch.")
 
@@ -266,11 +270,7 @@ def _continue(folder: Path, model: Any, dozen: bool) -> Row:
 
 
 def _continue_base(folder: Path) -> Row:
-    names: Any = transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    sees = AutoConfig.from_pretrained(folder).model_type in names
-    auto: Any = transformers.AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    model = auto.from_pretrained(folder, dtype="auto").float()
-    return _continue(folder, model, dozen=True)
+    return _continue(folder, _auto(folder).from_pretrained(folder, dtype="auto").float(), True)
 
 
 @torch.no_grad()
@@ -278,7 +278,7 @@ def _round_trip(model: Any) -> str:
     tokens = _tokens(model)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        again = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype="auto")
+        again = _auto(Path(folder)).from_pretrained(folder, trust_remote_code=True, dtype="auto")
         if again.dtype != model.dtype:
             raise ValueError(f"saved as {model.dtype}, loaded as {again.dtype}")
         if not torch.equal(again.eval()(tokens).logits, model(tokens).logits):

@@ -5,20 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from schemas.errors import CheckpointError, ConfigError, VerificationError
 from schemas.request.evaluation import DeviceMap
 from schemas.request.groups import Device, DType
 from workers.checkpoint.config_file import read_config
+from workers.checkpoint.family import auto_class
 from workers.checkpoint.own_code import may_run_code
 
 BESIDE_WEIGHTS = ("_scale", ".weight_zero_point", ".weight_shape")
@@ -46,9 +41,7 @@ def load_model(
     if stored.startswith("nvfp4") and dtype not in ("auto", "bfloat16"):
         raise ConfigError(f"{folder}: NVFP4 computes in bfloat16, not {dtype}; use --dtype auto")
     try:
-        sees = told.get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-        auto: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-        loaded: Any = auto.from_pretrained(
+        loaded: Any = getattr(transformers, auto_class(told)).from_pretrained(
             folder,
             dtype=dtype,
             device_map=device_map,
