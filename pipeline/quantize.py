@@ -10,7 +10,7 @@ from pipeline.evaluate import local_folder
 from pipeline.export import rotate, staged_beside
 from pipeline.report.card import write_quantised_card
 from pipeline.request.preflight import require_apart
-from pipeline.stages.assemble import list_files
+from pipeline.stages.assemble import copy_beside, list_files
 from pipeline.stages.publish import publish_output
 from schemas.errors import ConfigError
 from schemas.request.quantization import ROTATED, QuantizationConfig
@@ -20,18 +20,7 @@ from schemas.run.context import fitted
 from schemas.run.identity import Identities, fingerprint
 from workers.checkpoint.config_file import read_config
 from workers.checkpoint.family import LOW_RANK, context_of
-from workers.checkpoint.folder import is_wanted
-from workers.checkpoint.names import (
-    CARD,
-    COMPRESSION,
-    CONFIG,
-    EVALUATION,
-    INDEX,
-    MANIFEST,
-    QUANTIZATION,
-    REPORT,
-    SUCCESS,
-)
+from workers.checkpoint.names import COMPRESSION, QUANTIZATION, SUCCESS
 from workers.checkpoint.published import read_compression, read_manifest, require_free
 from workers.checkpoint.verify import require, verify_checkpoint
 from workers.evaluation.perplexity import require_vocabulary
@@ -42,8 +31,6 @@ from workers.storage.files import copy, sha256_of, write_text
 from workers.text.mixture import read_mixture
 
 _NOT_CALIBRATED = Identities(forward="", backward=None, bases="", factors="")
-# Written anew, or true of the checkpoint before only.
-_NOT_COPIED = {CARD, COMPRESSION, CONFIG, EVALUATION, INDEX, MANIFEST, QUANTIZATION, REPORT}
 
 
 def quantize(config: QuantizationConfig) -> Quantization:
@@ -98,9 +85,8 @@ def _tokens(config: QuantizationConfig) -> int:
 
 def _write(config: QuantizationConfig, folder: Path, staging: Path) -> tuple[Quantization, str]:
     """Write all files of the quantised checkpoint; return what was done, and its identity."""
-    there = [path.name for path in folder.iterdir() if path.is_file() and is_wanted(path.name)]
-    files = sorted(name for name in there if name.endswith((".json", ".safetensors")))
-    source_files = sha256_of(folder, files)
+    files = (path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+    source_files = sha256_of(folder, sorted(path.name for path in files if path.is_file()))
     if config.scheme not in ROTATED or LOW_RANK not in read_config(folder):
         done, compression = _round(config, folder, staging, source_files)
     else:
@@ -126,9 +112,10 @@ def _round(
 
     found = find_linears(folder, config)
     largest = shared_ranges(folder, found)
-    for name in (p.name for p in folder.iterdir() if p.is_file() and is_wanted(p.name)):
-        if name not in _NOT_COPIED and not name.endswith(".safetensors"):
-            copy(folder / name, staging / name)
+    compression = read_compression(folder) if LOW_RANK in read_config(folder) else None
+    copy_beside(staging, folder)
+    for path in folder.glob("*.py") if compression else ():
+        copy(path, staging / path.name)
     linears: dict[str, QuantisedLinear] = {}
     calibrated = _calibrated(config, folder, found, largest, linears) if config.calibration else {}
 
@@ -142,7 +129,6 @@ def _round(
 
     before, after = write_weights(folder, staging, found.tensors, store)
     write_config(folder, staging, found.schemes, sorted([*found.stay, *found.elsewhere]))
-    compression = read_compression(folder) if LOW_RANK in read_config(folder) else None
     done = Quantization(
         checkpoint=config.checkpoint,
         base=compression.model if compression else config.checkpoint,

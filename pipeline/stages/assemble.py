@@ -82,7 +82,8 @@ def write_around(
 def copy_beside(folder: Path, source: Path) -> None:
     """Copy tokenizer files, settings of generation and licences of a checkpoint, byte for byte."""
     for path in source.iterdir():
-        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in _COPIED):
+        wanted = any(fnmatch(path.name, pattern) for pattern in _COPIED)
+        if wanted and path.is_file() and path.suffix != ".py":
             copy(path, folder / path.name)
 
 

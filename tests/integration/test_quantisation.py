@@ -145,6 +145,18 @@ def test_a_tokenizer_of_another_model_is_refused(text: Path, tmp_path: Path) -> 
         quantize(ask(model, tmp_path / "output", "W4A16", **gptq))
 
 
+def test_code_that_a_base_came_with_is_left_behind(tmp_path: Path) -> None:
+    model, output = tiny_model(tmp_path / "model"), tmp_path / "output"
+    for name in ("modeling_own.py", "tokenizer_own.py"):
+        (model / name).write_text("raise SystemExit(1)\n")
+    config = json.loads((model / "config.json").read_text())
+    own = {"auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}}
+    (model / "config.json").write_text(json.dumps(config | own))
+    quantize(ask(model, output, "W8A16"))
+    assert not list(output.glob("*.py"))
+    assert "auto_map" not in json.loads((output / "config.json").read_text())
+
+
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "mistral3", "qwen3_5"])
 def test_a_base_that_takes_images_keeps_what_it_needs_for_them(kind: str, tmp_path: Path) -> None:
     model, output = tmp_path / "model", tmp_path / "output"

@@ -112,9 +112,11 @@ def check_files(folder: Path, manifest: Manifest, stored: Mapping[str, Url]) -> 
 
 
 def _own_code(folder: Path) -> Check:
+    files = sorted(path.name for path in folder.glob("*.py"))
     try:
-        runs = any(folder.glob("*.py")) or LOW_RANK in read_config(folder)
-        passed, detail = not runs or may_run_code(folder, trust_remote_code=False), ""
+        low_rank = LOW_RANK in read_config(folder)
+        passed = not (files or low_rank) or may_run_code(folder, trust_remote_code=False)
+        detail = "" if passed else f"{', '.join(files)}: only low-rank checkpoints have code"
     except CheckpointError as error:
         passed, detail = False, str(error)
     return Check(name="code is this program's own", passed=passed, detail=detail)

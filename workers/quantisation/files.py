@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import compressed_tensors  # type: ignore[import-untyped]
 from compressed_tensors.quantization import (  # type: ignore[import-untyped]
@@ -13,9 +12,10 @@ from compressed_tensors.quantization import (  # type: ignore[import-untyped]
 from safetensors import safe_open
 from torch import Tensor
 
+from workers.checkpoint.config_file import read_config
 from workers.checkpoint.contents import weight_files
+from workers.checkpoint.family import LOW_RANK, stock
 from workers.checkpoint.names import CONFIG, INDEX
-from workers.checkpoint.strict_json import parse
 from workers.storage.files import write_json
 from workers.storage.tensorfile import entries, write_tensors
 
@@ -84,7 +84,8 @@ def write_config(
         quantization_status=QuantizationStatus.COMPRESSED,
         ignore=others,
     )
-    config: dict[str, Any] = parse((source / CONFIG).read_bytes())
+    told = read_config(source)
+    config = told if LOW_RANK in told else stock(told)
     if stored.startswith("nv"):
         for part in filter(None, (config, config.get("text_config"))):
             part.pop("torch_dtype", None)

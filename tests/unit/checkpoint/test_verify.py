@@ -127,6 +127,13 @@ def test_a_wrong_shape_or_kind_fails_in_any_layer(checkpoint: Path) -> None:
         load_check._shapes(change(checkpoint, norm, lambda t: t[:-1]))
 
 
+def test_code_where_none_belongs_is_named_and_not_run(folder: Path) -> None:
+    (folder / "own.py").write_text("raise SystemExit(1)\n")
+    *_, code, clean = verify_checkpoint(seal(folder), published=False)
+    assert (code.passed, code.detail) == (False, "own.py: only low-rank checkpoints have code")
+    assert clean.passed is None
+
+
 # --- what says nothing of the checkpoint ------------------------------------------------------
 
 
