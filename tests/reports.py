@@ -8,6 +8,7 @@ from schemas.request.recovery import RecoveryConfig, RefinementConfig
 from schemas.result.evaluation import EvaluationReport, Generation, ModelEvaluation, Written
 from schemas.result.manifest import Compression
 from schemas.result.output import MatrixResult
+from schemas.result.quantization import QuantisedLinear, Quantization
 from schemas.result.recovery import Look, RecoveryResult
 from schemas.result.report import ReportFacts, SpectrumSample, StageTime
 
@@ -69,6 +70,27 @@ def compression(rows: tuple[MatrixResult, ...], **fields: Any) -> Compression:
         "matrices": rows,
     }
     return Compression(**(given | fields))
+
+
+def quantization(*bits: float, **fields: Any) -> Quantization:
+    """A linear layer with so many bits a weight, each; `fields` are of `Quantization`."""
+    linears = [
+        QuantisedLinear(name=f"layers.{at}", shape=(64, 48), group=32 << at, bits=one, error=0.1)
+        for at, one in enumerate(bits)
+    ]
+    given: dict[str, Any] = {
+        "checkpoint": "org/Tiny-1B",
+        "base": "org/Tiny-1B",
+        "scheme": "W4A16",
+        "method": "round to nearest",
+        "seed": 0,
+        "device": "cpu",
+        "bytes_before": 3_000_000,
+        "bytes_after": 900_000,
+        "linears": linears,
+        "source_files": {},
+    }
+    return Quantization(**(given | fields))
 
 
 PROMPTS = tuple(f"Prompt {at}:" for at in range(12))

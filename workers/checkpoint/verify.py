@@ -13,9 +13,9 @@ from schemas.location import Url
 from schemas.result.manifest import Check, Manifest
 from workers.checkpoint.config_file import read_config
 from workers.checkpoint.family import LOW_RANK
-from workers.checkpoint.names import SUCCESS
+from workers.checkpoint.names import QUANTIZATION, SUCCESS
 from workers.checkpoint.own_code import may_run_code
-from workers.checkpoint.published import read_manifest
+from workers.checkpoint.published import read_manifest, read_quantization
 from workers.checkpoint.stored import UNASKED, stored_sha256
 from workers.process.cores import available_cores
 from workers.process.memory import available_bytes
@@ -47,8 +47,9 @@ def verify_checkpoint(
 
     Loading runs the code in the folder, so it is not done if a checksum is wrong or the code is
     not this program's own. Above FULL_LOAD_BYTES, or if the whole does not fit in memory, the
-    first and the last layer are loaded. A check that this host could not do, or not within
-    `limit_s` seconds, is not judged. Raises CheckpointError if it is not a compressed checkpoint.
+    first and the last layer are loaded, of a quantised one nothing. A check that this host could
+    not do, or not within `limit_s` seconds, is not judged. Raises CheckpointError if it is no
+    checkpoint of this program.
     """
     folder = folder.absolute()  # the clean process has another working directory
     manifest = read_manifest(folder)
@@ -128,8 +129,11 @@ def _weight_bytes(folder: Path) -> int:
 
 def _is_loaded(folder: Path) -> bool:
     """Whether a model is small enough to be loaded whole, on this host."""
-    weights = _weight_bytes(folder)
-    return weights <= FULL_LOAD_BYTES and weights * _COPIES < available_bytes()
+    weights, copies = _weight_bytes(folder), _COPIES
+    if (folder / QUANTIZATION).is_file():  # taken apart into float32, as is what was saved of it
+        models = 2 if weights <= UNASKED else 1
+        copies = 1 + models * 32 / read_quantization(folder).bits
+    return weights <= FULL_LOAD_BYTES and weights * copies < available_bytes()
 
 
 def _clean_process(arguments: list[str], limit_s: float) -> list[Check]:
