@@ -28,7 +28,8 @@ from workers.process.logs import log, set_up_logging
 from workers.storage.files import write_text
 from workers.text.windows import evaluation_windows, read_text
 
-_LENGTH, _WINDOWS, _SAMPLES = 1024, 16, 8
+_LENGTH, _WINDOWS = 1024, 16
+_GPTQ = {"calibration_samples": 8, "sequence_length": _LENGTH, "dtype": "auto"}
 _DENSE: tuple[tuple[Scheme, bool], ...] = (
     *(("W4A16", True), ("W8A16", False), ("W4A16", False), ("W3A16", True), ("W2A16", True)),
 )
@@ -89,17 +90,9 @@ def _quantised(
 ) -> Path:
     folder: Path = options.work_dir / f"{removed:.2f}-{scheme}-{method}".replace(" ", "-")
     if not folder.exists():
-        quantize(
-            QuantizationConfig(
-                checkpoint=str(checkpoint),
-                scheme=scheme,
-                output=folder,
-                calibration=(str(options.calibration),) if method == "GPTQ" else (),
-                calibration_samples=_SAMPLES,
-                sequence_length=_LENGTH,
-                dtype="auto",
-            )
-        )
+        asked = {"checkpoint": str(checkpoint), "scheme": scheme, "output": folder}
+        gptq = {"calibration": (str(options.calibration),), **_GPTQ} if method == "GPTQ" else {}
+        quantize(QuantizationConfig.model_validate(asked | gptq))
     return folder
 
 

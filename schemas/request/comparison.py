@@ -153,12 +153,15 @@ class ComparisonConfig(Request):
             "checkpoint": checkpoint,
             "scheme": scheme,
             "output": self.output / name,
-            "calibration": self.calibration.text if scheme in FEW_BITS else (),
-            "calibration_samples": min(self.calibration.samples, _SAMPLES),
-            "sequence_length": min(self.calibration.sequence_length, _LENGTH),
             "seed": self.seed,
-            "device": self.cluster.device,
         }
+        if scheme in FEW_BITS:
+            fields |= {
+                "calibration": self.calibration.text,
+                "calibration_samples": min(self.calibration.samples, _SAMPLES),
+                "sequence_length": min(self.calibration.sequence_length, _LENGTH),
+                "device": self.cluster.device,
+            }
         return QuantizationConfig.model_validate(fields)
 
     def scored(self, base: Location, checkpoint: str, text: str, **fields: Any) -> EvaluationConfig:

@@ -20,6 +20,8 @@ ROTATED = (*FEW_BITS, "W8A8", "FP8")
 and those that round the latents between two factors, too.
 """
 
+_OF_CALIBRATION = {"calibration_samples", "sequence_length", "damping", "dtype", "device"}
+
 
 class QuantizationConfig(Request):
     """Fewer bits for the linear layers of any checkpoint, a compressed one or a base."""
@@ -54,6 +56,8 @@ class QuantizationConfig(Request):
                 "scheme NVFP4 needs the range of each layer's inputs: name a text by "
                 "--calibration, or leave activations as they are with NVFP4A16"
             )
+        if not self.calibration and (idle := sorted(_OF_CALIBRATION & self.model_fields_set)):
+            raise ValueError(f"{', '.join(idle)}: for the calibration only; add --calibration")
         if self.group_size is not None and self.scheme not in GROUPED:
             raise ValueError(
                 f"group_size: {self.scheme} has groups of its own; leave it out, or choose one of "
