@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 import shutil
 import uuid
 from collections import Counter
@@ -15,6 +16,7 @@ from torch import Tensor
 from pipeline.report.card import write_card, write_dense_card
 from pipeline.request.adopt import Adopted, read_finished, require_files
 from pipeline.request.preflight import require_apart, require_writable
+from pipeline.run_directory.ownership import owned
 from pipeline.stages import assemble
 from schemas.errors import ConfigError
 from schemas.model.spec import DecoderSpec, Encoding, Factors
@@ -30,6 +32,7 @@ from workers.checkpoint.fetching import resolve
 from workers.checkpoint.names import COMPRESSION, CONFIG, SUCCESS
 from workers.checkpoint.tensors import TensorReader
 from workers.model.inspection import inspect, inspect_decoder
+from workers.process.logs import log
 from workers.reencoding import (
     Cut,
     as_factors,
@@ -40,6 +43,7 @@ from workers.reencoding import (
     write_weights,
 )
 from workers.storage.files import publish, write_json, write_text
+from workers.storage.keys import OWNER
 from workers.truncation.encoding import Stored
 
 Store = Callable[[Cut, dict[str, Tensor]], Stored | None]
@@ -78,11 +82,25 @@ def export(config: ExportConfig) -> Exported:
 
 @contextlib.contextmanager
 def staged_beside(output: Path) -> Iterator[Path]:
-    """Give a folder beside the output, which is removed at the end unless it was renamed.
+    """Give a folder beside the output, as `temporary_beside`, after removing those that commands
+    have left there when they were killed.
 
-    Raises ConfigError if nothing can be written there.
+    Raises ConfigError if nothing can be written there, OwnershipError if another command is at work
+    for this output.
     """
     require_writable(output)
+    with owned(output.with_name(f"{output.name}.tmp") / OWNER, log.info):
+        left = re.compile(rf"{re.escape(output.name)}\.[0-9a-f]{{12}}\.tmp")
+        for path in [path for path in output.parent.iterdir() if left.fullmatch(path.name)]:
+            shutil.rmtree(path)
+            log.warning("%s: removed; a command that was killed had left it", path)
+        with temporary_beside(output) as staging:
+            yield staging
+
+
+@contextlib.contextmanager
+def temporary_beside(output: Path) -> Iterator[Path]:
+    """Give a folder beside the output, which is removed at the end unless it was renamed."""
     staging = output.with_name(f"{output.name}.{uuid.uuid4().hex[:12]}.tmp")
     staging.mkdir(parents=True)
     try:

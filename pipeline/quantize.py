@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.evaluate import local_folder
-from pipeline.export import rotate, staged_beside
+from pipeline.export import rotate, staged_beside, temporary_beside
 from pipeline.report.card import write_quantised_card
 from pipeline.request.preflight import require_apart
 from pipeline.stages.assemble import copy_beside, list_files
@@ -90,7 +90,7 @@ def _write(config: QuantizationConfig, folder: Path, staging: Path) -> tuple[Qua
     if config.scheme not in ROTATED or LOW_RANK not in read_config(folder):
         done, compression = _round(config, folder, staging, source_files)
     else:
-        with staged_beside(config.output.absolute()) as rotated:
+        with temporary_beside(config.output.absolute()) as rotated:
             restated = rotate(folder, rotated, config.seed, config.ignore)
             done, compression = _round(config, rotated, staging, source_files)
         before = read_compression(folder).bytes_after

@@ -104,7 +104,7 @@ class QuarantineError(RunError):
 
 
 class OwnershipError(RunError):
-    """Another driver works in the same run directory."""
+    """Another driver works in the same folder."""
 
 
 class VerificationError(RunError):

@@ -136,8 +136,8 @@ def _require_abandoned(place: Location, number: int, note: Callable[[str], None]
 
 def _taken(place: Location, owner: Owner | None) -> OwnershipError:
     return OwnershipError(
-        f"{place}: {_name(owner)} is at work in this run directory; wait for its end, stop it, or "
-        "name another --run-dir"
+        f"{place}: {_name(owner)} is at work in this folder; wait for its end, stop it, or name "
+        "another one"
     )
 
 

@@ -36,7 +36,7 @@ os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", HF_HUB_
 _ENDS = {
     "written": (0, "written and verified"),
     "found it there": (0, "already there"),
-    "refused: the run directory is taken": (3, "is at work in this run directory"),
+    "refused: the run directory is taken": (3, "is at work in this folder"),
     "refused: another checkpoint is there": (2, "holds a checkpoint of another model"),
 }
 _LONGEST_S = 600.0

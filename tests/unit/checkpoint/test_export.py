@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from pipeline.cli.app import app
 from pipeline.export import export, rotate
-from schemas.errors import CheckpointError, ConfigError
+from pipeline.run_directory.ownership import owned
+from schemas.errors import CheckpointError, ConfigError, OwnershipError
 from schemas.request.export import ExportConfig
 from schemas.request.groups import NumericsConfig
 from tests.contract import Subject
@@ -22,6 +23,8 @@ from workers import reencoding
 from workers.checkpoint.own_code import may_run_code
 from workers.checkpoint.published import read_compression, read_manifest
 from workers.checkpoint.verify import check_files
+from workers.process.logs import log
+from workers.storage.keys import OWNER
 
 MIXED = ("plain", "pivoted", "pivoted-columns", "dense")
 
@@ -146,6 +149,25 @@ def test_what_is_no_finished_checkpoint_is_refused(source: Checkpoint) -> None:
     with pytest.raises(CheckpointError, match="name a checkpoint that is finished"):
         exported(source.folder, dense=True)
     assert [path.name for path in source.folder.parent.iterdir()] == ["source"]
+
+
+def test_what_a_killed_command_has_left_is_removed(
+    source: Checkpoint, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it is at work, and nothing else is."""
+    monkeypatch.setattr(log, "propagate", True)
+    left, other = (source.folder.with_name(f"exported.{x}.tmp") for x in ("0123456789ab", "old"))
+    for folder in (left, other):
+        folder.mkdir()
+        (folder / "model.safetensors").touch()
+    with owned(source.folder.with_name("exported.tmp") / OWNER, pytest.fail):
+        with pytest.raises(OwnershipError, match="is at work in this folder"):
+            exported(source.folder, dense=True)
+        assert left.exists()
+    exported(source.folder, dense=True)
+    there = {path.name for path in source.folder.parent.iterdir()}
+    assert there == {"source", "exported", other.name}
+    assert f"{left}: removed; a command that was killed had left it" in caplog.messages
 
 
 def test_an_output_that_is_taken_is_refused(source: Checkpoint) -> None:

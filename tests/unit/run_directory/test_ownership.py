@@ -37,7 +37,7 @@ def test_a_place_is_taken_and_left(place: Location) -> None:
 
 
 def test_a_driver_at_work_keeps_others_out(place: Location) -> None:
-    refused = pytest.raises(OwnershipError, match=r"process \d+ on .*--run-dir")
+    refused = pytest.raises(OwnershipError, match=r"process \d+ on .* name another one")
     with owned(place, pytest.fail), refused:
         take(place, pytest.fail)
 
@@ -70,7 +70,7 @@ def test_one_on_another_machine_that_shows_itself_stays(
     monkeypatch.setattr(ownership, "BEAT_S", 0.01)
     monkeypatch.setattr(ownership, "LEASE_S", 30.0)
     with owned(place, pytest.fail) as first:
-        with pytest.raises(OwnershipError, match="is at work in this run directory"):
+        with pytest.raises(OwnershipError, match="is at work in this folder"):
             take(place, lambda _: None)
         first.require()
 
