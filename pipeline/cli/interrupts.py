@@ -10,6 +10,7 @@ from types import FrameType
 from typing import NoReturn
 
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+_AGAIN = "the same command goes on from its run directory, or begins again if it has none"
 _received: list[signal.Signals] = []
 
 
@@ -63,7 +64,7 @@ def noticed() -> Iterator[None]:
 def outcome() -> tuple[str, int]:
     """Return the line that says which signal came first, and the exit code."""
     number = _received[0] if _received else signal.SIGINT
-    return f"{_WORDS[number]}; start the same command again to continue", 128 + number
+    return f"{_WORDS[number]}; {_AGAIN}", 128 + number
 
 
 def leave() -> NoReturn:

@@ -18,6 +18,7 @@ from workers.process.logs import log
 
 ROOT = Path(__file__).parents[3]
 CODES = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+AGAIN = "the same command goes on from its run directory, or begins again if it has none"
 # A library that takes its time to import, and is interrupted.
 SLOW = "import os, signal\nos.kill(os.getpid(), signal.{name})\nimport time\ntime.sleep(600)\n"
 
@@ -65,7 +66,7 @@ def test_a_signal_is_the_outcome_whatever_is_made_of_it(
 ) -> None:
     interrupts.install()
     assert code_of(lambda: signalled(number, becomes)) == code
-    assert caplog.messages == [f"{word}; start the same command again to continue"]
+    assert caplog.messages == [f"{word}; {AGAIN}"]
 
 
 def test_the_first_of_two_signals_counts() -> None:
@@ -128,7 +129,7 @@ def test_a_command_is_interrupted_while_its_libraries_are_imported(
         check=False,
     )
     assert (done.returncode, done.stdout) == (code, "")
-    assert done.stderr == f"{word}; start the same command again to continue\n"
+    assert done.stderr == f"{word}; {AGAIN}\n"
 
 
 def test_a_signal_after_the_end_changes_nothing(tmp_path: Path) -> None:
