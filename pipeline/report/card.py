@@ -12,13 +12,14 @@ from pipeline.report.generation import compared
 from pipeline.report.model_index import model_index
 from pipeline.report.recovery import trained
 from pipeline.report.wording import figure, optimism, texts
+from schemas.model.dtypes import FORMATS
 from schemas.model.spec import Encoding
 from schemas.printable import printable
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import Compression
 from schemas.result.quantization import Quantization
 from workers.checkpoint.config_file import read_config
-from workers.checkpoint.family import auto_class
+from workers.checkpoint.family import auto_class, dtype_of
 from workers.checkpoint.names import CARD
 from workers.storage.files import write_text
 
@@ -88,6 +89,7 @@ def write_quantised_card(
         auto=auto_class(read_config(folder)),
         q=done,
         c=compression,
+        dtype=FORMATS[dtype_of(read_config(source), str(source))].torch,
         groups=sorted(done.groups.items(), key=lambda row: -(row[0] or 0)),
     )
     write_text(folder / CARD, text)

@@ -63,6 +63,7 @@ def test_factors(compressed: Path, text: Path, tmp_path: Path) -> None:
     assert read_manifest(output).base_files == read_manifest(compressed).base_files
     front = yaml.safe_load((output / "README.md").read_text().split("---")[1])
     assert (front["base_model"], front["license"]) == ("org/base", "mit")
+    assert "has ranks and losses, in float32,\nbefore" in (output / "README.md").read_text()
     assert front["base_model_relation"] == "quantized"
     assert done.restated == {
         "dense": 14
