@@ -246,7 +246,7 @@ def _quantised(
 ) -> Compared:
     """Quantise a checkpoint, and score it in a dtype; the row is as if it was the base."""
     there = (asked.output / SUCCESS).exists()
-    done = read_quantization(asked.output) if there else quantize(asked)
+    done = read_quantization(asked.output) if there else quantize(asked, request.model)
     if not is_made_so(done, asked):
         raise ConfigError(
             f"{asked.output} was quantised from another model or text; name another --output"

@@ -33,8 +33,9 @@ from workers.text.mixture import read_mixture
 _NOT_CALIBRATED = Identities(forward="", backward=None, bases="", factors="")
 
 
-def quantize(config: QuantizationConfig) -> Quantization:
-    """Quantise, verify and publish a checkpoint.
+def quantize(config: QuantizationConfig, base: str | None = None) -> Quantization:
+    """Quantise, verify and publish a checkpoint; `base` is what the card calls one that is not
+    compressed, if that is not what the request names.
 
     Without a calibration text, one tensor after the other is rounded to nearest and no model is
     loaded; with one, the whole model is. Raises ConfigError if compressed-tensors is not installed
@@ -49,7 +50,7 @@ def quantize(config: QuantizationConfig) -> Quantization:
         folder = local_folder(config.checkpoint, copies)
         require_apart(output, folder, "checkpoint")
         config = within(config, folder)
-        done, identity = _write(config, folder, staging)
+        done, identity = _write(config, folder, staging, base)
         checks = verify_checkpoint(staging, published=False)
         for check in checks:
             log.info("verify: %s: %s", check.name, check.detail or check.passed)
@@ -83,7 +84,9 @@ def _tokens(config: QuantizationConfig) -> int:
     return config.calibration_samples * config.sequence_length if config.calibration else 0
 
 
-def _write(config: QuantizationConfig, folder: Path, staging: Path) -> tuple[Quantization, str]:
+def _write(
+    config: QuantizationConfig, folder: Path, staging: Path, base: str | None
+) -> tuple[Quantization, str]:
     """Write all files of the quantised checkpoint; return what was done, and its identity."""
     files = (path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
     source_files = sha256_of(folder, sorted(path.name for path in files if path.is_file()))
@@ -95,6 +98,8 @@ def _write(config: QuantizationConfig, folder: Path, staging: Path) -> tuple[Qua
             done, compression = _round(config, rotated, staging, source_files)
         before = read_compression(folder).bytes_after
         done = done.model_copy(update={"restated": restated, "bytes_before": before})
+    if base and compression is None:
+        done = done.model_copy(update={"base": base})
     write_text(staging / QUANTIZATION, done.model_dump_json(indent=2) + "\n")
     write_quantised_card(folder, staging, done, compression)
     return done, _seal(folder, staging, done, compression)

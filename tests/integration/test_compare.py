@@ -118,6 +118,7 @@ def test_the_base_at_fewer_bits_is_beside_them(
         assert quantised.perplexity != dense.perplexity
     file = request_.output / "W8A16" / "quantization.json"
     told = file.read_text()
+    assert json.loads(told)["base"] == request_.model
     file.write_text(told.replace('"seed": 0', '"seed": 1'))
     with pytest.raises(ConfigError, match="was quantised from another model or text"):
         compare(request_.model_copy(update={"methods": ("svd",)}))

@@ -175,8 +175,11 @@ def test_a_base_that_takes_images_keeps_what_it_needs_for_them(kind: str, tmp_pa
 
 def test_a_base_and_its_perplexity(text: Path, tmp_path: Path) -> None:
     model, output = tiny_model(tmp_path / "model"), tmp_path / "output"
-    done = quantize(ask(model, output, "W8A16"))
+    done = quantize(ask(model, output, "W8A16"), "org/base")
     assert done.bytes_after < done.bytes_before
+    card = (output / "README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == "org/base"
+    assert "\n# base, W8A16\n" in card
     dense, quantised = evaluate(
         EvaluationConfig.model_validate(
             TEXT | {"checkpoint": str(output), "baseline": str(model), "text": str(text)}
