@@ -90,7 +90,6 @@ def write_quantised_card(
         q=done,
         c=compression,
         dtype=FORMATS[dtype_of(read_config(source), str(source))].torch,
-        groups=sorted(done.groups.items(), key=lambda row: -(row[0] or 0)),
     )
     write_text(folder / CARD, text)
 

@@ -51,8 +51,9 @@ class Quantization(Schema):
 
     @property
     def groups(self) -> dict[int | None, int]:
-        """How many linear layers have groups of each size."""
-        return Counter(linear.group for linear in self.linears)
+        """How many linear layers have groups of each size, the largest first, whole rows last."""
+        found = Counter(linear.group for linear in self.linears)
+        return dict(sorted(found.items(), key=lambda row: -(row[0] or 0)))
 
     @property
     def bits(self) -> float:

@@ -13,7 +13,7 @@ def quantization_table(done: Quantization) -> Table:
     table = Table(title=title)
     for column in ("numbers that share a scale", "linear layers", "mean relative error"):
         table.add_column(column, justify="right")
-    for group, count in sorted(done.groups.items(), key=lambda row: -(row[0] or 0)):
+    for group, count in done.groups.items():
         errors = [linear.error for linear in done.linears if linear.group == group]
         table.add_row(str(group or "a whole row"), str(count), figure(sum(errors) / count))
     names = {"plain": "rotated factors", "dense": "multiplied out"}
