@@ -10,7 +10,7 @@ from pipeline.evaluate import local_folder
 from pipeline.export import rotate, staged_beside, temporary_beside
 from pipeline.report.card import write_quantised_card
 from pipeline.request.preflight import require_apart
-from pipeline.stages.assemble import copy_beside, list_files
+from pipeline.stages import assemble
 from pipeline.stages.publish import publish_output
 from schemas.errors import ConfigError
 from schemas.request.quantization import ROTATED, QuantizationConfig
@@ -118,7 +118,7 @@ def _round(
     found = find_linears(folder, config)
     largest = shared_ranges(folder, found)
     compression = read_compression(folder) if LOW_RANK in read_config(folder) else None
-    copy_beside(staging, folder)
+    assemble.copy_beside(staging, folder)
     for path in folder.glob("*.py") if compression else ():
         copy(path, staging / path.name)
     linears: dict[str, QuantisedLinear] = {}
@@ -132,7 +132,8 @@ def _round(
         linears[name] = _described(name, weight, scheme, rounded)
         return rounded.stored
 
-    before, after = write_weights(folder, staging, found.tensors, store)
+    before, files = write_weights(folder, staging, found.tensors, store)
+    assemble.write_index(staging, files)
     write_config(folder, staging, found.schemes, sorted([*found.stay, *found.elsewhere]))
     done = Quantization(
         checkpoint=config.checkpoint,
@@ -145,7 +146,7 @@ def _round(
         seed=config.seed,
         device=device_of(config.device).type if config.calibration else "cpu",
         bytes_before=before,
-        bytes_after=after,
+        bytes_after=assemble.size_of(files)[1],
         stay=found.stay,
         linears=tuple(linears[name] for name in found.schemes),
         source_files=source_files,
@@ -214,5 +215,5 @@ def _seal(folder: Path, staging: Path, done: Quantization, compression: Compress
         changed = {"bytes_after": done.bytes_after, "scheme": done.scheme}
         text = compression.model_copy(update=changed).model_dump_json(indent=2) + "\n"
         write_text(staging / COMPRESSION, text)
-    list_files(staging, identity, identities, made_from)
+    assemble.list_files(staging, identity, identities, made_from)
     return identity

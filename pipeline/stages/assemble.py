@@ -21,7 +21,7 @@ from schemas.run.identity import Identities
 from workers.actors.metrics import count
 from workers.checkpoint.config_file import read_config
 from workers.checkpoint.family import family, unquantised
-from workers.checkpoint.names import COMPRESSION, CONFIG, INDEX, MANIFEST
+from workers.checkpoint.names import COMPRESSION, CONFIG, INDEX, MANIFEST, WEIGHTS
 from workers.checkpoint.own_code import shipped
 from workers.checkpoint.tokenizer_files import TOKENIZER_FILES
 from workers.process.logs import about_matrices
@@ -88,8 +88,8 @@ def copy_beside(folder: Path, source: Path) -> None:
 
 
 def write_index(folder: Path, files: list[OutputFile]) -> None:
-    """Write which weight file holds each tensor, if there are several."""
-    if len(files) > 1:
+    """Write which weight file holds each tensor, unless it is the one that is found without."""
+    if [file.name for file in files] != [WEIGHTS]:
         weight_map = {tensor.name: file.name for file in files for tensor in file.tensors}
         index = {"metadata": {"total_size": size_of(files)[1]}, "weight_map": weight_map}
         write_json(folder / INDEX, index)

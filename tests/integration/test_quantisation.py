@@ -130,6 +130,17 @@ def test_only_the_weights_that_are_loaded_are_quantised(tmp_path: Path) -> None:
     assert [path.name for path in output.glob("*.safetensors")] == ["model.safetensors"]
 
 
+def test_one_weight_file_that_only_an_index_names_is_found(tmp_path: Path) -> None:
+    model, output = tiny_model(tmp_path / "model"), tmp_path / "output"
+    file = "model-00001-of-00001.safetensors"
+    (model / "model.safetensors").rename(model / file)
+    names = dict.fromkeys(load_file(model / file), file)
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    quantize(ask(model, output, "W8A16"))
+    assert [path.name for path in output.glob("*.safetensors")] == [file]
+    load_model(output, "float32", "cpu", trust_remote_code=False)
+
+
 def test_the_default_windows_are_no_longer_than_the_model_was_made_for(
     text: Path, tmp_path: Path
 ) -> None:

@@ -12,12 +12,13 @@ from compressed_tensors.quantization import (  # type: ignore[import-untyped]
 from safetensors import safe_open
 from torch import Tensor
 
+from schemas.result.output import OutputFile, OutputTensor
 from workers.checkpoint.config_file import read_config
 from workers.checkpoint.contents import weight_files
 from workers.checkpoint.family import LOW_RANK, stock
-from workers.checkpoint.names import CONFIG, INDEX
+from workers.checkpoint.names import CONFIG
 from workers.storage.files import write_json
-from workers.storage.tensorfile import entries, write_tensors
+from workers.storage.tensorfile import NAMES, entries, write_tensors
 
 Store = Callable[[str, Tensor], Mapping[str, Tensor]]
 """Returns what is stored in the place of a layer's weight: its name in the model, its weight."""
@@ -25,13 +26,13 @@ Store = Callable[[str, Tensor], Mapping[str, Tensor]]
 
 def write_weights(
     source: Path, folder: Path, tensors: Mapping[str, str], store: Store
-) -> tuple[int, int]:
+) -> tuple[int, list[OutputFile]]:
     """Write the weight files of `source` again, with what is stored of each linear layer in place
     of its weight; `tensors` has the name of that weight in the files. Return the bytes of all
-    tensors before and after. One file is in memory at a time.
+    tensors before, and the files. One of them is in memory at a time.
     """
     layers = {tensor: name for name, tensor in tensors.items()}
-    before, places, sizes = 0, dict[str, str](), dict[str, int]()
+    before, files = 0, list[OutputFile]()
     for file in weight_files(source):
         content: dict[str, Tensor] = {}
         with safe_open(source / file, framework="pt") as opened:
@@ -45,12 +46,12 @@ def write_weights(
                 else:
                     content[name] = tensor
         write_tensors(folder / file, entries(content))
-        places |= dict.fromkeys(content, file)
-        sizes |= {name: tensor.nbytes for name, tensor in content.items()}
-    if (source / INDEX).exists():
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
-        write_json(folder / INDEX, index)
-    return before, sum(sizes.values())
+        there = (
+            OutputTensor(name=name, dtype=NAMES[tensor.dtype], shape=tuple(tensor.shape))
+            for name, tensor in content.items()
+        )
+        files.append(OutputFile(name=file, tensors=tuple(there)))
+    return before, files
 
 
 def read_weights(source: Path, tensors: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
