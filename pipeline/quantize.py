@@ -25,6 +25,7 @@ from workers.checkpoint.published import read_compression, read_manifest, requir
 from workers.checkpoint.verify import require, verify_checkpoint
 from workers.evaluation.perplexity import require_vocabulary
 from workers.model.loading import device_of, load_model, load_tokenizer
+from workers.process.devices import free_cached
 from workers.process.logs import log
 from workers.quantisation import require_installed
 from workers.storage.files import copy, sha256_of, write_text
@@ -167,7 +168,6 @@ def _calibrated(
 
     windows = _windows(config, folder)
     model = load_model(folder, config.dtype, config.device, trust_remote_code=False)
-    require_vocabulary(folder, windows, model.config.get_text_config().vocab_size)
     stored: dict[str, dict[str, Tensor]] = {}
 
     def quantise(name: str, weight: Tensor, moment: Tensor, input_largest: Tensor) -> Tensor:
@@ -182,7 +182,12 @@ def _calibrated(
         log.info("%s: %d of %d", name, len(stored), len(found.schemes))
         return rounded.weight
 
-    calibrate(model, windows, found.schemes, quantise)
+    try:
+        require_vocabulary(folder, windows, model.config.get_text_config().vocab_size)
+        calibrate(model, windows, found.schemes, quantise)
+    finally:
+        del model
+        free_cached()  # parts of a model may refer to one another
     return stored
 
 

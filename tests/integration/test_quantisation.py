@@ -1,8 +1,11 @@
 """`svdllm quantize`: what it publishes loads in plain transformers, and says what it is."""
 
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from schemas.errors import CheckpointError, ConfigError
 from schemas.request.adoption import AdoptionConfig
 from schemas.request.evaluation import EvaluationConfig
 from schemas.request.quantization import QuantizationConfig
+from schemas.result.manifest import Check
 from tests.kinds import tiny_causal_model
 from tests.low_rank import make_checkpoint
 from tests.models import tiny_model, tiny_tokenizer
@@ -147,6 +151,33 @@ def test_the_default_windows_are_no_longer_than_the_model_was_made_for(
     model = tiny_model(tmp_path / "model", max_position_embeddings=128)
     gptq = {"calibration": str(text), "calibration_samples": 4}
     assert quantize(ask(model, tmp_path / "output", "W4A16", **gptq)).tokens == 4 * 128
+
+
+def test_the_model_that_is_calibrated_is_gone_before_another_is_loaded(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if its parts refer to one another."""
+    seen: list[weakref.ref[Any]] = []
+
+    def load(*given: Any, **named: Any) -> Any:
+        model = load_model(*given, **named)
+        model.__dict__["itself"] = model
+        seen.append(weakref.ref(model))
+        return model
+
+    def verify(*_: Any, **__: Any) -> list[Check]:
+        assert [model() for model in seen] == [None]
+        return []
+
+    monkeypatch.setattr("pipeline.quantize.load_model", load)
+    monkeypatch.setattr("pipeline.quantize.verify_checkpoint", verify)
+    model = tiny_model(tmp_path / "model")
+    gptq = {"calibration": str(text), "calibration_samples": 4, "sequence_length": 32}
+    gc.disable()
+    try:
+        quantize(ask(model, tmp_path / "output", "W4A16", **gptq))
+    finally:
+        gc.enable()
 
 
 def test_a_tokenizer_of_another_model_is_refused(text: Path, tmp_path: Path) -> None:
