@@ -38,6 +38,8 @@ def exit_codes() -> Iterator[None]:
         log.error("error: %s%s", where, error.strerror or error)
         log.error(_FAILED)
         raise typer.Exit(RunError.exit_code) from None
+    except (typer.Exit, typer.Abort):  # they are RuntimeErrors, too
+        raise
     except (RuntimeError, MemoryError) as error:
         from workers.process.failures import first_line, short_of_memory  # loads torch
 
