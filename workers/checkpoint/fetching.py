@@ -15,7 +15,7 @@ from workers.checkpoint.folder import WANTED, is_wanted
 from workers.storage.files import publish
 from workers.storage.places import at_once, download, identity_of, names_in, url_of
 
-_UNWANTED = "consolidated*"  # a second copy of the weights, in another form
+_UNWANTED = ("consolidated*", "*/*.safetensors")  # second copies of weights, in other forms
 
 
 def resolve(model: str, revision: str | None, fetched: Path | None = None) -> Path:
@@ -34,7 +34,10 @@ def resolve(model: str, revision: str | None, fetched: Path | None = None) -> Pa
     try:
         return Path(
             snapshot_download(
-                model, revision=revision, allow_patterns=list(WANTED), ignore_patterns=_UNWANTED
+                model,
+                revision=revision,
+                allow_patterns=list(WANTED),
+                ignore_patterns=list(_UNWANTED),  # where * stands for folders, too
             )
         )
     except HUB_ERRORS as error:
@@ -47,7 +50,7 @@ def _fetch_small(place: Url, fetched: Path) -> Path:
     It appears complete or not at all; if another process was faster, its folder is kept.
     """
     names = filter(is_wanted, names_in(place))
-    wanted = [name for name in names if not fnmatch(name, _UNWANTED)]
+    wanted = [name for name in names if not any(fnmatch(name, one) for one in _UNWANTED)]
     if not wanted:
         raise CheckpointError(f"model {place}: no file there; check the URL and the credentials")
     versions = at_once(lambda name: identity_of(place / name), wanted)

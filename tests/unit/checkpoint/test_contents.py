@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from schemas.errors import CheckpointError
 from tests.models import CONFIGS, rewrite, tiny_model
 from tests.unit.checkpoint.conftest import configure, refusal
+from workers.checkpoint import fetching
 from workers.checkpoint.config_file import read_config
 from workers.checkpoint.contents import base_files
 from workers.checkpoint.fetching import resolve
@@ -220,6 +222,23 @@ def test_a_folder_is_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert resolve(str(folder), None) == folder.resolve()
     monkeypatch.chdir(folder.parent)
     assert resolve("base", None) == folder.resolve()
+
+
+def test_of_the_hub_no_second_copy_of_the_weights_is_fetched(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wanted = ["config.json", "model-00001-of-00002.safetensors", "chat_templates/tools.jinja"]
+    others = ["consolidated.safetensors", "original/model.safetensors", "metal/model.bin"]
+    fetched: list[str] = []
+
+    def download(_: str, revision: str | None, **patterns: Any) -> Path:
+        assert revision == "main"
+        fetched.extend(filter_repo_objects([*wanted, *others], **patterns))
+        return tmp_path
+
+    monkeypatch.setattr(fetching, "snapshot_download", download)
+    assert resolve("org/name", "main") == tmp_path
+    assert fetched == wanted
 
 
 @pytest.mark.parametrize("model", ["./nowhere", "/nowhere", "~/nowhere", "nowhere", "a/b/c"])
