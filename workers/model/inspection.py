@@ -13,6 +13,7 @@ import torch
 from schemas.errors import CheckpointError
 from schemas.location import Url
 from schemas.model.spec import DecoderSpec, MatrixSpec, ModelSpec, TensorSpec
+from schemas.run.targets import ROUTERS, matches
 from workers.checkpoint.config_file import config_of, read_config
 from workers.checkpoint.contents import dense_tensors_of
 from workers.checkpoint.family import (
@@ -109,9 +110,13 @@ def _require_tied(folder: Path, spec: DecoderSpec) -> None:
 
 
 def _dtype(folder: Path, decoder: DecoderSpec, matrices: tuple[MatrixSpec, ...]) -> str:
-    """Return the one dtype that matrices are stored in. Raises CheckpointError if it is several."""
+    """Return the one dtype that matrices are stored in, except those of routers, which are not cut.
+
+    Raises CheckpointError if it is several.
+    """
     found = {tensor.name: tensor for tensor in decoder.tensors}
-    names = [f"{matrix.stored}.{leaf}" for matrix in matrices for leaf in ("weight", "bias")]
+    cut = [matrix for matrix in matrices if not any(matches(matrix.name, r) for r in ROUTERS)]
+    names = [f"{matrix.stored}.{leaf}" for matrix in cut for leaf in ("weight", "bias")]
     stored = {found[name].dtype: name for name in names if name in found}
     if not stored:
         raise CheckpointError(f"{folder}: no layer has a matrix that can be cut")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.kinds import model_class, tiny_causal_model
 from tests.models import tiny_model
 from tests.unit.checkpoint.conftest import NORM, Q_PROJ, WEIGHTS, configure, refusal
 from workers.model.inspection import inspect
@@ -186,3 +187,16 @@ def test_a_bias_of_another_dtype_than_its_matrix_is_refused(tmp_path: Path) -> N
     message = refusal(folder)
     assert f"stored in BF16 and F32 ({bias} in BF16, " in message
     assert "convert them to one dtype" in message
+
+
+def test_a_router_may_have_a_dtype_of_its_own(tmp_path: Path) -> None:
+    """As transformers keeps and saves that of hunyuan_v1_moe."""
+    kind = "hunyuan_v1_moe"
+    tiny_causal_model(kind).save_pretrained(tmp_path / "whole")
+    half = model_class(kind).from_pretrained(tmp_path / "whole", dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    spec = inspect(tmp_path / "half")
+    assert spec.dtype == "BF16"
+    wider = {tensor.name for tensor in spec.tensors if tensor.dtype == "F32"}
+    assert wider
+    assert all(".gate.wg." in name for name in wider)
