@@ -17,9 +17,11 @@ _FACTORS = (".down.weight", ".dense.weight")  # of which every low-rank matrix h
 def keep_two_layers(config: Any) -> list[int]:
     """Change a configuration to that of the first and the last layer; return their numbers.
 
-    Raises LookupError if no layer has a matrix that was cut.
+    It names a dtype then, whether or not it did. Raises LookupError if no layer has a matrix that
+    was cut.
     """
     text = config.get_text_config(decoder=True)
+    config.dtype = config.dtype or text.dtype or torch.float32
     number = text.num_hidden_layers
     layers = sorted({0, number - 1})
     for name, value in vars(text).items():

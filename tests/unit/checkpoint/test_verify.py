@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import Qwen3VLConfig
 
 from pipeline.stages.output import Output
 from pipeline.stages.verify import forget
@@ -18,7 +19,7 @@ from schemas.errors import VerificationError
 from schemas.result.manifest import Check
 from tests.reports import quantization
 from tests.unit.checkpoint.conftest import WEIGHTS, make, seal
-from workers.checkpoint import load_check, verify
+from workers.checkpoint import load_check, load_part, verify
 from workers.checkpoint.verify import require, verify_checkpoint
 from workers.process.cores import available_cores
 
@@ -127,6 +128,23 @@ def test_layers_of_a_part_are_those_of_the_model(tmp_path: Path, family: str) ->
         before = name.replace("layers.1.", "layers.4.")
         assert torch.equal(tensor, stored.get(before, stored["model.embed_tokens.weight"])), name
     assert load_check._finite(found["model"], exact=False).endswith(" nats")
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({"dtype": "bfloat16"}, torch.bfloat16),
+        ({"text_config": {"dtype": "bfloat16"}}, torch.bfloat16),
+        ({}, torch.float32),
+    ],
+)
+def test_a_part_has_a_dtype_wherever_the_base_says_it(
+    told: dict[str, Any], expected: torch.dtype
+) -> None:
+    config: Any = Qwen3VLConfig(**told)
+    config.low_rank = {"matrices": {"language_model.layers.0.mlp.up_proj": {}}}
+    load_part.keep_two_layers(config)
+    assert config.dtype == expected
 
 
 # --- what is wrong ----------------------------------------------------------------------------
