@@ -182,6 +182,7 @@ def _load_part(folder: Path, memory: int, found: dict[str, Any], quantised: Any 
         config=config,
         state_dict=shared["tensors_of"](folder, layers),
         dtype=config.dtype,
+        ignore_mismatched_sizes=True,  # they are reported below
         output_loading_info=True,
     )
     try:

@@ -206,6 +206,14 @@ def test_only_a_fault_of_the_checkpoint_fails(checkpoint: Path) -> None:
     assert passed == [None, None, False]
 
 
+def test_a_part_of_other_shapes_than_the_whole_is_not_judged(checkpoint: Path) -> None:
+    change(checkpoint, "model.layers.4.input_layernorm.weight", lambda t: t[:-1])
+    row = load_check._run("part", lambda: load_check._load_part(checkpoint, 10**9, {}))
+    assert row["passed"] is None
+    assert "no part of this one" in row["detail"]
+    assert "model.layers.1.input_layernorm.weight" in row["detail"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("end", "why"),
