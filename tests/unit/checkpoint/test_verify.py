@@ -176,6 +176,22 @@ def test_code_where_none_belongs_is_named_and_not_run(folder: Path) -> None:
     assert clean.passed is None
 
 
+def test_a_class_may_keep_in_float32_what_is_neither_embedding_nor_factor(checkpoint: Path) -> None:
+    found = dict[str, Any]()
+    load_check._load(checkpoint, found, torch.bfloat16)
+    decoder = found["model"].model
+    decoder.norm.float()
+    assert load_check._dtype(found["model"]) == "bfloat16"
+    for module in (decoder.embed_tokens, decoder.layers[1].self_attn.q_proj):
+        module.float()
+        with pytest.raises(ValueError, match=r"is not torch\.bfloat16"):
+            load_check._dtype(found["model"])
+        module.bfloat16()
+    decoder.norm.half()
+    with pytest.raises(ValueError, match=r"norm\.weight is not torch\.bfloat16"):
+        load_check._dtype(found["model"])
+
+
 # --- what says nothing of the checkpoint ------------------------------------------------------
 
 
