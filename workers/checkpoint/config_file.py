@@ -70,7 +70,7 @@ def _fetch(model: str, revision: str | None) -> Path:
 
 def _read(path: Location) -> dict[str, Any]:
     try:
-        config = parse(read_small(path))
+        config = parse(read_small(path), _spelt)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: not found; is this a Hugging Face checkpoint?") from None
     except ValueError as error:
@@ -78,6 +78,11 @@ def _read(path: Location) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: not a JSON object; fetch the file again")
     return _without_choice(config)
+
+
+def _spelt(constant: str) -> dict[str, str]:
+    """Return a number that is none of JSON's as transformers 5 writes it; older ones did not."""
+    return {"__float__": constant}
 
 
 def _without_choice(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """An index, a link, a file or a config.json that is wrong is refused by name."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -151,8 +152,6 @@ def test_weights_of_another_kind_are_refused_with_the_conversion(folder: Path, s
     ("text", "why"),
     [
         (b'{"a": 1, "a": 2}', "key 'a' twice"),
-        (b'{"a": NaN}', "NaN is no JSON number"),
-        (b'{"a": -Infinity}', "-Infinity is no JSON number"),
         (b'{"a": ' * 100_000, "nested too deeply"),
         (b"\xff\xfe{}", "'utf-8' codec"),
         (b"", "Expecting value"),
@@ -176,6 +175,7 @@ def test_a_config_that_is_no_strict_json_is_refused(folder: Path, text: bytes, w
         ({"num_hidden_layers": 3}, "no tensor model.layers.2."),
         ({"num_hidden_layers": 1}, "tensor model.layers.1."),
         ({"num_hidden_layers": True}, "num_hidden_layers is True"),
+        ({"num_hidden_layers": math.nan}, "num_hidden_layers is {'__float__': 'NaN'}"),
         ({"vocab_size": 10**30}, "vocab_size is 1,000,000"),
         ({"hidden_size": 64}, "implies [384, 64]"),
         (

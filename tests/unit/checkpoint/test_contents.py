@@ -1,6 +1,7 @@
 """Everything that headers say of a checkpoint, and every way in which one can be wrong."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from schemas.errors import CheckpointError
+from tests.kinds import tiny_causal_model
 from tests.models import CONFIGS, rewrite, tiny_model
 from tests.unit.checkpoint.conftest import configure, refusal
 from workers.checkpoint import fetching
@@ -19,6 +21,7 @@ from workers.checkpoint.contents import base_files
 from workers.checkpoint.fetching import resolve
 from workers.checkpoint.tensors import TensorReader
 from workers.model.inspection import inspect
+from workers.model.skeleton import skeleton
 from workers.storage.files import file_sha256
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
@@ -103,6 +106,17 @@ def test_base_files_are_the_configuration_and_the_weights(folder: Path) -> None:
     names = sharded(folder)
     found = base_files(folder, inspect(folder))
     assert found == {name: file_sha256(folder / name) for name in ["config.json", *names]}
+
+
+def test_infinity_is_read_as_transformers_writes_it_today(tmp_path: Path) -> None:
+    """Published configurations of Mamba 2 have it as earlier versions wrote it."""
+    tiny_causal_model("mamba2").save_pretrained(tmp_path)
+    configure(tmp_path, time_step_limit=[0.0, math.inf])
+    assert "Infinity]" in (tmp_path / "config.json").read_text()
+    config = read_config(tmp_path)
+    assert config["time_step_limit"] == [0.0, {"__float__": "Infinity"}]
+    assert skeleton(config, "", torch.bfloat16).config.time_step_limit == [0.0, math.inf]
+    assert inspect(tmp_path).model_type == "mamba2"
 
 
 # --- what is refused --------------------------------------------------------------------------
