@@ -10,7 +10,7 @@ from schemas.errors import CheckpointError
 from schemas.location import Location
 from schemas.model.dtypes import FORMATS, ITEM_BYTES
 from schemas.model.spec import TensorSpec
-from workers.checkpoint.folder import require_plain, unreadable
+from workers.checkpoint.folder import unreadable
 from workers.checkpoint.strict_json import parse
 from workers.storage.places import read_into, size_of
 
@@ -26,7 +26,6 @@ def read_header(place: Location) -> list[TensorSpec]:
     tensors must follow each other without a gap or an overlap. Nothing is allocated for a header
     that the file cannot hold.
     """
-    require_plain(place)
     try:
         size = size_of(place)
         length = int.from_bytes(_read(place, 0, min(_LENGTH, size)), "little")

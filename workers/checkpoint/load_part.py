@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-_FACTORS = (".down.weight", ".dense.weight")  # of which every low-rank matrix has one
+_FACTORS = (".down.weight", ".dense.weight")  # a matrix has one, unless it keeps all its columns
 
 
 def keep_two_layers(config: Any) -> list[int]:
