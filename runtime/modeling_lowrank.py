@@ -53,6 +53,14 @@ class LowRankLinear(nn.Module):
             return self.offset
         return self.dense.bias if self.encoding == "dense" else self.up.bias
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """W' (m, n) anew, as this layer computes it, for code that reads it and does not call."""
+        like = next(self.parameters())
+        inputs = torch.eye(self.in_features, dtype=like.dtype, device=like.device)
+        columns: torch.Tensor = self(inputs)
+        return (columns if self.bias is None else columns - self.bias).T
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.encoding == "dense":
             y: torch.Tensor = self.dense(x)
@@ -87,6 +95,12 @@ class LowRankLinear(nn.Module):
 
 class SplitLinear(nn.ModuleList):
     """The outputs of several linear layers of the same input, one after the other."""
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weights (m, n) of all, one below the other."""
+        parts: Any = self
+        return torch.cat([part.weight for part in parts])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([part(x) for part in self], dim=-1)

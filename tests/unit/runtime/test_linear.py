@@ -35,6 +35,7 @@ def test_linear_is_the_matrix_it_stores(matrix: Matrix, bias: bool, shape: tuple
     x = torch.randn(2, 3, shape[1])
 
     torch.testing.assert_close(layer(x), nn.functional.linear(x, weight, layer.bias))
+    torch.testing.assert_close(layer.weight, weight)
     assert (layer.out_features, layer.in_features) == shape
     assert (layer.bias is not None) == bias
     assert {k: tuple(v.shape) for k, v in layer.state_dict().items()} == tensor_shapes(

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from runtime.configuration_lowrank import ENCODINGS, LowRankConfig
-from runtime.modeling_lowrank import LowRankModel
+from runtime.configuration_lowrank import ENCODINGS, LowRankConfig, Matrix
+from runtime.modeling_lowrank import LowRankModel, replace_linears
 from tests.clean import run_clean
+from tests.kinds import tiny_causal_model
 from tests.low_rank import GREEDY, PROMPTS, TIED, Checkpoint, make_checkpoint
 from tests.models import CONFIGS
 
@@ -36,8 +37,7 @@ def test_same_model_as_dense(checkpoints: dict[str, Checkpoint], base_type: str)
     for each in (model, clone):
         torch.testing.assert_close(each(**PROMPTS).logits, checkpoint.logits, atol=1e-5, rtol=1e-5)
         assert torch.equal(each.generate(**PROMPTS, **GREEDY), checkpoint.tokens)
-    head = getattr(model.lm_head, "weight", None)  # a low-rank one has none
-    assert (head is model.model.embed_tokens.weight) == (base_type in TIED)
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == (base_type in TIED)
 
 
 @pytest.mark.slow
@@ -73,6 +73,19 @@ def test_gradient_checkpointing_changes_no_gradient(checkpoints: dict[str, Check
 
     assert plain.keys() == dict(model.named_parameters()).keys()
     torch.testing.assert_close(recomputed, plain)
+
+
+@pytest.mark.parametrize("kind", ["falcon_mamba", "mamba", "mamba2"])
+def test_layers_whose_training_reads_a_weight_train(kind: str) -> None:
+    """Those of state-space models give it to kernels that compute all of a layer."""
+    model = tiny_causal_model(kind)
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    split = {n: [4, m.out_features - 4] for n, m in linears.items() if n.endswith(".x_proj")}
+    cut = [*(n for n in linears if n.endswith(".out_proj")), *(f"{n}.1" for n in split)]
+    replace_linears(model, dict.fromkeys(cut, Matrix("plain", 4)), split)
+    tokens = torch.arange(3, 11)[None]
+    expected = model(tokens).logits
+    torch.testing.assert_close(model.train()(tokens).logits, expected)
 
 
 @pytest.mark.parametrize("base_type", CONFIGS)
