@@ -1,5 +1,6 @@
 """What a model consists of, told by its code alone: built on the meta device, without values."""
 
+import inspect
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -164,13 +165,15 @@ class Description:
 
     def head(self) -> MatrixSpec | None:
         """Return the output embedding as a matrix that counts to the last layer; None if it is no
-        plain linear layer, or if the files do not hold it as it is.
+        plain linear layer, if the files do not hold it as it is, or if the model reads its weight
+        at every token, which a cut one would have to multiply for that.
         """
         head: Any = self.model.get_output_embeddings()
         place = f"{self._head}.weight"
         stored = (name for name, part in self._parts.items() if part == (place, False))
         name = next(stored, place if place in self.tied else None)
-        if name is None or not (isinstance(head, nn.Linear) and is_plain(head)):
+        is_read = f"self.{self._head}.weight" in inspect.getsource(type(self.model).forward)
+        if name is None or is_read or not (isinstance(head, nn.Linear) and is_plain(head)):
             return None
         path = self._head.removeprefix(f"{self.model.base_model_prefix}.")
         return MatrixSpec(

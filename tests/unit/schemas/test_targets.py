@@ -105,6 +105,13 @@ def test_the_head_is_cut_if_it_is_named(spec: ModelSpec) -> None:
         select(asked(ratio_by={"lm_head": 0.5}), spec)
 
 
+@pytest.mark.parametrize("kind", ["falcon_mamba", "mamba", "mamba2"])
+def test_a_head_whose_weight_is_read_at_every_token_is_not_cut(kind: str) -> None:
+    config = json.loads(tiny_config(kind).to_json_string()) | {"tie_word_embeddings": False}
+    with pytest.raises(ConfigError, match=r"'lm_head' names no matrix; in the layers there are "):
+        chosen(planned(config, "config", "F32"), only="*, lm_head")
+
+
 @pytest.mark.parametrize(
     ("of_spec", "of_config", "why"),
     [
