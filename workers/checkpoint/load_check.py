@@ -218,15 +218,13 @@ def _dtype(model: Any) -> str:
 
 
 def _tokens(model: Any) -> torch.Tensor:
-    vocabulary: int = model.config.get_text_config().vocab_size
-    return torch.tensor([_PROMPT]) % vocabulary
+    return torch.tensor([_PROMPT]) % int(model.config.get_text_config().vocab_size)
 
 
 @torch.no_grad()
 def _finite(model: Any, exact: bool) -> str:
-    """Compute a loss. If later checks are `exact`, they compare numbers in float32.
-
-    Otherwise bfloat16 has the range of float32 in half the memory; float16 does not.
+    """Compute a loss, in float32 if later checks compare numbers (`exact`). Otherwise bfloat16 has
+    its range in half the memory; float16 does not.
     """
     if exact:
         model.float()
@@ -291,13 +289,12 @@ def _round_trip(model: Any) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
+    parser, output = argparse.ArgumentParser(), sys.stdout
     parser.add_argument("folder", type=Path)
     parser.add_argument("depth", choices=("shapes", "part", "whole"))
     parser.add_argument("memory", type=int)
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--base", type=Path)
-    output = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
         for row in main(**vars(parser.parse_args())):
             print(json.dumps(row), file=output, flush=True)
