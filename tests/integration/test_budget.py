@@ -40,6 +40,7 @@ def within(at_30: OutputResult, text: Path, tmp_path: Path) -> Callable[..., Run
     folder = local(at_30.path)
 
     def request(name: str, ratio: tuple[float, ...] = (), **budget: Any) -> RunConfig:
+        measured = {"tolerance": STEP} if budget.keys() - {"size", "parameters"} else {}
         return ask(
             folder.parent / "m",
             text,
@@ -47,7 +48,7 @@ def within(at_30: OutputResult, text: Path, tmp_path: Path) -> Callable[..., Run
             ratio=ratio,
             run_dir=folder.parent / "o.run",
             evaluation=EvaluationTextConfig(text=str(text), sequence_length=64, windows=6),
-            budget={"tolerance": STEP} | budget if budget else {},
+            budget=measured | budget,
         )
 
     return request
