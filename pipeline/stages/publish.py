@@ -23,6 +23,7 @@ from schemas.errors import ConfigError, RunError
 from schemas.location import Url
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import FileEntry, Manifest, OutputResult
+from schemas.run.identity import fingerprint
 from workers.checkpoint.names import CLAIM, EVALUATION, MANIFEST, SUCCESS
 from workers.checkpoint.published import finished, read_compression, require_free
 from workers.storage import files
@@ -138,12 +139,16 @@ def publish_to_store(
 ) -> None:
     """Copy the files of `staging` that are missing below `url`; `send` does so for `weights`.
 
-    Continues what a run of the same identity, stopped or at work, has left here. Raises
-    ConfigError if another run has claimed the place or has published there.
+    Continues what a run of the same identity and weights, stopped or at work, has left here: on a
+    GPU, weights that were computed again may differ. Raises ConfigError if another run has claimed
+    the place or has published there.
     """
-    if not create(url / CLAIM, identity.encode()):
+    manifest = Manifest.model_validate_json((staging / MANIFEST).read_bytes())
+    sums = {name: manifest.files[name].sha256 for name in weights}
+    claim = f"{identity} {fingerprint(sums)}"
+    if not create(url / CLAIM, claim.encode()):
         owner = read_bytes(url / CLAIM).decode()
-        if owner != identity:
+        if owner != claim:
             raise ConfigError(
                 f"output {url}: another run ({owner}) is publishing there, or was stopped while it "
                 "did; continue that one, or remove what is there, or name another place"
@@ -153,7 +158,6 @@ def publish_to_store(
         small = {path.name: path for path in staging.iterdir()}.keys() - weights - {MANIFEST}
         for name in sorted(small):
             transfer(staging / name, url / name)
-        manifest = Manifest.model_validate_json((staging / MANIFEST).read_bytes())
         entries = manifest.files | {name: _entry(url / name) for name in small}
         text = manifest.model_copy(update={"files": entries}).model_dump_json(indent=2) + "\n"
         create(url / MANIFEST, text.encode())

@@ -11,7 +11,7 @@ REPORT = "report.json"
 REPORT_PAGE = "report.html"
 CARD = "README.md"
 SUCCESS = "_SUCCESS"
-CLAIM = "_PUBLISHING"  # holds the identity of the output that is being published
+CLAIM = "_PUBLISHING"  # names the output, and the weights, that are being published
 
 
 def weight_file(index: int, files: int) -> str:

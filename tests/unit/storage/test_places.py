@@ -217,8 +217,14 @@ def test_a_stopped_publication_counts_for_nothing_and_continues(copy: Copy) -> N
         copy(before=stop)
     assert finished(copy.url, "mine") is None
     require_free(copy.url)
-    with pytest.raises(ConfigError, match=r"another run .mine. is publishing there"):
+    with pytest.raises(ConfigError, match=r"another run .mine [0-9a-f]{16}. is publishing there"):
         copy("other")
+    manifest = copy.staging / "manifest.json"
+    ours = manifest.read_text()
+    manifest.write_text(ours.replace("of this driver's", "of weights that were computed again"))
+    with pytest.raises(ConfigError, match="remove what is there"):
+        copy()
+    manifest.write_text(ours)
     copy()
     assert "_PUBLISHING" not in places.names_in(copy.url)
 
