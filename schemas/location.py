@@ -76,4 +76,12 @@ def _parse(value: Any) -> Path | Url:
     return locate(value)
 
 
+def _parse_path(value: Any) -> Path:
+    if isinstance(place := _parse(value), Url):
+        raise ValueError(f"{place} is a URL; name a path in a file system")
+    return place
+
+
 Location = Annotated[Path | Url, PlainValidator(_parse), PlainSerializer(str)]
+LocalPath = Annotated[Path, PlainValidator(_parse_path), PlainSerializer(str)]
+"""A file or folder that cannot be in an object store."""

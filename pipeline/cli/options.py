@@ -22,7 +22,7 @@ Assignments = Annotated[
 Fresh = Annotated[
     bool, typer.Option("--fresh", help="Set aside what ran in the run directory before.")
 ]
-_TYPED = (bool, int, Path)  # typer checks these and choices; pydantic reads all others from text
+_TYPED = (bool, int)  # typer checks these and choices; pydantic reads all others from text
 
 
 def asks(

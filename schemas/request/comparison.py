@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self, get_args
 from pydantic import Field, field_validator, model_validator
 
 from schemas.base import Request
-from schemas.location import Location
+from schemas.location import LocalPath, Location
 from schemas.request.compression import Ratio
 from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig, TasksConfig
@@ -32,9 +32,9 @@ class ComparisonConfig(Request):
         description="A local checkpoint folder, a hub id or, without schemes and tasks, a URL "
         "(s3://, gs://)"
     )
-    output: Path = Field(description="Folder of the checkpoints, the table and the report")
+    output: LocalPath = Field(description="Folder of the checkpoints, the table and the report")
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id")
-    run_dir: Annotated[Path | None, Flag(unset="OUTPUT/run")] = Field(
+    run_dir: Annotated[LocalPath | None, Flag(unset="OUTPUT/run")] = Field(
         None, description="Folder that all runs share"
     )
     ratios: Annotated[tuple[Ratio, ...], SEVERAL] = Field(

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from schemas.base import Request
+from schemas.location import LocalPath
 from schemas.request.groups import EVERY_WORKER, ClusterConfig, Device, DType
 from schemas.request.settings import Flag, Words
 
@@ -27,7 +28,7 @@ class TasksConfig(Request):
         description="Tasks, groups or tags of lm-eval, separated by commas; "
         f"{PAPER}: the nine of SVD-LLM's tables",
     )
-    folder: Annotated[Path | None, Flag("task-folder")] = Field(
+    folder: Annotated[LocalPath | None, Flag("task-folder")] = Field(
         None, description="A folder with YAML files of your own tasks"
     )
     limit: Annotated[int | None, Flag("limit", unset="all")] = Field(
@@ -42,12 +43,12 @@ class TasksConfig(Request):
     chat_template: Annotated[bool, Flag("chat-template")] = Field(
         False, description="Ask through the chat template of each tokenizer"
     )
-    results: Annotated[Path, Flag("results")] = Field(
+    results: Annotated[LocalPath, Flag("results")] = Field(
         Path("svdllm-tasks"),
         description="Folder that keeps what each model got on each task; a later command takes it "
         "from there",
     )
-    samples: Annotated[Path | None, Flag("samples")] = Field(
+    samples: Annotated[LocalPath | None, Flag("samples")] = Field(
         None, description="Also write every document, answer and score to this Parquet file"
     )
     spread: Annotated[bool, Flag("spread")] = Field(
@@ -117,7 +118,7 @@ class EvaluationConfig(Request):
     shard_layers: Annotated[int | None, Flag(unset="what fits")] = Field(
         None, ge=1, description="Most layers of each model that a worker holds"
     )
-    work_dir: Annotated[Path | None, Flag(unset="the system's temporary folder")] = Field(
+    work_dir: Annotated[LocalPath | None, Flag(unset="the system's temporary folder")] = Field(
         None,
         description="An existing folder that all nodes see, where hidden states wait if there are "
         "more shards than workers",

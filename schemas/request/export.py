@@ -1,11 +1,11 @@
 """The configuration of `svdllm export`."""
 
-from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from schemas.base import Request
+from schemas.location import LocalPath
 from schemas.model.spec import Factors
 from schemas.request.settings import Flag
 
@@ -16,7 +16,7 @@ class ExportConfig(Request):
     checkpoint: Annotated[str, Flag(positional=True)] = Field(
         description="A finished checkpoint of this program: a folder or a hub id"
     )
-    output: Path = Field(description="Folder of the new checkpoint")
+    output: LocalPath = Field(description="Folder of the new checkpoint")
     factors: Factors | None = Field(None, description="Store every cut matrix this way")
     dense: bool = Field(
         False,

@@ -1,11 +1,11 @@
 """The configuration of `svdllm quantize`."""
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from schemas.base import Request
+from schemas.location import LocalPath
 from schemas.request.groups import Device, DType
 from schemas.request.settings import Flag, Words
 from schemas.request.texts import Texts
@@ -32,7 +32,7 @@ class QuantizationConfig(Request):
     scheme: Scheme = Field(
         description="Bits of weights and activations, as compressed-tensors calls them"
     )
-    output: Path = Field(description="Folder of the quantised checkpoint")
+    output: LocalPath = Field(description="Folder of the quantised checkpoint")
     calibration: Annotated[Texts, Flag(unset="none: round to nearest")] = Field(
         (), description="Texts for GPTQ, as for compress; NVFP4 needs one"
     )

@@ -1,11 +1,14 @@
 """Places: folders and URLs."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from schemas.location import Location, Url, is_within, locate
 from schemas.request.config import RunConfig
+from schemas.request.export import ExportConfig
 
 
 @pytest.mark.parametrize(
@@ -29,6 +32,13 @@ def test_a_text_is_a_path_or_a_url(text: object, place: Location) -> None:
 def test_a_url_without_a_place_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="names no bucket or folder"):
         locate(text)
+
+
+def test_what_goes_to_a_file_system_names_no_url() -> None:
+    asked = partial(ExportConfig, checkpoint="out", dense=True)
+    assert asked(output="file:///a/b").output == Path("/a/b")
+    with pytest.raises(ValidationError, match="s3://bucket/a is a URL; name a path"):
+        asked(output="s3://bucket/a")
 
 
 def test_what_is_below_a_url() -> None:
