@@ -65,6 +65,8 @@ def export(config: ExportConfig) -> Exported:
 
     Raises CheckpointError if it is none or is damaged, ConfigError if the output is taken.
     """
+    if config.ratio:
+        raise ConfigError("ratio: a run has others; call compress with its run_dir")
     output = config.output.absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"output {output} exists; name another folder, or empty it")

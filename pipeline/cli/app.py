@@ -223,7 +223,16 @@ def bench(
 @app.command()
 @asks(ExportConfig)
 def export(request: ExportConfig) -> None:
-    """Store a finished checkpoint in another form: other factors, or matrices whole again."""
+    """A finished checkpoint in another form, or a finished run at another ratio."""
+    if request.ratio:
+        from pipeline.request.again import at_ratios
+        from pipeline.request.preflight import check
+
+        checked = check(at_ratios(request))
+        from pipeline.compress import compress  # ray loads only when needed
+
+        _out.print(run_table(compress(checked)))
+        return
     from pipeline.cli.tables.export import export_table
     from pipeline.export import export as run
 

@@ -14,11 +14,11 @@ from workers.storage.places import exists, read_bytes
 from workers.storage.store import Store
 
 
-def read_status(run_dir: Location) -> RunStatus:
-    """Count items by stage. Raises ConfigError if the folder is not a run directory."""
+def read_record(run_dir: Location) -> RunRecord:
+    """Return what the last command here asked for. Raises ConfigError if there was none."""
     path = run_dir / RUN_RECORD
     try:
-        record = RunRecord.model_validate_json(read_bytes(path))
+        return RunRecord.model_validate_json(read_bytes(path))
     except OSError as error:
         raise ConfigError(
             f"{path}: {error.strerror or 'not there'}; not a run directory (OUTPUT.run, or what "
@@ -26,7 +26,11 @@ def read_status(run_dir: Location) -> RunStatus:
         ) from error
     except ValidationError:
         raise ConfigError(f"{path}: written by another version of this program") from None
-    store = Store(run_dir)
+
+
+def read_status(run_dir: Location) -> RunStatus:
+    """Count items by stage. Raises ConfigError if the folder is not a run directory."""
+    record, store = read_record(run_dir), Store(run_dir)
 
     def stage(name: str, prefix: str, total: int | None) -> StageStatus:
         items = list(store.records(prefix))

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from pipeline.compress import compress
 from pipeline.report.page import render_report
 from pipeline.report.read import read_reported
+from pipeline.request.again import at_ratios
+from schemas.request.export import ExportConfig
 from schemas.request.methods import METHODS, Method
 from schemas.result.manifest import Compression, Manifest, OutputResult
 from schemas.result.report import ReportFacts
@@ -264,10 +266,8 @@ def test_the_papers_methods(method: Method, local_ray: None, text: Path, tmp_pat
 def test_another_ratio_measures_nothing_anew(reference: Reference, tmp_path: Path) -> None:
     run_dir = reference.config.run_folder
     before = item_attempts(run_dir, *KINDS)
-    config = reference.config.model_copy(
-        update={"output": tmp_path / "output", "run_dir": run_dir, "ratio": (0.45,)}
-    )
-    (output,) = compress(config).outputs
+    request = ExportConfig(checkpoint=str(run_dir), output=tmp_path / "output", ratio=(0.45,))
+    (output,) = compress(at_ratios(request)).outputs
     after = item_attempts(run_dir, *KINDS)
     assert {key: after[key] for key in before} == before
     assert after.keys() - before.keys()
