@@ -9,12 +9,14 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.cli import interrupts
+from pipeline.cli.checkpoint import export, quantize, verify
 from pipeline.cli.exit_codes import exit_codes
+from pipeline.cli.files import require_files, write_file
 from pipeline.cli.nightly import catalog, nightly
 from pipeline.cli.options import Fresh, asks
 from pipeline.cli.report import report
 from pipeline.cli.tables.plan import plan_table
-from pipeline.cli.tables.run import check_table, run_table
+from pipeline.cli.tables.run import run_table
 from pipeline.cli.tables.status import status_table
 from schemas.errors import ConfigError
 from schemas.request.adoption import AdoptionConfig
@@ -23,8 +25,6 @@ from schemas.request.comparison import ComparisonConfig
 from schemas.request.compression import CompressionConfig
 from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig
-from schemas.request.export import ExportConfig
-from schemas.request.quantization import QuantizationConfig
 from schemas.request.settings import settings
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.tasks import TaskReport
@@ -153,6 +153,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Perplexity, size and a sample, or any tasks of lm-eval, side by side with the base."""
+    require_files(json, model_index)
     report: EvaluationReport | TaskReport
     if request.tasks.names:
         from pipeline.cli.tables.tasks import tasks_table
@@ -167,8 +168,7 @@ def evaluate(
         report = run(request)
         _out.print(evaluation_table(report))
     if json:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        json.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_file(json, report.model_dump_json(indent=2) + "\n")
     if model_index:
         from pipeline.report.model_index import write_model_index
 
@@ -205,67 +205,23 @@ def bench(
     ] = None,
 ) -> None:
     """Speed and memory as served, side by side with the base; models take turns in one run."""
+    require_files(json, page)
     from pipeline.bench import bench as run
     from pipeline.cli.tables.bench import bench_table
 
     report = run(request)
     _out.print(bench_table(report))
     if json:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        json.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_file(json, report.model_dump_json(indent=2) + "\n")
     if page:
         from pipeline.report.speed import bench_page
 
-        page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(bench_page(report), encoding="utf-8")
+        write_file(page, bench_page(report))
 
 
-@app.command()
-@asks(ExportConfig)
-def export(request: ExportConfig) -> None:
-    """A finished checkpoint in another form, or a finished run at another ratio."""
-    if request.ratio:
-        from pipeline.request.again import at_ratios
-        from pipeline.request.preflight import check
-
-        checked = check(at_ratios(request))
-        from pipeline.compress import compress  # ray loads only when needed
-
-        _out.print(run_table(compress(checked)))
-        return
-    from pipeline.cli.tables.export import export_table
-    from pipeline.export import export as run
-
-    _out.print(export_table(run(request)))
-
-
-@app.command()
-@asks(QuantizationConfig)
-def quantize(request: QuantizationConfig) -> None:
-    """Give the linear layers of a compressed checkpoint, or of any other, fewer bits."""
-    from pipeline.cli.tables.quantization import quantization_table
-    from pipeline.quantize import quantize as run
-
-    _out.print(quantization_table(run(request)))
-
-
-@app.command()
-def verify(
-    checkpoint: Annotated[str, typer.Argument(help="A compressed checkpoint: a folder or a URL.")],
-    work_dir: Annotated[
-        Path | None, typer.Option(help="Of a URL: where its weights may be copied to, for a load.")
-    ] = None,
-) -> None:
-    """Checksums, names and shapes, and a load by plain transformers in a clean process."""
-    with exit_codes():
-        from workers.checkpoint.stored import at_hand
-        from workers.checkpoint.verify import require, verify_checkpoint
-        from workers.storage.places import place_of
-
-        with at_hand(place_of(checkpoint), work_dir=work_dir) as (folder, stored):
-            checks = verify_checkpoint(folder, published=True, stored=stored)
-        _out.print(check_table(checks))
-        require(checks, checkpoint)
+app.command()(export)
+app.command()(quantize)
+app.command()(verify)
 
 
 @app.command()

@@ -234,3 +234,15 @@ def test_the_folder_of_several_ratios_is_not_evaluated(
     asked = ["evaluate", str(tmp_path / "out"), "--text", str(text)]
     assert CliRunner().invoke(app, asked).exit_code == 2
     assert "no config.json, so no checkpoint" in caplog.text
+
+
+@pytest.mark.parametrize("command", [("evaluate", "--text", "t.txt"), ("bench",)])
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(
+    command: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    name, *rest = command
+    for place, why in ((tmp_path / "file/a.json", "is a file"), (tmp_path, "name a file")):
+        caplog.clear()
+        assert run(name, tmp_path / "no-model", *rest, "--json", place) == 2
+        assert why in caplog.text

@@ -1,0 +1,21 @@
+"""Files that a command writes beside what it prints."""
+
+from pathlib import Path
+
+from schemas.errors import ConfigError
+
+
+def require_files(*files: Path | None) -> None:
+    """Raises ConfigError if one of them cannot be written: known before the work, not after it."""
+    from pipeline.request.preflight import require_writable  # loads torch
+
+    for file in filter(None, files):
+        require_writable(file.absolute())
+        if file.is_dir():
+            raise ConfigError(f"{file}: a folder; name a file")
+
+
+def write_file(file: Path, text: str) -> None:
+    """Write a file and the folders that it is in; in place, as it may be /dev/stdout."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
