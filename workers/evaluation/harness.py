@@ -98,7 +98,8 @@ class Harness:
         examples = (
             list(task.fewshot_docs()) if self.config.fewshot or task.config.num_fewshot else []
         )
-        return [as_json(task.dump_config()), fingerprint(as_json([documents, examples]))]
+        definition = task.config.to_dict(keep_callable=True)
+        return [as_json(definition), fingerprint(as_json([documents, examples]))]
 
     def run(self, lm: Any, name: str, model: str) -> TaskResult:
         """Run a model on one task. Raises NumericsError if a log-likelihood is not finite."""

@@ -1,10 +1,14 @@
 """From lm-eval's dictionaries to our schemas, and the differences between two models."""
 
+import contextlib
+import inspect
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from numbers import Real
 from statistics import fmean, stdev
+from types import FunctionType
 from typing import Any
 
 from schemas.errors import NumericsError
@@ -161,6 +165,11 @@ def _named(value: Any) -> object:
     """Put into words what JSON has no form for: numbers of numpy, functions, other objects."""
     if isinstance(value, Real):
         return float(value)
+    if isinstance(value, partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, FunctionType):
+        with contextlib.suppress(OSError):  # it has no source
+            return inspect.getsource(value)
     if callable(value):
         return f"{value.__module__}.{value.__qualname__}"
     return str(value)

@@ -1,6 +1,9 @@
 """Rows and paired differences, from results of two models."""
 
+import inspect
+import json
 import math
+from functools import partial
 
 import pytest
 
@@ -82,7 +85,12 @@ def test_infinite_figures_survive_json() -> None:
     assert TaskResult.model_validate_json(found.model_dump_json()) == found
 
 
-def test_json_of_a_definition_names_functions_without_addresses() -> None:
-    assert as_json({"f": result, "b": {1}}) == (
-        f'{{"b": "{{1}}", "f": "{result.__module__}.result"}}'
-    )
+def test_json_of_a_definition_has_what_functions_do_and_no_addresses() -> None:
+    source = inspect.getsource(result)
+    definition = {"f": result, "g": partial(result, {}, value=1), "b": {1}, "m": math.sqrt}
+    assert json.loads(as_json(definition)) == {
+        "f": source,
+        "g": [source, [{}], {"value": 1}],
+        "b": "{1}",
+        "m": "math.sqrt",
+    }
