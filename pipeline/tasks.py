@@ -12,6 +12,7 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
 from pipeline.evaluate import evaluate, local_folder, require_no_urls
+from pipeline.request.preflight import require_readable
 from schemas.errors import ConfigError
 from schemas.request.evaluation import EvaluationConfig
 from schemas.result.tasks import TaskReport, TaskResult
@@ -43,6 +44,8 @@ def evaluate_tasks(config: EvaluationConfig, harness: Harness | None = None) -> 
     start = perf_counter()
     names = [name for name in (config.baseline, config.checkpoint) if name is not None]
     config = _everywhere(config, names)
+    if config.scores_text:
+        require_readable([config.text])
     harness = harness or Harness(config.tasks)
     with contextlib.ExitStack() as copies:
         folders = [local_folder(name, copies) for name in names]
