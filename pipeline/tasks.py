@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -55,6 +55,8 @@ def evaluate_tasks(config: EvaluationConfig, harness: Harness | None = None) -> 
         # Of the same weights under two names there is one file.
         missing = list({pair.file: pair for pair in pairs if pair.file not in found}.values())
         jobs = _jobs(config, names, folders, missing)
+        if config.tasks.spread:
+            jobs = [one for job in jobs for one in _spread(job, harness)]
         _run(jobs, config, harness, _keeper(names, missing, found))
     models = [
         {
@@ -154,16 +156,23 @@ def _keeper(
 def _jobs(
     config: EvaluationConfig, names: Sequence[str], folders: Sequence[Path], pairs: Iterable[Pair]
 ) -> list[Job]:
-    """Return one job for each model, or for each pair if they are spread over a cluster."""
+    """Return one job for each model."""
     tasks: dict[int, list[str]] = {}
     for pair in pairs:
         tasks.setdefault(pair.model, []).append(pair.task)
     jobs = []
     for number, missing in tasks.items():
         name, (model, revision) = names[number], on_every_node(names[number], folders[number])
-        groups = [[task] for task in missing] if config.tasks.spread else [missing]
-        jobs += [Job(name, model, revision, tuple(group), config) for group in groups]
+        jobs.append(Job(name, model, revision, tuple(missing), config))
     return jobs
+
+
+def _spread(job: Job, harness: Harness) -> Iterator[Job]:
+    """Yield a job for each task of one, which prepares no other."""
+    for task in job.tasks:
+        tasks = job.config.tasks.model_copy(update={"names": (harness.named[task],)})
+        config = job.config.model_copy(update={"tasks": tasks})
+        yield job._replace(tasks=(task,), config=config)
 
 
 def _run(

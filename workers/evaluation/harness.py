@@ -40,7 +40,8 @@ class Job(NamedTuple):
 class Harness:
     """The tasks that a request names, with their documents.
 
-    `tasks` are lm-eval's own tasks by name, `groups` its groups that have figures of their own.
+    `tasks` are lm-eval's own tasks by name, each `named` by a name of the request; `groups` are its
+    groups that have figures of their own.
     `checksums` of a model's folder are of the files that its figures depend on, read once.
     Raises ConfigError if lm-eval cannot be imported or knows no task of a name, TextError if the
     documents of a task cannot be had.
@@ -53,11 +54,13 @@ class Harness:
         self._lm_eval = _import_lm_eval()
         self._manager = _manager(config)
         self.tasks: dict[str, Any] = {}
+        self.named: dict[str, str] = {}
         self.groups: dict[str, Any] = {}
         self.checksums = cache(_checksums)
         for name in config.asked:
             found = self._load(name)
             self.tasks |= found["tasks"]
+            self.named |= dict.fromkeys(found["tasks"], name)
             self.groups |= {k: v for k, v in found["groups"].items() if v.has_aggregation}
 
     def _load(self, name: str) -> Any:
