@@ -28,7 +28,7 @@ def require_ranks(config: RunConfig, spec: ModelSpec) -> None:
     With loss-aware allocation the matrices of one ratio share a budget; else each has its own.
     Before `with_rank_multiple` it asks for any rank, then for one on the grid.
     """
-    for asked in config.ratio:
+    for asked in config.ratio or (0.0,):  # a budget finds it, but not those of `ratio_by`
         for ratio, matrices in budgets(config, spec.matrices, asked):
             _require_ranks(config, ratio, matrices)
 

@@ -193,6 +193,11 @@ def test_a_matrix_that_would_lose_its_rank_is_named(request_for: Any, model: Pat
     assert expected in refusal(config, ConfigError)
 
 
+def test_a_ratio_that_is_given_beside_a_budget_leaves_a_rank(request_for: Any) -> None:
+    config = request_for(ratio=(), budget={"parameters": 10**9}, ratio_by={"k_proj": 0.99})
+    assert "ratio 0.99: rank 1" in refusal(config, ConfigError)
+
+
 # --- settings ---------------------------------------------------------------------------------
 
 
