@@ -9,6 +9,7 @@ from pathlib import Path
 
 from schemas.location import Location
 
+_CONTAINER = Path("/sys/fs/cgroup")
 _M_ARENA_MAX = -8  # of malloc.h
 
 
@@ -33,12 +34,20 @@ def peak_resident_bytes() -> int:
 
 
 def available_bytes() -> int:
-    """Return the bytes available without swapping: the host's, or the container's if less."""
+    """Return the bytes available without swapping: the host's, or the container's if less.
+
+    Files that were read or written are no use of it, as their pages are given up for others.
+    """
     text = Path("/proc/meminfo").read_text(encoding="ascii")
     free = [int(re.findall(r"MemAvailable:\s+(\d+) kB", text)[0]) * 1024]
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.is_file() and (most := limit.read_text(encoding="ascii").strip()) != "max":
-        free.append(int(most) - int(used.read_text(encoding="ascii")))
+    if (limit := _CONTAINER / "memory.max").is_file():
+        most, used, told = (
+            (_CONTAINER / name).read_text(encoding="ascii")
+            for name in (limit.name, "memory.current", "memory.stat")
+        )
+        if most.strip() != "max":
+            files = re.findall(r"^inactive_file (\d+)$", told, re.MULTILINE)
+            free.append(int(most) - int(used) + int(files[0]))
     return min(free)
 
 
