@@ -46,7 +46,9 @@ class BenchedModel(Schema):
     parameters: int = Field(description="Tied parameters counted once")
     bytes_on_disk: int = Field(description="Of the safetensors files")
     stored_dtype: str = Field(description="Of the floating-point tensors in them")
-    load_s: float = Field(description="Seconds from the files to the model on its device")
+    load_s: float = Field(
+        description="Seconds from the files to the answer to a prompt of one token"
+    )
     peak_bytes: int | None = Field(
         description="Most memory taken from the loading of the model to its last workload: on a "
         "GPU of the device, else resident, files that are mapped included. None if the engine "

@@ -12,7 +12,7 @@ from schemas.errors import WorkerDiedError, WorkerError
 from schemas.request.bench import BenchConfig, Workload
 from schemas.result.bench import Timing
 from workers.checkpoint.fetching import resolve
-from workers.process.failures import short_of_memory
+from workers.process.failures import first_line, short_of_memory
 from workers.serving.generation import Loaded, ServedModel
 from workers.serving.vllm_model import VllmModel
 
@@ -53,8 +53,8 @@ class ModelProcess:
         return peak
 
     def _call(self, method: str, *arguments: object) -> Any:
-        """Raises what the method raises, WorkerError if memory is short there, and WorkerDiedError
-        if the process is gone.
+        """Raises CheckpointError and the like as the method does, WorkerError if memory is short
+        there or a library fails, and WorkerDiedError if the process is gone.
         """
         remedy = "bench smaller batches or shorter prompts, or one model at a time"
         try:
@@ -66,7 +66,7 @@ class ModelProcess:
             ) from error
         except (MemoryError, RuntimeError) as error:
             if not short_of_memory(error):
-                raise
+                raise WorkerError(f"{self._name}: {first_line(error)}, in {method}") from error
             raise WorkerError(f"{self._name}: out of memory during {method}; {remedy}") from error
 
 
@@ -120,4 +120,7 @@ def _end_with_parent() -> None:
 
 
 def _do(method: str, arguments: tuple[object, ...]) -> Any:
-    return getattr(_here[0], method)(*arguments)
+    try:
+        return getattr(_here[0], method)(*arguments)
+    except (RuntimeError, ValueError) as error:  # of torch.compile some cannot be pickled
+        raise RuntimeError(f"{type(error).__name__}: {error}") from None

@@ -1,9 +1,5 @@
 """The whole of `bench`: settings, the order of its work, the clock, the figures, a table."""
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,16 +15,14 @@ from pipeline.bench import bench
 from pipeline.cli.app import app
 from pipeline.cli.tables.bench import bench_table
 from pipeline.report.speed import bench_page
-from schemas.errors import ConfigError, WorkerDiedError
+from schemas.errors import ConfigError
 from schemas.request.bench import BenchConfig, Workload
 from schemas.result.bench import BenchedModel, BenchReport, Served, Timing, over
-from tests.documents import ROOT
 from tests.low_rank import make_checkpoint
 from tests.models import tiny_model
 from tests.tables import shown
 from tests.unit.report.test_report import Document, drawings
 from workers.serving.generation import Loaded, ServedModel
-from workers.serving.process import ModelProcess
 
 SMALL: dict[str, Any] = {"batch": 2, "prompt_tokens": 6, "new_tokens": 4, "dtype": "float32"}
 WORKLOAD = Workload(batch=2, prompt_tokens=6, new_tokens=4)
@@ -237,42 +231,6 @@ def test_the_page_draws_speed_over_what_was_removed() -> None:
 
 def test_the_report_survives_json() -> None:
     assert BenchReport.model_validate_json(report().model_dump_json()) == report()
-
-
-@pytest.mark.slow
-def test_a_process_that_ends_is_named(base: Path) -> None:
-    with ModelProcess("the model", base, request(base)) as process:
-        process._pool.submit(os._exit, 1)
-        with pytest.raises(WorkerDiedError, match="the model: its process ended during load"):
-            process.load()
-
-
-PARENT = """
-import os, signal, sys
-from pathlib import Path
-from schemas.request.bench import BenchConfig
-from workers.serving.process import ModelProcess
-if __name__ == "__main__":
-    folder = sys.argv[1]
-    with ModelProcess("the model", Path(folder), BenchConfig(checkpoint=folder)) as process:
-        process._pool.submit(os.getpid).result()
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-@pytest.mark.slow
-def test_a_process_ends_with_a_parent_that_is_killed(base: Path, tmp_path: Path) -> None:
-    script = tmp_path / "parent.py"
-    script.write_text(PARENT)
-    # Its output is at an end once every process that holds it has ended: the model's, too.
-    done = subprocess.run(
-        [sys.executable, script, base],
-        capture_output=True,
-        timeout=600,
-        check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
 
 
 @pytest.mark.slow

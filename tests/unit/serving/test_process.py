@@ -1,0 +1,80 @@
+"""A model in a process of its own: how it fails, and how it ends."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+
+from schemas.errors import WorkerDiedError, WorkerError
+from schemas.request.bench import BenchConfig, Workload
+from tests.documents import ROOT
+from tests.models import tiny_model
+from workers.serving import process
+from workers.serving.process import ModelProcess
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("base"))
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_is_named(base: Path) -> None:
+    with ModelProcess("the model", base, BenchConfig(checkpoint=str(base))) as one:
+        one._pool.submit(os._exit, 1)
+        with pytest.raises(WorkerDiedError, match="the model: its process ended during load"):
+            one.load()
+
+
+class _Fails:
+    def prepare(self) -> None:
+        raise _FrameError(sys._getframe())
+
+
+class _FrameError(RuntimeError):
+    def __str__(self) -> str:
+        return "no compiler\nand much more"
+
+
+def test_a_library_that_fails_is_one_sentence(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_here", [_Fails()])
+    with pytest.raises(RuntimeError) as caught:
+        process._do("prepare", ())
+    again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 (our own)
+    one = ModelProcess("the model", base, BenchConfig(checkpoint=str(base)))
+    monkeypatch.setattr(one, "_pool", Mock(submit=Mock(side_effect=again)))
+    with pytest.raises(WorkerError, match=r"^the model: _FrameError: no compiler, in prepare$"):
+        one.prepare(Workload(batch=1, prompt_tokens=6, new_tokens=4))
+
+
+PARENT = """
+import os, signal, sys
+from pathlib import Path
+from schemas.request.bench import BenchConfig
+from workers.serving.process import ModelProcess
+if __name__ == "__main__":
+    folder = sys.argv[1]
+    with ModelProcess("the model", Path(folder), BenchConfig(checkpoint=folder)) as process:
+        process._pool.submit(os.getpid).result()
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_ends_with_a_parent_that_is_killed(base: Path, tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    # Its output is at an end once every process that holds it has ended: the model's, too.
+    done = subprocess.run(
+        [sys.executable, script, base],
+        capture_output=True,
+        timeout=600,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
