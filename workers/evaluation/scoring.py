@@ -5,6 +5,7 @@ The last shard has the heads, so only a few sums leave it; no process holds a wh
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -96,8 +97,13 @@ class ScoringShard:
         return score(rows.tokens, leaving, [shard.tail for shard in self._shards], len(sizes) == 1)
 
     def _timed(self, model: int, hidden: Tensor, step: Step) -> Tensor:
+        forward = partial(self._shards[model].forward, hidden, step, "output")
+        if self._device.type == "cuda":
+            if not self.seconds[model]:
+                forward()  # loads kernels: else the first model's time alone
+            torch.cuda.synchronize(self._device)
         start = time.perf_counter()
-        leaving = self._shards[model].forward(hidden, step, "output")
+        leaving = forward()
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         self.seconds[model] += time.perf_counter() - start
