@@ -31,8 +31,7 @@ from schemas.run.identity import fingerprint
 from workers.checkpoint.names import SUCCESS
 from workers.checkpoint.published import read_manifest, read_quantization
 from workers.evaluation.harness import Harness
-from workers.model.loading import device_of
-from workers.process.devices import compute_dtype
+from workers.process.devices import compute_dtype, find_device
 from workers.quantisation import require_installed
 from workers.quantisation.sizes import base_bytes
 from workers.storage.files import write_text
@@ -61,7 +60,7 @@ class _Work(NamedTuple):
             if row.dtype != _AS_STORED:
                 return row.dtype
         config, spec = self.base.config, self.base.spec
-        device = device_of(config.cluster.device)
+        device = find_device(config.cluster.device)
         found = compute_dtype(config.numerics.dtype, spec.dtype, device)
         return str(found).removeprefix("torch.")
 

@@ -24,8 +24,8 @@ from workers.checkpoint.names import COMPRESSION, QUANTIZATION, SUCCESS
 from workers.checkpoint.published import read_compression, read_manifest, require_free
 from workers.checkpoint.verify import require, verify_checkpoint
 from workers.evaluation.perplexity import require_vocabulary
-from workers.model.loading import device_of, load_model, load_tokenizer
-from workers.process.devices import free_cached
+from workers.model.loading import load_model, load_tokenizer
+from workers.process.devices import find_device, free_cached
 from workers.process.logs import log
 from workers.quantisation import require_installed
 from workers.storage.files import copy, sha256_of, write_text
@@ -145,7 +145,7 @@ def _round(
         tokens=_tokens(config),
         damping=config.damping if config.calibration else None,
         seed=config.seed,
-        device=device_of(config.device).type if config.calibration else "cpu",
+        device=find_device(config.device).type if config.calibration else "cpu",
         bytes_before=before,
         bytes_after=assemble.size_of(files)[1],
         stay=found.stay,

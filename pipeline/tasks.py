@@ -20,7 +20,7 @@ from schemas.run.identity import fingerprint
 from workers.checkpoint.source import on_every_node
 from workers.evaluation.harness import Harness, Job, run_job
 from workers.evaluation.task_results import rows
-from workers.model.loading import device_of
+from workers.process.devices import find_device
 from workers.process.logs import log
 from workers.storage.files import write_text
 
@@ -116,7 +116,7 @@ def _device(config: EvaluationConfig) -> str:
     """Return the kind of device that figures are of; only its jobs know that of a cluster."""
     if config.tasks.spread:
         return f"{config.device} of a cluster"
-    kind = device_of(config.device).type
+    kind = find_device(config.device).type
     return f"{config.device_map} on {kind}" if config.device_map else kind
 
 

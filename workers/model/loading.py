@@ -4,7 +4,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -15,6 +14,7 @@ from schemas.request.groups import Device, DType
 from workers.checkpoint.config_file import read_config
 from workers.checkpoint.family import auto_class
 from workers.checkpoint.own_code import may_run_code
+from workers.process.devices import find_device
 
 BESIDE_WEIGHTS = ("_scale", ".weight_zero_point", ".weight_shape")
 _UNEXPECTED = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
@@ -68,7 +68,7 @@ def load_model(
             + "; ".join(f"{len(keys)} {kind}, first {keys[0]}" for kind, keys in wrong.items())
             + "; write the checkpoint anew, its values would be random there"
         )
-    placed: PreTrainedModel = (model if device_map else model.to(device_of(device))).eval()
+    placed: PreTrainedModel = (model if device_map else model.to(find_device(device))).eval()
     return placed
 
 
@@ -96,12 +96,3 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizer
             "files of the base model there"
         ) from error
     return tokenizer
-
-
-def device_of(device: Device) -> torch.device:
-    """Return the device that a setting stands for here. Raises ConfigError if there is none."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device 'cuda': none is available here; use 'cpu' or 'auto'")
-    return torch.device(device)

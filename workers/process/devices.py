@@ -19,7 +19,7 @@ def set_threads(threads: int) -> None:
 
 
 def find_device(asked: Device) -> torch.device:
-    """Return the device of this worker, where cuSOLVER is to solve: before 2.14, torch gives the LU
+    """Return the device of this process, where cuSOLVER solves: before 2.14, torch gives the LU
     of one large rectangular matrix to a routine of MAGMA's for batches of small ones.
 
     Raises ConfigError if it lacks the kind asked for.
@@ -27,8 +27,8 @@ def find_device(asked: Device) -> torch.device:
     available = torch.cuda.is_available()
     if asked == "cuda" and not available:
         raise ConfigError(
-            f"cluster.device is cuda, but a worker on {socket.gethostname()} has none (torch "
-            f"{torch.__version__}); install a CUDA build of torch there, or use --device cpu"
+            f"device is cuda, but {socket.gethostname()} has none that torch {torch.__version__} "
+            "sees; install a CUDA build of torch there, or use --device cpu"
         )
     if not available or asked == "cpu":
         return torch.device("cpu")
