@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 import re
 import shutil
 import signal
@@ -230,7 +231,8 @@ def test_training_workers_that_are_killed_change_nothing(
     def kill(stage: Stage) -> None:
         if stage.name == "recover" and stage.done in left:
             left.remove(stage.done)
-            workers = [p for p in descendants(1) if "ray::RayTrainWorker" in p.name]
+            mine = descendants(os.getpid())  # not those of another program on this machine
+            workers = [p for p in mine if "ray::RayTrainWorker" in p.name]
             for worker in workers:
                 worker.kill()
             assert workers
