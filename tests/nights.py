@@ -8,7 +8,6 @@ from pathlib import Path
 from unittest import mock
 
 from pipeline.nightly import catalog
-from schemas.errors import CompressorError
 from schemas.location import Location
 from schemas.request.config import RunConfig
 from schemas.request.nightly import CatalogRow
@@ -50,7 +49,7 @@ class FakeCompress:
         self.asked: list[tuple[str, tuple[float, ...]]] = []
         self.made: list[str] = []
         self.increases: dict[str, float] = {}
-        self.failures: dict[str, CompressorError] = {}
+        self.failures: dict[str, Exception] = {}
         self.samples: dict[str, str] = {}
         self.during: Callable[[str], None] = lambda _: None
 

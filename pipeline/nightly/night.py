@@ -213,7 +213,7 @@ class _Work:
             outcome = [self._judged(row, output) for output in result.outputs]
         except _ENDING:
             raise
-        except CompressorError as error:
+        except (CompressorError, FileNotFoundError) as error:  # the trainer may remove it meanwhile
             self._progress.warn(f"{checkpoint.name}: failed: {error}")
             outcome = [_row("failed", checkpoint, key, folder, str(error))]
         finally:

@@ -29,10 +29,15 @@ LOOP = "The city lies on the river" + " and on" * 20
 # --- failures, kills, other nights --------------------------------------------------------------
 
 
-def test_a_failing_checkpoint_keeps_no_other_from_being_done(training: Training) -> None:
+@pytest.mark.parametrize(
+    "error", [NumericsError("q_proj: not finite"), FileNotFoundError("gone while it was read")]
+)
+def test_a_failing_checkpoint_keeps_no_other_from_being_done(
+    training: Training, error: Exception
+) -> None:
     for number in (1, 2, 3):
         training.step(number)
-    training.compress.failures["checkpoint-3"] = NumericsError("q_proj: not finite")
+    training.compress.failures["checkpoint-3"] = error
     night = training.night(max=2)
     assert did(night) == [
         *(("started", "3"), ("failed", "3")),
