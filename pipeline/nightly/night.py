@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pipeline.nightly import catalog
 from pipeline.nightly.gate import reasons
 from pipeline.nightly.ledger import Ledger, beyond, follow, label, latest_of, ledger_of
-from pipeline.nightly.retention import remove_output, remove_run
+from pipeline.nightly.retention import place_of, remove_output, remove_run
 from pipeline.nightly.seen import Seen
 from pipeline.nightly.sources import Checkpoint, Source, source_of
 from pipeline.nightly.texts import text_sums
@@ -23,7 +23,7 @@ from schemas.errors import (
     StorageError,
     TextError,
 )
-from schemas.location import Location, absolute, is_within
+from schemas.location import absolute
 from schemas.metrics import Outcome
 from schemas.request.config import RunConfig
 from schemas.request.nightly import CatalogRow, Event, NightlyConfig
@@ -140,25 +140,35 @@ class _Work:
                 self.night.waiting += 1
 
     def tidy_up(self, found: list[Checkpoint]) -> None:
-        """Apply retention, remove runs of finished checkpoints, and list the quarantined ones."""
+        """Apply retention, remove runs that are of no more use, and list what is in quarantine."""
         config = self._config
         for row in beyond(self._ledger, config.keep):
-            place = self._place_of(row)
+            place = place_of(config.output, row)
             self._ownership.require()
             if remove_output(place, row.output):
                 self._write(row.model_copy(update={"event": "removed", "detail": ""}))
             else:
                 self._progress.warn(f"{place}: not the output that the catalogue names; it stays")
-        entries = {entry.folder: entry for entry in self._ledger.values()}
+        keys = {entry.folder: key for key, entry in self._ledger.items()}
         for folder in folders_in(config.runs):
-            entry = entries.get(folder)
-            if entry is not None and entry.outcomes and not entry.left(config.ratio):
+            if folder in keys and self._is_over(keys[folder], found):
                 self._ownership.require()
                 remove_run(config.runs / folder, config.output / "checkpoints" / folder)
         self._seen.forget(found)
         for entry in self._ledger.values():
             if entry.quarantined:
                 self.night.quarantined[entry.name] = entry.error
+
+    def _is_over(self, key: str, found: list[Checkpoint]) -> bool:
+        """Whether its run is of no more use: all is done, or the source has it no longer.
+
+        A source in which nothing was found may be one that is not mounted.
+        """
+        entry = self._ledger[key]
+        done = entry.outcomes and not entry.left(self._config.ratio)
+        named = [one for one in found if one.name in entry.names]
+        gone = found and all(self._known_key(one) not in (None, key) for one in named)
+        return bool(done or gone)
 
     def _known_key(self, checkpoint: Checkpoint) -> str | None:
         content = self._seen.known(checkpoint)
@@ -263,14 +273,6 @@ class _Work:
         entry = self._ledger[key]
         why = entry.error if entry.failed else f"{entry.attempts} attempts, the last one was killed"
         self._write(_row("quarantined", checkpoint, key, entry.folder, why))
-
-    def _place_of(self, row: CatalogRow) -> Location:
-        """Return the place of an output. Raises ConfigError if its row leads out of the prefix."""
-        root = self._config.output / "checkpoints"
-        place = self._config.output / (row.path or "")
-        if ".." in str(row.path) or not is_within(place.parent.parent, root):
-            raise ConfigError(f"catalogue row {row.number}: path {row.path!r} is no output")
-        return place
 
     def _write(self, *rows: CatalogRow) -> None:
         """Write one event to the catalogue; this night must own it."""

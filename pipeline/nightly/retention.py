@@ -4,8 +4,9 @@ import contextlib
 import json
 from pathlib import Path
 
-from schemas.errors import CheckpointError
-from schemas.location import Location
+from schemas.errors import CheckpointError, ConfigError
+from schemas.location import Location, is_within
+from schemas.request.nightly import CatalogRow
 from workers.checkpoint.names import MANIFEST, SUCCESS
 from workers.checkpoint.published import read_manifest
 from workers.storage.keys import RUN_RECORD
@@ -17,6 +18,14 @@ from workers.storage.places import (
     remove,
     remove_below,
 )
+
+
+def place_of(prefix: Location, row: CatalogRow) -> Location:
+    """Return the place of an output. Raises ConfigError if its row leads out of the prefix."""
+    place = prefix / (row.path or "")
+    if ".." in str(row.path) or not is_within(place.parent.parent, prefix / "checkpoints"):
+        raise ConfigError(f"catalogue row {row.number}: path {row.path!r} is no output")
+    return place
 
 
 def remove_output(place: Location, identity: str | None) -> bool:

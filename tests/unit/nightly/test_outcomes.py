@@ -1,6 +1,7 @@
 """Failures, kills, other nights, the gate and retention: what becomes of each checkpoint."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -226,6 +227,28 @@ def test_runs_in_the_home_folder_are_removed(
     training.night(run_dir="~/runs")
     assert len(seen) == 1
     assert folders_in(tmp_path / "runs") == []
+
+
+@pytest.mark.parametrize("change", ["gone", "other files", "other method"])
+def test_the_run_of_what_the_source_has_no_longer_is_removed(
+    training: Training, change: str
+) -> None:
+    """But for a source that may not be mounted."""
+    folder = training.step(1)
+    kill(training.compress, training.night)
+    runs = training.prefix / "runs"
+    [run] = folders_in(runs)
+    hidden = folder.rename(training.prefix / "not mounted")
+    assert did(training.night()) == []
+    assert folders_in(runs) == [run]
+    hidden.rename(folder)
+    kill(training.compress, training.night)
+    assert folders_in(runs) == [run]
+    if change != "other method":
+        shutil.rmtree(folder)
+        training.step(2 if change == "gone" else 1, version=3)
+    training.night(method="svd-llm" if change == "other method" else "two-sided")
+    assert folders_in(runs) == []
 
 
 def test_without_retention_all_outputs_stay(training: Training) -> None:
