@@ -6,6 +6,7 @@ commits. No clock is used.
 
 import re
 from abc import ABC, abstractmethod
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
@@ -19,13 +20,12 @@ from schemas.run.identity import fingerprint
 from workers.checkpoint.config_file import HUB_ERRORS, not_given, read_config, require_hub_id
 from workers.checkpoint.contents import tensors_of, weight_map
 from workers.checkpoint.fetching import resolve
-from workers.checkpoint.folder import is_wanted
 from workers.checkpoint.names import CONFIG, INDEX, WEIGHTS
-from workers.checkpoint.tokenizer_files import TOKENIZERS, require_tokenizer
+from workers.checkpoint.tokenizer_files import TOKENIZER_FILES, TOKENIZERS, require_tokenizer
 from workers.storage.files import sha256_of
 from workers.storage.places import at_once, exists, folders_in, identity_of, names_in, url_of
 
-_IDLE = ("generation_config.json", "trainer_state.json", "README.md")
+_COUNTED = (CONFIG, INDEX, "*.safetensors", *TOKENIZER_FILES, "*processor*.json")
 _IN_THE_MAKING = re.compile(r"[._]|tmp|.*[._-]tmp$", re.IGNORECASE)  # names of folders
 _BRANCH, _EVERY = "main", "*"
 P = TypeVar("P", Path, Url)
@@ -109,7 +109,7 @@ class _Below(Source, Generic[P]):
             return []
         if not any(file == CONFIG or file.endswith((".safetensors", INDEX)) for file in there):
             return []
-        return [file for file in there if is_wanted(file) and file not in _IDLE]
+        return [file for file in there if _counts(file)]
 
 
 class _Folder(_Below[Path]):
@@ -189,7 +189,7 @@ class _Hub(Source):
             files = {
                 file.path: file.lfs.sha256 if file.lfs else file.blob_id
                 for file in tree
-                if isinstance(file, RepoFile) and is_wanted(file.path) and file.path not in _IDLE
+                if isinstance(file, RepoFile) and _counts(file.path)
             }
             self._require_complete(checkpoint, set(files))
         except HUB_ERRORS as error:
@@ -212,6 +212,11 @@ class _Hub(Source):
 
     def _at(self, name: str, order: str, commit: str) -> Checkpoint:
         return Checkpoint(name, order, self._repo, commit)
+
+
+def _counts(name: str) -> bool:
+    """Whether numbers depend on a file of this name; others may come and go beside it."""
+    return any(fnmatch(name, pattern) for pattern in _COUNTED)
 
 
 def _require_complete(folder: Path, weights: Url | None) -> None:

@@ -15,7 +15,7 @@ from tests.nights import cut_short, pointed
 from tests.unit.nightly.conftest import Training, did
 from workers.storage.files import sha256_of
 from workers.storage.keys import OWNER
-from workers.storage.places import files_below, folders_in
+from workers.storage.places import files_below, folders_in, write
 
 # --- what is done, and in which order -----------------------------------------------------------
 
@@ -256,6 +256,16 @@ def test_a_checkpoint_that_changes_while_it_is_compressed_is_another_one(
     assert not files_below(training.prefix / "checkpoints")
     training.compress.during = lambda _: None
     assert did(training.night()) == [("started", "1"), ("published", "1")]
+
+
+def test_what_comes_beside_a_checkpoint_changes_nothing(training: Training) -> None:
+    folder = training.step(1)
+    beside = ("zero_to_fp32.py", "eval_results.json", "LICENSE.txt", "README.md")
+    training.compress.during = lambda _: write(folder / beside[0], b"comes late")
+    assert did(training.night()) == [("started", "1"), ("published", "1")]
+    for name in beside:
+        (folder / name).write_text("new")
+    assert did(training.night()) == []
 
 
 def test_one_that_goes_while_it_is_compressed_is_published(training: Training) -> None:

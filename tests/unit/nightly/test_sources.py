@@ -82,7 +82,7 @@ def test_a_commit_that_changes_no_file_of_the_model_is_the_same_content(
         monkeypatch,
         {
             "one": WHOLE,
-            "two": WHOLE | {"README.md": "new", "eval.csv": "x"},
+            "two": WHOLE | {"README.md": "new", "eval.csv": "x", "LICENSE": "l", "a.py": "p"},
             "three": WHOLE | {"model.safetensors": "w2"},
         },
     )
