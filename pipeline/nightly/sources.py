@@ -115,6 +115,12 @@ class _Below(Source, Generic[P]):
 class _Folder(_Below[Path]):
     """Identified by SHA-256; read again if a size, a time or an inode has changed."""
 
+    def _is_candidate(self, name: str) -> bool:
+        """A link to another checkpoint here, such as `latest`, is none of its own."""
+        target = (self._place / name).resolve()
+        beside = target.parent == self._place and not _IN_THE_MAKING.match(target.name)
+        return (target.name == name or not beside) and super()._is_candidate(name)
+
     def stamp(self, checkpoint: Checkpoint) -> str | None:
         folder, facts = self._place / checkpoint.name, []
         try:

@@ -141,6 +141,16 @@ def test_names_sort_by_their_numbers() -> None:
     ]
 
 
+def test_a_link_to_another_checkpoint_is_none_of_its_own(tmp_path: Path) -> None:
+    """Else than one to a place that is not looked at."""
+    source = tmp_path / "source"
+    for folder in (source / "step-600", source / "..data", tmp_path / "elsewhere"):
+        write(folder / "config.json", b"{}")
+    for name, target in {"latest": "step-600", "a": "..data", "b": "../elsewhere"}.items():
+        (source / name).symlink_to(target)
+    assert [one.name for one in source_of(str(source), None).found()] == ["a", "b", "step-600"]
+
+
 def test_a_checkpoint_without_its_files_has_gone(tmp_path: Path) -> None:
     source = source_of(str(tmp_path), None)
     assert source.stamp(Checkpoint("gone", "", str(tmp_path / "gone"))) is None
