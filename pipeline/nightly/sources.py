@@ -85,13 +85,13 @@ class _Below(Source, Generic[P]):
         self._place: P = place
 
     def found(self) -> list[Checkpoint]:
-        if exists(self._place / CONFIG):
+        there = [name for name in folders_in(self._place) if not _IN_THE_MAKING.match(name)]
+        names = [name for name in there if self._is_candidate(name)]
+        if not names and exists(self._place / CONFIG):
             raise ConfigError(
                 f"watch {self._place}: is a checkpoint itself; name the folder above it, or "
                 "compress it with `svdllm compress`"
             )
-        there = [name for name in folders_in(self._place) if not _IN_THE_MAKING.match(name)]
-        names = [name for name in there if self._is_candidate(name)]
         names.sort(key=lambda name: (natural(name), name))
         return [Checkpoint(name, natural(name), str(self._place / name)) for name in names]
 

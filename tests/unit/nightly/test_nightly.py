@@ -174,6 +174,11 @@ def test_a_name_that_will_change_is_passed_over(training: Training, name: str) -
     assert training.night() == Night()
 
 
+def test_the_final_model_beside_its_checkpoints_is_passed_over(training: Training) -> None:
+    shutil.copytree(training.step(1), training.source, dirs_exist_ok=True)
+    assert did(training.night()) == [("started", "1"), ("published", "1")]
+
+
 def test_what_is_no_checkpoint_is_passed_over(training: Training) -> None:
     (training.source / "runs").mkdir()
     (training.source / "runs" / "events.out").write_text("")
