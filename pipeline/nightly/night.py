@@ -81,6 +81,7 @@ def nightly(
         work = _Work(config, texts, source, compress, progress, ownership, tell)
         work.retry()
         work.point()
+        work.tidy_up(found)  # first, so that a full disk has room
         work.go_through(found)
         work.tidy_up(found)
     return work.night
@@ -160,10 +161,7 @@ class _Work:
                 self.night.quarantined[entry.name] = entry.error
 
     def _is_over(self, key: str, found: list[Checkpoint]) -> bool:
-        """Whether its run is of no more use: all is done, or the source has it no longer.
-
-        A source in which nothing was found may be one that is not mounted.
-        """
+        """Whether its run is of no more use: all is done, or it left a source that has others."""
         entry = self._ledger[key]
         done = entry.outcomes and not entry.left(self._config.ratio)
         named = [one for one in found if one.name in entry.names]

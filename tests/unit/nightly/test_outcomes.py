@@ -216,6 +216,18 @@ def test_retention_keeps_the_newest_and_removes_runs_and_what_was_rejected(
     assert did(training.night(gate={"perplexity": 0.05}, keep=1)) == []
 
 
+def test_a_full_disk_gets_room_before_anything_is_compressed(training: Training) -> None:
+    for number in (1, 2):
+        training.step(number)
+    training.night()
+    training.step(3)
+    training.compress.failures["checkpoint-3"] = StorageFullError("full")
+    with pytest.raises(StorageFullError):
+        training.night(keep=1)
+    [folder] = folders_in(training.prefix / "checkpoints")
+    assert folder.startswith("checkpoint-2-")
+
+
 def test_runs_in_the_home_folder_are_removed(
     training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
