@@ -1,13 +1,8 @@
-"""Failures, kills, other nights, the gate and retention: what becomes of each checkpoint."""
-
-import json
-import shutil
-from pathlib import Path
+"""Failures, kills, other nights and the gate: what becomes of each checkpoint."""
 
 import pytest
 
 from pipeline.nightly.night import nightly
-from pipeline.nightly.retention import remove_run
 from pipeline.run_directory.ownership import owned
 from schemas.errors import (
     ClusterError,
@@ -18,11 +13,10 @@ from schemas.errors import (
     TextError,
     WorkerError,
 )
-from schemas.location import Location
-from tests.nights import Killed, kill, pointed
+from tests.nights import kill, pointed
 from tests.unit.nightly.conftest import Training, did
 from workers.storage.keys import OWNER
-from workers.storage.places import files_below, folders_in, remove_below, write
+from workers.storage.places import folders_in, write
 
 LOOP = "The city lies on the river" + " and on" * 20
 
@@ -145,7 +139,7 @@ def test_a_night_that_lost_its_place_writes_nothing(training: Training) -> None:
     assert pointed(training.prefix) == {}
 
 
-# --- gate and retention -------------------------------------------------------------------------
+# --- the gate -------------------------------------------------------------------------------------
 
 
 def test_what_does_not_pass_the_gate_is_kept_but_not_published(training: Training) -> None:
@@ -199,109 +193,3 @@ def test_a_gate_without_a_text_is_refused_before_any_work(training: Training) ->
     with pytest.raises(ConfigError, match="no text to evaluate on; name one with --evaluate"):
         training.night(gate={"perplexity": 0.05}, evaluation={})
     assert not training.prefix.exists()
-
-
-def test_retention_keeps_the_newest_and_removes_runs_and_what_was_rejected(
-    training: Training,
-) -> None:
-    for number in (1, 2, 3):
-        training.step(number)
-    training.compress.increases["checkpoint-1"] = 0.5
-    training.night(gate={"perplexity": 0.05}, keep=1)
-    (folder,) = folders_in(training.prefix / "checkpoints")
-    assert folder.startswith("checkpoint-3-")
-    assert folders_in(training.prefix / "runs") == []
-    removed = [row.name for row in training.rows if row.event == "removed"]
-    assert sorted(removed) == ["checkpoint-1", "checkpoint-2"]
-    assert did(training.night(gate={"perplexity": 0.05}, keep=1)) == []
-
-
-def test_a_full_disk_gets_room_before_anything_is_compressed(training: Training) -> None:
-    for number in (1, 2):
-        training.step(number)
-    training.night()
-    training.step(3)
-    training.compress.failures["checkpoint-3"] = StorageFullError("full")
-    with pytest.raises(StorageFullError):
-        training.night(keep=1)
-    [folder] = folders_in(training.prefix / "checkpoints")
-    assert folder.startswith("checkpoint-2-")
-
-
-def test_runs_in_the_home_folder_are_removed(
-    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    training.step(1)
-    training.compress.during = lambda _: seen.extend(folders_in(tmp_path / "runs"))
-    seen: list[str] = []
-    training.night(run_dir="~/runs")
-    assert len(seen) == 1
-    assert folders_in(tmp_path / "runs") == []
-
-
-@pytest.mark.parametrize("change", ["gone", "other files", "other method"])
-def test_the_run_of_what_the_source_has_no_longer_is_removed(
-    training: Training, change: str
-) -> None:
-    """But for a source that may not be mounted."""
-    folder = training.step(1)
-    kill(training.compress, training.night)
-    runs = training.prefix / "runs"
-    [run] = folders_in(runs)
-    hidden = folder.rename(training.prefix / "not mounted")
-    assert did(training.night()) == []
-    assert folders_in(runs) == [run]
-    hidden.rename(folder)
-    kill(training.compress, training.night)
-    assert folders_in(runs) == [run]
-    if change != "other method":
-        shutil.rmtree(folder)
-        training.step(2 if change == "gone" else 1, version=3)
-    training.night(method="svd-llm" if change == "other method" else "two-sided")
-    assert folders_in(runs) == []
-
-
-def test_without_retention_all_outputs_stay(training: Training) -> None:
-    for number in (1, 2):
-        training.step(number)
-        training.night()
-    assert len(folders_in(training.prefix / "checkpoints")) == 2
-
-
-def test_a_removal_of_a_run_that_is_killed_is_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, output = tmp_path / "run", tmp_path / "output"
-    write(run / "run.json", json.dumps({"outputs": {str(output): ""}}).encode())
-    for name in ("progress.json", "owner/1.json", "spectra/0123/a.safetensors"):
-        write(run / name, b"")
-
-    def die(place: Location) -> None:
-        if place == run:
-            raise Killed
-        remove_below(place)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("pipeline.nightly.retention.remove_below", die)
-        with pytest.raises(Killed):
-            remove_run(run, output)
-    assert [path.name for path in run.iterdir()] == ["run.json"]
-    remove_run(run, output)
-    assert not run.exists()
-
-
-def test_what_the_nights_did_not_make_is_not_removed(training: Training) -> None:
-    for number in (1, 2):
-        training.step(number)
-        training.night()
-    output = training.prefix / str(training.rows[1].path)
-    manifest = json.loads((output / "manifest.json").read_text())
-    (output / "manifest.json").write_text(json.dumps(manifest | {"output": "another"}))
-    (training.prefix / "runs" / "mine").mkdir(parents=True)
-    before = files_below(output)
-    night = training.night(keep=1)
-    assert did(night) == []
-    assert files_below(output) == before
-    assert (training.prefix / "runs" / "mine").is_dir()
