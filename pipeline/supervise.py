@@ -10,7 +10,7 @@ from pipeline.cluster.capacity import on_gpus, workers_there
 from pipeline.cluster.quarantine import Quarantine
 from pipeline.progress import Progress
 from pipeline.run import Run
-from schemas.errors import WorkerDiedError, WorkerError, WorkerStartError
+from schemas.errors import NodesError, WorkerDiedError, WorkerError, WorkerStartError
 from schemas.metrics import Metric
 from schemas.request.config import RunConfig
 from workers.actors.metrics import count
@@ -31,7 +31,7 @@ def supervise(
     The pool replaces its own losses. A stage that needs all its workers raises WorkerDiedError:
     then the remaining ones are killed, and a new plan for the workers available now continues from
     what is committed. Raises WorkerError after `cluster.attempts` losses in a row without a new
-    commit between them, or if the numbers would change.
+    commit between them, NodesError if no workers are left, or only such as change the numbers.
     """
     quarantine = Quarantine(progress.warn, config.on_failure)
     supervisor = _Supervisor(config, progress)
@@ -69,7 +69,7 @@ class _Supervisor:
         """Return the configuration, with as many workers as there is room for after a loss."""
         cluster = self._config.cluster
         if self._gpus and not on_gpus(cluster):
-            raise WorkerError(
+            raise NodesError(
                 "no GPU is left in the cluster; start the same command again when it has some"
             )
         there = workers_there(cluster, self._config.numerics.threads)
@@ -83,7 +83,7 @@ class _Supervisor:
     def wait_for_nodes(self, error: WorkerDiedError) -> None:
         """Give Ray time to learn which nodes are gone, which may take half a minute.
 
-        Raises WorkerError if starts have failed for too long, or if the workers' own code has
+        Raises NodesError if starts have failed for too long, or if the workers' own code has
         failed alike `cluster.attempts` times.
         """
         if isinstance(error, WorkerStartError):
@@ -91,7 +91,7 @@ class _Supervisor:
         now, allowed = time.monotonic(), start_timeout(self._config.cluster)
         self._starting = self._starting or now
         if now - self._starting > allowed:
-            raise WorkerError(
+            raise NodesError(
                 f"{error}; no start of the workers came through for {allowed:g} s; look at the "
                 "nodes, then start the same command again to continue"
             ) from error
@@ -99,12 +99,12 @@ class _Supervisor:
         time.sleep(_SETTLE_S)
 
     def started(self, run: Run) -> None:
-        """Note that workers started. Raises WorkerError if they would compute other numbers."""
+        """Note that workers started. Raises NodesError if they would compute other numbers."""
         self._starting = None
         self._failures.clear()
         if self._ids not in (None, run.ids):
             run.close()
-            raise WorkerError(
+            raise NodesError(
                 f"the workers are on another kind of device now ({run.facts.device_name}), whose "
                 "numbers would differ; start the same command again to begin anew on it"
             )
@@ -133,7 +133,7 @@ class _Supervisor:
         most = self._config.cluster.attempts
         self._failures[str(error)] += 1
         if self._failures[str(error)] >= most:
-            raise WorkerError(
+            raise NodesError(
                 f"{error}; {most} starts of the workers failed like that (cluster.attempts is "
                 f"{most}), so it is no matter of chance: give all nodes the Python, the libraries "
                 "and the program that the driver has, then start the same command again"

@@ -4,6 +4,7 @@
     ├── InputError            exit 2   the request or its input is wrong; nothing was computed
     │   ├── ConfigError                a field of the configuration
     │   │   ├── ClusterError                the Ray cluster is absent, or lacks what is asked for
+    │   │   ├── DiskError                   a disk has no room for what a run will write
     │   │   └── BudgetError                 a size that no ranks here can keep
     │   ├── CheckpointError            a file or tensor of a checkpoint
     │   └── TextError                  calibration or evaluation text
@@ -12,6 +13,7 @@
         ├── StorageError               storage does not answer, or answers with errors
         │   └── StorageFullError            it is full, over quota or read-only
         ├── WorkerError                a worker failed
+        │   ├── NodesError                  the nodes are at fault, whatever runs on them
         │   └── WorkerDiedError             its process or its node is gone
         │       ├── WorkerHungError          it does not answer within a deadline
         │       └── WorkerStartError         its own code fails while it starts
@@ -55,6 +57,10 @@ class ClusterError(ConfigError):
     """The Ray cluster is absent, has another version, or lacks what was asked for."""
 
 
+class DiskError(ConfigError):
+    """A disk has no room for what a run will write."""
+
+
 class CheckpointError(InputError):
     """A file or tensor of a checkpoint is missing, malformed or unsupported."""
 
@@ -83,6 +89,10 @@ class StorageFullError(StorageError):
 
 class WorkerError(RunError):
     """A worker failed, or ran out of memory."""
+
+
+class NodesError(WorkerError):
+    """The nodes are at fault, whatever runs on them: they are gone, full, or not of one kind."""
 
 
 class WorkerDiedError(WorkerError):

@@ -10,7 +10,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.cluster.calls import Actor, result, start_timeout
 from pipeline.cluster.capacity import cluster_resources, on_gpus
 from pipeline.progress import Progress
-from schemas.errors import WorkerDiedError, WorkerError
+from schemas.errors import NodesError, WorkerDiedError
 from schemas.request.config import RunConfig
 from schemas.request.groups import ClusterConfig
 from schemas.run.plan import WorkerFacts
@@ -43,12 +43,12 @@ def start_workers(cluster: ClusterConfig, threads: int, memory: int, count: int)
 def agree(cluster: ClusterConfig, calls: list[Any], progress: Progress) -> list[WorkerFacts]:
     """Return what each worker runs on; each of `calls` prepares one worker and reports it.
 
-    Raises WorkerError if the workers differ so that their numbers would.
+    Raises NodesError if the workers differ so that their numbers would.
     """
     facts = _started(cluster, calls)
     kinds = {one.kind for one in facts}
     if len(kinds) > 1:
-        raise WorkerError(
+        raise NodesError(
             f"the workers differ in device or dtype ({sorted(kinds)}), so their numbers would; "
             "use nodes of one kind, or --device cpu --dtype float32"
         )
@@ -77,7 +77,7 @@ def chains(workers: Sequence[T], facts: Sequence[WorkerFacts], length: int) -> l
 def _started(cluster: ClusterConfig, calls: list[Any]) -> list[WorkerFacts]:
     """Return what each worker reports once it has started.
 
-    Raises WorkerDiedError if the cluster loses a node while they are awaited, WorkerError if they
+    Raises WorkerDiedError if the cluster loses a node while they are awaited, NodesError if they
     do not start in time.
     """
     end, waiting = time.monotonic() + start_timeout(cluster), calls
@@ -90,7 +90,7 @@ def _started(cluster: ClusterConfig, calls: list[Any]) -> list[WorkerFacts]:
         if waiting and cluster_resources().get(kind, 0) < before:
             raise WorkerDiedError("start of a worker: the cluster lost a node meanwhile")
         if waiting and time.monotonic() > end:
-            raise WorkerError(
+            raise NodesError(
                 f"{len(waiting)} of {len(calls)} workers did not start within "
                 f"{start_timeout(cluster):g} s: the cluster has no room for them now (`ray status` "
                 "says what takes it); start again, or ask for fewer with --workers"

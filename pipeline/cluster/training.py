@@ -25,7 +25,7 @@ from pipeline.cluster.capacity import on_gpus, workers_there
 from pipeline.progress import Progress
 from pipeline.report.wording import figure
 from pipeline.request.inputs import Inputs
-from schemas.errors import CompressorError, RunError, WorkerError
+from schemas.errors import CompressorError, NodesError, RunError, WorkerError
 from schemas.location import Location
 from schemas.result.recovery import Look, Refined
 from workers.actors.recovery import recover
@@ -148,7 +148,7 @@ class _Fit(threading.Thread):
     def events(self) -> Iterator[Look | Refined]:
         """Start, and yield what is reported, until training ends.
 
-        Raises WorkerError if the cluster no longer has the workers for it.
+        Raises NodesError if the cluster no longer has the workers for it.
         """
         self.start()
         enough, patience = time.monotonic(), start_timeout(self._job.config.cluster)
@@ -159,7 +159,7 @@ class _Fit(threading.Thread):
                 if self.has_room():
                     enough = time.monotonic()
                 elif time.monotonic() - enough > patience:  # Ray Train itself would wait for ever
-                    raise WorkerError(
+                    raise NodesError(
                         f"recovery: for {patience:g} s the cluster has had no room for "
                         f"{self._job.least_workers} workers, and fewer cannot go on; start the "
                         "same command again when it has"

@@ -19,6 +19,8 @@ from schemas.errors import (
     ClusterError,
     CompressorError,
     ConfigError,
+    DiskError,
+    NodesError,
     OwnershipError,
     StorageError,
     TextError,
@@ -42,7 +44,7 @@ _OUTCOMES: dict[Event, Outcome] = {
     "failed": "failed",
 }
 # Not the checkpoint's fault: the night ends, and the attempt does not count.
-_ENDING = (TextError, StorageError, OwnershipError, ClusterError)
+_ENDING = (TextError, StorageError, DiskError, OwnershipError, ClusterError, NodesError)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from pipeline.plan.machines import Machines, find
 from pipeline.plan.recovery import recovery, recovery_memory
 from pipeline.plan.refusal import refusal
 from pipeline.plan.work import evaluation, stages
-from schemas.errors import ConfigError
+from schemas.errors import DiskError
 from schemas.model.spec import ModelSpec
 from schemas.request.config import ROUNDS, RunConfig
 from schemas.run.context import within_context
@@ -71,7 +71,7 @@ def make_plan(
 
 
 def require_disk(disk: DiskUse, config: RunConfig, published: int = 0) -> None:
-    """Raises ConfigError if run directory and checkpoints do not fit on their disks.
+    """Raises DiskError if run directory and checkpoints do not fit on their disks.
 
     Factors are kept beside the checkpoints they go into; what the run has written counts, and so do
     the bytes of the checkpoints that it has `published`, whose files were in the run directory.
@@ -82,7 +82,7 @@ def require_disk(disk: DiskUse, config: RunConfig, published: int = 0) -> None:
     for folder, size in needs.items():
         free = free_bytes(folder)
         if free is not None and size > free:
-            raise ConfigError(
+            raise DiskError(
                 f"{folder}: the run needs about {size:,} bytes there, {free:,} are free; "
                 f"free {size - free:,}, or name another --run-dir or --output"
                 f"{_without_bases(disk, size - free) if folder == config.run_folder else ''}"

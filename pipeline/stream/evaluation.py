@@ -21,7 +21,7 @@ from pipeline.stream.boundaries import Boundary
 from pipeline.stream.models import Model, model_of
 from pipeline.stream.schedule import Batch, as_it_is, drive, micro_batches, stream_forward
 from pipeline.stream.scorers import NUMERICS, Scorers
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, DiskError
 from schemas.location import Location
 from schemas.model.dtypes import FORMATS, ITEM_BYTES
 from schemas.request.evaluation import EvaluationConfig
@@ -257,7 +257,7 @@ def window_batches(windows: Tensor) -> list[Batch]:
 def _require_disk(folder: Location, needed: int) -> None:
     free = free_bytes(folder)
     if free is not None and needed > free:
-        raise ConfigError(
+        raise DiskError(
             f"{folder}: hidden states take up to {needed:,} bytes between two "
             f"waves, {free:,} are free; free some, name another folder, or fewer windows"
         )

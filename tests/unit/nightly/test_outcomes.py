@@ -7,6 +7,8 @@ from pipeline.run_directory.ownership import owned
 from schemas.errors import (
     ClusterError,
     ConfigError,
+    DiskError,
+    NodesError,
     NumericsError,
     OwnershipError,
     StorageFullError,
@@ -90,7 +92,10 @@ def test_one_that_kills_every_night_is_put_in_quarantine(training: Training) -> 
 
 @pytest.mark.parametrize(
     "error",
-    [StorageFullError("full"), TextError("gone"), ClusterError("no Ray there"), KeyboardInterrupt],
+    [
+        *(StorageFullError("full"), DiskError("no room"), TextError("gone")),
+        *(ClusterError("no Ray there"), NodesError("no GPU is left"), KeyboardInterrupt),
+    ],
 )
 def test_what_is_not_its_fault_ends_the_night_and_does_not_count(
     training: Training, error: BaseException | type[BaseException]
@@ -139,7 +144,7 @@ def test_a_night_that_lost_its_place_writes_nothing(training: Training) -> None:
     assert pointed(training.prefix) == {}
 
 
-# --- the gate -------------------------------------------------------------------------------------
+# --- the gate ----------------------------------------------------------------------------------
 
 
 def test_what_does_not_pass_the_gate_is_kept_but_not_published(training: Training) -> None:

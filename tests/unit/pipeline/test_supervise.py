@@ -9,7 +9,7 @@ import pytest
 from pipeline import supervise as module
 from pipeline.progress import Progress
 from pipeline.supervise import supervise
-from schemas.errors import WorkerDiedError, WorkerError, WorkerStartError
+from schemas.errors import NodesError, WorkerDiedError, WorkerError, WorkerStartError
 from schemas.request.config import RunConfig
 
 MISSING = "start of a worker: ModuleNotFoundError: No module named 'workers.actors'"
@@ -67,11 +67,27 @@ def config(monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 
 
 def test_workers_that_fail_alike_end_the_run_with_their_own_message(config: RunConfig) -> None:
-    with pytest.raises(WorkerError, match="3 starts of the workers failed like that") as caught:
+    with pytest.raises(NodesError, match="3 starts of the workers failed like that") as caught:
         run(config, [WorkerStartError(MISSING)] * 3)
     assert caught.value.exit_code == 3
     assert str(caught.value).startswith(MISSING)
     assert "give all nodes the Python, the libraries" in str(caught.value)
+
+
+def test_a_cluster_that_lacks_what_the_run_needs_is_told_apart(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From losses of workers, for which the run may be at fault."""
+    with pytest.raises(WorkerError, match="loss 3 in a row") as caught:
+        run(config, [None] * 3, fails=3)
+    assert type(caught.value) is WorkerError
+    monkeypatch.setattr(module, "start_timeout", lambda _: 0.0)
+    with pytest.raises(NodesError, match="no start of the workers came through"):
+        run(config, [WorkerDiedError("start of a worker: lost")] * 2)
+    found = iter([True, False])
+    monkeypatch.setattr(module, "on_gpus", lambda _: next(found))
+    with pytest.raises(NodesError, match="no GPU is left"):
+        run(config, [None])
 
 
 def test_as_many_failures_as_are_allowed_are_warnings(config: RunConfig) -> None:

@@ -16,7 +16,7 @@ import pipeline.plan.machines
 from pipeline.cli.app import app
 from pipeline.plan.machines import on_cpu
 from pipeline.plan.planner import make_plan, require_disk
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, DiskError
 from schemas.request.sizes import parse_size
 from schemas.run.plan import Plan
 from tests.unit.plan.conftest import ROOT, SHAPES, Base, planned
@@ -89,7 +89,7 @@ def test_a_host_that_is_too_small_is_refused_with_what_would_do(base: Base, work
 def test_a_full_disk_is_refused_with_the_bytes_that_are_missing(base: Base) -> None:
     plan = base.plan()
     disk = plan.disk.model_copy(update={"moments": 10**18})
-    with pytest.raises(ConfigError, match=r"are free; free [\d,]+, or name another --run-dir"):
+    with pytest.raises(DiskError, match=r"are free; free [\d,]+, or name another --run-dir"):
         require_disk(disk, base.config())
 
 
