@@ -10,7 +10,6 @@ comes last; without it nothing counts.
 import errno
 import hashlib
 import shutil
-import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -66,7 +65,7 @@ def publish(output: Output) -> None:
     written = True
     if isinstance(place, Path):
         run.store.place_files(output.weights, output.staging)
-        written = publish_output(output.staging, place, output.identity)
+        written = publish_output(output.staging, place, output.identity, str(run.store.root))
     else:
         weights = set(output.weights)
         with run.progress.stage("upload", len(weights), "files") as stage:
@@ -91,8 +90,9 @@ def _send(output: Output, place: Url, stage: Stage, names: set[str]) -> None:
     run.pool.quarantine.require()
 
 
-def publish_output(staging: Path, folder: Path, identity: str) -> bool:
-    """Mark `staging` as a success and rename it to `folder`, which must be empty or absent.
+def publish_output(staging: Path, folder: Path, identity: str, owner: str = "") -> bool:
+    """Mark `staging` as a success and rename it to `folder`, which must be empty or absent. On
+    another file system it is copied first, to a place that belongs to `owner`, a run directory.
 
     If another driver was faster, its checkpoint stays, and this returns False. Raises ConfigError
     if that checkpoint is of another identity, or if anything else is in `folder` by now.
@@ -100,7 +100,7 @@ def publish_output(staging: Path, folder: Path, identity: str) -> bool:
     files.write_text(staging / SUCCESS, "")
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _rename(staging, folder)
+        _rename(staging, folder, owner)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
@@ -111,14 +111,15 @@ def publish_output(staging: Path, folder: Path, identity: str) -> bool:
     return True
 
 
-def _rename(staging: Path, folder: Path) -> None:
+def _rename(staging: Path, folder: Path, owner: str) -> None:
     """Rename in one step, even across file systems. Raises RunError if the target is full."""
     try:
         files.publish(staging, folder)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        beside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
+        beside = folder.with_name(f"{folder.name}.{fingerprint(owner)}.tmp")
+        shutil.rmtree(beside, ignore_errors=True)  # the copy of a run that was killed
         try:
             files.copy_folder(staging, beside)
             files.publish(beside, folder)
