@@ -1,14 +1,14 @@
 """One night: look, compress what is new, judge it, publish it, tidy up."""
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pipeline.nightly import catalog
 from pipeline.nightly.gate import reasons
-from pipeline.nightly.ledger import Ledger, beyond, follow, label, latest_of, ledger_of
+from pipeline.nightly.ledger import Ledger, beyond, follow, latest_of, ledger_of
 from pipeline.nightly.retention import place_of, remove_output, remove_run
+from pipeline.nightly.rows import judged, row_of, slug
 from pipeline.nightly.seen import Seen
 from pipeline.nightly.sources import Checkpoint, Source, source_of
 from pipeline.nightly.texts import text_sums
@@ -120,7 +120,7 @@ class _Work:
                     f"retry {name!r}: never tried, says the catalogue; `svdllm catalog` shows it"
                 )
             for key, entry in found.items():
-                row = _row("retry", Checkpoint(name, entry.names[name], ""), key, entry.folder)
+                row = row_of("retry", Checkpoint(name, entry.names[name], ""), key, entry.folder)
                 self._write(row)
 
     def point(self) -> None:
@@ -194,7 +194,7 @@ class _Work:
         key = self._key(content)
         entry = self._ledger.get(key)
         if entry is not None and checkpoint.name not in entry.names:
-            self._write(_row("duplicate", checkpoint, key, entry.folder, entry.name))
+            self._write(row_of("duplicate", checkpoint, key, entry.folder, entry.name))
             self.point()
         if key in self._tried or not self._is_open(key):
             return
@@ -209,23 +209,23 @@ class _Work:
             self.night.waiting += 1
             return
         entry = self._ledger.get(key)
-        folder = entry.folder if entry else f"{_slug(checkpoint.name)}-{key}"
+        folder = entry.folder if entry else f"{slug(checkpoint.name)}-{key}"
         ratios = entry.left(self._config.ratio) if entry else self._config.ratio
         request = self._config.request(checkpoint.model, checkpoint.revision, folder, ratios)
-        self._write(_row("started", checkpoint, key, folder))
+        self._write(row_of("started", checkpoint, key, folder))
         self._progress.note(f"{checkpoint.name}: compressing at {', '.join(map(str, ratios))}")
         start = time.monotonic()
-        outcome = [_row("stopped", checkpoint, key, folder)]
+        outcome = [row_of("stopped", checkpoint, key, folder)]
         try:
             result = self._compress(request)
             self._require_unchanged(checkpoint, content, result)
-            row = _row("published", checkpoint, key, folder)
+            row = row_of("published", checkpoint, key, folder)
             outcome = [self._judged(row, output) for output in result.outputs]
         except _ENDING:
             raise
         except (CompressorError, FileNotFoundError) as error:  # the trainer may remove it meanwhile
             self._progress.warn(f"{checkpoint.name}: failed: {error}")
-            outcome = [_row("failed", checkpoint, key, folder, str(error))]
+            outcome = [row_of("failed", checkpoint, key, folder, str(error))]
         finally:
             seconds = {"seconds": round(time.monotonic() - start, 1)}
             self._write(*(row.model_copy(update=seconds) for row in outcome))
@@ -252,27 +252,12 @@ class _Work:
         why = reasons(self._config.gate, output.evaluation) if self._config.gate else ()
         for reason in why:
             self._progress.warn(f"{row.name} at {output.ratio:g}: rejected: {reason}")
-        models = output.evaluation.models if output.evaluation else [None]
-        base, compressed = models[0], models[-1]
-        return row.model_copy(
-            update={
-                "event": "rejected" if why else "published",
-                "ratio": output.ratio,
-                "path": f"checkpoints/{row.folder}/ratio-{label(output.ratio)}",
-                "output": read_manifest(output.path).output,
-                "detail": "; ".join(why),
-                "parameters": output.compression.parameters_after,
-                "bytes": output.compression.bytes_after,
-                "base_perplexity": base and base.perplexity,
-                "perplexity": compressed and compressed.perplexity,
-                "kl": compressed and compressed.kl,
-            }
-        )
+        return judged(row, output, why)
 
     def _quarantine(self, checkpoint: Checkpoint, key: str) -> None:
         entry = self._ledger[key]
         why = entry.error if entry.failed else f"{entry.attempts} attempts, the last one was killed"
-        self._write(_row("quarantined", checkpoint, key, entry.folder, why))
+        self._write(row_of("quarantined", checkpoint, key, entry.folder, why))
 
     def _write(self, *rows: CatalogRow) -> None:
         """Write one event to the catalogue; this night must own it."""
@@ -280,21 +265,3 @@ class _Work:
         for row in catalog.append(self._config.output, list(rows)):
             follow(self._ledger, row)
             self.night.rows.append(row)
-
-
-def _row(
-    event: Event, checkpoint: Checkpoint, key: str, folder: str, detail: str = ""
-) -> CatalogRow:
-    return CatalogRow(
-        event=event,
-        name=checkpoint.name,
-        order=checkpoint.order,
-        key=key,
-        folder=folder,
-        detail=detail,
-    )
-
-
-def _slug(name: str) -> str:
-    """Turn a name into a safe folder name."""
-    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip(".-")[:64] or "checkpoint"
