@@ -15,7 +15,7 @@ from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import Compression, Manifest, OutputResult, RunResult
 from schemas.run.identity import Identities, fingerprint
 from tests.reports import compression, evaluation
-from workers.checkpoint.names import SUCCESS, WEIGHTS
+from workers.checkpoint.names import EVALUATION, SUCCESS, WEIGHTS
 from workers.storage.keys import RUN_RECORD
 from workers.storage.places import create, exists, read_bytes, write
 
@@ -73,15 +73,17 @@ class FakeCompress:
         place = config.output_folder(ratio)
         given = {"model": config.model, "ratio": ratio, "keep": 1 - ratio, "removed": ratio}
         found = compression((), **given)
+        evaluated = report(self.increases.get(name, 0.01), self.samples.get(name))
         if not exists(place / SUCCESS):
             self.made.append(str(place))
             publish(place, found)
+            write(place / EVALUATION, evaluated.model_dump_json().encode())
         return OutputResult(
             ratio=ratio,
             path=place,
             compression=found,
             checks=(),
-            evaluation=report(self.increases.get(name, 0.01), self.samples.get(name)),
+            evaluation=evaluated,
         )
 
 

@@ -1,5 +1,6 @@
 """One night: look, compress what is new, judge it, publish it, tidy up."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from schemas.request.config import RunConfig
 from schemas.request.nightly import CatalogRow, Event, NightlyConfig
 from schemas.result.manifest import OutputResult, RunResult
 from schemas.run.identity import fingerprint
-from workers.checkpoint.published import read_manifest
+from workers.checkpoint.published import read_manifest, read_output
 from workers.storage.keys import OWNER
 from workers.storage.places import exists, folders_in, read_bytes, write
 
@@ -215,17 +216,18 @@ class _Work:
         self._write(row_of("started", checkpoint, key, folder))
         self._progress.note(f"{checkpoint.name}: compressing at {', '.join(map(str, ratios))}")
         start = time.monotonic()
+        row = row_of("published", checkpoint, key, folder)
         outcome = [row_of("stopped", checkpoint, key, folder)]
         try:
             result = self._compress(request)
             self._require_unchanged(checkpoint, content, result)
-            row = row_of("published", checkpoint, key, folder)
             outcome = [self._judged(row, output) for output in result.outputs]
         except _ENDING:
             raise
         except (CompressorError, FileNotFoundError) as error:  # the trainer may remove it meanwhile
             self._progress.warn(f"{checkpoint.name}: failed: {error}")
-            outcome = [row_of("failed", checkpoint, key, folder, str(error))]
+            made = [] if self._seen.changed(checkpoint, content) else self._made(request, row)
+            outcome = [*made, row_of("failed", checkpoint, key, folder, str(error))]
         finally:
             seconds = {"seconds": round(time.monotonic() - start, 1)}
             self._write(*(row.model_copy(update=seconds) for row in outcome))
@@ -246,6 +248,14 @@ class _Work:
             f"{checkpoint.model}: its files changed while they were compressed; what was made of "
             "them is removed, and they count as another checkpoint"
         )
+
+    def _made(self, request: RunConfig, row: CatalogRow) -> list[CatalogRow]:
+        """Return the rows of the outputs that are there although the request failed."""
+        rows = []
+        for ratio in request.ratio:
+            with contextlib.suppress(CheckpointError):
+                rows.append(self._judged(row, read_output(request.output_folder(ratio), ratio)))
+        return rows
 
     def _judged(self, row: CatalogRow, output: OutputResult) -> CatalogRow:
         """Return the row of an output, published or rejected as the gate decides."""

@@ -20,13 +20,11 @@ from pipeline.run import Run
 from pipeline.stages.output import Output
 from schemas.errors import ConfigError, RunError
 from schemas.location import Url
-from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import FileEntry, Manifest, OutputResult
 from schemas.run.identity import fingerprint
-from workers.checkpoint.names import CLAIM, EVALUATION, MANIFEST, SUCCESS
-from workers.checkpoint.published import finished, read_compression, require_free
+from workers.checkpoint.names import CLAIM, MANIFEST, SUCCESS
+from workers.checkpoint.published import finished, read_compression, read_output, require_free
 from workers.storage import files
-from workers.storage.models import read_model
 from workers.storage.places import create, exists, read_bytes, remove, transfer
 
 _FASTER = "already there, from another driver that was faster with the same"
@@ -45,14 +43,10 @@ def find_published(run: Run, ratio: float) -> OutputResult | None:
             f"output {folder}: {', '.join(given_up)} could not be cut and are dense there; "
             "ask for --on-failure keep_dense to leave it so, or remove it to try again"
         )
-    found = finished(folder, run.ids.output(run.config, ratio, given_up, run.spec.split))
-    if found is None:
+    if finished(folder, run.ids.output(run.config, ratio, given_up, run.spec.split)) is None:
         return None
     run.progress.note(f"{folder}: already there, nothing to do")
-    evaluation = read_model(folder / EVALUATION, EvaluationReport)
-    return OutputResult(
-        ratio=ratio, path=folder, compression=found, checks=(), evaluation=evaluation
-    )
+    return read_output(folder, ratio)
 
 
 def publish(output: Output) -> None:

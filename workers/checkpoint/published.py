@@ -8,9 +8,18 @@ from pydantic import ValidationError
 from schemas.base import Schema
 from schemas.errors import CheckpointError, ConfigError
 from schemas.location import Location
-from schemas.result.manifest import Compression, Manifest
+from schemas.result.evaluation import EvaluationReport
+from schemas.result.manifest import Compression, Manifest, OutputResult
 from schemas.result.quantization import Quantization
-from workers.checkpoint.names import CLAIM, COMPRESSION, MANIFEST, QUANTIZATION, SUCCESS
+from workers.checkpoint.names import (
+    CLAIM,
+    COMPRESSION,
+    EVALUATION,
+    MANIFEST,
+    QUANTIZATION,
+    SUCCESS,
+)
+from workers.storage.models import read_model
 from workers.storage.places import exists, names_in, read_bytes
 
 S = TypeVar("S", bound=Schema)
@@ -31,6 +40,19 @@ def finished(place: Location, identity: str) -> Compression | None:
             "another folder, or remove it"
         )
     return read_compression(place)
+
+
+def read_output(place: Location, ratio: float) -> OutputResult:
+    """Return a finished checkpoint at a ratio. Raises CheckpointError if there is none."""
+    if not exists(place / SUCCESS):
+        raise CheckpointError(f"{place}: no finished checkpoint")
+    return OutputResult(
+        ratio=ratio,
+        path=place,
+        compression=read_compression(place),
+        checks=(),
+        evaluation=read_model(place / EVALUATION, EvaluationReport),
+    )
 
 
 def require_free(place: Location) -> None:

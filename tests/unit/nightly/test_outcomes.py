@@ -15,6 +15,8 @@ from schemas.errors import (
     TextError,
     WorkerError,
 )
+from schemas.request.config import RunConfig
+from schemas.result.manifest import RunResult
 from tests.nights import kill, pointed
 from tests.unit.nightly.conftest import Training, did
 from workers.storage.keys import OWNER
@@ -174,6 +176,22 @@ def test_each_ratio_passes_or_not_by_itself(training: Training) -> None:
     training.night(ratio="0.2,0.4", gate={"perplexity": 0.05})
     assert [row.event for row in training.rows] == ["started", "published", "rejected"]
     assert pointed(training.prefix) == {"0.20": "checkpoint-1"}
+
+
+def test_what_is_there_is_judged_although_another_ratio_fails(training: Training) -> None:
+    training.step(1)
+
+    def compress(config: RunConfig) -> RunResult:
+        training.compress(config.model_copy(update={"ratio": config.ratio[:2]}))
+        raise NumericsError("q_proj: not finite at 0.6")
+
+    asked = training.config(ratio="0.2,0.4,0.6", gate={"perplexity": 0.05}, attempts=1)
+    night = nightly(asked, compress)
+    events = ["started", "published", "published", "failed"]
+    assert [row.event for row in night.rows] == events
+    assert set(pointed(training.prefix)) == {"0.20", "0.40"}
+    training.night(ratio="0.2,0.4,0.6", gate={"perplexity": 0.05})
+    assert training.compress.asked[1:] == [("checkpoint-1", (0.6,))]
 
 
 def test_what_became_of_each_is_told(training: Training) -> None:
