@@ -121,7 +121,7 @@ def _text(run: Reported) -> str:
     if found is None:
         return ""
     windows = f"{found.models[0].windows} × {found.sequence_length} tokens"
-    return f"{Path(found.text).name}, {windows}, {found.dtype}"
+    return f"{found.text}, {windows}, {found.dtype}"
 
 
 def _link(place: Location, page: Path) -> str:

@@ -60,7 +60,8 @@ def test_a_curve_has_a_line_a_method_that_starts_at_the_base() -> None:
 
 
 def test_perplexities_of_different_texts_are_told_apart() -> None:
-    other = reports.evaluation(after=30.0).model_copy(update={"text": "another.txt"})
+    text = Path(reports.evaluation().text).name
+    other = reports.evaluation(after=30.0).model_copy(update={"text": f"another/{text}"})
     runs = [run("a", 25.9), run("b", None)._replace(evaluation=other)]
     text = comparison(runs, Path("report.html"))
     assert "cannot be compared" in text
