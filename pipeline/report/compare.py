@@ -13,7 +13,7 @@ from pipeline.report import plots, wording
 from pipeline.report.figures import Figure, Table, base_and_made
 from pipeline.report.page import model_name, render_page
 from pipeline.report.read import Reported
-from schemas.location import Location
+from schemas.location import Location, absolute
 from schemas.printable import printable
 from schemas.request.methods import METHODS, TITLES
 from workers.checkpoint.names import REPORT_PAGE
@@ -24,13 +24,17 @@ _EVALUATED = ("perplexity", "increase", "KL, nats", "tokens/s")
 
 def comparison(runs: Sequence[Reported], page: Path) -> str:
     """Render the comparison that will be written to `page`."""
-    names = list(dict.fromkeys(model_name(run.compression) for run in runs))
+    models = list(dict.fromkeys(model_name(run.compression) for run in runs))
+    of, names = models[0] if len(models) == 1 else f"{len(models)} models", _names(runs)
     return render_page(
         "comparison.html.j2",
-        headline=f"{len(runs)} runs of {names[0] if len(names) == 1 else f'{len(names)} models'}",
+        headline=f"{len(runs)} runs of {of}",
         head=(*_HEAD, *_EVALUATED),
-        rows=[(_link(run.place, page), _fields(run)) for run in runs],
-        curve=_curve(runs),
+        rows=[
+            (_link(run.place, page), (name, *_fields(run)))
+            for name, run in zip(names, runs, strict=True)
+        ],
+        curve=_curve(runs, names),
         texts=sorted({on for run in runs if (on := _text(run))}),
         missing=[str(run.place) for run in runs if not base_and_made(run.evaluation)],
     )
@@ -38,12 +42,11 @@ def comparison(runs: Sequence[Reported], page: Path) -> str:
 
 def terminal_table(runs: Sequence[Reported]) -> TerminalTable:
     """Return the same table for a terminal, a column per run."""
-    columns = [_fields(run) for run in runs]
     table = TerminalTable(_HEAD[0])
-    for fields in columns:
-        table.add_column(Text(printable(fields[0])), justify="right", overflow="fold")
-    names = (*_HEAD, *_EVALUATED)[1:]
-    for name, *row in zip(names, *(fields[1:] for fields in columns), strict=True):
+    for name in _names(runs):
+        table.add_column(Text(printable(name)), justify="right", overflow="fold")
+    heads = (*_HEAD, *_EVALUATED)[1:]
+    for name, *row in zip(heads, *map(_fields, runs), strict=True):
         table.add_row(name, *(Text(printable(field)) for field in row))
     return table
 
@@ -58,12 +61,22 @@ def method_of(run: Reported) -> str:
     return " + ".join(parts.values())
 
 
+def _names(runs: Sequence[Reported]) -> list[str]:
+    """Return the ends of the runs' places that tell them apart, with as few parts as can do it."""
+    parts = [str(absolute(run.place)).split("/") for run in runs]
+    names: list[str] = []
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(one[-count:]) for one in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
 def _fields(run: Reported) -> tuple[str, ...]:
     done = run.compression
     sizes = wording.change(done.bytes_before, done.bytes_after)
     counts = wording.change(done.parameters_before, done.parameters_after)
     fields = (
-        run.place.name,
         model_name(done),
         method_of(run),
         f"{done.ratio:g}",
@@ -83,13 +96,13 @@ def _fields(run: Reported) -> tuple[str, ...]:
     )
 
 
-def _curve(runs: Sequence[Reported]) -> Figure | None:
+def _curve(runs: Sequence[Reported], names: Sequence[str]) -> Figure | None:
     """Plot perplexity against the share removed, a line for each base, method and text."""
     lines = defaultdict(list)
-    for run in runs:
+    for place, run in zip(names, runs, strict=True):
         if models := base_and_made(run.evaluation):
             key = (model_name(run.compression), method_of(run), _text(run))
-            lines[key].append((run.compression.removed, *models, run.place.name))
+            lines[key].append((run.compression.removed, *models, place))
     if not lines:
         return None
     several_texts = len({text for *_, text in lines}) > 1

@@ -14,7 +14,7 @@ from pipeline.report.compare import comparison, terminal_table
 from pipeline.report.page import render_report
 from pipeline.report.read import Reported, read_reported
 from schemas.errors import ConfigError
-from schemas.location import Url
+from schemas.location import Location, Url, locate
 from schemas.request.methods import METHODS
 from schemas.result.evaluation import EvaluationReport
 from tests import reports
@@ -67,6 +67,29 @@ def test_perplexities_of_different_texts_are_told_apart() -> None:
     assert "cannot be compared" in text
     [drawing] = drawings(text)
     assert len([e for e in drawing if e.tag == "polyline"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("places", "names"),
+    [
+        (("out/a/x", "out/b/y"), ("x", "y")),
+        (("out/a/x", "out/b/x"), ("a/x", "b/x")),
+        (("out/x", Url("s3://bucket/x")), ("out/x", "bucket/x")),
+        ((".",), ("here",)),
+    ],
+)
+def test_runs_are_called_by_what_tells_them_apart(
+    places: tuple[Location, ...],
+    names: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    runs = [run(str(place), 25.9)._replace(place=locate(place)) for place in places]
+    assert [str(column.header) for column in terminal_table(runs).columns[1:]] == [*names]
+    text = comparison(runs, Path("report.html"))
+    assert all(f">{name}: 25.90<" in text for name in names)
 
 
 def test_runs_that_were_not_evaluated_are_named_and_have_no_curve() -> None:
