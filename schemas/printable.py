@@ -26,13 +26,16 @@ _OBEYED = re.compile(
 
 
 def printable(text: str) -> str:
-    """Make one line: credentials hidden, control characters escaped, the middle left out if it is
-    very long.
-    """
-    line = escaped(_hide(re.sub(r"\s*[\r\n]+\s*", " ", text.strip())))
+    """Make one line, as `one_line` does, with the middle left out if it is very long."""
+    line = one_line(text)
     if len(line) > _LONGEST:
         line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
     return line
+
+
+def one_line(text: str) -> str:
+    """Make one line: credentials hidden, control characters escaped."""
+    return escaped(_hide(re.sub(r"\s*[\r\n]+\s*", " ", text.strip())))
 
 
 def escaped(line: str) -> str:

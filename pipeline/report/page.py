@@ -27,7 +27,7 @@ from pipeline.report.losses import layers, losses
 from pipeline.report.notes import notes_of
 from pipeline.report.recovery import recovery
 from schemas.model.spec import Encoding
-from schemas.printable import escaped, printable
+from schemas.printable import escaped, one_line
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 from schemas.result.manifest import Compression
 from schemas.result.report import ReportFacts
@@ -47,7 +47,7 @@ class Tile(NamedTuple):
 def render_page(template: str, **values: object) -> str:
     """Render a template: one style sheet, no script, and nothing loaded from elsewhere.
 
-    Whatever a template prints is made `printable` and escaped, except markup made here.
+    Whatever a template prints is made `one_line` and escaped, except markup made here.
     """
     css = (_TEMPLATES / "report.css.j2").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
@@ -205,7 +205,7 @@ def _all_matrices(matrices: Matrices) -> Table:
 
 def _command(words: Sequence[str]) -> str:
     """Format a command for a shell, one option per line."""
-    quoted = [shlex.quote(printable(word)) for word in words]
+    quoted = [shlex.quote(one_line(word)) for word in words]
     return " ".join(f"\\\n  {word}" if word.startswith("--") else word for word in quoted)
 
 
@@ -215,4 +215,4 @@ def _lines(text: str) -> Markup:
 
 
 def _finalize(value: object) -> object:
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return one_line(value) if isinstance(value, str) and not isinstance(value, Markup) else value

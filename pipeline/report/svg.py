@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
-from schemas.printable import printable
+from schemas.printable import one_line
 
 _MOST_TICKS = 6
 
@@ -118,8 +118,8 @@ def tick(scale: Scale, value: float) -> str:
 def _value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.1f}".removesuffix(".0")
-    return value if isinstance(value, Markup) else printable(str(value))
+    return value if isinstance(value, Markup) else one_line(str(value))
 
 
 def _text(content: str) -> str:
-    return str(escape(printable(content)))
+    return str(escape(one_line(content)))

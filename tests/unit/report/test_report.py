@@ -165,6 +165,16 @@ def test_both_texts_after_every_prompt_are_shown() -> None:
     )
 
 
+def test_what_is_long_is_whole() -> None:
+    rows = [row.model_copy(update={"fallbacks": ("x",)}) for row in reports.matrices(40)]
+    facts = reports.facts(tuple(rows), points=300, command=("svdllm", word := "a" * 3000))
+    text = render_report(reports.compression(tuple(rows)), None, facts)
+    assert ", ".join(row.name for row in rows) in text
+    assert word in text
+    lines = [e for drawing in drawings(text) for e in drawing.iter("polyline")]
+    assert {len(line.attrib["points"].split()) for line in lines} == {300}
+
+
 def test_a_credential_in_a_warning_is_hidden() -> None:
     text = page(warnings=("s3://key:secretsecret@bucket failed",))
     assert "secretsecret" not in text
