@@ -33,13 +33,13 @@ def worker_count(cluster: ClusterConfig, threads: int) -> int:
 
 def workers_there(cluster: ClusterConfig, threads: int) -> int:
     """Return how many of the run's workers the cluster has room for now: one per GPU, or one per
-    `threads` CPUs.
+    `threads` CPUs of a node.
     """
     if on_gpus(cluster):
         room = int(cluster_resources()["GPU"])
         return min(room, cluster.workers or room)
-    room = max(1, int(cluster_resources().get("CPU", 1)) // threads)
-    return min(room, cluster.workers or MAX_CPU_WORKERS)
+    room = sum(int(node["CPU"]) // threads for node in _nodes_with("CPU"))
+    return min(max(1, room), cluster.workers or MAX_CPU_WORKERS)
 
 
 def on_gpus(cluster: ClusterConfig) -> bool:

@@ -11,7 +11,11 @@ from schemas.run.plan import ClusterSpec, WorkerFacts
 
 GB = 10**9
 HEAD = {"memory": 900.0 * GB}
-NODES = [HEAD, {"GPU": 8.0, "CPU": 96.0, "memory": 800.0 * GB}, {"GPU": 2.0, "memory": 100.0 * GB}]
+NODES = [
+    HEAD,
+    {"GPU": 8.0, "CPU": 47.0, "memory": 800.0 * GB},
+    {"GPU": 2.0, "CPU": 13.0, "memory": 100.0 * GB},
+]
 ON_GPU = WorkerFacts(
     node="n",
     device="cuda",
@@ -28,7 +32,7 @@ ON_GPU = WorkerFacts(
     [
         ("cuda", {}, 10, 50 * GB),  # of the node that has least for each GPU
         ("auto", {"device": "cpu"}, 10, 90 * GB),  # torch sees none there
-        ("cpu", {}, 8, 100 * GB),
+        ("cpu", {}, 4, 225 * GB),  # a node of 47 CPUs has room for 3 of 12, one of 13 for 1
     ],
 )
 def test_a_plan_counts_on_memory_where_workers_can_be(
