@@ -3,9 +3,8 @@
 from schemas.errors import ConfigError
 from schemas.request.nightly import NightlyConfig
 from schemas.request.texts import shares_of
-from workers.storage.files import file_sha256
 from workers.text.documents import iter_documents
-from workers.text.sources import evaluation_source, is_on_hub, local_file
+from workers.text.sources import checksum_of, evaluation_source, is_on_hub
 
 
 def text_sums(config: NightlyConfig) -> dict[str, str]:
@@ -22,6 +21,6 @@ def text_sums(config: NightlyConfig) -> dict[str, str]:
         if not is_on_hub(text):
             for _ in iter_documents(text, "calibration"):
                 pass
-        if path := local_file(text):
-            found[text] = file_sha256(path)
+        if checksum := checksum_of(text):
+            found[text] = checksum
     return found
