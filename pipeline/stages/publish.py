@@ -150,7 +150,7 @@ def publish_to_store(
             )
     if finished(url, identity) is None:
         send(weights)
-        small = {path.name: path for path in staging.iterdir()}.keys() - weights - {MANIFEST}
+        small = {path.name for path in staging.iterdir()} - weights - {MANIFEST}
         for name in sorted(small):
             transfer(staging / name, url / name)
         entries = manifest.files | {name: _entry(url / name) for name in small}
