@@ -16,6 +16,7 @@ from torch.distributed.fsdp import (
     MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
+    share_comm_ctx,
 )
 
 from runtime.configuration_lowrank import BIASES, Matrix
@@ -120,6 +121,8 @@ def build_student(
         )
 
     model = decoder.part(range(spec.layers), truncate, replaced)
+    layers: list[Any] = [*model.layers]
+    share_comm_ctx(layers)  # else each keeps its whole gradient until that of the first is there
     outside = [name for name in weights.values() if not name.startswith(f"{spec.path}.")]
     for name in model.in_tail(outside) if outside else []:
         owner, leaf = model.owner(name), name.rpartition(".")[2]

@@ -76,6 +76,23 @@ def test_what_is_cut_is_not_read_from_the_base(
     assert len(read) > len(dense)
 
 
+def test_one_layer_at_a_time_holds_its_whole_gradient(truncated: Cut) -> None:
+    student, held = student_of(truncated), list[int]()
+    layers: Any = student.model.layers
+    contexts = {layer._get_fsdp_state()._comm_ctx for layer in layers}
+
+    def count(_: Tensor) -> None:
+        held.append(sum(len(context.reduce_scatter_states) for context in contexts))
+
+    hidden: Any = student.model.embed(torch.zeros(1, 4, dtype=torch.int64)).requires_grad_()
+    hidden.register_hook(count)
+    for index in range(truncated.spec.layers):
+        hidden = student.model.layer(index, hidden)
+        hidden.register_hook(count)
+    hidden.sum().backward()
+    assert held == [0] + [1] * truncated.spec.layers
+
+
 def test_the_loss_falls(truncated: Cut) -> None:
     trainer = trainer_of(truncated)
     before = {name: p.detach().clone() for name, p in trainer.trained.items()}
