@@ -22,8 +22,8 @@ def memory(costs: Costs, workers: int, offload: bool) -> RecoveryMemory:
     """Return the bytes that a worker needs: its share of the trained parameters with all that
     belongs to them, on the host if they are to be off the device; its share of what is frozen in
     layers, and, which only refinement needs, of the base's layers and of the hidden states of both;
-    and, whole, what is outside of the layers (the base's, too, if the student's is trained), those
-    that are gathered now, and activations.
+    and, whole, what is outside of the layers (the base's, too, if the student's is trained), a
+    layer that is gathered with its gradient, also in float32, and the next one, and activations.
     """
     config, spec = costs.config.recovery, costs.spec
     stepped = 1.0 if config.enabled else 1 / spec.layers  # refinement trains one layer at a time
@@ -31,7 +31,7 @@ def memory(costs: Costs, workers: int, offload: bool) -> RecoveryMemory:
     trained = max(costs.trained(ratio) for ratio in costs.config.ratio) * each
     factors = max(map(costs.stays, costs.config.ratio)) if config.rank_of_updates else 0
     layers = sum(layer.parameters for layer in costs.layers)
-    largest = max(layer.parameters for layer in costs.layers)
+    gathered = max(layer.parameters for layer in costs.layers) * (3 * costs.item + 4)
     refined = costs.config.refinement.enabled
     base = refined * layers * costs.item / workers
     shares = (costs.refined_windows, config.held_out)
@@ -43,7 +43,7 @@ def memory(costs: Costs, workers: int, offload: bool) -> RecoveryMemory:
     inputs = tokens * spec.hidden_size * (spec.layers if config.checkpointing else 0)
     within = tokens * costs.outputs_of_a_token * (2 if config.checkpointing else 2 * spec.layers)
     logits = _LOGITS * 4 * config.micro_batch * _POSITIONS * spec.vocab_size
-    whole = base + (outside + states + 3 * largest + inputs + within) * costs.item + logits
+    whole = base + gathered + (outside + states + inputs + within) * costs.item + logits
     return RecoveryMemory(
         device=int(whole + (0 if offload else trained + frozen)),
         host=int(PROCESS_BYTES + (trained + frozen if offload else 0)),

@@ -129,6 +129,17 @@ def test_what_does_not_fit_a_device_is_on_the_host() -> None:
     assert asked.device < small.device
 
 
+def test_a_device_holds_a_layer_with_its_gradient_and_the_next_one() -> None:
+    asked = RECOVER | {"settings": ["recovery.offload=true", "recovery.micro_batch=1"]}
+    found = planned("llama-3-8b", asked).recovery
+    assert found is not None
+    hidden, vocabulary, matrices = 4096, 128_256, 218_103_808
+    outside, layer = 2 * vocabulary * hidden + hidden, matrices + 2 * hidden
+    activations = 1024 * (32 * hidden + 2 * (3 * hidden + 2 * 1024 + 2 * 14_336))
+    logits = 4 * 128 * vocabulary  # each in float32
+    assert found.device == 10 * layer + 2 * (outside + activations) + 4 * logits
+
+
 def test_what_does_not_fit_is_refused_with_how_many_workers_do() -> None:
     nodes: dict[str, Any] = {"host_memory": "50GB", "gpus_per_node": 1}
     with pytest.raises(ConfigError, match="of each of 8 workers") as refused:
