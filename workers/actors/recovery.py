@@ -28,6 +28,7 @@ from workers.checkpoint.fetching import resolve
 from workers.evaluation.scoring import Rows
 from workers.model.layers import Decoder
 from workers.process.devices import find_device, free_cached, set_threads
+from workers.process.failures import explained
 from workers.process.logs import set_up_logging
 from workers.process.memory import free_bytes, peak_anonymous_bytes
 from workers.recovery.blocks import Refinement
@@ -219,7 +220,10 @@ def _save(job: Job, trainer: Trainer, seconds: float) -> None:
 
 
 def _restore(trainer: Trainer) -> float:
-    """Continue from the last checkpoint, if any; return the seconds that went before it."""
+    """Continue from the last checkpoint, if any; return the seconds that went before it.
+
+    Raises StorageError if storage fails, RunError if the checkpoint is damaged.
+    """
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return 0.0
@@ -228,6 +232,12 @@ def _restore(trainer: Trainer) -> float:
             load(trainer.state(), checkpoint_id=folder)
             progress: dict[str, Any] = json.loads((Path(folder) / _PROGRESS).read_text())
     except (CheckpointException, OSError, ValueError) as error:
+        failures: dict[int, Any] = getattr(error, "failures", {})
+        for cause in [cause for cause, _ in failures.values()] or [error]:
+            if found := explained(cause, "the state to go on from", Path(tempfile.gettempdir())):
+                raise found from error
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise  # of a store that does not answer: the state may be whole
         reason = str(error).strip().rpartition("\n")[2]  # else it has the traces of all workers
         raise RunError(
             f"{checkpoint.path}: the saved state cannot be read ({reason}); remove it, and "

@@ -1,5 +1,6 @@
 """What a training worker leaves on its node, and what it finds of an earlier one."""
 
+import errno
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,15 +10,18 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train import Checkpoint
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from schemas.errors import RunError
+from schemas.errors import RunError, StorageError, StorageFullError
 from schemas.request.recovery import RecoveryConfig
 from tests.recovery import RESULT, group, job_of
 from workers.actors import recovery
 from workers.actors.recovery import _commit, _require_room, _restore, recover, temporary
 from workers.storage.keys import recovered_key, recovered_norms_key
 from workers.storage.store import Store
+
+OF_A_WORKER: Any = {1: (OSError(errno.EIO, "I/O error"), None)}
 
 
 def test_the_same_request_in_another_run_directory_has_folders_of_its_own(tmp_path: Path) -> None:
@@ -43,6 +47,29 @@ def test_a_damaged_state_is_named(
     trainer: Any = SimpleNamespace(state=lambda: state)
     with pytest.raises(RunError, match=f"{tmp_path}: the saved state cannot be read.*; remove it"):
         _restore(trainer)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), StorageFullError),
+        (CheckpointException("read", OF_A_WORKER), StorageError),
+        (OSError("NETWORK_CONNECTION: the host does not answer"), OSError),
+    ],
+)
+def test_a_state_that_storage_does_not_give_is_not_to_be_removed(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, raised: type[Exception]
+) -> None:
+    def fetched() -> Any:
+        raise error
+
+    checkpoint = SimpleNamespace(path="s3://runs/state", as_directory=fetched)
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: checkpoint)
+    trainer: Any = SimpleNamespace()
+    with pytest.raises(raised) as caught:
+        _restore(trainer)
+    assert type(caught.value) is raised
+    assert "remove" not in str(caught.value)
 
 
 def test_norms_that_were_asked_for_are_an_item_also_if_there_are_none(tmp_path: Path) -> None:
