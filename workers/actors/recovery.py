@@ -253,23 +253,24 @@ def _commit(job: Job, trained: Mapping[str, Tensor], norms: Mapping[str, str]) -
     norms if they were to be trained, by the first worker; in place of those of an attempt that was
     killed while it committed, which may have trained to others.
     """
-    store = Store(job.config.run_folder)
+    store, first = Store(job.config.run_folder), dist.get_rank() == 0
 
     def commit(key: str, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
-        if dist.get_rank() == 0:
-            store.forget(key)
-            store.commit(key, entries(tensors), facts)
+        store.forget(key)
+        store.commit(key, entries(tensors), facts)
 
     for matrix in job.spec.matrices:
         if (rank := job.ranks[matrix.name]) is None:
             continue
-        stored = store.load(factors_key(job.factors, matrix.name, rank)).tensors
         place = f"{job.spec.path}.{matrix.layer}.{matrix.path}"
-        tensors = after_training(stored, place, trained)
-        row = job.rows[matrix.name].model_dump(mode="json")
-        commit(recovered_key(job.identity, matrix.name), tensors, row)
+        mine = {name: whole(p) for name, p in trained.items() if name.startswith(f"{place}.")}
+        if first:
+            stored = store.load(factors_key(job.factors, matrix.name, rank)).tensors
+            row = job.rows[matrix.name].model_dump(mode="json")
+            tensors = after_training(stored, place, mine)
+            commit(recovered_key(job.identity, matrix.name), tensors, row)
     dtypes = {tensor.name: DTYPES[tensor.dtype] for tensor in job.spec.tensors}
     weights = {file: whole(trained[name]).to(dtypes[file]) for file, name in norms.items()}
-    if job.config.recovery.norms:
+    if first and job.config.recovery.norms:
         commit(recovered_norms_key(job.identity), weights, {"names": [*weights]})
     dist.barrier()

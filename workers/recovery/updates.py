@@ -41,17 +41,15 @@ def after_training(
     stored: Mapping[str, Tensor], place: str, trained: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Return the tensors that store the matrix at `place`, in their dtypes on the CPU: its trained
-    factors in the place of the cut ones, or these with their updates added in float32.
-
-    All workers call it, because parameters are gathered.
+    factors, whole, in the place of the cut ones, or these with their updates added in float32.
     """
     found = dict(stored)
     for factor in FACTORS:
         weight, name = f"{factor}.weight", f"{place}.{factor}"
         if (parameter := trained.get(f"{place}.{weight}")) is not None:
-            found[weight] = whole(parameter).to(stored[weight].dtype)
+            found[weight] = parameter.to(stored[weight].dtype)
         elif f"{name}.lora_A.default.weight" in trained:
-            A, B = (whole(trained[f"{name}.lora_{part}.default.weight"]) for part in "AB")
+            A, B = (trained[f"{name}.lora_{part}.default.weight"] for part in "AB")
             update = _ALPHA / len(A) * (B @ A)
             found[weight] = (stored[weight].float() + update).to(stored[weight].dtype)
     return found

@@ -83,6 +83,18 @@ def test_norms_that_were_asked_for_are_an_item_also_if_there_are_none(tmp_path: 
     assert record.facts == {"names": []}
 
 
+def test_only_the_first_worker_reads_and_commits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix = SimpleNamespace(name="up", layer=0, path="mlp.up")
+    spec = SimpleNamespace(matrices=(matrix,), tensors=(), path="layers")
+    job = job_of(tmp_path / "run", spec=spec, ranks={"up": 2}, factors="of nobody")
+    with group(tmp_path / "group"):
+        monkeypatch.setattr(dist, "get_rank", lambda: 1)
+        _commit(job, {"layers.0.mlp.up.up.weight": torch.ones(4, 2)}, {})
+    assert not [*Store(tmp_path / "run").records("")]
+
+
 def test_what_an_earlier_attempt_has_committed_is_not_trained_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

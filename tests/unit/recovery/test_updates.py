@@ -13,7 +13,7 @@ from schemas.result.recovery import Look
 from tests.recovery import RANK, Cut, student_of, text_of, trainer_of
 from workers.recovery.models import Student
 from workers.recovery.training import Trainer, best
-from workers.recovery.updates import after_training, factor_of
+from workers.recovery.updates import after_training, factor_of, whole
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -73,10 +73,9 @@ def test_added_updates_give_what_they_gave_beside_the_factors(truncated: Cut, en
         for parameter in student.trained.values():
             values = cast(DTensor, parameter).to_local()
             values.copy_(torch.randn(values.shape, generator=generator) / 8)
+    trained = {name: whole(parameter) for name, parameter in student.trained.items()}
     merged = {
-        matrix.name: after_training(
-            cut.factors[matrix.name], place(student, matrix), student.trained
-        )
+        matrix.name: after_training(cut.factors[matrix.name], place(student, matrix), trained)
         for matrix in cut.spec.matrices
     }
     found = hidden(student, cut)
