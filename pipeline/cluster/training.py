@@ -120,7 +120,7 @@ def _trainer(job: Job, reports: Queue) -> TorchTrainer:
         train_loop_config={"job": job, "reports": reports},
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=(least, there) if there > least else there,  # type: ignore[arg-type]
+            num_workers=(least, there) if there > least else least,  # type: ignore[arg-type]
             use_gpu=gpus,
             resources_per_worker={"GPU": 1, "CPU": 0} if gpus else {"CPU": threads},
         ),

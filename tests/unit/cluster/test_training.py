@@ -12,7 +12,7 @@ import torch
 from ray.util.queue import Empty
 
 from pipeline.cluster import training
-from pipeline.cluster.training import _Fit, _tidy, train
+from pipeline.cluster.training import _Fit, _tidy, _trainer, train
 from pipeline.progress import Progress
 from schemas.errors import WorkerError
 from schemas.result.recovery import Look
@@ -21,6 +21,8 @@ from tests.recovery import RESULT, job_of
 from workers.recovery.job import Job
 from workers.storage.keys import recovered_key
 from workers.storage.store import Store
+
+SEVEN = RecoveryMemory(device=0, host=0, offload=False, least_workers=7)
 
 
 def states(place: Path, known: list[str], there: list[str]) -> None:
@@ -96,15 +98,26 @@ def test_training_ends_if_the_cluster_no_longer_has_its_workers(
     monkeypatch.setattr(training, "on_gpus", lambda _: next(gpus, gone != "GPUs"))
     monkeypatch.setattr(training, "workers_there", lambda *_: 6 if gone == "workers" else 7)
     monkeypatch.setattr(training, "start_timeout", lambda _: 0.1)
-    memory = RecoveryMemory(device=0, host=0, offload=False, least_workers=7)
     over = threading.Event()
-    fit = fit_of(job_of(tmp_path / "run", memory=memory), lambda: over.wait(0.5))
+    fit = fit_of(job_of(tmp_path / "run", memory=SEVEN), lambda: over.wait(0.5))
     if gone == "nothing":
         assert list(fit.events()) == []
         return
     with pytest.raises(WorkerError, match=r"no room for 7 workers, .* start the same command"):
         list(fit.events())
     over.set()
+
+
+@pytest.mark.parametrize(("there", "asked"), [(6, 7), (7, 7), (8, (7, 8))])
+def test_training_waits_for_as_many_workers_as_can_hold_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: int, asked: object
+) -> None:
+    monkeypatch.setattr(training, "on_gpus", lambda _: True)
+    monkeypatch.setattr(training, "workers_there", lambda *_: there)
+    monkeypatch.setattr(training, "TorchTrainer", lambda _, **given: SimpleNamespace(**given))
+    reports: Any = Reports()
+    trainer: Any = _trainer(job_of(tmp_path / "run", memory=SEVEN), reports)
+    assert trainer.scaling_config.num_workers == asked
 
 
 @pytest.mark.parametrize("committed", [True, False])
