@@ -76,7 +76,7 @@ def cut(folder: Path) -> Cut:
             shape=(matrix.out_features, matrix.in_features),
             encoding="dense" if dense else "plain",
             rank=None if dense else RANK,
-            parameters=matrix.size,
+            parameters=matrix.size if dense else matrix.stored_parameters("plain", RANK),
             predicted_loss=0.0,
             achieved_loss=0.0,
             energy=None,

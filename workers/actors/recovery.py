@@ -68,11 +68,11 @@ def recover(asked: dict[str, Any]) -> None:
     dist.all_reduce(ended, dist.ReduceOp.MIN)  # as all workers see it
     if ended:  # only its last state was not uploaded
         return
+    if settings.enabled:
+        _require_room(job)
     trainer, refinement, norms = _models(job)
     layers = RefinedLayers(job, trainer.trained)
     spent = _restore(trainer) or layers.seconds
-    if settings.enabled:
-        _require_room(trainer)
     first = dist.get_rank() == 0
 
     def report(event: Look | Refined) -> None:
@@ -187,11 +187,11 @@ def temporary(job: Job) -> str:
     return f"svdllm-recovery-{fingerprint([str(job.config.run_folder), job.identity])}-"
 
 
-def _require_room(trainer: Trainer) -> None:
+def _require_room(job: Job) -> None:
     """Raises RunError if the temporary folder has no room for a state of this node's workers."""
     folder, workers = Path(tempfile.gettempdir()), ray.train.get_context().get_local_world_size()
-    of_all = SAVED_BYTES * sum(p.numel() for p in trainer.trained.values())
-    size, free = of_all * workers // dist.get_world_size(), free_bytes(folder)
+    size = SAVED_BYTES * job.parameters * workers // dist.get_world_size()
+    free = free_bytes(folder)
     if free is not None and size > free:
         raise RunError(
             f"{folder}: a state of training takes {size:,} bytes there until it is uploaded, "

@@ -42,6 +42,14 @@ class Job(NamedTuple):
         """With how many workers it may go on if others are lost."""
         return 1 if self.memory is None else self.memory.least_workers
 
+    @property
+    def parameters(self) -> int:
+        """How many parameters of factors are trained; or of updates, at most."""
+        rows, rank = self.rows.values(), self.config.recovery.rank_of_updates
+        if rank is None:
+            return sum(row.parameters for row in rows if row.rank)
+        return sum(rank * (sum(row.shape) + 2 * row.rank) for row in rows if row.rank)
+
 
 def recovery_of(store: Store, identity: str) -> RecoveryResult | None:
     """Return what the recovery of an output found; None if it has not ended, or never began."""

@@ -17,7 +17,7 @@ from schemas.errors import RunError, StorageError, StorageFullError
 from schemas.request.recovery import RecoveryConfig
 from tests.recovery import RESULT, group, job_of
 from workers.actors import recovery
-from workers.actors.recovery import _commit, _require_room, _restore, recover, temporary
+from workers.actors.recovery import _commit, _restore, recover, temporary
 from workers.storage.keys import recovered_key, recovered_norms_key
 from workers.storage.store import Store
 
@@ -106,16 +106,22 @@ def test_what_an_earlier_attempt_has_committed_is_not_trained_again(
 
 
 @pytest.mark.parametrize("room", [2399, 2400])
-def test_a_state_of_the_workers_of_a_node_has_to_fit_its_temporary_folder(
-    monkeypatch: pytest.MonkeyPatch, room: int
+def test_before_models_are_read_a_state_of_a_node_has_to_fit_its_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
-    trainer: Any = SimpleNamespace(trained={"up": torch.zeros(10, 20), "down": torch.zeros(200)})
+    monkeypatch.setattr(recovery, "set_up_logging", lambda: None)
+    rows = {"up": SimpleNamespace(rank=9, parameters=400), "down": SimpleNamespace(rank=None)}
+    job = job_of(tmp_path / "run", rows=rows)
+    asked = RecoveryConfig(enabled=True)
+    job = job._replace(config=job.config.model_copy(update={"recovery": asked}))
     context = SimpleNamespace(get_local_world_size=lambda: 2)
     monkeypatch.setattr(ray.train, "get_context", lambda: context)
     monkeypatch.setattr(dist, "get_world_size", lambda: 4)
     monkeypatch.setattr(recovery, "free_bytes", lambda _: room)
-    if room == 2400:  # half of 400 parameters, 12 bytes each
-        _require_room(trainer)
-        return
-    with pytest.raises(RunError, match=r"takes 2,400 bytes there .* 2,399 are free; .* TMPDIR"):
-        _require_room(trainer)
+    # Half of 400 parameters, 12 bytes each.
+    short = r"takes 2,400 bytes there .* 2,399 are free; .* TMPDIR"
+    read = "the models would be read now"
+    monkeypatch.setattr(recovery, "_models", lambda _: pytest.fail(read))
+    raised, said = (RunError, short) if room == 2399 else (pytest.fail.Exception, read)
+    with group(tmp_path / "group"), pytest.raises(raised, match=said):
+        recover({"job": job})

@@ -1,6 +1,7 @@
 """Training lowers the loss on held-out text, keeps the best state, and continues where it was."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from schemas.result.recovery import Look
-from tests.recovery import RANK, Cut, student_of, trainer_of
+from tests.recovery import RANK, Cut, job_of, student_of, trainer_of
 from workers.checkpoint.tensors import TensorReader
 from workers.recovery.models import _shard
 from workers.recovery.training import Trainer, batch, best, share_of_rate
@@ -28,6 +29,16 @@ def test_only_factors_are_trained(truncated: Cut) -> None:
     assert {p.dtype for p in student.trained.values()} == {torch.float32}
     others = [p for n, p in student.model.module("").named_parameters() if "up" not in n]
     assert {p.dtype for p in others if not p.requires_grad} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("settings", [{}, {"method": "svd-llm", "lora_rank": 2}])
+def test_how_much_is_trained_is_known_before_models_are_read(
+    truncated: Cut, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    trainer, job = trainer_of(truncated, **settings), job_of(tmp_path, rows=truncated.rows)
+    asked = job.config.model_copy(update={"recovery": trainer._config})
+    trained = sum(p.numel() for p in trainer.trained.values())
+    assert job._replace(config=asked).parameters == trained
 
 
 class Gated(nn.Module):
