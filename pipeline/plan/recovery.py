@@ -5,6 +5,7 @@ import math
 from pipeline.plan.devices import Rates
 from pipeline.plan.footprint import PROCESS_BYTES, REFINED_BYTES, Costs
 from pipeline.plan.layouts import fits, usable
+from pipeline.plan.refusal import fewer_on_a_host
 from pipeline.plan.work import Work
 from schemas.errors import ConfigError
 from schemas.request.recovery import Objective
@@ -85,17 +86,23 @@ def _needs(found: RecoveryMemory, cluster: ClusterSpec) -> str:
 
 
 def _advice(costs: Costs, cluster: ClusterSpec, choices: list[bool]) -> str:
-    """Say how many workers like these could hold the recovery: the least number that does, doubling
-    from those that there are and halving between.
+    """Say how many workers could hold the recovery: on a CPU, whose workers share one memory, the
+    most that can; else the least number of workers like these, doubling from those that there are
+    and halving between.
     """
 
-    def hold(workers: int) -> bool:
+    def hold(workers: int, cluster: ClusterSpec = cluster) -> bool:
         return any(fits(memory(costs, workers, offload), cluster) for offload in choices)
 
+    lower = "set recovery.sequence_length, recovery.micro_batch or refinement.windows lower"
+    if not cluster.on_gpu:
+        fewer = fewer_on_a_host(costs.config, cluster)
+        can = (one.flags for one in fewer if hold(one.cluster.workers, one.cluster))
+        return next((f"use {flags}" for flags in can), lower)
     low, high = cluster.workers, cluster.workers * 2
     while not hold(high):
         if high > 2**20:
-            return "set recovery.sequence_length, recovery.micro_batch or refinement.windows lower"
+            return lower
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2

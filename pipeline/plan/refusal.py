@@ -62,7 +62,7 @@ def _changes(config: RunConfig, cluster: ClusterSpec) -> Iterator[Iterator[_Chan
         light = _by(config, "input-only", "uniform")
         flags = "--truncation input-only --allocation uniform"
         yield iter([_Change(flags, light, cluster)])
-    yield _fewer_on_a_host(config, cluster)
+    yield fewer_on_a_host(config, cluster)
 
 
 def _by(config: RunConfig, truncation: Truncation, allocation: Allocation) -> RunConfig:
@@ -79,7 +79,7 @@ def _shorter(config: RunConfig, cluster: ClusterSpec, field: str, flag: str) -> 
         value //= 2
 
 
-def _fewer_on_a_host(config: RunConfig, cluster: ClusterSpec) -> Iterator[_Change]:
+def fewer_on_a_host(config: RunConfig, cluster: ClusterSpec) -> Iterator[_Change]:
     """Yield ever fewer workers sharing the memory of a host."""
     there = -(-cluster.workers // cluster.nodes)
     if cluster.assumed:  # memory is per GPU: fewer GPUs on a host would not get more

@@ -7,6 +7,8 @@ import pytest
 
 from pipeline.cli.tables.plan import plan_table
 from pipeline.plan.footprint import Costs
+from pipeline.plan.machines import on_cpu
+from pipeline.plan.recovery import recovery_memory
 from schemas.errors import ConfigError
 from schemas.run.plan import StageCost
 from tests.tables import shown
@@ -150,6 +152,22 @@ def test_what_does_not_fit_is_refused_with_how_many_workers_do() -> None:
     assert stage("llama-3-70b", {}, **nodes, gpus=enough).flops > 0
     with pytest.raises(ConfigError, match="could hold it"):
         planned("llama-3-70b", RECOVER, **nodes, gpus=enough - 1)
+
+
+def test_on_a_cpu_fewer_workers_may_hold_what_more_do_not(base: Base) -> None:
+    costs = Costs(base.config(recovery={"enabled": True}), base.spec, "float32")
+
+    def refused(workers: int, memory: int = 4 * 10**9) -> str:
+        with pytest.raises(ConfigError, match=f"of each of {workers} workers") as caught:
+            recovery_memory(costs, on_cpu("auto", workers, memory))
+        return str(caught.value)
+
+    found = re.search(r"; use --workers (\d+), or", refused(8))
+    assert found is not None
+    enough = int(found[1])
+    assert recovery_memory(costs, on_cpu("auto", enough, 4 * 10**9)).least_workers <= enough
+    refused(enough + 1)
+    assert "set recovery.sequence_length" in refused(8, 10**8)
 
 
 def test_what_is_adopted_is_neither_calibrated_nor_cut() -> None:
