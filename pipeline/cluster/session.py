@@ -29,9 +29,9 @@ _SET = ("RAY_USAGE_STATS_ENABLED", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")  # for an 
 def ray_session(cluster: ClusterConfig, threads: int, store_bytes: int = 0) -> Iterator[None]:
     """Join the cluster that was named, or that this Ray job runs on; else start an embedded Ray.
 
-    An embedded Ray has room for `cluster.workers` workers of `threads` CPUs each, and for
-    `store_bytes` of hidden states if memory allows. If the caller has already initialised Ray, it
-    is used and left as it is.
+    An embedded Ray has room for `cluster.workers` workers of `threads` CPUs each, also if this
+    machine has fewer CPUs, and for `store_bytes` of hidden states if memory allows. If the caller
+    has already initialised Ray, it is used and left as it is.
     """
     if ray.is_initialized():
         yield
@@ -106,7 +106,7 @@ def _outside_any_cluster() -> Iterator[None]:
 
 def _start_embedded(cluster: ClusterConfig, threads: int, store_bytes: int) -> None:
     cores = len(os.sched_getaffinity(0))
-    wanted = (cluster.workers or 0) * threads
+    wanted = (cluster.workers or 1) * threads
     ray.init(
         address="local",
         num_cpus=max(cores, wanted),

@@ -56,6 +56,23 @@ def test_another_failure_of_ray_is_not_taken_for_one(monkeypatch: pytest.MonkeyP
         pass
 
 
+@pytest.mark.parametrize(("workers", "cpus"), [(None, 4096), (2, 8192)])
+def test_an_embedded_ray_has_the_cpus_that_workers_ask_for(
+    monkeypatch: pytest.MonkeyPatch, workers: int | None, cpus: int
+) -> None:
+    """Threads may be those of another machine, on which a checkpoint was compressed."""
+
+    def init(num_cpus: int, **_: Any) -> None:
+        raise RuntimeError(f"{num_cpus} CPUs")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    cluster = ClusterConfig(workers=workers)
+    with pytest.raises(RuntimeError, match=f"{cpus} CPUs"), ray_session(cluster, threads=4096):
+        pass
+
+
 def test_neither_a_token_nor_the_need_of_one_passes_from_session_to_session(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
