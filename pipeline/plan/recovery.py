@@ -39,7 +39,8 @@ def memory(costs: Costs, workers: int, offload: bool) -> RecoveryMemory:
     windows = refined * sum(math.ceil(share / workers) for share in shares)
     states = 2 * windows * config.sequence_length * spec.hidden_size
     frozen = (layers - spec.targeted + factors) * costs.item / workers
-    outside = (1 + max(refined, config.norms)) * (costs.parameters - layers)
+    read = sum(math.prod(tensor.shape) for tensor in spec.held(range(spec.layers)))
+    outside = (1 + max(refined, config.norms)) * (read - layers)
     tokens = config.micro_batch * config.sequence_length
     inputs = tokens * spec.hidden_size * (spec.layers if config.checkpointing else 0)
     within = tokens * costs.outputs_of_a_token * (2 if config.checkpointing else 2 * spec.layers)

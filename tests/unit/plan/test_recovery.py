@@ -8,8 +8,9 @@ import pytest
 from pipeline.cli.tables.plan import plan_table
 from pipeline.plan.footprint import Costs
 from pipeline.plan.machines import on_cpu
-from pipeline.plan.recovery import recovery_memory
+from pipeline.plan.recovery import memory, recovery_memory
 from schemas.errors import ConfigError
+from schemas.model.spec import TensorSpec
 from schemas.run.plan import StageCost
 from tests.tables import shown
 from tests.unit.plan.conftest import Base, planned
@@ -140,6 +141,15 @@ def test_a_device_holds_a_layer_with_its_gradient_and_the_next_one() -> None:
     activations = 1024 * (32 * hidden + 2 * (3 * hidden + 2 * 1024 + 2 * 14_336))
     logits = 4 * 128 * vocabulary  # each in float32
     assert found.device == 10 * layer + 2 * (outside + activations) + 4 * logits
+
+
+def test_training_holds_no_vision_tower(base: Base) -> None:
+    tower = TensorSpec(name="vision", file="a", dtype="BF16", shape=(9, 9), role="passing")
+    sees = base.spec.model_copy(update={"tensors": (*base.spec.tensors, tower)})
+    config = base.config(recovery={"enabled": True})
+    plain, found = (Costs(config, spec, "float32") for spec in (base.spec, sees))
+    assert found.parameters == plain.parameters + 81
+    assert memory(found, 2, offload=False) == memory(plain, 2, offload=False)
 
 
 def test_what_does_not_fit_is_refused_with_how_many_workers_do() -> None:
