@@ -113,16 +113,15 @@ def _trainer(job: Job, reports: Queue) -> TorchTrainer:
     config = job.config
     cluster, threads = config.cluster, config.numerics.threads
     there = workers_there(cluster, threads)
-    gpus = on_gpus(cluster)
     least = job.least_workers  # it is elastic above
     return TorchTrainer(
         recover,
         train_loop_config={"job": job, "reports": reports},
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpus else "gloo"),
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if job.on_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(least, there) if there > least else least,  # type: ignore[arg-type]
-            use_gpu=gpus,
-            resources_per_worker={"GPU": 1, "CPU": 0} if gpus else {"CPU": threads},
+            use_gpu=job.on_gpu,
+            resources_per_worker={"GPU": 1, "CPU": 0} if job.on_gpu else {"CPU": threads},
         ),
         run_config=TrainConfig(
             name=job.identity,
@@ -142,7 +141,6 @@ class _Fit(threading.Thread):
     def __init__(self, job: Job, trainer: TorchTrainer, reports: Queue) -> None:
         super().__init__(daemon=True)
         self._job, self._trainer, self._reports = job, trainer, reports
-        self._gpus = on_gpus(job.config.cluster)
         self.error: Exception | None = None
 
     def events(self) -> Iterator[Look | Refined]:
@@ -170,10 +168,10 @@ class _Fit(threading.Thread):
             self._reports.shutdown(force=True)
 
     def has_room(self) -> bool:
-        """Whether the cluster could give the workers, on what training began on."""
+        """Whether the cluster could give the workers, on GPUs if that is where it trains."""
         cluster, threads = self._job.config.cluster, self._job.config.numerics.threads
-        there = workers_there(cluster, threads) if on_gpus(cluster) == self._gpus else 0
-        return there >= self._job.least_workers
+        lost = self._job.on_gpu and not on_gpus(cluster)
+        return not lost and workers_there(cluster, threads) >= self._job.least_workers
 
     def run(self) -> None:
         """Train; what it raises is kept."""

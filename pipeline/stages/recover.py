@@ -49,6 +49,7 @@ def job_of(output: Output) -> Job:
         ranks=output.allocation.ranks,
         rows=output.rows,
         own_norms=any(one.norms for one in (run.config.recovery, *trained)),
+        on_gpu=run.plan.cluster.on_gpu,
     )
 
 

@@ -18,7 +18,8 @@ class Job(NamedTuple):
     `factors` is the identity of the truncated factors, `taught` that of the base's last hidden
     states on the text; `dtype` is what layers compute in; `memory` tells where parameters are to
     be; `rows` has the result of every matrix by its name. `own_norms` tells whether norms are
-    trained, or were in what is adopted: then they are not the base's.
+    trained, or were in what is adopted: then they are not the base's. `on_gpu` tells where it is
+    trained; a cluster may have GPUs that its torch cannot use.
     """
 
     config: RunConfig
@@ -31,6 +32,7 @@ class Job(NamedTuple):
     ranks: Mapping[str, int | None]
     rows: Mapping[str, MatrixResult]
     own_norms: bool = False
+    on_gpu: bool = False
 
     @property
     def offload(self) -> bool:

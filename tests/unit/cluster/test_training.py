@@ -94,12 +94,11 @@ def test_training_ends_if_the_cluster_no_longer_has_its_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str
 ) -> None:
     """Ray Train alone would wait for them for ever."""
-    gpus = iter([True] * 3 if gone == "GPUs" else [])
-    monkeypatch.setattr(training, "on_gpus", lambda _: next(gpus, gone != "GPUs"))
+    monkeypatch.setattr(training, "on_gpus", lambda _: gone != "GPUs")
     monkeypatch.setattr(training, "workers_there", lambda *_: 6 if gone == "workers" else 7)
     monkeypatch.setattr(training, "start_timeout", lambda _: 0.1)
     over = threading.Event()
-    fit = fit_of(job_of(tmp_path / "run", memory=SEVEN), lambda: over.wait(0.5))
+    fit = fit_of(job_of(tmp_path / "run", memory=SEVEN, on_gpu=True), lambda: over.wait(0.5))
     if gone == "nothing":
         assert list(fit.events()) == []
         return
@@ -118,6 +117,21 @@ def test_training_waits_for_as_many_workers_as_can_hold_it(
     reports: Any = Reports()
     trainer: Any = _trainer(job_of(tmp_path / "run", memory=SEVEN), reports)
     assert trainer.scaling_config.num_workers == asked
+
+
+@pytest.mark.parametrize(("on_gpu", "backend"), [(True, "cpu:gloo,cuda:nccl"), (False, "gloo")])
+def test_training_computes_where_the_plan_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_gpu: bool, backend: str
+) -> None:
+    """Also on a cluster with GPUs that its torch cannot use."""
+    monkeypatch.setattr(training, "on_gpus", lambda _: True)
+    monkeypatch.setattr(training, "workers_there", lambda *_: 2)
+    monkeypatch.setattr(training, "TorchTrainer", lambda _, **given: SimpleNamespace(**given))
+    reports: Any = Reports()
+    trainer: Any = _trainer(job_of(tmp_path / "run", on_gpu=on_gpu), reports)
+    assert trainer.torch_config.backend == backend
+    assert trainer.scaling_config.use_gpu == on_gpu
+    assert fit_of(job_of(tmp_path / "run", on_gpu=on_gpu), bool).has_room()
 
 
 @pytest.mark.parametrize("committed", [True, False])
