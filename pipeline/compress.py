@@ -14,7 +14,7 @@ from pipeline.request.preflight import Checked, look
 from pipeline.run import Run, announce, start
 from pipeline.run_directory.earlier import set_aside
 from pipeline.run_directory.journal import journal
-from pipeline.run_directory.ownership import owned
+from pipeline.run_directory.ownership import Ownership, owned
 from pipeline.stages.adopt import adopt, inherit
 from pipeline.stages.allocate import allocate
 from pipeline.stages.assemble import assemble, write_around
@@ -101,8 +101,9 @@ def _compress(request: RunConfig | Checked, progress: Progress, fresh: bool = Fa
             )
             if not made.recoveries:
                 break
-            _recover(config, made, inputs, progress)
+            _recover(config, made, inputs, progress, ownership)
         if config.trains:
+            ownership.require()
             remove_below(config.run_folder / TRAINING)
     give_back()
     return RunResult(
@@ -126,13 +127,15 @@ class _Made(NamedTuple):
     plan: Plan
 
 
-def _recover(config: RunConfig, made: _Made, inputs: Inputs, progress: Progress) -> None:
+def _recover(
+    config: RunConfig, made: _Made, inputs: Inputs, progress: Progress, ownership: Ownership
+) -> None:
     """Train the factors that wait for it; the workers have ended."""
     from pipeline.cluster.training import train  # Ray Train loads only when needed
 
     with journal(config.run_folder, made.plan, progress):
         for job in made.recoveries:
-            train(job, inputs, progress)
+            train(job, inputs, progress, ownership.require)
 
 
 def _stages(run: Run) -> _Made:

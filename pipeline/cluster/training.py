@@ -8,7 +8,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
@@ -39,15 +39,17 @@ _LOOK_EVERY_S = 1.0
 _START_S = 60.0  # how long Ray Train waits for its workers each time
 
 
-def train(job: Job, inputs: Inputs, progress: Progress) -> None:
+def train(job: Job, inputs: Inputs, progress: Progress, require: Callable[[], None]) -> None:
     """Train the factors of one output; the workers of the run must have ended. What gets further
     between losses of workers is begun again, from what was saved.
 
-    Raises the error of a training worker, or WorkerError if training failed in another way.
+    Raises what `require` raises, if the run directory is no longer this driver's; the error of a
+    training worker, or WorkerError if training failed in another way.
     """
     text = inputs.recovery
     if text is None:
         raise RunError("the run has no text for its recovery; start it again")
+    require()
     store = Store(job.config.run_folder)
     store.forget(recovered_key(job.identity, None))  # of factors that are not all there any more
     windows = {"windows": text.windows.int(), "held_out": text.held_out.int()}
@@ -61,6 +63,7 @@ def train(job: Job, inputs: Inputs, progress: Progress) -> None:
             _tidy(training / job.identity, progress)
             begun, fit = stage.done, _fit(job)
             for event in fit.events():
+                require()
                 if isinstance(event, Refined):
                     stage.advance(max(event.layer + 1 - stage.done, 0))
                     continue
@@ -68,6 +71,7 @@ def train(job: Job, inputs: Inputs, progress: Progress) -> None:
                 done = layers + event.step if event.step else stage.done
                 if done > stage.done:  # else a worker was lost, and training went back
                     stage.advance(done - stage.done, event.tokens - stage.tokens)
+            require()
             found = recovery_of(store, job.identity)
             if found is None:  # else all is committed, and the fit may have failed after that
                 failure, further = fit.failure(), stage.done > begun

@@ -14,7 +14,7 @@ from ray.util.queue import Empty
 from pipeline.cluster import training
 from pipeline.cluster.training import _Fit, _tidy, _trainer, train
 from pipeline.progress import Progress
-from schemas.errors import WorkerError
+from schemas.errors import OwnershipError, WorkerError
 from schemas.result.recovery import Look
 from schemas.run.plan import RecoveryMemory
 from tests.recovery import RESULT, job_of
@@ -26,7 +26,7 @@ SEVEN = RecoveryMemory(device=0, host=0, offload=False, least_workers=7)
 
 
 def states(place: Path, known: list[str], there: list[str]) -> None:
-    place.mkdir(exist_ok=True)
+    place.mkdir(parents=True, exist_ok=True)
     for name in there:
         (place / name).mkdir()
         (place / name / "progress.json").write_text("{}")
@@ -149,10 +149,10 @@ def test_a_fit_that_fails_after_its_result_has_not_failed(
     monkeypatch.setattr(training, "workers_there", lambda *_: 1)
     monkeypatch.setattr(training, "_fit", lambda job: fit_of(job, fit))
     if committed:
-        train(job_of(tmp_path / "run"), inputs(), Progress())
+        train(job_of(tmp_path / "run"), inputs(), Progress(), lambda: None)
         return
     with pytest.raises(WorkerError, match="the last state was not uploaded"):
-        train(job_of(tmp_path / "run"), inputs(), Progress())
+        train(job_of(tmp_path / "run"), inputs(), Progress(), lambda: None)
 
 
 @pytest.mark.parametrize(("there", "fits"), [(1, 3), (0, 1)])
@@ -173,5 +173,29 @@ def test_training_that_got_further_goes_on_where_there_is_room(
     monkeypatch.setattr(training, "workers_there", lambda *_: there)
     monkeypatch.setattr(training, "_fit", begin)
     with pytest.raises(WorkerError, match="a worker was lost"):
-        train(job_of(tmp_path / "run"), inputs(), Progress())
+        train(job_of(tmp_path / "run"), inputs(), Progress(), lambda: None)
     assert len(begun) == fits
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 2])
+def test_a_driver_that_has_lost_the_run_directory_changes_nothing_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: int
+) -> None:
+    """Before training, at an event, and after the last one."""
+    job, store, left = job_of(tmp_path / "run"), Store(tmp_path / "run"), [None] * allowed
+
+    def require() -> None:
+        if not left:
+            raise OwnershipError("another driver has taken it")
+        left.pop()
+
+    look = Look(step=1, tokens=1, held_out=1.0, loss=1.0)
+    store.commit(recovered_key("same", None), [], RESULT.model_dump(mode="json"))
+    states(tmp_path / "run" / "training" / "same", ["checkpoint_a"], ["checkpoint_a"])
+    monkeypatch.setattr(training, "on_gpus", lambda _: True)
+    monkeypatch.setattr(training, "workers_there", lambda *_: 1)
+    monkeypatch.setattr(training, "_fit", lambda job: fit_of(job, bool, look))
+    with pytest.raises(OwnershipError):
+        train(job, inputs(), Progress(), require)
+    assert names(tmp_path / "run" / "training" / "same")[0] == "checkpoint_a"
+    assert (store.record(recovered_key("same", None)) is not None) == (allowed == 0)
