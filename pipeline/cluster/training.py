@@ -9,9 +9,12 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import fsspec  # type: ignore[import-untyped]
 import ray
+from pyarrow.fs import FSSpecHandler, PyFileSystem  # type: ignore[import-untyped]
 from ray.exceptions import RayError
 from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train import RunConfig as TrainConfig
@@ -118,6 +121,7 @@ def _trainer(job: Job, reports: Queue) -> TorchTrainer:
     cluster, threads = config.cluster, config.numerics.threads
     there = workers_there(cluster, threads)
     least = job.least_workers  # it is elastic above
+    system, path = _storage(config.run_folder / TRAINING)
     return TorchTrainer(
         recover,
         train_loop_config={"job": job, "reports": reports},
@@ -129,7 +133,8 @@ def _trainer(job: Job, reports: Queue) -> TorchTrainer:
         ),
         run_config=TrainConfig(
             name=job.identity,
-            storage_path=str(config.run_folder / TRAINING),
+            storage_path=path,
+            storage_filesystem=system,
             failure_config=FailureConfig(
                 max_failures=cluster.attempts - 1,
                 controller_failure_limit=round(start_timeout(cluster) / _START_S),  # type: ignore[call-arg]
@@ -137,6 +142,16 @@ def _trainer(job: Job, reports: Queue) -> TorchTrainer:
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
+
+
+def _storage(place: Location) -> tuple[PyFileSystem | None, str]:
+    """Return where states go as Ray Train takes it: into a store by the client that all else uses,
+    as pyarrow's own know fewer stores and other settings.
+    """
+    if isinstance(place, Path):
+        return None, str(place)
+    system, path = fsspec.url_to_fs(str(place), use_listings_cache=False)  # several write there
+    return PyFileSystem(FSSpecHandler(system)), path
 
 
 class _Fit(threading.Thread):

@@ -13,13 +13,15 @@ from typer.testing import CliRunner
 
 from pipeline.cli.app import app
 from pipeline.compress import compress
-from pipeline.progress import Progress
+from pipeline.progress import Progress, Stage
 from schemas.errors import CheckpointError, ConfigError
 from schemas.location import Url
 from schemas.request.config import RunConfig
 from schemas.request.groups import EvaluationTextConfig
+from schemas.request.recovery import RecoveryConfig
 from schemas.result.manifest import Manifest
 from tests.integration.conftest import Endpoint, Reference
+from tests.integration.processes import descendants
 from tests.integration.support import KINDS, ask, item_attempts, item_sums, weight_sums
 from tests.items import local
 from tests.models import tiny_model
@@ -194,6 +196,31 @@ def test_a_run_directory_in_a_store(stored: Stored, text: Path, tmp_path: Path) 
     download(BUCKET / "again", names, tmp_path / "again")
     assert weight_sums(tmp_path / "again") == expected
     assert CliRunner().invoke(app, ["status", str(run_dir)]).exit_code == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated")  # Ray Data's own settings
+def test_training_goes_on_from_a_store(stored: Stored, text: Path, tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model", num_hidden_layers=1)
+    recovery = {"enabled": True, "sequence_length": 64, "batch": 2, "tokens": 768, "held_out": 2}
+    asked = RecoveryConfig.model_validate(recovery | {"evaluations": 6})
+    config = ask(model, text, tmp_path / "expected", recovery=asked)
+    compress(config)
+    run_dir, output, progress = BUCKET / "trained here", tmp_path / "output", Notes()
+    killed = list[str]()
+
+    def kill(stage: Stage) -> None:
+        if stage.name == "recover" and stage.done > 2 and not killed:
+            workers = [p for p in descendants(1) if "ray::RayTrainWorker" in p.name]
+            for worker in workers:
+                worker.kill()
+                killed.append(worker.name)
+
+    progress.watchers.append(kill)
+    compress(config.model_copy(update={"run_dir": run_dir, "output": output}), progress)
+    assert killed
+    assert sum("recover: step 0:" in line for line in progress.lines) == 1
+    assert weight_sums(output) == weight_sums(local(config.output))
+    assert not [name for name in files_below(run_dir) if name.startswith("training")]
 
 
 def test_a_command_takes_urls(stored: Stored, server: Server) -> None:
