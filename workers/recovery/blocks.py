@@ -89,7 +89,7 @@ class Refinement:
             for first in range(0, len(self._windows), self._config.batch):
                 for at, weight in self._turns(first):
                     found = self._student.model.layer(index, text.student[at])
-                    loss = relative_error(found, text.teacher[at]) * weight
+                    loss = relative_distance(found, text.teacher[at]).mean() * weight
                     loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 optimizer.zero_grad()
@@ -118,7 +118,8 @@ class Refinement:
         """Return the mean relative error over all windows of a stream, of all workers."""
         sums = torch.zeros(2, device=self._device)
         for hidden, target, weight in zip(*stream, strict=True):
-            error = relative_error(self._student.model.layer(index, hidden), target)
+            found = self._student.model.layer(index, hidden)
+            error = relative_distance(found, target).mean()
             sums += torch.stack((error * weight, torch.full_like(error, weight)))
         dist.all_reduce(sums)
         return float(sums[0] / sums[1])
@@ -129,10 +130,3 @@ def _pass(model: Carved, index: int, states: list[Tensor]) -> None:
     """Replace hidden states before a layer by those after it, one after the other."""
     for at, hidden in enumerate(states):
         states[at] = model.layer(index, hidden)
-
-
-def relative_error(found: Tensor, target: Tensor) -> Tensor:
-    """Return the mean relative distance: the few positions of large norm at the start of a text do
-    not outweigh the others.
-    """
-    return relative_distance(found, target).mean()

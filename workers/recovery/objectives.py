@@ -68,7 +68,9 @@ def hidden_distance(_tails: Tails, chunk: Chunk) -> Tensor:
 
 
 def relative_distance(found: Tensor, target: Tensor) -> Tensor:
-    """Return the squared distance of hidden states from a target, over the target's own square."""
+    """Return the squared distance of hidden states from a target, over the target's own square, of
+    each position: the few of large norm at the start of a text do not outweigh the others.
+    """
     wide = target.float()
     return (found.float() - wide).square().sum(-1) / wide.square().sum(-1)
 

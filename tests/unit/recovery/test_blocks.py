@@ -15,7 +15,7 @@ from schemas.result.recovery import Look, Refined
 from tests.recovery import CPU, Cut, job_of, student_of, text_of, trainer_of
 from workers.actors.recovery import train
 from workers.model.layers import Decoder
-from workers.recovery.blocks import Refinement, relative_error
+from workers.recovery.blocks import Refinement
 from workers.recovery.models import Student, build_teacher
 from workers.recovery.refined import RefinedLayers
 from workers.recovery.training import best
@@ -104,11 +104,3 @@ def test_the_base_is_there_while_layers_are_refined(truncated: Cut, tmp_path: Pa
     assert [teacher() for teacher in teachers] == [None]
     assert not list(train(config, trainer, refinement))  # as if it went on after a kill
     assert len(teachers) == 1
-
-
-def test_the_error_is_relative_at_every_position() -> None:
-    target = torch.tensor([[[3.0, 4.0], [300.0, 400.0]]])
-    assert relative_error(target, target) == 0
-    assert relative_error(torch.zeros_like(target), target) == 1
-    one_wrong = torch.tensor([[[0.0, 0.0], [300.0, 400.0]]])
-    assert relative_error(one_wrong, target) == 0.5
