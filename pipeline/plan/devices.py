@@ -26,7 +26,7 @@ from typing import NamedTuple
 from schemas.request.config import RunConfig
 from schemas.run.plan import ClusterSpec
 
-_GB, _TERA = 1e9, 1e12
+GB, _TERA = 1e9, 1e12
 
 
 class Device(NamedTuple):
@@ -43,17 +43,17 @@ class Device(NamedTuple):
 
 
 DEVICES: dict[str, Device] = {
-    "h100": Device(989 * _TERA, 67 * _TERA, 67 * _TERA, 3.35 * _TERA, 64 * _GB, 80 * 10**9),
-    "h200": Device(989 * _TERA, 67 * _TERA, 67 * _TERA, 4.8 * _TERA, 64 * _GB, 141 * 10**9),
-    "a100": Device(312 * _TERA, 19.5 * _TERA, 19.5 * _TERA, 2.04 * _TERA, 32 * _GB, 80 * 10**9),
-    "l40s": Device(362 * _TERA, 91.6 * _TERA, 1.43 * _TERA, 0.864 * _TERA, 32 * _GB, 48 * 10**9),
-    "cpu": Device(0.096 * _TERA, 0.096 * _TERA, 0.048 * _TERA, 20 * _GB, 20 * _GB, 0),
+    "h100": Device(989 * _TERA, 67 * _TERA, 67 * _TERA, 3.35 * _TERA, 64 * GB, 80 * 10**9),
+    "h200": Device(989 * _TERA, 67 * _TERA, 67 * _TERA, 4.8 * _TERA, 64 * GB, 141 * 10**9),
+    "a100": Device(312 * _TERA, 19.5 * _TERA, 19.5 * _TERA, 2.04 * _TERA, 32 * GB, 80 * 10**9),
+    "l40s": Device(362 * _TERA, 91.6 * _TERA, 1.43 * _TERA, 0.864 * _TERA, 32 * GB, 48 * 10**9),
+    "cpu": Device(0.096 * _TERA, 0.096 * _TERA, 0.048 * _TERA, 20 * GB, 20 * GB, 0),
 }
 
 DEFAULT = "h100"  # an unknown device is assumed to have the same proportions when plans compete
 _HALF_PART, _FULL_PART, _SOLVER_FLOPS_A_BYTE = 0.4, 0.7, 0.3
-_NETWORK, _NETWORK_PART = 25 * _GB, 0.2
-_HOST_THREAD, _LINK_PART = 1.0 * _GB, 0.4
+_NETWORK, _NETWORK_PART = 25 * GB, 0.2
+_HOST_THREAD, _LINK_PART = 1.0 * GB, 0.4
 
 
 class Rates(NamedTuple):
@@ -100,7 +100,7 @@ def rates(cluster: ClusterSpec, config: RunConfig) -> Rates | None:
 
 def assumptions(config: RunConfig) -> tuple[str, ...]:
     """Return the assumptions behind a plan's seconds, in words."""
-    read, write = config.cluster.storage_read / _GB, config.cluster.storage_write / _GB
+    read, write = config.cluster.storage_read / GB, config.cluster.storage_write / GB
     return (
         f"storage that gives the whole cluster {read:g} GB/s to read (--storage-read) and "
         f"{write:g} GB/s to write (--storage-write)",

@@ -2,7 +2,7 @@
 
 import math
 
-from pipeline.plan.devices import Rates
+from pipeline.plan.devices import GB, Rates
 from pipeline.plan.footprint import PROCESS_BYTES, REFINED_BYTES, Costs
 from pipeline.plan.layouts import fits, usable
 from pipeline.plan.refusal import fewer_on_a_host
@@ -16,7 +16,6 @@ _STEPPED_BYTES = 12  # of one that the next step changes: its gradient, two mome
 _HEADS: dict[Objective, int] = {"kl": 6, "tokens": 4, "hidden": 0}  # student's: 2 forward, 2 back
 _LOGITS = 4  # float32 copies of a chunk of logits
 _POSITIONS = 128  # of a chunk
-_GB = 10**9
 
 
 def memory(costs: Costs, workers: int, offload: bool) -> RecoveryMemory:
@@ -77,12 +76,12 @@ def recovery_memory(costs: Costs, cluster: ClusterSpec) -> RecoveryMemory:
 
 def _needs(found: RecoveryMemory, cluster: ClusterSpec) -> str:
     if not cluster.on_gpu:
-        have = cluster.device_memory / _GB
-        return f"about {(found.device + found.host) / _GB:,.1f} GB (there are {have:,.1f})"
-    device, host = usable(cluster) / _GB, cluster.host_memory / _GB
+        have = cluster.device_memory / GB
+        return f"about {(found.device + found.host) / GB:,.1f} GB (there are {have:,.1f})"
+    device, host = usable(cluster) / GB, cluster.host_memory / GB
     return (
-        f"about {found.device / _GB:,.1f} GB of device memory (there are {device:,.1f}) and "
-        f"{found.host / _GB:,.1f} GB of host memory (there are {host:,.1f})"
+        f"about {found.device / GB:,.1f} GB of device memory (there are {device:,.1f}) and "
+        f"{found.host / GB:,.1f} GB of host memory (there are {host:,.1f})"
     )
 
 

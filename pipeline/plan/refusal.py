@@ -7,6 +7,7 @@ waves already reduce a worker's load to one layer at a time, and no GPU holds le
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from pipeline.plan.devices import GB
 from pipeline.plan.footprint import COMPUTE_BYTES, Costs
 from pipeline.plan.layouts import USABLE, cut, fits, usable
 from schemas.errors import ConfigError
@@ -14,8 +15,6 @@ from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
 from schemas.request.methods import TRUNCATIONS, Allocation, Truncation
 from schemas.run.plan import ClusterSpec, WorkerMemory
-
-_GB = 10**9
 
 
 class _Change(NamedTuple):
@@ -107,7 +106,7 @@ def _more_memory(memory: WorkerMemory, cluster: ClusterSpec) -> str:
 
 
 def _gigabytes(size: float) -> str:
-    return f"{int(size // _GB) + 1}GB"
+    return f"{int(size // GB) + 1}GB"
 
 
 def _figure(memory: WorkerMemory, cluster: ClusterSpec) -> str:
