@@ -185,12 +185,15 @@ def announce(run: Run) -> None:
 
 
 def _counted(config: RunConfig, inputs: Inputs) -> RunConfig:
-    """Return the request with as many tokens to train on as there are, now that they are known."""
+    """Return the request to be planned: with as many tokens to train on as there are, now that they
+    are known, and with norms beside the base's if what is adopted has some.
+    """
     if inputs.recovery is None:
         return config
-    windows = config.recovery.windows_in_all(len(inputs.recovery.windows))
-    tokens = windows * config.recovery.sequence_length
-    recovery = config.recovery.model_copy(update={"tokens": tokens})
+    asked, adopted = config.recovery, inputs.adopted
+    tokens = asked.windows_in_all(len(inputs.recovery.windows)) * asked.sequence_length
+    norms = asked.norms or (adopted is not None and adopted.own_norms)
+    recovery = asked.model_copy(update={"tokens": tokens, "norms": norms})
     return config.model_copy(update={"recovery": recovery})
 
 

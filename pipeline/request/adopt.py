@@ -37,6 +37,11 @@ class Adopted(NamedTuple):
         last = self.compression.recovery
         return (*self.compression.earlier, *(() if last is None else (last,)))
 
+    @property
+    def own_norms(self) -> bool:
+        """Whether its norms were trained, and are not the base's any more."""
+        return any(one.config.norms for one in self.recoveries)
+
 
 def adopting(request: AdoptionConfig) -> RunConfig:
     """Return the run that trains the factors of a checkpoint; it does not calibrate.

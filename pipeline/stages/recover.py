@@ -37,7 +37,6 @@ def job_of(output: Output) -> Job:
             "and --recover"
         )
     run, adopted = output.run, output.run.inputs.adopted
-    trained = [] if adopted is None else [one.config for one in adopted.recoveries]
     return Job(
         config=run.config,
         spec=run.spec,
@@ -48,7 +47,7 @@ def job_of(output: Output) -> Job:
         memory=run.plan.recovery,
         ranks=output.allocation.ranks,
         rows=output.rows,
-        own_norms=any(one.norms for one in (run.config.recovery, *trained)),
+        own_norms=run.config.recovery.norms or (adopted is not None and adopted.own_norms),
         on_gpu=run.plan.cluster.on_gpu,
     )
 
