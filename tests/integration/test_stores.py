@@ -1,6 +1,7 @@
 """From an object store into an object store, through a real S3 server on loopback."""
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -210,7 +211,8 @@ def test_training_goes_on_from_a_store(stored: Stored, text: Path, tmp_path: Pat
 
     def kill(stage: Stage) -> None:
         if stage.name == "recover" and stage.done > 2 and not killed:
-            workers = [p for p in descendants(1) if "ray::RayTrainWorker" in p.name]
+            mine = descendants(os.getpid())
+            workers = [p for p in mine if "ray::RayTrainWorker" in p.name]
             for worker in workers:
                 worker.kill()
                 killed.append(worker.name)
