@@ -1,5 +1,6 @@
 """Files that a command writes beside what it prints."""
 
+import os
 from pathlib import Path
 
 from schemas.errors import ConfigError
@@ -10,9 +11,12 @@ def require_files(*files: Path | None) -> None:
     from pipeline.request.preflight import require_writable  # loads torch
 
     for file in filter(None, files):
-        require_writable(file.absolute())
         if file.is_dir():
             raise ConfigError(f"{file}: a folder; name a file")
+        if not file.exists():
+            require_writable(file.absolute())
+        elif not os.access(file, os.W_OK):  # /dev/stdout may be written, /dev may not
+            raise ConfigError(f"{file}: no permission to write it; change it, or name another")
 
 
 def write_file(file: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
+from pipeline.cli.files import require_files
 from pipeline.cli.nightly import NOTHING_WAITS
+from schemas.errors import ConfigError
 from schemas.request.budget import OPTIONS
 from tests.models import tiny_model
 from tests.prose import prose
@@ -246,3 +249,17 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(
         caplog.clear()
         assert run(name, tmp_path / "no-model", *rest, "--json", place) == 2
         assert why in caplog.text
+
+
+def test_a_file_that_is_there_may_be_written_whatever_its_folder_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, closed = tmp_path / "stdout", tmp_path / "closed"
+    file.touch()
+    closed.touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: path == file)
+    require_files(file, None)
+    with pytest.raises(ConfigError, match="closed: no permission to write it"):
+        require_files(closed)
+    with pytest.raises(ConfigError, match="no permission to write in"):
+        require_files(tmp_path / "new")
