@@ -13,6 +13,7 @@ from workers.checkpoint.published import read_manifest
 def row_of(
     event: Event, checkpoint: Checkpoint, key: str, folder: str, detail: str = ""
 ) -> CatalogRow:
+    """Make the row of an event of a checkpoint."""
     return CatalogRow(
         event=event,
         name=checkpoint.name,

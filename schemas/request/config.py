@@ -76,7 +76,7 @@ class RunConfig(CompressionConfig):
             if is_within(one, other):
                 raise ValueError(
                     f"output {self.output} and run_dir {self.run_folder}: neither may be inside "
-                    "the other; name another --run-dir"
+                    "the other; name another --output or --run-dir"
                 )
         return self
 
