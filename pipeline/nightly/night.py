@@ -151,8 +151,10 @@ class _Work:
             self._ownership.require()
             if remove_output(place, row.output):
                 self._write(row.model_copy(update={"event": "removed", "detail": ""}))
-            else:
-                self._progress.warn(f"{place}: not the output that the catalogue names; it stays")
+                continue
+            stays = f"{place}: not the output that the catalogue names; it stays"
+            if stays not in self._progress.warnings:  # a night tidies up twice
+                self._progress.warn(stays)
         keys = {entry.folder: key for key, entry in self._ledger.items()}
         for folder in folders_in(config.runs):
             if folder in keys and self._is_over(keys[folder], found):

@@ -11,6 +11,7 @@ from schemas.errors import StorageFullError
 from schemas.location import Location
 from tests.nights import Killed, kill
 from tests.unit.nightly.conftest import Training, did
+from workers.process.logs import log
 from workers.storage.places import files_below, folders_in, remove_below, write
 
 
@@ -39,6 +40,21 @@ def test_a_full_disk_gets_room_before_anything_is_compressed(training: Training)
         training.night(keep=1)
     [folder] = folders_in(training.prefix / "checkpoints")
     assert folder.startswith("checkpoint-2-")
+
+
+def test_what_stays_is_said_once(
+    training: Training, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "propagate", True)
+    for number in (1, 2):
+        training.step(number)
+    training.night()
+    [first, _] = folders_in(training.prefix / "checkpoints")
+    [manifest] = Path(str(training.prefix / "checkpoints" / first)).glob("*/manifest.json")
+    told = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(told | {"output": "of another"}))
+    training.night(keep=1)
+    assert caplog.text.count("not the output that the catalogue names; it stays") == 1
 
 
 def test_runs_in_the_home_folder_are_removed(
