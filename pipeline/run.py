@@ -11,6 +11,7 @@ from pipeline.cluster.calls import Actor, start_timeout, stop, wait_for
 from pipeline.cluster.capacity import find_cluster, workers_there
 from pipeline.cluster.pool import Pool
 from pipeline.cluster.quarantine import Quarantine
+from pipeline.plan.neurons import without_wide
 from pipeline.plan.planner import make_plan
 from pipeline.progress import Progress
 from pipeline.request.inputs import Inputs, tokens_sha256
@@ -131,8 +132,11 @@ def start(
 
     Raises ConfigError if the plan does not fit, or a ratio is too high for the ranks of the device.
     """
-    spec = inputs.spec
-    cluster = find_cluster(config.cluster, config.numerics, spec.dtype)
+    cluster = find_cluster(config.cluster, config.numerics, inputs.spec.dtype)
+    spec = without_wide(inputs.spec, cluster)
+    if stay := len(inputs.spec.neurons) - len(spec.neurons):
+        progress.note(f"the neurons of {stay} MLPs stay: a device has no room to order them")
+    inputs = inputs._replace(spec=spec)
     config = with_rank_multiple(config, cluster.device)
     require_ranks(config, spec)
     windows = None if inputs.recovery is None else len(inputs.recovery.windows)

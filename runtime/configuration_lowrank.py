@@ -11,6 +11,12 @@ A matrix is a linear layer of the base model, (out m, in n), named relative to i
     pivoted-columns
              W' = [up, up down]        of the inputs in `order` (n,), up (m, k), down (k, n-k)
     dense    W' = dense                dense (m, n)
+    pruned-rows
+             W' = [dense; 0]           dense (k, n), of which only k outputs are computed
+    pruned-columns
+             W' = [dense, 0]           dense (m, k), which receives k inputs
+
+The pruned ones are the matrices of an MLP that lacks some neurons, which others make up for.
 
 Where the base holds several matrices as one (q, k and v), the entry has format 2, and says how many
 rows each part has. The parts are named by their numbers; one that is not among the matrices is
@@ -34,7 +40,8 @@ from transformers import PreTrainedConfig
 
 FORMAT = 1
 SPLIT_FORMAT = 2  # where matrices are parts of those of the base
-ENCODINGS = ("plain", "pivoted", "pivoted-columns", "dense")
+ENCODINGS = ("plain", "pivoted", "pivoted-columns", "dense", "pruned-rows", "pruned-columns")
+WHOLE = ("dense", "pruned-rows", "pruned-columns")  # that are one matrix, not two
 NEEDS_CODE = "low-rank factors, which load with trust_remote_code=True"
 BIASES = ("up.bias", "offset", "dense.bias")  # where each of them keeps the bias of the layer
 
@@ -45,7 +52,9 @@ _GATHERED = "colwise_rep"  # rows cut, outputs gathered; transformers has had th
 
 
 class Matrix(NamedTuple):
-    """How one linear layer is stored; the rank of a dense one is None."""
+    """How one linear layer is stored; the rank of a dense one is None, that of a pruned one the
+    number of its outputs or inputs that are left.
+    """
 
     encoding: str
     rank: int | None
@@ -81,11 +90,15 @@ def tensor_shapes(
     elif encoding == "pivoted-columns" and rank is not None and 1 <= rank <= min(m, n):
         down = {"down.weight": (rank, n - rank)} if rank < n else {}
         shapes = {**down, "up.weight": (m, rank), "order": (n,), "up.bias": (m,)}
+    elif encoding == "pruned-rows" and rank is not None and 1 <= rank <= m:
+        shapes = {"dense.weight": (rank, n), "dense.bias": (rank,)}
+    elif encoding == "pruned-columns" and rank is not None and 1 <= rank <= n:
+        shapes = {"dense.weight": (m, rank), "dense.bias": (m,)}
     else:
         raise ValueError(
             f"a matrix of shape ({m}, {n}) cannot have encoding {encoding!r} and rank {rank}; "
-            f"use plain, pivoted or pivoted-columns with a rank in 1..{min(m, n)}, "
-            "or dense with rank None"
+            f"use plain, pivoted or pivoted-columns with a rank in 1..{min(m, n)}, pruned-rows in "
+            f"1..{m}, pruned-columns in 1..{n}, or dense with rank None"
         )
     return {name: s for name, s in shapes.items() if bias or not name.endswith(BIASES)}
 
@@ -137,7 +150,7 @@ def tensor_parallel_plan(
         factor, other, mixing = _SPLIT[side]
         if matrix.encoding == mixing:
             return {}
-        if matrix.encoding == "dense":
+        if matrix.encoding in WHOLE:
             plan[f"{pattern}.dense"] = style
         else:
             plan |= {f"{pattern}.{factor}": style, f"{pattern}.{other}": _GATHERED}

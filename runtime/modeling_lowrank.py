@@ -15,14 +15,15 @@ from transformers.conversion_mapping import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from .configuration_lowrank import LowRankConfig, Matrix, tensor_parallel_plan, tensor_shapes
+from .configuration_lowrank import WHOLE, LowRankConfig, Matrix, tensor_parallel_plan, tensor_shapes
 
 _DIGITS = re.compile(r"\.\d+\.")
 _DENSE = Matrix("dense", None)
 
 
 class LowRankLinear(nn.Module):
-    """y = W' x + bias, (..., n) -> (..., m), with W' stored as `tensor_shapes` says.
+    """y = W' x + bias, (..., n) -> (..., m), with W' stored as `tensor_shapes` says; of a pruned
+    one, n or m are what is left of them.
 
     The factors are real `nn.Linear` children, which quantisers, PEFT and serving engines know.
     `order` is a buffer, not a parameter: engines cast every parameter to the model's dtype.
@@ -35,9 +36,12 @@ class LowRankLinear(nn.Module):
 
     def __init__(self, matrix: Matrix, out_features: int, in_features: int, bias: bool) -> None:
         super().__init__()
-        self.out_features, self.in_features = out_features, in_features
         self.encoding, self.rank = matrix
+        self.shape = out_features, in_features  # of W', where a pruned one has zeros
         shapes = tensor_shapes(*matrix, out_features, in_features, bias)
+        if "dense.weight" in shapes:
+            out_features, in_features = shapes["dense.weight"]
+        self.out_features, self.in_features = out_features, in_features
         for name in ("down", "up", "dense"):
             if f"{name}.weight" in shapes:
                 rows, columns = shapes[f"{name}.weight"]
@@ -51,7 +55,7 @@ class LowRankLinear(nn.Module):
         """The bias (m,) of the whole layer, wherever the encoding keeps it."""
         if self.encoding == "pivoted":
             return self.offset
-        return self.dense.bias if self.encoding == "dense" else self.up.bias
+        return self.dense.bias if self.encoding in WHOLE else self.up.bias
 
     @property
     def weight(self) -> torch.Tensor:
@@ -62,7 +66,7 @@ class LowRankLinear(nn.Module):
         return (columns if self.bias is None else columns - self.bias).T
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.encoding == "dense":
+        if self.encoding in WHOLE:
             y: torch.Tensor = self.dense(x)
             return y
         if self.encoding == "pivoted-columns":

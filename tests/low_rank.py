@@ -13,12 +13,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from runtime.configuration_lowrank import Matrix, guarded, tensor_shapes
+from runtime.configuration_lowrank import WHOLE, Matrix, guarded, tensor_shapes
 from workers.checkpoint.family import MODULE, family
 from workers.checkpoint.own_code import shipped
+from workers.truncation.encoding import padded
 
 TIED = {"llama", "qwen3"}
+EVERY = (
+    *("plain", "pivoted", "pivoted-columns", "dense", "plain", "pivoted", "pivoted-columns"),
+    *("dense", "plain", "pivoted", "pivoted-columns", "pruned-rows", "pruned-rows"),
+    "pruned-columns",
+)
+"""Every encoding, for the 7 matrices of each of two layers: the MLP of the second is pruned."""
 WITH_HEAD = {"mistral"}  # whose head is low-rank, too
+FORMS = EVERY[:7]
 SIZES = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -69,14 +77,20 @@ class Checkpoint(NamedTuple):
         save_file(expected, f"{self.folder}.expected")
 
 
+def every(base_type: str) -> tuple[str, ...]:
+    """Every encoding for a model of two layers; a head that is low-rank has plain factors."""
+    return (*(("plain",) if base_type in WITH_HEAD else ()), *EVERY)
+
+
 def random_factors(matrix: Matrix, linear: nn.Linear) -> tuple[dict[str, Tensor], Tensor]:
     """Random tensors for a matrix in the shape of `linear`, and the weight W' (m, n) they store."""
     shapes = tensor_shapes(
         *matrix, linear.out_features, linear.in_features, linear.bias is not None
     )
     tensors = {name: torch.randn(shape) * 0.3 for name, shape in shapes.items()}
-    if matrix.encoding == "dense":
-        return tensors, tensors["dense.weight"]
+    if matrix.encoding in WHOLE:
+        shape = linear.out_features, linear.in_features
+        return tensors, padded(tensors["dense.weight"], *shape)
     if "order" in shapes:
         tensors["order"] = torch.randperm(*shapes["order"])
     if matrix.encoding == "pivoted-columns":
@@ -116,7 +130,7 @@ def make_checkpoint(
             tensors, weight = random_factors(matrices[name], linear)
             linear.weight.copy_(weight)
             for key in tensors.keys() & {"up.bias", "offset", "dense.bias"}:
-                linear.bias.copy_(tensors[key])
+                linear.bias.copy_(padded(tensors[key], linear.out_features))
             prefix = "" if name == "lm_head" else "model."
             stored |= {f"{prefix}{name}.{key}": tensor for key, tensor in tensors.items()}
     untouched = {

@@ -20,7 +20,7 @@ from workers.storage.keys import factors_key
 from workers.storage.places import url_of
 from workers.storage.store import Store
 from workers.storage.tensorfile import entries
-from workers.truncation.encoding import factors_of
+from workers.truncation.encoding import factors_of, padded
 
 _TENSORS = ("dense.weight", "up.weight", "down.weight", "order")
 
@@ -46,7 +46,7 @@ class DenseReader(TensorReader):
             return super().read(name)
         parts = self._linears[owner]
         if leaf != "weight":
-            return torch.cat([super(DenseReader, self).read(self._bias(m)) for m in parts])
+            return torch.cat([self._read_bias(m) for m in parts])
         found = torch.cat([self._matrix(m) for m in parts])
         return found.T.contiguous() if parts[0].transposed else found
 
@@ -58,9 +58,10 @@ class DenseReader(TensorReader):
         prefix = f"{self._linears[owner][0].written}."
         return super().file(next(own for own in self._tensors if own.startswith(prefix)))
 
-    def _bias(self, matrix: MatrixSpec) -> str:
+    def _read_bias(self, matrix: MatrixSpec) -> Tensor:
         names = (f"{matrix.written}.{bias}" for bias in BIASES)
-        return next(name for name in names if name in self._tensors)
+        found = super().read(next(name for name in names if name in self._tensors))
+        return padded(found, matrix.out_features)
 
     def _matrix(self, matrix: MatrixSpec) -> Tensor:
         """Return W' (m, n) of a matrix, as it is stored or as the product of its factors."""
@@ -71,7 +72,7 @@ class DenseReader(TensorReader):
             if name in self._tensors
         }
         if "dense.weight" in found:
-            return found["dense.weight"]
+            return padded(found["dense.weight"], matrix.out_features, matrix.in_features)
         encoding: Encoding = "pivoted" if "order" in found else "plain"
         if "order" in found and len(found.get("up.weight", ())) == matrix.out_features:
             encoding = "pivoted-columns"  # those by rows have fewer rows in `up`
@@ -99,12 +100,14 @@ def adopt(
 ) -> Record:
     """Commit the factors of a matrix as truncation would; `row` says how they are stored.
 
-    The bias is left out: it is the base's. Raises ValueError if the matrix is dense.
+    The bias is left out, as it is the base's, unless it lacks some neurons. Raises ValueError if
+    the matrix is dense.
     """
     if row.rank is None:
         raise ValueError(f"{matrix.name} is dense: it has no factors")
     shape = matrix.out_features, matrix.in_features
-    tails = tensor_shapes(row.encoding, row.rank, *shape, bias=False)
+    own_bias = matrix.bias and row.encoding == "pruned-rows"
+    tails = tensor_shapes(row.encoding, row.rank, *shape, bias=own_bias)
     tensors = {tail: reader.read(f"{matrix.written}.{tail}") for tail in tails}
-    key = factors_key(ids.factors, matrix.name, row.rank)
+    key = factors_key(ids.factors, matrix.name, row.rank, row.is_pruned)
     return store.commit(key, entries(tensors), row.model_dump(mode="json"))

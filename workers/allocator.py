@@ -4,28 +4,35 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 
 from schemas.errors import RunError
-from schemas.model.spec import MatrixSpec, whole
+from schemas.model.spec import MatrixSpec, Neurons, whole
 from schemas.request.config import RunConfig
 from schemas.run.ranks import AllocationResult
 from schemas.run.targets import budgets
-from workers.allocation import MatrixLoss, allocate
+from workers.allocation import MatrixLoss, NeuronsLoss, Ranks, allocate
 from workers.storage.places import at_once
-from workers.storage.spectra import read_spectrum
+from workers.storage.spectra import read_neurons, read_spectrum
 from workers.storage.store import Store
 
 
 class RankAllocator:
-    """Holds the spectra of all matrices: numbers, no tensors of the model."""
+    """Holds the spectra of all matrices, and the losses of their neurons: numbers, no tensors of
+    the model.
+    """
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
         self._losses: list[MatrixLoss] = []
+        self._neurons: list[NeuronsLoss] = []
         self._dense: list[MatrixSpec] = []
 
     def gather(
-        self, matrices: Sequence[MatrixSpec], identity: str, given_up: Collection[str] = ()
+        self,
+        matrices: Sequence[MatrixSpec],
+        identity: str,
+        given_up: Collection[str] = (),
+        neurons: Sequence[Neurons] = (),
     ) -> None:
-        """Read the committed spectra of `matrices`.
+        """Read the committed spectra of `matrices`, and what removing their `neurons` loses.
 
         Matrices that were `given_up` have to stay dense, and may have no spectrum.
         """
@@ -37,7 +44,13 @@ class RankAllocator:
         def read(matrix: MatrixSpec) -> MatrixLoss:
             return read_spectrum(store, identity, matrix, multiple)[0]
 
+        def read_group(group: Neurons) -> NeuronsLoss | None:
+            return read_neurons(store, identity, group, multiple)
+
         self._losses = at_once(read, cut)
+        names = {matrix.name for matrix in cut}
+        found = at_once(read_group, [group for group in neurons if group.within(names)])
+        self._neurons = [loss for loss in found if loss is not None]
 
     def allocate(self, ratio: float) -> AllocationResult:
         """Return the ranks of all matrices at a ratio; if some stay dense, others are cut more.
@@ -52,15 +65,18 @@ class RankAllocator:
         ]
         nats = [part.nats for part in parts]
         ranks = {name: rank for part in parts for name, rank in part.ranks.items()}
+        pruned = frozenset(name for part in parts for name in part.pruned)
+        cut = [loss for loss in self._losses if loss.matrix.name not in pruned]
         notes = [note for part in parts for note in part.fallbacks]
         return AllocationResult(
             ratio=ratio,
             ranks=ranks,
+            pruned=pruned,
             budget=sum(part.budget for part in parts),
             parameters=sum(part.parameters for part in parts),
             dense_parameters=sum(part.dense_parameters for part in parts),
             nats=None if None in nats else sum(value or 0.0 for value in nats),
-            fallbacks=(*notes, *_off_grid(self._losses, ranks)),
+            fallbacks=(*notes, *_off_grid(cut, ranks)),
         )
 
     def _allocate(self, ratio: float, names: Collection[str]) -> AllocationResult:
@@ -78,16 +94,18 @@ class RankAllocator:
                 "same command again once they can be cut"
             )
         config = self._config
-        found = allocate(config.allocation, losses, share, config.factors)
+        neurons = [loss for loss in self._neurons if loss.neurons.within(names)]
+        found = allocate(config.allocation, losses, share, config.factors, neurons)
         parameters = dense + found.parameters(losses, config.factors)
         over = (f"the ranks take {parameters - budget:,} parameters more than the budget",)
         return AllocationResult(
             ratio=ratio,
             ranks=found.ranks | {matrix.name: None for matrix in kept},
+            pruned=found.pruned,
             budget=budget,
             parameters=parameters,
             dense_parameters=sizes,
-            nats=_nats(losses, found.ranks),
+            nats=_nats(losses, neurons, found),
             fallbacks=found.fallbacks + (over if parameters > budget else ()),
         )
 
@@ -106,12 +124,19 @@ def _off_grid(losses: Sequence[MatrixLoss], ranks: dict[str, int | None]) -> lis
     ]
 
 
-def _nats(losses: Sequence[MatrixLoss], ranks: dict[str, int | None]) -> float | None:
+def _nats(
+    losses: Sequence[MatrixLoss], neurons: Sequence[NeuronsLoss], found: Ranks
+) -> float | None:
     """Return the predicted increase of the mean token loss, if gradients were taken."""
     total = 0.0
     for loss in losses:
         if loss.nats is None:
             return None
-        rank = ranks[loss.matrix.name]
-        total += 0.0 if rank is None else loss.nats * float(loss.tail()[rank])
+        rank = found.ranks[loss.matrix.name]
+        if rank is not None and loss.matrix.name not in found.pruned:
+            total += loss.nats * float(loss.tail()[rank])
+    for group in neurons:
+        kept = found.ranks[group.neurons.name]
+        if kept is not None and group.neurons.name in found.pruned:
+            total += group.nats * float(group.losses[group.neurons.count - kept - 1])
     return total

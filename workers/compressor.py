@@ -58,33 +58,33 @@ class Compressor:
         device: torch.device,
         loaded: Callable[[MatrixSpec], Tensor | None] = lambda _: None,
     ) -> None:
-        self._config = config
-        self._ids = ids
+        self.config = config
+        self.ids = ids
         self._device = device
-        self._store = Store(config.run_folder)
+        self.store = Store(config.run_folder)
         self._reader = tensors_of(config, folder, spec, device)
         self._loaded = loaded
-        self._dtype = DTYPES[spec.dtype]
+        self.dtype = DTYPES[spec.dtype]
 
     def factorise(self, group: Sequence[MatrixSpec]) -> list[Record]:
         """Commit basis and spectrum of matrices that share a root, if any. Raises NumericsError."""
         records, root = [], None
         for matrix in group:
-            record, root = self._fitting(partial(self._factorise, matrix, root), matrix)
+            record, root = self.fitting(partial(self._factorise, matrix, root), matrix)
             records.append(record)
         return records
 
     def _factorise(
         self, matrix: MatrixSpec, root: Root | None, device: torch.device, notes: Notes
     ) -> tuple[Record, Root | None]:
-        problem = self._problem(matrix, device)
+        problem = self.problem(matrix, device)
         if root is None or root.factor.device.type != device.type:
             root = problem.root()
         basis = problem.basis(root)
         basis = basis._replace(fallbacks=(*notes, *basis.fallbacks))
         return self._commit_basis(matrix, problem, basis), root
 
-    def _fitting(self, compute: Callable[[torch.device, Notes], R], matrix: MatrixSpec) -> R:
+    def fitting(self, compute: Callable[[torch.device, Notes], R], matrix: MatrixSpec) -> R:
         """Run `compute` on this device; on the host, recorded, if the device lacks memory, or a
         solver fails there or returns a wrong result. Raises NumericsError if the host fails too.
         """
@@ -103,9 +103,9 @@ class Compressor:
             raise NumericsError(f"{matrix.name}: {error}") from error
 
     def _commit_basis(self, matrix: MatrixSpec, problem: Problem, basis: Basis) -> Record:
-        if self._config.cluster.keep_bases:
-            self._store.commit(
-                basis_key(self._ids.bases, matrix.name),
+        if self.config.cluster.keep_bases:
+            self.store.commit(
+                basis_key(self.ids.bases, matrix.name),
                 entries({"left": basis.left.float(), "right": basis.right.float()}),
             )
         facts = SpectrumFacts(
@@ -116,22 +116,22 @@ class Compressor:
             fallbacks=basis.fallbacks,
             remarks=problem.remarks(),
         )
-        key = spectrum_key(self._ids.bases, matrix.name)
+        key = spectrum_key(self.ids.bases, matrix.name)
         eigenvalues = entries({"eigenvalues": basis.eigenvalues})
-        return self._store.commit(key, eigenvalues, facts.model_dump(mode="json"))
+        return self.store.commit(key, eigenvalues, facts.model_dump(mode="json"))
 
     def truncate(self, matrix: MatrixSpec, rank: int) -> Record:
         """Commit the factors of a matrix at a rank; the record's facts are a `MatrixResult`."""
-        return self._fitting(partial(self._truncate, matrix, rank), matrix)
+        return self.fitting(partial(self._truncate, matrix, rank), matrix)
 
     def _truncate(
         self, matrix: MatrixSpec, rank: int, device: torch.device, notes: Notes
     ) -> Record:
-        multiple = self._config.allocation.rank_multiple
-        loss, facts = read_spectrum(self._store, self._ids.bases, matrix, multiple)
-        problem = self._problem(matrix, device)
+        multiple = self.config.allocation.rank_multiple
+        loss, facts = read_spectrum(self.store, self.ids.bases, matrix, multiple)
+        problem = self.problem(matrix, device)
         basis = self._basis(matrix, problem, loss, facts)
-        stored = encode(self._config, basis, problem.weight, loss, rank, self._dtype)
+        stored = encode(self.config, basis, problem.weight, loss, rank, self.dtype)
         predicted, energy = float(loss.tail()[stored.rank]), float(loss.tail()[0])
         achieved = problem.loss(basis, stored.rank)
         if not abs(achieved - predicted) <= matrix.small * _BASIS_EPS * energy:
@@ -155,16 +155,16 @@ class Compressor:
             fallbacks=tuple(dict.fromkeys((*notes, *facts.fallbacks, *stored.fallbacks))),
             remarks=facts.remarks,
         )
-        key = factors_key(self._ids.factors, matrix.name, rank)
-        return self._store.commit(key, entries(stored.tensors), result.model_dump(mode="json"))
+        key = factors_key(self.ids.factors, matrix.name, rank)
+        return self.store.commit(key, entries(stored.tensors), result.model_dump(mode="json"))
 
     def _basis(
         self, matrix: MatrixSpec, problem: Problem, loss: MatrixLoss, facts: SpectrumFacts
     ) -> Basis:
         """Return the committed basis; if none is kept, recompute it, rounded as if stored."""
-        key = basis_key(self._ids.bases, matrix.name)
-        if self._config.cluster.keep_bases or self._store.record(key):
-            tensors = self._store.load(key).tensors
+        key = basis_key(self.ids.bases, matrix.name)
+        if self.config.cluster.keep_bases or self.store.record(key):
+            tensors = self.store.load(key).tensors
             left, right = tensors.pop("left"), tensors.pop("right")
         else:
             again = problem.basis(problem.root())
@@ -177,27 +177,41 @@ class Compressor:
             through=facts.through,
         )
 
-    def _problem(self, matrix: MatrixSpec, device: torch.device) -> Problem:
-        truncation = self._config.truncation
+    def problem(self, matrix: MatrixSpec, device: torch.device) -> Problem:
+        """Return the problem of a matrix, on a device."""
+        truncation = self.config.truncation
+        features = features_tap(matrix, truncation)
+        return Problem(
+            truncation=truncation,
+            weight=self.weight(matrix, device),
+            forward=self.moment(forward_tap(matrix, truncation), device),
+            backward=self.moment(backward_tap(matrix, truncation), device)
+            if self.config.needs_gradients
+            else None,
+            shrinkage=self.config.numerics.shrinkage,
+            input_shrinkage=self.config.numerics.input_shrinkage,
+            features=None if features is None else self.moment(features, device),
+        )
+
+    def weight(self, matrix: MatrixSpec, device: torch.device) -> Tensor:
+        """Return W (m, n) of a matrix, as it is stored, on a device."""
         weight = self._loaded(matrix)
         if weight is None:
             weight = self._reader.read(f"{matrix.stored}.weight")
             weight = (weight.T if matrix.transposed else weight)[matrix.rows]
-        features = features_tap(matrix, truncation)
-        return Problem(
-            truncation=truncation,
-            weight=weight.to(device),
-            forward=self._moment(forward_tap(matrix, truncation), device),
-            backward=self._moment(backward_tap(matrix, truncation), device)
-            if self._config.needs_gradients
-            else None,
-            shrinkage=self._config.numerics.shrinkage,
-            input_shrinkage=self._config.numerics.input_shrinkage,
-            features=None if features is None else self._moment(features, device),
-        )
+        return weight.to(device)
 
-    def _moment(self, tap: Tap, device: torch.device) -> Moment:
-        return read_moment(self._store, self._ids, tap, device)
+    def rows(self, matrix: MatrixSpec, chosen: Tensor) -> dict[str, Tensor]:
+        """Return some rows of a matrix, and of its bias if it has one, as tensors that store it."""
+        found = {"dense.weight": self.weight(matrix, chosen.device)[chosen].to(self.dtype)}
+        if matrix.bias:
+            bias = self._reader.read(f"{matrix.stored}.bias")[matrix.rows]
+            found["dense.bias"] = bias.to(chosen.device)[chosen].to(self.dtype)
+        return found
+
+    def moment(self, tap: Tap, device: torch.device) -> Moment:
+        """Return a committed moment, on a device."""
+        return read_moment(self.store, self.ids, tap, device)
 
 
 def _why_not(device: torch.device, error: RuntimeError) -> str:

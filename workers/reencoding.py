@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from runtime.configuration_lowrank import BIASES, tensor_shapes
+from runtime.configuration_lowrank import BIASES, WHOLE, tensor_shapes
 from runtime.modeling_lowrank import LowRankLinear, SplitLinear
 from schemas.model.spec import DecoderSpec, Encoding, Factors
 from schemas.result.output import OutputFile, OutputTensor
@@ -27,6 +27,7 @@ from workers.storage.tensorfile import DTYPES, NAMES, Entry, entries, write_tens
 from workers.truncation.encoding import (
     Stored,
     factors_of,
+    padded,
     pivoted_factors,
     plain_factors,
     rotated_factors,
@@ -89,11 +90,13 @@ def cuts_of(folder: Path, spec: DecoderSpec) -> list[Cut]:
 
 
 def as_factors(cut: Cut, tensors: dict[str, Tensor], factors: Factors) -> Stored | None:
-    """Store the W' of a matrix as these factors. None if it is dense, or stored so already."""
+    """Store the W' of a matrix as these factors. None if it is one matrix (dense, or without some
+    neurons), or stored so already.
+    """
     encoding: Encoding = factors
     if factors == "pivoted" and cut.column_parallel:
         encoding = "pivoted-columns"
-    if cut.module.encoding in ("dense", encoding):
+    if cut.module.encoding in (*WHOLE, encoding):
         return None
     a, b = factors_of(cut.module.encoding, tensors)
     dtype = _dtype(tensors)
@@ -104,11 +107,11 @@ def as_factors(cut: Cut, tensors: dict[str, Tensor], factors: Factors) -> Stored
 
 def as_rotated(cut: Cut, tensors: dict[str, Tensor], seed: int) -> Stored | None:
     """Store the W' of a matrix for rounding: as rotated factors or, if they have no fewer numbers,
-    multiplied out. None if it is dense already.
+    multiplied out. None if it is one matrix already.
 
     Pivoted factors cannot be rotated, and errors of the one factor are multiplied by the other.
     """
-    if cut.module.encoding == "dense":
+    if cut.module.encoding in WHOLE:
         return None
     a, b = factors_of(cut.module.encoding, tensors)
     rank = rotated_rank(len(b), len(a), b.shape[1])
@@ -129,9 +132,10 @@ def merged(cuts: Sequence[Cut], tensors: Sequence[dict[str, Tensor]]) -> dict[st
     """Return weight and bias of the linear layer that these matrices are, or are all parts of."""
     weights, biases = [], []
     for cut, stored in zip(cuts, tensors, strict=True):
-        biases += [tensor for tail, tensor in stored.items() if tail in BIASES]
-        if cut.module.encoding == "dense":
-            weights.append(stored["dense.weight"])
+        m, n = cut.module.shape
+        biases += [padded(tensor, m) for tail, tensor in stored.items() if tail in BIASES]
+        if cut.module.encoding in WHOLE:
+            weights.append(padded(stored["dense.weight"], m, n))
             continue
         a, b = factors_of(cut.module.encoding, stored)
         weights.append(whole(a, b, _dtype(stored)).tensors["dense.weight"])

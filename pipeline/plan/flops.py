@@ -7,7 +7,7 @@ thin SVD (m, n) 6 m n^2 + 20 n^3 (Golub and Van Loan, 8.6), with n the smaller s
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from schemas.model.spec import MatrixSpec
+from schemas.model.spec import MatrixSpec, Neurons
 from schemas.request.methods import TRUNCATIONS, Truncation
 
 
@@ -49,6 +49,15 @@ def basis_flops(truncation: Truncation, matrix: MatrixSpec, rooted: bool) -> Bas
         return BasisFlops((9 if rooted else 18) * small**3, 0, products + 2 * m * n**2)
     shrunk = 2 * n * m**2 if row.weighed else 0  # W diag C W^T
     return BasisFlops(9 * small**3, 0, products + small**3 / 3 + shrunk)
+
+
+def order_flops(neurons: Neurons) -> BasisFlops:
+    """Count the order in which q neurons are removed: the inverse of their moment; and for each of
+    them a product of what W reads with a vector, at the speed of memory as in an eigensolver, and
+    an outer product taken off both matrices, a third and a half of them on average.
+    """
+    m, q = min(neurons.reader.out_features, neurons.count), neurons.count
+    return BasisFlops(m * q**2, 0, 2 * q**3 + 2 * q**3 / 3 + m * q**2)
 
 
 def factor_flops(matrix: MatrixSpec, rank: int) -> float:

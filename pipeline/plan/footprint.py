@@ -39,6 +39,11 @@ class LayerCost(NamedTuple):
     reached: float
 
 
+def order_bytes(neurons: int) -> int:
+    """Bytes in which neurons are ordered or removed: four moments of them, in float64."""
+    return 8 * 4 * neurons**2
+
+
 class Costs:
     """Costs of one model under one configuration, computed in one dtype.
 
@@ -253,12 +258,13 @@ class Costs:
         return int(max(forward, kept + 2 * length * per_token + logits))
 
     def _factorise(self, matrix: MatrixSpec) -> int:
-        """Float64: about eleven square matrices of the smaller side; or, on the full Gram or of a
-        scaled W, that W twice, and about six of the side that is factorised.
+        """Float64: about eleven square matrices of the smaller side, or four of the neurons; or, on
+        the full Gram or of a scaled W, that W twice, and about six of the side that is factorised.
         """
         row = TRUNCATIONS[self.config.truncation]
+        neurons = order_bytes(matrix.in_features) if matrix.neurons == matrix.path else 0
         if not (row.full_gram or row.scaled):
-            return 8 * 11 * matrix.small**2
+            return max(8 * 11 * matrix.small**2, neurons)
         side = matrix.in_features if row.full_gram else matrix.small
         return 8 * (2 * matrix.size + 6 * side**2)
 

@@ -8,6 +8,7 @@ from pipeline.plan.devices import DEFAULT, Rates, assumptions, rates
 from pipeline.plan.footprint import Costs
 from pipeline.plan.layouts import Layout, layouts
 from pipeline.plan.machines import Machines, find
+from pipeline.plan.neurons import without_wide
 from pipeline.plan.recovery import recovery, recovery_memory
 from pipeline.plan.refusal import refusal
 from pipeline.plan.work import evaluation, stages
@@ -29,6 +30,7 @@ def plan_checkpoint(config: RunConfig, machines: Machines) -> Plan:
     """
     spec = select(config, read_spec(config.model, config.revision, config.dequantize))
     cluster = find(config, spec, machines)
+    spec = without_wide(spec, cluster)
     config = with_rank_multiple(within_context(config, spec), cluster.device)
     require_ranks(config, spec)
     plans = [make_plan(one, spec, cluster) for one in config.in_rounds()]

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from pipeline.plan.devices import Rates
-from pipeline.plan.flops import basis_flops, factor_flops, rank_at, summed
+from pipeline.plan.flops import basis_flops, factor_flops, order_flops, rank_at, summed
 from pipeline.plan.footprint import SUM_BYTES, Costs, LayerCost
 from pipeline.plan.layouts import Layout
 from schemas.run.moments import Pass
@@ -183,6 +183,7 @@ def _basis_flops(costs: Costs) -> tuple[float, float, float]:
         shared = f"{matrix.layer}.{matrix.reads}"
         found.append(basis_flops(costs.config.truncation, matrix, shared in rooted))
         rooted.add(shared)
+    found += [order_flops(neurons) for neurons in costs.spec.neurons]
     return summed(found)
 
 

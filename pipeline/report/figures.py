@@ -97,26 +97,28 @@ def base_and_made(
 
 
 def kept(matrix: MatrixResult) -> float:
-    """The rank of a matrix as a share of its full rank."""
-    return 1.0 if matrix.rank is None else matrix.rank / min(matrix.shape)
+    """The rank of a matrix as a share of its full rank; of a pruned one, of its neurons."""
+    return 1.0 if matrix.rank is None else matrix.rank / matrix.full
 
 
 def ranks(matrices: Matrices) -> Figure:
     """Draw a field for every matrix; the more of its rank is kept, the darker it is."""
     cells = []
     for place, matrix in matrices.at.items():
-        rank = "dense" if matrix.rank is None else f"rank {matrix.rank} of {min(matrix.shape)}"
-        tip = f"{matrices.label(place)}: {rank}, {matrix.encoding}, {share(kept(matrix))} of full"
+        tip = f"{matrices.label(place)}: {_cut(matrix)}, {matrix.encoding}"
+        tip += f", {share(kept(matrix))} of full"
         text = "D" if matrix.rank is None else str(matrix.rank)
         row = matrices.short[place.kind]
         cells.append(charts.Cell(row, place.layer, kept(matrix), text, tip, matrix.rank is None))
     means = {kind: fmean(kept(m) for _, m in matrices.of(kind)) for kind in matrices.kinds}
     most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
     dense = sum(matrix.rank is None for matrix in matrices.at.values())
+    pruned = sum(matrix.is_pruned for matrix in matrices.at.values())
     gist = (
         f"{matrices.short[most]} keeps most, {share(means[most], 0)} of its full rank on average; "
         f"{matrices.short[least]} least, {share(means[least], 0)}. "
-        f"{dense or 'None'} of {len(matrices.at)} matrices stayed dense."
+        f"{dense or 'None'} of {len(matrices.at)} matrices stayed dense"
+        f"{f', {pruned} lost neurons in the place of ranks' if pruned else ''}."
     )
     names = [matrices.short[kind] for kind in matrices.kinds]
     drawing = charts.heat_map(
@@ -137,6 +139,12 @@ def _rank_text(matrix: MatrixResult | None) -> str:
     return "dense" if matrix.rank is None else str(matrix.rank)
 
 
+def _cut(matrix: MatrixResult) -> str:
+    if matrix.rank is None:
+        return "dense"
+    return f"{'neurons' if matrix.is_pruned else 'rank'} {matrix.rank} of {matrix.full}"
+
+
 def spectra(matrices: Matrices, samples: Sequence[SpectrumSample]) -> Figure:
     """Draw a panel per type, with a line for every layer."""
     found = {sample.name: sample for sample in samples}
@@ -148,9 +156,8 @@ def spectra(matrices: Matrices, samples: Sequence[SpectrumSample]) -> Figure:
             if (sample := found.get(matrix.name)) is None:
                 continue
             points = list(zip(sample.ranks, sample.values, strict=False))
-            cut = "dense" if matrix.rank is None else f"cut at {matrix.rank} of {sample.size}"
-            tip = f"layer {layer}: {cut}"
-            lines.append(plots.Spectrum(points, matrix.rank, layer / deepest, tip))
+            tip = f"layer {layer}: {_cut(matrix)}"
+            lines.append(plots.Spectrum(points, matrix.cut_at, layer / deepest, tip))
         name = matrices.short[kind]
         label = f"{name}: spectra of {len(lines)} layers. {_cuts(matrices, kind)}"
         panel = plots.spectra(lines, _floor(lines), label)
@@ -177,7 +184,7 @@ def _kept_energy(matrix: MatrixResult) -> float | None:
 
 
 def _cuts(matrices: Matrices, kind: str) -> str:
-    cut = sorted(m.rank for _, m in matrices.of(kind) if m.rank is not None)
+    cut = sorted(m.cut_at for _, m in matrices.of(kind) if m.cut_at is not None)
     return f"Cut between rank {cut[0]} and {cut[-1]}." if cut else "None of them was cut."
 
 
@@ -185,7 +192,7 @@ def _spectra_table(matrices: Matrices) -> Table:
     rows = []
     for kind in matrices.kinds:
         mine = [matrix for _, matrix in matrices.of(kind)]
-        cut = sorted(m.rank for m in mine if m.rank is not None)
+        cut = sorted(m.cut_at for m in mine if m.cut_at is not None)
         energies = [e for m in mine if (e := _kept_energy(m)) is not None]
         numbers = (cut[0], cut[len(cut) // 2], cut[-1]) if cut else ("", "", "")
         held = (share(min(energies)), share(fmean(energies))) if energies else ("", "")

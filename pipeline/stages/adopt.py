@@ -23,6 +23,7 @@ def inherit(output: Output) -> None:
     output.allocation = AllocationResult(
         ratio=output.ratio,
         ranks={name: row.rank for name, row in output.rows.items()},
+        pruned=frozenset(name for name, row in output.rows.items() if row.is_pruned),
         budget=found.targeted_after,
         parameters=found.targeted_after,
         dense_parameters=found.targeted_before,
@@ -43,8 +44,8 @@ def adopt(output: Output, follow: Callable[[], list[Task]] = list) -> None:
     pending = [
         matrix
         for matrix in run.spec.matrices
-        if (rank := output.allocation.ranks[matrix.name]) is not None
-        and factors_key(run.ids.factors, matrix.name, rank) not in there
+        if (rank := output.allocation.ranks[name := matrix.name]) is not None
+        and factors_key(run.ids.factors, name, rank, output.rows[name].is_pruned) not in there
     ]
     run.grow()
     with run.progress.stage("adopt", len(pending), "matrices", pending) as stage:

@@ -10,7 +10,8 @@ from schemas.run.ranks import AllocationResult
 
 def gather(run: Run, given_up: Collection[str]) -> None:
     """Let the allocator read the spectra of all matrices but those that have to stay dense."""
-    call = run.allocator.gather.remote(run.spec.matrices, run.ids.bases, set(given_up))
+    spec = run.spec
+    call = run.allocator.gather.remote(spec.matrices, run.ids.bases, set(given_up), spec.neurons)
     result(call, "gather losses", run.timeout)
 
 

@@ -64,7 +64,7 @@ def _by_size(run: Run) -> tuple[float, BudgetResult]:
         ranks = ranks_at(run, step * _FINE)
         if budget.size is None:
             return whole - ranks.dense_parameters + ranks.parameters
-        return total_bytes(run.spec, run.config.factors, ranks.ranks, budget.scheme)
+        return total_bytes(run.spec, run.config.factors, ranks, budget.scheme)
 
     highest = highest_step(run.config, run.spec, _FINE)
     step = last(lambda at: size(at) > limit, 0, highest + 1) + 1

@@ -1,4 +1,6 @@
-"""From the sums on the workers to the bases of their matrices, in one pool of items."""
+"""From the sums on the workers to the bases of their matrices and the order in which neurons are
+removed, in one pool of items.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -8,17 +10,17 @@ from pipeline.cluster.calls import Actor
 from pipeline.cluster.pool import Task
 from pipeline.progress import Stage
 from pipeline.run import Run
-from schemas.model.spec import MatrixSpec
+from schemas.model.spec import MatrixSpec, Neurons
 from schemas.request.methods import TRUNCATIONS, Truncation
 from schemas.run.identity import Record
 from schemas.run.moments import Pass, Tap, forward_tap
-from workers.storage.keys import basis_key, spectrum_key
+from workers.storage.keys import basis_key, neurons_key, spectrum_key
 
 
 def factorise(run: Run, matrices: Iterable[MatrixSpec]) -> None:
     """Commit the missing bases of `matrices`, on all workers, the largest first."""
     pending = Pending(run, matrices)
-    if not pending.matrices:
+    if not pending:
         return
     run.grow()
     with pending.stage() as stage:
@@ -44,35 +46,50 @@ def commit(run: Run, direction: Pass, taps: list[Tap], holders: list[list[Actor]
 
 
 class Pending:
-    """Matrices without a basis, each handed out once, as soon as its moments are committed.
+    """Matrices without a basis and neurons without an order, each handed out once, as soon as its
+    moments are committed.
 
     Matrices that were given up are left out. The store is looked up once; then records are counted.
     """
 
     def __init__(self, run: Run, matrices: Iterable[MatrixSpec]) -> None:
         self._run = run
-        bases = run.there("bases", "spectra")
-        self.matrices = [
-            matrix
-            for matrix in matrices
-            if not _basis(run, matrix) <= bases.keys() and matrix.name not in run.given_up
+        there = run.there("bases", "spectra", "neurons").keys()
+        asked = [matrix for matrix in matrices if matrix.name not in run.given_up]
+        self._left = [matrix for matrix in asked if not _basis(run, matrix) <= there]
+        names = {matrix.name for matrix in asked}
+        self._neurons = [
+            neurons
+            for neurons in run.spec.neurons
+            if neurons.within(names) and neurons_key(run.ids.bases, neurons.name) not in there
         ]
-        self._left = list(self.matrices)
+        self._matrices = [*self._left, *(neurons.reader for neurons in self._neurons)]
         self._moments = set(run.there("moments"))
 
+    def __bool__(self) -> bool:
+        return bool(self._matrices)
+
     def stage(self) -> AbstractContextManager[Stage]:
-        """Open the stage that makes their bases."""
-        count = len(self.matrices)
-        return self._run.progress.stage("factorise", count, "matrices", self.matrices)
+        """Open the stage that makes what is missing."""
+        count = len(self._matrices)
+        return self._run.progress.stage("factorise", count, "matrices", self._matrices)
 
     def ready(self, stage: Stage, committed: Iterable[Record] = ()) -> list[Task]:
         """Return the tasks of the matrices whose moments the new records complete."""
         self._moments |= {record.key for record in committed}
-        complete = [m for m in self._left if self._run.moments_of(m) <= self._moments]
-        names = {matrix.name for matrix in complete}
-        self._left = [matrix for matrix in self._left if matrix.name not in names]
+        complete = [m for m in self._left if self._has_moments(m)]
+        ordered = [n for n in self._neurons if self._has_moments(n.reader)]
+        names = {m.name for m in complete} | {n.name for n in ordered}
+        self._left = [m for m in self._left if m.name not in names]
+        self._neurons = [n for n in self._neurons if n.name not in names]
         groups = root_groups(self._run.config.truncation, complete)
-        return [_factorisation(self._run, group, stage) for group in groups]
+        return [
+            *(_factorisation(self._run, group, stage) for group in groups),
+            *(_ordering(self._run, neurons, stage) for neurons in ordered),
+        ]
+
+    def _has_moments(self, matrix: MatrixSpec) -> bool:
+        return self._run.moments_of(matrix) <= self._moments
 
 
 def _factorisation(run: Run, group: list[MatrixSpec], stage: Stage) -> Task:
@@ -89,6 +106,19 @@ def _factorisation(run: Run, group: list[MatrixSpec], stage: Stage) -> Task:
         split=lambda: (
             [_factorisation(run, [matrix], stage) for matrix in group] if len(group) > 1 else []
         ),
+    )
+
+
+def _ordering(run: Run, neurons: Neurons, stage: Stage) -> Task:
+    names = tuple(matrix.name for matrix in neurons.matrices)
+    return Task(
+        f"order the neurons of {neurons.name}",
+        "order_neurons",
+        (neurons,),
+        lambda _: stage.advance(matrices=[neurons.reader]),
+        cost=neurons.count**3,
+        home=run.home(neurons.reader.layer),
+        matrices=names,
     )
 
 

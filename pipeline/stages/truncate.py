@@ -1,6 +1,6 @@
-"""Truncate: every matrix cut at its rank, on all workers."""
+"""Truncate: every matrix cut at its rank, or without some neurons, on all workers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from pipeline.cluster.pool import Task
@@ -17,21 +17,25 @@ def truncate(output: Output, follow: Callable[[], list[Task]] = list) -> None:
 
     `follow` gives the tasks that the rows so far allow; the next stage waits for them.
     """
-    run, ranks = output.run, output.allocation.ranks
+    run, ranks, pruned = output.run, output.allocation.ranks, output.allocation.pruned
     there = run.there("factors")
     for matrix in run.spec.matrices:
-        rank = ranks[matrix.name]
+        rank, name = ranks[matrix.name], matrix.name
         if rank is None:
             output.rows[matrix.name] = _dense(output, matrix)
-        elif record := there.get(factors_key(run.ids.factors, matrix.name, rank)):
+        elif record := there.get(factors_key(run.ids.factors, name, rank, name in pruned)):
             output.rows[matrix.name] = MatrixResult.model_validate(record.facts)
     pending = [matrix for matrix in run.spec.matrices if matrix.name not in output.rows]
     run.grow()
 
-    def cut(matrix: MatrixSpec, record: Record) -> list[Task]:
-        output.rows[matrix.name] = MatrixResult.model_validate(record.facts)
-        stage.advance(matrices=[matrix])
+    def cut(matrices: Sequence[MatrixSpec], records: Sequence[Record]) -> list[Task]:
+        for matrix, record in zip(matrices, records, strict=True):
+            output.rows[matrix.name] = MatrixResult.model_validate(record.facts)
+        stage.advance(len(matrices), matrices=matrices)
         return follow()
+
+    def cut_one(matrix: MatrixSpec, record: Record) -> list[Task]:
+        return cut([matrix], [record])
 
     with run.progress.stage("truncate", len(pending), "matrices", pending) as stage:
         tasks = [
@@ -39,11 +43,24 @@ def truncate(output: Output, follow: Callable[[], list[Task]] = list) -> None:
                 f"cut {matrix.name}",
                 "truncate",
                 (matrix, ranks[matrix.name]),
-                partial(cut, matrix),
+                partial(cut_one, matrix),
                 cost=matrix.size,
                 matrices=(matrix.name,),
             )
             for matrix in pending
+            if matrix.name not in pruned
+        ]
+        tasks += [
+            Task(
+                f"remove neurons of {neurons.name}",
+                "prune",
+                (neurons, ranks[neurons.name]),
+                partial(cut, neurons.matrices),
+                cost=neurons.count**3,
+                matrices=tuple(matrix.name for matrix in neurons.matrices),
+            )
+            for neurons in run.spec.neurons
+            if any(matrix in pending and matrix.name in pruned for matrix in neurons.matrices)
         ]
         run.pool.run([*tasks, *follow()])
         stage.busy = list(run.pool.seconds.values())

@@ -9,6 +9,7 @@ from schemas.model.dtypes import ITEM_BYTES
 from schemas.model.spec import Factors, MatrixSpec, ModelSpec, TensorSpec
 from schemas.request.quantization import ROTATED, Scheme
 from schemas.result.output import FactorSource, MatrixResult, OutputFile, OutputTensor
+from schemas.run.ranks import AllocationResult
 from workers.checkpoint.names import weight_file
 from workers.output import file_bytes
 from workers.quantisation.sizes import with_fewer_bits
@@ -92,7 +93,7 @@ def plan_file(
 
 
 def total_bytes(
-    spec: ModelSpec, factors: Factors, ranks: Mapping[str, int | None], scheme: Scheme | None = None
+    spec: ModelSpec, factors: Factors, found: AllocationResult, scheme: Scheme | None = None
 ) -> int:
     """Return the bytes of all weight files at these ranks, with their headers, unless pivots fall
     back: then they are fewer.
@@ -100,9 +101,9 @@ def total_bytes(
     With a scheme, of the files that `quantize` makes of them. Matrices that are not targeted count
     as they are, so it may make them smaller. Raises ConfigError without compressed-tensors.
     """
-    cuts = {m.name: _promised(m, factors, ranks[m.name], scheme) for m in spec.matrices}
-    keys = dict.fromkeys(ranks, "")
-    sizes = {m.name: m.stored_parameters(factors, ranks[m.name]) for m in spec.matrices}
+    cuts = {m.name: _promised(m, factors, found, scheme) for m in spec.matrices}
+    keys = dict.fromkeys(found.ranks, "")
+    sizes = {m.name: found.parameters_of(factors, m) for m in spec.matrices}
     files = [plan_file(spec, part, cuts, keys) for part in plan_parts(spec, sizes)]
     if scheme is None:
         return sum(map(file_bytes, files))
@@ -112,8 +113,11 @@ def total_bytes(
 
 
 def _promised(
-    matrix: MatrixSpec, factors: Factors, rank: int | None, scheme: Scheme | None
+    matrix: MatrixSpec, factors: Factors, found: AllocationResult, scheme: Scheme | None
 ) -> Matrix:
+    rank = found.ranks[matrix.name]
+    if matrix.name in found.pruned:
+        return Matrix(matrix.pruned, rank)
     if rank is not None and scheme in ROTATED and not matrix.is_head:
         factors = "plain"
         rank = rotated_rank(rank, matrix.out_features, matrix.in_features)
@@ -139,7 +143,7 @@ def _matrix_tensors(
     for tail, shape in shapes.items():
         name = f"{matrix.written}.{tail}"
         kind = "I64" if tail == "order" else dtype
-        if tail in BIASES:
+        if tail in BIASES and encoding != "pruned-rows":
             source: dict[str, Any] = {"base": f"{owner}.bias", **rows}
         elif encoding == "dense":
             source = {"base": f"{owner}.weight", "transposed": matrix.transposed, **rows}

@@ -16,14 +16,14 @@ class WeightFiles:
     """
 
     def __init__(self, output: Output) -> None:
-        run, ranks = output.run, output.allocation.ranks
+        run, found = output.run, output.allocation
         self._output = output
         recovered = run.config.trains
         self._keys = {
             name: recovered_key(output.identity, name)
             if recovered
-            else factors_key(run.ids.factors, name, rank)
-            for name, rank in ranks.items()
+            else factors_key(run.ids.factors, name, rank, name in found.pruned)
+            for name, rank in found.ranks.items()
             if rank is not None
         }
         self._norms: dict[str, str] = {}
@@ -32,7 +32,7 @@ class WeightFiles:
             names: Any = norms.facts["names"]
             self._norms = dict.fromkeys(names, key)
         factors, matrices = run.config.factors, run.spec.matrices
-        sizes = {m.name: m.stored_parameters(factors, ranks[m.name]) for m in matrices}
+        sizes = {matrix.name: found.parameters_of(factors, matrix) for matrix in matrices}
         self._parts = plan_parts(run.spec, sizes)
         self._written = 0
         self._stage: Stage | None = None

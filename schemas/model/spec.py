@@ -1,6 +1,7 @@
 """The shape of a model: its targeted matrices, and the tensors that pass through unchanged."""
 
 import math
+from collections.abc import Collection
 from typing import Literal
 
 from schemas.base import Schema
@@ -8,9 +9,9 @@ from schemas.location import Location
 from schemas.model.dtypes import ITEM_BYTES
 
 Side = Literal["output", "input"]
-Encoding = Literal["pivoted", "pivoted-columns", "plain", "dense"]
+Encoding = Literal["pivoted", "pivoted-columns", "plain", "dense", "pruned-rows", "pruned-columns"]
+PRUNED: tuple[Encoding, ...] = ("pruned-rows", "pruned-columns")
 Factors = Literal["pivoted", "plain"]
-
 
 Role = Literal["layer", "embedding", "head", "outside", "passing", "tied"]
 """What the model does with a tensor when it reads text.
@@ -55,12 +56,16 @@ class MatrixSpec(Schema):
 
     If the files hold several matrices as one (q, k and v), `split` is how many rows each has, and
     this is number `part` of them: layers.3.self_attn.qkv_proj.0.
+
+    If its outputs are the neurons of an MLP, or its inputs are, `neurons` is the path of the matrix
+    that reads them: element by element, they are all that lies between.
     """
 
     name: str
     layer: int
     path: str
     reads: str
+    neurons: str = ""
     stored: str
     out_features: int
     in_features: int
@@ -106,15 +111,31 @@ class MatrixSpec(Schema):
         """The smaller side, on which W' is a projection of W."""
         return "output" if self.out_features <= self.in_features else "input"
 
+    @property
+    def pruned(self) -> Encoding:
+        """How it is stored once neurons are removed: it reads them, or writes them."""
+        return "pruned-columns" if self.neurons == self.path else "pruned-rows"
+
     def encoding(self, factors: Factors) -> Encoding:
         """How it is stored once it is cut: pivots are on the side that ranks do not share out."""
         columns = factors == "pivoted" and self.column_parallel
         return "pivoted-columns" if columns else factors
 
+    def parameters_at(self, factors: Factors, rank: int | None, pruned: bool) -> int:
+        """Parameters of it at a rank, or of it pruned, as it is stored unless pivots fall back."""
+        return self.stored_parameters(self.pruned if pruned else self.encoding(factors), rank)
+
     def stored_parameters(self, encoding: Encoding, rank: int | None) -> int:
-        """Parameters of it as stored, without its bias and its row order; dense without a rank."""
+        """Parameters of it as stored, without its bias and its row order; dense without a rank.
+
+        The rank of a pruned one is the number of neurons that are left.
+        """
         if encoding == "dense" or rank is None:
             return self.size
+        if encoding == "pruned-rows":
+            return rank * self.in_features
+        if encoding == "pruned-columns":
+            return rank * self.out_features
         factors: Factors = "plain" if encoding == "plain" else "pivoted"
         return factor_parameters(factors, rank, self.out_features, self.in_features)
 
@@ -122,6 +143,37 @@ class MatrixSpec(Schema):
 def factor_parameters(factors: Factors, rank: int, out_features: int, in_features: int) -> int:
     """Parameters of W' (m, n) at rank k: k (m + n), or k (m + n - k) if pivoted (PIFA, 2025)."""
     return rank * (out_features + in_features - (rank if factors == "pivoted" else 0))
+
+
+class Neurons(Schema):
+    """The neurons of an MLP: h = what lies between the `writers` (q, n) and the `reader` (m, q),
+    element by element, as in h = act(gate x) * (up x), y = down h.
+    """
+
+    writers: tuple[MatrixSpec, ...]
+    reader: MatrixSpec
+
+    @property
+    def name(self) -> str:
+        """The name of their reader, which only they have."""
+        return self.reader.name
+
+    @property
+    def count(self) -> int:
+        """How many there are: q."""
+        return self.reader.in_features
+
+    @property
+    def matrices(self) -> tuple[MatrixSpec, ...]:
+        return *self.writers, self.reader
+
+    def within(self, names: Collection[str]) -> bool:
+        """Whether all their matrices are among those of these names."""
+        return all(matrix.name in names for matrix in self.matrices)
+
+    def parameters(self, kept: int) -> int:
+        """Parameters of all their matrices if some are kept: kept (n + ... + m)."""
+        return sum(matrix.stored_parameters(matrix.pruned, kept) for matrix in self.matrices)
 
 
 _CHOICES = 8
@@ -195,6 +247,20 @@ class ModelSpec(DecoderSpec):
     def targeted(self) -> int:
         """Parameters of all targeted matrices."""
         return sum(matrix.size for matrix in self.matrices)
+
+    @property
+    def neurons(self) -> list[Neurons]:
+        """The neurons of its MLPs that can be removed."""
+        found: dict[tuple[int, str], list[MatrixSpec]] = {}
+        for matrix in self.matrices:
+            if matrix.neurons:
+                found.setdefault((matrix.layer, matrix.neurons), []).append(matrix)
+        groups = []
+        for group in found.values():
+            [reader] = [matrix for matrix in group if matrix.path == matrix.neurons]
+            writers = tuple(matrix for matrix in group if matrix is not reader)
+            groups.append(Neurons(writers=writers, reader=reader))
+        return groups
 
     @property
     def split(self) -> dict[str, tuple[int, ...]]:

@@ -187,6 +187,16 @@ class CompressionConfig(Request):
         return self.refinement.windows * self.recovery.sequence_length if self.trains else 0
 
     @property
+    def prunes(self) -> bool:
+        """Whether whole neurons may be removed: losses of matrices and of neurons are in nats."""
+        asked = self.allocation
+        return (
+            asked.neurons
+            and ALLOCATIONS[asked.method].nats
+            and TRUNCATIONS[self.truncation].weighed
+        )
+
+    @property
     def needs_gradients(self) -> bool:
         """Whether calibration includes a backward stream."""
         found = TRUNCATIONS[self.truncation], ALLOCATIONS[self.allocation.method]

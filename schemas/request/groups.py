@@ -108,6 +108,12 @@ class NumericsConfig(Request):
         description="s in C_s = (1 - s) C + s diag C, for fisher: how much less correlated than in "
         "the calibration text the inputs of a layer are taken to be, for the sake of other text",
     )
+    neuron_floor: float = Field(
+        0.02,
+        ge=0.0,
+        description="t in C_s + t (tr C / q) I, if neurons are removed: energy that each of the q "
+        "is taken to have beside that in the calibration text, for those that fire rarely there",
+    )
     pivot_bound: float = Field(
         1e3, gt=0.0, description="Largest magnitude in T of pivoted factors; past it, plain ones"
     )
@@ -132,6 +138,11 @@ class AllocationConfig(Request):
             description="Every rank is a multiple of it, as the tiles of a GPU want; of a smaller "
             "one in a matrix that would have few such ranks",
         )
+    )
+    neurons: bool = Field(
+        True,
+        description="Whether loss-aware allocation may remove whole neurons of an MLP, in the "
+        "place of ranks of its matrices, for fisher",
     )
 
 

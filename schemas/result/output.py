@@ -7,7 +7,7 @@ from pydantic import PositiveInt
 
 from schemas.base import Schema
 from schemas.model.dtypes import ITEM_BYTES
-from schemas.model.spec import Encoding
+from schemas.model.spec import PRUNED, Encoding
 
 
 class FactorSource(Schema):
@@ -53,6 +53,14 @@ class SpectrumFacts(Schema):
     remarks: tuple[str, ...]
 
 
+class NeuronsFacts(Schema):
+    """How the order in which neurons are removed came about; `nats` is as in `SpectrumFacts`."""
+
+    nats: float | None
+    shrinkage: float | None
+    fallbacks: tuple[str, ...]
+
+
 class MatrixResult(Schema):
     """The result for one matrix: a row of compression.json.
 
@@ -61,7 +69,8 @@ class MatrixResult(Schema):
     Frobenius error that storing the factors in the checkpoint's dtype adds to W'. `nats` is the
     predicted increase of the mean token loss, if gradients were taken; `energy` the loss of
     removing the whole matrix, None if not known. `shrinkage` is its gradient moment's, given or
-    chosen.
+    chosen. The rank of a pruned one is the number of neurons that are left; the matrix that reads
+    them has the loss of the removal, those that write them have none.
     """
 
     name: str
@@ -78,3 +87,19 @@ class MatrixResult(Schema):
     shrinkage: float | None = None
     fallbacks: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether it lacks some neurons."""
+        return self.encoding in PRUNED
+
+    @property
+    def full(self) -> int:
+        """Its rank if nothing was removed; of a pruned one, how many neurons there were."""
+        m, n = self.shape
+        return {"pruned-rows": m, "pruned-columns": n}.get(self.encoding, min(m, n))
+
+    @property
+    def cut_at(self) -> int | None:
+        """The eigenvalues of its spectrum that are kept; None if it is not cut there."""
+        return None if self.is_pruned else self.rank

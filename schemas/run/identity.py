@@ -138,7 +138,8 @@ def identities(config: RunConfig, ground: Ground) -> Identities:
     weighed = TRUNCATIONS[config.truncation].weighed
     numerics = config.numerics
     shrinkage = [numerics.shrinkage, numerics.input_shrinkage] if weighed else [None]
-    bases = fingerprint([forward, backward, config.truncation, *shrinkage])
+    floor = [{"neuron_floor": numerics.neuron_floor}] if config.prunes else []
+    bases = fingerprint([forward, backward, config.truncation, *shrinkage, *floor])
     pivot_bound = numerics.pivot_bound if config.factors == "pivoted" else None
     fallback = _grid(config) if config.factors == "pivoted" else []  # to plain ones, on the grid
     sides = ["pivots by sharding"] if config.factors == "pivoted" else []  # once all were rows

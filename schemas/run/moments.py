@@ -3,9 +3,10 @@
 A forward moment is E[x x^T] of a layer's inputs, or E[y y^T] of its outputs without the bias. A
 backward moment is E[g g^T] of the gradient at the layer's output, or E[(W^T g)(W^T g)^T] of its own
 contribution to the input gradient. Only the smaller side of W is ever needed, except by truncations
-defined on the full X^T X, as in the papers. Where that side is the output, the diagonal of
-E[x x^T] is taken, too, if the moment is shrunk toward it. Scaled truncations take only diagonals:
-of rows sqrt|x|, which is E|x|, or of the rows of a window's dL/dW, which is its Fisher information.
+defined on the full X^T X, as in the papers, and by the removal of neurons. Where that side is the
+output, the diagonal of E[x x^T] is taken, too, if the moment is shrunk toward it. Scaled
+truncations take only diagonals: of rows sqrt|x|, which is E|x|, or of the rows of a window's dL/dW,
+which is its Fisher information.
 """
 
 from typing import Literal
@@ -67,6 +68,11 @@ def features_tap(matrix: MatrixSpec, truncation: Truncation) -> Tap | None:
     return _of_input(matrix, "input-features", "features")
 
 
+def neurons_tap(matrix: MatrixSpec) -> Tap:
+    """Return the moment E[h h^T] of the neurons that `matrix` reads."""
+    return _of_input(matrix, "input", "values")
+
+
 def backward_tap(matrix: MatrixSpec, truncation: Truncation) -> Tap:
     """Return the gradient moment of `matrix`, or its trace if the truncation is not weighed."""
     row = TRUNCATIONS[truncation]
@@ -79,6 +85,8 @@ def backward_tap(matrix: MatrixSpec, truncation: Truncation) -> Tap:
 
 def taps_of(matrix: MatrixSpec, truncation: Truncation, gradients: bool) -> list[Tap]:
     found = [forward_tap(matrix, truncation), features_tap(matrix, truncation)]
+    if matrix.neurons == matrix.path:
+        found.append(neurons_tap(matrix))
     if gradients:
         found.append(backward_tap(matrix, truncation))
     return [tap for tap in found if tap]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from schemas.base import Schema
 from schemas.errors import ConfigError
-from schemas.model.spec import MatrixSpec, ModelSpec, factor_parameters, rank_grid, whole
+from schemas.model.spec import Factors, MatrixSpec, ModelSpec, factor_parameters, rank_grid, whole
 from schemas.request.config import RunConfig
 from schemas.run.targets import budgets
 
@@ -96,13 +96,19 @@ def _refusal(ratio: float, why: str, highest: float) -> ConfigError:
 class AllocationResult(Schema):
     """Ranks by matrix (None: stays dense), and the parameters they take of the budget.
 
-    `nats` is the predicted increase of the mean token loss, if gradients were taken.
+    The rank of a `pruned` matrix is the number of its neurons that are kept. `nats` is the
+    predicted increase of the mean token loss, if gradients were taken.
     """
 
     ratio: float
     ranks: dict[str, int | None]
+    pruned: frozenset[str] = frozenset()
     budget: int
     parameters: int
     dense_parameters: int
     nats: float | None
     fallbacks: tuple[str, ...]
+
+    def parameters_of(self, factors: Factors, matrix: MatrixSpec) -> int:
+        """Return the parameters of a matrix as it is stored, unless pivots fall back."""
+        return matrix.parameters_at(factors, self.ranks[matrix.name], matrix.name in self.pruned)

@@ -41,7 +41,25 @@ def select(config: CompressionConfig, spec: ModelSpec) -> ModelSpec:
     )
     if not chosen:
         raise ConfigError(f"no matrix is left to be cut; {_there(spec)}")
-    return spec.model_copy(update={"matrices": chosen})
+    return spec.model_copy(update={"matrices": _with_neurons(config, spec, chosen)})
+
+
+def _with_neurons(
+    config: CompressionConfig, spec: ModelSpec, chosen: tuple[MatrixSpec, ...]
+) -> tuple[MatrixSpec, ...]:
+    """Return the chosen matrices; their neurons can be removed if that is asked for, and if all the
+    matrices that have a part in them are chosen and share a budget.
+    """
+    shared: set[str] = set()
+    if config.prunes:
+        for _, group in budgets(config, chosen, 0.0):
+            names = {matrix.name for matrix in group}
+            together = [neurons for neurons in spec.neurons if neurons.within(names)]
+            shared |= {matrix.name for neurons in together for matrix in neurons.matrices}
+    return tuple(
+        matrix if matrix.name in shared else matrix.model_copy(update={"neurons": ""})
+        for matrix in chosen
+    )
 
 
 def budgets(

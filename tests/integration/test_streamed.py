@@ -12,12 +12,11 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from pipeline.evaluate import evaluate
-from runtime.configuration_lowrank import ENCODINGS
 from schemas.errors import CheckpointError, NumericsError
 from schemas.request.evaluation import EvaluationConfig
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import FORMAT
-from tests.low_rank import make_checkpoint
+from tests.low_rank import FORMS, make_checkpoint
 from tests.models import tiny_model, tiny_tokenizer
 from tests.prose import VOCABULARY
 
@@ -53,7 +52,7 @@ def make_pair(folder: Path, family: str, text: Path) -> Pair:
     sizes: dict[str, Any] = {"num_hidden_layers": LAYERS, "vocab_size": VOCABULARY}
     sizes |= {"sliding_window": 16} if family == "mistral" else {}
     base, small = tiny_model(folder / "base", family, **sizes), folder / "small"
-    made = make_checkpoint(small, family, ENCODINGS, **sizes)
+    made = make_checkpoint(small, family, FORMS, **sizes)
     tiny_tokenizer().save_pretrained(small)
     (small / "manifest.json").write_text(json.dumps({"format": FORMAT}))
     config = EvaluationConfig(

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 import ray
 import torch
 
-from schemas.model.spec import MatrixSpec
+from schemas.model.spec import MatrixSpec, Neurons
 from schemas.request.config import RunConfig
 from schemas.run.ranks import AllocationResult
 from workers.actors.metrics import count_traffic
@@ -25,10 +25,16 @@ class Allocator:
 
     @guarded(repeatable=True)
     def gather(
-        self, matrices: Sequence[MatrixSpec], identity: str, given_up: Collection[str]
+        self,
+        matrices: Sequence[MatrixSpec],
+        identity: str,
+        given_up: Collection[str],
+        neurons: Sequence[Neurons],
     ) -> None:
-        """Read the spectra of all matrices except those that have to stay dense."""
-        self._allocator.gather(matrices, identity, given_up)
+        """Read the spectra of all matrices except those that have to stay dense, and what removing
+        their neurons loses.
+        """
+        self._allocator.gather(matrices, identity, given_up, neurons)
 
     @guarded()
     def allocate(self, ratio: float) -> AllocationResult:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from schemas.errors import ConfigError, WorkerError
 from schemas.location import Location, Url
-from schemas.model.spec import MatrixSpec, ModelSpec
+from schemas.model.spec import MatrixSpec, ModelSpec, Neurons
 from schemas.request.config import RunConfig
 from schemas.request.groups import Device
 from schemas.result.manifest import Check
@@ -43,6 +43,7 @@ from workers.process.devices import compute_dtype, find_device, free_cached, set
 from workers.process.failures import guarded, patiently
 from workers.process.logs import set_up_logging
 from workers.process.memory import peak_anonymous_bytes
+from workers.pruner import Pruner
 from workers.storage.keys import RUN_RECORD
 from workers.storage.moments import commit_moment, commit_part, merge_parts
 from workers.storage.places import exists, transfer
@@ -97,6 +98,7 @@ class LayerShard:
         self._compressor = Compressor(
             self._config, self._spec, self._folder, ids, self._device, self._loaded_weight
         )
+        self._pruner = Pruner(self._compressor)
 
     def enlist(
         self, config: RunConfig, spec: ModelSpec, ids: Identities, others: WorkerFacts
@@ -221,6 +223,16 @@ class LayerShard:
     def truncate(self, matrix: MatrixSpec, rank: int) -> Record:
         """Commit the factors of a matrix at a rank."""
         return self._compressor.truncate(matrix, rank)
+
+    @guarded(repeatable=True)
+    def order_neurons(self, neurons: Neurons) -> Record:
+        """Commit the order in which neurons are best removed."""
+        return self._pruner.order(neurons)
+
+    @guarded(repeatable=True)
+    def prune(self, neurons: Neurons, kept: int) -> list[Record]:
+        """Commit what is left of the matrices of neurons of which some are kept."""
+        return self._pruner.prune(neurons, kept)
 
     @guarded(repeatable=True)
     def adopt(self, matrix: MatrixSpec, row: MatrixResult) -> Record:

@@ -148,7 +148,7 @@ def _models(job: Job) -> tuple[Trainer, Callable[[], Refinement], dict[str, str]
         rank = job.ranks[name]
         if rank is None:
             raise ValueError(f"{name} is not cut")
-        stored = store.load(factors_key(job.factors, name, rank)).tensors
+        stored = store.load(factors_key(job.factors, name, rank, job.rows[name].is_pruned)).tensors
         return {name: tensor.to(device) for name, tensor in stored.items()}
 
     asked = config.recovery
@@ -265,8 +265,9 @@ def _commit(job: Job, trained: Mapping[str, Tensor], norms: Mapping[str, str]) -
         place = f"{job.spec.path}.{matrix.layer}.{matrix.path}"
         mine = {name: whole(p) for name, p in trained.items() if name.startswith(f"{place}.")}
         if first:
-            stored = store.load(factors_key(job.factors, matrix.name, rank)).tensors
-            row = job.rows[matrix.name].model_dump(mode="json")
+            result = job.rows[matrix.name]
+            key = factors_key(job.factors, matrix.name, rank, result.is_pruned)
+            stored, row = store.load(key).tensors, result.model_dump(mode="json")
             tensors = after_training(stored, place, mine)
             commit(recovered_key(job.identity, matrix.name), tensors, row)
     dtypes = {tensor.name: DTYPES[tensor.dtype] for tensor in job.spec.tensors}

@@ -1,16 +1,16 @@
 """How ranks are shared out among matrices: one file per method, `Ranks` from all of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from schemas.model.spec import Factors
 from schemas.request.groups import AllocationConfig
 from schemas.request.methods import ALLOCATIONS, Allocation
-from workers.allocation.budget import MatrixLoss, Ranks
+from workers.allocation.budget import MatrixLoss, NeuronsLoss, Ranks
 from workers.allocation.loss_aware import loss_aware
 from workers.allocation.svd_llm_v2 import svd_llm_v2
 from workers.allocation.uniform import uniform
 
-__all__ = ["MatrixLoss", "Ranks", "allocate"]
+__all__ = ["MatrixLoss", "NeuronsLoss", "Ranks", "allocate"]
 
 _METHODS: dict[Allocation, Callable[..., Ranks]] = {
     "loss-aware": loss_aware,
@@ -20,8 +20,15 @@ _METHODS: dict[Allocation, Callable[..., Ranks]] = {
 
 
 def allocate(
-    asked: AllocationConfig, losses: list[MatrixLoss], ratio: float, factors: Factors
+    asked: AllocationConfig,
+    losses: list[MatrixLoss],
+    ratio: float,
+    factors: Factors,
+    neurons: Sequence[NeuronsLoss] = (),
 ) -> Ranks:
-    """Return the ranks of all matrices by the requested method. Raises as that method does."""
-    bound = (asked.max_ratio,) if ALLOCATIONS[asked.method].bounded else ()
-    return _METHODS[asked.method](losses, ratio, factors, *bound)
+    """Return the ranks of all matrices by the requested method, which may remove `neurons` instead
+    if it compares nats. Raises as that method does.
+    """
+    row = ALLOCATIONS[asked.method]
+    more = ((neurons,) if row.nats else ()) + ((asked.max_ratio,) if row.bounded else ())
+    return _METHODS[asked.method](losses, ratio, factors, *more)

@@ -6,8 +6,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from schemas.model.spec import Factors, MatrixSpec, rank_grid, whole
+from schemas.model.spec import Factors, MatrixSpec, Neurons, rank_grid, whole
 from workers.allocation.search import last
+
+_TOGETHER = 32  # neurons
 
 
 class MatrixLoss(NamedTuple):
@@ -40,16 +42,43 @@ class MatrixLoss(NamedTuple):
         return rank_grid(self.multiple, self.ranks)
 
 
+class NeuronsLoss(NamedTuple):
+    """The neurons of an MLP as an allocation sees them.
+
+    `losses` (r,) float64: removing the first 1, 2, ... in their order loses so much a token, which
+    `nats` converts. `multiple` is what ranks are asked to be multiples of.
+    """
+
+    neurons: Neurons
+    losses: Float64[Tensor, " r"]
+    nats: float
+    multiple: int = 1
+
+    @property
+    def grid(self) -> int:
+        """What numbers of kept neurons are multiples of: of 32 at least, which other layers of
+        software (tensor parallelism, scales of fewer bits) like, if there are many of them.
+        """
+        return rank_grid(max(self.multiple, _TOGETHER), self.neurons.count)
+
+
 class Ranks(NamedTuple):
-    """The rank of every matrix, None if it stays dense, and the method's fallbacks."""
+    """The rank of every matrix, None if it stays dense, and the method's fallbacks. The `pruned`
+    ones lack some neurons; their rank is how many are left.
+    """
 
     ranks: dict[str, int | None]
     fallbacks: tuple[str, ...] = ()
+    pruned: frozenset[str] = frozenset()
 
     def parameters(self, losses: list[MatrixLoss], factors: Factors) -> int:
         """Return the parameters of all matrices at these ranks."""
-        matrices = [loss.matrix for loss in losses]
-        return sum(m.stored_parameters(factors, self.ranks[m.name]) for m in matrices)
+        return sum(
+            loss.matrix.parameters_at(
+                factors, self.ranks[loss.matrix.name], loss.matrix.name in self.pruned
+            )
+            for loss in losses
+        )
 
 
 def rank_within(loss: MatrixLoss, factors: Factors, budget: float) -> int | None:

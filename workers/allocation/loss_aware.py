@@ -1,73 +1,153 @@
 """Ranks from one global problem: least loss in nats under one budget (our default)."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from schemas.errors import ConfigError
 from schemas.model.spec import Factors, whole
-from workers.allocation.budget import MatrixLoss, Ranks
+from workers.allocation.budget import MatrixLoss, NeuronsLoss, Ranks
 
 _BISECTIONS = 200
 
 
-def loss_aware(losses: list[MatrixLoss], ratio: float, factors: Factors) -> Ranks:
+def loss_aware(
+    losses: list[MatrixLoss],
+    ratio: float,
+    factors: Factors,
+    neurons: Sequence[NeuronsLoss] = (),
+) -> Ranks:
     """Minimise sum of nats(k_i) subject to sum of parameters(k_i) <= (1 - ratio) sum of m n.
 
     For a multiplier, each matrix takes its best choice among every rank on its grid and dense (the
-    pivoted cost is concave in k, so marginal gains mislead); the multiplier is bisected; the rest
-    of the budget is spent on the best steps that fit. Never over the budget. Raises ConfigError if
-    the lowest rank everywhere is over it.
+    pivoted cost is concave in k, so marginal gains mislead), and matrices that share `neurons` take
+    the better of their own choices and of fewer neurons; the multiplier is bisected; the rest of
+    the budget is spent on the best steps that fit. Never over the budget. Raises ConfigError if the
+    lowest rank everywhere is over it.
     """
-    menus = [_Menu(loss, factors) for loss in losses]
+    blocks = _blocks([_of_matrix(loss, factors) for loss in losses], neurons)
     budget = whole((1 - ratio) * sum(loss.matrix.size for loss in losses))
-    least = sum(int(menu.costs.min()) for menu in menus)
+    least = sum(block.least for block in blocks)
     if least > budget:
         raise ConfigError(
             f"ratio {ratio}: the lowest rank in all {len(losses)} matrices takes {least:,} "
             f"parameters, more than the {budget:,} that may stay; lower the ratio"
         )
-    picks = _bisect(menus, budget)
-    _spend(menus, picks, budget - sum(int(m.costs[p]) for m, p in zip(menus, picks, strict=True)))
-    return Ranks({menu.name: menu.rank(pick) for menu, pick in zip(menus, picks, strict=True)})
+    menus, picks = _bisect(blocks, budget)
+    _spend(menus, picks, budget - _cost(menus, picks))
+    chosen = [(menu, menu.ranks[pick]) for menu, pick in zip(menus, picks, strict=True)]
+    return Ranks(
+        {name: rank for menu, rank in chosen for name in menu.names},
+        pruned=frozenset(
+            name for menu, rank in chosen if menu.prunes and rank is not None for name in menu.names
+        ),
+    )
 
 
-class _Menu:
-    """Choices of a matrix: c rising ranks, then dense. `costs` int64, `nats` float64: (c + 1,)."""
+class _Menu(NamedTuple):
+    """Choices of some matrices: c rising ranks, then dense; `costs` int64, `nats` float64: both
+    (c + 1,). Several matrices have neurons in common: their rank is how many are kept.
+    """
 
-    def __init__(self, loss: MatrixLoss, factors: Factors) -> None:
-        matrix = loss.matrix
-        if loss.nats is None:
-            raise ConfigError(f"{matrix.name}: loss-aware allocation needs gradients")
-        self.name = matrix.name
-        on_grid = range(loss.grid, loss.ranks + 1, loss.grid)
-        priced = {k: matrix.stored_parameters(factors, k) for k in on_grid}
-        self._ranks = [k for k, price in priced.items() if price < matrix.size]
-        self.costs = torch.tensor([*(priced[k] for k in self._ranks), matrix.size])
-        tail = loss.nats * loss.tail()
-        self.nats = torch.cat([tail[self._ranks], tail.new_zeros(1)])
-
-    def rank(self, pick: int) -> int | None:
-        return None if pick == len(self._ranks) else self._ranks[pick]
+    names: tuple[str, ...]
+    ranks: list[int | None]
+    costs: Tensor
+    nats: Tensor
+    prunes: bool = False
 
     def best(self, multiplier: float) -> int:
-        return int((self.nats + multiplier * self.costs.double()).argmin())
+        return int(self.price(multiplier).argmin())
+
+    def price(self, multiplier: float) -> Tensor:
+        return self.nats + multiplier * self.costs.double()
 
 
-def _bisect(menus: list[_Menu], budget: int) -> list[int]:
-    """Return the picks of the least multiplier (to rounding) that stay within the budget."""
-    scale = sum(float(menu.nats[0]) for menu in menus) + 1.0
-    low, high = 0.0, scale
-    best = [int(menu.costs.argmin()) for menu in menus]
+class _Block(NamedTuple):
+    """The ways to cut some matrices: menus to choose from, each alone."""
+
+    ways: list[list[_Menu]]
+
+    @property
+    def least(self) -> int:
+        """The fewest parameters of any way."""
+        return min(sum(int(menu.costs.min()) for menu in way) for way in self.ways)
+
+    def best(self, multiplier: float) -> list[tuple[_Menu, int]]:
+        """Return the way, and the pick of each of its menus, with the least nats and price."""
+        found = [[(menu, menu.best(multiplier)) for menu in way] for way in self.ways]
+        return min(
+            found,
+            key=lambda way: sum(float(menu.price(multiplier)[pick]) for menu, pick in way),
+        )
+
+
+def _of_matrix(loss: MatrixLoss, factors: Factors) -> _Menu:
+    matrix = loss.matrix
+    if loss.nats is None:
+        raise ConfigError(f"{matrix.name}: loss-aware allocation needs gradients")
+    on_grid = range(loss.grid, loss.ranks + 1, loss.grid)
+    priced = {k: matrix.stored_parameters(factors, k) for k in on_grid}
+    ranks = [k for k, price in priced.items() if price < matrix.size]
+    tail = loss.nats * loss.tail()
+    return _Menu(
+        (matrix.name,),
+        [*ranks, None],
+        torch.tensor([*(priced[k] for k in ranks), matrix.size]),
+        torch.cat([tail[ranks], tail.new_zeros(1)]),
+    )
+
+
+def _of_neurons(loss: NeuronsLoss) -> _Menu:
+    neurons = loss.neurons
+    least = neurons.count - len(loss.losses)
+    kept = [k for k in range(loss.grid, neurons.count, loss.grid) if k >= least]
+    gone = torch.tensor([neurons.count - k for k in kept], dtype=torch.long)
+    return _Menu(
+        tuple(matrix.name for matrix in neurons.matrices),
+        [*kept, None],
+        torch.tensor([*map(neurons.parameters, kept), neurons.parameters(neurons.count)]),
+        torch.cat([loss.nats * loss.losses[gone - 1], loss.losses.new_zeros(1)]),
+        prunes=True,
+    )
+
+
+def _blocks(menus: list[_Menu], neurons: Sequence[NeuronsLoss]) -> list[_Block]:
+    """Put the menus of matrices that share neurons beside that of the neurons."""
+    alone = {menu.names[0]: menu for menu in menus}
+    blocks = []
+    for loss in neurons:
+        menu = _of_neurons(loss)
+        blocks.append(_Block([[alone.pop(name) for name in menu.names], [menu]]))
+    return [*(_Block([[menu]]) for menu in alone.values()), *blocks]
+
+
+def _bisect(blocks: list[_Block], budget: int) -> tuple[list[_Menu], list[int]]:
+    """Return menus, and their picks, of the least multiplier (to rounding) within the budget."""
+    high = sum(float(menu.nats[0]) for block in blocks for menu in block.ways[0]) + 1.0
+    low = 0.0
+    best = [
+        min(block.ways, key=lambda way: sum(int(menu.costs.min()) for menu in way))
+        for block in blocks
+    ]
+    menus = [menu for way in best for menu in way]
+    picks = [int(menu.costs.argmin()) for menu in menus]
     for _ in range(_BISECTIONS):
         middle = (low * high) ** 0.5 if low else high / 16
-        picks = [menu.best(middle) for menu in menus]
-        if sum(int(m.costs[p]) for m, p in zip(menus, picks, strict=True)) <= budget:
-            best, high = picks, middle
+        found = [choice for block in blocks for choice in block.best(middle)]
+        if sum(int(menu.costs[pick]) for menu, pick in found) <= budget:
+            menus, picks = [menu for menu, _ in found], [pick for _, pick in found]
+            high = middle
         else:
             low = middle
         if low and high / low < 1 + 1e-12:
             break
-    return best
+    return menus, picks
+
+
+def _cost(menus: list[_Menu], picks: list[int]) -> int:
+    return sum(int(menu.costs[pick]) for menu, pick in zip(menus, picks, strict=True))
 
 
 def _spend(menus: list[_Menu], picks: list[int], left: int) -> None:

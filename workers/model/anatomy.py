@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from schemas.errors import CheckpointError
 from workers.model.carving import hidden_states, layer_list
-from workers.model.graph import Readers, is_only_added, readers_of, split_of
+from workers.model.graph import Readers, is_only_added, readers_of, split_of, written_by
 
 _TOKENS = 12  # more than any kernel of a convolution; sliding windows do not matter to shapes
 
@@ -29,7 +29,9 @@ class Linear(NamedTuple):
     `path` is its name in the layer, `reads` the path of the first linear that receives the same
     tensor. The weight of a Conv1D is stored as (n, m): `transposed`. `ends` tells whether the
     layer adds its product to the result, and computes nothing else from it. If it only takes the
-    product apart (q, k and v in one), `split` is how many rows each part has.
+    product apart (q, k and v in one), `split` is how many rows each part has. If its product is the
+    neurons of an MLP, or what they are made of, `neurons` is the path of the linear that reads
+    them; that one has its own.
     """
 
     path: str
@@ -40,6 +42,7 @@ class Linear(NamedTuple):
     reads: str
     ends: bool
     split: tuple[int, ...]
+    neurons: str = ""
 
 
 class Anatomy(NamedTuple):
@@ -233,7 +236,31 @@ def _linears(observed: dict[str, _Observed], readers: Readers) -> tuple[Linear, 
                 split=split_of(node, rows, readers) if readers else (),
             )
         )
-    return tuple(found)
+    return _with_neurons(found, observed, readers)
+
+
+def _with_neurons(
+    linears: list[Linear], observed: dict[str, _Observed], readers: Readers
+) -> tuple[Linear, ...]:
+    """Say which linears write the neurons of an MLP, or parts of them, and which one reads them."""
+    owners = {observed[linear.path].product.grad_fn: linear for linear in linears}
+    neurons: dict[str, str] = {}
+    for reader in linears:
+        nodes = written_by(observed[reader.path].given, readers)
+        writers = {owners.get(node) or owners.get(_below(node)) for node in nodes}
+        if writers and all(w is not None and _writes(w, reader.in_features) for w in writers):
+            neurons |= {one.path: reader.path for one in (*writers, reader) if one is not None}
+    return tuple(linear._replace(neurons=neurons.get(linear.path, "")) for linear in linears)
+
+
+def _writes(linear: Linear, count: int) -> bool:
+    """Whether its product, or each part of it, has so many numbers."""
+    return {*(linear.split or (linear.out_features,))} == {count}
+
+
+def _below(node: Any) -> Any:
+    """Return the node whose result a node takes apart."""
+    return node.next_functions[0][0] if node.next_functions else None
 
 
 def _identity(tensor: Tensor) -> tuple[int, ...]:

@@ -151,6 +151,7 @@ class Description:
                             layer=layer,
                             path=linear.path + end,
                             reads=linear.reads,
+                            neurons=linear.neurons,
                             stored=name.removesuffix(".weight"),
                             out_features=rows,
                             in_features=linear.in_features,

@@ -11,6 +11,11 @@ Readers = dict[Any, list[Any]]  # of each node of a graph, the nodes that read i
 _SUMS = frozenset(
     f"{name}Backward0" for name in ("Add", "Alias", "Clone", "ToCopy", "UnsafeView", "View")
 )
+_ELEMENT_BY_ELEMENT = frozenset(
+    {"Add", "Alias", "Clamp", "Clone", "Elu", "Erf", "Exp", "Gelu", "Hardswish", "LeakyRelu"}
+    | {"Mish", "Mul", "Neg", "Pow", "Relu", "Rsub", "Sigmoid", "Silu", "Softplus", "Sub", "Tanh"}
+    | {"Threshold", "ToCopy"}
+)
 _KEEP_ROWS = frozenset({"Alias", "Clamp", "Clone", "ToCopy"})
 
 
@@ -36,6 +41,30 @@ def is_only_added(node: Any, readers: Readers) -> bool:
     return all(
         reader.name() in _SUMS and is_only_added(reader, readers) for reader in readers[node]
     )
+
+
+def written_by(given: Tensor, readers: Readers) -> set[Any]:
+    """Return the nodes whose results a tensor is made of, element by element; none if anything else
+    reads them, or it, or what is in between.
+    """
+    found: set[Any] = set()
+    between: set[Any] = set()
+    waiting: list[Any] = [given.grad_fn] if len(readers.get(given.grad_fn, ())) == 1 else []
+    while waiting:
+        node = waiting.pop()
+        kind = node.name().partition("Backward")[0]
+        if kind not in _ELEMENT_BY_ELEMENT:
+            found.add(node)
+            continue
+        between.add(node)
+        waiting += [below for below, _ in node.next_functions if below not in (None, *between)]
+    inside = all(
+        reader in between
+        for node in (*found, *between)
+        for reader in readers[node]
+        if node is not given.grad_fn
+    )
+    return found if inside else set()
 
 
 def split_of(node: Any, rows: int, readers: Readers) -> tuple[int, ...]:

@@ -156,10 +156,12 @@ def _shard(
 
 
 def _fill(module: nn.Module, tensors: dict[str, Tensor], bias: Tensor | None) -> None:
-    """Give a low-rank layer the tensors of its item, and the bias of the linear that it was."""
+    """Give a low-rank layer the tensors of its item, and the bias of the linear that it was, unless
+    the item has its own.
+    """
     state = dict(tensors)
     if bias is not None:
-        state |= {name: bias for name in module.state_dict() if name in BIASES}
+        state = {name: bias for name in module.state_dict() if name in BIASES} | state
     module.load_state_dict(state, assign=True)
 
 

@@ -16,7 +16,7 @@ from workers.model.carving import Carved
 from workers.recovery.models import Student
 from workers.recovery.objectives import LOSSES, Tails, chunks
 from workers.recovery.text import Text
-from workers.recovery.updates import FACTORS, factor_of, whole
+from workers.recovery.updates import factor_of, whole
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 
@@ -89,7 +89,7 @@ class Trainer:
 
     def _of(self, factors: Sequence[str]) -> list[nn.Parameter]:
         """Return what is trained of these factors, and whatever is no factor."""
-        others = set(FACTORS) - set(factors)
+        others = {"down", "up"} - set(factors)  # of a pruned matrix, what is left is in each phase
         return [p for name, p in self.trained.items() if factor_of(name) not in others]
 
     def _enter(self, phase: int, begun: int = 0) -> None:

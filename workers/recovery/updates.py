@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from schemas.request.recovery import Factor
-
-FACTORS: tuple[Factor, ...] = ("down", "up")
+FACTORS = ("down", "up", "dense")  # the last of matrices that lack some neurons
 _ALPHA = 16
 
 

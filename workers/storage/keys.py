@@ -6,7 +6,10 @@ from schemas.run.identity import Identities
 from schemas.run.moments import Tap
 
 RUN_RECORD = "run.json"
-KINDS = ("moments", "parts", "boundaries", "bases", "spectra", "factors", "recovered", "outputs")
+KINDS = (
+    *("moments", "parts", "boundaries", "bases", "spectra", "neurons", "factors", "recovered"),
+    "outputs",
+)
 STAGING = "staging"
 TRAINING = "training"  # what a recovery needs to go on: Ray Train's checkpoints, refined layers
 OWNER = "owner"
@@ -46,8 +49,14 @@ def spectrum_key(identity: str, matrix: str) -> str:
     return f"spectra/{identity}/{matrix}.safetensors"
 
 
-def factors_key(identity: str, matrix: str, rank: int) -> str:
-    return f"factors/{identity}/{matrix}.rank-{rank}.safetensors"
+def neurons_key(identity: str, reader: str) -> str:
+    """The key of the order in which the neurons that a matrix reads are removed."""
+    return f"neurons/{identity}/{reader}.safetensors"
+
+
+def factors_key(identity: str, matrix: str, rank: int, pruned: bool = False) -> str:
+    """The key of a matrix at a rank, or of one that lacks some neurons, with as many of them."""
+    return f"factors/{identity}/{matrix}.{'neurons' if pruned else 'rank'}-{rank}.safetensors"
 
 
 def recovered_prefix(identity: str) -> str:

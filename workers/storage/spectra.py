@@ -1,9 +1,9 @@
-"""Reading committed spectra."""
+"""Reading committed spectra, and orders of neurons."""
 
-from schemas.model.spec import MatrixSpec
-from schemas.result.output import SpectrumFacts
-from workers.allocation.budget import MatrixLoss
-from workers.storage.keys import spectrum_key
+from schemas.model.spec import MatrixSpec, Neurons
+from schemas.result.output import NeuronsFacts, SpectrumFacts
+from workers.allocation.budget import MatrixLoss, NeuronsLoss
+from workers.storage.keys import neurons_key, spectrum_key
 from workers.storage.store import Store
 
 
@@ -18,3 +18,14 @@ def read_spectrum(
     facts = SpectrumFacts.model_validate(item.facts)
     spectrum = item.tensors["eigenvalues"]
     return MatrixLoss(matrix, spectrum, facts.nats, facts.tokens, multiple or 1), facts
+
+
+def read_neurons(
+    store: Store, identity: str, neurons: Neurons, multiple: int | None = None
+) -> NeuronsLoss | None:
+    """Read the committed losses of neurons in the same way; None if no gradient reaches them."""
+    item = store.load(neurons_key(identity, neurons.name))
+    nats = NeuronsFacts.model_validate(item.facts).nats
+    if nats is None:
+        return None
+    return NeuronsLoss(neurons, item.tensors["losses"], nats, multiple or 1)

@@ -140,6 +140,14 @@ def pivoted_factors(a: Tensor, b: Tensor, dtype: torch.dtype, columns: bool) -> 
     return Stored(encoding, a.shape[1], tensors, rounding, magnitude, ())
 
 
+def padded(left: Tensor, *shape: int) -> Tensor:
+    """Return what is left of a weight or a bias without some neurons in its whole shape: those that
+    are gone are the last ones, and zero, as their order does not matter.
+    """
+    more = [size - there for size, there in zip(shape, left.shape, strict=True)]
+    return torch.nn.functional.pad(left, [n for end in reversed(more) for n in (0, end)])
+
+
 def factors_of(encoding: str, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Return A (m, k) and B (k, n), in float64, of W' = A B that `tensors` store."""
     found = {name: tensor.double() for name, tensor in tensors.items() if name != "order"}

@@ -87,7 +87,7 @@ class Problem(NamedTuple):
             a, b = basis.factors(self.weight.double(), rank)
             error = self.weight.double() - a @ b
             return float(((error @ self._moment().double()) * error).sum())
-        return achieved_loss(self._weighing(), basis, rank)
+        return achieved_loss(self.weighing(), basis, rank)
 
     @property
     def nats(self) -> float | None:
@@ -143,7 +143,8 @@ class Problem(NamedTuple):
             self._moment()[0], None if gradients is None else gradients[0]
         )
 
-    def _weighing(self) -> Weighing:
+    def weighing(self) -> Weighing:
+        """Return the two-sided objective. Raises as `basis` does."""
         weighs = self._row.weighed and not self._without_gradient
         backward = self.backward if weighs else None
         return weigh(self.weight, self._shrunk(), backward, self.shrinkage)
@@ -158,7 +159,7 @@ class Problem(NamedTuple):
 
     def _decompose(self, root: Root | None) -> Basis:
         two_sides = not (self._row.scaled or self._row.full_gram)
-        weighing = self._weighing() if two_sides else None
+        weighing = self.weighing() if two_sides else None
         moment = self._moment() if weighing is None else weighing.content
         if not bool(moment.any()):
             return self._nothing()

@@ -72,7 +72,7 @@ def two_sided(problem: Weighing, root: Root | None) -> Basis:
     own^T lift = I, and the projection own_k lift_k^T (its transpose on the input side) is optimal.
     """
     metric, content, on_input, shrinkage = problem
-    factor, fallbacks = (root or eigen_root(content)) if on_input else _root(metric)
+    factor, fallbacks = (root or eigen_root(content)) if on_input else root_of(metric)
     inner = metric if on_input else content
     values, vectors = positive_eigh(factor.T @ inner @ factor)
     lift = factor @ vectors
@@ -98,7 +98,7 @@ def eigen_root(moment: Float64[Tensor, "n n"]) -> Root:
     return Root(vectors * values.sqrt(), (note,) if deficient else ())
 
 
-def _root(metric: Float64[Tensor, "n n"]) -> Root:
+def root_of(metric: Float64[Tensor, "n n"]) -> Root:
     """F with F F^T = metric: Cholesky, or the eigen root (recorded) if metric is not definite."""
     factor, failed = torch.linalg.cholesky_ex(metric)
     if not int(failed):

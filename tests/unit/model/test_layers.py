@@ -11,9 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from runtime.configuration_lowrank import ENCODINGS
 from schemas.errors import CheckpointError
-from tests.low_rank import PROMPTS, make_checkpoint
+from tests.low_rank import PROMPTS, every, make_checkpoint
 from tests.models import CONFIGS, rewrite, tiny_model
 from workers.model.inspection import inspect, inspect_decoder
 from workers.model.layers import Decoder
@@ -146,7 +145,7 @@ def test_a_part_holds_no_other_layer(tmp_path: Path, tied: bool, held: set[str])
 
 @pytest.mark.parametrize("base_type", CONFIGS)
 def test_a_compressed_checkpoint_is_built_layer_by_layer(tmp_path: Path, base_type: str) -> None:
-    made = make_checkpoint(tmp_path / "low-rank", base_type, ENCODINGS)
+    made = make_checkpoint(tmp_path / "low-rank", base_type, every(base_type))
     spec = inspect_decoder(made.folder)
     read = Decoder(made.folder, spec, torch.float32, torch.device("cpu"))
     hidden = PROMPTS["input_ids"][1:]  # without padding
@@ -158,6 +157,6 @@ def test_a_compressed_checkpoint_is_built_layer_by_layer(tmp_path: Path, base_ty
 
 
 def test_a_compressed_checkpoint_is_no_base(tmp_path: Path) -> None:
-    made = make_checkpoint(tmp_path / "low-rank", "llama", ENCODINGS)
+    made = make_checkpoint(tmp_path / "low-rank", "llama", every("llama"))
     with pytest.raises(CheckpointError, match="compressed checkpoint; name the base"):
         inspect(made.folder)

@@ -38,6 +38,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     return Base(folder, inspect(folder))
 
 
+RANKS = {"settings": ["allocation.neurons=false"]}
+"""Flags of a run that cuts ranks alone."""
+
+
 def planned(name: str, flags: dict[str, Any] | None = None, **machines: Any) -> Plan:
     """The plan of one of the shipped shapes on described GPUs."""
     given = {"model": str(SHAPES / f"{name}.json"), "ratio": 0.2, "output": Path("out")}

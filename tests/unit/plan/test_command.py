@@ -154,7 +154,7 @@ def test_a_bare_config_is_planned_for_a_described_cluster(tmp_path: Path) -> Non
         command = ["plan", "--model", str(model), *shlex.split(flags)]
         shown = CliRunner().invoke(app, command, terminal_width=80)
         assert shown.exit_code == 0
-        assert "8 layer shards of 10 layers" in shown.stdout
+        assert "16 layer shards of 5 layers" in shown.stdout
         assert max(map(len, shown.stdout.splitlines())) <= 80
         printed = CliRunner().invoke(app, [*command, "--json"])
         assert Plan.model_validate_json(printed.stdout) == planned("llama-3-70b")

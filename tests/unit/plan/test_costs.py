@@ -7,12 +7,12 @@ import pytest
 from pipeline.plan.planner import make_plan
 from schemas.request.config import RunConfig
 from schemas.run.plan import ClusterSpec
-from tests.unit.plan.conftest import SHAPES, planned
+from tests.unit.plan.conftest import RANKS, SHAPES, planned
 from workers.model.inspection import read_spec
 
 
 def test_less_memory_takes_more_waves_and_more_time() -> None:
-    plans = [planned("llama-3-70b", gpu_memory=f"{size}GB") for size in (80, 32, 16, 11)]
+    plans = [planned("llama-3-70b", RANKS, gpu_memory=f"{size}GB") for size in (80, 32, 16, 11)]
     waves = [len(plan.waves) for plan in plans]
     seconds = [plan.seconds or 0.0 for plan in plans]
     assert waves[0] == 1
@@ -113,7 +113,7 @@ def test_verify_reads_a_large_model_once_and_two_layers(
 def test_the_base_is_scored_once_for_all_ratios() -> None:
     """And its last hidden states are kept: 32 windows of 2,048 tokens, 8,192 wide, in bfloat16."""
     kept = 32 * 2048 * 8192 * 2
-    plans = [planned("llama-3-70b", {"ratio": ratio}) for ratio in ("0.2", "0.2,0.4")]
+    plans = [planned("llama-3-70b", RANKS | {"ratio": ratio}) for ratio in ("0.2", "0.2,0.4")]
     assert [plan.disk.boundaries for plan in plans] == [kept, kept]
     one, two = ({s.name: s for s in plan.stages}["evaluate"] for plan in plans)
     assert one.written_bytes == two.written_bytes == kept
@@ -131,11 +131,30 @@ def test_stages_add_up_and_the_bottleneck_is_one_of_them() -> None:
 
 def test_flops_of_a_70b_are_those_of_the_design() -> None:
     """By hand: forward 7.2e16, moments 2.3e16 at 524,288 tokens, 86 GB of them."""
-    plan = planned("llama-3-70b")
+    plan = planned("llama-3-70b", RANKS)
     flops = {stage.name: stage.flops for stage in plan.stages}
     assert flops["calibrate forward"] == pytest.approx(7.2e16 + 2.3e16, rel=0.01)
     assert plan.memory.forward_moments * 8 == pytest.approx(86e9, rel=0.01)
     assert plan.memory.backward_moments * 8 == pytest.approx(108e9, rel=0.01)
+
+
+def test_neurons_take_their_moments_and_an_order() -> None:
+    """By hand: 80 moments of 28,672 neurons, in float32 263 GB, at 524,288 tokens 6.9e16 flops."""
+    ranks, both = planned("llama-3-70b", RANKS), planned("llama-3-70b")
+    assert both.disk.moments - ranks.disk.moments == 80 * 4 * 28_672**2
+    before, after = ({s.name: s.flops for s in plan.stages} for plan in (ranks, both))
+    more = after["calibrate forward"] - before["calibrate forward"]
+    assert more == pytest.approx(6.9e16, rel=0.01)
+    order = 80 * (8 / 3 * 28_672**3 + 2 * 8192 * 28_672**2)
+    assert after["factorise"] - before["factorise"] == pytest.approx(order, rel=1e-6)
+    assert both.memory.factorise == 4 * 8 * 28_672**2
+
+
+def test_neurons_that_a_device_has_no_room_to_order_stay() -> None:
+    small, ranks = (planned("llama-3-70b", f, gpu_memory="32GB") for f in ({}, RANKS))
+    assert small.stages == ranks.stages
+    assert planned("llama-3-405b").stages == planned("llama-3-405b", RANKS).stages
+    assert planned("llama-3-8b").stages != planned("llama-3-8b", RANKS).stages
 
 
 def test_an_unknown_device_has_bytes_and_no_times() -> None:

@@ -8,10 +8,9 @@ import pytest
 from safetensors.torch import load_file
 
 from pipeline.plan.evaluation import EvaluationPlan, boundary_bytes, plan_evaluation
-from runtime.configuration_lowrank import ENCODINGS
 from schemas.errors import ConfigError
 from schemas.run.plan import ClusterSpec
-from tests.low_rank import make_checkpoint
+from tests.low_rank import FORMS, make_checkpoint
 from tests.models import tiny_model
 from workers.checkpoint.source import Source
 from workers.model.inspection import inspect_decoder
@@ -24,7 +23,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Source]:
     """Seven dense layers, and a low-rank model of five."""
     root = tmp_path_factory.mktemp("models")
     dense = tiny_model(root / "dense", num_hidden_layers=7)
-    small = make_checkpoint(root / "small", "mistral", ENCODINGS, num_hidden_layers=5).folder
+    small = make_checkpoint(root / "small", "mistral", FORMS, num_hidden_layers=5).folder
     return [Source(str(f), None, inspect_decoder(f), "F32") for f in (dense, small)]
 
 

@@ -24,6 +24,8 @@ from tests.low_rank import random_factors
         Matrix("pivoted-columns", 1),
         Matrix("pivoted-columns", 5),
         Matrix("dense", None),
+        Matrix("pruned-rows", 3),
+        Matrix("pruned-columns", 4),
     ],
 )
 @pytest.mark.parametrize("shape", [(5, 7), (7, 5)])
@@ -32,11 +34,17 @@ def test_linear_is_the_matrix_it_stores(matrix: Matrix, bias: bool, shape: tuple
     layer = LowRankLinear(matrix, *shape, bias)
     tensors, weight = random_factors(matrix, reference)
     layer.load_state_dict(tensors)
-    x = torch.randn(2, 3, shape[1])
+    rows, columns = layer.out_features, layer.in_features
+    x = torch.randn(2, 3, columns)
 
-    torch.testing.assert_close(layer(x), nn.functional.linear(x, weight, layer.bias))
-    torch.testing.assert_close(layer.weight, weight)
-    assert (layer.out_features, layer.in_features) == shape
+    left = weight[:rows, :columns]
+    torch.testing.assert_close(layer(x), nn.functional.linear(x, left, layer.bias))
+    torch.testing.assert_close(layer.weight, left)
+    assert not weight[rows:].any()
+    assert not weight[:, columns:].any()
+    assert layer.shape == shape
+    kept = {"pruned-rows": (matrix.rank, shape[1]), "pruned-columns": (shape[0], matrix.rank)}
+    assert (rows, columns) == kept.get(matrix.encoding, shape)
     assert (layer.bias is not None) == bias
     assert {k: tuple(v.shape) for k, v in layer.state_dict().items()} == tensor_shapes(
         *matrix, *shape, bias
@@ -51,6 +59,9 @@ def test_linear_is_the_matrix_it_stores(matrix: Matrix, bias: bool, shape: tuple
         ("pivoted-columns", 6),
         ("plain", 0),
         ("dense", 3),
+        ("pruned-rows", 8),
+        ("pruned-columns", 6),
+        ("pruned-rows", None),
         ("csr", 3),
     ],
 )

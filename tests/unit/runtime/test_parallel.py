@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from transformers.distributed.configuration_utils import DistributedConfig
 
-from runtime.configuration_lowrank import ENCODINGS, Matrix, tensor_parallel_plan
+from runtime.configuration_lowrank import Matrix, tensor_parallel_plan
 from tests.clean import run_clean
 from tests.contract import Subject
-from tests.low_rank import GREEDY, make_checkpoint
+from tests.low_rank import EVERY, GREEDY, make_checkpoint
 from tests.models import tiny_model
 from workers.model.inspection import inspect
 
@@ -32,7 +32,7 @@ def test_tensor_parallel_plan_moves_styles_to_the_factors(tmp_path: Path) -> Non
     assert tensor_parallel_plan(base, matrices | pivoted) == tensor_parallel_plan(base, matrices)
     assert tensor_parallel_plan(base, matrices | {"layers.1.o_proj": columns}) == {}
     assert tensor_parallel_plan(base, matrices | {"layers.1.q_proj": rows}) == {}
-    mixed = make_checkpoint(tmp_path / "m", "llama", ENCODINGS).load().tp_plan
+    mixed = make_checkpoint(tmp_path / "m", "llama", EVERY).load().tp_plan
     assert mixed == {"lm_head": "colwise_gather_output"}
     plan = make_checkpoint(tmp_path / "c", "llama", ("plain",)).load().tp_plan
     assert plan["model.layers.*.self_attn.q_proj.up"] == "colwise"

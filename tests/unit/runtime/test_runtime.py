@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from runtime.configuration_lowrank import ENCODINGS, LowRankConfig, Matrix
+from runtime.configuration_lowrank import LowRankConfig, Matrix
 from runtime.modeling_lowrank import LowRankModel, replace_linears
 from tests.clean import run_clean
 from tests.kinds import tiny_causal_model
-from tests.low_rank import GREEDY, PROMPTS, TIED, Checkpoint, make_checkpoint
+from tests.low_rank import GREEDY, PROMPTS, TIED, Checkpoint, every, make_checkpoint
 from tests.models import CONFIGS
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
-    """One checkpoint of every architecture, the three encodings mixed within and across layers."""
+    """One checkpoint of every architecture, every encoding mixed within and across layers."""
     root = tmp_path_factory.mktemp("checkpoints")
-    return {t: make_checkpoint(root / t, t, ENCODINGS) for t in CONFIGS}
+    return {t: make_checkpoint(root / t, t, every(t)) for t in CONFIGS}
 
 
 @pytest.mark.parametrize("base_type", CONFIGS)

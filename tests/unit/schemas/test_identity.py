@@ -137,7 +137,7 @@ def test_what_changes_the_encoding_leaves_the_bases(change: dict[str, Any]) -> N
         {"output": "elsewhere"},
         {"run_dir": "elsewhere"},
         {"ratio": [0.4, 0.6]},
-        {"allocation": {"method": "uniform"}},
+        {"allocation": {"max_ratio": 0.5}},
         {"cluster": {"workers": 3, "item_timeout_s": 5.0, "address": "auto"}},
         {"calibration": {"text": "other.txt"}},
     ],

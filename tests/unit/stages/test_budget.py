@@ -100,16 +100,16 @@ def test_the_lowest_ratio_within_a_size(start: Callable[..., Runs], method: str)
     run = start(method, size=1)
     factors = run.config.factors
     sizes = {
-        ratio: total_bytes(run.spec, factors, run.allocator.allocate(ratio).ranks)
+        ratio: total_bytes(run.spec, factors, run.allocator.allocate(ratio))
         for ratio in (0.15, 0.4)
     }
     for limit in (sizes[0.15] - 1, sizes[0.4]):
         run = start(method, size=limit)
         ratio, found = found_by(run)
-        assert found.reached == total_bytes(run.spec, factors, run.allocator.allocate(ratio).ranks)
+        assert found.reached == total_bytes(run.spec, factors, run.allocator.allocate(ratio))
         assert found.reached <= limit
         less = run.allocator.allocate(ratio - 1e-5)
-        assert total_bytes(run.spec, factors, less.ranks) > limit
+        assert total_bytes(run.spec, factors, less) > limit
         assert not found.trials
 
 

@@ -13,6 +13,7 @@ from schemas.errors import ConfigError
 from schemas.model.spec import Factors
 from schemas.request.budget import BudgetConfig
 from schemas.request.quantization import ROTATED, QuantizationConfig, Scheme
+from schemas.run.ranks import AllocationResult
 from tests.low_rank import make_checkpoint
 from tests.models import tiny_model
 from tests.unit.checkpoint.conftest import finish_handmade
@@ -75,10 +76,13 @@ def test_what_a_cut_model_takes_in_a_scheme(tmp_path: Path, factors: Factors) ->
     spec = inspect(tmp_path / "base")
     sizes = {"self_attn.k_proj": 16, "mlp.down_proj": None}
     ranks = {matrix.name: sizes.get(matrix.path, 40) for matrix in spec.matrices}
+    asked = AllocationResult(
+        ratio=0.5, ranks=ranks, budget=0, parameters=0, dense_parameters=0, nats=None, fallbacks=()
+    )
     assert {m.encoding(factors) for m in spec.matrices} == {columns, factors}
     for scheme in SCHEMES:
         found = written(made.folder, tmp_path / scheme, scheme)
-        assert total_bytes(spec, factors, ranks, scheme) == found
+        assert total_bytes(spec, factors, asked, scheme) == found
     assert any("up_proj.up" in name for name in weights(tmp_path / "W4A16"))
     assert any("q_proj.dense" in name for name in weights(tmp_path / "W4A16"))
 

@@ -1,0 +1,29 @@
+"""Which neurons can be removed on given machines."""
+
+from pipeline.plan.footprint import order_bytes
+from pipeline.plan.layouts import usable
+from schemas.model.spec import ModelSpec
+from schemas.run.plan import ClusterSpec
+
+_SHARE = 0.5  # of the memory of a device, which holds layers and moments, too
+
+
+def without_wide(spec: ModelSpec, cluster: ClusterSpec) -> ModelSpec:
+    """Return a model of which only those neurons may be removed that a device can order.
+
+    A host would take hours for more of them, so they stay; ranks of their matrices are cut.
+    """
+    room = _SHARE * usable(cluster)
+    if all(order_bytes(neurons.count) <= room for neurons in spec.neurons):
+        return spec
+    wide = {
+        matrix.name
+        for neurons in spec.neurons
+        if order_bytes(neurons.count) > room
+        for matrix in neurons.matrices
+    }
+    matrices = tuple(
+        matrix.model_copy(update={"neurons": ""}) if matrix.name in wide else matrix
+        for matrix in spec.matrices
+    )
+    return spec.model_copy(update={"matrices": matrices})

@@ -1,0 +1,106 @@
+"""From the moments of an MLP to the order in which its neurons are removed, and from the order to
+what is left of its matrices.
+
+As in `compressor`, every step reads committed items and commits others.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from schemas.model.spec import MatrixSpec, Neurons
+from schemas.result.output import MatrixResult, NeuronsFacts
+from schemas.run.identity import Record
+from schemas.run.moments import neurons_tap
+from workers.compressor import Compressor, Notes
+from workers.storage.keys import factors_key, neurons_key
+from workers.storage.tensorfile import entries
+from workers.truncation.neurons import Firing, firing
+from workers.truncation.shrinkage import firing_more
+
+
+class Pruner:
+    """The work on the neurons of one run, with what its `compressor` reads, and where it works."""
+
+    def __init__(self, compressor: Compressor) -> None:
+        self._with = compressor
+        self._store, self._ids = compressor.store, compressor.ids
+
+    def order(self, neurons: Neurons) -> Record:
+        """Commit the order in which neurons are best removed. Raises NumericsError."""
+        return self._with.fitting(partial(self._order, neurons), neurons.reader)
+
+    def _order(self, neurons: Neurons, device: torch.device, notes: Notes) -> Record:
+        problem, facts = self._problem(neurons, device)
+        found = problem.removal()
+        fallbacks = (*notes, *found.fallbacks)
+        return self._store.commit(
+            neurons_key(self._ids.bases, neurons.name),
+            entries({"order": found.order, "losses": found.losses}),
+            facts.model_copy(update={"fallbacks": fallbacks}).model_dump(mode="json"),
+        )
+
+    def prune(self, neurons: Neurons, kept: int) -> list[Record]:
+        """Commit the matrices of neurons of which some are kept, as they are stored then; the facts
+        of each record, in the order of `matrices`, are a `MatrixResult`. Raises NumericsError.
+        """
+        return self._with.fitting(partial(self._prune, neurons, kept), neurons.reader)
+
+    def _prune(
+        self, neurons: Neurons, kept: int, device: torch.device, notes: Notes
+    ) -> list[Record]:
+        item = self._store.load(neurons_key(self._ids.bases, neurons.name))
+        before = NeuronsFacts.model_validate(item.facts)
+        gone = neurons.count - kept
+        stays = torch.ones(neurons.count, dtype=torch.bool)
+        stays[item.tensors["order"][:gone]] = False
+        chosen = stays.nonzero().flatten().to(device)
+        problem, _ = self._problem(neurons, device)
+        exact = problem.compensated(self._with.weight(neurons.reader, device), chosen)
+        stored = exact.to(self._with.dtype)
+        predicted = float(item.tensors["losses"][gone - 1])
+        result = _result(
+            neurons.reader,
+            kept,
+            predicted_loss=predicted,
+            achieved_loss=problem.loss(chosen),
+            energy=problem.energy(),
+            nats=None if before.nats is None else before.nats * predicted,
+            rounding=float((stored.double() - exact).norm() / exact.norm().clamp_min(1e-300)),
+            shrinkage=before.shrinkage,
+            fallbacks=tuple(dict.fromkeys((*notes, *before.fallbacks))),
+        )
+        none = {"predicted_loss": 0.0, "achieved_loss": 0.0, "energy": None, "nats": 0.0}
+        writers = [
+            self._commit(_result(m, kept, **none), self._with.rows(m, chosen))
+            for m in neurons.writers
+        ]
+        return [*writers, self._commit(result, {"dense.weight": stored})]
+
+    def _commit(self, row: MatrixResult, tensors: dict[str, Tensor]) -> Record:
+        key = factors_key(self._ids.factors, row.name, row.rank or 0, pruned=True)
+        return self._store.commit(key, entries(tensors), row.model_dump(mode="json"))
+
+    def _problem(self, neurons: Neurons, device: torch.device) -> tuple[Firing, NeuronsFacts]:
+        numerics = self._with.config.numerics
+        own = self._with.problem(neurons.reader, device)
+        weighing = own.weighing()
+        moment = self._with.moment(neurons_tap(neurons.reader), device).matrix
+        if moment is None:
+            raise ValueError(f"{neurons.name}: the moment of its neurons was not accumulated")
+        shares = numerics.input_shrinkage, numerics.neuron_floor
+        found = firing(own.weight, firing_more(moment.double(), *shares), weighing)
+        return found, NeuronsFacts(nats=own.nats, shrinkage=weighing.shrinkage, fallbacks=())
+
+
+def _result(matrix: MatrixSpec, kept: int, **found: Any) -> MatrixResult:
+    return MatrixResult(
+        name=matrix.name,
+        shape=(matrix.out_features, matrix.in_features),
+        encoding=matrix.pruned,
+        rank=kept,
+        parameters=matrix.stored_parameters(matrix.pruned, kept),
+        **found,
+    )
