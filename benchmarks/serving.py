@@ -4,7 +4,8 @@
 
 `svdllm bench` serves a base and what was cut from it in turn: SmolLM2, and random Llamas
 (2,048 wide of 8 layers, as llama-2048x8, or any other). Speed does not depend on values, so the
-factors are random, and all matrices have one ratio. A report that DIR has is not measured again.
+factors are random, and all matrices have one ratio: as plain or pivoted factors, or, "pruned", MLPs
+by fewer neurons and attention as pivoted factors. A report that DIR has is not measured again.
 --ratio, --factors and so on choose. --only-measured measures none. --plot FILE.svg draws prompts
 and eight sequences of every model, pivoted, in the first --dtype and --form.
 """
@@ -14,7 +15,7 @@ import itertools
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from rich.console import Console
@@ -32,10 +33,14 @@ from runtime.configuration_lowrank import Matrix, tensor_shapes
 from schemas.model.spec import Factors, MatrixSpec
 from schemas.request.bench import BenchConfig
 from schemas.result.bench import BenchedModel, BenchReport, over
+from workers.allocation.budget import TOGETHER
 from workers.checkpoint.names import WEIGHTS
 from workers.model.inspection import inspect
 
 SERVED = {"prefill": (1, 512), "decode": (8, 32)}  # batch and tokens of a prompt
+
+
+Form = Factors | Literal["pruned"]
 
 
 class Setting(NamedTuple):
@@ -50,7 +55,7 @@ class Cell(NamedTuple):
     """A cut model beside its base, by part of `SERVED`."""
 
     ratio: float
-    factors: Factors
+    factors: Form
     pairs: dict[str, tuple[BenchedModel, BenchedModel]]
 
     @property
@@ -121,7 +126,7 @@ def _cells(setting: Setting, options: argparse.Namespace) -> Iterator[Cell]:
 
 
 def _report(
-    setting: Setting, cuts: list[tuple[Factors, float]], options: argparse.Namespace, part: str
+    setting: Setting, cuts: list[tuple[Form, float]], options: argparse.Namespace, part: str
 ) -> BenchReport | None:
     """Return the report of a base and everything cut from it; None if only what there is counts,
     and it is not there.
@@ -161,7 +166,7 @@ def _base(model: str, folder: Path) -> Path:
     return wide if wide.is_dir() else save_random_llama(wide, hidden, layers)
 
 
-def compressed(base: Path, factors: Factors, ratio: float, multiple: int = 1) -> Path:
+def compressed(base: Path, factors: Form, ratio: float, multiple: int = 1) -> Path:
     """Write random factors in the place of every matrix of a Llama, each at one ratio, or the next
     one above with ranks that are multiples of `multiple`.
     """
@@ -174,8 +179,7 @@ def compressed(base: Path, factors: Factors, ratio: float, multiple: int = 1) ->
     generator = torch.Generator("cuda" if torch.cuda.is_available() else "cpu").manual_seed(0)
     for matrix in inspect(base).matrices:
         dense = tensors.pop(f"{matrix.stored}.weight")
-        rank = _rank(matrix, factors, ratio, multiple)
-        cut = cuts[matrix.name] = Matrix(matrix.encoding(factors), rank)
+        cut = cuts[matrix.name] = _cut(matrix, factors, ratio, multiple)
         found = _random(matrix, cut, generator)
         tensors |= {
             f"{matrix.stored}.{name}": tensor.to(dense) if name != "order" else tensor
@@ -184,6 +188,16 @@ def compressed(base: Path, factors: Factors, ratio: float, multiple: int = 1) ->
     write_around(folder, base, {}, cuts, [])
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     return folder
+
+
+def _cut(matrix: MatrixSpec, form: Form, ratio: float, multiple: int) -> Matrix:
+    if form != "pruned":
+        return Matrix(matrix.encoding(form), _rank(matrix, form, ratio, multiple))
+    if not matrix.neurons:
+        return _cut(matrix, "pivoted", ratio, multiple)
+    count = max(matrix.out_features, matrix.in_features)  # of an MLP that is wider than the model
+    multiple = max(multiple, TOGETHER)
+    return Matrix(matrix.pruned, int((1 - ratio) * count) // multiple * multiple)
 
 
 def _rank(matrix: MatrixSpec, factors: Factors, ratio: float, multiple: int) -> int:
@@ -211,7 +225,7 @@ def _parse() -> argparse.Namespace:
         ("dtype", str, ["float32", "bfloat16"]),
         ("form", str, ["eager", "compiled"]),
         ("ratio", float, [0.2, 0.4, 0.6, 0.8]),
-        ("factors", str, ["plain", "pivoted"]),
+        ("factors", str, ["plain", "pivoted", "pruned"]),
     ):
         parser.add_argument(f"--{name}", type=kind, nargs="+", default=values)
     parser.add_argument("--rank-multiple", type=int, default=1)

@@ -136,7 +136,9 @@ def ranks(matrices: Matrices) -> Figure:
 def _rank_text(matrix: MatrixResult | None) -> str:
     if matrix is None:
         return ""
-    return "dense" if matrix.rank is None else str(matrix.rank)
+    if matrix.rank is None:
+        return "dense"
+    return f"{matrix.rank} neurons" if matrix.is_pruned else str(matrix.rank)
 
 
 def _cut(matrix: MatrixResult) -> str:

@@ -16,8 +16,15 @@ from schemas.result.output import MatrixResult
 def losses(
     matrices: Matrices, compression: Compression, evaluation: EvaluationReport | None
 ) -> Figure:
-    """Plot every cut matrix: the sum of its dropped eigenvalues against the loss of its factors."""
-    cut = {place: m for place, m in matrices.at.items() if m.rank is not None}
+    """Plot every cut matrix: the loss that was predicted against that of what is stored.
+
+    The loss of an MLP that lacks neurons is that of the matrix that reads them.
+    """
+    cut = {
+        place: m
+        for place, m in matrices.at.items()
+        if m.rank is not None and m.encoding != "pruned-rows"
+    }
     series = [
         plots.Series(
             matrices.short[kind],

@@ -35,7 +35,9 @@ def allocate(output: Output) -> None:
     if multiple > 1:
         unused = 1 - allocation.parameters / max(allocation.budget, 1)
         below = f", {unused:.2%} below it in ranks that are multiples of {multiple}"
+    fewer = sum(neurons.name in allocation.pruned for neurons in run.spec.neurons)
+    mlps = f"; {fewer} of {len(run.spec.neurons)} MLPs lose neurons, not ranks" if fewer else ""
     run.progress.note(
         f"ratio {ratio}: {allocation.parameters:,} of {allocation.dense_parameters:,} targeted "
-        f"parameters stay ({share:.2%}, budget {allocation.budget:,}{below}){nats}"
+        f"parameters stay ({share:.2%}, budget {allocation.budget:,}{below}){nats}{mlps}"
     )

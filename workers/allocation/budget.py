@@ -9,7 +9,8 @@ from torch import Tensor
 from schemas.model.spec import Factors, MatrixSpec, Neurons, rank_grid, whole
 from workers.allocation.search import last
 
-_TOGETHER = 32  # neurons
+TOGETHER = 32
+"""Neurons that go or stay together, if there are many of them."""
 
 
 class MatrixLoss(NamedTuple):
@@ -59,7 +60,7 @@ class NeuronsLoss(NamedTuple):
         """What numbers of kept neurons are multiples of: of 32 at least, which other layers of
         software (tensor parallelism, scales of fewer bits) like, if there are many of them.
         """
-        return rank_grid(max(self.multiple, _TOGETHER), self.neurons.count)
+        return rank_grid(max(self.multiple, TOGETHER), self.neurons.count)
 
 
 class Ranks(NamedTuple):

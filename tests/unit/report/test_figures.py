@@ -49,6 +49,24 @@ def test_the_heat_map_has_a_cell_for_every_matrix() -> None:
     assert "1 of 35 matrices stayed dense" in ranks(matrices).gist
 
 
+def test_neurons_are_counted_as_such() -> None:
+    rows = list(reports.matrices(2))
+    for at, encoding in ((4, "pruned-rows"), (5, "pruned-rows"), (6, "pruned-columns")):
+        shape = (96, 48) if encoding == "pruned-rows" else (48, 96)
+        lost = {"encoding": encoding, "rank": 72, "shape": shape}
+        rows[at] = rows[at].model_copy(update=lost)
+    matrices = Matrices(rows)
+    figure = ranks(matrices)
+    cells = ElementTree.fromstring(figure.drawings[0]).iter()
+    tips = [g.findtext("title") for g in cells if g.attrib.get("class") == "cell"]
+    assert "layer 0, gate_proj: neurons 72 of 96, pruned-rows, 75.0\xa0% of full" in tips
+    assert "3 lost neurons in the place of ranks" in figure.gist
+    assert figure.table.rows[0][-3:] == ("72 neurons",) * 3
+    found = losses(matrices, reports.compression(tuple(rows)), None)
+    cut = sum(row.rank is not None for row in rows)
+    assert f"of {cut - 2} cut matrices" in found.gist  # what writes neurons has no loss of its own
+
+
 def test_the_numbers_of_the_gist_are_those_of_the_rows() -> None:
     rows = reports.matrices(2)
     matrices, done = Matrices(rows), reports.compression(rows)
