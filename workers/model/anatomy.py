@@ -88,11 +88,14 @@ def _mask() -> Tensor:
 
 
 class _Observed(NamedTuple):
-    """What a linear received and gave. Both are kept, so that their identities stay theirs."""
+    """What a linear received and gave. Both are kept, so that their identities stay theirs; `node`
+    computes what it gave, before a layer changes that in place.
+    """
 
     module: nn.Module
     given: Tensor
     product: Tensor
+    node: Any
 
 
 class _Seen:
@@ -146,7 +149,7 @@ class _Seen:
         states, keys and values say: the graph of each begins with these.
         """
         owners = {
-            observed.product.grad_fn: (index, path)
+            observed.node: (index, path)
             for index, linears in enumerate(self._linears)
             for path, observed in linears.items()
         }
@@ -170,7 +173,7 @@ class _Seen:
     ) -> None:
         if path in self._linears[index]:
             self._repeated.add((index, path))
-        self._linears[index][path] = _Observed(module, given[0], product)
+        self._linears[index][path] = _Observed(module, given[0], product, product.grad_fn)
 
 
 def is_below(name: str, path: str) -> bool:
@@ -217,8 +220,7 @@ def _linears(observed: dict[str, _Observed], readers: Readers) -> tuple[Linear, 
     """
     first: dict[tuple[int, ...], str] = {}
     found = []
-    for path, (module, given, product) in observed.items():
-        node = product.grad_fn
+    for path, (module, given, _, node) in observed.items():
         if readers and node not in readers:
             continue
         transposed = isinstance(module, Conv1D)
@@ -243,24 +245,25 @@ def _with_neurons(
     linears: list[Linear], observed: dict[str, _Observed], readers: Readers
 ) -> tuple[Linear, ...]:
     """Say which linears write the neurons of an MLP, or parts of them, and which one reads them."""
-    owners = {observed[linear.path].product.grad_fn: linear for linear in linears}
+    products = {observed[linear.path].node: linear for linear in linears}
     neurons: dict[str, str] = {}
     for reader in linears:
-        nodes = written_by(observed[reader.path].given, readers)
-        writers = {owners.get(node) or owners.get(_below(node)) for node in nodes}
-        if writers and all(w is not None and _writes(w, reader.in_features) for w in writers):
-            neurons |= {one.path: reader.path for one in (*writers, reader) if one is not None}
+        nodes = written_by(observed[reader.path].given, readers, products.keys())
+        writers = [products[node] for node in nodes]
+        paths = [linear.path for linear in (*writers, reader)]
+        if (
+            writers
+            and not reader.split
+            and all({*_parts(writer)} == {reader.in_features} for writer in writers)
+            and neurons.keys().isdisjoint(paths)  # it may read neurons, and write others
+        ):
+            neurons |= dict.fromkeys(paths, reader.path)
     return tuple(linear._replace(neurons=neurons.get(linear.path, "")) for linear in linears)
 
 
-def _writes(linear: Linear, count: int) -> bool:
-    """Whether its product, or each part of it, has so many numbers."""
-    return {*(linear.split or (linear.out_features,))} == {count}
-
-
-def _below(node: Any) -> Any:
-    """Return the node whose result a node takes apart."""
-    return node.next_functions[0][0] if node.next_functions else None
+def _parts(linear: Linear) -> tuple[int, ...]:
+    """Return how many rows each matrix has that a linear holds."""
+    return linear.split or (linear.out_features,)
 
 
 def _identity(tensor: Tensor) -> tuple[int, ...]:

@@ -1,9 +1,11 @@
 """What the graph of a layer's forward tells of the product of a linear: what is made of it."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Readers = dict[Any, list[Any]]  # of each node of a graph, the nodes that read its result
@@ -43,21 +45,25 @@ def is_only_added(node: Any, readers: Readers) -> bool:
     )
 
 
-def written_by(given: Tensor, readers: Readers) -> set[Any]:
-    """Return the nodes whose results a tensor is made of, element by element; none if anything else
-    reads them, or it, or what is in between.
+def written_by(given: Tensor, readers: Readers, products: Set[Any]) -> set[Any]:
+    """Return the products that a tensor is made of, element by element; none if it is made of
+    anything else, or if anything else reads them, or it, or what is in between.
+
+    A part of a product is an element of it: whether parts are as wide as the tensor is not asked.
     """
     found: set[Any] = set()
     between: set[Any] = set()
     waiting: list[Any] = [given.grad_fn] if len(readers.get(given.grad_fn, ())) == 1 else []
     while waiting:
         node = waiting.pop()
-        kind = node.name().partition("Backward")[0]
-        if kind not in _ELEMENT_BY_ELEMENT:
+        below = {below for below, _ in node.next_functions if below is not None}
+        if node in products:
             found.add(node)
-            continue
-        between.add(node)
-        waiting += [below for below, _ in node.next_functions if below not in (None, *between)]
+        elif _is_element_by_element(node) or (_kind(node) in _RANGES and below <= products):
+            between.add(node)
+            waiting += below - between
+        else:
+            return set()
     inside = all(
         reader in between
         for node in (*found, *between)
@@ -65,6 +71,25 @@ def written_by(given: Tensor, readers: Readers) -> set[Any]:
         if node is not given.grad_fn
     )
     return found if inside else set()
+
+
+def _is_element_by_element(node: Any) -> bool:
+    """Whether each number of a node's result is made of one number of each of what it reads."""
+    function = getattr(node, "_forward_cls", None)  # of one that is not torch's own
+    return _kind(node) in _ELEMENT_BY_ELEMENT or bool(function and _takes_each_alone(function))
+
+
+@cache
+def _takes_each_alone(function: Any) -> bool:
+    """Whether a function does with many numbers what it does with each."""
+    numbers = torch.tensor([[1.0, -2.0, 3.0], [0.5, 4.0, -1.0]])
+    try:
+        with torch.no_grad():
+            together = function.apply(numbers).flatten()
+            alone = [function.apply(number) for number in numbers.view(6, 1)]
+            return torch.allclose(together, torch.cat(alone))
+    except (RuntimeError, TypeError, AttributeError, ValueError):
+        return False  # it is called in another way
 
 
 def split_of(node: Any, rows: int, readers: Readers) -> tuple[int, ...]:
@@ -82,8 +107,7 @@ def _taken(node: Any, axis: int, rows: int, readers: Readers) -> set[tuple[int, 
     """Return the ranges of rows that are read of a tensor; rows are along `axis`, from the end."""
     found: set[tuple[int, int]] = set()
     for reader in readers[node]:
-        kind, _, number = reader.name().partition("Backward")
-        kind = kind if number else ""  # it is not torch's own
+        kind = _kind(reader)
         if kind in _RANGES and _axes(reader, "_saved_dim") == [axis]:
             found.update(_RANGES[kind](reader, rows))
         elif kind == "Transpose":
@@ -126,6 +150,12 @@ _RANGES = {"Slice": _of_slice, "Split": _of_split, "SplitWithSizes": _of_sizes}
 def _signed(number: int) -> int:
     """Return a number that torch shows without its sign."""
     return number - 2**64 if number >= 2**63 else number
+
+
+def _kind(node: Any) -> str:
+    """Return what a node computes; nothing if it is not torch's own."""
+    kind, _, number = node.name().partition("Backward")
+    return kind if number else ""
 
 
 def _shape(node: Any) -> Sequence[int]:

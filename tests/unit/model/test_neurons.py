@@ -1,0 +1,141 @@
+"""Which linears of a layer write neurons, and which one reads them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import LlamaForCausalLM
+
+from workers.model.anatomy import describe
+from workers.model.graph import readers_of, written_by
+from workers.model.kinds import tiny_config
+
+Made = Callable[[Tensor, Tensor], Tensor]
+
+
+class Doubled(torch.autograd.Function):
+    """Is not torch's own, and takes each number alone."""
+
+    @staticmethod
+    def forward(_: Any, y: Tensor) -> Tensor:
+        return 2 * y
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return 2 * gradient
+
+
+class Mul(torch.autograd.Function):
+    """Is not torch's own either, and computes something else than its name says."""
+
+    @staticmethod
+    def forward(_: Any, y: Tensor) -> Tensor:
+        return y.cumsum(-1)
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def _by(function: Any, y: Tensor) -> Tensor:
+    made: Tensor = function.apply(y)
+    return made
+
+
+MADE: dict[str, tuple[Made, int]] = {
+    "gated": (lambda a, b: a.sigmoid() * (b + 1), 2),
+    "read twice": (lambda a, _: a * a.exp(), 1),
+    "as it is": (lambda a, _: a, 1),
+    "by a function": (lambda a, _: _by(Doubled, a), 1),
+    "of parts": (lambda a, b: a[..., :6] * a[..., 6:] * b[..., :6], 2),
+    "by a function that sums": (lambda a, _: _by(Mul, a), 0),
+    "softmax": (lambda a, _: a.softmax(-1), 0),
+    "norm": (lambda a, _: functional.layer_norm(a, (12,)), 0),
+    "norm in steps": (lambda a, _: a * a.pow(2).mean(-1, keepdim=True).rsqrt(), 0),
+    "turned": (lambda a, _: a.mT, 0),
+    "part of a turned one": (lambda a, _: a.mT[..., :6], 0),
+    "sum": (lambda a, b: a * b.sum(-1, keepdim=True), 0),
+    "scaled": (lambda a, _: a * torch.ones(12, requires_grad=True), 0),
+}
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_neurons_are_products_that_meet_element_by_element(made: str) -> None:
+    products = [nn.Linear(5, 12)(torch.randn(2, 12, 5)) for _ in range(2)]
+    make, count = MADE[made]
+    h = make(*products)
+    nodes = [product.grad_fn for product in products]
+    assert written_by(h, readers_of(h.clone()), {*nodes}) == {*nodes[:count]}
+
+
+@pytest.mark.parametrize("what", ["product", "part", "neurons"])
+def test_what_anything_else_reads_is_no_neuron(what: str) -> None:
+    a = nn.Linear(5, 12)(torch.randn(2, 12, 5))
+    h = a.tanh()
+    read = {"product": a, "part": a[..., 6:], "neurons": h}[what]
+    assert written_by(h, readers_of(h + read.sum()), {a.grad_fn}) == set()
+
+
+class Parts(nn.Module):
+    """Three matrices in one, of which two make neurons and one does something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.three, self.last = nn.Linear(32, 48), nn.Linear(16, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.three(x)
+        z: Tensor = self.last(y[..., :16] * y[..., 16:32])
+        return z + y[..., 32:].sum(-1, keepdim=True)
+
+
+class Changed(nn.Module):
+    """Adds to a product in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(32, 32, bias=False), nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        y += x
+        z: Tensor = self.last(y)
+        return z
+
+
+class Taken(nn.Module):
+    """Takes apart what reads the neurons."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(32, 48), nn.Linear(48, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.last(self.first(x).relu())
+        return z[..., :32] * z[..., 32:]
+
+
+class Three(nn.Sequential):
+    """The second of three reads neurons, so that it writes none."""
+
+    def __init__(self) -> None:
+        first, second, third = nn.Linear(32, 48), nn.Linear(48, 48), nn.Linear(48, 32)
+        super().__init__(first, nn.ReLU(), second, nn.ReLU(), third)
+
+
+@pytest.mark.parametrize(
+    ("mlp", "neurons"),
+    [(Three, {"mlp.0": "mlp.2", "mlp.2": "mlp.2"}), (Parts, {}), (Changed, {}), (Taken, {})],
+)
+def test_neurons_of_layers_that_no_kind_has(
+    mlp: Callable[[], nn.Module], neurons: dict[str, str]
+) -> None:
+    config: Any = tiny_config("llama")
+    with torch.device("meta"):
+        made: Any = LlamaForCausalLM(config)
+        made.model.layers[1].mlp = mlp()
+    found = describe(made.to(torch.bfloat16).eval()).linears[1]
+    assert {linear.path: linear.neurons for linear in found if linear.neurons} == neurons
