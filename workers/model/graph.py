@@ -14,9 +14,9 @@ _SUMS = frozenset(
     f"{name}Backward0" for name in ("Add", "Alias", "Clone", "ToCopy", "UnsafeView", "View")
 )
 _ELEMENT_BY_ELEMENT = frozenset(
-    {"Add", "Alias", "Clamp", "Clone", "Elu", "Erf", "Exp", "Gelu", "Hardswish", "LeakyRelu"}
-    | {"Mish", "Mul", "Neg", "Pow", "Relu", "Rsub", "Sigmoid", "Silu", "Softplus", "Sub", "Tanh"}
-    | {"Threshold", "ToCopy"}
+    {"Add", "Alias", "Clamp", "Clone", "Div", "Elu", "Erf", "Exp", "Expm1", "Gelu", "Hardswish"}
+    | {"Hardtanh", "LeakyRelu", "Minimum", "Mish", "Mul", "Neg", "Pow", "Relu", "Rsub"}
+    | {"Sigmoid", "Silu", "Softplus", "Sqrt", "Sub", "Tanh", "Threshold", "ToCopy", "Where"}
 )
 _KEEP_ROWS = frozenset({"Alias", "Clamp", "Clone", "ToCopy"})
 
@@ -62,7 +62,7 @@ def written_by(given: Tensor, readers: Readers, products: Set[Any]) -> set[Any]:
         elif _is_element_by_element(node) or (_kind(node) in _RANGES and below <= products):
             between.add(node)
             waiting += below - between
-        else:
+        elif not _is_a_number(node):
             return set()
     inside = all(
         reader in between
@@ -77,6 +77,12 @@ def _is_element_by_element(node: Any) -> bool:
     """Whether each number of a node's result is made of one number of each of what it reads."""
     function = getattr(node, "_forward_cls", None)  # of one that is not torch's own
     return _kind(node) in _ELEMENT_BY_ELEMENT or bool(function and _takes_each_alone(function))
+
+
+def _is_a_number(node: Any) -> bool:
+    """Whether a node stands for a parameter that is one number, the same for all elements."""
+    parameter = getattr(node, "variable", None)
+    return parameter is not None and parameter.numel() == 1
 
 
 @cache

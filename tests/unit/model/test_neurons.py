@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaForCausalLM
+from transformers.activations import ACT2FN
 
 from workers.model.anatomy import describe
 from workers.model.graph import readers_of, written_by
@@ -58,6 +59,7 @@ MADE: dict[str, tuple[Made, int]] = {
     "turned": (lambda a, _: a.mT, 0),
     "part of a turned one": (lambda a, _: a.mT[..., :6], 0),
     "sum": (lambda a, b: a * b.sum(-1, keepdim=True), 0),
+    "scaled by a number": (lambda a, _: a * torch.ones(1, requires_grad=True), 1),
     "scaled": (lambda a, _: a * torch.ones(12, requires_grad=True), 0),
 }
 
@@ -69,6 +71,14 @@ def test_neurons_are_products_that_meet_element_by_element(made: str) -> None:
     h = make(*products)
     nodes = [product.grad_fn for product in products]
     assert written_by(h, readers_of(h.clone()), {*nodes}) == {*nodes[:count]}
+
+
+# prelu may have a slope for each neuron.
+@pytest.mark.parametrize("name", sorted(set(ACT2FN) - {"prelu"}))
+def test_any_activation_of_transformers_takes_each_neuron_alone(name: str) -> None:
+    product = nn.Linear(5, 12)(torch.randn(2, 12, 5))
+    h = ACT2FN[name](product)
+    assert written_by(h, readers_of(h.clone()), {product.grad_fn}) == {product.grad_fn}
 
 
 @pytest.mark.parametrize("what", ["product", "part", "neurons"])
