@@ -133,13 +133,19 @@ class Description:
         )
 
     def matrices(self) -> tuple[MatrixSpec, ...]:
-        """Return every linear of every layer whose weight the files hold as it is."""
+        """Return every linear of every layer whose weight the files hold as it is; neurons are
+        those of which they hold all matrices so.
+        """
         stored = {place: name for name, (place, converted) in self._parts.items() if not converted}
         base = f"{self.model.base_model_prefix}."
         found = []
         for layer, linears in enumerate(self._anatomy.linears):
+            prefix = f"{self._anatomy.path}.{layer}"
+            partial = {
+                one.neurons for one in linears if f"{prefix}.{one.path}.weight" not in stored
+            }
             for linear in linears:
-                path = f"{self._anatomy.path}.{layer}.{linear.path}"
+                path = f"{prefix}.{linear.path}"
                 if (name := stored.get(f"{path}.weight")) is None:
                     continue
                 column_parallel = is_column_parallel(self.model, path)
@@ -151,7 +157,7 @@ class Description:
                             layer=layer,
                             path=linear.path + end,
                             reads=linear.reads,
-                            neurons=linear.neurons,
+                            neurons="" if linear.neurons in partial else linear.neurons,
                             stored=name.removesuffix(".weight"),
                             out_features=rows,
                             in_features=linear.in_features,

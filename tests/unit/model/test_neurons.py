@@ -1,5 +1,6 @@
 """Which linears of a layer write neurons, and which one reads them."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,9 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM
 from transformers.activations import ACT2FN
 
+from schemas.model.spec import TensorSpec
 from workers.model.anatomy import describe
+from workers.model.description import Description
 from workers.model.graph import readers_of, written_by
 from workers.model.kinds import tiny_config
 
@@ -149,3 +152,17 @@ def test_neurons_of_layers_that_no_kind_has(
         made.model.layers[1].mlp = mlp()
     found = describe(made.to(torch.bfloat16).eval()).linears[1]
     assert {linear.path: linear.neurons for linear in found if linear.neurons} == neurons
+
+
+@pytest.mark.parametrize("absent", ["gate_proj", "up_proj", "down_proj"])
+def test_neurons_need_all_their_matrices_as_the_files_hold_them(absent: str) -> None:
+    """Code of transformers may make one of several tensors."""
+    content = json.loads(tiny_config("llama").to_json_string(use_diff=False))
+    model = Description(content, "config.json")
+    model.placed(
+        TensorSpec(name=name, file="", dtype="F32", shape=tuple(tensor.shape))
+        for name, tensor in model.state.items()
+        if name != f"model.layers.1.mlp.{absent}.weight"
+    )
+    found = [matrix for matrix in model.matrices() if matrix.neurons]
+    assert {matrix.layer for matrix in found} == {0, 2}
