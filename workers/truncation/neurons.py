@@ -64,12 +64,16 @@ class Firing(NamedTuple):
     def compensated(
         self, weight: Float[Tensor, "m q"], kept: Int64[Tensor, " k"]
     ) -> Float64[Tensor, "m k"]:
-        """Return W C[:, S] C[S, S]^-1 (m, k) of W (m, q), which reads the kept neurons alone.
+        """Return W C[:, S] C[S, S]^-1 (m, k) of W (m, q), which reads the kept neurons alone; those
+        that never fire are read as before.
 
-        Raises LinAlgError if these depend on each other.
+        Raises LinAlgError if the others depend on each other.
         """
-        factor = torch.linalg.cholesky(self.moment[kept[:, None], kept])
-        return torch.cholesky_solve(self.moment[kept] @ weight.double().T, factor).T
+        fires = self.moment.diagonal()[kept] > 0
+        firing, found = kept[fires], weight.double()[:, kept]
+        factor = torch.linalg.cholesky(self.moment[firing[:, None], firing])
+        found[:, fires] = torch.cholesky_solve(self.moment[firing] @ weight.double().T, factor).T
+        return found
 
     def loss(self, kept: Int64[Tensor, " k"]) -> float:
         """Return tr(G_s (W - W') C (W - W')^T) if some are kept, from W' and not from the order.

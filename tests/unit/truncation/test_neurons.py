@@ -83,6 +83,17 @@ def test_neurons_that_never_fire_go_first_and_cost_nothing() -> None:
     assert found.losses[2] > 0
 
 
+@pytest.mark.parametrize("alive", [[2, 5], []])
+def test_a_neuron_that_never_fires_and_stays_is_read_as_before(alive: list[int]) -> None:
+    rows, dead = Rows(3), [1, 6]
+    rows.h[:, dead if alive else range(COUNT)] = 0.0
+    kept = torch.tensor(alive + dead)
+    loss, solved = rows.least(alive)
+    found = rows.problem.compensated(rows.weight, kept)
+    torch.testing.assert_close(found, torch.cat((solved, rows.weight[:, dead]), 1))
+    assert rows.problem.loss(kept) == pytest.approx(loss, rel=1e-8, abs=1e-12)
+
+
 def test_neurons_that_depend_on_each_other_exactly_stay_and_are_recorded() -> None:
     rows = Rows(4)
     rows.h = rows.h[:3]
