@@ -63,14 +63,14 @@ class Pending:
             for neurons in run.spec.neurons
             if neurons.within(names) and neurons_key(run.ids.bases, neurons.name) not in there
         ]
-        self._matrices = [*self._left, *(neurons.reader for neurons in self._neurons)]
+        self._matrices = list(self._left)
         self._moments = set(run.there("moments"))
 
     def __bool__(self) -> bool:
-        return bool(self._matrices)
+        return bool(self._left or self._neurons)
 
     def stage(self) -> AbstractContextManager[Stage]:
-        """Open the stage that makes what is missing."""
+        """Open the stage that makes what is missing; it counts matrices."""
         count = len(self._matrices)
         return self._run.progress.stage("factorise", count, "matrices", self._matrices)
 
@@ -85,7 +85,7 @@ class Pending:
         groups = root_groups(self._run.config.truncation, complete)
         return [
             *(_factorisation(self._run, group, stage) for group in groups),
-            *(_ordering(self._run, neurons, stage) for neurons in ordered),
+            *(_ordering(self._run, neurons) for neurons in ordered),
         ]
 
     def _has_moments(self, matrix: MatrixSpec) -> bool:
@@ -109,16 +109,15 @@ def _factorisation(run: Run, group: list[MatrixSpec], stage: Stage) -> Task:
     )
 
 
-def _ordering(run: Run, neurons: Neurons, stage: Stage) -> Task:
-    names = tuple(matrix.name for matrix in neurons.matrices)
+def _ordering(run: Run, neurons: Neurons) -> Task:
     return Task(
         f"order the neurons of {neurons.name}",
         "order_neurons",
         (neurons,),
-        lambda _: stage.advance(matrices=[neurons.reader]),
+        lambda _: None,
         cost=neurons.count**3,
         home=run.home(neurons.reader.layer),
-        matrices=names,
+        matrices=tuple(matrix.name for matrix in neurons.matrices),
     )
 
 
