@@ -17,7 +17,7 @@ from workers.storage.store import Store
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("schemas", "workers", "pipeline", "runtime")
-KINDS = ("moments", "bases", "spectra", "factors")  # of items
+KINDS = ("moments", "bases", "spectra", "neurons", "factors")  # of items
 _HANG_S = 1800.0  # half of what a test may take
 CALIBRATION: dict[str, Any] = {
     "samples": 8,

@@ -151,7 +151,7 @@ def test_a_tied_head_that_is_stored_counts_once(
     budget = {"parameters": limit}
     [output] = compress(ask(base, text, tmp_path / "o", ratio=(), budget=budget)).outputs
     assert output.compression.parameters_before == once
-    assert limit - 200 < output.compression.parameters_after <= limit
+    assert limit - 600 < output.compression.parameters_after <= limit  # a step of some neurons
 
 
 @pytest.mark.parametrize(

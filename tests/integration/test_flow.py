@@ -168,6 +168,8 @@ def test_every_row_has_its_tensors(flow: Flow) -> None:
                     f"{owner}.up.weight": (m, k),
                     f"{owner}.order": (n,),
                 },
+                "pruned-rows": {f"{owner}.dense.weight": (k, n)},
+                "pruned-columns": {f"{owner}.dense.weight": (m, k)},
             }
             expected = encodings[row.encoding]
             if row.name in biased:
@@ -202,7 +204,7 @@ def test_every_checkpoint_has_a_report_that_can_be_made_again(flow: Flow) -> Non
         assert [text.count(plot) for plot in plots] == [1] * len(plots)
         assert [s.name for s in facts.spectra] == [row.name for row in done.matrices]
         assert all(
-            {rank for rank in (row.rank,) if rank} <= {*spectrum.ranks}
+            {rank for rank in (row.cut_at,) if rank} <= {*spectrum.ranks}
             for row, spectrum in zip(done.matrices, facts.spectra, strict=True)
         )
         assert {"calibrate forward", "factorise", "truncate"} <= {s.name for s in facts.stages}
