@@ -19,30 +19,9 @@ from transformers.pytorch_utils import Conv1D
 from schemas.errors import CheckpointError
 from workers.model.carving import hidden_states, layer_list
 from workers.model.graph import Readers, is_only_added, readers_of, split_of, written_by
+from workers.model.linear import Linear
 
 _TOKENS = 12  # more than any kernel of a convolution; sliding windows do not matter to shapes
-
-
-class Linear(NamedTuple):
-    """A linear layer W (m, n) = (`out_features`, `in_features`) of a decoder layer.
-
-    `path` is its name in the layer, `reads` the path of the first linear that receives the same
-    tensor. The weight of a Conv1D is stored as (n, m): `transposed`. `ends` tells whether the
-    layer adds its product to the result, and computes nothing else from it. If it only takes the
-    product apart (q, k and v in one), `split` is how many rows each part has. If its product is the
-    neurons of an MLP, or what they are made of, `neurons` is the path of the linear that reads
-    them; that one has its own.
-    """
-
-    path: str
-    out_features: int
-    in_features: int
-    bias: bool
-    transposed: bool
-    reads: str
-    ends: bool
-    split: tuple[int, ...]
-    neurons: str = ""
 
 
 class Anatomy(NamedTuple):
@@ -55,9 +34,15 @@ class Anatomy(NamedTuple):
     tuples: tuple[bool, ...]
     outside: frozenset[str]
 
+    def without_neurons(self) -> "Anatomy":
+        """Return the same of a model that keeps all its neurons."""
+        kept = (tuple(one._replace(neurons="") for one in layer) for layer in self.linears)
+        return self._replace(linears=tuple(kept))
+
 
 def describe(model: PreTrainedModel) -> Anatomy:
-    """Describe a model on the meta device, in bfloat16, which grouped experts need there.
+    """Describe a model on the meta device, in bfloat16, which grouped experts need there. It has
+    no neurons if its layers do not run with one fewer of each.
 
     Raises CheckpointError if its forward cannot run without values, or if layers share more than
     hidden states.
@@ -67,15 +52,12 @@ def describe(model: PreTrainedModel) -> Anatomy:
     for enabled in (True, False):  # some kinds run on meta without gradients only
         for mask in (_mask(), None):  # and some make their own mask there, others cannot
             seen = _Seen(model, path, layers)
-            try:
-                with torch.set_grad_enabled(enabled), seen.observing():
-                    tokens = torch.zeros(2, _TOKENS, dtype=torch.long, device="meta")
-                    model(input_ids=tokens, attention_mask=mask, use_cache=False)
-                    refused.append("it does not call all its layers")  # unless it did
-            except Exception as error:  # noqa: BLE001 (a model may raise anything)
-                refused.append(f"{type(error).__name__}: {error}")
+            refused.append(seen.forward(model, enabled, mask))
             if seen.complete:  # even if what follows the layers cannot run there
-                return seen.found()
+                found, fewer = seen.found(), _Seen(model, path, layers)
+                with _narrowed(layers, found.linears):
+                    fewer.forward(model, False, mask)  # without gradients it is faster
+                return found if fewer.complete else found.without_neurons()
     raise CheckpointError(
         f"model_type {model.config.model_type!r}: its forward cannot run without values "
         f"({refused[0]}); correct config.json, or fetch it again"
@@ -85,6 +67,17 @@ def describe(model: PreTrainedModel) -> Anatomy:
 def _mask() -> Tensor:
     """Return a mask (batch, 1, tokens, tokens) to add to scores, which all kinds take as it is."""
     return torch.zeros(2, 1, _TOKENS, _TOKENS, dtype=torch.bfloat16, device="meta")
+
+
+@contextlib.contextmanager
+def _narrowed(layers: nn.ModuleList, linears: tuple[tuple[Linear, ...], ...]) -> Iterator[None]:
+    """Let all neurons be one fewer, so that a layer fails whose code needs as many as there are."""
+    with contextlib.ExitStack() as hooks:
+        for layer, mine in zip(layers, linears, strict=True):
+            for linear in mine:
+                if linear.neurons:
+                    hooks.callback(linear.narrow(layer.get_submodule(linear.path)).remove)
+        yield
 
 
 class _Observed(NamedTuple):
@@ -116,8 +109,18 @@ class _Seen:
         """Whether every layer has returned."""
         return len(self._outputs) == len(self._layers)
 
+    def forward(self, model: PreTrainedModel, enabled: bool, mask: Tensor | None) -> str:
+        """Run one, with gradients or without, and say what stopped it."""
+        tokens = torch.zeros(2, _TOKENS, dtype=torch.long, device="meta")
+        try:
+            with torch.set_grad_enabled(enabled), self._observing():
+                model(input_ids=tokens, attention_mask=mask, use_cache=False)
+        except Exception as error:  # noqa: BLE001 (a model may raise anything)
+            return f"{type(error).__name__}: {error}"
+        return "it does not call all its layers"  # unless it did
+
     @contextlib.contextmanager
-    def observing(self) -> Iterator[None]:
+    def _observing(self) -> Iterator[None]:
         """Watch a forward."""
         hooks = [module.register_forward_pre_hook(self._on_other) for module in self._others]
         for index, layer in enumerate(self._layers):
@@ -254,16 +257,11 @@ def _with_neurons(
         if (
             writers
             and not reader.split
-            and all({*_parts(writer)} == {reader.in_features} for writer in writers)
+            and all({*writer.parts} == {reader.in_features} for writer in writers)
             and neurons.keys().isdisjoint(paths)  # it may read neurons, and write others
         ):
             neurons |= dict.fromkeys(paths, reader.path)
     return tuple(linear._replace(neurons=neurons.get(linear.path, "")) for linear in linears)
-
-
-def _parts(linear: Linear) -> tuple[int, ...]:
-    """Return how many rows each matrix has that a linear holds."""
-    return linear.split or (linear.out_features,)
 
 
 def _identity(tensor: Tensor) -> tuple[int, ...]:

@@ -16,7 +16,8 @@ from schemas.location import Url
 from schemas.model.spec import DecoderSpec, MatrixSpec, Role, TensorSpec
 from workers.checkpoint.family import Config, dtype_of
 from workers.checkpoint.headers import QUANTISED_ADVICE
-from workers.model.anatomy import Anatomy, Linear, describe, is_below, is_plain
+from workers.model.anatomy import Anatomy, describe, is_below, is_plain
+from workers.model.linear import Linear
 from workers.model.reading import Places
 from workers.model.skeleton import skeleton
 

@@ -131,6 +131,32 @@ class Taken(nn.Module):
         return z[..., :32] * z[..., 32:]
 
 
+class Sized(nn.Module):
+    """Has a size of its own, by which it takes a product apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.two, self.last = nn.Linear(32, 96), nn.Linear(48, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.two(x).split(48, -1)
+        z: Tensor = self.last(a * b)
+        return z
+
+
+class Shifted(nn.Module):
+    """Has a number of its own for each neuron."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(32, 48), nn.Linear(48, 32)
+        self.register_buffer("shift", torch.zeros(48))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.last((self.first(x) + self.shift).relu())
+        return z
+
+
 class Three(nn.Sequential):
     """The second of three reads neurons, so that it writes none."""
 
@@ -141,7 +167,10 @@ class Three(nn.Sequential):
 
 @pytest.mark.parametrize(
     ("mlp", "neurons"),
-    [(Three, {"mlp.0": "mlp.2", "mlp.2": "mlp.2"}), (Parts, {}), (Changed, {}), (Taken, {})],
+    [
+        (Three, {"mlp.0": "mlp.2", "mlp.2": "mlp.2"}),
+        *((mlp, {}) for mlp in (Parts, Changed, Taken, Sized, Shifted)),
+    ],
 )
 def test_neurons_of_layers_that_no_kind_has(
     mlp: Callable[[], nn.Module], neurons: dict[str, str]
