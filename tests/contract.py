@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from schemas.run.moments import Pass, Tap, taps
 from schemas.run.targets import select
 from tests.kinds import model_class, tiny_causal_model
 from tests.models import tiny_tokenizer
+from tests.neurons import neurons_are_alone
 from tests.shards import random_error, run_shards
 from workers.calibration.moments import Moment
 from workers.checkpoint import verify
@@ -278,11 +278,8 @@ def _in_bfloat16(folder: Path) -> Path:
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return found
+    files = map(load_file, folder.glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in file.items()}
 
 
 CHECKS: dict[str, Callable[[Subject], None]] = {
@@ -294,6 +291,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
         full_rank_is_the_base,
         the_loss_is_what_was_dropped,
         plain_transformers_loads_it,
+        neurons_are_alone,
         moments_are_those_of_hooks,  # it leaves hooks
     )
 }

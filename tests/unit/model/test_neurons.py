@@ -12,9 +12,12 @@ from transformers import LlamaForCausalLM
 from transformers.activations import ACT2FN
 
 from schemas.model.spec import TensorSpec
+from tests.kinds import tiny_causal_model
+from tests.neurons import require_alone
 from workers.model.anatomy import describe
 from workers.model.description import Description
 from workers.model.graph import readers_of, written_by
+from workers.model.inspection import planned
 from workers.model.kinds import tiny_config
 
 Made = Callable[[Tensor, Tensor], Tensor]
@@ -195,3 +198,32 @@ def test_neurons_need_all_their_matrices_as_the_files_hold_them(absent: str) -> 
     )
     found = [matrix for matrix in model.matrices() if matrix.neurons]
     assert {matrix.layer for matrix in found} == {0, 2}
+
+
+FEW = {
+    "llama": "mlp.gate_proj, mlp.up_proj -> mlp.down_proj",
+    "phi3": "mlp.gate_up_proj.0, mlp.gate_up_proj.1 -> mlp.down_proj",  # of one matrix
+    "gpt2": "mlp.c_fc -> mlp.c_proj",  # stored transposed
+    "opt": "fc1 -> fc2",
+    "bloom": "mlp.dense_h_to_4h -> mlp.dense_4h_to_h",  # whose activation is a function of its own
+    "apertus": "mlp.up_proj -> mlp.down_proj",  # and has parameters
+    "gpt_neox": "mlp.dense_h_to_4h -> mlp.dense_4h_to_h",
+    "cohere": "mlp.gate_proj, mlp.up_proj -> mlp.down_proj",  # beside attention
+    "gemma2": "mlp.gate_proj, mlp.up_proj -> mlp.down_proj",
+    "qwen2_moe": "mlp.shared_expert.gate_proj, mlp.shared_expert.up_proj -> "
+    "mlp.shared_expert.down_proj",
+    "bamba": "feed_forward.gate_proj, feed_forward.up_proj -> feed_forward.down_proj",
+    # A norm between; routed experts; no MLP.
+    **dict.fromkeys(("bitnet", "kosmos-2.5", "mixtral", "mamba2"), ""),
+}
+
+
+@pytest.mark.parametrize("kind", FEW)
+def test_neurons_of_a_kind(kind: str) -> None:
+    spec = planned(json.loads(tiny_config(kind).to_json_string(use_diff=False)), kind, "F32")
+    found = {
+        f"{', '.join(sorted(writer.path for writer in one.writers))} -> {one.reader.path}"
+        for one in spec.neurons
+    }
+    assert found == ({FEW[kind]} if FEW[kind] else set())
+    require_alone(tiny_causal_model(kind), spec)
