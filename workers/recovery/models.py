@@ -156,12 +156,13 @@ def _shard(
 
 
 def _fill(module: nn.Module, tensors: dict[str, Tensor], bias: Tensor | None) -> None:
-    """Give a low-rank layer the tensors of its item, and the bias of the linear that it was, unless
-    the item has its own.
+    """Give a low-rank layer the tensors of its item, and the bias of the linear that it was, or in
+    its dtype that of the item if that has its own.
     """
     state = dict(tensors)
     if bias is not None:
-        state = {name: bias for name in module.state_dict() if name in BIASES} | state
+        for name in module.state_dict().keys() & {*BIASES}:
+            state[name] = state.get(name, bias).to(bias.dtype)
     module.load_state_dict(state, assign=True)
 
 

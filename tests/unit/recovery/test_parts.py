@@ -9,8 +9,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from schemas.result.output import MatrixResult
 from tests.contract import IDS, Subject
+from workers.model.layers import Decoder
 from workers.recovery.models import build_student
+from workers.recovery.updates import whole
 from workers.storage.keys import factors_key
 from workers.storage.store import Store
 
@@ -46,3 +49,38 @@ def test_the_student_is_the_checkpoint_that_keeps_a_part_as_it_is(
     layer = {name.partition(".0.")[2] for name in student.trained if ".h.0." in name}
     assert {f"attn.c_attn.{part}.down.weight" for part in (0, 2)} < layer
     assert not any("c_attn.1" in name for name in layer)
+
+
+def test_what_lacks_neurons_keeps_its_own_bias_in_the_dtype_that_computes(
+    alone: DeviceMesh, tmp_path: Path
+) -> None:
+    subject, kept = Subject("gpt2", tmp_path), 20
+    writer, reader = (m for m in subject.spec.matrices if m.neurons and m.layer == 0)
+    subject.spec = subject.spec.model_copy(update={"matrices": (writer, reader)})
+    results = {"predicted_loss": 0.0, "achieved_loss": 0.0, "energy": None}
+    rows = {
+        m.name: MatrixResult(
+            name=m.name,
+            shape=(m.out_features, m.in_features),
+            encoding=m.pruned,
+            rank=kept,
+            parameters=m.stored_parameters(m.pruned, kept),
+            **results,
+        )
+        for m in (writer, reader)
+    }
+    own = torch.randn(kept)
+    stored = {
+        writer.name: {"dense.weight": torch.randn(kept, 32), "dense.bias": own},
+        reader.name: {"dense.weight": torch.randn(32, kept)},
+    }
+    decoder = Decoder(subject.base, subject.spec, torch.bfloat16, torch.device("cpu"))
+    student = build_student(decoder, subject.spec, rows, stored.__getitem__, alone)
+    hidden = student.model.layer(0, student.model.embed(subject.tokens[:2]))
+    assert hidden.dtype == torch.bfloat16
+    [bias] = [
+        parameter
+        for name, parameter in student.model.layers[0].named_parameters()
+        if name.endswith(f"{writer.path}.dense.bias")
+    ]
+    assert torch.equal(whole(bias), own.bfloat16())
