@@ -133,9 +133,11 @@ def start(
     Raises ConfigError if the plan does not fit, or a ratio is too high for the ranks of the device.
     """
     cluster = find_cluster(config.cluster, config.numerics, inputs.spec.dtype)
-    spec = without_wide(inputs.spec, cluster)
-    if stay := len(inputs.spec.neurons) - len(spec.neurons):
-        progress.note(f"the neurons of {stay} MLPs stay: a device has no room to order them")
+    spec = without_wide(inputs.spec, cluster) if config.calibrates else inputs.spec
+    if spec.wide:
+        progress.note(
+            f"the neurons of {len(spec.wide)} MLPs stay: a device has no room to order them"
+        )
     inputs = inputs._replace(spec=spec)
     config = with_rank_multiple(config, cluster.device)
     require_ranks(config, spec)
@@ -239,8 +241,11 @@ def shape(plan: Plan) -> str:
 
 
 def _record(run: Run) -> RunRecord:
-    config, split = run.config, run.spec.split
-    ids = {ratio: run.ids.output(config, ratio, split=split) for ratio in config.ratio}
+    config, spec = run.config, run.spec
+    ids = {
+        ratio: run.ids.output(config, ratio, split=spec.split, wide=spec.wide)
+        for ratio in config.ratio
+    }
     outputs = {str(config.output_folder(ratio)): identity for ratio, identity in ids.items()}
     return RunRecord(
         config=config,

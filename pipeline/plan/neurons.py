@@ -14,16 +14,11 @@ def without_wide(spec: ModelSpec, cluster: ClusterSpec) -> ModelSpec:
     A host would take hours for more of them, so they stay; ranks of their matrices are cut.
     """
     room = _SHARE * usable(cluster)
-    if all(order_bytes(neurons.count) <= room for neurons in spec.neurons):
-        return spec
-    wide = {
-        matrix.name
-        for neurons in spec.neurons
-        if order_bytes(neurons.count) > room
-        for matrix in neurons.matrices
-    }
+    wide = [neurons for neurons in spec.neurons if order_bytes(neurons.count) > room]
+    names = {matrix.name for neurons in wide for matrix in neurons.matrices}
     matrices = tuple(
-        matrix.model_copy(update={"neurons": ""}) if matrix.name in wide else matrix
+        matrix.model_copy(update={"neurons": ""}) if matrix.name in names else matrix
         for matrix in spec.matrices
     )
-    return spec.model_copy(update={"matrices": matrices})
+    stay = tuple(neurons.name for neurons in wide)
+    return spec.model_copy(update={"matrices": matrices, "wide": stay})

@@ -141,6 +141,7 @@ def describe(output: Output) -> Compression:
         dtype=run.facts.dtype,
         fallbacks=(*_calibration_fallbacks(run), *output.allocation.fallbacks),
         given_up=output.given_up,
+        wide=run.spec.wide,
         recovery=recovery_of(run.store, output.identity),
         adopted=None if adopted is None else adopted.manifest.output,
         cut_before=() if adopted is None else _cut_before(config, adopted.compression),

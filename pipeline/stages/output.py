@@ -36,8 +36,9 @@ class Output:
 
     def __post_init__(self) -> None:
         self.given_up = dict(self.run.given_up)
+        spec = self.run.spec
         self.identity = self.run.ids.output(
-            self.run.config, self.ratio, self.given_up, self.run.spec.split
+            self.run.config, self.ratio, self.given_up, spec.split, spec.wide
         )
 
     @property

@@ -37,13 +37,14 @@ def find_published(run: Run, ratio: float) -> OutputResult | None:
     description of that is absent or damaged.
     """
     folder = run.config.output_folder(ratio)
-    given_up = read_compression(folder).given_up if exists(folder / SUCCESS) else {}
+    there = read_compression(folder) if exists(folder / SUCCESS) else None
+    given_up, wide = (there.given_up, there.wide) if there else ({}, run.spec.wide)
     if given_up and run.config.on_failure == "fail":
         raise ConfigError(
             f"output {folder}: {', '.join(given_up)} could not be cut and are dense there; "
             "ask for --on-failure keep_dense to leave it so, or remove it to try again"
         )
-    if finished(folder, run.ids.output(run.config, ratio, given_up, run.spec.split)) is None:
+    if finished(folder, run.ids.output(run.config, ratio, given_up, run.spec.split, wide)) is None:
         return None
     run.progress.note(f"{folder}: already there, nothing to do")
     return read_output(folder, ratio)

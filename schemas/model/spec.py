@@ -236,12 +236,13 @@ class ModelSpec(DecoderSpec):
     """Everything known of a base checkpoint before a weight is read.
 
     `matrices` are those of the layers, or those that are targeted. `head` gives logits; None if the
-    files do not hold it as it is.
+    files do not hold it as it is. `wide` names the neurons that a device has no room to order.
     """
 
     dtype: str
     matrices: tuple[MatrixSpec, ...]
     head: MatrixSpec | None = None
+    wide: tuple[str, ...] = ()
 
     @property
     def targeted(self) -> int:

@@ -46,7 +46,8 @@ class Compression(Schema):
     `ratio` is the fraction of the targeted parameters asked to be removed (`ratio_by` has others
     for some matrices), `keep` = 1 - ratio, and `removed` the fraction actually removed, which is
     more if ranks have to be multiples of `rank_multiple`. `nats` is the predicted increase of the
-    mean token loss. `given_up` are matrices that had to stay dense, each with its error. Losses of
+    mean token loss. `given_up` are matrices that had to stay dense, each with its error; `wide`
+    names the neurons that a device had no room to order. Losses of
     matrices are before `recovery`, if there was one. `adopted` is the identity of the checkpoint
     whose factors it began with, if they were not cut by this run, or that it has cut further: then
     `cut_before` are the ratios of the rounds before this one, and losses and `nats` are those of
@@ -81,6 +82,7 @@ class Compression(Schema):
     dtype: str
     fallbacks: tuple[str, ...]
     given_up: dict[str, str] = Field(default_factory=dict)
+    wide: tuple[str, ...] = ()
     recovery: RecoveryResult | None = None
     adopted: str | None = None
     cut_before: tuple[float, ...] = ()

@@ -83,9 +83,10 @@ class Identities(Schema):
         ratio: float,
         given_up: Collection[str] = (),
         split: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+        wide: Collection[str] = (),
     ) -> str:
         """Identify the checkpoint at one ratio; `given_up` matrices had to stay dense in it, those
-        of `split` are cut in parts.
+        of `split` are cut in parts, and `wide` neurons had to stay.
         """
         asked = config.allocation
         bound = [asked.max_ratio] if ALLOCATIONS[asked.method].bounded else []
@@ -93,7 +94,8 @@ class Identities(Schema):
         chosen = [config.targets.model_dump(mode="json"), list(config.ratio_by.items())]
         trained = [self.recovery] if self.recovery else []
         apart = [dict(split)] if split else []
-        rest = [*bound, *kept, *chosen, *trained, *apart, *_grid(config)]
+        stay = [{"wide": sorted(wide)}] if wide else []
+        rest = [*bound, *kept, *chosen, *trained, *apart, *stay, *_grid(config)]
         return fingerprint([self.factors, asked.method, ratio, *rest])
 
 

@@ -76,6 +76,13 @@ def test_an_output_depends_on_what_is_cut_in_parts() -> None:
     assert len(found) == 3
 
 
+def test_an_output_depends_on_the_neurons_that_no_device_has_room_to_order() -> None:
+    ids = of()
+    assert ids.output(config(), 0.2, wide=()) == ids.output(config(), 0.2)
+    found = {ids.output(config(), 0.2, wide=wide) for wide in ((), ("a",), ("a", "b"), ("b", "a"))}
+    assert len(found) == 3
+
+
 @pytest.mark.parametrize("factors", ["pivoted", "plain"])
 def test_an_output_depends_on_what_its_ranks_are_multiples_of(factors: str) -> None:
     """Pivoted factors too: past the bound they are plain ones of the next lower rank there is."""

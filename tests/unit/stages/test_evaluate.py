@@ -56,7 +56,7 @@ def compare(folder: Path, windows: list[list[int]]) -> EvaluationReport | None:
         store=SimpleNamespace(root=folder),
         facts=SimpleNamespace(dtype="float32"),
         plan=SimpleNamespace(cluster=on_cpu("float32", 3, 10**10)),
-        spec=SimpleNamespace(layers=2, split={}),
+        spec=SimpleNamespace(layers=2, split={}, wide=()),
         pool=mock.Mock(workers=[mock.Mock()] * 3),
         progress=Progress(),
         discard=mock.Mock(),
