@@ -33,6 +33,7 @@ from runtime.configuration_lowrank import Matrix, tensor_shapes
 from schemas.model.spec import Factors, MatrixSpec
 from schemas.request.bench import BenchConfig
 from schemas.result.bench import BenchedModel, BenchReport, over
+from schemas.result.output import OutputFile
 from workers.allocation.budget import TOGETHER
 from workers.checkpoint.names import WEIGHTS
 from workers.model.inspection import inspect
@@ -185,7 +186,7 @@ def compressed(base: Path, factors: Form, ratio: float, multiple: int = 1) -> Pa
             f"{matrix.stored}.{name}": tensor.to(dense) if name != "order" else tensor
             for name, tensor in found.items()
         }
-    write_around(folder, base, {}, cuts, [])
+    write_around(folder, base, {}, cuts, [OutputFile(name=WEIGHTS, tensors=())])
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     return folder
 
