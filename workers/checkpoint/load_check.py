@@ -281,11 +281,10 @@ def _round_trip(model: Any) -> str:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         again = _auto(Path(folder)).from_pretrained(folder, trust_remote_code=True, dtype="auto")
-        if again.dtype != model.dtype:
-            raise ValueError(f"saved as {model.dtype}, loaded as {again.dtype}")
-        if not torch.equal(again.eval()(tokens).logits, model(tokens).logits):
-            raise ValueError("logits differ after saving and loading")
-    return f"equal logits, {again.dtype}".replace("torch.", "")
+        torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+        # Where values lie in memory decides how products are rounded, so not to the last bit.
+        torch.testing.assert_close(again.eval()(tokens).logits, model(tokens).logits)
+    return f"equal values, {again.dtype}".replace("torch.", "")
 
 
 if __name__ == "__main__":

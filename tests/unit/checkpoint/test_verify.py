@@ -176,6 +176,21 @@ def test_code_where_none_belongs_is_named_and_not_run(folder: Path) -> None:
     assert clean.passed is None
 
 
+def test_what_is_saved_has_every_value(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = dict[str, Any]()
+    load_check._load(checkpoint, found, "auto")
+    model, save = found["model"], found["model"].save_pretrained
+    assert load_check._round_trip(model).startswith("equal values, ")
+
+    def save_another(folder: str) -> None:
+        save(folder)
+        change(Path(folder), "model.norm.weight", lambda t: t.index_fill(0, torch.tensor(0), 2.0))
+
+    monkeypatch.setattr(model, "save_pretrained", save_another)
+    with pytest.raises(AssertionError, match=r"model\.norm\.weight"):
+        load_check._round_trip(model)
+
+
 def test_a_class_may_keep_in_float32_what_is_neither_embedding_nor_factor(checkpoint: Path) -> None:
     found = dict[str, Any]()
     load_check._load(checkpoint, found, torch.bfloat16)
