@@ -15,7 +15,7 @@ import ray
 import torch
 from torch import Tensor
 
-from schemas.errors import ConfigError, WorkerError
+from schemas.errors import WorkerError
 from schemas.location import Location, Url
 from schemas.model.spec import MatrixSpec, ModelSpec, Neurons
 from schemas.request.config import RunConfig
@@ -40,7 +40,7 @@ from workers.model.layers import Decoder
 from workers.model.shard import Purpose, Shard, Step
 from workers.output import write_file
 from workers.process.devices import compute_dtype, find_device, free_cached, set_threads
-from workers.process.failures import guarded, patiently
+from workers.process.failures import guarded, not_seen, patiently
 from workers.process.logs import set_up_logging
 from workers.process.memory import peak_anonymous_bytes
 from workers.pruner import Pruner
@@ -54,9 +54,7 @@ from workers.text.sources import evaluation_source
 
 @ray.remote
 class LayerShard:
-    """Holds a contiguous range of decoder layers on one device: of one model, or of the one or two
-    models that are scored.
-    """
+    """Holds contiguous decoder layers of one model, or of the one or two that are scored."""
 
     place: Location = Path()
     """Where this worker writes its items."""
@@ -80,7 +78,7 @@ class LayerShard:
         self._config, self._spec, self.place = config, spec, config.run_folder
         for what, folder in (("model", Path(config.model)), ("checkpoint", config.adopt)):
             if isinstance(folder, Path) and folder.is_absolute() and not folder.is_dir():
-                raise _not_seen(what, folder)
+                raise not_seen(what, folder)
         self._folder = resolve(self._config.model, self._config.revision, self._config.fetched)
         self._device = find_device(self._config.cluster.device)
         self._tensors = tensors_of(config, self._folder, spec, self._device)
@@ -92,7 +90,7 @@ class LayerShard:
     def identify(self, ids: Identities) -> None:
         """Set the identities of this run's items. Raises ConfigError if run.json is missing."""
         if not exists(self._config.run_folder / RUN_RECORD):
-            raise _not_seen("run_dir", self._config.run_folder)
+            raise not_seen("run_dir", self._config.run_folder)
         self._ids = ids
         self._store = Store(self._config.run_folder)
         self._compressor = Compressor(
@@ -126,7 +124,7 @@ class LayerShard:
     def join(self, place: Location) -> None:
         """Set where rows wait between waves. Raises ConfigError if this node does not see it."""
         if isinstance(place, Path) and not place.is_dir():
-            raise _not_seen("work_dir", place.parent)
+            raise not_seen("work_dir", place.parent)
         self.place, self._store = place, Store(place)
 
     @guarded(repeatable=True)
@@ -299,10 +297,3 @@ class LayerShard:
         if self._shard is None:
             raise RuntimeError("no layers loaded")
         return self._shard
-
-
-def _not_seen(what: str, place: Location) -> ConfigError:
-    return ConfigError(
-        f"{what} {place} is not seen on {socket.gethostname()}; name a folder on storage that all "
-        "nodes share, or a URL of an object store"
-    )

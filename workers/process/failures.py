@@ -6,6 +6,7 @@ pass through unchanged.
 
 import errno
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,13 @@ from typing import Any, Concatenate, Literal, NoReturn, ParamSpec, TypeVar
 
 import torch
 
-from schemas.errors import CompressorError, StorageError, StorageFullError, WorkerError
+from schemas.errors import (
+    CompressorError,
+    ConfigError,
+    StorageError,
+    StorageFullError,
+    WorkerError,
+)
 from schemas.location import Location
 from workers.process.logs import log
 from workers.process.memory import free_bytes
@@ -167,3 +174,11 @@ def _name(value: object) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error says, or its name if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def not_seen(what: str, place: Location) -> ConfigError:
+    """Return the error of a node that does not see a place that all have to see."""
+    return ConfigError(
+        f"{what} {place} is not seen on {socket.gethostname()}; name a folder on storage that all "
+        "nodes share, or a URL of an object store"
+    )
