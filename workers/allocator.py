@@ -44,13 +44,12 @@ class RankAllocator:
         def read(matrix: MatrixSpec) -> MatrixLoss:
             return read_spectrum(store, identity, matrix, multiple)[0]
 
-        def read_group(group: Neurons) -> NeuronsLoss | None:
+        def read_group(group: Neurons) -> NeuronsLoss:
             return read_neurons(store, identity, group, multiple)
 
         self._losses = at_once(read, cut)
         names = {matrix.name for matrix in cut}
-        found = at_once(read_group, [group for group in neurons if group.within(names)])
-        self._neurons = [loss for loss in found if loss is not None]
+        self._neurons = at_once(read_group, [n for n in neurons if n.within(names)])
 
     def allocate(self, ratio: float) -> AllocationResult:
         """Return the ranks of all matrices at a ratio; if some stay dense, others are cut more.

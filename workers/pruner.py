@@ -17,8 +17,11 @@ from schemas.run.moments import neurons_tap
 from workers.compressor import Compressor, Notes
 from workers.storage.keys import factors_key, neurons_key
 from workers.storage.tensorfile import entries
-from workers.truncation.neurons import Firing, firing
+from workers.truncation.neurons import Firing, firing, others
 from workers.truncation.shrinkage import firing_more
+
+# Of C and its inverse in float64, a moment whose condition is beyond 1e9 leaves fewer digits.
+_EPS = torch.finfo(torch.float32).eps
 
 
 class Pruner:
@@ -54,20 +57,21 @@ class Pruner:
         item = self._store.load(neurons_key(self._ids.bases, neurons.name))
         before = NeuronsFacts.model_validate(item.facts)
         gone = neurons.count - kept
-        stays = torch.ones(neurons.count, dtype=torch.bool)
-        stays[item.tensors["order"][:gone]] = False
-        chosen = stays.nonzero().flatten().to(device)
+        chosen = others(item.tensors["order"][:gone], neurons.count).to(device)
         problem, _ = self._problem(neurons, device)
         exact = problem.compensated(self._with.weight(neurons.reader, device), chosen)
         stored = exact.to(self._with.dtype)
-        predicted = float(item.tensors["losses"][gone - 1])
+        predicted, energy = float(item.tensors["losses"][gone - 1]), problem.energy()
+        achieved = problem.loss(chosen)
+        if not abs(achieved - predicted) <= neurons.count * _EPS * energy:
+            notes = (*notes, f"the loss is {achieved:.3g}, where the order says {predicted:.3g}")
         result = _result(
             neurons.reader,
             kept,
             predicted_loss=predicted,
-            achieved_loss=problem.loss(chosen),
-            energy=problem.energy(),
-            nats=None if before.nats is None else before.nats * predicted,
+            achieved_loss=achieved,
+            energy=energy,
+            nats=before.nats * predicted,
             rounding=float((stored.double() - exact).norm() / exact.norm().clamp_min(1e-300)),
             shrinkage=before.shrinkage,
             fallbacks=tuple(dict.fromkeys((*notes, *before.fallbacks))),
@@ -88,8 +92,8 @@ class Pruner:
         own = self._with.problem(neurons.reader, device)
         weighing = own.weighing()
         moment = self._with.moment(neurons_tap(neurons.reader), device).matrix
-        if moment is None:
-            raise ValueError(f"{neurons.name}: the moment of its neurons was not accumulated")
+        if moment is None or own.nats is None:
+            raise ValueError(f"{neurons.name}: neurons take a whole moment, and gradients")
         shares = numerics.input_shrinkage, numerics.neuron_floor
         found = firing(own.weight, firing_more(moment.double(), *shares), weighing)
         return found, NeuronsFacts(nats=own.nats, shrinkage=weighing.shrinkage, fallbacks=())

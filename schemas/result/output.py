@@ -56,7 +56,7 @@ class SpectrumFacts(Schema):
 class NeuronsFacts(Schema):
     """How the order in which neurons are removed came about; `nats` is as in `SpectrumFacts`."""
 
-    nats: float | None
+    nats: float
     shrinkage: float | None
     fallbacks: tuple[str, ...]
 

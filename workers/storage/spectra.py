@@ -22,10 +22,8 @@ def read_spectrum(
 
 def read_neurons(
     store: Store, identity: str, neurons: Neurons, multiple: int | None = None
-) -> NeuronsLoss | None:
-    """Read the committed losses of neurons in the same way; None if no gradient reaches them."""
+) -> NeuronsLoss:
+    """Read the committed losses of neurons in the same way."""
     item = store.load(neurons_key(identity, neurons.name))
     nats = NeuronsFacts.model_validate(item.facts).nats
-    if nats is None:
-        return None
     return NeuronsLoss(neurons, item.tensors["losses"], nats, multiple or 1)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from workers.truncation.two_sided import Weighing, root_of
 
@@ -44,7 +45,8 @@ class Firing(NamedTuple):
 
         With P = C[S, S]^-1 and F' what reads S, removing j adds |F'[:, j]|^2 / P[j, j] to the loss,
         and takes an outer product off each of F' and P. Neurons that never fire go first. If C is
-        singular without them, no other can be removed, which is recorded.
+        singular without them, no other can be removed, which is recorded. Raises LinAlgError if a
+        loss is not finite.
         """
         fires = self.moment.diagonal() > 0
         left, order = fires.nonzero().flatten(), [(~fires).nonzero().flatten()]
@@ -58,8 +60,11 @@ class Firing(NamedTuple):
             gone, costs, read, precision = _remove(read, precision, min(_BLOCK, len(left) - 1))
             order.append(left[gone])
             losses.append(costs)
-            left = left[_others(gone, len(left))]
-        return Removal(torch.cat(order).cpu(), torch.cat(losses).cumsum(0).cpu(), fallbacks)
+            left = left[others(gone, len(left))]
+        lost = torch.cat(losses).cumsum(0)
+        if not bool(lost.isfinite().all()):
+            raise LinAlgError(f"losses of {len(lost)} neurons on {lost.device.type} are not finite")
+        return Removal(torch.cat(order).cpu(), lost.cpu(), fallbacks)
 
     def compensated(
         self, weight: Float[Tensor, "m q"], kept: Int64[Tensor, " k"]
@@ -123,12 +128,13 @@ def _remove(
         energies[at], variances[at] = torch.inf, 1.0  # it is not removed again
         u[:, step], v[:, step] = mine, column
     chosen = torch.stack(gone)
-    rest = _others(chosen, read.shape[1])
+    rest = others(chosen, read.shape[1])
     left = precision[rest[:, None], rest].addmm_(u[rest], u[rest].T, alpha=-1)
     return chosen, torch.stack(costs), read[:, rest].addmm_(v, u[rest].T, alpha=-1), left
 
 
-def _others(gone: Int64[Tensor, " c"], count: int) -> Int64[Tensor, " r"]:
+def others(gone: Int64[Tensor, " c"], count: int) -> Int64[Tensor, " r"]:
+    """Return those of so many neurons that are not gone, in ascending order."""
     stays = torch.ones(count, dtype=torch.bool, device=gone.device)
     stays[gone] = False
     return stays.nonzero().flatten()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from workers.truncation.neurons import Firing, firing
 from workers.truncation.shrinkage import firing_more
@@ -100,6 +101,12 @@ def test_neurons_that_depend_on_each_other_exactly_stay_and_are_recorded() -> No
     found = rows.problem.removal()
     assert not len(found.order)
     assert found.fallbacks == ("moment of the neurons not positive definite: they all stay",)
+
+
+def test_a_loss_that_is_no_number_is_an_error() -> None:
+    problem = Rows(6).problem
+    with pytest.raises(LinAlgError, match="losses of 8 neurons on cpu are not finite"):
+        problem._replace(read=problem.read * torch.inf).removal()
 
 
 def test_more_firing_adds_energy_and_takes_correlation() -> None:
