@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from workers.truncation.two_sided import Weighing, root_of
 
@@ -45,8 +44,8 @@ class Firing(NamedTuple):
 
         With P = C[S, S]^-1 and F' what reads S, removing j adds |F'[:, j]|^2 / P[j, j] to the loss,
         and takes an outer product off each of F' and P. Neurons that never fire go first. If C is
-        singular without them, no other can be removed, which is recorded. Raises LinAlgError if a
-        loss is not finite.
+        singular without them, no other can be removed; if it is nearly so, none from the first on
+        whose loss is no number. Both are recorded.
         """
         fires = self.moment.diagonal() > 0
         left, order = fires.nonzero().flatten(), [(~fires).nonzero().flatten()]
@@ -58,13 +57,15 @@ class Firing(NamedTuple):
         precision, read = torch.cholesky_inverse(factor), self.read[:, left]
         while len(left) > 1:
             gone, costs, read, precision = _remove(read, precision, min(_BLOCK, len(left) - 1))
-            order.append(left[gone])
-            losses.append(costs)
+            sound = int(costs.isfinite().long().cumprod(0).sum())
+            order.append(left[gone[:sound]])
+            losses.append(costs[:sound])
+            if sound < len(costs):
+                note = f"moment of the neurons nearly singular: the last {len(left) - sound} stay"
+                fallbacks = (*fallbacks, note)
+                break
             left = left[others(gone, len(left))]
-        lost = torch.cat(losses).cumsum(0)
-        if not bool(lost.isfinite().all()):
-            raise LinAlgError(f"losses of {len(lost)} neurons on {lost.device.type} are not finite")
-        return Removal(torch.cat(order).cpu(), lost.cpu(), fallbacks)
+        return Removal(torch.cat(order).cpu(), torch.cat(losses).cumsum(0).cpu(), fallbacks)
 
     def compensated(
         self, weight: Float[Tensor, "m q"], kept: Int64[Tensor, " k"]
