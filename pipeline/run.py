@@ -134,10 +134,6 @@ def start(
     """
     cluster = find_cluster(config.cluster, config.numerics, inputs.spec.dtype)
     spec = without_wide(inputs.spec, cluster) if config.calibrates else inputs.spec
-    if spec.wide:
-        progress.note(
-            f"the neurons of {len(spec.wide)} MLPs stay: a device has no room to order them"
-        )
     inputs = inputs._replace(spec=spec)
     config = with_rank_multiple(config, cluster.device)
     require_ranks(config, spec)

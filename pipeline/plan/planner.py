@@ -133,6 +133,10 @@ def _describe(costs: Costs, cluster: ClusterSpec, layout: Layout, speed: Rates |
         bottleneck=None if slowest.limit is None else f"{slowest.name}: {slowest.limit}",
         assumed=(
             *cluster.assumed,
+            *(
+                [f"no room to order the neurons of {len(spec.wide)} MLPs: they stay"]
+                * bool(spec.wide)
+            ),
             *([f"{budget.trials} trials at ratio {SUPPOSED:g}"] if budget.measured else []),
             *(() if slowest.total is None else assumptions(costs.config)),
         ),

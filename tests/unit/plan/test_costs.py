@@ -153,6 +153,8 @@ def test_neurons_take_their_moments_and_an_order() -> None:
 def test_neurons_that_a_device_has_no_room_to_order_stay() -> None:
     small, ranks = (planned("llama-3-70b", f, gpu_memory="32GB") for f in ({}, RANKS))
     assert small.stages == ranks.stages
+    assert "no room to order the neurons of 80 MLPs: they stay" in small.assumed
+    assert not any("neurons" in said for said in ranks.assumed)
     assert planned("llama-3-405b").stages == planned("llama-3-405b", RANKS).stages
     assert planned("llama-3-8b").stages != planned("llama-3-8b", RANKS).stages
 
