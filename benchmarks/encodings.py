@@ -121,7 +121,7 @@ def _stored(
     specs = {matrix.name: matrix for matrix in inspect(base).matrices}
     found = []
     for result in done.matrices:
-        if result.rank is None:
+        if result.cut_at is None:
             continue
         spec = specs[result.name]
         loss, facts = read_spectrum(store, identity, spec)
@@ -129,7 +129,7 @@ def _stored(
         left, right = tensors["left"].double(), tensors["right"].double()
         basis = Basis(loss.eigenvalues, left, right, facts.through)
         old = model.model.get_submodule(result.name)
-        a, b = basis.factors(old.weight.data, result.rank)
+        a, b = basis.factors(old.weight.data, result.cut_at)
         found.append(_store(a, b, form, spec, dtype))
         model.model.set_submodule(result.name, _linear(old, found[-1]))
     return model.eval(), found

@@ -48,6 +48,7 @@ from workers.model.layers import Decoder
 from workers.model.shard import Shard
 from workers.output import write_file
 from workers.process.devices import find_device
+from workers.pruner import Pruner
 from workers.storage.keys import factors_key
 from workers.storage.moments import commit_moment
 from workers.storage.spectra import read_spectrum
@@ -136,6 +137,11 @@ class Layer:
             paths = " and ".join(matrix.path for matrix in group)
             with self._watch.step(f"factorise {paths}"):
                 self._compressor.factorise(group)
+        names = {matrix.name for matrix in self._matrices}
+        for neurons in self._spec.neurons:
+            if neurons.within(names):
+                with self._watch.step(f"order {neurons.count} neurons"):
+                    Pruner(self._compressor).order(neurons)
         self._shard = None
         results = self._truncate()
         if len(results) == len(self._spec.matrices):
