@@ -29,7 +29,7 @@ def loss_aware(
     """
     blocks = _blocks([_of_matrix(loss, factors) for loss in losses], neurons)
     budget = whole((1 - ratio) * sum(loss.matrix.size for loss in losses))
-    least = sum(block.least for block in blocks)
+    least = sum(menu.least for block in blocks for menu in block.smallest)
     if least > budget:
         raise ConfigError(
             f"ratio {ratio}: the lowest rank in all {len(losses)} matrices takes {least:,} "
@@ -57,11 +57,16 @@ class _Menu(NamedTuple):
     nats: Tensor
     prunes: bool = False
 
-    def best(self, multiplier: float) -> int:
-        return int(self.price(multiplier).argmin())
+    @property
+    def least(self) -> int:
+        """The fewest parameters."""
+        return int(self.costs.min())
 
-    def price(self, multiplier: float) -> Tensor:
-        return self.nats + multiplier * self.costs.double()
+    def best(self, multiplier: float) -> tuple[int, float]:
+        """Return the pick of the least price, nats + multiplier x parameters, and that price."""
+        prices = self.nats + multiplier * self.costs.double()
+        pick = int(prices.argmin())
+        return pick, float(prices[pick])
 
 
 class _Block(NamedTuple):
@@ -70,17 +75,15 @@ class _Block(NamedTuple):
     ways: list[list[_Menu]]
 
     @property
-    def least(self) -> int:
-        """The fewest parameters of any way."""
-        return min(sum(int(menu.costs.min()) for menu in way) for way in self.ways)
+    def smallest(self) -> list[_Menu]:
+        """The way with the fewest parameters."""
+        return min(self.ways, key=lambda way: sum(menu.least for menu in way))
 
     def best(self, multiplier: float) -> list[tuple[_Menu, int]]:
-        """Return the way, and the pick of each of its menus, with the least nats and price."""
-        found = [[(menu, menu.best(multiplier)) for menu in way] for way in self.ways]
-        return min(
-            found,
-            key=lambda way: sum(float(menu.price(multiplier)[pick]) for menu, pick in way),
-        )
+        """Return the way of the least price, with the picks of its menus."""
+        ways = [[(menu, *menu.best(multiplier)) for menu in way] for way in self.ways]
+        cheapest = min(ways, key=lambda way: sum(price for *_, price in way))
+        return [(menu, pick) for menu, pick, _ in cheapest]
 
 
 def _of_matrix(loss: MatrixLoss, factors: Factors) -> _Menu:
@@ -127,11 +130,7 @@ def _bisect(blocks: list[_Block], budget: int) -> tuple[list[_Menu], list[int]]:
     """Return menus, and their picks, of the least multiplier (to rounding) within the budget."""
     high = sum(float(menu.nats[0]) for block in blocks for menu in block.ways[0]) + 1.0
     low = 0.0
-    best = [
-        min(block.ways, key=lambda way: sum(int(menu.costs.min()) for menu in way))
-        for block in blocks
-    ]
-    menus = [menu for way in best for menu in way]
+    menus = [menu for block in blocks for menu in block.smallest]
     picks = [int(menu.costs.argmin()) for menu in menus]
     for _ in range(_BISECTIONS):
         middle = (low * high) ** 0.5 if low else high / 16
