@@ -107,7 +107,7 @@ def _without_bases(disk: DiskUse, lacking: int) -> str:
 
 
 def _describe(costs: Costs, cluster: ClusterSpec, layout: Layout, speed: Rates | None) -> Plan:
-    spec, budget = costs.spec, costs.config.budget
+    spec, budget, wide = costs.spec, costs.config.budget, len(costs.spec.wide)
     held = recovery_memory(costs, cluster) if costs.config.trains else None
     table = (
         *stages(costs, layout, speed),
@@ -133,10 +133,7 @@ def _describe(costs: Costs, cluster: ClusterSpec, layout: Layout, speed: Rates |
         bottleneck=None if slowest.limit is None else f"{slowest.name}: {slowest.limit}",
         assumed=(
             *cluster.assumed,
-            *(
-                [f"no room to order the neurons of {len(spec.wide)} MLPs: they stay"]
-                * bool(spec.wide)
-            ),
+            *([f"no room to order the neurons of {wide} MLPs: they stay"] if wide else []),
             *([f"{budget.trials} trials at ratio {SUPPOSED:g}"] if budget.measured else []),
             *(() if slowest.total is None else assumptions(costs.config)),
         ),
