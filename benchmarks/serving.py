@@ -30,11 +30,10 @@ from pipeline.cli.demo_inputs import fetch_model
 from pipeline.report.plots import Point, Series, curves
 from pipeline.stages.assemble import write_around
 from runtime.configuration_lowrank import Matrix, tensor_shapes
-from schemas.model.spec import Factors, MatrixSpec
+from schemas.model.spec import Factors, MatrixSpec, neuron_grid
 from schemas.request.bench import BenchConfig
 from schemas.result.bench import BenchedModel, BenchReport, over
 from schemas.result.output import OutputFile
-from workers.allocation.budget import TOGETHER
 from workers.checkpoint.names import WEIGHTS
 from workers.model.inspection import inspect
 
@@ -196,9 +195,8 @@ def _cut(matrix: MatrixSpec, form: Form, ratio: float, multiple: int) -> Matrix:
         return Matrix(matrix.encoding(form), _rank(matrix, form, ratio, multiple))
     if not matrix.neurons:
         return _cut(matrix, "pivoted", ratio, multiple)
-    count = max(matrix.out_features, matrix.in_features)  # of an MLP that is wider than the model
-    multiple = max(multiple, TOGETHER)
-    return Matrix(matrix.pruned, int((1 - ratio) * count) // multiple * multiple)
+    grid = neuron_grid(multiple, matrix.neuron_count)
+    return Matrix(matrix.pruned, int((1 - ratio) * matrix.neuron_count) // grid * grid)
 
 
 def _rank(matrix: MatrixSpec, factors: Factors, ratio: float, multiple: int) -> int:

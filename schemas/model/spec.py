@@ -112,6 +112,11 @@ class MatrixSpec(Schema):
         return "output" if self.out_features <= self.in_features else "input"
 
     @property
+    def neuron_count(self) -> int:
+        """How many of an MLP's neurons it reads or writes, if it does."""
+        return self.in_features if self.pruned == "pruned-columns" else self.out_features
+
+    @property
     def pruned(self) -> Encoding:
         """How it is stored once neurons are removed: it reads them, or writes them."""
         return "pruned-columns" if self.neurons == self.path else "pruned-rows"
@@ -177,6 +182,8 @@ class Neurons(Schema):
 
 
 _CHOICES = 8
+TOGETHER = 32
+"""Neurons that go or stay together, if there are many of them."""
 
 
 def rank_grid(multiple: int, ranks: int) -> int:
@@ -186,6 +193,13 @@ def rank_grid(multiple: int, ranks: int) -> int:
     while multiple > 1 and ranks // multiple < _CHOICES:
         multiple = 1 if multiple % 2 else multiple // 2
     return multiple
+
+
+def neuron_grid(multiple: int, neurons: int) -> int:
+    """Return what numbers of kept neurons are multiples of: of 32 at least, which other layers of
+    software (tensor parallelism, scales of fewer bits) like, if there are many of them.
+    """
+    return rank_grid(max(multiple, TOGETHER), neurons)
 
 
 def whole(parameters: float) -> int:

@@ -154,6 +154,11 @@ class CompressionConfig(Request):
                 "--allocation uniform"
             )
         weighed = TRUNCATIONS[self.truncation].weighed
+        if not (weighed or ALLOCATIONS[self.allocation.method].ranks):
+            raise ValueError(
+                f"allocation {self.allocation.method} removes nothing but neurons, of which "
+                f"truncation {self.truncation} knows no loss; use --truncation fisher"
+            )
         if weighed and ALLOCATIONS[self.allocation.method].layer_outputs:
             raise ValueError(
                 f"allocation {self.allocation.method} needs losses in units of layer outputs, but "
@@ -189,12 +194,7 @@ class CompressionConfig(Request):
     @property
     def prunes(self) -> bool:
         """Whether whole neurons may be removed: losses of matrices and of neurons are in nats."""
-        asked = self.allocation
-        return (
-            asked.neurons
-            and ALLOCATIONS[asked.method].nats
-            and TRUNCATIONS[self.truncation].weighed
-        )
+        return ALLOCATIONS[self.allocation.method].neurons and TRUNCATIONS[self.truncation].weighed
 
     @property
     def needs_gradients(self) -> bool:

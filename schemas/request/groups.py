@@ -139,11 +139,6 @@ class AllocationConfig(Request):
             "one in a matrix that would have few such ranks",
         )
     )
-    neurons: bool = Field(
-        True,
-        description="Whether loss-aware allocation may remove whole neurons of an MLP, in the "
-        "place of ranks of its matrices, for fisher",
-    )
 
 
 class ClusterConfig(Request):

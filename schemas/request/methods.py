@@ -2,12 +2,15 @@
 
 from typing import Literal, NamedTuple
 
-Method = Literal["two-sided", "svd-llm-v2", "svd-llm", "asvd", "fwsvd", "svd"]
+Method = Literal["two-sided", "neurons", "svd-llm-v2", "svd-llm", "asvd", "fwsvd", "svd"]
 Truncation = Literal["fisher", "input-only", "svd-llm-v2", "svd-llm", "asvd", "fwsvd", "svd"]
-Allocation = Literal["loss-aware", "svd-llm-v2", "uniform"]
+Allocation = Literal[
+    "loss-aware", "loss-aware-ranks", "loss-aware-neurons", "svd-llm-v2", "uniform"
+]
 
 METHODS: dict[Method, dict[str, str]] = {
     "two-sided": {"truncation": "fisher", "allocation": "loss-aware", "factors": "pivoted"},
+    "neurons": {"truncation": "fisher", "allocation": "loss-aware-neurons", "factors": "pivoted"},
     "svd-llm-v2": {"truncation": "svd-llm-v2", "allocation": "svd-llm-v2", "factors": "plain"},
     "svd-llm": {"truncation": "svd-llm", "allocation": "uniform", "factors": "plain"},
     "asvd": {"truncation": "asvd", "allocation": "uniform", "factors": "plain"},
@@ -18,6 +21,7 @@ METHODS: dict[Method, dict[str, str]] = {
 # the factors, which is a method of recovery here.
 TITLES: dict[Method, str] = {
     "two-sided": "two-sided",
+    "neurons": "neurons alone",
     "svd-llm-v2": "SVD-LLM V2",
     "svd-llm": "SVD-LLM (W)",
     "asvd": "ASVD",
@@ -49,9 +53,13 @@ class AllocationRow(NamedTuple):
 
     `nats` tells whether it needs the loss of every matrix in nats, `layer_outputs` whether in units
     of layer outputs, `bounded` whether `allocation.max_ratio` bounds what it removes of a matrix.
+    `ranks` tells whether it lowers ranks, `neurons` whether it removes neurons of an MLP; then all
+    matrices share one budget.
     """
 
     nats: bool = False
+    ranks: bool = True
+    neurons: bool = False
     layer_outputs: bool = False
     bounded: bool = False
 
@@ -66,7 +74,9 @@ TRUNCATIONS: dict[Truncation, TruncationRow] = {
     "svd": TruncationRow(full_gram=False, weighed=False, scaled=True),
 }
 ALLOCATIONS: dict[Allocation, AllocationRow] = {
-    "loss-aware": AllocationRow(nats=True),
+    "loss-aware": AllocationRow(nats=True, neurons=True),
+    "loss-aware-ranks": AllocationRow(nats=True),
+    "loss-aware-neurons": AllocationRow(nats=True, neurons=True, ranks=False),
     "svd-llm-v2": AllocationRow(layer_outputs=True, bounded=True),
     "uniform": AllocationRow(),
 }

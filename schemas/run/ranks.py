@@ -6,8 +6,17 @@ from collections.abc import Iterable
 
 from schemas.base import Schema
 from schemas.errors import ConfigError
-from schemas.model.spec import Factors, MatrixSpec, ModelSpec, factor_parameters, rank_grid, whole
+from schemas.model.spec import (
+    Factors,
+    MatrixSpec,
+    ModelSpec,
+    factor_parameters,
+    neuron_grid,
+    rank_grid,
+    whole,
+)
 from schemas.request.config import RunConfig
+from schemas.request.methods import ALLOCATIONS
 from schemas.run.targets import budgets
 
 _MULTIPLES = {"cuda": 64}  # on which the matrix units of a device are fastest (arXiv 2604.09595)
@@ -25,7 +34,7 @@ def with_rank_multiple(config: RunConfig, device: str) -> RunConfig:
 def require_ranks(config: RunConfig, spec: ModelSpec) -> None:
     """Raises ConfigError if a ratio is so high that the rank of some matrix would be zero.
 
-    With loss-aware allocation the matrices of one ratio share a budget; else each has its own.
+    If their losses are in nats the matrices of one ratio share a budget; else each has its own.
     Before `with_rank_multiple` it asks for any rank, then for one on the grid.
     """
     for asked in config.ratio or (0.0,):  # a budget finds it, but not those of `ratio_by`
@@ -36,10 +45,19 @@ def require_ranks(config: RunConfig, spec: ModelSpec) -> None:
 def _require_ranks(config: RunConfig, ratio: float, matrices: list[MatrixSpec]) -> None:
     keep, size = 1 - ratio, sum(matrix.size for matrix in matrices)
     multiple = config.allocation.rank_multiple or 1
-    if config.allocation.method == "loss-aware":
+    row = ALLOCATIONS[config.allocation.method]
+    if ratio and not (row.ranks or any(matrix.neurons for matrix in matrices)):
+        raise ConfigError(
+            f"allocation {config.allocation.method} removes nothing but neurons, and there are "
+            "none that could go: `svdllm architectures --model` says of which kinds there are; use "
+            "--allocation loss-aware"
+        )
+    if row.nats:
         least = least_parameters(config, matrices)
         if least > (budget := whole(keep * size)):
             what = "rank 1" if multiple == 1 else f"the lowest rank (--rank-multiple {multiple})"
+            if not row.ranks:
+                what = "the fewest neurons"
             raise _refusal(
                 ratio,
                 f"{what} in all {len(matrices)} matrices takes {least:,} parameters, more than the "
@@ -81,7 +99,14 @@ def _lowest(config: RunConfig, matrix: MatrixSpec) -> int:
 
 
 def _least(config: RunConfig, matrix: MatrixSpec) -> int:
-    """Parameters of a matrix at its lowest rank, or dense if that is smaller or the only choice."""
+    """Parameters of a matrix at its lowest rank, or with its fewest neurons if nothing else may go,
+    or dense if that is smaller or the only choice.
+    """
+    if not ALLOCATIONS[config.allocation.method].ranks:
+        if not matrix.neurons:
+            return matrix.size
+        fewest = neuron_grid(config.allocation.rank_multiple or 1, matrix.neuron_count)
+        return matrix.stored_parameters(matrix.pruned, fewest)
     if matrix.small == 1:
         return matrix.size
     rank, shape = _lowest(config, matrix), (matrix.out_features, matrix.in_features)

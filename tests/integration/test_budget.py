@@ -149,7 +149,7 @@ def test_a_tied_head_that_is_stored_counts_once(
     save_file(tensors, weights, {"format": "pt"})
     limit = once * 9 // 10
     budget = {"parameters": limit}
-    ranks = AllocationConfig(neurons=False)  # whose steps are finer
+    ranks = AllocationConfig(method="loss-aware-ranks")  # whose steps are finer
     asked = ask(base, text, tmp_path / "o", ratio=(), budget=budget, allocation=ranks)
     [output] = compress(asked).outputs
     assert output.compression.parameters_before == once

@@ -245,7 +245,22 @@ def test_what_is_not_targeted_is_the_base_bit_for_bit(flow: Flow) -> None:
         assert all(torch.equal(stored[name], base[name]) for name in kept)
 
 
-@pytest.mark.parametrize("method", [name for name in get_args(Method) if name != "two-sided"])
+def test_neurons_alone_leave_every_other_matrix_dense(
+    local_ray: None, text: Path, tmp_path: Path
+) -> None:
+    base = tiny_model(tmp_path / "base")
+    config = ask(base, text, tmp_path / "output", ratio=0.3, method="neurons")
+    (output,) = compress(config).outputs
+    assert all(check.passed for check in output.checks)
+    done = read_compression(output)
+    assert done.targeted_after <= 0.7 * done.targeted_before
+    cut = [row for row in done.matrices if row.encoding != "dense"]
+    assert {row.encoding for row in cut} == {"pruned-rows", "pruned-columns"}
+    assert all(".mlp." in row.name for row in cut)
+    assert done.fallbacks == ()
+
+
+@pytest.mark.parametrize("method", [*get_args(Method)][2:])
 def test_the_papers_methods(method: Method, local_ray: None, text: Path, tmp_path: Path) -> None:
     base = tiny_model(tmp_path / "base", hidden_size=48, intermediate_size=96)
     config = ask(base, text, tmp_path / "output", ratio=0.4, method=method)

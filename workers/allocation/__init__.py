@@ -1,6 +1,7 @@
 """How ranks are shared out among matrices: one file per method, `Ranks` from all of them."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from schemas.model.spec import Factors
 from schemas.request.groups import AllocationConfig
@@ -14,6 +15,8 @@ __all__ = ["MatrixLoss", "NeuronsLoss", "Ranks", "allocate"]
 
 _METHODS: dict[Allocation, Callable[..., Ranks]] = {
     "loss-aware": loss_aware,
+    "loss-aware-ranks": loss_aware,
+    "loss-aware-neurons": partial(loss_aware, ranks=False),
     "svd-llm-v2": svd_llm_v2,
     "uniform": uniform,
 }
@@ -26,9 +29,9 @@ def allocate(
     factors: Factors,
     neurons: Sequence[NeuronsLoss] = (),
 ) -> Ranks:
-    """Return the ranks of all matrices by the requested method, which may remove `neurons` instead
-    if it compares nats. Raises as that method does.
+    """Return the ranks of all matrices by the requested method, which may remove `neurons` instead.
+    Raises as that method does.
     """
     row = ALLOCATIONS[asked.method]
-    more = ((neurons,) if row.nats else ()) + ((asked.max_ratio,) if row.bounded else ())
+    more = ((neurons,) if row.neurons else ()) + ((asked.max_ratio,) if row.bounded else ())
     return _METHODS[asked.method](losses, ratio, factors, *more)

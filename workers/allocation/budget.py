@@ -6,11 +6,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from schemas.model.spec import Factors, MatrixSpec, Neurons, rank_grid, whole
+from schemas.model.spec import Factors, MatrixSpec, Neurons, neuron_grid, rank_grid, whole
 from workers.allocation.search import last
-
-TOGETHER = 32
-"""Neurons that go or stay together, if there are many of them."""
 
 
 class MatrixLoss(NamedTuple):
@@ -57,10 +54,8 @@ class NeuronsLoss(NamedTuple):
 
     @property
     def grid(self) -> int:
-        """What numbers of kept neurons are multiples of: of 32 at least, which other layers of
-        software (tensor parallelism, scales of fewer bits) like, if there are many of them.
-        """
-        return rank_grid(max(self.multiple, TOGETHER), self.neurons.count)
+        """What numbers of kept neurons are multiples of."""
+        return neuron_grid(self.multiple, self.neurons.count)
 
 
 class Ranks(NamedTuple):

@@ -18,22 +18,23 @@ def loss_aware(
     ratio: float,
     factors: Factors,
     neurons: Sequence[NeuronsLoss] = (),
+    ranks: bool = True,
 ) -> Ranks:
     """Minimise sum of nats(k_i) subject to sum of parameters(k_i) <= (1 - ratio) sum of m n.
 
     For a multiplier, each matrix takes its best choice among every rank on its grid and dense (the
     pivoted cost is concave in k, so marginal gains mislead), and matrices that share `neurons` take
     the better of their own choices and of fewer neurons; the multiplier is bisected; the rest of
-    the budget is spent on the best steps that fit. Never over the budget. Raises ConfigError if the
-    lowest rank everywhere is over it.
+    the budget is spent on the best steps that fit. Without `ranks` a matrix is dense, or loses
+    neurons. Never over the budget. Raises ConfigError if the least of everything is over it.
     """
-    blocks = _blocks([_of_matrix(loss, factors) for loss in losses], neurons)
+    blocks = _blocks([_of_matrix(loss, factors, ranks) for loss in losses], neurons)
     budget = whole((1 - ratio) * sum(loss.matrix.size for loss in losses))
     least = sum(menu.least for block in blocks for menu in block.smallest)
     if least > budget:
         raise ConfigError(
-            f"ratio {ratio}: the lowest rank in all {len(losses)} matrices takes {least:,} "
-            f"parameters, more than the {budget:,} that may stay; lower the ratio"
+            f"ratio {ratio}: the least of all {len(losses)} matrices takes {least:,} parameters, "
+            f"more than the {budget:,} that may stay; lower the ratio"
         )
     menus, picks = _bisect(blocks, budget)
     _spend(menus, picks, budget - _cost(menus, picks))
@@ -86,19 +87,19 @@ class _Block(NamedTuple):
         return [(menu, pick) for menu, pick, _ in cheapest]
 
 
-def _of_matrix(loss: MatrixLoss, factors: Factors) -> _Menu:
+def _of_matrix(loss: MatrixLoss, factors: Factors, ranks: bool) -> _Menu:
     matrix = loss.matrix
     if loss.nats is None:
         raise ConfigError(f"{matrix.name}: loss-aware allocation needs gradients")
-    on_grid = range(loss.grid, loss.ranks + 1, loss.grid)
+    on_grid = range(loss.grid, loss.ranks + 1, loss.grid) if ranks else ()
     priced = {k: matrix.stored_parameters(factors, k) for k in on_grid}
-    ranks = [k for k, price in priced.items() if price < matrix.size]
+    worth = [k for k, price in priced.items() if price < matrix.size]
     tail = loss.nats * loss.tail()
     return _Menu(
         (matrix.name,),
-        [*ranks, None],
-        torch.tensor([*(priced[k] for k in ranks), matrix.size]),
-        torch.cat([tail[ranks], tail.new_zeros(1)]),
+        [*worth, None],
+        torch.tensor([*(priced[k] for k in worth), matrix.size]),
+        torch.cat([tail[worth], tail.new_zeros(1)]),
     )
 
 

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from schemas.errors import ConfigError
 from schemas.model.spec import Neurons
 from tests.spectra import budget_of, exponential, loss_of, matrix, power
 from workers.allocation import MatrixLoss, NeuronsLoss
@@ -111,6 +112,28 @@ def test_what_is_cheaper_is_taken_in_each_mlp() -> None:
     assert measured(losses, neurons, 0.4)[2] == 1
     assert measured(losses, problem([1e-6, 1e-6])[1], 0.4)[2] == 2
     assert measured(losses, problem([100.0, 100.0])[1], 0.4)[2] == 0
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5])
+def test_without_ranks_mlps_are_narrower_and_all_else_is_dense(ratio: float) -> None:
+    losses, neurons = problem([1e-3, 10.0])
+    other = loss_of(matrix(2, 20, 20), exponential(20, 1.2))
+    found = loss_aware([*losses, other], ratio, "pivoted", neurons, ranks=False)
+    cut = {name for name, rank in found.ranks.items() if rank is not None}
+    assert cut == found.pruned
+    assert other.matrix.name not in cut
+    assert cut >= {one.name for one in neurons[0].neurons.matrices}
+    budget = budget_of([*losses, other], ratio)
+    step = neurons[0].neurons.parameters(MULTIPLE)
+    assert budget - step < found.parameters([*losses, other], "pivoted") <= budget
+
+
+def test_what_neurons_cannot_give_is_refused() -> None:
+    losses, neurons = problem([1e-3, 1e-3])
+    other = loss_of(matrix(2, 60, 60), exponential(60, 1.2))
+    assert loss_aware([*losses, other], 0.5, "pivoted", neurons).ranks[other.matrix.name]
+    with pytest.raises(ConfigError, match="the least of all 7 matrices takes 3,672 parameters"):
+        loss_aware([*losses, other], 0.5, "pivoted", neurons, ranks=False)
 
 
 def test_nothing_is_removed_at_ratio_0() -> None:

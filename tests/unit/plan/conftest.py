@@ -38,7 +38,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     return Base(folder, inspect(folder))
 
 
-RANKS = {"settings": ["allocation.neurons=false"]}
+RANKS = {"allocation": "loss-aware-ranks"}
 """Flags of a run that cuts ranks alone."""
 
 

@@ -108,7 +108,7 @@ def test_a_moment_is_no_larger_than_the_method_needs(
     """The smaller side of W, but the papers' methods are defined on the whole X^T X. (A diagonal is
     of the input.)
     """
-    config = base.config(method=method, allocation={"neurons": False})
+    config = base.config(method=method, allocation={"method": "loss-aware-ranks"})
     chosen = select(config, base.spec).matrices
     matrices = {m.path.rpartition(".")[2].removesuffix("_proj"): m for m in chosen}
     found = {

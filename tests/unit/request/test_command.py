@@ -22,7 +22,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "an increase": {"ratio": None, "budget": {"perplexity": 0.05, "tolerance": 0.01}},
     "a divergence": {"ratio": None, "budget": {"kl": 0.1, "trials": 3}},
     "a method": {"method": "svd-llm"},
-    "no removal of neurons": {"allocation": {"neurons": False}},
+    "no removal of neurons": {"allocation": {"method": "loss-aware-ranks"}},
     "neurons that fire more": {"numerics": {"neuron_floor": 0.1}},
     "a method but for one part": {"method": "svd-llm", "factors": "pivoted"},
     "parts": {"truncation": "input-only", "allocation": {"method": "uniform"}, "factors": "plain"},

@@ -171,20 +171,35 @@ def test_a_ratio_that_is_none_is_refused_with_what_one_is(ratio: object) -> None
         assert "the fraction that is removed, from 0 to below 1, as 0.2 or 0.2,0.4" in line
 
 
-@pytest.mark.parametrize("method", ["two-sided", "svd-llm-v2", "svd-llm"])
+@pytest.mark.parametrize(
+    ("method", "least", "low"),
+    [
+        ("two-sided", "rank 1", 0.8),
+        ("svd-llm-v2", "rank 1", 0.8),
+        ("svd-llm", "rank 1", 0.8),
+        ("neurons", "the fewest neurons", 0.5),
+    ],
+)
 def test_the_highest_ratio_that_is_named_is_the_highest(
-    method: str, request_for: Any, model: Path
+    method: str, least: str, low: float, request_for: Any, model: Path
 ) -> None:
     spec = inspect(model)
     config = request_for(method=method, ratio=0.999)
     message = refusal(config, ConfigError)
     assert message.startswith("ratio 0.999: ")
-    assert "rank 1" in message
+    assert least in message
     highest = float(message.removesuffix(" is the most here").rpartition(" ")[2])
-    assert 0.8 < highest < 0.999
+    assert low < highest < 0.999
     require_ranks(request_for(method=method, ratio=highest), spec)
     with pytest.raises(ConfigError):
         require_ranks(request_for(method=method, ratio=highest + 1e-3), spec)
+
+
+def test_neurons_alone_are_refused_if_none_could_go(request_for: Any) -> None:
+    attention = {"only": "self_attn.*"}
+    message = refusal(request_for(method="neurons", targets=attention), ConfigError)
+    assert "removes nothing but neurons, and there are none that could go" in message
+    check(request_for(method="neurons", targets=attention, ratio=0.0))
 
 
 def test_a_matrix_that_would_lose_its_rank_is_named(request_for: Any, model: Path) -> None:

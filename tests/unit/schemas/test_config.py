@@ -156,6 +156,19 @@ def test_v2_allocation_of_fisher_losses_is_refused_with_a_remedy() -> None:
     assert "--allocation loss-aware" in message
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_neurons_go_if_losses_are_in_nats_and_that_is_asked_for(method: str) -> None:
+    assert config(method=method).prunes is (method in ("two-sided", "neurons"))
+    ranks = {"method": "loss-aware-ranks"}
+    assert method != "two-sided" or not config(method=method, allocation=ranks).prunes
+
+
+def test_nothing_but_neurons_needs_a_truncation_that_knows_their_loss() -> None:
+    message = refusal(method="neurons", truncation="input-only")
+    assert "allocation loss-aware-neurons removes nothing but neurons" in message
+    assert "--truncation fisher" in message
+
+
 @pytest.mark.parametrize(
     ("fields", "key"),
     [
@@ -203,9 +216,8 @@ def test_values_out_of_range_are_refused_with_field_and_value(
 
 @pytest.mark.parametrize("method", ["svdllm", "", ["svd-llm"], {"name": "svd-llm"}, 3])
 def test_an_unknown_method_is_refused_with_the_known_ones(method: object) -> None:
-    assert "'two-sided', 'svd-llm-v2', 'svd-llm', 'asvd', 'fwsvd' or 'svd'" in refusal(
-        method=method
-    )
+    known = "'two-sided', 'neurons', 'svd-llm-v2', 'svd-llm', 'asvd', 'fwsvd' or 'svd'"
+    assert known in refusal(method=method)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.5])
