@@ -46,8 +46,9 @@ class ComparisonConfig(Request):
         description="Most bytes of all weight files, as 12GB, instead of --ratios: which is best, "
         "fewer ranks by one method, fewer bits, or both",
     )
-    methods: Annotated[Words, Flag(unset="all; for a size two-sided")] = Field(
-        tuple(METHODS), description="Methods to compare, separated by commas"
+    methods: Annotated[Words, Flag(unset="all but neurons; for a size two-sided")] = Field(
+        tuple(name for name in METHODS if name != "neurons"),  # which not every model has
+        description="Methods to compare, separated by commas",
     )
     schemes: Annotated[Words, Flag(unset="none")] = Field(
         (), description="Also the base itself at fewer bits, by GPTQ below 8: W8A16,W4A16"
