@@ -29,7 +29,7 @@ def memory(costs: Costs, workers: int, offload: bool) -> RecoveryMemory:
     stepped = 1.0 if config.enabled else 1 / spec.layers  # refinement trains one layer at a time
     each = (_HELD_BYTES + stepped * _STEPPED_BYTES) / workers
     trained = max(costs.trained(ratio) for ratio in costs.config.ratio) * each
-    factors = max(map(costs.stays, costs.config.ratio)) if config.rank_of_updates else 0
+    stay = max(map(costs.stays, costs.config.ratio)) if config.rank_of_updates else costs.dense
     layers = sum(layer.parameters for layer in costs.layers)
     gathered = max(layer.parameters for layer in costs.layers) * (3 * costs.item + 4)
     refined = costs.config.refinement.enabled
@@ -37,7 +37,7 @@ def memory(costs: Costs, workers: int, offload: bool) -> RecoveryMemory:
     shares = (costs.refined_windows, config.held_out)
     windows = refined * sum(math.ceil(share / workers) for share in shares)
     states = 2 * windows * config.sequence_length * spec.hidden_size
-    frozen = (layers - spec.targeted + factors) * costs.item / workers
+    frozen = (layers - spec.targeted + stay) * costs.item / workers
     read = sum(math.prod(tensor.shape) for tensor in spec.held(range(spec.layers)))
     outside = (1 + max(refined, config.norms)) * (read - layers)
     tokens = config.micro_batch * config.sequence_length

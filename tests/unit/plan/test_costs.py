@@ -1,13 +1,15 @@
 """What a plan says of time: the operations and bytes of its stages, and what is assumed."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipeline.plan.footprint import Costs
 from pipeline.plan.planner import make_plan
 from schemas.request.config import RunConfig
 from schemas.run.plan import ClusterSpec
-from tests.unit.plan.conftest import RANKS, SHAPES, planned
+from tests.unit.plan.conftest import RANKS, SHAPES, Base, planned
 from workers.model.inspection import read_spec
 
 
@@ -179,3 +181,14 @@ def test_the_names_of_torch_find_their_row() -> None:
         dtype="bfloat16",
     )
     assert make_plan(config, spec, cluster).seconds == planned("llama-3-8b").seconds
+
+
+def test_what_neurons_alone_leave_dense_is_not_trained(base: Base) -> None:
+    asked: dict[str, Any] = {"recovery": {"enabled": True}}
+    both, alone = (
+        Costs(base.config(method=method, **asked), base.spec, "float32")
+        for method in ("two-sided", "neurons")
+    )
+    assert both.trained(0.2) == both.stays(0.2) == alone.stays(0.2)
+    attention = sum(matrix.size for matrix in base.spec.matrices if "attn" in matrix.name)
+    assert alone.trained(0.2) == alone.stays(0.2) - attention
