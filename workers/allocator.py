@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from schemas.errors import RunError
+from schemas.errors import ConfigError, RunError
 from schemas.model.spec import MatrixSpec, Neurons, whole
 from schemas.request.config import RunConfig
 from schemas.run.ranks import AllocationResult
@@ -86,15 +86,19 @@ class RankAllocator:
         sizes = dense + rest
         budget = whole((1 - ratio) * sizes)
         share = ratio if not dense else 1 - (budget - dense) / max(rest, 1)
-        if share >= 1:
-            raise RunError(
-                f"ratio {ratio}: what could not be cut ({len(kept)} matrices) has "
-                f"{dense:,} parameters, and {budget:,} may stay; lower the ratio, or start the "
-                "same command again once they can be cut"
-            )
         config = self._config
         neurons = [loss for loss in self._neurons if loss.neurons.within(names)]
-        found = allocate(config.allocation, losses, share, config.factors, neurons)
+        too_much = RunError(
+            f"ratio {ratio}: what could not be cut ({len(kept)} matrices) has "
+            f"{dense:,} parameters, and {budget:,} may stay; lower the ratio, or start the "
+            "same command again once they can be cut"
+        )
+        if share >= 1:
+            raise too_much
+        try:
+            found = allocate(config.allocation, losses, share, config.factors, neurons)
+        except ConfigError as error:
+            raise (too_much if kept else error) from error
         parameters = dense + found.parameters(losses, config.factors)
         over = (f"the ranks take {parameters - budget:,} parameters more than the budget",)
         return AllocationResult(

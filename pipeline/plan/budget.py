@@ -49,7 +49,7 @@ def supposed(config: RunConfig, spec: ModelSpec) -> RunConfig:
         )
     if whole - limit > removable * each:
         raise BudgetError(
-            f"{budget.option}: the base has {whole:,} {unit}, and the lowest ranks leave "
+            f"{budget.option}: the base has {whole:,} {unit}, and the most that can go leaves "
             f"{whole - math.floor(removable * each):,}; ask for more"
         )
     ratio = max(0.0, ((whole - limit) / each - removed) / size)

@@ -67,7 +67,7 @@ def _by_size(run: Run) -> tuple[float, BudgetResult]:
         return total_bytes(run.spec, run.config.factors, ranks, budget.scheme)
 
     highest = highest_step(run.config, run.spec, _FINE)
-    step = last(lambda at: size(at) > limit, 0, highest + 1) + 1
+    step = 0 if size(0) <= limit else last(lambda at: size(at) > limit, 0, highest + 1) + 1
     if step > highest:
         raise BudgetError(
             f"{budget.option}: at ratio {highest * _FINE:g}, the highest here, it is still "
@@ -102,7 +102,8 @@ def _by_trials(run: Run, try_at: Try) -> tuple[float, BudgetResult]:
         )
         return trial.measured
 
-    most = highest_step(run.config, run.spec, step)
+    if not (most := highest_step(run.config, run.spec, step)):
+        raise BudgetError(f"{budget.option}: nothing can be removed but by --ratio-by")
     found = search(predict, measure, limit, most, budget.trials)
     if not found.best:
         raise _nothing(run, found)

@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from schemas.base import Schema
 from schemas.errors import ConfigError
@@ -35,8 +35,11 @@ def require_ranks(config: RunConfig, spec: ModelSpec) -> None:
     """Raises ConfigError if a ratio is so high that the rank of some matrix would be zero.
 
     If their losses are in nats the matrices of one ratio share a budget; else each has its own.
-    Before `with_rank_multiple` it asks for any rank, then for one on the grid.
+    Before `with_rank_multiple` it asks for any rank, then for one on the grid. Raises ConfigError,
+    too, if neurons alone are to go and there are none.
     """
+    if config.budget.asked:
+        _require_neurons(config, spec.matrices)
     for asked in config.ratio or (0.0,):  # a budget finds it, but not those of `ratio_by`
         for ratio, matrices in budgets(config, spec.matrices, asked):
             _require_ranks(config, ratio, matrices)
@@ -46,22 +49,18 @@ def _require_ranks(config: RunConfig, ratio: float, matrices: list[MatrixSpec]) 
     keep, size = 1 - ratio, sum(matrix.size for matrix in matrices)
     multiple = config.allocation.rank_multiple or 1
     row = ALLOCATIONS[config.allocation.method]
-    if ratio and not (row.ranks or any(matrix.neurons for matrix in matrices)):
-        raise ConfigError(
-            f"allocation {config.allocation.method} removes nothing but neurons, and there are "
-            "none that could go: `svdllm architectures --model` says of which kinds there are; use "
-            "--allocation loss-aware"
-        )
+    if ratio:
+        _require_neurons(config, matrices)
     if row.nats:
         least = least_parameters(config, matrices)
         if least > (budget := whole(keep * size)):
             what = "rank 1" if multiple == 1 else f"the lowest rank (--rank-multiple {multiple})"
+            what += f" in all {len(matrices)} matrices takes"
             if not row.ranks:
-                what = "the fewest neurons"
+                what = "the fewest neurons of every MLP, and all else dense, take"
             raise _refusal(
                 ratio,
-                f"{what} in all {len(matrices)} matrices takes {least:,} parameters, more than the "
-                f"{budget:,} that may stay",
+                f"{what} {least:,} parameters, more than the {budget:,} that may stay",
                 1 - least / size,
             )
         return
@@ -76,8 +75,19 @@ def _require_ranks(config: RunConfig, ratio: float, matrices: list[MatrixSpec]) 
             )
 
 
+def _require_neurons(config: RunConfig, matrices: Sequence[MatrixSpec]) -> None:
+    method = config.allocation.method
+    if not (ALLOCATIONS[method].ranks or any(matrix.neurons for matrix in matrices)):
+        raise ConfigError(
+            f"allocation {method} removes nothing but neurons, and none can go from "
+            f"{matrices[0].name} and the {len(matrices) - 1} matrices beside it: an MLP has to be "
+            "element by element, all its matrices targeted at one ratio, and its neurons few "
+            "enough for the device to order; use --allocation loss-aware"
+        )
+
+
 def least_parameters(config: RunConfig, matrices: Iterable[MatrixSpec]) -> int:
-    """Return the parameters of matrices at their lowest ranks."""
+    """Return the parameters of matrices at their lowest ranks, or with their fewest neurons."""
     return sum(_least(config, matrix) for matrix in matrices)
 
 

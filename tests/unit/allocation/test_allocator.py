@@ -137,8 +137,13 @@ def test_what_must_stay_dense_counts_in_the_budget(tmp_path: Path, method: Metho
     assert found.parameters - 1600 < alone.parameters
 
 
-def test_a_budget_that_what_must_stay_dense_takes_alone_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("ratio", "left"), [(0.6, 80), (0.45, 110)])
+def test_a_budget_that_what_must_stay_dense_leaves_too_little_of_is_refused(
+    tmp_path: Path, ratio: float, left: int
+) -> None:
+    """It takes more than all of it, or leaves 10 of which the lowest rank takes 19."""
     made = allocator(tmp_path, "two-sided", [spectrum(10)] * 2, 0.5)
     made.gather([matrix(0, 10, 10), matrix(1, 10, 10)], IDENTITY, {"layers.1.mlp.up_proj"})
-    with pytest.raises(RunError, match=r"ratio 0\.6: what could not.*100 parameters, and 80 may"):
-        made.allocate(0.6)
+    message = rf"ratio {ratio}: what could not.*100 parameters, and {left} may"
+    with pytest.raises(RunError, match=message):
+        made.allocate(ratio)

@@ -18,6 +18,7 @@ from pipeline.request.preflight import check, look
 from schemas.errors import ConfigError, StorageError, TextError
 from schemas.request.config import RunConfig
 from schemas.run.ranks import require_ranks
+from schemas.run.targets import select
 from tests.unit.project.test_layout import ROOT
 from tests.unit.request.conftest import refusal
 from workers.model.inspection import inspect
@@ -195,11 +196,14 @@ def test_the_highest_ratio_that_is_named_is_the_highest(
         require_ranks(request_for(method=method, ratio=highest + 1e-3), spec)
 
 
-def test_neurons_alone_are_refused_if_none_could_go(request_for: Any) -> None:
+def test_neurons_alone_are_refused_if_none_could_go(request_for: Any, model: Path) -> None:
     attention = {"only": "self_attn.*"}
     message = refusal(request_for(method="neurons", targets=attention), ConfigError)
-    assert "removes nothing but neurons, and there are none that could go" in message
+    assert "removes nothing but neurons, and none can go from layers.0.self_attn.q_proj" in message
     check(request_for(method="neurons", targets=attention, ratio=0.0))
+    by_kl = request_for(method="neurons", targets=attention, ratio=(), budget={"kl": 0.1})
+    with pytest.raises(ConfigError, match="none can go"):
+        require_ranks(by_kl, select(by_kl, inspect(model)))
 
 
 def test_a_matrix_that_would_lose_its_rank_is_named(request_for: Any, model: Path) -> None:
