@@ -11,7 +11,7 @@ _SHARE = 0.5  # of the memory of a device, which holds layers and moments, too
 def without_wide(spec: ModelSpec, cluster: ClusterSpec) -> ModelSpec:
     """Return a model of which only those neurons may be removed that a device can order.
 
-    A host would take hours for more of them, so they stay; ranks of their matrices are cut.
+    A host would take hours for more of them, so they stay.
     """
     room = _SHARE * usable(cluster)
     wide = [neurons for neurons in spec.neurons if order_bytes(neurons.count) > room]

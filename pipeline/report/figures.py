@@ -187,7 +187,7 @@ def _kept_energy(matrix: MatrixResult) -> float | None:
 
 def _cuts(matrices: Matrices, kind: str) -> str:
     cut = sorted(m.cut_at for _, m in matrices.of(kind) if m.cut_at is not None)
-    return f"Cut between rank {cut[0]} and {cut[-1]}." if cut else "None of them was cut."
+    return f"Cut between rank {cut[0]} and {cut[-1]}." if cut else "None of them was cut by rank."
 
 
 def _spectra_table(matrices: Matrices) -> Table:

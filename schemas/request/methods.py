@@ -51,10 +51,10 @@ class TruncationRow(NamedTuple):
 class AllocationRow(NamedTuple):
     """What an allocation compares; its mathematics is a file of `workers/allocation`.
 
-    `nats` tells whether it needs the loss of every matrix in nats, `layer_outputs` whether in units
-    of layer outputs, `bounded` whether `allocation.max_ratio` bounds what it removes of a matrix.
-    `ranks` tells whether it lowers ranks, `neurons` whether it removes neurons of an MLP; then all
-    matrices share one budget.
+    `nats` tells whether it needs the loss of every matrix in nats, which then share one budget,
+    `layer_outputs` whether in units of layer outputs, `bounded` whether `allocation.max_ratio`
+    bounds what it removes of a matrix, `ranks` whether it lowers ranks, `neurons` whether it
+    removes neurons of an MLP.
     """
 
     nats: bool = False

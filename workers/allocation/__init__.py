@@ -1,4 +1,4 @@
-"""How ranks are shared out among matrices: one file per method, `Ranks` from all of them."""
+"""How ranks are shared out among matrices: `Ranks` from every method."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
