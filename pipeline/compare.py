@@ -144,7 +144,7 @@ def _at_ratios(request: ComparisonConfig, progress: Progress | None) -> _Work:
 def _within(request: ComparisonConfig, progress: Progress | None) -> _Work:
     """Within a size: the weights as stored, cut; in each scheme the base, cut if it has to be."""
     method, run = next(iter(request.runs.items()))
-    base, size = look(run.model_copy(update={"ratio": (0.0,)})), request.target_size or 0
+    base, size = look(run), request.target_size or 0
     work = _Work(base, {}, {}, [])
     for scheme in (None, *request.in_schemes):
         if scheme and base_bytes(base.spec, scheme) <= size:

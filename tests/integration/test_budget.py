@@ -160,7 +160,7 @@ def test_a_tied_head_that_is_stored_counts_once(
     ("budget", "message"),
     [
         ({"size": "1GB"}, "keeps it as it is; ask for less"),
-        ({"parameters": "1k"}, "the lowest ranks leave"),
+        ({"parameters": "1k"}, "the most that can go leaves"),
     ],
 )
 def test_a_size_that_cannot_be_is_refused_before_any_work(

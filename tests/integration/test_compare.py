@@ -278,7 +278,7 @@ def test_the_best_within_a_size(request_: ComparisonConfig, report: ComparisonRe
     assert told.budget.reached == sum(
         path.stat().st_size for path in Path(found.rows[1].place).glob("*.safetensors")
     )
-    with pytest.raises(BudgetError, match=r"two-sided in W4A16: .* the lowest ranks leave"):
+    with pytest.raises(BudgetError, match=r"two-sided in W4A16: .* the most that can go leaves"):
         compare(ComparisonConfig.model_validate(shared | asked | {"target_size": 95_000}))
 
 

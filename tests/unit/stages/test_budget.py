@@ -181,7 +181,7 @@ def test_what_has_a_ratio_of_its_own_is_no_part_of_the_search(start: Callable[..
     rest = spec.targeted - own
     assert ratio(0.5 * own + 0.2 * rest, mlp=0.5) == pytest.approx(0.2, abs=1e-3)
     assert ratio(0.3 * own, mlp=0.5) == 0  # removes more than has to be
-    with pytest.raises(ConfigError, match="the lowest ranks leave"):
+    with pytest.raises(ConfigError, match="the most that can go leaves"):
         ratio(0.2 * own + rest, mlp=0.2)
     with pytest.raises(ConfigError, match="none is left to find"):
         ratio(0.2 * own, mlp=0.2, self_attn=0.2)
