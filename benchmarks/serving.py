@@ -30,7 +30,8 @@ from pipeline.cli.demo_inputs import fetch_model
 from pipeline.report.plots import Point, Series, curves
 from pipeline.stages.assemble import write_around
 from runtime.configuration_lowrank import Matrix, tensor_shapes
-from schemas.model.spec import Factors, MatrixSpec, neuron_grid
+from schemas.model.grid import neuron_grid
+from schemas.model.spec import Factors, MatrixSpec
 from schemas.request.bench import BenchConfig
 from schemas.result.bench import BenchedModel, BenchReport, over
 from schemas.result.output import OutputFile

@@ -181,27 +181,6 @@ class Neurons(Schema):
         return sum(matrix.stored_parameters(matrix.pruned, kept) for matrix in self.matrices)
 
 
-_CHOICES = 8
-TOGETHER = 32
-"""Neurons that go or stay together, if there are many of them."""
-
-
-def rank_grid(multiple: int, ranks: int) -> int:
-    """Return what the ranks of a matrix that has `ranks` of them below full rank are multiples of:
-    `multiple`, or half of it again and again until there are 8 choices; 1 in the end.
-    """
-    while multiple > 1 and ranks // multiple < _CHOICES:
-        multiple = 1 if multiple % 2 else multiple // 2
-    return multiple
-
-
-def neuron_grid(multiple: int, neurons: int) -> int:
-    """Return what numbers of kept neurons are multiples of: of 32 at least, which other layers of
-    software (tensor parallelism, scales of fewer bits) like, if there are many of them.
-    """
-    return rank_grid(max(multiple, TOGETHER), neurons)
-
-
 def whole(parameters: float) -> int:
     """Truncate a number of parameters despite rounding: (1 - 0.8) * 10 gives 2, not 1.9999999."""
     return int(parameters * (1 + 1e-12))

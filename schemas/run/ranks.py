@@ -6,15 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from schemas.base import Schema
 from schemas.errors import ConfigError
-from schemas.model.spec import (
-    Factors,
-    MatrixSpec,
-    ModelSpec,
-    factor_parameters,
-    neuron_grid,
-    rank_grid,
-    whole,
-)
+from schemas.model.grid import neuron_grid, rank_grid
+from schemas.model.spec import Factors, MatrixSpec, ModelSpec, factor_parameters, whole
 from schemas.request.config import RunConfig
 from schemas.request.methods import ALLOCATIONS
 from schemas.run.targets import budgets

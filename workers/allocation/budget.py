@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from schemas.model.spec import Factors, MatrixSpec, Neurons, neuron_grid, rank_grid, whole
+from schemas.model.grid import neuron_grid, rank_grid
+from schemas.model.spec import Factors, MatrixSpec, Neurons, whole
 from workers.allocation.search import last
 
 

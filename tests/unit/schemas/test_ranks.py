@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from schemas.model.spec import rank_grid
+from schemas.model.grid import rank_grid
 from schemas.request.config import RunConfig
 from schemas.run.ranks import with_rank_multiple
 
