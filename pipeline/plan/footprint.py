@@ -13,7 +13,7 @@ from schemas.model.dtypes import ITEM_BYTES, STORED
 from schemas.model.spec import MatrixSpec, ModelSpec, whole
 from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
-from schemas.request.methods import ALLOCATIONS, TRUNCATIONS
+from schemas.request.methods import TRUNCATIONS
 from schemas.run.moments import Pass, taps, taps_of
 from schemas.run.plan import SAVED_BYTES, DiskUse, LayerRange, WorkerMemory
 from schemas.run.targets import budgets
@@ -179,7 +179,7 @@ class Costs:
     @property
     def dense(self) -> int:
         """Parameters of targeted matrices that stay dense at any ratio."""
-        if ALLOCATIONS[self.config.allocation.method].ranks:
+        if self.config.lowers_ranks:
             return 0
         return sum(matrix.size for matrix in self.spec.matrices if not matrix.neurons)
 

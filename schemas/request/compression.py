@@ -154,7 +154,7 @@ class CompressionConfig(Request):
                 "--allocation uniform"
             )
         weighed = TRUNCATIONS[self.truncation].weighed
-        if not (weighed or ALLOCATIONS[self.allocation.method].ranks):
+        if not (weighed or self.lowers_ranks):
             raise ValueError(
                 f"allocation {self.allocation.method} removes nothing but neurons, of which "
                 f"truncation {self.truncation} knows no loss; use --truncation fisher"
@@ -190,6 +190,11 @@ class CompressionConfig(Request):
         if self.recovery.enabled:
             return self.recovery.tokens or MOST_TOKENS
         return self.refinement.windows * self.recovery.sequence_length if self.trains else 0
+
+    @property
+    def lowers_ranks(self) -> bool:
+        """Whether ranks may be lowered; if not, nothing goes but neurons."""
+        return ALLOCATIONS[self.allocation.method].ranks
 
     @property
     def prunes(self) -> bool:

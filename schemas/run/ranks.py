@@ -41,15 +41,14 @@ def require_ranks(config: RunConfig, spec: ModelSpec) -> None:
 def _require_ranks(config: RunConfig, ratio: float, matrices: list[MatrixSpec]) -> None:
     keep, size = 1 - ratio, sum(matrix.size for matrix in matrices)
     multiple = config.allocation.rank_multiple or 1
-    row = ALLOCATIONS[config.allocation.method]
     if ratio:
         _require_neurons(config, matrices)
-    if row.nats:
+    if ALLOCATIONS[config.allocation.method].nats:
         least = least_parameters(config, matrices)
         if least > (budget := whole(keep * size)):
             what = "rank 1" if multiple == 1 else f"the lowest rank (--rank-multiple {multiple})"
             what += f" in all {len(matrices)} matrices takes"
-            if not row.ranks:
+            if not config.lowers_ranks:
                 what = "the fewest neurons of every MLP, and all else dense, take"
             raise _refusal(
                 ratio,
@@ -69,12 +68,11 @@ def _require_ranks(config: RunConfig, ratio: float, matrices: list[MatrixSpec]) 
 
 
 def _require_neurons(config: RunConfig, matrices: Sequence[MatrixSpec]) -> None:
-    method = config.allocation.method
-    if not (ALLOCATIONS[method].ranks or any(matrix.neurons for matrix in matrices)):
+    if not (config.lowers_ranks or any(matrix.neurons for matrix in matrices)):
         raise ConfigError(
-            f"allocation {method} removes nothing but neurons, and none can go from "
-            f"{matrices[0].name} and the {len(matrices) - 1} matrices beside it: an MLP has to be "
-            "element by element, all its matrices targeted at one ratio, and its neurons few "
+            f"allocation {config.allocation.method} removes nothing but neurons, and none can go "
+            f"from {matrices[0].name} and the {len(matrices) - 1} matrices beside it: an MLP has "
+            "to be element by element, all its matrices targeted at one ratio, and its neurons few "
             "enough for the device to order; use --allocation loss-aware"
         )
 
@@ -105,7 +103,7 @@ def _least(config: RunConfig, matrix: MatrixSpec) -> int:
     """Parameters of a matrix at its lowest rank, or with its fewest neurons if nothing else may go,
     or dense if that is smaller or the only choice.
     """
-    if not ALLOCATIONS[config.allocation.method].ranks:
+    if not config.lowers_ranks:
         if not matrix.neurons:
             return matrix.size
         fewest = neuron_grid(config.allocation.rank_multiple or 1, matrix.neuron_count)
