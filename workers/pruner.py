@@ -90,13 +90,13 @@ class Pruner:
     def _problem(self, neurons: Neurons, device: torch.device) -> tuple[Firing, NeuronsFacts]:
         numerics = self._with.config.numerics
         own = self._with.problem(neurons.reader, device)
-        weighing = own.weighing()
+        metric = own.weighing().metric
         moment = self._with.moment(neurons_tap(neurons.reader), device).matrix
         if moment is None or own.nats is None:
             raise ValueError(f"{neurons.name}: neurons take a whole moment, and gradients")
         shares = numerics.input_shrinkage, numerics.neuron_floor
-        found = firing(own.weight, firing_more(moment.double(), *shares), weighing)
-        return found, NeuronsFacts(nats=own.nats, shrinkage=weighing.shrinkage, fallbacks=())
+        found = firing(own.weight, firing_more(moment.double(), *shares), metric)
+        return found, NeuronsFacts(nats=own.nats, shrinkage=metric.shrinkage, fallbacks=())
 
 
 def _result(matrix: MatrixSpec, kept: int, **found: Any) -> MatrixResult:

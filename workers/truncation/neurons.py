@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from workers.truncation.two_sided import Weighing, root_of
+from workers.truncation.two_sided import Metric, root_of
 
 _BLOCK = 32  # neurons that are removed before the matrices are changed
 
@@ -95,12 +95,10 @@ class Firing(NamedTuple):
         return float(((self.read @ self.moment) * self.read).sum())
 
 
-def firing(
-    weight: Float[Tensor, "m q"], moment: Float64[Tensor, "q q"], problem: Weighing
-) -> Firing:
+def firing(weight: Float[Tensor, "m q"], moment: Float64[Tensor, "q q"], metric: Metric) -> Firing:
     """Return the problem of the neurons that W (m, q) reads, weighed as W itself is."""
-    root, fallbacks = root_of(problem.metric)
-    read = root.T if problem.on_input else root.T @ weight.double()
+    root, fallbacks = root_of(metric.matrix)
+    read = root.T if metric.on_input else root.T @ weight.double()
     return Firing(read, moment, fallbacks)
 
 

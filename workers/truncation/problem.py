@@ -18,12 +18,13 @@ from workers.truncation.shrinkage import less_correlated
 from workers.truncation.svd_llm import svd_llm
 from workers.truncation.svd_llm_v2 import svd_llm_v2
 from workers.truncation.two_sided import (
+    Metric,
     Root,
     Weighing,
     achieved_loss,
     eigen_root,
+    metric_of,
     two_sided,
-    weigh,
 )
 
 _BASES: dict[Truncation, Callable[[Tensor, Tensor], Basis]] = {
@@ -145,9 +146,11 @@ class Problem(NamedTuple):
 
     def weighing(self) -> Weighing:
         """Return the two-sided objective. Raises as `basis` does."""
+        return Weighing(self._metric(), self._shrunk())
+
+    def _metric(self) -> Metric:
         weighs = self._row.weighed and not self._without_gradient
-        backward = self.backward if weighs else None
-        return weigh(self.weight, self._shrunk(), backward, self.shrinkage)
+        return metric_of(self.weight, self.backward if weighs else None, self.shrinkage)
 
     def _shrunk(self) -> Tensor:
         """Return the forward moment in float64, as the truncation takes it."""

@@ -24,43 +24,46 @@ class Root(NamedTuple):
     fallbacks: tuple[str, ...]
 
 
-class Weighing(NamedTuple):
-    """The objective tr(metric E content E^T), E = I - projection, on one side of W.
-
-    output side (m <= n): metric = G_s, content = W C W^T, both (m, m); W' = projection @ W.
-    input side (m > n): metric = W^T G_s W, content = C, both (n, n); W' = W @ projection.
-    `shrinkage` is the s of G_s; None if no gradient weighs.
+class Metric(NamedTuple):
+    """What weighs an error of W (m, n): G_s (m, m) on its output side, if m <= n, else W^T G_s W
+    (n, n) on its input side. `shrinkage` is the s of G_s; None if no gradient weighs.
     """
 
-    metric: Float64[Tensor, "small small"]
-    content: Float64[Tensor, "small small"]
+    matrix: Float64[Tensor, "small small"]
     on_input: bool
     shrinkage: float | None
 
 
-def weigh(
+class Weighing(NamedTuple):
+    """The objective tr(metric E content E^T), E = I - projection, on one side of W.
+
+    output side: content = W C W^T (m, m); W' = projection @ W.
+    input side: content = C (n, n); W' = W @ projection.
+    """
+
+    metric: Metric
+    content: Float64[Tensor, "small small"]
+
+
+def metric_of(
     weight: Float[Tensor, "m n"],
-    forward: Float[Tensor, "small small"],
     backward: Moment | None,
     shrinkage: float | None,
-) -> Weighing:
-    """The two-sided objective of W (m, n), in float64.
+) -> Metric:
+    """Return the metric of W (m, n), in float64.
 
-    `forward` is E[y y^T] (m, m) if m <= n, else E[x x^T] (n, n). `backward` is the moment of
-    g (m,), or of W^T g (n,) with the trace of g's; None stands for G_s = I. A `shrinkage` of None
-    is chosen from the data (Ledoit and Wolf).
+    `backward` is the moment of g (m,), or of W^T g (n,) with the trace of g's; None stands for
+    G_s = I. A `shrinkage` of None is chosen from the data (Ledoit and Wolf).
     """
-    forward = forward.double()
     out_features, in_features = weight.shape
     on_input = out_features > in_features
-    identity = _gram(weight) if on_input else torch.eye(out_features).to(forward)
+    identity = _gram(weight) if on_input else torch.eye(out_features).to(weight).double()
     if backward is None or backward.matrix is None:
-        return Weighing(identity, forward, on_input, None)
+        return Metric(identity, on_input, None)
     target = backward.trace / out_features * identity
     if shrinkage is None:
         shrinkage = ledoit_wolf(backward, target)
-    metric = torch.lerp(backward.matrix.double(), target, shrinkage)
-    return Weighing(metric, forward, on_input, shrinkage)
+    return Metric(torch.lerp(backward.matrix.double(), target, shrinkage), on_input, shrinkage)
 
 
 def two_sided(problem: Weighing, root: Root | None) -> Basis:
@@ -71,7 +74,7 @@ def two_sided(problem: Weighing, root: Root | None) -> Basis:
     With F F^T = outer: V, S^2 = eigh(F^T inner F), lift = F V, own = inner F V / S^2. Then
     own^T lift = I, and the projection own_k lift_k^T (its transpose on the input side) is optimal.
     """
-    metric, content, on_input, shrinkage = problem
+    (metric, on_input, shrinkage), content = problem
     factor, fallbacks = (root or eigen_root(content)) if on_input else root_of(metric)
     inner = metric if on_input else content
     values, vectors = positive_eigh(factor.T @ inner @ factor)
@@ -84,7 +87,7 @@ def two_sided(problem: Weighing, root: Root | None) -> Basis:
 
 def achieved_loss(problem: Weighing, basis: Basis, rank: int) -> float:
     """tr(metric E content E^T) at a rank, from the factors and not from the eigenvalues."""
-    metric, content, *_ = problem
+    (metric, *_), content = problem
     projection = basis.left[:, :rank].double() @ basis.right[:rank].double()
     error = torch.eye(metric.shape[0]).to(metric) - projection
     return float(((metric @ error) * (error @ content)).sum())

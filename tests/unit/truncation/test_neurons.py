@@ -6,7 +6,7 @@ from torch import Tensor
 
 from workers.truncation.neurons import Firing, firing
 from workers.truncation.shrinkage import firing_more
-from workers.truncation.two_sided import Weighing
+from workers.truncation.two_sided import Metric
 
 COUNT, OUT, TOKENS = 9, 5, 64
 
@@ -32,7 +32,7 @@ class Rows:
     def problem(self) -> Firing:
         on_input = len(self.weight) > COUNT
         metric = self.weight.T @ self.metric @ self.weight if on_input else self.metric
-        return firing(self.weight, self.moment, Weighing(metric, self.moment, on_input, None))
+        return firing(self.weight, self.moment, Metric(metric, on_input, None))
 
     def least(self, kept: list[int]) -> tuple[float, Tensor]:
         """The least loss of any W' that reads the kept neurons alone, and that W', by QR."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from schemas.request.methods import Truncation
 from tests.layers import SHAPES, layer
 from workers.calibration.moments import Moment
-from workers.truncation.two_sided import Weighing, weigh
+from workers.truncation.two_sided import Metric, metric_of
 
 # --- what a problem says of itself ------------------------------------------------------------
 
@@ -68,7 +68,7 @@ class Gradients(NamedTuple):
     rows: Tensor
     true: Tensor
 
-    def weighing(self, shrinkage: float | None = None) -> Weighing:
+    def metric(self, shrinkage: float | None = None) -> Metric:
         on_input = self.weight.shape[0] > self.weight.shape[1]
         rows = self.rows @ self.weight if on_input else self.rows
         moment = Moment(
@@ -77,15 +77,14 @@ class Gradients(NamedTuple):
             tokens=len(rows),
             fourth=float(rows.square().sum(1).square().mean()),
         )
-        size = min(self.weight.shape)
-        return weigh(self.weight, torch.eye(size, dtype=torch.float64), moment, shrinkage)
+        return metric_of(self.weight, moment, shrinkage)
 
     def error(self, shrinkage: float) -> float:
         """|G_s - G|_F^2 on the side of W that is factorised."""
         weight = self.weight
         on_input = weight.shape[0] > weight.shape[1]
         true = weight.T @ self.true @ weight if on_input else self.true
-        return float((self.weighing(shrinkage).metric - true).square().sum())
+        return float((self.metric(shrinkage).matrix - true).square().sum())
 
 
 def gradients(shape: tuple[int, int], tokens: int, seed: int = 0) -> Gradients:
@@ -102,7 +101,7 @@ def gradients(shape: tuple[int, int], tokens: int, seed: int = 0) -> Gradients:
 def test_the_shrinkage_that_is_chosen_is_near_the_best(shape: tuple[int, int], tokens: int) -> None:
     """Over draws, the error of the moment is within 15 % of that of the best fixed s."""
     drawn = [gradients(shape, tokens, seed) for seed in range(40)]
-    chosen = [one.weighing().shrinkage for one in drawn]
+    chosen = [one.metric().shrinkage for one in drawn]
     mean = sum(one.error(s) for one, s in zip(drawn, chosen, strict=True) if s is not None)
     best = min(sum(one.error(i / 50) for one in drawn) for i in range(51))
     assert mean < 1.15 * best
@@ -110,7 +109,7 @@ def test_the_shrinkage_that_is_chosen_is_near_the_best(shape: tuple[int, int], t
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_more_tokens_shrink_less(shape: tuple[int, int]) -> None:
-    found = [gradients(shape, tokens).weighing().shrinkage or 0.0 for tokens in (10, 100, 10_000)]
+    found = [gradients(shape, tokens).metric().shrinkage or 0.0 for tokens in (10, 100, 10_000)]
     assert found[0] > found[1] > found[2] > 0
     assert found[2] < 0.02
 
@@ -123,11 +122,11 @@ def test_the_shrinkage_follows_ledoit_and_wolf() -> None:
     mean = sample.trace() / size * torch.eye(size, dtype=torch.float64)
     spread = sum((torch.outer(g, g) - sample).square().sum() for g in made.rows)
     expected = spread / len(made.rows) ** 2 / (sample - mean).square().sum()
-    assert made.weighing().shrinkage == pytest.approx(float(expected))
+    assert made.metric().shrinkage == pytest.approx(float(expected))
 
 
 def test_a_shrinkage_that_is_asked_for_is_taken() -> None:
-    assert gradients((12, 20), 30).weighing(0.25).shrinkage == 0.25
+    assert gradients((12, 20), 30).metric(0.25).shrinkage == 0.25
 
 
 @pytest.mark.parametrize("shape", SHAPES)
