@@ -71,12 +71,15 @@ class Run:
         """Every moment that this run needs."""
         if not self.config.calibrates:
             return []
-        return taps(self.spec.matrices, self.config.truncation, self.config.needs_gradients)
+        return self._taps_of(self.spec.matrices)
 
     def moments_of(self, matrix: MatrixSpec) -> set[str]:
         """Return the keys of the moments that a matrix needs."""
-        found = taps((matrix,), self.config.truncation, self.config.needs_gradients)
-        return {moment_key(self.ids, tap) for tap in found}
+        return {moment_key(self.ids, tap) for tap in self._taps_of((matrix,))}
+
+    def _taps_of(self, matrices: tuple[MatrixSpec, ...]) -> list[Tap]:
+        asked = self.config
+        return taps(matrices, asked.truncation, asked.needs_gradients, asked.lowers_ranks)
 
     def there(self, *kinds: str) -> dict[str, Record]:
         """Return the committed records of some kinds, such as "moments", of this run, by key."""

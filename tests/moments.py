@@ -65,12 +65,16 @@ def moment(seed: int, size: int) -> Tensor:
     return rows.T @ rows / TOKENS
 
 
-def make_run(folder: Path, method: str = "two-sided", **options: Any) -> Run:
-    """Moments of noise for every kind of matrix; `options` are those of the numerics."""
+def make_run(
+    folder: Path, method: str = "two-sided", allocation: str | None = None, **options: Any
+) -> Run:
+    """Moments of noise for all that is cut; `options` are those of the numerics."""
     model = tiny_model(folder / "model", num_hidden_layers=1)
     fields = {"model": str(model), "output": folder / "out", "ratio": 0.2, "method": method}
-    run = Run(RunConfig.model_validate(fields | {"numerics": options}), model, inspect(model))
-    for tap in taps(run.spec.matrices, run.config.truncation, gradients=True):
+    asked = {"allocation": {"method": allocation}} if allocation else {}
+    config = RunConfig.model_validate(fields | asked | {"numerics": options})
+    run = Run(config, model, inspect(model))
+    for tap in taps(run.spec.matrices, config.truncation, True, config.lowers_ranks):
         square = moment(len(tap.name), tap.size)
         commit(run, tap, square if tap.of == "values" else square.diagonal()[None])
     return run

@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Collection, Sequence
 
+import torch
+
 from schemas.errors import ConfigError, RunError
 from schemas.model.spec import MatrixSpec, Neurons, whole
 from schemas.request.config import RunConfig
@@ -32,7 +34,8 @@ class RankAllocator:
         given_up: Collection[str] = (),
         neurons: Sequence[Neurons] = (),
     ) -> None:
-        """Read the committed spectra of `matrices`, and what removing their `neurons` loses.
+        """Read the committed spectra of `matrices`, if ranks may be lowered, and what removing
+        their `neurons` loses.
 
         Matrices that were `given_up` have to stay dense, and may have no spectrum.
         """
@@ -42,6 +45,8 @@ class RankAllocator:
         multiple = self._config.allocation.rank_multiple
 
         def read(matrix: MatrixSpec) -> MatrixLoss:
+            if not self._config.lowers_ranks:
+                return MatrixLoss(matrix, torch.zeros(0, dtype=torch.float64), nats=0.0, tokens=0)
             return read_spectrum(store, identity, matrix, multiple)[0]
 
         def read_group(group: Neurons) -> NeuronsLoss:

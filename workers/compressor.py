@@ -177,14 +177,18 @@ class Compressor:
             through=facts.through,
         )
 
-    def problem(self, matrix: MatrixSpec, device: torch.device) -> Problem:
-        """Return the problem of a matrix, on a device."""
+    def problem(
+        self, matrix: MatrixSpec, device: torch.device, instead: Tap | None = None
+    ) -> Problem:
+        """Return the problem of a matrix, on a device, or one that takes another forward moment
+        `instead` of its own.
+        """
         truncation = self.config.truncation
-        features = features_tap(matrix, truncation)
+        features = None if instead else features_tap(matrix, truncation)
         return Problem(
             truncation=truncation,
             weight=self.weight(matrix, device),
-            forward=self.moment(forward_tap(matrix, truncation), device),
+            forward=self.moment(instead or forward_tap(matrix, truncation), device),
             backward=self.moment(backward_tap(matrix, truncation), device)
             if self.config.needs_gradients
             else None,
@@ -228,6 +232,11 @@ def kept_dense(store: Store, identity: str, matrix: MatrixSpec) -> MatrixResult:
     loss, _ = read_spectrum(store, identity, matrix)
     energy, nats = float(loss.tail()[0]), None if loss.nats is None else 0.0
     return _dense(matrix, energy=energy, nats=nats)
+
+
+def not_asked(matrix: MatrixSpec) -> MatrixResult:
+    """Return the row of a matrix of which a run without ranks has no spectrum."""
+    return _dense(matrix, energy=None, nats=0.0)
 
 
 def left_dense(matrix: MatrixSpec, why: str, gradients: bool) -> MatrixResult:

@@ -89,9 +89,8 @@ class Pruner:
 
     def _problem(self, neurons: Neurons, device: torch.device) -> tuple[Firing, NeuronsFacts]:
         numerics = self._with.config.numerics
-        own = self._with.problem(neurons.reader, device)
-        metric = own.weighing().metric
-        moment = self._with.moment(neurons_tap(neurons.reader), device).matrix
+        own = self._with.problem(neurons.reader, device, neurons_tap(neurons.reader))
+        metric, moment = own.metric(), own.forward.matrix
         if moment is None or own.nats is None:
             raise ValueError(f"{neurons.name}: neurons take a whole moment, and gradients")
         shares = numerics.input_shrinkage, numerics.neuron_floor

@@ -60,6 +60,15 @@ def order_flops(neurons: Neurons) -> BasisFlops:
     return BasisFlops(m * q**2, 0, 2 * q**3 + 2 * q**3 / 3 + m * q**2)
 
 
+def prune_flops(neurons: Neurons, keep: float) -> float:
+    """Count the removal of neurons: what reads k of q is foretold twice, of W and of what weighs
+    it, and two products with their moment give the loss and the energy.
+    """
+    m, q = neurons.reader.out_features, neurons.count
+    k = keep * q
+    return 2 * (k**3 / 3 + 2 * m * k * q + 2 * m * k**2) + 2 * 2 * m * q**2
+
+
 def factor_flops(matrix: MatrixSpec, rank: int) -> float:
     """One factor is a product with W; LU and a triangular solve give the pivoted form; the product
     of the factors is taken both as computed and as stored; the achieved loss takes three squares,

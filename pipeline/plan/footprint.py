@@ -13,7 +13,7 @@ from schemas.model.dtypes import ITEM_BYTES, STORED
 from schemas.model.spec import MatrixSpec, ModelSpec, whole
 from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
-from schemas.request.methods import TRUNCATIONS
+from schemas.request.methods import TRUNCATIONS, Truncation
 from schemas.run.moments import Pass, taps, taps_of
 from schemas.run.plan import SAVED_BYTES, DiskUse, LayerRange, WorkerMemory
 from schemas.run.targets import budgets
@@ -57,7 +57,7 @@ class Costs:
         self.config = with_gradients(config, spec)
         self.spec = spec
         self.item = COMPUTE_BYTES[dtype]
-        needed = taps(spec.matrices, config.truncation, config.needs_gradients)
+        needed = taps(spec.matrices, *self._measured)
         self.taps = [tap for tap in needed if tap.moment and config.calibrates]
         self.parameters = sum(math.prod(tensor.shape) for tensor in spec.tensors)
         self.base_bytes = sum(tensor.nbytes for tensor in spec.tensors)
@@ -66,9 +66,15 @@ class Costs:
         self.outputs_of_a_token = self._most_outputs()
         self._widest = max((tap.size for tap in self.taps), default=0)
         self._largest_moment = max((tap.elements for tap in self.taps), default=0)
-        factorised = spec.matrices if config.calibrates else ()
-        self._largest_basis = 4 * max(map(self.basis_size, factorised), default=0)
-        self._workspace = max(map(self._factorise, factorised), default=0)
+        ranks = config.calibrates and config.lowers_ranks
+        self.factorised = spec.matrices if ranks else ()
+        self.ordered = spec.neurons if config.calibrates else ()
+        self._largest_basis = 4 * max(map(self.basis_size, self.factorised), default=0)
+        spaces = [
+            *map(self._factorise, self.factorised),
+            *(order_bytes(n.count) for n in self.ordered),
+        ]
+        self._workspace = max(spaces, default=0)
 
     def memory(self, shards: tuple[LayerRange, ...], chain: int) -> WorkerMemory:
         """Return what the worker with the largest shard holds, on its device and on its host."""
@@ -108,16 +114,15 @@ class Costs:
     @cached_property
     def moments_read(self) -> int:
         """Bytes of moments read to see every matrix once; each matrix rereads a shared moment."""
-        asked = self.config.truncation, self.config.needs_gradients
-        found = (tap for matrix in self.spec.matrices for tap in taps_of(matrix, *asked))
+        found = (tap for matrix in self.spec.matrices for tap in taps_of(matrix, *self._measured))
         return sum(4 * tap.elements for tap in found if tap.moment)
 
     @property
     def kept_bases(self) -> int:
         """Bytes of the stored bases: all of them in float32, or none."""
-        if not (self.config.cluster.keep_bases and self.config.calibrates):
+        if not self.config.cluster.keep_bases:
             return 0
-        return sum(4 * self.basis_size(matrix) for matrix in self.spec.matrices)
+        return sum(4 * self.basis_size(matrix) for matrix in self.factorised)
 
     def output(self, ratio: float) -> int:
         """Bytes of the checkpoint at one ratio."""
@@ -182,6 +187,11 @@ class Costs:
         if self.config.lowers_ranks:
             return 0
         return sum(matrix.size for matrix in self.spec.matrices if not matrix.neurons)
+
+    @property
+    def _measured(self) -> tuple[Truncation, bool, bool]:
+        """What the taps of a matrix depend on."""
+        return self.config.truncation, self.config.needs_gradients, self.config.lowers_ranks
 
     @property
     def _states(self) -> int:
@@ -265,13 +275,12 @@ class Costs:
         return int(max(forward, kept + 2 * length * per_token + logits))
 
     def _factorise(self, matrix: MatrixSpec) -> int:
-        """Float64: about eleven square matrices of the smaller side, or four of the neurons; or, on
-        the full Gram or of a scaled W, that W twice, and about six of the side that is factorised.
+        """Float64: about eleven square matrices of the smaller side; or, on the full Gram or of a
+        scaled W, that W twice, and about six of the side that is factorised.
         """
         row = TRUNCATIONS[self.config.truncation]
-        neurons = order_bytes(matrix.in_features) if matrix.neurons == matrix.path else 0
         if not (row.full_gram or row.scaled):
-            return max(8 * 11 * matrix.small**2, neurons)
+            return 8 * 11 * matrix.small**2
         side = matrix.in_features if row.full_gram else matrix.small
         return 8 * (2 * matrix.size + 6 * side**2)
 

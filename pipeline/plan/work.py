@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from pipeline.plan.devices import Rates
-from pipeline.plan.flops import basis_flops, factor_flops, order_flops, rank_at, summed
+from pipeline.plan.flops import basis_flops, factor_flops, order_flops, prune_flops, rank_at, summed
 from pipeline.plan.footprint import SUM_BYTES, Costs, LayerCost
 from pipeline.plan.layouts import Layout
 from schemas.run.moments import Pass
@@ -159,7 +159,9 @@ def _calibrate(costs: Costs, layout: Layout, waves: list[list[LayerCost]], direc
 
 
 def _factorise(costs: Costs, layout: Layout) -> Work:
-    """Every matrix gets a basis from its moments, on all workers at once, weights still loaded."""
+    """Every matrix gets a basis from its moments, and every MLP an order of its neurons, on all
+    workers at once, weights still loaded.
+    """
     eigen, svd, products = _basis_flops(costs)
     moments, bases = costs.moments_read, costs.kept_bases
     return Work(
@@ -179,38 +181,45 @@ def _factorise(costs: Costs, layout: Layout) -> Work:
 @lru_cache(maxsize=1)  # the same for every layout that is compared
 def _basis_flops(costs: Costs) -> tuple[float, float, float]:
     found, rooted = [], set[str]()
-    for matrix in costs.spec.matrices:
+    for matrix in costs.factorised:
         shared = f"{matrix.layer}.{matrix.reads}"
         found.append(basis_flops(costs.config.truncation, matrix, shared in rooted))
         rooted.add(shared)
-    found += [order_flops(neurons) for neurons in costs.spec.neurons]
+    found += [order_flops(neurons) for neurons in costs.ordered]
     return summed(found)
 
 
 def _allocate(costs: Costs) -> Work:
-    """One actor searches the ranks of all matrices, with float64 eigenvalues in memory."""
-    spectra = 8 * sum(matrix.small for matrix in costs.spec.matrices)
+    """One actor searches the ranks of all matrices, with float64 eigenvalues in memory, or numbers
+    of neurons.
+    """
+    ranks = sum(matrix.small for matrix in costs.factorised)
+    spectra = 8 * (ranks or sum(neurons.count for neurons in costs.ordered))
     searched = spectra * _BISECTIONS * len(costs.config.ratio)
     return Work("allocate", 1, 1, 1, host=spectra + searched, read=spectra)
 
 
 @lru_cache(maxsize=1)  # the same for every layout that is compared
 def _factor_flops(costs: Costs) -> float:
+    kept = [1 - ratio for ratio in costs.config.ratio]
+    if not costs.factorised:
+        return sum(prune_flops(neurons, keep) for keep in kept for neurons in costs.ordered)
     return sum(
-        factor_flops(matrix, rank_at(matrix, 1 - ratio, costs.config.factors == "pivoted"))
-        for ratio in costs.config.ratio
-        for matrix in costs.spec.matrices
+        factor_flops(matrix, rank_at(matrix, keep, costs.config.factors == "pivoted"))
+        for keep in kept
+        for matrix in costs.factorised
     )
 
 
 def _truncate(costs: Costs, layout: Layout) -> Work:
-    """Every matrix gets factors at its rank (the uniform one is assumed) and their achieved loss.
+    """Every matrix gets factors at its rank (the uniform one is assumed) and their achieved loss,
+    or every MLP loses neurons if nothing else may go.
 
     Bases that were not kept are computed again, each with its own root.
     """
     config, ratios = costs.config, costs.config.ratio
     flops = _factor_flops(costs)
-    again = [] if config.cluster.keep_bases else costs.spec.matrices
+    again = () if config.cluster.keep_bases else costs.factorised
     eigen, svd, products = summed(
         [basis_flops(config.truncation, matrix, rooted=False) for matrix in again]
     )

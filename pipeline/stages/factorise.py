@@ -56,21 +56,25 @@ class Pending:
         self._run = run
         there = run.there("bases", "spectra", "neurons").keys()
         asked = [matrix for matrix in matrices if matrix.name not in run.given_up]
-        self._left = [matrix for matrix in asked if not _basis(run, matrix) <= there]
+        cut = asked if run.config.lowers_ranks else []
+        self._left = [matrix for matrix in cut if not _basis(run, matrix) <= there]
         names = {matrix.name for matrix in asked}
         self._neurons = [
             neurons
             for neurons in run.spec.neurons
             if neurons.within(names) and neurons_key(run.ids.bases, neurons.name) not in there
         ]
-        self._matrices = list(self._left)
+        pruned = [matrix for neurons in self._neurons for matrix in neurons.matrices]
+        self._matrices = list(self._left) if run.config.lowers_ranks else pruned
         self._moments = set(run.there("moments"))
 
     def __bool__(self) -> bool:
         return bool(self._left or self._neurons)
 
     def stage(self) -> AbstractContextManager[Stage]:
-        """Open the stage that makes what is missing; it counts matrices."""
+        """Open the stage that makes what is missing; it counts matrices with a basis, or those
+        whose neurons have an order if nothing but neurons may go.
+        """
         count = len(self._matrices)
         return self._run.progress.stage("factorise", count, "matrices", self._matrices)
 
@@ -85,7 +89,7 @@ class Pending:
         groups = root_groups(self._run.config.truncation, complete)
         return [
             *(_factorisation(self._run, group, stage) for group in groups),
-            *(_ordering(self._run, neurons) for neurons in ordered),
+            *(_ordering(self._run, neurons, stage) for neurons in ordered),
         ]
 
     def _has_moments(self, matrix: MatrixSpec) -> bool:
@@ -109,12 +113,13 @@ def _factorisation(run: Run, group: list[MatrixSpec], stage: Stage) -> Task:
     )
 
 
-def _ordering(run: Run, neurons: Neurons) -> Task:
+def _ordering(run: Run, neurons: Neurons, stage: Stage) -> Task:
+    counted = [] if run.config.lowers_ranks else neurons.matrices
     return Task(
         f"order the neurons of {neurons.name}",
         "order_neurons",
         (neurons,),
-        lambda _: None,
+        lambda _: stage.advance(len(counted), matrices=counted),
         cost=neurons.count**3,
         home=run.home(neurons.reader.layer),
         matrices=tuple(matrix.name for matrix in neurons.matrices),

@@ -80,11 +80,15 @@ def sample(name: str, eigenvalues: Sequence[float], rank: int | None) -> Spectru
 
 
 def _spectra(output: Output) -> tuple[SpectrumSample, ...]:
-    """Sample the spectra of all matrices; of an adopted checkpoint, those of its report, if any."""
+    """Sample the spectra of all matrices, if there are any; of an adopted checkpoint, those of its
+    report.
+    """
     run, adopted = output.run, output.run.config.adopt
     if adopted is not None and not run.config.calibrates:
         before = read_model(adopted / REPORT, ReportFacts)
         return before.spectra if before else ()
+    if not run.config.lowers_ranks:
+        return ()
     cut = [row for name, row in output.matrices.items() if name not in output.given_up]
     return tuple(at_once(partial(_spectrum, run), cut))
 

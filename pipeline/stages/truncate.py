@@ -8,7 +8,7 @@ from pipeline.stages.output import Output
 from schemas.model.spec import MatrixSpec
 from schemas.result.output import MatrixResult
 from schemas.run.identity import Record
-from workers.compressor import kept_dense, left_dense
+from workers.compressor import kept_dense, left_dense, not_asked
 from workers.storage.keys import factors_key
 
 
@@ -71,4 +71,6 @@ def _dense(output: Output, matrix: MatrixSpec) -> MatrixResult:
     run = output.run
     if why := output.given_up.get(matrix.name):
         return left_dense(matrix, why, run.config.needs_gradients)
+    if not run.config.lowers_ranks:
+        return not_asked(matrix)
     return kept_dense(run.store, run.ids.bases, matrix)

@@ -83,20 +83,28 @@ def backward_tap(matrix: MatrixSpec, truncation: Truncation) -> Tap:
     return _tap(f"{matrix.name}.{what}", matrix, "backward", matrix.side, moment=row.weighed)
 
 
-def taps_of(matrix: MatrixSpec, truncation: Truncation, gradients: bool) -> list[Tap]:
-    found = [forward_tap(matrix, truncation), features_tap(matrix, truncation)]
-    if matrix.neurons == matrix.path:
+def taps_of(
+    matrix: MatrixSpec, truncation: Truncation, gradients: bool, ranks: bool = True
+) -> list[Tap]:
+    """Return the taps of one matrix. Without `ranks` only neurons may go: what reads them takes
+    their moment and its gradients, any other matrix nothing.
+    """
+    reads = matrix.neurons == matrix.path
+    found = [forward_tap(matrix, truncation), features_tap(matrix, truncation)] if ranks else []
+    if reads:
         found.append(neurons_tap(matrix))
-    if gradients:
+    if gradients and (ranks or reads):
         found.append(backward_tap(matrix, truncation))
     return [tap for tap in found if tap]
 
 
-def taps(matrices: tuple[MatrixSpec, ...], truncation: Truncation, gradients: bool) -> list[Tap]:
+def taps(
+    matrices: tuple[MatrixSpec, ...], truncation: Truncation, gradients: bool, ranks: bool = True
+) -> list[Tap]:
     """Return every tap of a run, each once, in the order of the matrices."""
     found: dict[str, Tap] = {}
     for matrix in matrices:
-        for tap in taps_of(matrix, truncation, gradients):
+        for tap in taps_of(matrix, truncation, gradients, ranks):
             found.setdefault(tap.name, tap)
     return list(found.values())
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -14,6 +15,7 @@ from pipeline.report.page import render_report
 from pipeline.report.read import read_reported
 from pipeline.request.again import at_ratios
 from schemas.request.export import ExportConfig
+from schemas.request.groups import AllocationConfig
 from schemas.request.methods import METHODS, Method
 from schemas.result.manifest import Compression, Manifest, OutputResult
 from schemas.result.report import ReportFacts
@@ -258,6 +260,29 @@ def test_neurons_alone_leave_every_other_matrix_dense(
     assert {row.encoding for row in cut} == {"pruned-rows", "pruned-columns"}
     assert all(".mlp." in row.name for row in cut)
     assert done.fallbacks == ()
+    items = [key for kind in KINDS for key in item_attempts(config.run_folder, kind)]
+    layers = 2  # of each: a moment of its neurons and one of gradients, an order, three matrices
+    made = Counter(key.partition("/")[0] for key in items)
+    assert made == {"moments": 2 * layers, "neurons": layers, "factors": len(cut)}
+
+
+def test_what_neurons_alone_measured_serves_a_run_that_needs_more(
+    reference: Reference, tmp_path: Path
+) -> None:
+    before = reference.config.model_copy(
+        update={
+            "output": tmp_path / "alone",
+            "run_dir": tmp_path / "run",
+            "allocation": AllocationConfig(method="loss-aware-neurons"),
+        }
+    )
+    compress(before)
+    kept = item_attempts(before.run_folder, "moments", "neurons")
+    asked = {"output": tmp_path / "both", "run_dir": before.run_dir}
+    (output,) = compress(reference.config.model_copy(update=asked)).outputs
+    after = item_attempts(before.run_folder, "moments", "neurons")
+    assert kept.items() < after.items()
+    assert weight_sums(local(output.path)) == weight_sums(local(reference.output.path))
 
 
 @pytest.mark.parametrize("method", [*get_args(Method)][2:])

@@ -146,9 +146,11 @@ class Problem(NamedTuple):
 
     def weighing(self) -> Weighing:
         """Return the two-sided objective. Raises as `basis` does."""
-        return Weighing(self._metric(), self._shrunk())
+        return Weighing(self.metric(), self._shrunk())
 
-    def _metric(self) -> Metric:
+    def metric(self) -> Metric:
+        """Return what weighs an error of W. Raises as `basis` does."""
+        self._require_finite()
         weighs = self._row.weighed and not self._without_gradient
         return metric_of(self.weight, self.backward if weighs else None, self.shrinkage)
 

@@ -65,6 +65,7 @@ def _count(number: int, noun: str) -> str:
 def _memory(plan: Plan) -> Table:
     """On the CPU, device and host share one memory."""
     memory, cluster = plan.memory, plan.cluster
+    basis = f" (a basis: {plain_size(memory.bases)})" if memory.bases else ""
     table = Table("memory of the largest worker", title="Memory")
     for heading in ("device", "host"):
         table.add_column(heading, justify="right")
@@ -78,7 +79,7 @@ def _memory(plan: Plan) -> Table:
         table.add_row(name, plain_size(size), "")
     for name, size in (
         ("sums of moments, float64 and float32", memory.sums),
-        (f"read or committed (a basis: {plain_size(memory.bases)})", memory.transit),
+        (f"read or committed{basis}", memory.transit),
         ("the process", memory.process),
     ):
         table.add_row(name, "", plain_size(size))

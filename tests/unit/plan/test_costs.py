@@ -152,6 +152,20 @@ def test_neurons_take_their_moments_and_an_order() -> None:
     assert both.memory.factorise == 4 * 8 * 28_672**2
 
 
+def test_neurons_alone_take_no_more_than_their_orders() -> None:
+    """By hand: as above, with gradients of 8,192 for each MLP, and no basis."""
+    both, alone = planned("llama-3-70b"), planned("llama-3-70b", {"method": "neurons"})
+    assert alone.disk.moments == 80 * 4 * (28_672**2 + 8192**2)
+    assert alone.disk.bases == 0
+    flops = {stage.name: stage.flops for stage in alone.stages}
+    order = 80 * (8 / 3 * 28_672**3 + 2 * 8192 * 28_672**2)
+    assert flops["factorise"] == pytest.approx(order, rel=1e-6)
+    assert flops["calibrate forward"] == pytest.approx(7.2e16 + 6.9e16, rel=0.01)
+    assert alone.seconds is not None
+    assert both.seconds is not None
+    assert alone.seconds < both.seconds
+
+
 def test_neurons_that_a_device_has_no_room_to_order_stay() -> None:
     small, ranks = (planned("llama-3-70b", f, gpu_memory="32GB") for f in ({}, RANKS))
     assert small.stages == ranks.stages

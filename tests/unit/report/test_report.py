@@ -245,3 +245,11 @@ def test_a_spectrum_that_begins_with_zero_has_no_floor() -> None:
     odd = SpectrumSample(name=rows[0].name, size=2, ranks=(1, 2), values=(0.0, 1.0))
     page = render_report(reports.compression(rows), None, reports.facts(rows, spectra=(odd,)))
     assert "spectra of 1 layers" in page
+
+
+def test_a_run_without_spectra_draws_none() -> None:
+    rows = reports.matrices(2)
+    text = render_report(reports.compression(rows), None, reports.facts(rows, spectra=()))
+    assert "No spectra were taken." in text
+    assert "spectra of" not in text
+    assert len(drawings(page(layers=2))) > len(drawings(text))

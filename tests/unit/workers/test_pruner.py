@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from schemas.errors import NumericsError
 from schemas.model.spec import Neurons
 from schemas.result.output import MatrixResult
 from schemas.run.moments import backward_tap, neurons_tap
-from tests.moments import Run, commit, make_run
+from tests.moments import IDS, Run, commit, make_run
 from workers.pruner import Pruner
-from workers.storage.keys import factors_key, neurons_key
+from workers.storage.keys import factors_key, moment_key, neurons_key
 from workers.storage.spectra import read_neurons
 from workers.storage.tensorfile import entries
 
@@ -71,6 +72,28 @@ def test_a_loss_that_the_order_did_not_foretell_is_recorded(tmp_path: Path) -> N
     [note] = down.fallbacks
     assert note.startswith("the loss is ")
     assert "where the order says" in note
+
+
+def test_an_order_takes_two_moments_alone(tmp_path: Path) -> None:
+    run, neurons, _ = ordered(tmp_path / "all")
+    few = make_run(tmp_path / "few", allocation="loss-aware-neurons")
+    assert {record.key for record in few.store.records("moments")} == {
+        moment_key(IDS, tap)
+        for tap in (neurons_tap(neurons.reader), backward_tap(neurons.reader, "fisher"))
+    }
+    Pruner(few.compressor).order(neurons)
+    one, other = (made.store.load(neurons_key("b", neurons.name)) for made in (run, few))
+    assert torch.equal(one.tensors["order"], other.tensors["order"])
+    assert torch.equal(one.tensors["losses"], other.tensors["losses"])
+    assert one.facts == other.facts
+
+
+def test_a_moment_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    [neurons] = run.spec.neurons
+    commit(run, neurons_tap(neurons.reader), torch.full((80, 80), torch.nan))
+    with pytest.raises(NumericsError, match=r"down_proj: a moment holds NaN"):
+        Pruner(run.compressor).order(neurons)
 
 
 def test_neurons_that_no_gradient_reaches_cost_no_nats(tmp_path: Path) -> None:
