@@ -80,11 +80,11 @@ def make_run(
     return run
 
 
-def commit(run: Run, tap: Tap, matrix: Tensor) -> None:
+def commit(run: Run, tap: Tap, matrix: Tensor, tokens: int = TOKENS) -> None:
     tensors = {
         "moment": matrix,
         "trace": matrix.trace().double(),
-        "tokens": torch.tensor(TOKENS),
+        "tokens": torch.tensor(tokens),
         "fourth": matrix.trace().double().square(),
     }
     key = moment_key(IDS, tap)

@@ -74,6 +74,7 @@ class Pruner:
             nats=before.nats * predicted,
             rounding=float((stored.double() - exact).norm() / exact.norm().clamp_min(1e-300)),
             shrinkage=before.shrinkage,
+            remarks=before.remarks,
             fallbacks=tuple(dict.fromkeys((*notes, *before.fallbacks))),
         )
         none = {"predicted_loss": 0.0, "achieved_loss": 0.0, "energy": None, "nats": 0.0}
@@ -95,7 +96,7 @@ class Pruner:
             raise ValueError(f"{neurons.name}: neurons take a whole moment, and gradients")
         shares = numerics.input_shrinkage, numerics.neuron_floor
         found = firing(own.weight, firing_more(moment.double(), *shares), metric)
-        return found, NeuronsFacts(nats=own.nats, shrinkage=metric.shrinkage, fallbacks=())
+        return found, NeuronsFacts(nats=own.nats, shrinkage=metric.shrinkage, remarks=own.remarks())
 
 
 def _result(matrix: MatrixSpec, kept: int, **found: Any) -> MatrixResult:

@@ -54,11 +54,12 @@ class SpectrumFacts(Schema):
 
 
 class NeuronsFacts(Schema):
-    """How the order in which neurons are removed came about; `nats` is as in `SpectrumFacts`."""
+    """How the order in which neurons are removed came about; fields are as in `SpectrumFacts`."""
 
     nats: float
     shrinkage: float | None
-    fallbacks: tuple[str, ...]
+    fallbacks: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 class MatrixResult(Schema):

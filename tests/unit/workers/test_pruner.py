@@ -10,7 +10,7 @@ from schemas.errors import NumericsError
 from schemas.model.spec import Neurons
 from schemas.result.output import MatrixResult
 from schemas.run.moments import backward_tap, neurons_tap
-from tests.moments import IDS, Run, commit, make_run
+from tests.moments import IDS, Run, commit, make_run, moment
 from workers.pruner import Pruner
 from workers.storage.keys import factors_key, moment_key, neurons_key
 from workers.storage.spectra import read_neurons
@@ -105,6 +105,17 @@ def test_neurons_that_no_gradient_reaches_cost_no_nats(tmp_path: Path) -> None:
     found = read_neurons(run.store, "b", neurons)
     assert found.nats == 0.0  # as of a matrix that is cut by its inputs alone
     assert 0 < float(found.losses[0]) < float(found.losses[-1])
+
+
+def test_moments_of_few_tokens_are_remarked(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    [neurons] = run.spec.neurons
+    commit(run, neurons_tap(neurons.reader), moment(1, 80), tokens=79)
+    pruner = Pruner(run.compressor)
+    pruner.order(neurons)
+    *writers, down = pruned(pruner, neurons)
+    assert down.remarks == ("forward moment of size 80 from 79 tokens",)
+    assert [row.remarks for row in writers] == [(), ()]
 
 
 def test_neurons_of_fewer_rows_than_they_are_stay(tmp_path: Path) -> None:
