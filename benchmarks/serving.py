@@ -5,9 +5,11 @@
 `svdllm bench` serves a base and what was cut from it in turn: SmolLM2, and random Llamas
 (2,048 wide of 8 layers, as llama-2048x8, or any other). Speed does not depend on values, so the
 factors are random, and all matrices have one ratio: as plain or pivoted factors, or, "pruned", MLPs
-by fewer neurons and attention as pivoted factors. A report that DIR has is not measured again.
---ratio, --factors and so on choose. --only-measured measures none. --plot FILE.svg draws prompts
-and eight sequences of every model, pivoted, in the first --dtype and --form.
+by fewer neurons and attention as pivoted factors. Or, "neurons", MLPs lose for attention, too.
+
+A report that DIR has is not measured again. --ratio, --factors and so on choose. --only-measured
+measures none. --plot FILE.svg draws prompts and eight sequences of every model, pivoted, in the
+first --dtype and --form.
 """
 
 import argparse
@@ -41,7 +43,7 @@ from workers.model.inspection import inspect
 SERVED = {"prefill": (1, 512), "decode": (8, 32)}  # batch and tokens of a prompt
 
 
-Form = Factors | Literal["pruned"]
+Form = Factors | Literal["pruned", "neurons"]
 
 
 class Setting(NamedTuple):
@@ -169,7 +171,7 @@ def _base(model: str, folder: Path) -> Path:
 
 def compressed(base: Path, factors: Form, ratio: float, multiple: int = 1) -> Path:
     """Write random factors in the place of every matrix of a Llama, each at one ratio, or the next
-    one above with ranks that are multiples of `multiple`.
+    one above with ranks that are multiples of `multiple`; "neurons" alone make up for all.
     """
     folder = base.parent / f"{base.name}-{factors}-{ratio:g}-{multiple}"
     if (folder / WEIGHTS).is_file():
@@ -178,7 +180,12 @@ def compressed(base: Path, factors: Form, ratio: float, multiple: int = 1) -> Pa
     tensors = load_file(base / WEIGHTS)
     cuts: dict[str, Matrix] = {}
     generator = torch.Generator("cuda" if torch.cuda.is_available() else "cpu").manual_seed(0)
-    for matrix in inspect(base).matrices:
+    matrices = inspect(base).matrices
+    if factors == "neurons":
+        mlps = tuple(matrix for matrix in matrices if matrix.neurons)
+        ratio *= sum(matrix.size for matrix in matrices) / sum(matrix.size for matrix in mlps)
+        matrices = mlps
+    for matrix in matrices:
         dense = tensors.pop(f"{matrix.stored}.weight")
         cut = cuts[matrix.name] = _cut(matrix, factors, ratio, multiple)
         found = _random(matrix, cut, generator)
@@ -192,7 +199,7 @@ def compressed(base: Path, factors: Form, ratio: float, multiple: int = 1) -> Pa
 
 
 def _cut(matrix: MatrixSpec, form: Form, ratio: float, multiple: int) -> Matrix:
-    if form != "pruned":
+    if form == "plain" or form == "pivoted":
         return Matrix(matrix.encoding(form), _rank(matrix, form, ratio, multiple))
     if not matrix.neurons:
         return _cut(matrix, "pivoted", ratio, multiple)
@@ -225,7 +232,7 @@ def _parse() -> argparse.Namespace:
         ("dtype", str, ["float32", "bfloat16"]),
         ("form", str, ["eager", "compiled"]),
         ("ratio", float, [0.2, 0.4, 0.6, 0.8]),
-        ("factors", str, ["plain", "pivoted", "pruned"]),
+        ("factors", str, ["plain", "pivoted", "pruned", "neurons"]),
     ):
         parser.add_argument(f"--{name}", type=kind, nargs="+", default=values)
     parser.add_argument("--rank-multiple", type=int, default=1)
