@@ -148,11 +148,11 @@ def _cut(matrix: MatrixResult) -> str:
 
 
 def spectra(matrices: Matrices, samples: Sequence[SpectrumSample]) -> Figure:
-    """Draw a panel per type, with a line for every layer; none if a run took no spectra."""
+    """Draw a panel per type, with a line for every layer."""
     found = {sample.name: sample for sample in samples}
     deepest = max(matrices.layers, default=0) or 1
     drawings = []
-    for kind in matrices.kinds if samples else ():
+    for kind in matrices.kinds:
         lines = []
         for layer, matrix in matrices.of(kind):
             if (sample := found.get(matrix.name)) is None:
@@ -168,8 +168,6 @@ def spectra(matrices: Matrices, samples: Sequence[SpectrumSample]) -> Figure:
     gist = (
         "One line a layer, fainter ones nearer to the input. A dot is a cut: the "
         "eigenvalues to its right were dropped."
-        if samples
-        else "No spectra were taken."
     )
     if energies:
         gist += f" What is kept holds {share(fmean(energies))} of the energy on average."

@@ -77,7 +77,7 @@ def render_report(
         figure.name: figure
         for figure in (
             ranks(matrices),
-            spectra(matrices, facts.spectra),
+            *([spectra(matrices, facts.spectra)] if facts.spectra else []),
             losses(matrices, compression, evaluation),
             layers(matrices, compression),
             stages(facts),
