@@ -3,14 +3,13 @@
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-import torch
-
 from schemas.errors import ConfigError, RunError
 from schemas.model.spec import MatrixSpec, Neurons, whole
 from schemas.request.config import RunConfig
 from schemas.run.ranks import AllocationResult
 from schemas.run.targets import budgets
 from workers.allocation import MatrixLoss, NeuronsLoss, Ranks, allocate
+from workers.allocation.budget import unranked
 from workers.storage.places import at_once
 from workers.storage.spectra import read_neurons, read_spectrum
 from workers.storage.store import Store
@@ -46,7 +45,7 @@ class RankAllocator:
 
         def read(matrix: MatrixSpec) -> MatrixLoss:
             if not self._config.lowers_ranks:
-                return MatrixLoss(matrix, torch.zeros(0, dtype=torch.float64), nats=0.0, tokens=0)
+                return unranked(matrix)
             return read_spectrum(store, identity, matrix, multiple)[0]
 
         def read_group(group: Neurons) -> NeuronsLoss:

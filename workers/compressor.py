@@ -177,18 +177,14 @@ class Compressor:
             through=facts.through,
         )
 
-    def problem(
-        self, matrix: MatrixSpec, device: torch.device, instead: Tap | None = None
-    ) -> Problem:
-        """Return the problem of a matrix, on a device, or one that takes another forward moment
-        `instead` of its own.
-        """
+    def problem(self, matrix: MatrixSpec, device: torch.device) -> Problem:
+        """Return the problem of a matrix, on a device."""
         truncation = self.config.truncation
-        features = None if instead else features_tap(matrix, truncation)
+        features = features_tap(matrix, truncation)
         return Problem(
             truncation=truncation,
             weight=self.weight(matrix, device),
-            forward=self.moment(instead or forward_tap(matrix, truncation), device),
+            forward=self.moment(forward_tap(matrix, truncation), device),
             backward=self.moment(backward_tap(matrix, truncation), device)
             if self.config.needs_gradients
             else None,
@@ -234,18 +230,14 @@ def kept_dense(store: Store, identity: str, matrix: MatrixSpec) -> MatrixResult:
     return _dense(matrix, energy=energy, nats=nats)
 
 
-def not_asked(matrix: MatrixSpec) -> MatrixResult:
-    """Return the row of a matrix of which a run without ranks has no spectrum."""
-    return _dense(matrix, energy=None, nats=0.0)
-
-
-def left_dense(matrix: MatrixSpec, why: str, gradients: bool) -> MatrixResult:
-    """Return the row of a matrix that stays dense because it could not be cut.
+def left_dense(matrix: MatrixSpec, gradients: bool, why: str | None = None) -> MatrixResult:
+    """Return the row of a matrix that stays dense without a spectrum: none was asked for, or it
+    could not be cut, and `why`.
 
     `gradients` tells whether the run weighs losses by gradients.
     """
-    note = f"kept dense, for it could not be cut: {why}"
-    return _dense(matrix, energy=None, nats=0.0 if gradients else None, fallbacks=(note,))
+    notes = (f"kept dense, for it could not be cut: {why}",) if why else ()
+    return _dense(matrix, energy=None, nats=0.0 if gradients else None, fallbacks=notes)
 
 
 def _dense(matrix: MatrixSpec, **fields: Any) -> MatrixResult:

@@ -13,11 +13,12 @@ from torch import Tensor
 from schemas.model.spec import MatrixSpec, Neurons
 from schemas.result.output import MatrixResult, NeuronsFacts
 from schemas.run.identity import Record
-from schemas.run.moments import neurons_tap
+from schemas.run.moments import backward_tap, neurons_tap
 from workers.compressor import Compressor, Notes
 from workers.storage.keys import factors_key, neurons_key
 from workers.storage.tensorfile import entries
 from workers.truncation.neurons import Firing, firing, others
+from workers.truncation.problem import Problem
 from workers.truncation.shrinkage import firing_more
 
 # Of C and its inverse in float64, a moment whose condition is beyond 1e9 leaves fewer digits.
@@ -89,8 +90,16 @@ class Pruner:
         return self._store.commit(key, entries(tensors), row.model_dump(mode="json"))
 
     def _problem(self, neurons: Neurons, device: torch.device) -> tuple[Firing, NeuronsFacts]:
-        numerics = self._with.config.numerics
-        own = self._with.problem(neurons.reader, device, neurons_tap(neurons.reader))
+        reader, config = neurons.reader, self._with.config
+        numerics = config.numerics
+        own = Problem(
+            truncation=config.truncation,
+            weight=self._with.weight(reader, device),
+            forward=self._with.moment(neurons_tap(reader), device),  # not that of its outputs
+            backward=self._with.moment(backward_tap(reader, config.truncation), device),
+            shrinkage=numerics.shrinkage,
+        )
+        own.require_finite()
         metric, moment = own.metric(), own.forward.matrix
         if moment is None or own.nats is None:
             raise ValueError(f"{neurons.name}: neurons take a whole moment, and gradients")

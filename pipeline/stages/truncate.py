@@ -8,7 +8,7 @@ from pipeline.stages.output import Output
 from schemas.model.spec import MatrixSpec
 from schemas.result.output import MatrixResult
 from schemas.run.identity import Record
-from workers.compressor import kept_dense, left_dense, not_asked
+from workers.compressor import kept_dense, left_dense
 from workers.storage.keys import factors_key
 
 
@@ -69,8 +69,7 @@ def truncate(output: Output, follow: Callable[[], list[Task]] = list) -> None:
 def _dense(output: Output, matrix: MatrixSpec) -> MatrixResult:
     """Return the row of a matrix that stays dense, by choice or because it was given up."""
     run = output.run
-    if why := output.given_up.get(matrix.name):
-        return left_dense(matrix, why, run.config.needs_gradients)
-    if not run.config.lowers_ranks:
-        return not_asked(matrix)
+    why = output.given_up.get(matrix.name)
+    if why or not run.config.lowers_ranks:
+        return left_dense(matrix, run.config.needs_gradients, why)
     return kept_dense(run.store, run.ids.bases, matrix)

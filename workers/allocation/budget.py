@@ -41,6 +41,11 @@ class MatrixLoss(NamedTuple):
         return rank_grid(self.multiple, self.ranks)
 
 
+def unranked(matrix: MatrixSpec) -> MatrixLoss:
+    """Return a matrix whose rank stays as it is: it needs no spectrum, and loses nothing."""
+    return MatrixLoss(matrix, torch.zeros(0, dtype=torch.float64), nats=0.0, tokens=0)
+
+
 class NeuronsLoss(NamedTuple):
     """The neurons of an MLP as an allocation sees them.
 

@@ -63,7 +63,7 @@ class Problem(NamedTuple):
 
         None if the truncation does not start from it. Raises as `basis` does.
         """
-        self._require_finite()
+        self.require_finite()
         row = self._row
         if row.full_gram or row.scaled or self.weight.shape[0] <= self.weight.shape[1]:
             return None
@@ -74,7 +74,7 @@ class Problem(NamedTuple):
 
         Raises NumericsError if W or a moment is not finite.
         """
-        self._require_finite()
+        self.require_finite()
         basis = self._decompose(root)
         if not basis.eigenvalues.numel():
             return self._nothing()
@@ -118,7 +118,8 @@ class Problem(NamedTuple):
             )
         return tuple(found)
 
-    def _require_finite(self) -> None:
+    def require_finite(self) -> None:
+        """Raises NumericsError if W or a moment is not finite."""
         if not bool(torch.isfinite(self.weight).all()):
             raise NumericsError("the weight holds NaN or Inf; repair the checkpoint")
         for moment in (self.forward, self.features, self.backward):
@@ -149,8 +150,7 @@ class Problem(NamedTuple):
         return Weighing(self.metric(), self._shrunk())
 
     def metric(self) -> Metric:
-        """Return what weighs an error of W. Raises as `basis` does."""
-        self._require_finite()
+        """Return what weighs an error of W."""
         weighs = self._row.weighed and not self._without_gradient
         return metric_of(self.weight, self.backward if weighs else None, self.shrinkage)
 
