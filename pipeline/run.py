@@ -252,7 +252,8 @@ def _record(run: Run) -> RunRecord:
         ids=run.ids,
         plan=run.plan,
         taps=dict(Counter(tap.direction for tap in run.taps)),
-        matrices=len(run.spec.matrices),
+        matrices=len(spec.matrices) if config.lowers_ranks else 0,
+        mlps=len(spec.neurons),
         outputs=outputs or {str(config.output): ""},  # at a ratio that a budget is to find
         texts=tuple(run.inputs.texts),
     )

@@ -29,25 +29,35 @@ def read_record(run_dir: Location) -> RunRecord:
 
 
 def read_status(run_dir: Location) -> RunStatus:
-    """Count items by stage. Raises ConfigError if the folder is not a run directory."""
+    """Count items by stage. Raises ConfigError if the folder is not a run directory.
+
+    Other requests may have left more than the last one needs, which is not counted.
+    """
     record, store = read_record(run_dir), Store(run_dir)
 
-    def stage(name: str, prefix: str, total: int | None) -> StageStatus:
-        items = list(store.records(prefix))
-        size = sum(item.bytes for item in items)
-        return StageStatus(name=name, done=len(items), total=total, bytes=size)
+    def stage(name: str, totals: dict[str, int | None]) -> StageStatus:
+        done, size = 0, 0
+        for prefix, total in totals.items():
+            items = list(store.records(prefix))
+            done += len(items) if total is None else min(len(items), total)
+            size += sum(item.bytes for item in items)
+        known = [total for total in totals.values() if total is not None]
+        return StageStatus(name=name, done=done, total=sum(known) if known else None, bytes=size)
 
     ids, taps = record.ids, record.taps
-    factors = f"factors/{ids.factors}"
+    cut: dict[str, int | None] = {f"factors/{ids.factors}": None}
     if record.config.calibrates:
         bases = "bases" if record.config.cluster.keep_bases else "spectra"
         made = (
-            *(stage(name, f"moments/{ids.moments(name)}", count) for name, count in taps.items()),
-            stage("factorise", f"{bases}/{ids.bases}", record.matrices),
-            stage("truncate", factors, None),
+            *(stage(name, {f"moments/{ids.moments(name)}": n}) for name, n in taps.items()),
+            stage(
+                "factorise",
+                {f"{bases}/{ids.bases}": record.matrices, f"neurons/{ids.bases}": record.mlps},
+            ),
+            stage("truncate", cut),
         )
     else:
-        made = (stage("adopt", factors, None),)
+        made = (stage("adopt", cut),)
     return RunStatus(
         model=record.config.model,
         owner=describe(run_dir / OWNER),

@@ -27,6 +27,7 @@ from workers.checkpoint.tokenizer_files import TOKENIZER_FILES
 from workers.process.logs import about_matrices
 from workers.recovery.job import recovery_of
 from workers.storage.files import copy, file_sha256, write_json, write_text
+from workers.storage.keys import moment_key
 from workers.storage.moments import fallbacks_of
 
 _COPIED = (
@@ -204,7 +205,9 @@ def versions() -> dict[str, str]:
 
 def _calibration_fallbacks(run: Run) -> list[str]:
     """Return how workers deviated from the plan while they computed the moments, each once."""
-    records = run.there("moments").values()
+    there = run.there("moments")
+    keys = {moment_key(run.ids, tap) for tap in run.taps}  # others left more there
+    records = [record for key, record in there.items() if key in keys]
     return sorted({note for record in records for note in fallbacks_of(record.facts)})
 
 

@@ -64,19 +64,15 @@ class Pending:
             for neurons in run.spec.neurons
             if neurons.within(names) and neurons_key(run.ids.bases, neurons.name) not in there
         ]
-        pruned = [matrix for neurons in self._neurons for matrix in neurons.matrices]
-        self._matrices = list(self._left) if run.config.lowers_ranks else pruned
+        self._items = [*self._left, *(neurons.reader for neurons in self._neurons)]
         self._moments = set(run.there("moments"))
 
     def __bool__(self) -> bool:
         return bool(self._left or self._neurons)
 
     def stage(self) -> AbstractContextManager[Stage]:
-        """Open the stage that makes what is missing; it counts matrices with a basis, or those
-        whose neurons have an order if nothing but neurons may go.
-        """
-        count = len(self._matrices)
-        return self._run.progress.stage("factorise", count, "matrices", self._matrices)
+        """Open the stage that makes what is missing: of each matrix, and of each MLP."""
+        return self._run.progress.stage("factorise", len(self._items), "items", self._items)
 
     def ready(self, stage: Stage, committed: Iterable[Record] = ()) -> list[Task]:
         """Return the tasks of the matrices whose moments the new records complete."""
@@ -114,12 +110,11 @@ def _factorisation(run: Run, group: list[MatrixSpec], stage: Stage) -> Task:
 
 
 def _ordering(run: Run, neurons: Neurons, stage: Stage) -> Task:
-    counted = [] if run.config.lowers_ranks else neurons.matrices
     return Task(
         f"order the neurons of {neurons.name}",
         "order_neurons",
         (neurons,),
-        lambda _: stage.advance(len(counted), matrices=counted),
+        lambda _: stage.advance(matrices=[neurons.reader]),
         cost=neurons.count**3,
         home=run.home(neurons.reader.layer),
         matrices=tuple(matrix.name for matrix in neurons.matrices),

@@ -28,8 +28,9 @@ class Owner(Schema):
 class RunRecord(Schema):
     """run.json: the last command started here, and the items that it has to commit.
 
-    `ground` is what its numbers depend on, `texts` how it has read its texts; `outputs` are the
-    folders of the checkpoints and their identities, empty if a budget is to find the ratio.
+    `ground` is what its numbers depend on, `texts` how it has read its texts; `matrices` get a
+    basis, and the neurons of `mlps` an order; `outputs` are the folders of the checkpoints and
+    their identities, empty if a budget is to find the ratio.
     """
 
     config: RunConfig
@@ -38,6 +39,7 @@ class RunRecord(Schema):
     plan: Plan
     taps: dict[Pass, int]
     matrices: int
+    mlps: int = 0
     outputs: dict[str, str]
     texts: tuple[TextFacts, ...] = ()
 

@@ -264,6 +264,9 @@ def test_neurons_alone_leave_every_other_matrix_dense(
     layers = 2  # of each: a moment of its neurons and one of gradients, an order, three matrices
     made = Counter(key.partition("/")[0] for key in items)
     assert made == {"moments": 2 * layers, "neurons": layers, "factors": len(cut)}
+    less = ExportConfig(checkpoint=str(config.run_folder), output=tmp_path / "less", ratio=(0.2,))
+    (other,) = compress(at_ratios(less)).outputs
+    assert read_compression(other).targeted_after > done.targeted_after
 
 
 def test_what_neurons_alone_measured_serves_a_run_that_needs_more(

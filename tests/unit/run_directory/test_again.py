@@ -11,12 +11,15 @@ import pipeline.compress
 import pipeline.request.preflight
 from pipeline.cli.app import app
 from pipeline.request.again import at_ratios
+from pipeline.run_directory.status import read_status
 from schemas.errors import ConfigError
 from schemas.request.config import RunConfig
 from schemas.request.export import ExportConfig
 from schemas.run.record import RunRecord
-from workers.storage.keys import RUN_RECORD
+from workers.storage.keys import RUN_RECORD, neurons_key
 from workers.storage.places import write
+from workers.storage.store import Store
+from workers.storage.tensorfile import entries
 
 
 @pytest.fixture
@@ -45,6 +48,32 @@ def test_all_but_the_ratio_and_the_output_is_as_it_was(
     before = RunRecord.model_validate_json((run_dir / RUN_RECORD).read_bytes()).config
     same = {"ratio", "output", "run_dir", "budget"}
     assert config.model_dump(exclude=same) == before.model_dump(exclude=same)
+
+
+def test_what_another_request_left_there_is_not_missing(
+    tmp_path: Path, record: Callable[..., RunRecord]
+) -> None:
+    """Neurons alone take no basis, and fewer moments than are there."""
+    taps = {"forward": 1, "backward": 0}
+    asked = record(method="neurons").model_copy(update={"taps": taps, "matrices": 0, "mlps": 1})
+    asked = asked.model_copy(update={"ids": asked.ids.model_copy(update={"backward": "b"})})
+    write(tmp_path / "run" / RUN_RECORD, asked.model_dump_json().encode())
+    store, ids = Store(tmp_path / "run"), asked.ids
+    for key in ("x", "y"):
+        store.commit(f"moments/{ids.forward}/{key}.safetensors", entries({}))
+    with pytest.raises(ConfigError, match="factorise has 0 of 1; start the command"):
+        again(tmp_path / "run")
+    store.commit(neurons_key(ids.bases, "layers.0.mlp.down_proj"), entries({}))
+    assert again(tmp_path / "run").ratio == (0.5,)
+    found = {
+        stage.name: (stage.done, stage.total) for stage in read_status(tmp_path / "run").stages
+    }
+    assert found == {
+        "forward": (1, 1),
+        "backward": (0, 0),
+        "factorise": (1, 1),
+        "truncate": (0, None),
+    }
 
 
 def test_a_run_that_has_something_left_to_measure_is_finished_first(
