@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from schemas.model.dtypes import ITEM_BYTES, STORED
-from schemas.model.spec import MatrixSpec, ModelSpec, whole
+from schemas.model.spec import MatrixSpec, ModelSpec, Neurons, whole
 from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
 from schemas.request.methods import TRUNCATIONS, Truncation
@@ -39,9 +39,11 @@ class LayerCost(NamedTuple):
     reached: float
 
 
-def order_bytes(neurons: int) -> int:
-    """Bytes in which neurons are ordered or removed: four moments of them, in float64."""
-    return 8 * 4 * neurons**2
+def order_bytes(neurons: Neurons) -> int:
+    """Bytes in which neurons are ordered or removed: four moments of them, and three times what is
+    read of them, in float64.
+    """
+    return 8 * (4 * neurons.count**2 + 3 * neurons.reader.size)
 
 
 class Costs:
@@ -69,11 +71,10 @@ class Costs:
         ranks = config.calibrates and config.lowers_ranks
         self.factorised = spec.matrices if ranks else ()
         self.ordered = spec.neurons if config.calibrates else ()
+        pruned = [matrix for neurons in self.ordered for matrix in neurons.matrices]
+        self.cut = sum(matrix.size for matrix in self.factorised or pruned)  # what can be
         self._largest_basis = 4 * max(map(self.basis_size, self.factorised), default=0)
-        spaces = [
-            *map(self._factorise, self.factorised),
-            *(order_bytes(n.count) for n in self.ordered),
-        ]
+        spaces = [*map(self._factorise, self.factorised), *map(order_bytes, self.ordered)]
         self._workspace = max(spaces, default=0)
 
     def memory(self, shards: tuple[LayerRange, ...], chain: int) -> WorkerMemory:

@@ -14,7 +14,7 @@ def without_wide(spec: ModelSpec, cluster: ClusterSpec) -> ModelSpec:
     A host would take hours for more of them, so they stay.
     """
     room = _SHARE * usable(cluster)
-    wide = [neurons for neurons in spec.neurons if order_bytes(neurons.count) > room]
+    wide = [neurons for neurons in spec.neurons if order_bytes(neurons) > room]
     names = {matrix.name for neurons in wide for matrix in neurons.matrices}
     matrices = tuple(
         matrix.model_copy(update={"neurons": ""}) if matrix.name in names else matrix

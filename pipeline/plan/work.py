@@ -201,12 +201,14 @@ def _allocate(costs: Costs) -> Work:
 
 @lru_cache(maxsize=1)  # the same for every layout that is compared
 def _factor_flops(costs: Costs) -> float:
-    kept = [1 - ratio for ratio in costs.config.ratio]
-    if not costs.factorised:
+    ratios = costs.config.ratio
+    if not costs.factorised:  # MLPs lose for all that is targeted
+        more = costs.spec.targeted / max(costs.cut, 1)
+        kept = [max(0.0, 1 - ratio * more) for ratio in ratios]
         return sum(prune_flops(neurons, keep) for keep in kept for neurons in costs.ordered)
     return sum(
-        factor_flops(matrix, rank_at(matrix, keep, costs.config.factors == "pivoted"))
-        for keep in kept
+        factor_flops(matrix, rank_at(matrix, 1 - ratio, costs.config.factors == "pivoted"))
+        for ratio in ratios
         for matrix in costs.factorised
     )
 
@@ -224,7 +226,7 @@ def _truncate(costs: Costs, layout: Layout) -> Work:
         [basis_flops(config.truncation, matrix, rooted=False) for matrix in again]
     )
     read = (costs.moments_read + costs.kept_bases) * len(ratios)
-    weights = int(costs.base_bytes * costs.spec.targeted / costs.parameters)  # those targeted
+    weights = int(costs.base_bytes * costs.cut / costs.parameters)
     factors = sum(costs.output(ratio) for ratio in ratios)
     return Work(
         "truncate",

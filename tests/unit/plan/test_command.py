@@ -176,7 +176,7 @@ def test_the_plans_by_method_in_the_docs_are_what_the_command_prints(
     rows = re.findall(
         r"^\| (Llama-3-\d+B) \| (\d) \| `(.+?)`(?: \(W\))? \| (.+) \|$", text, re.MULTILINE
     )
-    assert len(rows) == 6
+    assert len(rows) == 8
     for model, gpus, method, rest in rows:
         flags = f"--ratio 0.2 --method {method} --gpus {gpus} --gpu-type h100"
         command = ["plan", "--model", f"tests/configs/{model.lower()}.json", *shlex.split(flags)]

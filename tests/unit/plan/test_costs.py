@@ -149,7 +149,7 @@ def test_neurons_take_their_moments_and_an_order() -> None:
     assert more == pytest.approx(6.9e16, rel=0.01)
     order = 80 * (8 / 3 * 28_672**3 + 2 * 8192 * 28_672**2)
     assert after["factorise"] - before["factorise"] == pytest.approx(order, rel=1e-6)
-    assert both.memory.factorise == 4 * 8 * 28_672**2
+    assert both.memory.factorise == 8 * (4 * 28_672**2 + 3 * 8192 * 28_672)
 
 
 def test_neurons_alone_take_no_more_than_their_orders() -> None:
