@@ -5,7 +5,8 @@
 `svdllm bench` serves a base and what was cut from it in turn: SmolLM2, and random Llamas
 (2,048 wide of 8 layers, as llama-2048x8, or any other). Speed does not depend on values, so the
 factors are random, and all matrices have one ratio: as plain or pivoted factors, or, "pruned", MLPs
-by fewer neurons and attention as pivoted factors. Or, "neurons", MLPs lose for attention, too.
+by fewer neurons and attention as pivoted factors. Or, "neurons", MLPs lose for attention, too,
+which not every --ratio allows.
 
 A report that DIR has is not measured again. --ratio, --factors and so on choose. --only-measured
 measures none. --plot FILE.svg draws prompts and eight sequences of every model, pivoted, in the
@@ -32,6 +33,7 @@ from pipeline.cli.demo_inputs import fetch_model
 from pipeline.report.plots import Point, Series, curves
 from pipeline.stages.assemble import write_around
 from runtime.configuration_lowrank import Matrix, tensor_shapes
+from schemas.errors import ConfigError
 from schemas.model.grid import neuron_grid
 from schemas.model.spec import Factors, MatrixSpec
 from schemas.request.bench import BenchConfig
@@ -185,6 +187,8 @@ def compressed(base: Path, factors: Form, ratio: float, multiple: int = 1) -> Pa
         mlps = tuple(matrix for matrix in matrices if matrix.neurons)
         ratio *= sum(matrix.size for matrix in matrices) / sum(matrix.size for matrix in mlps)
         matrices = mlps
+        if ratio >= 1:
+            raise ConfigError(f"neurons: MLPs would lose {ratio:.0%}; ask for a lower --ratio")
     for matrix in matrices:
         dense = tensors.pop(f"{matrix.stored}.weight")
         cut = cuts[matrix.name] = _cut(matrix, factors, ratio, multiple)
@@ -232,7 +236,7 @@ def _parse() -> argparse.Namespace:
         ("dtype", str, ["float32", "bfloat16"]),
         ("form", str, ["eager", "compiled"]),
         ("ratio", float, [0.2, 0.4, 0.6, 0.8]),
-        ("factors", str, ["plain", "pivoted", "pruned", "neurons"]),
+        ("factors", str, ["plain", "pivoted", "pruned"]),
     ):
         parser.add_argument(f"--{name}", type=kind, nargs="+", default=values)
     parser.add_argument("--rank-multiple", type=int, default=1)
