@@ -21,13 +21,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.random_llama import save_random_llama
-from benchmarks.serving import compressed
-from schemas.model.spec import Factors
+from benchmarks.serving import Form, compressed
 
 PARTS = ("tests", "layer", "serve", "compiled")
 _LAYER = "--device cuda --tokens 16384 --length 2048 --batch 4 --threads 8"
 _BENCH = "--dtype bfloat16 --batch 1,8 --new-tokens 64 --rounds 3 --trust-remote-code"
-_RATIOS, _FACTORS = (0.2, 0.4), tuple[Factors, ...](("plain", "pivoted"))
+_RATIOS, _FORMS = (0.2, 0.4), tuple[Form, ...](("plain", "pivoted", "pruned", "neurons"))
 
 
 def main() -> None:
@@ -54,7 +53,7 @@ def _command(part: str, folder: Path) -> list[str]:
     base = folder / "llama-4096x4"
     if not base.is_dir():
         save_random_llama(base, 4096, 4)
-    cuts = itertools.product(_FACTORS, _RATIOS)
+    cuts = itertools.product(_FORMS, _RATIOS)
     first, *more = (str(compressed(base, *cut, multiple=64)) for cut in cuts)
     models = [first, "--baseline", str(base), "--also", ",".join(more)]
     report = ["--json", str(folder / f"{part}.json")]
