@@ -45,7 +45,7 @@ class Metric(Enum):
     MATRICES = (
         "svdllm_matrices_total",
         "counter",
-        "Matrices that are done in a stage",
+        "Matrices that are done in a stage, or orders of neurons",
         "stage",
     )
     LAYERS = (
