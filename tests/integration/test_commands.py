@@ -126,8 +126,8 @@ def test_another_identity_is_refused_with_what_differs(
 def test_status_counts_what_is_there(reference: Reference, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(reference.config.run_folder, run_dir)
-    moments, bases, factors = (
-        sorted(item_sums(run_dir, kind)) for kind in ("moments", "bases", "factors")
+    moments, bases, neurons, factors = (
+        sorted(item_sums(run_dir, kind)) for kind in ("moments", "bases", "neurons", "factors")
     )
     store = Store(run_dir)
     cut = file_of(store, moments[0])
@@ -138,7 +138,7 @@ def test_status_counts_what_is_there(reference: Reference, tmp_path: Path) -> No
     assert code == 0, log
     done = {stage: int(count) for stage, count in re.findall(r"│ (\w+) +│ +(\d+) │", printed)}
     assert done["forward"] + done["backward"] == len(moments) - 1
-    assert done["factorise"] == len(bases) - 1
+    assert done["factorise"] == len(bases) - 1 + len(neurons)
     assert done["truncate"] == len(factors) - 1
 
 
