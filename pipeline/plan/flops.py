@@ -1,4 +1,4 @@
-"""Operations on a matrix, as the code does them.
+"""Operations on a matrix, as the code does them, and the bytes in which neurons are ordered.
 
 A product (a, b) (b, c) is 2 a b c, a symmetric eigenproblem with vectors 9 n^3, Cholesky n^3 / 3, a
 thin SVD (m, n) 6 m n^2 + 20 n^3 (Golub and Van Loan, 8.6), with n the smaller side.
@@ -58,6 +58,13 @@ def order_flops(neurons: Neurons) -> BasisFlops:
     """
     m, q = min(neurons.reader.out_features, neurons.count), neurons.count
     return BasisFlops(m * q**2, 0, 2 * q**3 + 2 * q**3 / 3 + m * q**2)
+
+
+def order_bytes(neurons: Neurons) -> int:
+    """Bytes in which neurons are ordered or removed: four moments of them, and three times what is
+    read of them, in float64.
+    """
+    return 8 * (4 * neurons.count**2 + 3 * neurons.reader.size)
 
 
 def prune_flops(neurons: Neurons, keep: float) -> float:

@@ -9,8 +9,9 @@ import math
 from functools import cached_property
 from typing import NamedTuple
 
+from pipeline.plan.flops import order_bytes
 from schemas.model.dtypes import ITEM_BYTES, STORED
-from schemas.model.spec import MatrixSpec, ModelSpec, Neurons, whole
+from schemas.model.spec import MatrixSpec, ModelSpec, whole
 from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
 from schemas.request.methods import TRUNCATIONS, Truncation
@@ -37,13 +38,6 @@ class LayerCost(NamedTuple):
     forward: int
     backward: int
     reached: float
-
-
-def order_bytes(neurons: Neurons) -> int:
-    """Bytes in which neurons are ordered or removed: four moments of them, and three times what is
-    read of them, in float64.
-    """
-    return 8 * (4 * neurons.count**2 + 3 * neurons.reader.size)
 
 
 class Costs:

@@ -1,6 +1,6 @@
 """Which neurons can be removed on given machines."""
 
-from pipeline.plan.footprint import order_bytes
+from pipeline.plan.flops import order_bytes
 from pipeline.plan.layouts import usable
 from schemas.model.spec import ModelSpec
 from schemas.run.plan import ClusterSpec
