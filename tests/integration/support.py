@@ -10,8 +10,9 @@ from typing import Any
 from schemas.location import Location
 from schemas.request.config import RunConfig
 from schemas.request.groups import CalibrationConfig, ClusterConfig
-from schemas.result.manifest import OutputResult
+from schemas.result.manifest import Compression, OutputResult
 from schemas.run.identity import Record
+from tests.items import local
 from workers.storage.files import file_sha256
 from workers.storage.store import Store
 
@@ -132,3 +133,10 @@ def until(condition: Callable[[], bool], what: str) -> None:
         assert now < start + _HANG_S, f"not within {_HANG_S:g} s: {what}"
         time.sleep(max(0.002, 4 * (now - before)))  # what it looks at needs the processors, too
         before = time.monotonic()
+
+
+def read_compression(output: OutputResult) -> Compression:
+    """compression.json, which is also what `compress` returned."""
+    found = Compression.model_validate_json((local(output.path) / "compression.json").read_bytes())
+    assert found == output.compression
+    return found

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -15,12 +14,19 @@ from pipeline.report.page import render_report
 from pipeline.report.read import read_reported
 from pipeline.request.again import at_ratios
 from schemas.request.export import ExportConfig
-from schemas.request.groups import AllocationConfig
 from schemas.request.methods import METHODS, Method
-from schemas.result.manifest import Compression, Manifest, OutputResult
+from schemas.result.manifest import Manifest, OutputResult
 from schemas.result.report import ReportFacts
 from tests.integration.conftest import Reference
-from tests.integration.support import KINDS, ask, file_sums, headers, item_attempts, weight_sums
+from tests.integration.support import (
+    KINDS,
+    ask,
+    file_sums,
+    headers,
+    item_attempts,
+    read_compression,
+    weight_sums,
+)
 from tests.items import file_of, local
 from tests.models import tiny_model, tiny_tokenizer
 from tests.prose import prose
@@ -247,47 +253,6 @@ def test_what_is_not_targeted_is_the_base_bit_for_bit(flow: Flow) -> None:
         assert all(torch.equal(stored[name], base[name]) for name in kept)
 
 
-def test_neurons_alone_leave_every_other_matrix_dense(
-    local_ray: None, text: Path, tmp_path: Path
-) -> None:
-    base = tiny_model(tmp_path / "base")
-    config = ask(base, text, tmp_path / "output", ratio=0.3, method="neurons")
-    (output,) = compress(config).outputs
-    assert all(check.passed for check in output.checks)
-    done = read_compression(output)
-    assert done.targeted_after <= 0.7 * done.targeted_before
-    cut = [row for row in done.matrices if row.encoding != "dense"]
-    assert {row.encoding for row in cut} == {"pruned-rows", "pruned-columns"}
-    assert all(".mlp." in row.name for row in cut)
-    assert done.fallbacks == ()
-    items = [key for kind in KINDS for key in item_attempts(config.run_folder, kind)]
-    layers = 2  # of each: a moment of its neurons and one of gradients, an order, three matrices
-    made = Counter(key.partition("/")[0] for key in items)
-    assert made == {"moments": 2 * layers, "neurons": layers, "factors": len(cut)}
-    less = ExportConfig(checkpoint=str(config.run_folder), output=tmp_path / "less", ratio=(0.2,))
-    (other,) = compress(at_ratios(less)).outputs
-    assert read_compression(other).targeted_after > done.targeted_after
-
-
-def test_what_neurons_alone_measured_serves_a_run_that_needs_more(
-    reference: Reference, tmp_path: Path
-) -> None:
-    before = reference.config.model_copy(
-        update={
-            "output": tmp_path / "alone",
-            "run_dir": tmp_path / "run",
-            "allocation": AllocationConfig(method="loss-aware-neurons"),
-        }
-    )
-    compress(before)
-    kept = item_attempts(before.run_folder, "moments", "neurons")
-    asked = {"output": tmp_path / "both", "run_dir": before.run_dir}
-    (output,) = compress(reference.config.model_copy(update=asked)).outputs
-    after = item_attempts(before.run_folder, "moments", "neurons")
-    assert kept.items() < after.items()
-    assert weight_sums(local(output.path)) == weight_sums(local(reference.output.path))
-
-
 @pytest.mark.parametrize("method", [*get_args(Method)][2:])
 def test_the_papers_methods(method: Method, local_ray: None, text: Path, tmp_path: Path) -> None:
     base = tiny_model(tmp_path / "base", hidden_size=48, intermediate_size=96)
@@ -318,10 +283,3 @@ def test_another_ratio_measures_nothing_anew(reference: Reference, tmp_path: Pat
     assert after.keys() - before.keys()
     assert all(key.startswith("factors/") for key in after.keys() - before.keys())
     assert weight_sums(local(output.path)) != weight_sums(local(reference.output.path))
-
-
-def read_compression(output: OutputResult) -> Compression:
-    """compression.json, which is also what `compress` returned."""
-    found = Compression.model_validate_json((local(output.path) / "compression.json").read_bytes())
-    assert found == output.compression
-    return found
