@@ -62,11 +62,8 @@ class Costs:
         self.outputs_of_a_token = self._most_outputs()
         self._widest = max((tap.size for tap in self.taps), default=0)
         self._largest_moment = max((tap.elements for tap in self.taps), default=0)
-        ranks = config.calibrates and config.lowers_ranks
-        self.factorised = spec.matrices if ranks else ()
+        self.factorised = spec.matrices if config.calibrates and config.lowers_ranks else ()
         self.ordered = spec.neurons if config.calibrates else ()
-        pruned = [matrix for neurons in self.ordered for matrix in neurons.matrices]
-        self.cut = sum(matrix.size for matrix in self.factorised or pruned)  # what can be
         self._largest_basis = 4 * max(map(self.basis_size, self.factorised), default=0)
         spaces = [*map(self._factorise, self.factorised), *map(order_bytes, self.ordered)]
         self._workspace = max(spaces, default=0)

@@ -203,7 +203,7 @@ def _allocate(costs: Costs) -> Work:
 def _factor_flops(costs: Costs) -> float:
     ratios = costs.config.ratio
     if not costs.factorised:  # MLPs lose for all that is targeted
-        more = costs.spec.targeted / max(costs.cut, 1)
+        more = costs.spec.targeted / max(_cuttable(costs), 1)
         kept = [max(0.0, 1 - ratio * more) for ratio in ratios]
         return sum(prune_flops(neurons, keep) for keep in kept for neurons in costs.ordered)
     return sum(
@@ -211,6 +211,12 @@ def _factor_flops(costs: Costs) -> float:
         for ratio in ratios
         for matrix in costs.factorised
     )
+
+
+def _cuttable(costs: Costs) -> int:
+    """Return the parameters of the matrices that can be cut, or can only lose neurons."""
+    pruned = [matrix for neurons in costs.ordered for matrix in neurons.matrices]
+    return sum(matrix.size for matrix in costs.factorised or pruned)
 
 
 def _truncate(costs: Costs, layout: Layout) -> Work:
@@ -226,7 +232,7 @@ def _truncate(costs: Costs, layout: Layout) -> Work:
         [basis_flops(config.truncation, matrix, rooted=False) for matrix in again]
     )
     read = (costs.moments_read + costs.kept_bases) * len(ratios)
-    weights = int(costs.base_bytes * costs.cut / costs.parameters)
+    weights = int(costs.base_bytes * _cuttable(costs) / costs.parameters)
     factors = sum(costs.output(ratio) for ratio in ratios)
     return Work(
         "truncate",
