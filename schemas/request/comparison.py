@@ -12,7 +12,7 @@ from schemas.request.compression import Ratio
 from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig, TasksConfig
 from schemas.request.groups import CalibrationConfig, ClusterConfig, NumericsConfig
-from schemas.request.methods import METHODS, Method
+from schemas.request.methods import ALLOCATIONS, METHODS, Method
 from schemas.request.quantization import FEW_BITS, ROTATED, QuantizationConfig, Scheme
 from schemas.request.settings import SEVERAL, Flag, Words
 from schemas.request.sizes import AS_SIZE, format_size
@@ -46,8 +46,8 @@ class ComparisonConfig(Request):
         description="Most bytes of all weight files, as 12GB, instead of --ratios: which is best, "
         "fewer ranks by one method, fewer bits, or both",
     )
-    methods: Annotated[Words, Flag(unset="all but neurons; for a size two-sided")] = Field(
-        tuple(name for name in METHODS if name != "neurons"),  # which not every model has
+    methods: Annotated[Words, Flag(unset="all that lower ranks; for a size two-sided")] = Field(
+        tuple(name for name, row in METHODS.items() if ALLOCATIONS[row["allocation"]].ranks),
         description="Methods to compare, separated by commas",
     )
     schemes: Annotated[Words, Flag(unset="none")] = Field(

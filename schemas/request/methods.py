@@ -1,16 +1,33 @@
 """The methods: a row for each preset, for each truncation and for each allocation."""
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
-Method = Literal["two-sided", "neurons", "svd-llm-v2", "svd-llm", "asvd", "fwsvd", "svd"]
+from schemas.model.spec import Factors
+
+Method = Literal["two-sided", "neurons", "width", "svd-llm-v2", "svd-llm", "asvd", "fwsvd", "svd"]
 Truncation = Literal["fisher", "input-only", "svd-llm-v2", "svd-llm", "asvd", "fwsvd", "svd"]
 Allocation = Literal[
-    "loss-aware", "loss-aware-ranks", "loss-aware-neurons", "svd-llm-v2", "uniform"
+    "loss-aware",
+    "loss-aware-ranks",
+    "loss-aware-neurons",
+    "loss-aware-width",
+    "svd-llm-v2",
+    "uniform",
 ]
 
-METHODS: dict[Method, dict[str, str]] = {
+
+class Preset(TypedDict):
+    """What a method is short for."""
+
+    truncation: Truncation
+    allocation: Allocation
+    factors: Factors
+
+
+METHODS: dict[Method, Preset] = {
     "two-sided": {"truncation": "fisher", "allocation": "loss-aware", "factors": "pivoted"},
     "neurons": {"truncation": "fisher", "allocation": "loss-aware-neurons", "factors": "pivoted"},
+    "width": {"truncation": "fisher", "allocation": "loss-aware-width", "factors": "pivoted"},
     "svd-llm-v2": {"truncation": "svd-llm-v2", "allocation": "svd-llm-v2", "factors": "plain"},
     "svd-llm": {"truncation": "svd-llm", "allocation": "uniform", "factors": "plain"},
     "asvd": {"truncation": "asvd", "allocation": "uniform", "factors": "plain"},
@@ -22,6 +39,7 @@ METHODS: dict[Method, dict[str, str]] = {
 TITLES: dict[Method, str] = {
     "two-sided": "two-sided",
     "neurons": "neurons alone",
+    "width": "one width",
     "svd-llm-v2": "SVD-LLM V2",
     "svd-llm": "SVD-LLM (W)",
     "asvd": "ASVD",
@@ -77,6 +95,7 @@ ALLOCATIONS: dict[Allocation, AllocationRow] = {
     "loss-aware": AllocationRow(nats=True, neurons=True),
     "loss-aware-ranks": AllocationRow(nats=True),
     "loss-aware-neurons": AllocationRow(nats=True, neurons=True, ranks=False),
+    "loss-aware-width": AllocationRow(nats=True, neurons=True, ranks=False),
     "svd-llm-v2": AllocationRow(layer_outputs=True, bounded=True),
     "uniform": AllocationRow(),
 }

@@ -17,6 +17,7 @@ _METHODS: dict[Allocation, Callable[..., Ranks]] = {
     "loss-aware": loss_aware,
     "loss-aware-ranks": loss_aware,
     "loss-aware-neurons": partial(loss_aware, ranks=False),
+    "loss-aware-width": partial(loss_aware, ranks=False, one_width=True),
     "svd-llm-v2": svd_llm_v2,
     "uniform": uniform,
 }

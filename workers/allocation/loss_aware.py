@@ -1,5 +1,6 @@
 """Ranks from one global problem: least loss in nats under one budget (our default)."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ def loss_aware(
     factors: Factors,
     neurons: Sequence[NeuronsLoss] = (),
     ranks: bool = True,
+    one_width: bool = False,
 ) -> Ranks:
     """Minimise sum of nats(k_i) subject to sum of parameters(k_i) <= (1 - ratio) sum of m n.
 
@@ -26,9 +28,11 @@ def loss_aware(
     pivoted cost is concave in k, so marginal gains mislead), and matrices that share `neurons` take
     the better of their own choices and of fewer neurons; the multiplier is bisected; the rest of
     the budget is spent on the best steps that fit. Without `ranks` a matrix is dense, or loses
-    neurons. Never over the budget. Raises ConfigError if the least of everything is over it.
+    neurons; with `one_width`, all MLPs that have as many neurons keep as many. Never over the
+    budget. Raises ConfigError if the least of everything is over it.
     """
-    blocks = _blocks([_of_matrix(loss, factors, ranks) for loss in losses], neurons)
+    groups = _as_wide(neurons) if one_width else [[loss] for loss in neurons]
+    blocks = _blocks([_of_matrix(loss, factors, ranks) for loss in losses], groups)
     budget = whole((1 - ratio) * sum(loss.matrix.size for loss in losses))
     least = sum(menu.least for block in blocks for menu in block.smallest)
     if least > budget:
@@ -49,7 +53,7 @@ def loss_aware(
 
 class _Menu(NamedTuple):
     """Choices of some matrices: c rising ranks, then dense; `costs` int64, `nats` float64: both
-    (c + 1,). Several matrices have neurons in common: their rank is how many are kept.
+    (c + 1,). Several matrices have neurons in common, or as many: their rank is how many are kept.
     """
 
     names: tuple[str, ...]
@@ -103,26 +107,36 @@ def _of_matrix(loss: MatrixLoss, factors: Factors, ranks: bool) -> _Menu:
     )
 
 
-def _of_neurons(loss: NeuronsLoss) -> _Menu:
-    neurons = loss.neurons
-    least = neurons.count - len(loss.losses)
-    kept = [k for k in range(loss.grid, neurons.count, loss.grid) if k >= least]
-    gone = torch.tensor([neurons.count - k for k in kept], dtype=torch.long)
+def _of_neurons(losses: Sequence[NeuronsLoss]) -> _Menu:
+    count, grid = losses[0].neurons.count, losses[0].grid
+    least = count - min(len(loss.losses) for loss in losses)
+    kept = [k for k in range(grid, count, grid) if k >= least]
+    gone = torch.tensor([count - k for k in kept], dtype=torch.long)
+    costs = [sum(loss.neurons.parameters(k) for loss in losses) for k in (*kept, count)]
+    nats = torch.stack([loss.nats * loss.losses[gone - 1] for loss in losses]).sum(0)
     return _Menu(
-        tuple(matrix.name for matrix in neurons.matrices),
+        tuple(matrix.name for loss in losses for matrix in loss.neurons.matrices),
         [*kept, None],
-        torch.tensor([*map(neurons.parameters, kept), neurons.parameters(neurons.count)]),
-        torch.cat([loss.nats * loss.losses[gone - 1], loss.losses.new_zeros(1)]),
+        torch.tensor(costs),
+        torch.cat([nats, nats.new_zeros(1)]),
         prunes=True,
     )
 
 
-def _blocks(menus: list[_Menu], neurons: Sequence[NeuronsLoss]) -> list[_Block]:
+def _as_wide(neurons: Sequence[NeuronsLoss]) -> list[list[NeuronsLoss]]:
+    """Put the MLPs together that have as many neurons."""
+    groups = defaultdict[int, list[NeuronsLoss]](list)
+    for loss in neurons:
+        groups[loss.neurons.count].append(loss)
+    return [*groups.values()]
+
+
+def _blocks(menus: list[_Menu], groups: Sequence[Sequence[NeuronsLoss]]) -> list[_Block]:
     """Put the menus of matrices that share neurons beside that of the neurons."""
     alone = {menu.names[0]: menu for menu in menus}
     blocks = []
-    for loss in neurons:
-        menu = _of_neurons(loss)
+    for losses in groups:
+        menu = _of_neurons(losses)
         blocks.append(_Block([[alone.pop(name) for name in menu.names], [menu]]))
     return [*(_Block([[menu]]) for menu in alone.values()), *blocks]
 

@@ -20,7 +20,7 @@ from workers.storage.store import Store
 from workers.storage.tensorfile import entries
 
 IDENTITY = "0123"
-LOWERING = [method for method in get_args(Method) if method != "neurons"]
+LOWERING = [method for method in get_args(Method) if method not in ("neurons", "width")]
 
 
 def allocator(

@@ -15,9 +15,9 @@ from workers.allocation.loss_aware import loss_aware
 HIDDEN, COUNT, MULTIPLE = 6, 16, 2  # the grid of so few neurons is 2
 
 
-def mlp(layer: int) -> Neurons:
-    gate, up = (matrix(layer, COUNT, HIDDEN, f"mlp.{name}_proj") for name in ("gate", "up"))
-    down = matrix(layer, HIDDEN, COUNT, "mlp.down_proj")
+def mlp(layer: int, count: int = COUNT) -> Neurons:
+    gate, up = (matrix(layer, count, HIDDEN, f"mlp.{name}_proj") for name in ("gate", "up"))
+    down = matrix(layer, HIDDEN, count, "mlp.down_proj")
     own = [m.model_copy(update={"neurons": "mlp.down_proj"}) for m in (gate, up, down)]
     return Neurons(writers=(own[0], own[1]), reader=own[2])
 
@@ -126,6 +126,45 @@ def test_without_ranks_mlps_are_narrower_and_all_else_is_dense(ratio: float) -> 
     budget = budget_of([*losses, other], ratio)
     step = neurons[0].neurons.parameters(MULTIPLE)
     assert budget - step < found.parameters([*losses, other], "pivoted") <= budget
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5])
+def test_mlps_of_one_size_keep_one_width(ratio: float) -> None:
+    losses, neurons = problem([1e-3, 10.0])
+    wide = mlp(2, 2 * COUNT)
+    losses += [loss_of(one, power(HIDDEN, 1.0)) for one in wide.matrices]
+    curve = (1e-3 * 1.1 ** torch.arange(2 * COUNT - 1, dtype=torch.float64)).cumsum(0)
+    neurons.append(NeuronsLoss(wide, curve, 0.5))
+    found = loss_aware(losses, ratio, "pivoted", neurons, ranks=False, one_width=True)
+
+    def cost(kept: int, of_wide: int) -> int:
+        return 2 * neurons[0].neurons.parameters(kept) + wide.parameters(of_wide)
+
+    def nats(kept: int, of_wide: int) -> float:
+        lost = [group.losses[COUNT - kept - 1] for group in neurons[:2] if kept < COUNT]
+        lost += [curve[2 * COUNT - of_wide - 1]] if of_wide < 2 * COUNT else []
+        return 0.5 * math.fsum(map(float, lost))
+
+    widths = [{found.ranks[one.name] for one in group.neurons.matrices} for group in neurons]
+    assert widths[0] == widths[1]
+    [kept], [of_wide] = widths[0], widths[2]
+    budget = budget_of(losses, ratio)
+    assert found.parameters(losses, "pivoted") == cost(kept or COUNT, of_wide or 2 * COUNT)
+    ways = itertools.product(range(2, COUNT + 1, 2), range(4, 2 * COUNT + 1, 4))
+    within = [way for way in ways if cost(*way) <= budget]
+    mine = nats(kept or COUNT, of_wide or 2 * COUNT)
+    assert (kept or COUNT, of_wide or 2 * COUNT) in within
+    less = [nats(*way) for way in within if cost(*way) <= 0.85 * budget]
+    assert min(nats(*way) for way in within) <= mine <= min(less, default=math.inf)
+
+
+def test_what_one_mlp_cannot_lose_none_of_its_size_loses() -> None:
+    losses, neurons = problem([1e-6, 1e-6])
+    few = [neurons[0], neurons[1]._replace(losses=neurons[1].losses[:4])]
+    found = loss_aware(losses, 0.2, "pivoted", few, ranks=False, one_width=True)
+    assert set(found.ranks.values()) == {COUNT - 4}
+    with pytest.raises(ConfigError, match="the least of all 6 matrices"):
+        loss_aware(losses, 0.4, "pivoted", few, ranks=False, one_width=True)
 
 
 def test_what_neurons_cannot_give_is_refused() -> None:

@@ -158,7 +158,7 @@ def test_v2_allocation_of_fisher_losses_is_refused_with_a_remedy() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_neurons_go_if_losses_are_in_nats_and_that_is_asked_for(method: str) -> None:
-    assert config(method=method).prunes is (method in ("two-sided", "neurons"))
+    assert config(method=method).prunes is (method in ("two-sided", "neurons", "width"))
     ranks = {"method": "loss-aware-ranks"}
     assert method != "two-sided" or not config(method=method, allocation=ranks).prunes
 
@@ -216,7 +216,7 @@ def test_values_out_of_range_are_refused_with_field_and_value(
 
 @pytest.mark.parametrize("method", ["svdllm", "", ["svd-llm"], {"name": "svd-llm"}, 3])
 def test_an_unknown_method_is_refused_with_the_known_ones(method: object) -> None:
-    known = "'two-sided', 'neurons', 'svd-llm-v2', 'svd-llm', 'asvd', 'fwsvd' or 'svd'"
+    known = "'two-sided', 'neurons', 'width', 'svd-llm-v2', 'svd-llm', 'asvd', 'fwsvd' or 'svd'"
     assert known in refusal(method=method)
 
 
