@@ -39,6 +39,7 @@ from workers.reencoding import (
     as_rotated,
     cuts_of,
     merged,
+    narrowed,
     with_bias,
     write_weights,
 )
@@ -206,16 +207,20 @@ def _described(
 
 
 def _dense(source: _Source, staging: Path) -> Exported:
+    config = stock(read_config(source.folder))
+    narrow = narrowed(config, str(source.folder / CONFIG), source.cuts)
+
     def restate(cuts: list[Cut]) -> dict[str, Tensor]:
-        found = merged(cuts, [cut.read(source.reader) for cut in cuts])
+        tensors = [cut.read(source.reader) for cut in cuts]
+        found = merged(cuts, tensors, narrow=narrow is not None)
         return {f"{cuts[0].linear}.{leaf}": tensor for leaf, tensor in found.items()}
 
     files = write_weights(staging, source.spec, source.reader, source.cuts, restate)
     assemble.copy_beside(staging, source.folder)
-    write_json(staging / CONFIG, stock(read_config(source.folder)))
+    write_json(staging / CONFIG, narrow or config)
     assemble.write_index(staging, files)
     inspect(staging)  # names and shapes are what its configuration says
     parameters, nbytes = assemble.size_of(files)
-    told = source.told.compression
-    write_dense_card(staging, source.folder, told, parameters, nbytes)
-    return Exported(path=staging, parameters=parameters, nbytes=nbytes)
+    exported = Exported(path=staging, parameters=parameters, nbytes=nbytes)
+    write_dense_card(exported, source.folder, source.told.compression, narrow is not None)
+    return exported

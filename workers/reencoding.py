@@ -6,7 +6,7 @@ Nothing but the checkpoint is read; the most that is in memory is one new weight
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,15 +14,15 @@ from transformers.pytorch_utils import Conv1D
 
 from runtime.configuration_lowrank import BIASES, WHOLE, tensor_shapes
 from runtime.modeling_lowrank import LowRankLinear, SplitLinear
-from schemas.model.spec import DecoderSpec, Encoding, Factors
+from schemas.model.spec import PRUNED, DecoderSpec, Encoding, Factors
 from schemas.result.output import OutputFile, OutputTensor
 from workers.checkpoint.config_file import read_config
-from workers.checkpoint.family import stock
+from workers.checkpoint.family import Config, stock
 from workers.checkpoint.names import CONFIG, weight_file
 from workers.checkpoint.tensors import TensorReader
 from workers.model.description import is_column_parallel
 from workers.model.reading import Places
-from workers.model.skeleton import skeleton
+from workers.model.skeleton import resized, skeleton
 from workers.storage.tensorfile import DTYPES, NAMES, Entry, entries, write_tensors
 from workers.truncation.encoding import (
     Stored,
@@ -41,10 +41,12 @@ _FILE_BYTES = 5 * 10**9
 class Cut(NamedTuple):
     """A matrix of a compressed checkpoint. `name` is relative to the base model; in the files,
     `owner` is before the names of its tensors, and `linear` names the layer that it is a part of,
-    or is. `module` is on the meta device; the rest is as in `MatrixSpec`.
+    or is; in the model, that is at `place`. `module` is on the meta device; the rest is as in
+    `MatrixSpec`.
     """
 
     name: str
+    place: str
     linear: str
     owner: str
     module: LowRankLinear
@@ -79,6 +81,7 @@ def cuts_of(folder: Path, spec: DecoderSpec) -> list[Cut]:
         found.append(
             Cut(
                 name=path.removeprefix(f"{model.base_model_prefix}."),
+                place=whole,
                 linear=owner.rpartition(".")[0] if is_part else owner,
                 owner=owner,
                 module=module,
@@ -128,11 +131,47 @@ def with_bias(cut: Cut, stored: Stored, tensors: dict[str, Tensor]) -> dict[str,
     return {tail: bias[0] if tail in BIASES else stored.tensors[tail] for tail in shapes}
 
 
-def merged(cuts: Sequence[Cut], tensors: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return weight and bias of the linear layer that these matrices are, or are all parts of."""
+def narrowed(config: Config, where: str, cuts: Sequence[Cut]) -> dict[str, Any] | None:
+    """Return the config.json of transformers' own classes for MLPs that lack neurons. None if there
+    is none: MLPs of one size keep different numbers, or no entry says how many they have.
+
+    `config`, named `where` in errors, is that of the whole matrices.
+    """
+    pruned = [cut.module for cut in cuts if cut.module.encoding in PRUNED]
+    kept = {
+        (module.shape[module.encoding == "pruned-columns"], module.rank)
+        for module in pruned
+        if module.rank is not None
+    }
+    sizes = dict(kept)
+    if not kept or len(sizes) < len(kept):
+        return None
+    return resized(config, where, sizes, _left(cuts))
+
+
+def _left(cuts: Sequence[Cut]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what is left of the linear layers that these matrices are parts of."""
+    places: dict[str, list[Cut]] = {}
+    for cut in cuts:
+        places.setdefault(cut.place, []).append(cut)
+    found = dict[str, tuple[int, ...]]()
+    for place, parts in places.items():
+        rows, columns = sum(cut.module.out_features for cut in parts), parts[0].module.in_features
+        found[f"{place}.weight"] = (columns, rows) if parts[0].transposed else (rows, columns)
+        if parts[0].module.bias is not None:
+            found[f"{place}.bias"] = (rows,)
+    return found
+
+
+def merged(
+    cuts: Sequence[Cut], tensors: Sequence[dict[str, Tensor]], narrow: bool = False
+) -> dict[str, Tensor]:
+    """Return weight and bias of the linear layer that these matrices are, or are all parts of;
+    zeros are in the place of neurons that are gone, unless it is to be `narrow`.
+    """
     weights, biases = [], []
     for cut, stored in zip(cuts, tensors, strict=True):
-        m, n = cut.module.shape
+        m, n = (cut.module.out_features, cut.module.in_features) if narrow else cut.module.shape
         biases += [padded(tensor, m) for tail, tensor in stored.items() if tail in BIASES]
         if cut.module.encoding in WHOLE:
             weights.append(padded(stored["dense.weight"], m, n))

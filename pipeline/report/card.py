@@ -16,6 +16,7 @@ from schemas.model.dtypes import FORMATS
 from schemas.model.spec import Encoding
 from schemas.printable import printable
 from schemas.result.evaluation import EvaluationReport
+from schemas.result.export import Exported
 from schemas.result.manifest import Compression
 from schemas.result.quantization import Quantization
 from workers.checkpoint.config_file import read_config
@@ -57,20 +58,20 @@ def write_card(
 
 
 def write_dense_card(
-    folder: Path, source: Path, compression: Compression, parameters: int, nbytes: int
+    exported: Exported, source: Path, compression: Compression, narrow: bool
 ) -> None:
-    """Write README.md of a checkpoint whose matrices are whole again; `source` has the card of the
-    compressed one.
+    """Write README.md of a checkpoint whose matrices are whole again, or `narrow`; `source` has the
+    card of the compressed one.
     """
     text = _template("dense.md.j2").render(
         front=_front(front_matter(source, compression.model)),
         name=_markdown(Path(compression.model).name),
         c=compression,
-        auto=auto_class(read_config(folder)),
-        parameters=parameters,
-        nbytes=nbytes,
+        auto=auto_class(read_config(exported.path)),
+        exported=exported,
+        narrow=narrow,
     )
-    write_text(folder / CARD, text)
+    write_text(exported.path / CARD, text)
 
 
 def write_quantised_card(

@@ -24,7 +24,8 @@ class ExportConfig(Request):
     factors: Factors | None = Field(None, description="Store every cut matrix this way")
     dense: bool = Field(
         False,
-        description="Multiply the factors out: a model of the base's own architecture and size",
+        description="Multiply the factors out: a model of the base's own architecture, and of its "
+        "size, unless all MLPs lack as many neurons",
     )
     ratio: Annotated[tuple[Ratio, ...], SEVERAL] = Field(
         (), description="Compress at other ratios, one or several, with all that a run has measured"

@@ -2,15 +2,22 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from pipeline.compress import compress
+from pipeline.export import export
 from pipeline.request.again import at_ratios
 from schemas.request.export import ExportConfig
 from schemas.request.groups import AllocationConfig
 from tests.integration.conftest import Reference
 from tests.integration.support import KINDS, ask, item_attempts, read_compression, weight_sums
 from tests.items import local
-from tests.models import tiny_model
+from tests.kinds import tiny_causal_model
+from tests.models import tiny_model, tiny_tokenizer
 
 
 def test_neurons_alone_leave_every_other_matrix_dense(
@@ -52,3 +59,24 @@ def test_what_neurons_alone_measured_serves_a_run_that_needs_more(
     after = item_attempts(before.run_folder, "moments", "neurons")
     assert kept.items() < after.items()
     assert weight_sums(local(output.path)) == weight_sums(local(reference.output.path))
+
+
+@pytest.mark.parametrize("kind", ["phi3", "gemma3"])
+def test_one_width_is_a_stock_model(kind: str, local_ray: None, text: Path, tmp_path: Path) -> None:
+    """Gate and up may be one matrix, and the width an entry of the part that reads text."""
+    base = tmp_path / "base"
+    tiny_causal_model(kind).save_pretrained(base)
+    tiny_tokenizer().save_pretrained(base)
+    (output,) = compress(ask(base, text, tmp_path / "output", ratio=0.2, method="width")).outputs
+    done, folder = read_compression(output), local(output.path)
+    kept = {row.rank for row in done.matrices if row.is_pruned}
+    asked = ExportConfig(checkpoint=str(folder), output=tmp_path / "stock", dense=True)
+    stock = export(asked)
+    assert stock.parameters == done.parameters_after < done.parameters_before
+    auto: Any = AutoModelForImageTextToText if kind == "gemma3" else AutoModelForCausalLM
+    cut = auto.from_pretrained(folder, trust_remote_code=True).eval()
+    plain = auto.from_pretrained(stock.path).eval()
+    assert kept == {plain.config.get_text_config().intermediate_size}
+    assert type(plain).__name__ == type(tiny_causal_model(kind)).__name__
+    tokens = torch.arange(3, 35).view(2, 16)
+    assert torch.equal(plain(input_ids=tokens).logits, cut(input_ids=tokens).logits)

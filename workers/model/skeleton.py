@@ -1,5 +1,7 @@
 """A model without values: what config.json alone makes transformers build."""
 
+import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -50,3 +52,31 @@ def skeleton(config: Config, where: str, dtype: torch.dtype) -> PreTrainedModel:
         )
     built: PreTrainedModel = model.eval()
     return built
+
+
+def resized(
+    config: Config, where: str, sizes: Mapping[int, int], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any] | None:
+    """Return a config.json in which some of the numbers that are keys of `sizes` are their values,
+    so that its model has the parameters of that of `config`, but these of other `shapes`. None if
+    there is none.
+
+    The entries, of a model that sees those of its text decoder, are found by trial.
+    """
+    wanted, text = {**_shapes(config, where), **shapes}, config.get("text_config")
+    entries = text if isinstance(text, dict) else config
+    named = [[key for key, value in entries.items() if value == size] for size in sizes]
+    for keys in itertools.product(*named):
+        changed = {**entries, **dict(zip(keys, sizes.values(), strict=True))}
+        found = changed if entries is config else {**config, "text_config": changed}
+        try:
+            if _shapes(found, where) == wanted:
+                return found
+        except CheckpointError:
+            continue  # the entry means something else, which cannot have this size
+    return None
+
+
+def _shapes(config: Config, where: str) -> dict[str, tuple[int, ...]]:
+    model = skeleton(config, where, torch.bfloat16)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

@@ -125,6 +125,33 @@ def test_whole_matrices_are_a_stock_model(
     assert "**no smaller**" in (folder / "README.md").read_text()
 
 
+NARROW = ("dense",) * 4 + ("pruned-rows", "pruned-rows", "pruned-columns")
+
+
+@pytest.mark.parametrize("first", ["dense", "pivoted"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2"])
+def test_mlps_that_are_alike_stay_narrow(kind: str, first: str, tmp_path: Path) -> None:
+    made = make_checkpoint(tmp_path / "source", kind, (first, *NARROW[1:]))
+    finish_handmade(made)
+    folder = exported(made.folder, dense=True)
+    auto: Any = AutoModelForCausalLM
+    model, info = auto.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()), info
+    assert type(model) is type(made.dense)
+    torch.testing.assert_close(model(**PROMPTS).logits, made.logits, atol=2e-5, rtol=1e-5)
+    config = json.loads((folder / "config.json").read_text())
+    assert "a narrower\nmodel of the base's own architecture" in (folder / "README.md").read_text()
+    assert config["intermediate_size"] == 12 < made.dense.config.intermediate_size
+    assert "low_rank" not in config
+
+
+def test_mlps_that_differ_are_whole_again(tmp_path: Path) -> None:
+    made = make_checkpoint(tmp_path / "source", "llama", (*NARROW, *["dense"] * 7))
+    finish_handmade(made)
+    config = json.loads((exported(made.folder, dense=True) / "config.json").read_text())
+    assert config["intermediate_size"] == made.dense.config.intermediate_size
+
+
 @pytest.mark.parametrize("form", [{"dense": True}, {"factors": "plain"}])
 def test_parts_of_a_transposed_matrix_find_their_places(
     form: dict[str, Any], tmp_path: Path
