@@ -39,6 +39,7 @@ _SIZES: dict[str, int] = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
     **dict.fromkeys(("moe_num_experts", "mamba_num_heads", "mamba_n_heads", "mamba_dt_rank"), 4),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 16),
+    "moe_shared_expert_intermediate_size": 16,
     **dict.fromkeys(("shared_intermediate_size", "q_lora_rank", "mamba_head_dim"), 16),
     **dict.fromkeys(("mamba_d_head", "global_head_dim"), 16),
     **dict.fromkeys(("head_dim", "kv_lora_rank", "qk_nope_head_dim", "v_head_dim"), 8),
