@@ -19,7 +19,7 @@ from pipeline.request.preflight import require_apart, require_writable
 from pipeline.run_directory.ownership import owned
 from pipeline.stages import assemble
 from schemas.errors import ConfigError
-from schemas.model.spec import DecoderSpec, Encoding, Factors
+from schemas.model.spec import PRUNED, DecoderSpec, Encoding, Factors
 from schemas.request.export import ExportConfig
 from schemas.result.export import Exported
 from schemas.result.manifest import Compression
@@ -209,6 +209,10 @@ def _described(
 def _dense(source: _Source, staging: Path) -> Exported:
     config = stock(read_config(source.folder))
     narrow = narrowed(config, str(source.folder / CONFIG), source.cuts)
+    if narrow is None and any(cut.module.encoding in PRUNED for cut in source.cuts):
+        log.info(
+            "zeros take the place of neurons: %s names no width for what each MLP keeps", CONFIG
+        )
 
     def restate(cuts: list[Cut]) -> dict[str, Tensor]:
         tensors = [cut.read(source.reader) for cut in cuts]

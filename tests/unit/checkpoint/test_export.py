@@ -145,10 +145,13 @@ def test_mlps_that_are_alike_stay_narrow(kind: str, first: str, tmp_path: Path) 
     assert "low_rank" not in config
 
 
-def test_mlps_that_differ_are_whole_again(tmp_path: Path) -> None:
+def test_mlps_that_differ_are_whole_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     made = make_checkpoint(tmp_path / "source", "llama", (*NARROW, *["dense"] * 7))
     finish_handmade(made)
-    config = json.loads((exported(made.folder, dense=True) / "config.json").read_text())
+    with caplog.at_level("INFO"):
+        folder = exported(made.folder, dense=True)
+    assert "zeros take the place of neurons" in caplog.text
+    config = json.loads((folder / "config.json").read_text())
     assert config["intermediate_size"] == made.dense.config.intermediate_size
 
 
