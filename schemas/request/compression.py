@@ -202,6 +202,11 @@ class CompressionConfig(Request):
         return ALLOCATIONS[self.allocation.method].neurons and TRUNCATIONS[self.truncation].weighed
 
     @property
+    def one_width(self) -> bool:
+        """Whether all MLPs that have as many neurons keep as many."""
+        return ALLOCATIONS[self.allocation.method].one_width
+
+    @property
     def needs_gradients(self) -> bool:
         """Whether calibration includes a backward stream."""
         found = TRUNCATIONS[self.truncation], ALLOCATIONS[self.allocation.method]

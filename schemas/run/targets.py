@@ -1,10 +1,11 @@
 """Which matrices of a model are cut, and which of them share a budget."""
 
+from collections import Counter
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from schemas.errors import ConfigError
-from schemas.model.spec import MatrixSpec, ModelSpec
+from schemas.model.spec import MatrixSpec, ModelSpec, Neurons
 from schemas.request.compression import CompressionConfig
 
 ROUTERS = ("router", "gate")  # names by which families call what chooses experts
@@ -21,7 +22,8 @@ def select(config: CompressionConfig, spec: ModelSpec) -> ModelSpec:
     """Return the model with only those of its matrices that are to be cut.
 
     Routers are not among them, and the head only if a pattern other than * names it. Raises
-    ConfigError if a pattern names no matrix, if none is left, or if the head cannot be cut.
+    ConfigError if a pattern names no matrix, if none is left, if the head cannot be cut, or if MLPs
+    that are to keep one width are parted.
     """
     asked = config.targets
     matrices = (*spec.matrices, *_head(config, spec))
@@ -52,14 +54,28 @@ def _with_neurons(
     """
     shared: set[str] = set()
     if config.prunes:
-        for _, group in budgets(config, chosen, 0.0):
-            names = {matrix.name for matrix in group}
-            together = [neurons for neurons in spec.neurons if neurons.within(names)]
-            shared |= {matrix.name for neurons in together for matrix in neurons.matrices}
+        names = [{m.name for m in group} for _, group in budgets(config, chosen, 0.0)]
+        together = [[n for n in spec.neurons if n.within(group)] for group in names]
+        if config.one_width:
+            _require_together(spec, together)
+        shared = {m.name for group in together for neurons in group for m in neurons.matrices}
     return tuple(
         matrix if matrix.name in shared else matrix.model_copy(update={"neurons": ""})
         for matrix in chosen
     )
+
+
+def _require_together(spec: ModelSpec, budgeted: list[list[Neurons]]) -> None:
+    """Raises ConfigError if some MLPs of a size are not cut, or not all within one budget."""
+    parts = [Counter(neurons.count for neurons in group) for group in budgeted]
+    for count, number in Counter(neurons.count for neurons in spec.neurons).items():
+        found = [part[count] for part in parts if part[count]]
+        if found not in ([], [number]):
+            raise ConfigError(
+                f"the {number} MLPs of {count:,} neurons cannot keep one width: by --targets and "
+                f"ratios of their own, {' and '.join(map(str, found))} of them are cut together; "
+                "choose all of them at one ratio, or use --method neurons"
+            )
 
 
 def budgets(

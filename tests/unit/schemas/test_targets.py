@@ -78,6 +78,28 @@ def test_what_is_chosen_and_ignored(spec: ModelSpec) -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "cut"),
+    [
+        ({"targets": {"skip_first": 1}}, "2 of them"),
+        ({"targets": {"ignore": ["layers.1.mlp.shared_expert.up_proj"]}}, "2 of them"),
+        ({"ratio_by": {"layers.0": 0.1}}, "2 and 1 of them|1 and 2 of them"),
+    ],
+)
+def test_mlps_that_keep_one_width_are_cut_together(
+    fields: dict[str, Any], cut: str, spec: ModelSpec
+) -> None:
+    select(asked(**fields, method="neurons"), spec)
+    with pytest.raises(ConfigError, match=rf"3 MLPs .* ({cut}) are cut together"):
+        select(asked(**fields, method="width"), spec)
+    no_mlp = {"targets": {"only": "self_attn"}, "ratio_by": {"q_proj": 0.1}}
+    assert not any(
+        matrix.neurons for matrix in select(asked(**no_mlp, method="width"), spec).matrices
+    )
+    whole = select(asked(method="width", ratio_by={"self_attn": 0.1}), spec)
+    assert whole.neurons == spec.neurons
+
+
+@pytest.mark.parametrize(
     "fields",
     [{"targets": {"only": "nothing"}}, {"targets": {"ignore": "w.v"}}, {"ratio_by": {"w": 0.1}}],
 )
