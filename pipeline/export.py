@@ -211,7 +211,9 @@ def _dense(source: _Source, staging: Path) -> Exported:
     narrow = narrowed(config, str(source.folder / CONFIG), source.cuts)
     if narrow is None and any(cut.module.encoding in PRUNED for cut in source.cuts):
         log.info(
-            "zeros take the place of neurons: %s names no width for what each MLP keeps", CONFIG
+            "zeros take the place of neurons: MLPs keep different numbers of them (--method width "
+            "keeps one number), or %s does not name it",
+            CONFIG,
         )
 
     def restate(cuts: list[Cut]) -> dict[str, Tensor]:

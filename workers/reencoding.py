@@ -138,15 +138,12 @@ def narrowed(config: Config, where: str, cuts: Sequence[Cut]) -> dict[str, Any] 
     `config`, named `where` in errors, is that of the whole matrices.
     """
     pruned = [cut.module for cut in cuts if cut.module.encoding in PRUNED]
-    kept = {
-        (module.shape[module.encoding == "pruned-columns"], module.rank)
+    sizes = {
+        module.shape[module.encoding == "pruned-columns"]: module.rank
         for module in pruned
         if module.rank is not None
     }
-    sizes = dict(kept)
-    if not kept or len(sizes) < len(kept):
-        return None
-    return resized(config, where, sizes, _left(cuts))
+    return resized(config, where, sizes, _left(cuts)) if sizes else None
 
 
 def _left(cuts: Sequence[Cut]) -> dict[str, tuple[int, ...]]:

@@ -61,9 +61,21 @@ def test_what_neurons_alone_measured_serves_a_run_that_needs_more(
     assert weight_sums(local(output.path)) == weight_sums(local(reference.output.path))
 
 
-@pytest.mark.parametrize("kind", ["phi3", "gemma3"])
-def test_one_width_is_a_stock_model(kind: str, local_ray: None, text: Path, tmp_path: Path) -> None:
-    """Gate and up may be one matrix, and the width an entry of the part that reads text."""
+@pytest.mark.parametrize(
+    ("kind", "width"),
+    [
+        ("phi3", "intermediate_size"),
+        ("gemma3", "intermediate_size"),
+        ("gpt2", "n_inner"),
+        ("qwen2_moe", "shared_expert_intermediate_size"),
+    ],
+)
+def test_one_width_is_a_stock_model(
+    kind: str, width: str, local_ray: None, text: Path, tmp_path: Path
+) -> None:
+    """Gate and up may be one matrix, which may be transposed and biased, and the width an entry of
+    the part that reads text, or that of experts which all tokens share.
+    """
     base = tmp_path / "base"
     tiny_causal_model(kind).save_pretrained(base)
     tiny_tokenizer().save_pretrained(base)
@@ -76,7 +88,7 @@ def test_one_width_is_a_stock_model(kind: str, local_ray: None, text: Path, tmp_
     auto: Any = AutoModelForImageTextToText if kind == "gemma3" else AutoModelForCausalLM
     cut = auto.from_pretrained(folder, trust_remote_code=True).eval()
     plain = auto.from_pretrained(stock.path).eval()
-    assert kept == {plain.config.get_text_config().intermediate_size}
+    assert kept == {getattr(plain.config.get_text_config(), width)}
     assert type(plain).__name__ == type(tiny_causal_model(kind)).__name__
     tokens = torch.arange(3, 35).view(2, 16)
     assert torch.equal(plain(input_ids=tokens).logits, cut(input_ids=tokens).logits)

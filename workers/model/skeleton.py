@@ -61,20 +61,29 @@ def resized(
     so that its model has the parameters of that of `config`, but these of other `shapes`. None if
     there is none.
 
-    The entries, of a model that sees those of its text decoder, are found by trial.
+    The entries, of a model that sees those of its text decoder, are found by trial: those that are
+    such a number, together or alone, or else one that follows from others as long as it is not set.
     """
     wanted, text = {**_shapes(config, where), **shapes}, config.get("text_config")
     entries = text if isinstance(text, dict) else config
-    named = [[key for key, value in entries.items() if value == size] for size in sizes]
-    for keys in itertools.product(*named):
-        changed = {**entries, **dict(zip(keys, sizes.values(), strict=True))}
-        found = changed if entries is config else {**config, "text_config": changed}
+    told = skeleton(config, where, torch.bfloat16).config.get_text_config(decoder=True).to_dict()
+    for found in itertools.product(*(_named(told, *size) for size in sizes.items())):
+        changed = {**entries, **{key: size for part in found for key, size in part.items()}}
+        tried = changed if entries is config else {**config, "text_config": changed}
         try:
-            if _shapes(found, where) == wanted:
-                return found
+            if _shapes(tried, where) == wanted:
+                return tried
         except CheckpointError:
             continue  # the entry means something else, which cannot have this size
     return None
+
+
+def _named(told: Config, size: int, new: int) -> list[dict[str, int]]:
+    """Return the changes of entries that may make a size another."""
+    keys = [key for key, value in told.items() if value == size]
+    some = [part for n in range(1, len(keys) + 1) for part in itertools.combinations(keys, n)]
+    unset = [(key,) for key, value in told.items() if value is None]
+    return [dict.fromkeys(part, new) for part in some or unset]
 
 
 def _shapes(config: Config, where: str) -> dict[str, tuple[int, ...]]:

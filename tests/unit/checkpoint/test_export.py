@@ -145,12 +145,18 @@ def test_mlps_that_are_alike_stay_narrow(kind: str, first: str, tmp_path: Path) 
     assert "low_rank" not in config
 
 
-def test_mlps_that_differ_are_whole_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_mlps_that_differ_are_whole_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "propagate", True)
     made = make_checkpoint(tmp_path / "source", "llama", (*NARROW, *["dense"] * 7))
     finish_handmade(made)
     with caplog.at_level("INFO"):
         folder = exported(made.folder, dense=True)
     assert "zeros take the place of neurons" in caplog.text
+    auto: Any = AutoModelForCausalLM
+    logits = auto.from_pretrained(folder)(**PROMPTS).logits
+    torch.testing.assert_close(logits, made.logits, atol=2e-5, rtol=1e-5)
     config = json.loads((folder / "config.json").read_text())
     assert config["intermediate_size"] == made.dense.config.intermediate_size
 

@@ -42,6 +42,28 @@ def test_the_entry_is_found_by_trial(kind: str, part: str, entry: str) -> None:
     assert resized(config, "config.json", {size: size // 2}, others) == changed
 
 
+@pytest.mark.parametrize(("kind", "entry"), [("gpt2", "n_inner"), ("falcon", "ffn_hidden_size")])
+def test_a_size_may_follow_from_others_while_it_is_not_set(kind: str, entry: str) -> None:
+    config = {**config_of(kind), entry: None}
+    size = 4 * config["hidden_size" if kind == "falcon" else "n_embd"]
+    halved = {**config, entry: size // 2}
+    before, after = shapes_of(config), shapes_of(halved)
+    others = {name: shape for name, shape in after.items() if shape != before[name]}
+    assert resized(config, "config.json", {size: size // 2}, others) == halved
+    del config[entry]
+    assert resized(config, "config.json", {size: size // 2}, others) == halved
+
+
+def test_two_entries_of_one_size_change_together() -> None:
+    config = config_of("qwen2_moe") | {"mlp_only_layers": [0], "decoder_sparse_step": 1}
+    config["shared_expert_intermediate_size"] = config["intermediate_size"]
+    size = config["intermediate_size"]
+    both = dict.fromkeys(("intermediate_size", "shared_expert_intermediate_size"), size // 2)
+    before, after = shapes_of(config), shapes_of(config | both)
+    others = {name: shape for name, shape in after.items() if shape != before[name]}
+    assert resized(config, "config.json", {size: size // 2}, others) == config | both
+
+
 def test_none_is_found_where_the_size_follows_from_others() -> None:
     config = config_of("bloom")  # four times as wide as hidden states
     name, shape = next((n, s) for n, s in shapes_of(config).items() if "dense_h_to_4h.w" in n)
