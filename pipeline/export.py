@@ -208,25 +208,21 @@ def _described(
 
 def _dense(source: _Source, staging: Path) -> Exported:
     config = stock(read_config(source.folder))
-    narrow = narrowed(config, str(source.folder / CONFIG), source.cuts)
-    if narrow is None and any(cut.module.encoding in PRUNED for cut in source.cuts):
-        log.info(
-            "zeros take the place of neurons: MLPs keep different numbers of them (--method width "
-            "keeps one number), or %s does not name it",
-            CONFIG,
-        )
+    smaller = narrowed(config, str(source.folder / CONFIG), source.cuts)
+    pruned = any(cut.module.encoding in PRUNED for cut in source.cuts)
 
     def restate(cuts: list[Cut]) -> dict[str, Tensor]:
         tensors = [cut.read(source.reader) for cut in cuts]
-        found = merged(cuts, tensors, narrow=narrow is not None)
+        found = merged(cuts, tensors, narrow=smaller is not None)
         return {f"{cuts[0].linear}.{leaf}": tensor for leaf, tensor in found.items()}
 
     files = write_weights(staging, source.spec, source.reader, source.cuts, restate)
     assemble.copy_beside(staging, source.folder)
-    write_json(staging / CONFIG, narrow or config)
+    write_json(staging / CONFIG, smaller or config)
     assemble.write_index(staging, files)
     inspect(staging)  # names and shapes are what its configuration says
     parameters, nbytes = assemble.size_of(files)
-    exported = Exported(path=staging, parameters=parameters, nbytes=nbytes)
-    write_dense_card(exported, source.folder, source.told.compression, narrow is not None)
+    narrow = (smaller is not None) if pruned else None
+    exported = Exported(path=staging, parameters=parameters, nbytes=nbytes, narrow=narrow)
+    write_dense_card(exported, source.folder, source.told.compression)
     return exported

@@ -57,10 +57,8 @@ def write_card(
     write_text(folder / CARD, text)
 
 
-def write_dense_card(
-    exported: Exported, source: Path, compression: Compression, narrow: bool
-) -> None:
-    """Write README.md of a checkpoint whose matrices are whole again, or `narrow`; `source` has the
+def write_dense_card(exported: Exported, source: Path, compression: Compression) -> None:
+    """Write README.md of a checkpoint whose matrices are whole again, or narrow; `source` has the
     card of the compressed one.
     """
     text = _template("dense.md.j2").render(
@@ -69,7 +67,6 @@ def write_dense_card(
         c=compression,
         auto=auto_class(read_config(exported.path)),
         exported=exported,
-        narrow=narrow,
     )
     write_text(exported.path / CARD, text)
 

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
+from pipeline.cli.tables.export import export_table
 from pipeline.export import export, rotate
 from pipeline.run_directory.ownership import owned
 from schemas.errors import CheckpointError, ConfigError, OwnershipError
@@ -40,6 +42,17 @@ def source(tmp_path: Path) -> Checkpoint:
 def exported(folder: Path, **form: Any) -> Path:
     output = folder.with_name("exported")
     return export(ExportConfig(checkpoint=str(folder), output=output, **form)).path
+
+
+def stock_config(folder: Path, like: Checkpoint) -> dict[str, Any]:
+    """config.json of what transformers' own class loads whole, and which says the same."""
+    auto: Any = AutoModelForCausalLM
+    model, info = auto.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()), info
+    assert type(model) is type(like.dense)
+    torch.testing.assert_close(model(**PROMPTS).logits, like.logits, atol=2e-5, rtol=1e-5)
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return config
 
 
 @pytest.mark.parametrize("factors", ["plain", "pivoted"])
@@ -113,12 +126,7 @@ def test_whole_matrices_are_a_stock_model(
     folder = exported(source.folder, dense=True)
 
     assert (len(list(folder.glob("*.safetensors"))) > 1) == (most < 10**6)
-    auto: Any = AutoModelForCausalLM
-    model, info = auto.from_pretrained(folder, output_loading_info=True)
-    assert not any(info.values()), info
-    assert type(model) is type(source.dense)
-    torch.testing.assert_close(model(**PROMPTS).logits, source.logits, atol=2e-5, rtol=1e-5)
-    config = json.loads((folder / "config.json").read_text())
+    config = stock_config(folder, source)
     assert config["architectures"] == ["Qwen2ForCausalLM"]
     assert not config.keys() & {"low_rank", "auto_map", "transformers_weights"}
     assert not list(folder.glob("*.py"))
@@ -133,32 +141,26 @@ NARROW = ("dense",) * 4 + ("pruned-rows", "pruned-rows", "pruned-columns")
 def test_mlps_that_are_alike_stay_narrow(kind: str, first: str, tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path / "source", kind, (first, *NARROW[1:]))
     finish_handmade(made)
-    folder = exported(made.folder, dense=True)
-    auto: Any = AutoModelForCausalLM
-    model, info = auto.from_pretrained(folder, output_loading_info=True)
-    assert not any(info.values()), info
-    assert type(model) is type(made.dense)
-    torch.testing.assert_close(model(**PROMPTS).logits, made.logits, atol=2e-5, rtol=1e-5)
-    config = json.loads((folder / "config.json").read_text())
+    folder = tmp_path / "exported"
+    done = export(ExportConfig(checkpoint=str(made.folder), output=folder, dense=True))
+    assert done.narrow
+    assert stock_config(folder, made)["intermediate_size"] == 12
+    assert made.dense.config.intermediate_size > 12
     assert "a narrower\nmodel of the base's own architecture" in (folder / "README.md").read_text()
-    assert config["intermediate_size"] == 12 < made.dense.config.intermediate_size
-    assert "low_rank" not in config
 
 
-def test_mlps_that_differ_are_whole_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(log, "propagate", True)
+def test_mlps_that_differ_are_whole_again(tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path / "source", "llama", (*NARROW, *["dense"] * 7))
     finish_handmade(made)
-    with caplog.at_level("INFO"):
-        folder = exported(made.folder, dense=True)
-    assert "zeros take the place of neurons" in caplog.text
-    auto: Any = AutoModelForCausalLM
-    logits = auto.from_pretrained(folder)(**PROMPTS).logits
-    torch.testing.assert_close(logits, made.logits, atol=2e-5, rtol=1e-5)
-    config = json.loads((folder / "config.json").read_text())
-    assert config["intermediate_size"] == made.dense.config.intermediate_size
+    folder = tmp_path / "exported"
+    done = export(ExportConfig(checkpoint=str(made.folder), output=folder, dense=True))
+    assert done.narrow is False
+    size = stock_config(folder, made)["intermediate_size"]
+    assert size == made.dense.config.intermediate_size
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(export_table(done))
+    assert "zeros take their place" in shown.get()
 
 
 @pytest.mark.parametrize("form", [{"dense": True}, {"factors": "plain"}])
