@@ -7,7 +7,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from schemas.model.spec import Factors, MatrixSpec
+from schemas.model.spec import Factors, MatrixSpec, Neurons
 from workers.allocation import MatrixLoss
 
 FACTORS: list[Factors] = ["plain", "pivoted"]
@@ -26,6 +26,13 @@ def matrix(
         in_features=in_features,
         bias=False,
     )
+
+
+def mlp(index: int, count: int, hidden: int) -> Neurons:
+    gate, up = (matrix(index, count, hidden, f"mlp.{name}_proj") for name in ("gate", "up"))
+    down = matrix(index, hidden, count, "mlp.down_proj")
+    own = [m.model_copy(update={"neurons": "mlp.down_proj"}) for m in (gate, up, down)]
+    return Neurons(writers=(own[0], own[1]), reader=own[2])
 
 
 def loss_of(

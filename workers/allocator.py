@@ -25,6 +25,7 @@ class RankAllocator:
         self._losses: list[MatrixLoss] = []
         self._neurons: list[NeuronsLoss] = []
         self._dense: list[MatrixSpec] = []
+        self._whole: tuple[str, ...] = ()
 
     def gather(
         self,
@@ -54,6 +55,9 @@ class RankAllocator:
         self._losses = at_once(read, cut)
         names = {matrix.name for matrix in cut}
         self._neurons = at_once(read_group, [n for n in neurons if n.within(names)])
+        left = len(neurons) - len(self._neurons)
+        said = f"{left} of {len(neurons)} MLPs keep all their neurons, and not the width of others"
+        self._whole = (said,) if left and self._config.one_width else ()
 
     def allocate(self, ratio: float) -> AllocationResult:
         """Return the ranks of all matrices at a ratio; if some stay dense, others are cut more.
@@ -79,7 +83,7 @@ class RankAllocator:
             parameters=sum(part.parameters for part in parts),
             dense_parameters=sum(part.dense_parameters for part in parts),
             nats=None if None in nats else sum(value or 0.0 for value in nats),
-            fallbacks=(*notes, *_off_grid(cut, ranks)),
+            fallbacks=(*notes, *_off_grid(cut, ranks), *self._whole),
         )
 
     def _allocate(self, ratio: float, names: Collection[str]) -> AllocationResult:

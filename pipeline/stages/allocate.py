@@ -36,9 +36,6 @@ def allocate(output: Output) -> None:
         unused = 1 - allocation.parameters / max(allocation.budget, 1)
         below = f", {unused:.2%} below it in ranks that are multiples of {multiple}"
     fewer = sum(neurons.name in allocation.pruned for neurons in run.spec.neurons)
-    widths = {(neurons.count, allocation.ranks[neurons.name]) for neurons in run.spec.neurons}
-    if run.config.one_width and len(widths) > len({count for count, _ in widths}):
-        run.progress.warn(f"ratio {ratio}: what had to stay dense has not the width of other MLPs")
     mlps = f"; {fewer} of {len(run.spec.neurons)} MLPs lose neurons, not ranks" if fewer else ""
     run.progress.note(
         f"ratio {ratio}: {allocation.parameters:,} of {allocation.dense_parameters:,} targeted "

@@ -11,10 +11,10 @@ from torch import Tensor
 from schemas.errors import RunError
 from schemas.request.config import RunConfig
 from schemas.request.methods import Method
-from schemas.result.output import SpectrumFacts
-from tests.spectra import matrix
+from schemas.result.output import NeuronsFacts, SpectrumFacts
+from tests.spectra import matrix, mlp
 from workers.allocator import RankAllocator
-from workers.storage.keys import spectrum_key
+from workers.storage.keys import neurons_key, spectrum_key
 from workers.storage.spectra import read_spectrum
 from workers.storage.store import Store
 from workers.storage.tensorfile import entries
@@ -102,6 +102,23 @@ def test_rank_1_over_the_budget_is_recorded(tmp_path: Path) -> None:
     found = allocator(tmp_path, "svd-llm", [spectrum(10)] * 2, 0.5).allocate(0.9)
     assert set(found.ranks.values()) == {1}
     assert found.fallbacks == ("the ranks take 20 parameters more than the budget",)
+
+
+def test_an_mlp_that_cannot_keep_the_width_of_others_is_recorded(tmp_path: Path) -> None:
+    fields = {"model": "m", "output": tmp_path / "out", "ratio": 0.2, "method": "width"}
+    config = RunConfig.model_validate(fields)
+    mlps, store = [mlp(layer, 16, 6) for layer in range(3)], Store(config.run_folder)
+    facts = NeuronsFacts(nats=0.5, shrinkage=None).model_dump(mode="json")
+    for one in mlps:
+        content = entries({"losses": torch.arange(1.0, 16.0, dtype=torch.float64)})
+        store.commit(neurons_key(IDENTITY, one.name), content, facts)
+    matrices, made = [m for one in mlps for m in one.matrices], RankAllocator(config)
+    made.gather(matrices, IDENTITY, neurons=mlps)
+    assert made.allocate(0.2).fallbacks == ()
+    made.gather(matrices, IDENTITY, {"layers.1.mlp.up_proj"}, mlps)
+    found = made.allocate(0.2)
+    assert {found.ranks[one.name] for one in mlps} == {None, 10}
+    assert found.fallbacks == ("1 of 3 MLPs keep all their neurons, and not the width of others",)
 
 
 @pytest.mark.parametrize("method", LOWERING)

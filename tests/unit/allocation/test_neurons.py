@@ -7,25 +7,17 @@ import pytest
 import torch
 
 from schemas.errors import ConfigError
-from schemas.model.spec import Neurons
-from tests.spectra import budget_of, exponential, loss_of, matrix, power
+from tests.spectra import budget_of, exponential, loss_of, matrix, mlp, power
 from workers.allocation import MatrixLoss, NeuronsLoss
 from workers.allocation.loss_aware import loss_aware
 
 HIDDEN, COUNT, MULTIPLE = 6, 16, 2  # the grid of so few neurons is 2
 
 
-def mlp(layer: int, count: int = COUNT) -> Neurons:
-    gate, up = (matrix(layer, count, HIDDEN, f"mlp.{name}_proj") for name in ("gate", "up"))
-    down = matrix(layer, HIDDEN, count, "mlp.down_proj")
-    own = [m.model_copy(update={"neurons": "mlp.down_proj"}) for m in (gate, up, down)]
-    return Neurons(writers=(own[0], own[1]), reader=own[2])
-
-
 def problem(costs: list[float]) -> tuple[list[MatrixLoss], list[NeuronsLoss]]:
     """Two MLPs, and what it costs to remove the first neuron of each; each more costs 1.4 times as
     much as the one before."""
-    groups = [mlp(layer) for layer in range(len(costs))]
+    groups = [mlp(layer, COUNT, HIDDEN) for layer in range(len(costs))]
     losses = [
         loss_of(one, power(HIDDEN, 1.0 + i))
         for group in groups
@@ -131,7 +123,7 @@ def test_without_ranks_mlps_are_narrower_and_all_else_is_dense(ratio: float) -> 
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5])
 def test_mlps_of_one_size_keep_one_width(ratio: float) -> None:
     losses, neurons = problem([1e-3, 10.0])
-    wide = mlp(2, 2 * COUNT)
+    wide = mlp(2, 2 * COUNT, HIDDEN)
     losses += [loss_of(one, power(HIDDEN, 1.0)) for one in wide.matrices]
     curve = (1e-3 * 1.1 ** torch.arange(2 * COUNT - 1, dtype=torch.float64)).cumsum(0)
     neurons.append(NeuronsLoss(wide, curve, 0.5))
