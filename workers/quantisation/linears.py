@@ -45,7 +45,7 @@ def find_linears(folder: Path, config: QuantizationConfig) -> Linears:
     """Find the linear layers of the decoder's layers, in a base as in a compressed checkpoint.
 
     Raises CheckpointError if it is quantised already or cannot be read, ConfigError if a pattern
-    names no linear layer or none is left.
+    names no linear layer, none is left, or none has groups of the size that is asked for.
     """
     where = str(folder / CONFIG)
     entries = read_config(folder)
@@ -88,6 +88,13 @@ def find_linears(folder: Path, config: QuantizationConfig) -> Linears:
         why = next(iter(found.stay.values()), "there are none")
         raise ConfigError(
             f"{config.checkpoint}: no linear layer of it can be {config.scheme} ({why})"
+        )
+    groups = {scheme.weights.group_size for scheme in found.schemes.values()}
+    if config.group_size and config.group_size not in groups:
+        columns = sorted(linears[name].in_features for name in found.schemes)
+        raise ConfigError(
+            f"--group-size {config.group_size} divides the columns of no linear layer, which are "
+            f"{columns[0]:,} to {columns[-1]:,}; name one that does, or leave it out"
         )
     return found
 

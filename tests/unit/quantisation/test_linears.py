@@ -47,10 +47,14 @@ def test_factors_are_linear_layers_each_with_groups_of_its_own(tmp_path: Path) -
     [
         ({"ignore": "no.such"}, "'no.such' names no linear layer"),
         ({"ignore": "layers.*"}, "no linear layer of it can be W4A16"),
+        (
+            {"group_size": 7},
+            "--group-size 7 divides the columns of no .* 32 to 80; name one that does",
+        ),
     ],
 )
 def test_a_request_that_means_nothing_is_refused(
-    tmp_path: Path, fields: dict[str, str], message: str
+    tmp_path: Path, fields: dict[str, object], message: str
 ) -> None:
     folder = tiny_model(tmp_path / "model")
     with pytest.raises(ConfigError, match=message):
