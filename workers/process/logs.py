@@ -23,7 +23,7 @@ FIELDS = ("run", "stage", "layer", "matrix")
 log = logging.getLogger("svdllm")
 _SECRET_NAMES = re.compile(r"(?i)(TOKEN|SECRET|PASSWORD|KEY|KEY_ID)$")
 _SHORTEST_SECRET = 8
-_LAYER = re.compile(r"\blayers\.(\d+)\.")
+_LAYER = re.compile(r"\.(\d+)\.")  # layers.3., h.3., blocks.3.
 _about: ContextVar[Mapping[str, str | int]] = ContextVar("about")
 
 

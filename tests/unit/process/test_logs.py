@@ -64,17 +64,20 @@ def test_a_line_says_what_it_is_about(lines: Lines) -> None:
                 log.info("a group")
             with about_matrices(["layers.3.mlp.up_proj", "layers.4.mlp.up_proj"]):
                 log.info("of two layers")
+            with about_matrices(["h.5.attn.c_attn.0", "h.5.attn.c_attn.1"]):
+                log.info("of another kind")
 
     apart(run)
     rows = [{k: v for k, v in row.items() if k not in ("time", "level")} for row in lines()]
     common = {"run": "/out.run", "stage": "factorise"}
     matrix = {"layer": 11, "matrix": "layers.11.mlp.up_proj"}
-    assert rows[:3] == [
+    assert rows[:4] == [
         {"message": "one", **common, **matrix},
         {"message": "a group", **common, "layer": 3},
         {"message": "of two layers", **common},
+        {"message": "of another kind", **common, "layer": 5},
     ]
-    assert rows[3].keys() == {"message", "run", "stage"}
+    assert rows[4].keys() == {"message", "run", "stage"}
 
 
 def test_what_was_given_up_is_named(lines: Lines) -> None:
