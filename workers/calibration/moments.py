@@ -63,7 +63,7 @@ class MomentSums(NamedTuple):
                 diagonal[rows] = mean.diagonal(rows.start) if square else mean.sum(1)
             trace = float(diagonal.sum())
         if self.energies:
-            trace = math.fsum(self.energies) / self.tokens
+            trace = math.fsum(self.energies) / max(self.tokens, 1)
         if not math.isfinite(trace) or (matrix is not None and not torch.isfinite(matrix).all()):
             raise NumericsError(
                 f"{name}: NaN or Inf in the activations or gradients (of {self.tokens} "
