@@ -3,11 +3,11 @@
     python -m benchmarks.overhead
 
 Bare forward: the base model without a graph. Bare forward and backward: the base model in one go
-with its graph, and the gradient of the same sampled loss brought back to the embedded tokens, not
+with its graph, and the gradient of the same loss brought back to the embedded tokens, not
 to weights. Ours: the layer shards with all taps of the default method, to the finished sums.
 
-By flops, with P parameters in the matrices of a layer and M the sum of q^2 over its taps, a token
-takes 2 P forward and 2 P backward, and q^2 for one triangle of a moment. So the forward stream
+By flops, with P parameters in the matrices of a layer and M numbers in its moments, a token takes
+2 P forward and 2 P backward, and q^2 for one triangle of a moment (q, q). So the forward stream
 takes (P + M/2) / P of a bare forward. The backward stream computes every layer again, but for the
 matrix that ends it (D parameters), whose output nobody reads: (3 P - D + M/2) / 2 P of a bare
 forward and backward. Attention and the head are left out; both sides have them.
@@ -72,7 +72,8 @@ def _measure(subject: Subject, direction: Pass, rounds: int) -> list[str]:
     }
     interleave(contenders, 1)  # warm up, and leave a segment to be closed
     timings = interleave(contenders, rounds)
-    size, moments = subject.spec.targeted, sum(t.size**2 for t in found if t.direction == direction)
+    size = subject.spec.targeted
+    moments = sum(tap.elements for tap in found if tap.direction == direction)
     unread = sum(m.size for m in subject.spec.matrices if m.path in subject.spec.ends[m.layer])
     forward = (size + moments / 2) / size
     backward = (3 * size - unread + moments / 2) / (2 * size)

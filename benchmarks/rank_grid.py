@@ -18,8 +18,9 @@ from schemas.run.targets import select
 from workers.allocator import RankAllocator
 from workers.checkpoint.fetching import resolve
 from workers.model.inspection import inspect
-from workers.storage.keys import RUN_RECORD
+from workers.storage.keys import RUN_RECORD, neurons_key
 from workers.storage.places import read_bytes
+from workers.storage.store import Store
 
 
 def main() -> None:
@@ -39,14 +40,16 @@ def main() -> None:
 
 
 def _allocators(record: RunRecord, options: argparse.Namespace) -> dict[int, RankAllocator]:
-    """Return an allocator for each grid, with the spectra that the run has committed."""
+    """Return an allocator for each grid, with what the run has committed."""
     config = record.config.model_copy(update={"run_dir": options.run_dir})
     base = inspect(resolve(config.model, config.revision), dequantize=config.dequantize)
+    spec, bases, store = select(config, base), record.ids.bases, Store(options.run_dir)
+    ordered = [one for one in spec.neurons if store.record(neurons_key(bases, one.name))]
     found = {}
     for multiple in options.rank_multiple:
         allocation = config.allocation.model_copy(update={"rank_multiple": multiple})
         found[multiple] = RankAllocator(config.model_copy(update={"allocation": allocation}))
-        found[multiple].gather(select(config, base).matrices, record.ids.bases)
+        found[multiple].gather(spec.matrices, bases, neurons=ordered)
     return found
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.transfer
 
-One micro-batch, 2,048 tokens of a model 8,192 wide in bf16 (33.5 MB), goes from actor to actor
+One micro-batch, 2,048 tokens of a model 8,192 wide in bf16 (33.6 MB), goes from actor to actor
 through Ray's object store on this machine. To send is until the result of the one is there, to
 receive until the other has it as a tensor and has read one value of it.
 """

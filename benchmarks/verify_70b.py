@@ -76,8 +76,10 @@ def write_checkpoint(folder: Path, layers: int, ratio: float) -> str:
     config = json.loads(SHAPES.read_text(encoding="utf-8")) | {"num_hidden_layers": layers}
     (folder / CONFIG).write_text(json.dumps(config))
     spec = planned(config, str(SHAPES), "BF16")
-    ranks = {matrix.name: rank_at(matrix, 1 - ratio, pivoted=True) for matrix in spec.matrices}
-    cuts = {name: Matrix("pivoted", rank) for name, rank in ranks.items()}
+    cuts = {
+        matrix.name: Matrix(matrix.encoding("pivoted"), rank_at(matrix, 1 - ratio, pivoted=True))
+        for matrix in spec.matrices
+    }
     plans = plan_files(spec, cuts)
     for plan in plans:
         write_sparse(folder / plan.name, plan)

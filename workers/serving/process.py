@@ -20,7 +20,7 @@ _here: list[ServedModel | VllmModel] = []  # in the process of a model: it
 
 
 class ModelProcess:
-    """A `ServedModel` in a fresh process, which starts and ends with the context."""
+    """A model that is served in a fresh process, which starts and ends with the context."""
 
     def __init__(self, name: str, folder: Path, config: BenchConfig) -> None:
         self._name = name
