@@ -26,7 +26,7 @@ from schemas.run.identity import Identities, Record
 from schemas.run.moments import Pass, Tap
 from schemas.run.plan import LayerRange, WorkerFacts
 from workers.actors.metrics import count_traffic, show_memory
-from workers.actors.probe import worker_facts
+from workers.actors.probe import own_device, worker_facts
 from workers.actors.tensors import share_tensors
 from workers.adoption import adopt, tensors_of
 from workers.calibration.moments import MomentSums
@@ -39,7 +39,7 @@ from workers.evaluation.scoring import Rows, Score, ScoringShard
 from workers.model.layers import Decoder
 from workers.model.shard import Purpose, Shard, Step
 from workers.output import write_file
-from workers.process.devices import compute_dtype, find_device, free_cached, set_threads
+from workers.process.devices import compute_dtype, free_cached, set_threads
 from workers.process.failures import guarded, not_seen, patiently
 from workers.process.logs import set_up_logging
 from workers.process.memory import peak_anonymous_bytes
@@ -80,7 +80,7 @@ class LayerShard:
             if isinstance(folder, Path) and folder.is_absolute() and not folder.is_dir():
                 raise not_seen(what, folder)
         self._folder = resolve(self._config.model, self._config.revision, self._config.fetched)
-        self._device = find_device(self._config.cluster.device)
+        self._device = own_device(self._config.cluster.device)
         self._tensors = tensors_of(config, self._folder, spec, self._device)
         self._dtype = compute_dtype(self._config.numerics.dtype, self._spec.dtype, self._device)
         show_memory(self._device)
@@ -115,7 +115,7 @@ class LayerShard:
     @guarded(repeatable=True)
     def prepare_scoring(self, sources: Sequence[Source], device: Device) -> WorkerFacts:
         """Find the checkpoints and the device of an evaluation; return what they are."""
-        found = find_device(device)
+        found = own_device(device)
         self._scoring = ScoringShard(sources, found)
         show_memory(found)
         return worker_facts(found, DTYPES[sources[-1].dtype], "auto")

@@ -13,8 +13,15 @@ from workers.process.devices import compute_dtype, find_device, training_dtype
 @ray.remote(max_retries=0)
 def probe(device: Device, dtype: DType, stored: str) -> WorkerFacts:
     """Return what a worker would run on, on the node of this task."""
-    found = find_device(device)
+    found = own_device(device)
     return worker_facts(found, compute_dtype(dtype, stored, found), dtype)
+
+
+def own_device(asked: Device) -> torch.device:
+    """Return the device of this worker: no GPU that Ray did not give it, unless one was asked for.
+    (Ray leaves those that it does not count visible.) Raises ConfigError as `find_device` does.
+    """
+    return find_device("cpu" if asked == "auto" and not ray.get_gpu_ids() else asked)
 
 
 def worker_facts(device: torch.device, dtype: torch.dtype, asked: DType) -> WorkerFacts:

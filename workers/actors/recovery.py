@@ -12,6 +12,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
+from ray.train.torch import get_device
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -23,11 +24,12 @@ from schemas.request.config import RunConfig
 from schemas.result.recovery import Look, RecoveryResult, Refined
 from schemas.run.identity import fingerprint
 from schemas.run.plan import SAVED_BYTES
+from workers.actors.probe import own_device
 from workers.adoption import tensors_of
 from workers.checkpoint.fetching import resolve
 from workers.evaluation.scoring import Rows
 from workers.model.layers import Decoder
-from workers.process.devices import find_device, free_cached, set_threads
+from workers.process.devices import free_cached, set_threads
 from workers.process.failures import explained
 from workers.process.logs import set_up_logging
 from workers.process.memory import free_bytes, peak_anonymous_bytes
@@ -121,6 +123,7 @@ def train(
     """
     if not trainer.looks:
         yield trainer.look()
+        free_cached()  # FSDP begins anew with streams of its own, and cannot use what is cached
     if config.refinement.enabled and len(trainer.looks) == 1:
         trainer.refined = restore()
         for left in refinement().run(done=len(trainer.refined)):
@@ -138,7 +141,9 @@ def _models(job: Job) -> tuple[Trainer, Callable[[], Refinement], dict[str, str]
     """
     config, store = job.config, Store(job.config.run_folder)
     folder = resolve(config.model, config.revision, config.fetched)
-    device = find_device(config.cluster.device)
+    device = own_device(config.cluster.device)
+    if device.type == "cuda":  # Ray Train shows all of its node's, and other threads use the first
+        device = get_device()
     dtype = getattr(torch, job.dtype)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     tensors = tensors_of(config, folder, job.spec, device)
