@@ -35,9 +35,9 @@ def evaluate(config: EvaluationConfig, scorers: "Scorers | None" = None) -> Eval
     with contextlib.ExitStack() as copies:
         fetched = kept_at_home() if config.streamed else None
         folders = [local_folder(name, copies, fetched) for name in names]
-        for folder in folders:
-            context = context_of(read_config(folder))
-            config = fitted(config, context, sequence_length="--sequence-length ")
+        contexts = [context_of(read_config(folder)) for folder in folders]
+        context = min((one for one in contexts if one is not None), default=None)
+        config = fitted(config, context, sequence_length="--sequence-length ")
         tokenizers = [load_tokenizer(folder, config.trust_remote_code) for folder in folders]
         wanted = config.windows and config.windows * config.sequence_length
         tokens = shared_tokens(config.text, dict(zip(names, tokenizers, strict=True)), wanted)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.report.card import write_card, write_dense_card
 from pipeline.request.adopt import Adopted, read_finished, require_files
-from pipeline.request.preflight import require_apart, require_writable
+from pipeline.request.places import require_apart, require_writable
 from pipeline.run_directory.ownership import owned
 from pipeline.stages import assemble
 from schemas.errors import ConfigError

@@ -9,7 +9,7 @@ from torch import Tensor
 from pipeline.evaluate import local_folder
 from pipeline.export import rotate, staged_beside, temporary_beside
 from pipeline.report.card import write_quantised_card
-from pipeline.request.preflight import require_apart
+from pipeline.request.places import require_apart
 from pipeline.stages import assemble
 from pipeline.stages.publish import publish_output
 from schemas.errors import ConfigError

@@ -153,7 +153,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Perplexity, size and a sample, or any tasks of lm-eval, side by side with the base."""
-    require_files(json, model_index)
+    require_files(json, model_index, request.tasks.samples)
     report: EvaluationReport | TaskReport
     if request.tasks.names:
         from pipeline.cli.tables.tasks import tasks_table
@@ -170,9 +170,9 @@ def evaluate(
     if json:
         write_file(json, report.model_dump_json(indent=2) + "\n")
     if model_index:
-        from pipeline.report.model_index import write_model_index
+        from pipeline.report.model_index import model_index_yaml
 
-        write_model_index(model_index, request.checkpoint, report)
+        write_file(model_index, model_index_yaml(request.checkpoint, report))
 
 
 @app.command()
@@ -182,6 +182,7 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="The table as JSON.")] = False,
 ) -> None:
     """Methods at equal parameters, or bits and ranks at one size; started again, it continues."""
+    require_files(request.tasks.samples)
     from pipeline.cli.tables.comparison import comparison_table
     from pipeline.compare import PAGE
     from pipeline.compare import compare as run

@@ -3,13 +3,12 @@
 import os
 from pathlib import Path
 
+from pipeline.request.places import require_writable
 from schemas.errors import ConfigError
 
 
 def require_files(*files: Path | None) -> None:
     """Raises ConfigError if one of them cannot be written: known before the work, not after it."""
-    from pipeline.request.preflight import require_writable  # loads torch
-
     for file in filter(None, files):
         if file.is_dir():
             raise ConfigError(f"{file}: a folder; name a file")

@@ -7,6 +7,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from pipeline.cli.files import require_files, write_file
+
 
 def report(
     runs: Annotated[
@@ -19,8 +21,8 @@ def report(
     from pipeline.report.compare import comparison, terminal_table  # neither torch nor ray
     from pipeline.report.page import render_report
     from pipeline.report.read import read_reported
-    from workers.storage.files import write_text
 
+    require_files(output)
     found = read_reported(runs)
     console = Console()
     console.print(terminal_table(found))
@@ -29,5 +31,5 @@ def report(
         page = render_report(only.compression, only.evaluation, only.facts)
     else:
         page = comparison(found, output)
-    write_text(output, page)
+    write_file(output, page)
     console.print(Text(str(output)))

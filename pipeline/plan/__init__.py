@@ -1,1 +1,1 @@
-"""Shards, waves, memory, bytes and time of a run, from shapes alone; no torch and no Ray."""
+"""Shards, waves, memory, bytes and time of a run, from shapes alone; no tensors, and no Ray."""

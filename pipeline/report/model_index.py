@@ -10,7 +10,6 @@ import yaml
 from schemas.printable import printable
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.tasks import Row, TaskReport
-from workers.storage.files import write_text
 
 
 def model_index(name: str, report: EvaluationReport | TaskReport) -> dict[str, Any]:
@@ -44,7 +43,7 @@ def _entry(
     }
 
 
-def write_model_index(path: Path, checkpoint: str, report: EvaluationReport | TaskReport) -> None:
-    """Write the metadata of a checkpoint as YAML, for `huggingface_hub.metadata_update`."""
+def model_index_yaml(checkpoint: str, report: EvaluationReport | TaskReport) -> str:
+    """Return the metadata of a checkpoint as YAML, for `huggingface_hub.metadata_update`."""
     found = model_index(Path(checkpoint).name, report)
-    write_text(path, yaml.safe_dump(found, sort_keys=False, allow_unicode=True))
+    return str(yaml.safe_dump(found, sort_keys=False, allow_unicode=True))

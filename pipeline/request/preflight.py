@@ -1,7 +1,6 @@
 """Checks that need no Ray: the base, the texts, the places to write to."""
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -10,10 +9,11 @@ from pipeline.plan.budget import supposed
 from pipeline.plan.footprint import Costs
 from pipeline.plan.layouts import cut
 from pipeline.plan.planner import require_disk
+from pipeline.request.places import is_inside, require_apart, require_writable
 from pipeline.request.settle import pinned, settled
 from pipeline.run_directory.journal import NAME as JOURNAL
 from schemas.errors import ConfigError, StorageError, TextError
-from schemas.location import Location, is_within, locate
+from schemas.location import Location, locate
 from schemas.model.spec import ModelSpec
 from schemas.request.config import ROUNDS, RunConfig
 from schemas.request.texts import shares_of
@@ -48,7 +48,7 @@ class Checked(NamedTuple):
 
 
 def check(config: RunConfig) -> Checked:
-    """Check request, files, places and texts of a run before torch and Ray are loaded.
+    """Check request, files, places and texts of a run before Ray is loaded.
 
     Raises what `look` does; a store's refusal is a ConfigError too, because nothing was computed.
     """
@@ -69,7 +69,7 @@ def look(config: RunConfig) -> Checked:
         now_about(run=str(config.run_folder))
         _require_evaluation(config)
         texts = _local_texts(config)
-        for place in (config.run_folder, *map(config.output_folder, config.ratio)):
+        for place in (config.run_folder, *config.outputs):
             if isinstance(place, Path):
                 require_writable(place)
         _require_run_dir(config)
@@ -181,46 +181,20 @@ def _require_disk(config: RunConfig, spec: ModelSpec) -> None:
     require_disk(least, config)
 
 
-def require_writable(folder: Path) -> None:
-    """Raises ConfigError if a folder cannot be created, renamed or written to."""
-    if "\0" in str(folder):
-        raise ConfigError(f"{folder}: a path holds no NUL character; correct it")
-    place = next(parent for parent in folder.parents if parent.exists())
-    if not place.is_dir():
-        raise ConfigError(f"{folder}: {place} is a file, not a folder; name another place")
-    for there in (folder, place) if folder.is_dir() else (place,):
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise ConfigError(
-                f"{folder}: no permission to write in {there} (read-only, or of another user); "
-                "change it, or name another --output or --run-dir"
-            )
-
-
 def _check_outputs(config: RunConfig, base: Location) -> None:
     for what, read in (("model", base), ("checkpoint", config.adopt)):
         if read is None:
             continue
-        for output in set(map(config.output_folder, config.ratio)) or {config.output}:
+        for output in config.outputs:
             require_apart(output, read, what)
-        if _is_within(config.run_folder, read):
+        if is_inside(config.run_folder, read):
             raise ConfigError(
                 f"run_dir {config.run_folder} is inside the {what} {read}; name another --run-dir"
             )
-    for output in map(config.output_folder, config.ratio):
+    for output in config.outputs:
         require_free(output)
     if len(config.ratio) > 1 and exists(config.output / SUCCESS):
         raise ConfigError(
             f"output {config.output} is a checkpoint itself, so several ratios cannot go below it; "
             "name another folder"
         )
-
-
-def require_apart(output: Location, read: Location, what: str) -> None:
-    """Raises ConfigError if an output is inside what is read, which stays as it is."""
-    if _is_within(output, read):
-        raise ConfigError(f"output {output} is inside the {what} {read}; name another folder")
-
-
-def _is_within(place: Location, base: Location) -> bool:
-    one, other = (Path(os.path.realpath(p)) if isinstance(p, Path) else p for p in (place, base))
-    return is_within(one, other)

@@ -128,6 +128,11 @@ class RunConfig(CompressionConfig):
         """Folder or URL of the checkpoint at one of the ratios."""
         return self.output if len(self.ratio) <= 1 else self.output / f"ratio-{ratio:.2f}"
 
+    @property
+    def outputs(self) -> list[Location]:
+        """Folders or URLs of all its checkpoints: one at a ratio that a budget is to find."""
+        return [*map(self.output_folder, self.ratio)] or [self.output]
+
 
 def _of_round(ratio: float, share: float) -> float:
     """Return the ratio of a round, `share` of which are done with it, to four decimals."""

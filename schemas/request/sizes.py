@@ -16,7 +16,7 @@ def parse_size(text: object) -> int:
     match = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([kmgt]i?)?b?", str(text).strip().lower())
     if match is None:
         raise ValueError(f"{str(text)!r} is not a size like 80GB, 80GiB or 1TB")
-    return int(float(match[1]) * _UNITS[match[2] or ""])
+    return round(float(match[1]) * _UNITS[match[2] or ""])
 
 
 def format_size(size: int) -> str:

@@ -1,12 +1,11 @@
 """Figures of tasks as metadata that the hub reads."""
 
 import math
-from pathlib import Path
 
 import yaml
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from pipeline.report.model_index import model_index, write_model_index
+from pipeline.report.model_index import model_index, model_index_yaml
 from schemas.result.tasks import Row, Score, TaskReport
 from tests import reports
 
@@ -39,10 +38,9 @@ def report(*rows: Row, text: bool = True) -> TaskReport:
     )
 
 
-def test_the_hub_reads_the_figures_of_the_last_model(tmp_path: Path) -> None:
+def test_the_hub_reads_the_figures_of_the_last_model() -> None:
     done = report(row("addition", 0.4), row("written", 0.25, "number"))
-    write_model_index(tmp_path / "figures.yaml", "out/small", done)
-    found = yaml.safe_load((tmp_path / "figures.yaml").read_text())
+    found = yaml.safe_load(model_index_yaml("out/small", done))
     name, entries = model_index_to_eval_results(found["model-index"])
     assert name == "small"
     assert [(e.dataset_type, e.metric_type, e.metric_value, e.metric_name) for e in entries] == [

@@ -78,7 +78,17 @@ def test_a_place_without_permission_is_refused(
     ):
         message = refusal(request_for(**fields), ConfigError)
         assert f"no permission to write in {closed} (read-only, or of another user)" in message
-        assert "name another --output or --run-dir" in message
+        assert "change it, or name another place" in message
+
+
+@pytest.mark.parametrize("asked", [{}, {"ratio": (), "budget": {"size": "1MB"}}])
+def test_an_output_that_holds_other_files_is_refused(
+    asked: dict[str, Any], request_for: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    message = refusal(request_for(**asked), ConfigError)
+    assert f"output {tmp_path / 'out'} exists and is no finished checkpoint" in message
 
 
 def test_a_run_directory_is_a_folder_of_its_own(request_for: Any, tmp_path: Path) -> None:

@@ -54,6 +54,10 @@ def test_a_size_is_shown_as_people_write_it(size: int, text: str) -> None:
     assert parse_size(text) == size
 
 
+def test_a_size_is_rounded_to_a_byte() -> None:
+    assert parse_size("2.01GB") == 2_010_000_000
+
+
 @pytest.mark.parametrize("parse", [parse_size, parse_count])
 def test_a_number_beyond_all_sizes_is_refused_as_no_size(parse: Callable[[object], int]) -> None:
     assert parse("9" * 18) > 10**17
