@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.request.adopt import Adopted, adopt
 from pipeline.request.preflight import Checked
 from schemas.errors import ConfigError, TextError
-from schemas.location import Location
 from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
@@ -71,60 +70,40 @@ def gather(checked: Checked) -> Inputs:
     Raises CheckpointError, TextError or ConfigError.
     """
     config, folder, spec, _ = checked
-    if config.adopt is not None and not config.calibrates:
-        return _adopted(checked, config.adopt)
-    text = with_gradients(config, spec).calibration
-    streams = [
-        (text.samples, text.sequence_length),
-        (text.gradient_samples or 0, text.gradient_length),
-    ]
     tokenizer = load_tokenizer(folder, trust_remote_code=False)
-    mixture = read_mixture(text.text, tokenizer, streams, checked.texts)
-    for tokens in mixture.tokens.values():
-        _require_vocabulary(config, spec, tokens)
-    forward = mixture.windows(text.sequence_length, text.samples, config.seed)
-    backward = None
-    if config.needs_gradients:
-        count, length = streams[1]
-        backward = mixture.windows(length, count, config.seed, "calibration (gradients)")
-    texts, files = mixture.facts, base_files(folder, spec)
+    text, tokens = with_gradients(config, spec).calibration, dict[str, Tensor]()
+    texts = list[TextFacts]()
+    forward, backward = torch.empty(0, text.sequence_length, dtype=torch.long), None
+    if config.calibrates:
+        gradients = (text.gradient_samples or 0, text.gradient_length)
+        streams = [(text.samples, text.sequence_length), gradients]
+        mixture = read_mixture(text.text, tokenizer, streams, checked.texts)
+        tokens, texts = mixture.tokens, mixture.facts
+        forward = mixture.windows(text.sequence_length, text.samples, config.seed)
+        if config.needs_gradients:
+            count, length = gradients
+            backward = mixture.windows(length, count, config.seed, "calibration (gradients)")
+    try:
+        recovery = _recovery(config, tokenizer, tokens, texts) if config.trains else None
+    except TextError as error:
+        if config.calibrates or config.recovery.text:
+            raise
+        raise TextError(f"{error}; or name another text with --recovery-text") from error
+    evaluation = _evaluation(checked, tokenizer, texts)
+    scored = () if evaluation is None else (evaluation.windows,)
+    for found in (*tokens.values(), *(recovery or ()), *scored):
+        _require_vocabulary(config, spec, found)
+    files = base_files(folder, spec)
     return Inputs(
         folder=folder,
         spec=spec,
         base_files=files,
         forward=forward,
         backward=backward,
-        evaluation=_evaluation(checked, tokenizer, texts),
-        recovery=_recovery(config, tokenizer, mixture.tokens, texts) if config.trains else None,
-        texts=texts,
-        adopted=None if config.adopt is None else adopt(config.adopt, config, spec, files),
-    )
-
-
-def _adopted(checked: Checked, place: Location) -> Inputs:
-    """Do the same for a run that trains the factors of the checkpoint at `place`."""
-    config, folder, spec, _ = checked
-    tokenizer = load_tokenizer(folder, trust_remote_code=False)
-    texts: list[TextFacts] = []
-    try:
-        recovery = _recovery(config, tokenizer, {}, texts)
-    except TextError as error:
-        if config.recovery.text:
-            raise
-        raise TextError(f"{error}; or name another text with --recovery-text") from error
-    _require_vocabulary(config, spec, torch.cat(recovery))
-    evaluation = _evaluation(checked, tokenizer, texts)
-    files = base_files(folder, spec)
-    return Inputs(
-        folder=folder,
-        spec=spec,
-        base_files=files,
-        forward=torch.empty(0, config.calibration.sequence_length, dtype=torch.long),
-        backward=None,
         evaluation=evaluation,
         recovery=recovery,
         texts=texts,
-        adopted=adopt(place, config, spec, files),
+        adopted=None if config.adopt is None else adopt(config.adopt, config, spec, files),
     )
 
 
@@ -167,7 +146,8 @@ def _recovery(
     if len(windows) <= asked.held_out:
         raise TextError(
             f"recovery text: {len(windows)} windows of {asked.sequence_length} tokens, and "
-            f"{asked.held_out} of them are held out; name a longer text, or set recovery.held_out"
+            f"{asked.held_out} of them are held out; name a longer text, or set "
+            "recovery.held_out"
         )
     return RecoveryText(windows[asked.held_out :], windows[: asked.held_out])
 
