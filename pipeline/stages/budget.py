@@ -12,7 +12,7 @@ from schemas.errors import BudgetError, ConfigError, RunError
 from schemas.result.budget import BudgetResult, Trial
 from schemas.result.evaluation import EvaluationReport
 from schemas.run.identity import fingerprint
-from schemas.run.ranks import highest_step
+from schemas.run.ranks import highest_step, ratio_at
 from workers.allocation.search import Found, last, search
 from workers.checkpoint.names import SUCCESS
 from workers.checkpoint.published import read_compression
@@ -61,7 +61,7 @@ def _by_size(run: Run) -> tuple[float, BudgetResult]:
 
     @cache
     def size(step: int) -> int:
-        ranks = ranks_at(run, step * _FINE)
+        ranks = ranks_at(run, ratio_at(step, _FINE))
         if budget.size is None:
             return whole - ranks.dense_parameters + ranks.parameters
         return total_bytes(run.spec, run.config.factors, ranks, budget.scheme)
@@ -70,11 +70,11 @@ def _by_size(run: Run) -> tuple[float, BudgetResult]:
     step = 0 if size(0) <= limit else last(lambda at: size(at) > limit, 0, highest + 1) + 1
     if step > highest:
         raise BudgetError(
-            f"{budget.option}: at ratio {highest * _FINE:g}, the highest here, it is still "
-            f"{size(highest):,}; ask for more"
+            f"{budget.option}: at ratio {ratio_at(highest, _FINE):g}, the highest here, it is "
+            f"still {size(highest):,}; ask for more"
         )
     reached = BudgetResult(asked=budget, identity=_identity(run), limit=limit, reached=size(step))
-    return step * _FINE, reached
+    return ratio_at(step, _FINE), reached
 
 
 def _by_trials(run: Run, try_at: Try) -> tuple[float, BudgetResult]:
@@ -85,20 +85,20 @@ def _by_trials(run: Run, try_at: Try) -> tuple[float, BudgetResult]:
 
     @cache
     def predicted(at: int) -> float | None:
-        return ranks_at(run, at * step).nats
+        return ranks_at(run, ratio_at(at, step)).nats
 
     def predict(at: int) -> float:
         """Without gradients, a nat for all of the model is as good a start as any."""
         nats = predicted(at)
-        return at * step if nats is None else nats
+        return ratio_at(at, step) if nats is None else nats
 
     def measure(at: int) -> float:
-        trials[at] = trial = _trial(run, at * step, predicted(at), limit, try_at)
+        trials[at] = trial = _trial(run, ratio_at(at, step), predicted(at), limit, try_at)
         gather(run, run.given_up)  # a matrix may have been given up meanwhile
         said = "" if trial.predicted is None else f"predicted {trial.predicted:.4f}, "
         run.progress.note(
-            f"trial {len(trials)}, ratio {at * step:g}: {said}measured {trial.measured:.4f} nats, "
-            f"{'within' if trial.kept else 'over'} the {limit:.4f} of {budget.option}"
+            f"trial {len(trials)}, ratio {trial.ratio:g}: {said}measured {trial.measured:.4f} "
+            f"nats, {'within' if trial.kept else 'over'} the {limit:.4f} of {budget.option}"
         )
         return trial.measured
 
@@ -107,12 +107,12 @@ def _by_trials(run: Run, try_at: Try) -> tuple[float, BudgetResult]:
     found = search(predict, measure, limit, most, budget.trials)
     if not found.best:
         raise _nothing(run, found)
-    return found.best * step, BudgetResult(
+    return ratio_at(found.best, step), BudgetResult(
         asked=budget,
         identity=_identity(run),
         limit=limit,
         reached=found.measured[found.best],
-        predicted=None if predicted(found.predicted) is None else found.predicted * step,
+        predicted=None if predicted(found.predicted) is None else ratio_at(found.predicted, step),
         trials=tuple(trials.values()),
     )
 
@@ -138,7 +138,8 @@ def _nothing(run: Run, found: Found) -> RunError:
     """Return the error of a search in which no trial kept the budget."""
     budget = run.config.budget
     least = min(found.measured)
-    measured = f"ratio {least * budget.tolerance:g} already takes {found.measured[least]:.4f} nats"
+    ratio = ratio_at(least, budget.tolerance)
+    measured = f"ratio {ratio:g} already takes {found.measured[least]:.4f} nats"
     remedy = (
         "allow more, or try finer ratios with --set budget.tolerance=N"
         if found.exceeded == 1

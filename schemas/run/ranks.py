@@ -82,12 +82,17 @@ def least_parameters(config: RunConfig, matrices: Iterable[MatrixSpec]) -> int:
     return sum(_least(config, matrix) for matrix in matrices)
 
 
+def ratio_at(steps: int, step: float) -> float:
+    """Return a ratio of so many steps, without the noise of the product."""
+    return round(steps * step, 10)
+
+
 def highest_step(config: RunConfig, spec: ModelSpec, step: float) -> int:
     """Return how many steps the ratio may be high, at which every matrix still has a rank."""
 
     def too_high(steps: int) -> bool:
         try:
-            require_ranks(config.model_copy(update={"ratio": (steps * step,)}), spec)
+            require_ranks(config.model_copy(update={"ratio": (ratio_at(steps, step),)}), spec)
         except ConfigError:
             return True
         return False

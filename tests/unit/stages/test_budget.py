@@ -145,7 +145,7 @@ def test_perplexity_is_limited_by_its_logarithm(start: Callable[..., Runs]) -> N
     run = start("svd-llm", perplexity=0.1, tolerance=0.05, trials=20)
     ratio, found = found_by(run, lambda ratio: measured(ratio / 4))
     assert found.limit == pytest.approx(math.log(1.1))
-    assert ratio == pytest.approx(0.35)  # the last multiple of 0.05 below 4 log 1.1 = 0.38
+    assert ratio == 0.35  # the last multiple of 0.05 below 4 log 1.1 = 0.38, but for its noise
     assert found.predicted is None  # without gradients
 
 
