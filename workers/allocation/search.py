@@ -5,9 +5,12 @@ and an evaluation; the spectra predict it at every ratio for nothing.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import NamedTuple
+
+import numpy as np
 
 _LEAST = 1 / 8  # of the limit: a loss below it, which may be negative, counts as that
 
@@ -29,10 +32,7 @@ def last(holds: Callable[[int], bool], low: int, high: int) -> int:
     """Return the largest number in [low, high) for which a condition holds that ends once: it is
     taken to hold at `low`.
     """
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low
+    return low + bisect_left(range(low + 1, high), True, key=lambda at: not holds(at))
 
 
 def search(
@@ -68,22 +68,11 @@ def _corrected(
     known: Callable[[int], float], measured: Mapping[int, float], limit: float
 ) -> Callable[[int], bool]:
     """Return whether the corrected prediction of a number is within the limit."""
-    points = [
-        (at, math.log(max(measured[at], _LEAST * limit) / known(at))) for at in sorted(measured)
-    ]
+    at_trials = sorted(measured)
+    biases = [math.log(max(measured[at], _LEAST * limit) / known(at)) for at in at_trials]
 
     def within(at: int) -> bool:
-        return known(at) * math.exp(_interpolated(points, at)) <= limit
+        bias = np.interp(at, at_trials, biases) if biases else 0.0
+        return known(at) * math.exp(bias) <= limit
 
     return within
-
-
-def _interpolated(points: list[tuple[int, float]], at: int) -> float:
-    """Interpolate points in rising order; 0 without any, constant beyond them."""
-    below = [point for point in points if point[0] <= at]
-    above = [point for point in points if point[0] >= at]
-    if not (below and above):
-        return (below[-1:] + above[:1] or [(0, 0.0)])[0][1]
-    (left, low), (right, high) = below[-1], above[0]
-    share = 0.0 if left == right else (at - left) / (right - left)
-    return low + share * (high - low)
