@@ -13,7 +13,7 @@ from workers.calibration.moments import Moment
 from workers.truncation.asvd import asvd
 from workers.truncation.basis import Basis, Through
 from workers.truncation.fwsvd import fwsvd
-from workers.truncation.scaled import identity, scaled_loss, scaled_svd
+from workers.truncation.scaled import identity, scaled_svd
 from workers.truncation.shrinkage import less_correlated
 from workers.truncation.svd_llm import svd_llm
 from workers.truncation.svd_llm_v2 import svd_llm_v2
@@ -82,13 +82,13 @@ class Problem(NamedTuple):
 
     def loss(self, basis: Basis, rank: int) -> float:
         """The achieved loss at a rank: the objective itself, evaluated on the factors."""
+        if not (self._row.scaled or self._row.full_gram):
+            return achieved_loss(self.weighing(), basis, rank)
+        a, b = basis.factors(self.weight.double(), rank)
+        error = self.weight.double() - a @ b
         if self._row.scaled:
-            return scaled_loss(self.weight, self._scales(), basis, rank)
-        if self._row.full_gram:
-            a, b = basis.factors(self.weight.double(), rank)
-            error = self.weight.double() - a @ b
-            return float(((error @ self._moment().double()) * error).sum())
-        return achieved_loss(self.weighing(), basis, rank)
+            return float((error * self._scales().double()).square().sum())
+        return float(((error @ self._moment().double()) * error).sum())
 
     @property
     def nats(self) -> float | None:

@@ -28,15 +28,6 @@ def scaled_svd(weight: Float[Tensor, "m n"], scales: Float[Tensor, " n"]) -> Bas
     return basis._replace(fallbacks=(note,)) if low else basis
 
 
-def scaled_loss(
-    weight: Float[Tensor, "m n"], scales: Float[Tensor, " n"], basis: Basis, rank: int
-) -> float:
-    """||(W - W') D||_F^2 at a rank, from the factors and not from the singular values."""
-    a, b = basis.factors(weight.double(), rank)
-    error = (weight.double() - a @ b) * scales.double()
-    return float(error.square().sum())
-
-
 def identity(magnitudes: Float[Tensor, " n"], gradients: Float[Tensor, " n"] | None) -> Tensor:
     """The scales of plain SVD, the best rank k in the Frobenius norm (Eckart and Young 1936)."""
     return torch.ones_like(magnitudes)
