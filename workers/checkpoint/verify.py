@@ -156,17 +156,13 @@ def _clean_process(arguments: list[str], limit_s: float) -> list[Check]:
     except subprocess.TimeoutExpired as error:
         output, why = error.stdout or b"", f"not finished in {limit_s:g} s"
     lines = output[: output.rfind(b"\n") + 1].splitlines()
-    rows = [_without_base(_check(json.loads(line))) for line in lines]
+    rows = [_check(json.loads(line)) for line in lines]
     return [*rows, Check(name=_CLEAN, passed=None, detail=why)] if why else rows
 
 
 def _check(row: dict[str, Any]) -> Check:
     """Return a row of the script as a check, with figures of what a model wrote."""
     written = row.pop("written", None)
+    if row["name"] == _SAMPLES[0] and not row["passed"]:
+        row["passed"] = None  # the base is not judged
     return Check(**row, generation=written and generation_of(written))
-
-
-def _without_base(check: Check) -> Check:
-    """Return the check, except that a failure of the base is not judged."""
-    judged = check.name != _SAMPLES[0] or check.passed
-    return check if judged else check.model_copy(update={"passed": None})
