@@ -14,14 +14,14 @@ class _Unread(torch.autograd.Function):
     """y = W x of rows x (..., n), with y left at zero but the true gradient of x."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, rows: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
         return rows.new_zeros(*rows.shape[:-1], len(weight))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
         (weight,) = ctx.saved_tensors
-        return gradient @ weight, None
+        return None, gradient @ weight
 
 
 @contextlib.contextmanager
@@ -31,19 +31,14 @@ def unread(linears: Iterable[nn.Module]) -> Iterator[None]:
     Gradients through them equal those of the omitted products, bit by bit.
     """
     replaced: list[Any] = list(linears)
+    apply: Any = _Unread.apply
     for linear in replaced:
-        linear.forward = partial(_gradient_only, weight_of(linear))
+        linear.forward = partial(apply, weight_of(linear))
     try:
         yield
     finally:
         for linear in replaced:
             del linear.forward
-
-
-def _gradient_only(weight: Tensor, rows: Tensor) -> Tensor:
-    apply: Any = _Unread.apply
-    product: Tensor = apply(rows, weight)
-    return product
 
 
 def weight_of(linear: nn.Module) -> Tensor:
