@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,23 +73,17 @@ class Shard:
 
     @torch.no_grad()
     def tail(self, hidden: Tensor) -> Tensor:
-        """Return logits (sequences, tokens, vocabulary) from the last layer's hidden states.
-
-        Raises ValueError if the head belongs to another shard.
+        """Return logits (sequences, tokens, vocabulary) from the last layer's hidden states; only
+        the last shard has the head.
         """
         self._observer.observing = None
-        return self._tail()(hidden)
-
-    def _tail(self, **options: Any) -> Callable[[Tensor], Tensor]:
-        if not self.is_last:
-            raise ValueError("this shard does not hold the head")
-        return partial(self._carved.tail, **options)
+        return self._carved.tail(hidden)
 
     def _observed_tail(
         self, tap: Tap, hidden: Tensor, product: Product | None
     ) -> Callable[[Tensor], Tensor]:
         """Return the tail, each call of which adds rows of its own to the moment of the head."""
-        tail = self._tail(product=product)
+        tail = partial(self._carved.tail, product=product)
         self._observer.observing = None
         self._carved.require_blind(hidden)
         self._observer.observing = tap.direction
@@ -128,7 +122,8 @@ class Shard:
 
     def loss_gradient(self, hidden: Tensor, step: Step, seed: int) -> Tensor:
         """Return a gradient at the last layer's hidden states, by `fisher_gradient`."""
-        self._observer.segment, tail = step.segment, self._tail(product=wide_product)
+        self._observer.segment = step.segment
+        tail: Callable[[Tensor], Tensor] = partial(self._carved.tail, product=wide_product)
         if tap := self._of_head.get("backward"):
             tail = self._observed_tail(tap, hidden, wide_product)
         parts = []

@@ -127,12 +127,6 @@ def test_ends_of_the_decoder(llama: Base, bounds: list[int], ends: list[tuple[in
     assert [(int(shard.is_first), int(shard.is_last)) for shard in shards] == ends
 
 
-def test_only_the_last_shard_has_a_loss(llama: Base) -> None:
-    first, _ = make_shards(llama, (0, 1, LAYERS), [])
-    with pytest.raises(ValueError, match="head"):
-        first.loss_gradient(torch.zeros(1, 2, 32), Step(0, 0), SEED)
-
-
 def test_a_tap_must_be_a_linear_layer(llama: Base) -> None:
     tap = taps(llama.spec.matrices, "fisher", gradients=False)[0]
     wrong = tap.model_copy(update={"module": "layers.0.input_layernorm"})
