@@ -72,20 +72,15 @@ class MomentSums(NamedTuple):
         return Moment(matrix, trace, self.tokens, math.fsum(self.fourths) / max(self.tokens, 1))
 
 
-def combine(parts: Sequence[MomentSums]) -> MomentSums:
-    """Add up parts with disjoint segments; the tensors of the first part are changed in place."""
-    high, low = parts[0].high, parts[0].low
-    for part in parts[1:]:
-        if high is None or low is None or part.high is None or part.low is None:
-            continue
-        add_exactly(high, low, part.high)
-        low += part.low
-    return MomentSums(
-        high,
-        low,
-        energies=tuple(energy for part in parts for energy in part.energies),
-        tokens=sum(part.tokens for part in parts),
-        fourths=tuple(fourth for part in parts for fourth in part.fourths),
+def combine(one: MomentSums, other: MomentSums) -> MomentSums:
+    """Add up sums over disjoint segments; the tensors of the first are changed in place."""
+    if not (one.high is None or one.low is None or other.high is None or other.low is None):
+        add_exactly(one.high, one.low, other.high)
+        one.low.add_(other.low)
+    return one._replace(
+        energies=one.energies + other.energies,
+        tokens=one.tokens + other.tokens,
+        fourths=one.fourths + other.fourths,
     )
 
 

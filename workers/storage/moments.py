@@ -1,5 +1,7 @@
 """Moments on disk: the sums of a replica, and the mean over all of them."""
 
+from functools import reduce
+
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor
@@ -72,20 +74,21 @@ def commit_part(
 
 def merge_parts(store: Store, ids: Identities, tap: Tap, replicas: int) -> Record:
     """Commit the mean over the rows of all replicas; their number does not change it."""
-    parts: list[MomentSums] = []
     fallbacks: dict[str, None] = {}
-    for replica in range(replicas):
+
+    def part(replica: int) -> MomentSums:
         tensors, facts = store.load(part_key(ids, tap, replica, replicas))
-        fallbacks |= dict.fromkeys(fallbacks_of(facts))
-        part = MomentSums(
+        fallbacks.update(dict.fromkeys(fallbacks_of(facts)))
+        return MomentSums(
             tensors.get("high"),
             tensors.get("low"),
             energies=tuple(tensors["energies"].tolist()),
             tokens=int(tensors["tokens"]),
             fourths=tuple(tensors["fourths"].tolist()),
         )
-        parts = [combine([*parts, part])]
-    return commit_moment(store, ids, tap, parts[0], tuple(fallbacks))
+
+    total = reduce(combine, map(part, range(replicas)))
+    return commit_moment(store, ids, tap, total, tuple(fallbacks))
 
 
 def _facts(fallbacks: tuple[str, ...]) -> Facts | None:

@@ -1,6 +1,7 @@
 """Second moments of a stream, against one sum over all rows in float64."""
 
 from collections.abc import Callable
+from functools import reduce
 from itertools import pairwise
 from typing import Any
 
@@ -139,7 +140,7 @@ def test_the_grouping_of_segments_changes_no_bit(cuts: tuple[int, ...]) -> None:
         sums_of({i: segments[i] for i in part})
         for part in [range(8), *(range(a, b) for a, b in pairwise(bounds))]
     )
-    together, alone = combine(parts).mean("parts"), whole.mean("whole")
+    together, alone = reduce(combine, parts).mean("parts"), whole.mean("whole")
     assert torch.equal(matrix(together), matrix(alone))
     assert together[1:] == alone[1:]
 
