@@ -20,7 +20,7 @@ from workers.storage.keys import factors_key
 from workers.storage.places import url_of
 from workers.storage.store import Store
 from workers.storage.tensorfile import entries
-from workers.truncation.encoding import factors_of, padded
+from workers.truncation.encoding import dtype_of, factors_of, padded
 
 _TENSORS = ("dense.weight", "up.weight", "down.weight", "order")
 
@@ -77,9 +77,7 @@ class DenseReader(TensorReader):
         if "order" in found and len(found.get("up.weight", ())) == matrix.out_features:
             encoding = "pivoted-columns"  # those by rows have fewer rows in `up`
         a, b = factors_of(encoding, found)
-        return (a.float() @ b.float()).to(
-            next(t.dtype for t in found.values() if t.is_floating_point())
-        )
+        return (a.float() @ b.float()).to(dtype_of(found))
 
 
 def tensors_of(

@@ -26,6 +26,7 @@ from workers.model.skeleton import resized, skeleton
 from workers.storage.tensorfile import DTYPES, NAMES, Entry, entries, write_tensors
 from workers.truncation.encoding import (
     Stored,
+    dtype_of,
     factors_of,
     padded,
     pivoted_factors,
@@ -102,7 +103,7 @@ def as_factors(cut: Cut, tensors: dict[str, Tensor], factors: Factors) -> Stored
     if cut.module.encoding in (*WHOLE, encoding):
         return None
     a, b = factors_of(cut.module.encoding, tensors)
-    dtype = _dtype(tensors)
+    dtype = dtype_of(tensors)
     if factors == "plain":
         return plain_factors(a, b, dtype)
     return pivoted_factors(a, b, dtype, cut.column_parallel)
@@ -119,8 +120,8 @@ def as_rotated(cut: Cut, tensors: dict[str, Tensor], seed: int) -> Stored | None
     a, b = factors_of(cut.module.encoding, tensors)
     rank = rotated_rank(len(b), len(a), b.shape[1])
     if rank is None:
-        return whole(a, b, _dtype(tensors))
-    return rotated_factors(a, b, _dtype(tensors), rank, seed)
+        return whole(a, b, dtype_of(tensors))
+    return rotated_factors(a, b, dtype_of(tensors), rank, seed)
 
 
 def with_bias(cut: Cut, stored: Stored, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -174,7 +175,7 @@ def merged(
             weights.append(padded(stored["dense.weight"], m, n))
             continue
         a, b = factors_of(cut.module.encoding, stored)
-        weights.append(whole(a, b, _dtype(stored)).tensors["dense.weight"])
+        weights.append((a @ b).to(dtype_of(stored)))
     weight = torch.cat(weights)
     found = {"weight": weight.T if cuts[0].transposed else weight}
     return found | ({"bias": torch.cat(biases)} if biases else {})
@@ -222,7 +223,3 @@ def write_weights(
         files.append(OutputFile(name=weight_file(at, len(written)), tensors=tensors))
         (folder / f"{at}.part").rename(folder / files[-1].name)
     return files
-
-
-def _dtype(tensors: dict[str, Tensor]) -> torch.dtype:
-    return next(t.dtype for t in tensors.values() if t.is_floating_point())

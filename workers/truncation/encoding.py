@@ -165,6 +165,11 @@ def factors_of(encoding: str, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Te
     return up, down
 
 
+def dtype_of(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """Return the dtype of what `tensors` store, whose order is integers."""
+    return next(t.dtype for t in tensors.values() if t.is_floating_point())
+
+
 def _as_small(loss: MatrixLoss, rank: int) -> int:
     """Return the rank of plain factors within the parameters of pivoted ones: on the matrix' grid,
     unless its lowest rank takes more.
