@@ -121,10 +121,11 @@ class Layer:
             raise SystemExit(f"no matrix {options.only}")
         self._store = Store(self._config.run_folder)
         self._shard: Shard | None = None
+        self._tensors = TensorReader(folder, self._spec)
         self._compressor = Compressor(
             self._config,
             self._spec,
-            folder,
+            self._tensors,
             self._ids,
             self._device,
             lambda matrix: self._shard.weight(matrix) if self._shard is not None else None,
@@ -191,11 +192,10 @@ class Layer:
             for name, result in results.items()
             if (rank := result.rank) is not None
         }
-        tensors = TensorReader(self._folder, self._spec)
         for part in plan_parts(self._spec, parameters):
             with self._watch.step(f"write {part.name}"):
                 plan = plan_file(self._spec, part, results, keys)
-                write_file(self._store, tensors, f"outputs/{part.name}", plan)
+                write_file(self._store, self._tensors, f"outputs/{part.name}", plan)
 
 
 def run_layer(options: argparse.Namespace, folder: Path) -> Watch:

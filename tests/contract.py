@@ -115,8 +115,8 @@ class Subject:
         shard, _, _ = self.streamed
         run = self.folder / "run"
         config = self.config(folder, factors).model_copy(update={"run_dir": run})
-        store = Store(run)
-        worker = Compressor(config, self.spec, self.base, IDS, CPU, shard.weight)
+        store, reader = Store(run), TensorReader(self.base, self.spec)
+        worker = Compressor(config, self.spec, reader, IDS, CPU, shard.weight)
         results, keys = {}, {}
         for matrix in self.spec.matrices:
             rank = matrix.small
@@ -129,7 +129,6 @@ class Subject:
         folder.mkdir()
         sizes = {name: result.parameters for name, result in results.items()}
         plans = [plan_file(self.spec, part, results, keys) for part in plan_parts(self.spec, sizes)]
-        reader = TensorReader(self.base, self.spec)
         for plan in plans:
             record = write_file(store, reader, f"files/{plan.name}", plan)
             (run / record.file).rename(folder / plan.name)

@@ -13,6 +13,7 @@ from schemas.result.output import MatrixResult
 from schemas.run.identity import Identities
 from schemas.run.moments import Tap, taps
 from tests.models import tiny_model
+from workers.checkpoint.tensors import TensorReader
 from workers.compressor import Compressor
 from workers.model.inspection import inspect
 from workers.storage.keys import factors_key, moment_key
@@ -39,7 +40,8 @@ class Run(NamedTuple):
         return self.on(torch.device("cpu"))
 
     def on(self, device: torch.device) -> Compressor:
-        return Compressor(self.config, self.spec, self.folder, IDS, device)
+        reader = TensorReader(self.folder, self.spec)
+        return Compressor(self.config, self.spec, reader, IDS, device)
 
     def matrix(self, path: str) -> MatrixSpec:
         return next(m for m in self.spec.matrices if m.path == path)

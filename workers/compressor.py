@@ -5,8 +5,7 @@ Every step reads committed items and commits one, so it can run anywhere, in any
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,9 +17,9 @@ from schemas.request.config import RunConfig
 from schemas.result.output import MatrixResult, SpectrumFacts
 from schemas.run.identity import Identities, Record
 from schemas.run.moments import Tap, backward_tap, features_tap, forward_tap
-from workers.adoption import tensors_of
 from workers.allocation.budget import MatrixLoss
 from workers.calibration.moments import Moment
+from workers.checkpoint.tensors import TensorReader
 from workers.process.devices import free_cached
 from workers.process.failures import failure
 from workers.process.logs import about_matrices, log
@@ -53,7 +52,7 @@ class Compressor:
         self,
         config: RunConfig,
         spec: ModelSpec,
-        folder: Path,
+        reader: TensorReader,
         ids: Identities,
         device: torch.device,
         loaded: Callable[[MatrixSpec], Tensor | None] = lambda _: None,
@@ -62,7 +61,7 @@ class Compressor:
         self.ids = ids
         self._device = device
         self.store = Store(config.run_folder)
-        self._reader = tensors_of(config, folder, spec, device)
+        self._reader = reader
         self._loaded = loaded
         self.dtype = DTYPES[spec.dtype]
 
@@ -226,21 +225,17 @@ def _why_not(device: torch.device, error: RuntimeError) -> str:
 def kept_dense(store: Store, identity: str, matrix: MatrixSpec) -> MatrixResult:
     """Return the row of a matrix whose rank allocation keeps dense."""
     loss, _ = read_spectrum(store, identity, matrix)
-    energy, nats = float(loss.tail()[0]), None if loss.nats is None else 0.0
-    return _dense(matrix, energy=energy, nats=nats)
+    return left_dense(matrix, loss.nats is not None, energy=float(loss.tail()[0]))
 
 
-def left_dense(matrix: MatrixSpec, gradients: bool, why: str | None = None) -> MatrixResult:
-    """Return the row of a matrix that stays dense without a spectrum: none was asked for, or it
-    could not be cut, and `why`.
+def left_dense(
+    matrix: MatrixSpec, gradients: bool, why: str | None = None, energy: float | None = None
+) -> MatrixResult:
+    """Return the row of a matrix that stays dense. `energy` is that of its spectrum; without one,
+    none was asked for, or the matrix could not be cut, for a reason that is named (`why`).
 
     `gradients` tells whether the run weighs losses by gradients.
     """
-    notes = (f"kept dense, for it could not be cut: {why}",) if why else ()
-    return _dense(matrix, energy=None, nats=0.0 if gradients else None, fallbacks=notes)
-
-
-def _dense(matrix: MatrixSpec, **fields: Any) -> MatrixResult:
     return MatrixResult(
         name=matrix.name,
         shape=(matrix.out_features, matrix.in_features),
@@ -249,5 +244,7 @@ def _dense(matrix: MatrixSpec, **fields: Any) -> MatrixResult:
         parameters=matrix.size,
         predicted_loss=0.0,
         achieved_loss=0.0,
-        **fields,
+        energy=energy,
+        nats=0.0 if gradients else None,
+        fallbacks=(f"kept dense, for it could not be cut: {why}",) if why else (),
     )

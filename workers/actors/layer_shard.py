@@ -94,7 +94,7 @@ class LayerShard:
         self._ids = ids
         self._store = Store(self._config.run_folder)
         self._compressor = Compressor(
-            self._config, self._spec, self._folder, ids, self._device, self._loaded_weight
+            self._config, self._spec, self._tensors, ids, self._device, self._loaded_weight
         )
         self._pruner = Pruner(self._compressor)
 
