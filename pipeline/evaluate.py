@@ -1,6 +1,7 @@
 """`svdllm evaluate`: perplexity of a checkpoint and of its base, on the same tokens."""
 
 import contextlib
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +15,11 @@ from workers.checkpoint.config_file import read_config
 from workers.checkpoint.family import context_of
 from workers.checkpoint.fetching import resolve
 from workers.checkpoint.names import CONFIG
+from workers.checkpoint.stored import at_hand
 from workers.evaluation.continuations import PROMPTS
 from workers.evaluation.perplexity import evaluate_checkpoint
 from workers.model.loading import load_tokenizer
-from workers.storage.places import local_copy, url_of
+from workers.storage.places import url_of
 from workers.text.windows import evaluation_windows, shared_tokens
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ def local_folder(name: str, copies: contextlib.ExitStack, fetched: Path | None =
     one without weights below `fetched`.
     """
     if fetched is None and (url := url_of(name)):
-        return copies.enter_context(local_copy(url))
+        return copies.enter_context(at_hand(url, work_dir=Path(tempfile.gettempdir())))[0]
     folder = resolve(name, None, fetched)
     if not (folder / CONFIG).is_file():
         raise CheckpointError(

@@ -118,7 +118,7 @@ def test_from_store_to_store(stored: Stored, server: Server, tmp_path: Path) -> 
     names = names_in(BUCKET / "output")
     there = {path.name for path in stored.expected.iterdir()}
     assert set(names) == there
-    download(BUCKET / "output", names, tmp_path)
+    download({name: BUCKET / "output" / name for name in names}, tmp_path)
     assert weight_sums(tmp_path) == weight_sums(stored.expected)
 
     manifest = Manifest.model_validate_json(read_bytes(BUCKET / "output" / "manifest.json"))
@@ -194,7 +194,7 @@ def test_a_run_directory_in_a_store(stored: Stored, text: Path, tmp_path: Path) 
     assert sum(now[key] != attempt for key, attempt in seen.items()) == 1
     names = names_in(BUCKET / "again")
     (tmp_path / "again").mkdir()
-    download(BUCKET / "again", names, tmp_path / "again")
+    download({name: BUCKET / "again" / name for name in names}, tmp_path / "again")
     assert weight_sums(tmp_path / "again") == expected
     assert CliRunner().invoke(app, ["status", str(run_dir)]).exit_code == 0
 

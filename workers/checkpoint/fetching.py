@@ -61,7 +61,7 @@ def _fetch_small(place: Url, fetched: Path) -> Path:
     temporary = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
     temporary.mkdir(parents=True)
     try:
-        download(place, small, temporary)
+        download({name: place / name for name in small}, temporary)
         publish(temporary, folder)
     except OSError:
         if not folder.is_dir():

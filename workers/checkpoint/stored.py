@@ -40,12 +40,9 @@ def at_hand(
         stay = {}
     with tempfile.TemporaryDirectory(prefix="svdllm-", dir=work_dir) as temporary:
         folder = Path(temporary)
-        for name, file in files.items():
-            if name in stay:
-                _outline(file, folder / name)
-            else:
-                download(file.parent, [file.name], folder)
-                (folder / file.name).rename(folder / name)
+        download({name: file for name, file in files.items() if name not in stay}, folder)
+        for name, file in stay.items():
+            _outline(file, folder / name)
         yield folder, stay
 
 

@@ -9,7 +9,7 @@ import contextlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -123,14 +123,14 @@ def identity_of(place: Url) -> str:
         return f"ukey:{system.ukey(path)} {info['size']}"
 
 
-def download(place: Url, names: list[str], folder: Path) -> None:
-    """Download files below a prefix into an existing folder."""
+def download(files: Mapping[str, Url], folder: Path) -> None:
+    """Download files into an existing folder, each under its key."""
 
     def one(name: str) -> None:
-        with _opened(place / name) as (system, path):
+        with _opened(files[name]) as (system, path):
             system.get_file(path, str(folder / name))
 
-    at_once(one, names)
+    at_once(one, files)
 
 
 def upload(path: Path, place: Url, mode: Literal["overwrite", "create"] = "overwrite") -> None:
@@ -155,7 +155,7 @@ def transfer(source: Location, place: Url) -> None:
         upload(source, place, mode="create")
         return
     with tempfile.TemporaryDirectory(prefix="svdllm-") as name:
-        download(source.parent, [source.name], Path(name))
+        download({source.name: source}, Path(name))
         upload(Path(name) / source.name, place, mode="create")
 
 
@@ -214,19 +214,6 @@ def remove_below(place: Location) -> None:
         shutil.rmtree(place, ignore_errors=True)
         return
     at_once(lambda name: remove(place / name), files_below(place))
-
-
-@contextlib.contextmanager
-def local_copy(place: Location) -> Iterator[Path]:
-    """Give the folder itself, or a temporary one (TMPDIR) with the files directly below the URL."""
-    if isinstance(place, Path):
-        yield place
-        return
-    if not (names := names_in(place)):
-        raise CheckpointError(f"{place}: no file there; check the URL and the credentials")
-    with tempfile.TemporaryDirectory(prefix="svdllm-") as name:
-        download(place, names, Path(name))
-        yield Path(name)
 
 
 def _names(place: Location, kind: Literal["file", "directory"]) -> list[str]:

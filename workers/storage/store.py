@@ -84,8 +84,7 @@ class Store:
             if isinstance(place, Path):
                 link(place, folder / name)
             else:
-                download(place.parent, [place.name], folder)
-                (folder / place.name).rename(folder / name)
+                download({name: place}, folder)
                 sync(folder / name)
 
     def commit(self, key: str, content: Iterable[Entry], facts: Facts | None = None) -> Record:

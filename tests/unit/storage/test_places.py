@@ -260,12 +260,3 @@ def test_what_is_removed_is_below_that_very_name(name: str, url: Url) -> None:
         places.write(url / folder / "records" / "one.json", b"{}")
     places.remove_below(url / name)
     assert places.files_below(url) == {"run1/deep/records/one.json": 2, "run1/records/one.json": 2}
-
-
-def test_a_local_copy_lasts_as_long_as_it_is_needed(copy: Copy) -> None:
-    copy()
-    with places.local_copy(copy.url) as folder:
-        assert (folder / "config.json").read_text() == "config.json"
-    assert not folder.exists()
-    with places.local_copy(copy.staging) as folder:
-        assert folder == copy.staging
