@@ -8,7 +8,7 @@ from pipeline.run import Run
 from pipeline.stages.output import Output
 from pipeline.stages.scored import base_of, crew_of
 from pipeline.stream.boundaries import Boundary
-from pipeline.stream.evaluation import planned, window_batches
+from pipeline.stream.evaluation import Evaluation, window_batches
 from schemas.errors import ConfigError, RunError
 from workers.recovery.job import Job
 from workers.storage.keys import recovered_key, recovered_norms_key, recovered_prefix
@@ -65,7 +65,7 @@ def teach(run: Run) -> None:
         return
     base = base_of(run, run.facts.training_dtype)
     crew, where, cluster = crew_of(run, above.identity)
-    planned([base], windows, where, cluster, run.progress, above=above, stage="teach").by(crew)
+    Evaluation([base], windows, where, cluster, run.progress, above=above, stage="teach").by(crew)
 
 
 def forget(run: Run) -> None:

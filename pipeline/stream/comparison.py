@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pipeline.progress import Progress
 from pipeline.stream.boundaries import Boundary
-from pipeline.stream.evaluation import Crew, planned, window_batches
+from pipeline.stream.evaluation import Crew, Evaluation, window_batches
 from pipeline.stream.models import Model
 from schemas.request.groups import ClusterConfig
 from schemas.result.evaluation import ModelEvaluation, Speed
@@ -37,11 +37,11 @@ def compare(
         if held:  # it was stopped before it had said how fast it was
             crew.store.discard(kept.prefix)
         start = time.perf_counter()
-        alone = planned([base], windows, where, cluster, progress, above=kept)
+        alone = Evaluation([base], windows, where, cluster, progress, above=kept)
         alone.by(crew)
         record = crew.store.commit(speed_at, (), alone.speed(0, start).model_dump())
     start = time.perf_counter()
-    both = planned([base, result], windows, where, cluster, progress, below=kept)
+    both = Evaluation([base, result], windows, where, cluster, progress, below=kept)
     score = total(both.by(crew))
     speeds = Speed.model_validate(record.facts), both.speed(1, start)
     return tuple(both.of(number, score, speed) for number, speed in enumerate(speeds))

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,7 +72,7 @@ def evaluate_streamed(
         nullcontext(scorers) if scorers else Scorers(where) as hired,
     ):
         cluster = hired.cluster(models[-1].source.dtype)
-        evaluation = planned(models, windows, where, cluster, Progress())
+        evaluation = Evaluation(models, windows, where, cluster, Progress())
         score = total(evaluation.run(work_dir, hired))
     return tuple(
         evaluation.of(number, score, evaluation.speed(number, start))
@@ -79,27 +80,9 @@ def evaluate_streamed(
     )
 
 
-def planned(
-    models: Sequence[Model],
-    windows: Tensor,
-    where: ClusterConfig,
-    cluster: ClusterSpec,
-    progress: Progress,
-    below: Boundary | None = None,
-    above: Boundary | None = None,
-    stage: StageName = "evaluate",
-) -> "Evaluation":
-    """Plan an evaluation on the workers of a cluster; see the fields of `Evaluation`."""
-    for model in models:
-        require_vocabulary(model.folder, windows, model.source.spec.vocab_size)
-    sources = [model.source for model in models]
-    plan = plan_evaluation(sources, cluster, where.shard_layers, ran=0 if below is None else 1)
-    return Evaluation(models, windows, where, plan, progress, below, above, stage)
-
-
 @dataclass(frozen=True)
 class Evaluation:
-    """A planned evaluation on a started Ray.
+    """An evaluation on the workers of a cluster, on a started Ray.
 
     Every worker holds the same part of all models, so the last has both distributions of each
     token. More shards than workers run in waves. `below` has the last hidden states of the first
@@ -111,13 +94,22 @@ class Evaluation:
     models: Sequence[Model]
     windows: Tensor
     where: ClusterConfig
-    plan: EvaluationPlan
+    cluster: ClusterSpec
     progress: Progress
     below: Boundary | None = None
     above: Boundary | None = None
     stage: StageName = "evaluate"
     seconds: Counter[int] = field(default_factory=Counter)
     tokens: Counter[int] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        for model in self.models:
+            require_vocabulary(model.folder, self.windows, model.source.spec.vocab_size)
+
+    @cached_property
+    def plan(self) -> EvaluationPlan:
+        ran = 0 if self.below is None else 1
+        return plan_evaluation(self.sources, self.cluster, self.where.shard_layers, ran)
 
     @property
     def timeout(self) -> float:

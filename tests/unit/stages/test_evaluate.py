@@ -97,7 +97,9 @@ def test_workers_that_do_not_start_are_ended(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(streamed, "agree", lose)
     monkeypatch.setattr(scorers, "stop", ended.extend)
     plan: Any = SimpleNamespace(waves=[[(), ()]], host_bytes=1)
-    evaluation = streamed.Evaluation([], torch.zeros(1, 2), ClusterConfig(), plan, Progress())
+    monkeypatch.setattr(streamed, "plan_evaluation", lambda *_: plan)
+    cluster: Any = None
+    evaluation = streamed.Evaluation([], torch.zeros(1, 2), ClusterConfig(), cluster, Progress())
     with pytest.raises(WorkerDiedError), scorers.Scorers(ClusterConfig()) as hired:
         evaluation.run(None, hired)
     assert ended == workers
