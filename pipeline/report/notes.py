@@ -18,12 +18,19 @@ class Note(NamedTuple):
 
 def notes_of(compression: Compression, facts: ReportFacts) -> list[Note]:
     """Return every fallback, remark and warning, each text once."""
-    rows = compression.matrices
     notes = [Note("could not be cut", why, (name,)) for name, why in compression.given_up.items()]
     notes += [Note("fallback", text) for text in compression.fallbacks]
-    notes += _grouped("fallback", ((n, row.name) for row in rows for n in row.fallbacks))
-    notes += _grouped("thin statistics", ((n, row.name) for row in rows for n in row.remarks))
+    notes += notes_of_matrices(compression)
     return notes + [Note("warning", text) for text in dict.fromkeys(facts.warnings)]
+
+
+def notes_of_matrices(compression: Compression) -> list[Note]:
+    """Return the fallbacks and remarks of all matrices, each text once."""
+    rows = compression.matrices
+    return [
+        *_grouped("fallback", ((note, row.name) for row in rows for note in row.fallbacks)),
+        *_grouped("thin statistics", ((note, row.name) for row in rows for note in row.remarks)),
+    ]
 
 
 def _grouped(kind: str, found: Iterable[tuple[str, str]]) -> list[Note]:

@@ -1,13 +1,13 @@
 """Assemble: everything beside the weights that a load needs, and their description."""
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
 
+from pipeline.report.notes import notes_of_matrices
 from pipeline.run import Run
 from pipeline.stages.output import Output
 from pipeline.stages.weight_files import Cut
@@ -213,19 +213,11 @@ def _calibration_fallbacks(run: Run) -> list[str]:
 
 def _warn(run: Run, compression: Compression) -> None:
     """Warn of every fallback and every thin statistic, each kind once with its count."""
-    for note in compression.fallbacks:
-        run.progress.warn(f"fallback: {note}")
-    matrices = compression.matrices
-    fallbacks = [(matrix.name, note) for matrix in matrices for note in matrix.fallbacks]
-    _warn_of_matrices(run, "fallback", fallbacks)
+    for said in compression.fallbacks:
+        run.progress.warn(f"fallback: {said}")
+    for note in notes_of_matrices(compression):
+        with about_matrices(note.matrices):
+            run.progress.warn(f"{note.kind} in {len(note.matrices)} matrices: {note.text}")
     count(Metric.FALLBACKS, len(compression.fallbacks), kind="run")
-    count(Metric.FALLBACKS, len(fallbacks), kind="matrix")
-    remarks = [(matrix.name, note) for matrix in matrices for note in matrix.remarks]
-    _warn_of_matrices(run, "thin statistics", remarks)
-
-
-def _warn_of_matrices(run: Run, what: str, notes: list[tuple[str, str]]) -> None:
-    """Warn once per kind; `notes` are pairs of a matrix and a remark on it."""
-    for kind, times in Counter(note for _, note in notes).items():
-        with about_matrices([name for name, note in notes if note == kind]):
-            run.progress.warn(f"{what} in {times} matrices: {kind}")
+    fallbacks = sum(len(matrix.fallbacks) for matrix in compression.matrices)
+    count(Metric.FALLBACKS, fallbacks, kind="matrix")
