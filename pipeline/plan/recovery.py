@@ -1,6 +1,7 @@
 """From shapes alone: the memory and the work of a recovery."""
 
 import math
+from bisect import bisect_left
 
 from pipeline.plan.devices import GB, Rates
 from pipeline.plan.footprint import PROCESS_BYTES, REFINED_BYTES, Costs
@@ -87,8 +88,7 @@ def _needs(found: RecoveryMemory, cluster: ClusterSpec) -> str:
 
 def _advice(costs: Costs, cluster: ClusterSpec, choices: list[bool]) -> str:
     """Say how many workers could hold the recovery: on a CPU, whose workers share one memory, the
-    most that can; else the least number of workers like these, doubling from those that there are
-    and halving between.
+    most that can; else the least number of workers like these.
     """
 
     def hold(workers: int, cluster: ClusterSpec = cluster) -> bool:
@@ -99,15 +99,9 @@ def _advice(costs: Costs, cluster: ClusterSpec, choices: list[bool]) -> str:
         fewer = fewer_on_a_host(costs.config, cluster)
         can = (one.flags for one in fewer if hold(one.cluster.workers, one.cluster))
         return next((f"use {flags}" for flags in can), lower)
-    low, high = cluster.workers, cluster.workers * 2
-    while not hold(high):
-        if high > 2**20:
-            return lower
-        low, high = high, high * 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if hold(middle) else (middle, high)
-    return f"{high} workers could hold it"
+    more = range(cluster.workers + 1, 2**20)
+    at = bisect_left(more, True, key=hold)
+    return f"{more[at]} workers could hold it" if at < len(more) else lower
 
 
 def recovery(
