@@ -2,8 +2,9 @@
 
 import functools
 import re
+from collections import Counter
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
@@ -13,7 +14,6 @@ from pipeline.report.model_index import model_index
 from pipeline.report.recovery import trained
 from pipeline.report.wording import figure, optimism, texts
 from schemas.model.dtypes import FORMATS
-from schemas.model.spec import Encoding
 from schemas.printable import printable
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.export import Exported
@@ -34,7 +34,6 @@ def write_card(
     folder: Path, base: Path, compression: Compression, evaluation: EvaluationReport | None = None
 ) -> None:
     """Write README.md with front matter: base_model, licence and library."""
-    encodings = [matrix.encoding for matrix in compression.matrices]
     name, front = Path(compression.model).name, front_matter(base, compression.model)
     if evaluation is not None:
         front |= model_index(f"{name}-{100 * compression.ratio:.0f}", evaluation)
@@ -50,7 +49,7 @@ def write_card(
         recovery_text=_markdown(_texts(compression)),
         calibration=_markdown(texts(compression.calibration.text)),
         text=None if evaluation is None else _markdown(Path(evaluation.text).name),
-        counts={kind: encodings.count(kind) for kind in get_args(Encoding)},
+        counts=Counter(matrix.encoding for matrix in compression.matrices),
         notes=[(m.name, note) for m in compression.matrices for note in m.fallbacks],
         remarks=[(m.name, note) for m in compression.matrices for note in m.remarks],
     )

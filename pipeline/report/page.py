@@ -4,9 +4,10 @@ import base64
 import functools
 import hashlib
 import shlex
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -26,7 +27,6 @@ from pipeline.report.figures import (
 from pipeline.report.losses import layers, losses
 from pipeline.report.notes import notes_of
 from pipeline.report.recovery import recovery
-from schemas.model.spec import Encoding
 from schemas.printable import escaped, one_line
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 from schemas.result.manifest import Compression
@@ -87,7 +87,6 @@ def render_report(
         figures["budget"] = found
     if compression.recovery is not None:
         figures["recovery"] = recovery(compression.recovery)
-    encodings = [matrix.encoding for matrix in compression.matrices]
     return render_page(
         "report.html.j2",
         name=model_name(compression),
@@ -100,7 +99,7 @@ def render_report(
         before_after=_before_after(compression, evaluation),
         texts=generation.texts(evaluation),
         all_matrices=_all_matrices(matrices),
-        counts={kind: encodings.count(kind) for kind in get_args(Encoding)},
+        counts=Counter(matrix.encoding for matrix in compression.matrices),
         notes=notes_of(compression, facts),
         command=_command(facts.command),
     )
@@ -124,31 +123,28 @@ def _fromto(before: float, after: float) -> str:
     """Format two sizes, with the unit once if both have the same."""
     one, other = wording.size(before), wording.size(after)
     number, space, unit = one.partition("\N{NO-BREAK SPACE}")
-    return (
-        f"{number}{wording.TO}{other}"
-        if other.endswith(space + unit)
-        else f"{one}{wording.TO}{other}"
-    )
+    start = number if other.endswith(space + unit) else one
+    return f"{start}{wording.TO}{other}"
 
 
 def _tiles(compression: Compression, evaluation: EvaluationReport | None) -> list[Tile]:
-    def tile(name: str, before: float, after: float, said: tuple[str, str]) -> Tile:
-        return Tile(name, *said, wording.change(before, after))
+    def tile(name: str, before: float, after: float, form: Callable[[float], str]) -> Tile:
+        return Tile(name, form(before), form(after), wording.change(before, after))
 
-    counts = compression.parameters_before, compression.parameters_after
-    sizes = compression.bytes_before, compression.bytes_after
+    c = compression
     tiles = [
-        tile("Parameters", *counts, (wording.short(counts[0]), wording.short(counts[1]))),
-        tile("Weights on disk", *sizes, (wording.size(sizes[0]), wording.size(sizes[1]))),
+        tile("Parameters", c.parameters_before, c.parameters_after, wording.short),
+        tile("Weights on disk", c.bytes_before, c.bytes_after, wording.size),
     ]
     if (models := base_and_made(evaluation)) is None:
         return [*tiles, Tile("Perplexity", "", "", ""), Tile("Speed", "", "", "")]
     base, made = models
-    said = f"{base.perplexity:.2f}", f"{made.perplexity:.2f}"
-    tiles.append(tile("Perplexity", base.perplexity, made.perplexity, said))
     speeds = base.tokens_per_second, made.tokens_per_second
-    rates = tuple(f"{speed:,.0f}" for speed in speeds)
-    return [*tiles, tile("Speed, tokens/s", *speeds, (rates[0], rates[1]))]
+    return [
+        *tiles,
+        tile("Perplexity", base.perplexity, made.perplexity, "{:.2f}".format),
+        tile("Speed, tokens/s", *speeds, "{:,.0f}".format),
+    ]
 
 
 def _before_after(compression: Compression, evaluation: EvaluationReport | None) -> Table:
