@@ -23,7 +23,7 @@ from schemas.location import Url
 from schemas.result.manifest import FileEntry, Manifest, OutputResult
 from schemas.run.identity import fingerprint
 from workers.checkpoint.names import CLAIM, MANIFEST, SUCCESS
-from workers.checkpoint.published import finished, read_compression, read_output, require_free
+from workers.checkpoint.published import is_published, read_output, require_free
 from workers.storage import files
 from workers.storage.places import create, exists, read_bytes, remove, transfer
 
@@ -37,17 +37,19 @@ def find_published(run: Run, ratio: float) -> OutputResult | None:
     description of that is absent or damaged.
     """
     folder = run.config.output_folder(ratio)
-    there = read_compression(folder) if exists(folder / SUCCESS) else None
-    given_up, wide = (there.given_up, there.wide) if there else ({}, run.spec.wide)
+    if not exists(folder / SUCCESS):
+        return None
+    found = read_output(folder, ratio)
+    given_up, wide = found.compression.given_up, found.compression.wide
     if given_up and run.config.on_failure == "fail":
         raise ConfigError(
             f"output {folder}: {', '.join(given_up)} could not be cut and are dense there; "
             "ask for --on-failure keep_dense to leave it so, or remove it to try again"
         )
-    if finished(folder, run.ids.output(run.config, ratio, given_up, run.spec.split, wide)) is None:
-        return None
+    if not is_published(folder, run.ids.output(run.config, ratio, given_up, run.spec.split, wide)):
+        return None  # it was removed meanwhile
     run.progress.note(f"{folder}: already there, nothing to do")
-    return read_output(folder, ratio)
+    return found
 
 
 def publish(output: Output) -> None:
@@ -99,7 +101,7 @@ def publish_output(staging: Path, folder: Path, identity: str, owner: str = "") 
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
-        if finished(folder, identity) is None:
+        if not is_published(folder, identity):
             require_free(folder)
             raise
         return False
@@ -149,7 +151,7 @@ def publish_to_store(
                 f"output {url}: another run ({owner}) is publishing there, or was stopped while it "
                 "did; continue that one, or remove what is there, or name another place"
             )
-    if finished(url, identity) is None:
+    if not is_published(url, identity):
         send(weights)
         small = {path.name for path in staging.iterdir()} - weights - {MANIFEST}
         for name in sorted(small):
@@ -158,7 +160,7 @@ def publish_to_store(
         text = manifest.model_copy(update={"files": entries}).model_dump_json(indent=2) + "\n"
         create(url / MANIFEST, text.encode())
         if not create(url / SUCCESS, b""):
-            finished(url, identity)  # returns if a driver of this run published, else raises
+            is_published(url, identity)  # returns if a driver of this run published, else raises
     remove(url / CLAIM)
 
 

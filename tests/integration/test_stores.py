@@ -26,7 +26,7 @@ from tests.integration.processes import descendants
 from tests.integration.support import KINDS, ask, item_attempts, item_sums, weight_sums
 from tests.items import local
 from tests.models import tiny_model
-from workers.checkpoint.published import finished
+from workers.checkpoint.published import is_published
 from workers.checkpoint.verify import require, verify_checkpoint
 from workers.model.inspection import inspect
 from workers.storage.places import (
@@ -141,7 +141,7 @@ def test_from_store_to_store(stored: Stored, server: Server, tmp_path: Path) -> 
     )
 
     with pytest.raises(ConfigError, match="another model, text, method or ratio"):
-        finished(BUCKET / "output", "of another run")
+        is_published(BUCKET / "output", "of another run")
 
 
 def header_reads(base: Path) -> set[tuple[int, int]]:

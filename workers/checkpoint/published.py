@@ -25,21 +25,20 @@ from workers.storage.places import exists, names_in, read_bytes
 S = TypeVar("S", bound=Schema)
 
 
-def finished(place: Location, identity: str) -> Compression | None:
-    """Return the description of a published checkpoint of this identity; None if there is none.
+def is_published(place: Location, identity: str) -> bool:
+    """Whether a checkpoint of this identity is published.
 
     Raises ConfigError if the place holds a checkpoint of another identity, CheckpointError if its
-    description is damaged.
+    manifest is damaged.
     """
     if not exists(place / SUCCESS):
-        return None
-    manifest = read_manifest(place)
-    if manifest.output != identity:
+        return False
+    if read_manifest(place).output != identity:
         raise ConfigError(
             f"output {place} holds a checkpoint of another model, text, method or ratio; name "
             "another folder, or remove it"
         )
-    return read_compression(place)
+    return True
 
 
 def read_output(place: Location, ratio: float) -> OutputResult:
