@@ -10,7 +10,7 @@ from rich.text import Text
 
 from pipeline.cli import interrupts
 from pipeline.cli.checkpoint import export, quantize, verify
-from pipeline.cli.exit_codes import exit_codes
+from pipeline.cli.exit_codes import Commands
 from pipeline.cli.files import require_files, write_file
 from pipeline.cli.nightly import catalog, nightly
 from pipeline.cli.options import Fresh, asks
@@ -31,6 +31,7 @@ from schemas.result.tasks import TaskReport
 from workers.process.logs import LOG_FORMAT, LogFormat, set_up_logging
 
 app = typer.Typer(
+    cls=Commands,
     help="Compress large language models by activation-aware SVD, on Ray.",
     no_args_is_help=True,
     add_completion=False,
@@ -230,11 +231,10 @@ def status(
     run_dir: Annotated[str, typer.Argument(help="A run directory (OUTPUT.run), or its URL.")],
 ) -> None:
     """What a run has finished, and what is left."""
-    with exit_codes():
-        from pipeline.run_directory.status import read_status
-        from workers.storage.places import place_of
+    from pipeline.run_directory.status import read_status
+    from workers.storage.places import place_of
 
-        _out.print(status_table(read_status(place_of(run_dir))))
+    _out.print(status_table(read_status(place_of(run_dir))))
 
 
 @app.command()
@@ -244,15 +244,14 @@ def demo(
     ),
 ) -> None:
     """Compress SmolLM2-135M-Instruct at 20 %, compare and verify it."""
-    with exit_codes():
-        from pipeline.cli.demo import run_demo
+    from pipeline.cli.demo import run_demo
 
-        run_demo(work_dir, _out)
+    run_demo(work_dir, _out)
 
 
 app.command()(nightly)
 app.command()(catalog)
-app.command()(exit_codes()(report))
+app.command()(report)
 
 
 def main() -> None:

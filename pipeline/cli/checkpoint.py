@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pipeline.cli.exit_codes import exit_codes
 from pipeline.cli.options import asks
 from pipeline.cli.tables.run import check_table, run_table
 from schemas.request.export import ExportConfig
@@ -42,7 +41,6 @@ def quantize(request: QuantizationConfig) -> None:
     _out.print(quantization_table(run(request)))
 
 
-@exit_codes()
 def verify(
     checkpoint: Annotated[str, typer.Argument(help="A compressed checkpoint: a folder or a URL.")],
     work_dir: Annotated[

@@ -2,9 +2,11 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import typer
 from pydantic import ValidationError
+from typer.core import TyperGroup
 
 from pipeline.cli import interrupts
 from pipeline.request.flags import explain
@@ -16,6 +18,15 @@ _SMALLER = (
     "evaluate with --streamed or --dtype auto, quantize with fewer --calibration-samples, or take "
     "a machine with more"
 )
+
+
+class Commands(TyperGroup):
+    """Commands, each of which ends with an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that the command line names."""
+        with exit_codes():
+            return super().invoke(ctx)
 
 
 @contextlib.contextmanager

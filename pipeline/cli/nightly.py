@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pipeline.cli.exit_codes import exit_codes
 from pipeline.cli.options import Fresh, asks
 from schemas.errors import RunError
 from schemas.metrics import Outcome
@@ -63,12 +62,11 @@ def catalog(
     json: Annotated[bool, typer.Option("--json", help="Pointer and rows as JSON.")] = False,
 ) -> None:
     """History and trends of the nights: what was tried, what became of it, what `latest` names."""
-    with exit_codes():
-        from pipeline.cli.tables.nights import catalog_json, catalog_table
-        from workers.storage.places import place_of
+    from pipeline.cli.tables.nights import catalog_json, catalog_table
+    from workers.storage.places import place_of
 
-        place = place_of(prefix)
-        if json:
-            _out.print_json(catalog_json(place))
-        else:
-            _out.print(catalog_table(place))
+    place = place_of(prefix)
+    if json:
+        _out.print_json(catalog_json(place))
+    else:
+        _out.print(catalog_table(place))

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 import typer
 from pydantic import BaseModel
 
-from pipeline.cli.exit_codes import exit_codes
 from pipeline.request.flags import build
 from schemas.request.settings import Setting, settings
 
@@ -32,7 +31,6 @@ def asks(
 
     The command has an option for every setting of `schema` that has a flag, except the paths in
     `without` and the `fixed` settings; then --config, --set and what the function itself asks for.
-    Errors end it with an exit code.
     """
     asked = [s for s in settings(schema) if s.path not in {*without, *fixed}]
     parameters = [_parameter(s) for s in asked if s.flag or s.positional]
@@ -43,8 +41,7 @@ def asks(
         @functools.wraps(function)
         def run(**given: Any) -> None:
             flags = {name: given.pop(name) for name in names}
-            with exit_codes():
-                function(build(schema, flags | fixed), **given)
+            function(build(schema, flags | fixed), **given)
 
         _, *own = inspect.signature(function).parameters.values()
         run.__dict__["__signature__"] = inspect.Signature(parameters + own)
