@@ -69,8 +69,6 @@ def export(config: ExportConfig) -> Exported:
     if config.ratio:
         raise ConfigError("ratio: a run has others; call compress with its run_dir")
     output = config.output.absolute()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"output {output} exists; name another folder, or empty it")
     source = _opened(resolve(config.checkpoint, None))
     require_apart(output, source.folder, "checkpoint")
     with staged_beside(output) as staging:
@@ -88,9 +86,11 @@ def staged_beside(output: Path) -> Iterator[Path]:
     """Give a folder beside the output, as `temporary_beside`, after removing those that commands
     have left there when they were killed.
 
-    Raises ConfigError if nothing can be written there, OwnershipError if another command is at work
-    for this output.
+    Raises ConfigError if the output exists or nothing can be written there, OwnershipError if
+    another command is at work for this output.
     """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"output {output} exists; name another folder, or empty it")
     require_writable(output)
     with owned(output.with_name(f"{output.name}.tmp") / OWNER, log.info):
         left = re.compile(rf"{re.escape(output.name)}\.[0-9a-f]{{12}}\.tmp")

@@ -12,7 +12,6 @@ from pipeline.report.card import write_quantised_card
 from pipeline.request.places import require_apart
 from pipeline.stages import assemble
 from pipeline.stages.publish import publish_output
-from schemas.errors import ConfigError
 from schemas.request.quantization import ROTATED, QuantizationConfig
 from schemas.result.manifest import Compression
 from schemas.result.quantization import QuantisedLinear, Quantization
@@ -20,8 +19,8 @@ from schemas.run.context import fitted
 from schemas.run.identity import Identities, fingerprint
 from workers.checkpoint.config_file import read_config
 from workers.checkpoint.family import LOW_RANK, context_of
-from workers.checkpoint.names import COMPRESSION, QUANTIZATION, SUCCESS
-from workers.checkpoint.published import read_compression, read_manifest, require_free
+from workers.checkpoint.names import COMPRESSION, QUANTIZATION
+from workers.checkpoint.published import read_compression, read_manifest
 from workers.checkpoint.verify import require, verify_checkpoint
 from workers.evaluation.perplexity import require_vocabulary
 from workers.model.loading import load_model, load_tokenizer
@@ -44,9 +43,6 @@ def quantize(config: QuantizationConfig, base: str | None = None) -> Quantizatio
     """
     require_installed()
     output = config.output.absolute()
-    require_free(output)
-    if (output / SUCCESS).exists():
-        raise ConfigError(f"output {output} holds a checkpoint; name another folder, or remove it")
     with contextlib.ExitStack() as copies, staged_beside(output) as staging:
         folder = local_folder(config.checkpoint, copies)
         require_apart(output, folder, "checkpoint")
