@@ -10,11 +10,10 @@ from pipeline.cluster.object_store import run_bytes
 from pipeline.cluster.session import ray_session
 from pipeline.compress import compress
 from pipeline.evaluate import evaluate, require_no_urls
-from pipeline.progress import Progress
 from pipeline.quantize import is_made_so, quantize
 from pipeline.report.compare import comparison
 from pipeline.report.read import read_reported
-from pipeline.request.preflight import Checked, look, require_readable
+from pipeline.request.preflight import Checked, look
 from pipeline.stream.scorers import Scorers
 from pipeline.tasks import evaluate_tasks
 from schemas.errors import BudgetError, ConfigError
@@ -37,6 +36,7 @@ from workers.quantisation.sizes import base_bytes
 from workers.storage.files import write_text
 from workers.storage.models import read_model
 from workers.storage.places import url_of
+from workers.text.documents import require_readable
 from workers.text.sources import checksum_of
 
 TABLE, PAGE = "comparison.json", "comparison.html"
@@ -65,7 +65,7 @@ class _Work(NamedTuple):
         return str(found).removeprefix("torch.")
 
 
-def compare(request: ComparisonConfig, progress: Progress | None = None) -> ComparisonReport:
+def compare(request: ComparisonConfig) -> ComparisonReport:
     """Compress by every method at every ratio, or by one until it has a size; quantise the base,
     and for a size what is cut, in every scheme. Score all of it; finished work is not redone.
 
@@ -74,7 +74,7 @@ def compare(request: ComparisonConfig, progress: Progress | None = None) -> Comp
     BudgetError if nothing can have the size.
     """
     harness = _what_comes_last(request)
-    work = (_at_ratios if request.target_size is None else _within)(request, progress)
+    work = (_at_ratios if request.target_size is None else _within)(request)
     base, rows, beyond, seconds = work.base, work.rows, work.beyond, dict[str, float]()
     store = run_bytes(base.config, base.spec)
     with ray_session(request.cluster, request.numerics.threads, store):
@@ -128,20 +128,20 @@ def _what_comes_last(request: ComparisonConfig) -> Harness | None:
     return Harness(request.tasks) if request.tasks.names else None
 
 
-def _at_ratios(request: ComparisonConfig, progress: Progress | None) -> _Work:
+def _at_ratios(request: ComparisonConfig) -> _Work:
     """Every method at every ratio, and the base in every scheme."""
     runs = request.runs
     checked = {method: look(config) for method, config in runs.items()}  # all, before any work
     work = _Work(next(iter(checked.values())), {}, {}, [])
     for method, config in runs.items():
-        settled = checked[method].config
-        work.jobs[title(method)] = partial(_compressed, method, config, progress, settled)
+        scored = checked[method].config.evaluation
+        work.jobs[title(method)] = partial(_compressed, method, config, scored)
     for scheme in request.in_schemes:
         work.jobs[title(scheme)] = partial(_base, request, work, scheme)
     return work
 
 
-def _within(request: ComparisonConfig, progress: Progress | None) -> _Work:
+def _within(request: ComparisonConfig) -> _Work:
     """Within a size: the weights as stored, cut; in each scheme the base, cut if it has to be."""
     method, run = next(iter(request.runs.items()))
     base, size = look(run), request.target_size or 0
@@ -152,13 +152,13 @@ def _within(request: ComparisonConfig, progress: Progress | None) -> _Work:
             continue
         name, config = title(method, scheme), request.within(method, scheme)
         try:
-            settled = look(config).config
+            scored = look(config).config.evaluation
         except BudgetError as error:
             work.beyond[name] = str(error)
             continue
-        job = partial(_compressed, method, config, progress, settled)
+        job = partial(_compressed, method, config, scored)
         if scheme:
-            job = partial(_both, request, base.folder, method, scheme, config, progress)
+            job = partial(_both, request, base.folder, method, scheme, config)
         work.jobs[name] = job
     if not work.jobs:
         raise _nothing(work.beyond)
@@ -169,11 +169,8 @@ def _nothing(beyond: dict[str, str]) -> BudgetError:
     return BudgetError("; ".join(f"{name}: {why}" for name, why in beyond.items()))
 
 
-def _compressed(
-    method: Method, config: RunConfig, progress: Progress | None, settled: RunConfig
-) -> list[Compared]:
-    asked = settled.evaluation
-    return [_cut(method, output, asked) for output in compress(config, progress).outputs]
+def _compressed(method: Method, config: RunConfig, scored: EvaluationTextConfig) -> list[Compared]:
+    return [_cut(method, output, scored) for output in compress(config).outputs]
 
 
 def _both(
@@ -182,10 +179,9 @@ def _both(
     method: Method,
     scheme: Scheme,
     config: RunConfig,
-    progress: Progress | None,
 ) -> list[Compared]:
     """Cut the base so far that it has the size in a scheme, then quantise it."""
-    [output] = compress(config, progress).outputs
+    [output] = compress(config).outputs
     done = output.compression
     asked = request.quantised(str(output.path), scheme, request.named(method, scheme))
     fields = {

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
 from pipeline.evaluate import evaluate, local_folder, require_no_urls
-from pipeline.request.preflight import require_readable
 from schemas.errors import ConfigError
 from schemas.request.evaluation import EvaluationConfig
 from schemas.result.tasks import TaskReport, TaskResult
@@ -23,6 +22,7 @@ from workers.evaluation.task_results import rows
 from workers.process.devices import find_device
 from workers.process.logs import log
 from workers.storage.files import write_text
+from workers.text.documents import require_readable
 
 
 class Pair(NamedTuple):

@@ -64,7 +64,6 @@ class Night:
 def nightly(
     config: NightlyConfig,
     compress: Compress | None,
-    progress: Progress | None = None,
     tell: Tell = lambda _: None,
 ) -> Night:
     """Run one night. `compress` is passed in, so that an idle night need not load
@@ -74,7 +73,7 @@ def nightly(
     Raises InputError before any work, OwnershipError if another night is at work, and any error
     that ends a compression without being the checkpoint's fault.
     """
-    progress = progress or Progress()
+    progress = Progress()
     texts = text_sums(config)
     places = {"output": absolute(config.output), "run_dir": absolute(config.runs)}
     config = config.model_copy(update=places)

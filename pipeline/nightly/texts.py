@@ -3,8 +3,8 @@
 from schemas.errors import ConfigError
 from schemas.request.nightly import NightlyConfig
 from schemas.request.texts import shares_of
-from workers.text.documents import iter_documents
-from workers.text.sources import checksum_of, evaluation_source, is_on_hub
+from workers.text.documents import require_readable
+from workers.text.sources import checksum_of, evaluation_source
 
 
 def text_sums(config: NightlyConfig) -> dict[str, str]:
@@ -15,12 +15,7 @@ def text_sums(config: NightlyConfig) -> dict[str, str]:
         raise ConfigError(
             "gate: there is no text to evaluate on; name one with --evaluate, or leave out --gate"
         )
-    found = {}
     trained = config.recovery.text if config.trains else ()
-    for text in {*shares_of(asked), *shares_of(trained), *filter(None, [evaluation])}:
-        if not is_on_hub(text):
-            for _ in iter_documents(text, "calibration"):
-                pass
-        if checksum := checksum_of(text):
-            found[text] = checksum
-    return found
+    texts = {*shares_of(asked), *shares_of(trained), *filter(None, [evaluation])}
+    require_readable(texts, "calibration")
+    return {text: checksum for text in texts if (checksum := checksum_of(text))}

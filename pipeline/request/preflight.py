@@ -1,7 +1,7 @@
 """Checks that need no Ray: the base, the texts, the places to write to."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ from workers.model.kinds import TESTED
 from workers.process.logs import now_about
 from workers.storage.keys import OWNER, RUN_RECORD
 from workers.storage.places import exists, files_below, url_of
-from workers.text.documents import iter_documents
+from workers.text.documents import iter_documents, require_readable
 from workers.text.rows import Document
 from workers.text.sources import evaluation_source, is_on_hub, local_file
 
@@ -133,14 +133,6 @@ def _local_texts(config: RunConfig) -> dict[str, list[Document]]:
         others |= calibration
     require_readable(filter(None, others - found.keys()))
     return found
-
-
-def require_readable(texts: Iterable[str]) -> None:
-    """Raises TextError if a local text cannot be read, or one is of no known kind."""
-    for text in texts:
-        if not is_on_hub(text):
-            for _ in iter_documents(text, "evaluation"):
-                pass
 
 
 @contextlib.contextmanager

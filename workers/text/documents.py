@@ -3,7 +3,7 @@
 import itertools
 import json
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pyarrow  # type: ignore[import-untyped]
@@ -47,6 +47,14 @@ def iter_documents(source: str, split: Split, commit: str | None = None) -> Iter
         yield document
     if empty:
         raise TextError(f"text {source!r} ({split}): empty; name a source that holds text")
+
+
+def require_readable(texts: Iterable[str], split: Split = "evaluation") -> None:
+    """Raises TextError if a local text cannot be read, or one is of no known kind."""
+    for text in texts:
+        if not is_on_hub(text):
+            for _ in iter_documents(text, split):
+                pass
 
 
 def _hub_documents(text: HubText, split: Split) -> Iterator[Document]:
