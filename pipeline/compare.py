@@ -136,7 +136,7 @@ def _at_ratios(request: ComparisonConfig) -> _Work:
     for method, config in runs.items():
         scored = checked[method].config.evaluation
         work.jobs[title(method)] = partial(_compressed, method, config, scored)
-    for scheme in request.in_schemes:
+    for scheme in request.schemes:
         work.jobs[title(scheme)] = partial(_base, request, work, scheme)
     return work
 
@@ -146,7 +146,7 @@ def _within(request: ComparisonConfig) -> _Work:
     method, run = next(iter(request.runs.items()))
     base, size = look(run), request.target_size or 0
     work = _Work(base, {}, {}, [])
-    for scheme in (None, *request.in_schemes):
+    for scheme in (None, *request.schemes):
         if scheme and base_bytes(base.spec, scheme) <= size:
             work.jobs[title(scheme)] = partial(_base, request, work, scheme)
             continue

@@ -69,7 +69,9 @@ def _typed(kind: Any) -> Any:
     [one, *others] = [each for each in kinds if each is not type(None)]
     if not others and (one in _TYPED or typing.get_origin(one) is Literal):
         return one
-    return list[str] if one == tuple[str, ...] else str
+    item, *_ = typing.get_args(one) or (None,)
+    words = typing.get_origin(one) is tuple and (item is str or typing.get_origin(item) is Literal)
+    return list[str] if words else str
 
 
 def _keyword(name: str, kind: Any, default: object = None) -> inspect.Parameter:

@@ -2,9 +2,9 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from schemas.base import Request
 from schemas.location import LocalPath, Location
@@ -14,13 +14,16 @@ from schemas.request.evaluation import EvaluationConfig, TasksConfig
 from schemas.request.groups import CalibrationConfig, ClusterConfig, NumericsConfig
 from schemas.request.methods import ALLOCATIONS, METHODS, Method
 from schemas.request.quantization import FEW_BITS, ROTATED, QuantizationConfig, Scheme
-from schemas.request.settings import SEVERAL, Flag, Words
+from schemas.request.settings import SEVERAL, SPLIT, Flag, Words
 from schemas.request.sizes import AS_SIZE, format_size
 
 _SAMPLES, _LENGTH = (
     QuantizationConfig.model_fields[name].default
     for name in ("calibration_samples", "sequence_length")
 )  # more do not fit one process so soon
+
+
+_EACH_ONCE = AfterValidator(lambda names: tuple(dict.fromkeys(names)))
 
 
 class ComparisonConfig(Request):
@@ -46,11 +49,17 @@ class ComparisonConfig(Request):
         description="Most bytes of all weight files, as 12GB, instead of --ratios: which is best, "
         "fewer ranks by one method, fewer bits, or both",
     )
-    methods: Annotated[Words, Flag(unset="all that lower ranks; for a size two-sided")] = Field(
+    methods: Annotated[
+        tuple[Method, ...],
+        SPLIT,
+        _EACH_ONCE,
+        Flag(unset="all that lower ranks; for a size two-sided"),
+    ] = Field(
         tuple(name for name, row in METHODS.items() if ALLOCATIONS[row["allocation"]].ranks),
+        min_length=1,
         description="Methods to compare, separated by commas",
     )
-    schemes: Annotated[Words, Flag(unset="none")] = Field(
+    schemes: Annotated[tuple[Scheme, ...], SPLIT, _EACH_ONCE, Flag(unset="none")] = Field(
         (), description="Also the base itself at fewer bits, by GPTQ below 8: W8A16,W4A16"
     )
     evaluate: Words = Field(
@@ -71,21 +80,6 @@ class ComparisonConfig(Request):
     numerics: NumericsConfig = NumericsConfig()
     cluster: ClusterConfig = ClusterConfig()
 
-    @field_validator("methods")
-    @classmethod
-    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [name for name in value if name not in METHODS]
-        if unknown or not value:
-            raise ValueError(f"{', '.join(unknown) or 'none'}: choose among {', '.join(METHODS)}")
-        return tuple(dict.fromkeys(value))
-
-    @field_validator("schemes")
-    @classmethod
-    def _schemes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := [name for name in value if name not in get_args(Scheme)]:
-            raise ValueError(f"{', '.join(unknown)}: choose among {', '.join(get_args(Scheme))}")
-        return tuple(dict.fromkeys(value))
-
     @model_validator(mode="after")
     def _one_method_for_a_size(self) -> Self:
         if self.target_size is None:
@@ -105,11 +99,6 @@ class ComparisonConfig(Request):
         return {
             name: self._run(name, output=self.output / name, ratio=self.ratios) for name in named
         }
-
-    @property
-    def in_schemes(self) -> tuple[Scheme, ...]:
-        """The schemes, by their type."""
-        return tuple(scheme for scheme in get_args(Scheme) if scheme in self.schemes)
 
     def within(self, method: Method, scheme: Scheme | None) -> RunConfig:
         """The run that cuts the model until it has the size, as stored or in a scheme.

@@ -33,8 +33,9 @@ def _words(value: Any) -> Any:
     return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
 
 
-Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
-"""One or several words, separated by commas."""
+SPLIT = BeforeValidator(_words)
+"""Makes text that is separated by commas a tuple."""
+Words = Annotated[tuple[str, ...], SPLIT]
 
 
 def _several(value: Any) -> Any:
