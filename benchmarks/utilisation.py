@@ -2,10 +2,8 @@
 
     python -m benchmarks.utilisation
 
-Simulated: the streams of pipeline/stream/schedule.py submit to actors that only keep time. Such
-an actor is serial and in order, as Ray's are; a call starts when its actor is free, its argument is
-there and the driver has submitted it, and takes 1 (forward) or 3 (backward: forward once more, and
-twice that for the gradient). The driver submits at once, and waits where the stream waits.
+A full chain: with c micro-batches and s equal shards, each shard waits for s - 1 of them, so that
+it works c / (c + s - 1) of the time.
 
 Measured: real LayerShard actors on this machine. CPU time of the workers, over that of the cores
 they could have: each of 4 single-threaded shards on 2 cores has half a core.
@@ -15,17 +13,16 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.random_llama import save_random_llama
-from pipeline.cluster.calls import Actor, wait_for
+from pipeline.cluster.calls import wait_for
 from pipeline.cluster.session import ray_session
 from pipeline.progress import Progress
 from pipeline.request.inputs import Inputs
@@ -33,7 +30,6 @@ from pipeline.run import Run, start
 from pipeline.run_directory.ownership import owned
 from pipeline.stream.schedule import (
     Batch,
-    Stream,
     as_it_is,
     drive,
     micro_batches,
@@ -48,7 +44,6 @@ from workers.model.inspection import inspect
 from workers.storage.keys import OWNER
 
 PASSES: tuple[Pass, ...] = ("forward", "backward")
-SECONDS: dict[Pass, float] = {"forward": 1.0, "backward": 3.0}
 
 
 class Used(NamedTuple):
@@ -56,51 +51,6 @@ class Used(NamedTuple):
 
     done: float
     possible: float
-
-
-@dataclass
-class Driver:
-    """The clock of the process that submits."""
-
-    now: float = 0.0
-
-
-class Call(NamedTuple):
-    """`actor.forward`, to be submitted with `remote`; its result is the time when it is there."""
-
-    actor: "TimedActor"
-    seconds: float
-
-    def remote(self, rows: float, *_: object) -> float:
-        ready = max(self.actor.free, rows, self.actor.driver.now)
-        self.actor.busy += self.seconds
-        self.actor.free = ready + self.seconds
-        return self.actor.free
-
-
-@dataclass
-class TimedActor:
-    """A layer shard that computes nothing."""
-
-    driver: Driver
-    free: float = 0.0
-    busy: float = 0.0
-    forward: Call = field(init=False)
-    backward: Call = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.forward = Call(self, SECONDS["forward"])
-        self.backward = Call(self, SECONDS["backward"])
-
-
-def simulated(shards: int, count: int, direction: Pass) -> Used:
-    """A stream of `count` micro-batches through shards of equal speed."""
-    driver = Driver()
-    chain = [TimedActor(driver) for _ in range(shards)]
-    batches = micro_batches(torch.zeros(count, 1), 1, 8)
-    for flight in _stream(chain, batches, direction, lambda _: 0.0):
-        driver.now = max(driver.now, flight.reference)
-    return Used(sum(actor.busy for actor in chain), shards * max(actor.free for actor in chain))
 
 
 def measured(options: argparse.Namespace, shards: int) -> Iterator[tuple[Pass, Used]]:
@@ -139,7 +89,14 @@ def measured(options: argparse.Namespace, shards: int) -> Iterator[tuple[Pass, U
 def _measure(run: Run, windows: torch.Tensor, direction: Pass, cores: int) -> Used:
     batches = micro_batches(windows, 1, run.config.calibration.segments)
     before, begin = _cpu_seconds(run), time.perf_counter()
-    stream = _stream(run.workers, batches, direction, lambda batch: batch.tokens)
+
+    def tokens(batch: Batch) -> torch.Tensor:
+        return batch.tokens
+
+    if direction == "forward":
+        stream = stream_forward(run.workers, batches, tokens, as_it_is, "moments")
+    else:
+        stream = stream_backward(run.workers, batches, tokens, as_it_is, as_it_is)
     drive([stream], direction, run.timeout, lambda *_: None)
     seconds = time.perf_counter() - begin
     return Used(_cpu_seconds(run) - before, cores * seconds)
@@ -154,28 +111,19 @@ def _cpu_seconds(run: Run) -> float:
     return sum(found)
 
 
-def _stream(
-    chain: list[Actor], batches: list[Batch], direction: Pass, source: Callable[[Batch], Any]
-) -> Stream:
-    if direction == "forward":
-        return stream_forward(chain, batches, source, as_it_is, "moments")
-    return stream_backward(chain, batches, source, as_it_is, as_it_is)
-
-
 def main() -> None:
-    """Simulate, measure, print."""
+    """Measure and print."""
     options = _parse()
     count = options.micro_batches
     table = Table("shards", "stream", title=f"Utilisation with {count} micro-batches")
-    for heading in ("simulated", "measured", f"measured on {os.cpu_count()} cores, s"):
+    for heading in ("of a full chain", "measured", f"measured on {os.cpu_count()} cores, s"):
         table.add_column(heading, justify="right")
     for shards in options.shards:
         for direction, used in measured(options, shards):
-            model = simulated(shards, count, direction)
             table.add_row(
                 str(shards),
                 direction,
-                f"{model.done / model.possible:.1%}",
+                f"{count / (count + shards - 1):.1%}",
                 f"{used.done / used.possible:.1%}",
                 f"{used.done:.1f} of {used.possible:.1f}",
             )

@@ -9,10 +9,8 @@ from typing import NamedTuple
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
-from pydantic import ValidationError
 
 from pipeline.evaluate import evaluate, local_folder, require_no_urls
-from schemas.errors import ConfigError
 from schemas.request.evaluation import EvaluationConfig
 from schemas.result.tasks import TaskReport, TaskResult
 from schemas.run.identity import fingerprint
@@ -22,6 +20,7 @@ from workers.evaluation.task_results import rows
 from workers.process.devices import find_device
 from workers.process.logs import log
 from workers.storage.files import write_text
+from workers.storage.models import read_model
 from workers.text.documents import require_readable
 
 
@@ -50,7 +49,7 @@ def evaluate_tasks(config: EvaluationConfig, harness: Harness | None = None) -> 
     with contextlib.ExitStack() as copies:
         folders = [local_folder(name, copies) for name in names]
         pairs = _pairs(config, harness, folders)
-        found = {pair.file: kept for pair in pairs if (kept := _read(pair.file))}
+        found = {pair.file: kept for pair in pairs if (kept := read_model(pair.file, TaskResult))}
         there = sum(pair.file in found for pair in pairs)
         # Of the same weights under two names there is one file.
         missing = list({pair.file: pair for pair in pairs if pair.file not in found}.values())
@@ -118,19 +117,6 @@ def _device(config: EvaluationConfig) -> str:
         return f"{config.device} of a cluster"
     kind = find_device(config.device).type
     return f"{config.device_map} on {kind}" if config.device_map else kind
-
-
-def _read(file: Path) -> TaskResult | None:
-    """Return a kept result, under the name that the model had then; None if there is none."""
-    if not file.exists():
-        return None
-    try:
-        return TaskResult.model_validate_json(file.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{file}: not a result of a task ({type(error).__name__}); remove the file, and "
-            "the task runs again"
-        ) from error
 
 
 def _keeper(
