@@ -82,10 +82,19 @@ def write_around(
 
 def copy_beside(folder: Path, source: Path) -> None:
     """Copy tokenizer files, settings of generation and licences of a checkpoint, byte for byte."""
-    for path in source.iterdir():
-        wanted = any(fnmatch(path.name, pattern) for pattern in _COPIED)
-        if wanted and path.is_file() and path.suffix != ".py":
-            copy(path, folder / path.name)
+    for name in beside(source):
+        copy(source / name, folder / name)
+
+
+def beside(folder: Path) -> list[str]:
+    """Return the names of these files of a checkpoint."""
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if any(fnmatch(path.name, pattern) for pattern in _COPIED)
+        and path.is_file()
+        and path.suffix != ".py"
+    )
 
 
 def write_index(folder: Path, files: list[OutputFile]) -> None:

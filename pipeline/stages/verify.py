@@ -3,10 +3,19 @@
 from pathlib import Path
 
 from pipeline.cluster.pool import Task
+from pipeline.run import Run
+from pipeline.stages.assemble import beside
 from pipeline.stages.output import Output
 from pipeline.stages.staging import everywhere
 from schemas.errors import VerificationError
-from workers.checkpoint.verify import require
+from schemas.location import Location
+from schemas.result.manifest import Check
+from schemas.run.identity import fingerprint
+from workers.checkpoint.verify import Writes, require, written_in
+from workers.evaluation import continuations
+from workers.storage.files import file_sha256, sha256_of
+from workers.storage.models import read_model
+from workers.storage.places import write
 
 
 def verify(output: Output) -> None:
@@ -29,16 +38,39 @@ def verify(output: Output) -> None:
 
 
 def _look(output: Output) -> None:
-    """Let a worker run the checks. Raises QuarantineError if none can."""
-    pool = output.run.pool
+    """Let a worker run the checks. Raises QuarantineError if none can.
+
+    If the run compares its result with the base, what the base writes is kept in the run directory,
+    for other ratios and methods.
+    """
+    run, base = output.run, None
+    writes: Writes = "sample"
+    if run.inputs.evaluation is not None:
+        base = read_model(_kept(run), Check)
+        writes = "dozen" if base else "both"
     with everywhere(output, weights=False) as place:
         if isinstance(place, Path):
-            task = Task("verify", "verify", (str(place),), output.checks.extend)
+            task = Task("verify", "verify", (str(place), writes), output.checks.extend)
         else:
-            arguments = (place, output.weights)
+            arguments = (place, output.weights, writes)
             task = Task("verify", "verify_stored", arguments, output.checks.extend)
-        pool.run([task])
-        pool.quarantine.require()
+        run.pool.run([task])
+        run.pool.quarantine.require()
+    written, result = written_in(output.checks)
+    if base is not None and result is not None:
+        output.checks.append(base)
+    elif written is not None:
+        write(_kept(run), written.model_dump_json(indent=2).encode())
+
+
+def _kept(run: Run) -> Location:
+    """Return the place of what the base writes, which follows from its files and how it is asked;
+    the identity of the forward moments has the versions of the libraries.
+    """
+    folder = run.inputs.folder
+    small, asked = sha256_of(folder, beside(folder)), file_sha256(Path(continuations.__file__))
+    identity = fingerprint([run.ids.forward, run.inputs.base_files, small, asked])
+    return run.store.root / f"evaluations/base-{identity}.json"
 
 
 def forget(output: Output) -> None:

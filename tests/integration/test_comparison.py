@@ -15,7 +15,7 @@ from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig
 from schemas.request.groups import EvaluationTextConfig
 from schemas.result.evaluation import EvaluationReport
-from schemas.result.manifest import OutputResult
+from schemas.result.manifest import Check, OutputResult
 from tests.integration.support import ask, file_sums
 from tests.items import local
 from tests.models import tiny_model
@@ -160,13 +160,18 @@ def test_a_later_start_does_not_score_the_base_again(
         return compress(config.model_copy(update=update)).outputs[0].evaluation
 
     store = Store(config.run_folder)
+    [written] = local(config.run_folder).glob("evaluations/base-*.json")
+    base = Check.model_validate_json(written.read_text())
+    written.write_text(base.model_copy(update={"detail": "what was kept"}).model_dump_json())
     kept = {record.key: record.attempt for record in store.records("boundaries")}
     assert len(kept) == WINDOWS + 1
     first, known = start(0.4), outputs[0].evaluation
     assert loaded == [0]
     assert first
     assert known
-    assert first.models[0] == known.models[0]
+    told = first.models[0].model_copy(update={"sample": known.models[0].sample})
+    assert (first.models[0].sample, told) == ("what was kept", known.models[0])
+    written.unlink()  # as if nothing had been kept
 
     lost = next(key for key in kept if "/hidden/" in key)
     store.forget(lost)

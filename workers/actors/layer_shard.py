@@ -33,7 +33,7 @@ from workers.calibration.moments import MomentSums
 from workers.checkpoint.fetching import resolve
 from workers.checkpoint.source import Source
 from workers.checkpoint.stored import at_hand
-from workers.checkpoint.verify import LIMIT_S, verify_checkpoint
+from workers.checkpoint.verify import LIMIT_S, Writes, verify_checkpoint
 from workers.compressor import Compressor
 from workers.evaluation.scoring import Rows, Score, ScoringShard
 from workers.model.layers import Decoder
@@ -49,7 +49,6 @@ from workers.storage.moments import commit_moment, commit_part, merge_parts
 from workers.storage.places import exists, transfer
 from workers.storage.store import Store
 from workers.storage.tensorfile import DTYPES, entries
-from workers.text.sources import evaluation_source
 
 
 @ray.remote
@@ -248,32 +247,26 @@ class LayerShard:
         transfer(self._store.place(key), url)
 
     @guarded(repeatable=True)
-    def verify(self, folder: str) -> list[Check]:
-        """Check a written checkpoint, with a load in a clean process."""
-        return self._verify(Path(folder), {})
+    def verify(self, folder: str, writes: Writes) -> list[Check]:
+        """Check a written checkpoint, with a load in a clean process, where it writes texts."""
+        return self._verify(Path(folder), {}, writes)
 
     @guarded()
-    def verify_stored(self, place: Url, weights: Mapping[str, str]) -> list[Check]:
+    def verify_stored(self, place: Url, weights: Mapping[str, str], writes: Writes) -> list[Check]:
         """Do the same for small files at `place` and weights that are items, by file name."""
         items = {name: Url(str(self._store.place(key))) for name, key in weights.items()}
         with at_hand(place, items) as (folder, stored):
-            return self._verify(folder, stored)
+            return self._verify(folder, stored, writes)
 
-    def _verify(self, folder: Path, stored: Mapping[str, Url]) -> list[Check]:
+    def _verify(self, folder: Path, stored: Mapping[str, Url], writes: Writes) -> list[Check]:
         """Verify; the load gets half an item's time, so that it ends before the item does."""
         limit_s = min(LIMIT_S, self._config.cluster.item_timeout_s / 2)
-        return verify_checkpoint(folder, False, self._base_to_compare, stored, limit_s)
+        base = self._folder if writes == "both" and self._spec.weights is None else None
+        return verify_checkpoint(folder, False, base, stored, limit_s, dozen=writes == "dozen")
 
     def peak_memory(self) -> int:
         """Return the peak of this worker's anonymous memory, in bytes."""
         return peak_anonymous_bytes()
-
-    @property
-    def _base_to_compare(self) -> Path | None:
-        """The folder of a base with its weights, if the run compares its result with the base."""
-        asked = self._config.evaluation.text, self._config.calibration.text
-        compares = evaluation_source(*asked) is not None
-        return self._folder if compares and self._spec.weights is None else None
 
     @contextlib.contextmanager
     def _working(self) -> Iterator[None]:

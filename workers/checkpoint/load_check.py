@@ -1,10 +1,10 @@
 """Loads a compressed checkpoint as a stranger would: a script for `python -I`, without the project.
 
-    python -I load_check.py CHECKPOINT shapes|part|whole MEMORY [--save] [--base FOLDER]
+    python -I load_check.py CHECKPOINT shapes|part|whole MEMORY [--save] [--dozen] [--base FOLDER]
 
 Prints {"name", "passed", "detail"} for every check, one JSON object per line, as soon as it is
-done; `passed` is null if this host could not do it. With a base, the rows of both have what they
-wrote, too: {"written"}. Imports torch and transformers only.
+done; `passed` is null if this host could not do it. A dozen texts are a field, too: "written".
+Imports torch and transformers only.
 """
 
 import argparse
@@ -35,12 +35,14 @@ _OWN_CODE = "modeling_lowrank.py"
 Row = dict[str, Any]
 
 
-def main(folder: Path, depth: str, memory: int, save: bool, base: Path | None) -> Iterator[Row]:
+def main(
+    folder: Path, depth: str, memory: int, save: bool, base: Path | None, dozen: bool = False
+) -> Iterator[Row]:
     """Run every check in turn; a failure stops only the checks that need what it loads.
 
     `depth` is "shapes" for names and shapes, "part" to load the first and the last layer too,
     "whole" for the whole model; `memory` bounds a part, in bytes. With `save` the model is saved to
-    a temporary folder and read back. With a `base`, both continue a dozen texts.
+    a temporary folder and read back. It continues a text, or a `dozen`; with a `base`, both do so.
     """
     logging: Any = transformers.utils.logging
     logging.set_verbosity_error()
@@ -69,9 +71,10 @@ def main(folder: Path, depth: str, memory: int, save: bool, base: Path | None) -
         if not quantised or _is_exact(quantised):
             name = "neither cache nor padding changes a token"
             yield _run(name, lambda: _greedy(found["model"]))
-        yield _run("continues a text", lambda: _continue(folder, found.pop("model"), bool(base)))
+        several = dozen or base is not None
+        yield _run("continues a text", lambda: _continue(folder, several, found.pop("model")))
         if base:
-            yield _run("the base continues a text", lambda: _continue_base(base))
+            yield _run("the base continues a text", lambda: _continue(base, True))
 
 
 def _run(name: str, check: Callable[[], str | Row]) -> Row:
@@ -261,7 +264,9 @@ def _greedy(model: Any) -> str:
     return f"batch of 2, {_GREEDY} greedy tokens"
 
 
-def _continue(folder: Path, model: Any, dozen: bool) -> Row:
+def _continue(folder: Path, dozen: bool, model: Any = None) -> Row:
+    if model is None:
+        model = _auto(folder).from_pretrained(folder, dtype="auto").float()
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
     shared = runpy.run_path(str(_CONTINUATIONS))
     if not dozen:
@@ -269,10 +274,6 @@ def _continue(folder: Path, model: Any, dozen: bool) -> Row:
         return {"detail": shared["sample"](model, tokenizer, prompt, tokens)}
     written = shared["written"](model, tokenizer)
     return {"detail": written.pop("sample"), "written": written}
-
-
-def _continue_base(folder: Path) -> Row:
-    return _continue(folder, _auto(folder).from_pretrained(folder, dtype="auto").float(), True)
 
 
 @torch.no_grad()
@@ -293,6 +294,7 @@ if __name__ == "__main__":
     parser.add_argument("depth", choices=("shapes", "part", "whole"))
     parser.add_argument("memory", type=int)
     parser.add_argument("--save", action="store_true")
+    parser.add_argument("--dozen", action="store_true")
     parser.add_argument("--base", type=Path)
     with contextlib.redirect_stdout(sys.stderr):
         for row in main(**vars(parser.parse_args())):

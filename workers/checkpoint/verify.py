@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from schemas.errors import CheckpointError, VerificationError
 from schemas.location import Url
@@ -25,6 +25,8 @@ from workers.storage.files import sha256_of
 # What runs the load check: nothing of this project is in its path. The tests of whole runs name
 # another, which starts faster.
 INTERPRETER = (sys.executable, "-I")
+Writes = Literal["sample", "dozen", "both"]
+"""What is written in the load check: a text, a dozen, or a dozen by the base, too."""
 _LOAD_CHECK = Path(__file__).with_name("load_check.py")  # not imported: it imports torch
 _SAMPLES = ("the base continues a text", "continues a text")  # names of checks in load_check.py
 _CLEAN = "load in a clean process"
@@ -39,10 +41,12 @@ def verify_checkpoint(
     base: Path | None = None,
     stored: Mapping[str, Url] | None = None,
     limit_s: float = LIMIT_S,
+    dozen: bool = False,
 ) -> list[Check]:
     """Check checksums of every file, then load in a clean process; `published` expects _SUCCESS.
 
-    With a `base` that is small enough both write a dozen texts to compare; the base is not judged.
+    A model that is loaded whole continues a text, or a `dozen`. With a `base` that is small enough
+    both continue a dozen, to compare them; the base is not judged.
     For `stored` weights the folder has only the headers: they are hashed in the store.
 
     Loading runs the code in the folder, so it is not done if a checksum is wrong or the code is
@@ -68,6 +72,7 @@ def verify_checkpoint(
         return [*checks, *_clean_process([str(folder), "shapes", "0"], limit_s), unloaded]
     arguments = [str(folder), "whole" if _is_loaded(folder) else "part", str(available_bytes())]
     arguments += ["--save"] if _weight_bytes(folder) <= UNASKED else []
+    arguments += ["--dozen"] if dozen else []
     arguments += ["--base", str(base)] if base and _is_loaded(base) else []
     return checks + _clean_process(arguments, limit_s)
 
