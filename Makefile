@@ -15,7 +15,7 @@ PYTEST_PROCESSES ?= 3
 CRDS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo quick test check check-manifests format lock reference architectures fuzz audit serve-check report-check chaos month clean
+.PHONY: help install demo quick test pytest check check-aside check-manifests format lock reference architectures fuzz audit serve-check report-check chaos month clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,9 +50,18 @@ quick: check  ## lint, types and the unit tests that take no more than seconds
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses $(PYTEST_PROCESSES) \
 	    -m "not slow" tests/unit $(PYTEST_ARGS)
 
-test: check  ## lint, types, then every test
+# The check has what the tests leave of the processors; what it found is printed after them.
+test: install  ## lint, types and every test
+	@mkdir -p build; rm -f build/check.log; \
+	$(MAKE) --no-print-directory --jobs=2 pytest check-aside; failed=$$?; \
+	cat build/check.log; exit $$failed
+
+pytest:
 	$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist loadfile \
 	    --no-loadscope-reorder $(PYTEST_ARGS)
+
+check-aside:
+	@nice -n 19 $(MAKE) check > build/check.log 2>&1
 
 check: install  ## lint and types only
 	$(BIN)/ruff check .
