@@ -13,6 +13,7 @@ from schemas.errors import CheckpointError
 from schemas.result.manifest import FileEntry, Manifest
 from schemas.result.output import MatrixResult
 from schemas.run.identity import Identities
+from tests.loads import load_here
 from tests.low_rank import Checkpoint, make_checkpoint
 from tests.models import tiny_model, tiny_tokenizer
 from tests.prose import VOCABULARY
@@ -111,3 +112,8 @@ def make(folder: Path, family: str = "llama") -> Path:
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     return make(tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def loads_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    load_here(monkeypatch)

@@ -23,7 +23,7 @@ def url(checkpoint: Path) -> Url:
     return place
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("loads_here")
 def test_large_weights_stay_in_a_store(
     url: Url, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,7 @@ def change(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tenso
 # --- how much is loaded -----------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("loads_here")
 def test_of_a_large_model_two_layers_are_loaded(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from schemas.request.bench import BenchConfig, Workload
 from schemas.request.quantization import QuantizationConfig, Scheme
 from schemas.result.bench import Timing
 from tests.kinds import tiny_causal_model
+from tests.loads import load_here
 from tests.low_rank import make_checkpoint
 from tests.models import tiny_model
 from workers.serving.generation import ServedModel
@@ -90,8 +91,9 @@ def test_it_is_asked_for_the_tokens_that_the_clock_counts(llm: type[Llm], tmp_pa
 
 @pytest.mark.parametrize("scheme", ["W4A16", "W8A8", "NVFP4A16"])
 def test_parameters_are_those_before_they_were_quantised(
-    llm: type[Llm], scheme: Scheme, tmp_path: Path
+    llm: type[Llm], scheme: Scheme, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    load_here(monkeypatch)
     base, output = tiny_model(tmp_path / "base"), tmp_path / "output"
     quantize(QuantizationConfig(checkpoint=str(base), output=output, scheme=scheme))
     expected = VllmModel(base, request(base)).load().parameters
