@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 from base64 import b64encode
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,43 +105,42 @@ def result_of(base: Path) -> Path:
     return result
 
 
-@pytest.mark.slow
-def test_every_form_of_base(tmp_path: Path) -> None:
-    bases = []
+def bases(folder: Path) -> Iterator[Path]:
     for family in CONFIGS:
-        bases.append(tiny_model(tmp_path / family, family))
+        yield tiny_model(folder / family, family)
         for number, scaling in enumerate(SCALINGS):
-            bases.append(tiny_model(tmp_path / f"{family}-{number}", family))
-            of_version_4(bases[-1], scaling)
-    run_clean(
-        DATA + MODELS,
-        *(folder for base in bases for folder in (base, result_of(base))),
-        home=tmp_path,
-    )
+            base = tiny_model(folder / f"{family}-{number}", family)
+            of_version_4(base, scaling)
+            yield base
 
 
-@pytest.mark.slow
-def test_every_form_of_tokenizer(tmp_path: Path) -> None:
+def tokenizers(folder: Path) -> Iterator[Path]:
     """The class that transformers takes depends on the type of the model, too."""
-    bases = []
     for family, name in itertools.product(CONFIGS, CLASSES):
-        base = tiny_model(tmp_path / f"{family}-{name}", family)
+        base = tiny_model(folder / f"{family}-{name}", family)
         path = base / "tokenizer_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": name}))
-        bases.append(base)
+        yield base
     for family in CONFIGS:
-        bases.append(tiny_model(tmp_path / f"{family}-bare", family))
-        (bases[-1] / "tokenizer_config.json").unlink()
-    bases.append(tiny_model(tmp_path / "slow", "qwen2"))
-    model = json.loads((bases[-1] / "tokenizer.json").read_text())["model"]
-    (bases[-1] / "tokenizer.json").unlink()
-    (bases[-1] / "vocab.json").write_text(json.dumps(model["vocab"]))
+        base = tiny_model(folder / f"{family}-bare", family)
+        (base / "tokenizer_config.json").unlink()
+        yield base
+    slow = tiny_model(folder / "slow", "qwen2")
+    model = json.loads((slow / "tokenizer.json").read_text())["model"]
+    (slow / "tokenizer.json").unlink()
+    (slow / "vocab.json").write_text(json.dumps(model["vocab"]))
     merges = "\n".join(" ".join(pair) for pair in model["merges"])
-    (bases[-1] / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
-    bases.append(tiny_model(tmp_path / "tekken", "mistral"))
-    (bases[-1] / "tokenizer.json").unlink()
-    (bases[-1] / "tokenizer_config.json").unlink()
-    (bases[-1] / "tekken.json").write_text(json.dumps(TEKKEN))
-    run_clean(
-        DATA, *(folder for base in bases for folder in (base, result_of(base))), home=tmp_path
-    )
+    (slow / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    yield slow
+    tekken = tiny_model(folder / "tekken", "mistral")
+    (tekken / "tokenizer.json").unlink()
+    (tekken / "tokenizer_config.json").unlink()
+    (tekken / "tekken.json").write_text(json.dumps(TEKKEN))
+    yield tekken
+
+
+@pytest.mark.slow
+def test_every_form_of_base_and_tokenizer(tmp_path: Path) -> None:
+    models, others = ([*make(tmp_path)] for make in (bases, tokenizers))
+    pairs = [folder for base in (*models, *others) for folder in (base, result_of(base))]
+    run_clean(f"{DATA}\ndel pairs[{len(models)}:]\n{MODELS}", *pairs, home=tmp_path)
