@@ -35,7 +35,7 @@ from workers.model.inspection import inspect
 from workers.model.layers import Decoder
 from workers.model.shard import Shard, Step
 from workers.output import write_file
-from workers.storage.keys import factors_key
+from workers.storage.keys import factors_key, spectrum_key
 from workers.storage.moments import commit_moment
 from workers.storage.store import Store
 
@@ -74,8 +74,12 @@ class Subject:
         return loaded.eval()
 
     @cached_property
+    def inspected(self) -> ModelSpec:
+        return inspect(self.base)
+
+    @cached_property
     def spec(self) -> ModelSpec:
-        return select(self.config(self.folder / "any", "plain"), inspect(self.base))
+        return select(self.config(self.folder / "any", "plain"), self.inspected)
 
     @property
     def decoder(self) -> Decoder:
@@ -122,7 +126,8 @@ class Subject:
             rank = matrix.small
             if removed is not None:
                 rank = int((1 - removed) * matrix.size / (matrix.out_features + matrix.in_features))
-            worker.factorise([matrix])
+            if store.record(spectrum_key(IDS.bases, matrix.name)) is None:
+                worker.factorise([matrix])
             record = worker.truncate(matrix, max(rank, 1))
             results[matrix.name] = MatrixResult.model_validate(record.facts)
             keys[matrix.name] = factors_key(IDS.factors, matrix.name, max(rank, 1))

@@ -9,12 +9,11 @@ from torch import Tensor
 from runtime.configuration_lowrank import Matrix
 from runtime.modeling_lowrank import replace_linears
 from schemas.model.spec import ModelSpec, Neurons
-from workers.model.inspection import inspect
 
 
 def neurons_are_alone(subject: Any) -> None:
     """Without half of its neurons a model says what it says with zeros in their place, to 1e-5."""
-    require_alone(subject.model, inspect(subject.base))
+    require_alone(subject.model, subject.inspected)
 
 
 @torch.no_grad()
