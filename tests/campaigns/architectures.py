@@ -19,7 +19,7 @@ import transformers
 
 from pipeline.cli.tables.architectures import together
 from tests.contract import CHECKS, Subject
-from tests.integration import warm
+from tests.integration import asker, warm
 from workers.checkpoint import verify
 from workers.model.architectures import derive
 from workers.model.kinds import TESTED
@@ -58,7 +58,7 @@ def main(asked: list[str]) -> int:
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir="/tmp") as folder, warm.server(Path(folder)):
-        verify.INTERPRETER = (sys.executable, warm.__file__)
+        verify.INTERPRETER = (sys.executable, asker.__file__)
         found = {kind: check(kind) for kind in asked or TESTED}
     checks = "\n".join(f"{i}. {c.__doc__}".rstrip() for i, c in enumerate(CHECKS.values(), 1))
     rows = "\n".join(row(kind, passed) for kind, passed in found.items())

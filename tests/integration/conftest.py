@@ -14,6 +14,7 @@ from torch.utils import collect_env
 from pipeline.compress import compress
 from schemas.request.config import RunConfig
 from schemas.result.manifest import OutputResult
+from tests.integration import asker
 from tests.integration import warm as warm_processes
 from tests.integration.rays import small_ray
 from tests.integration.support import ask
@@ -49,7 +50,7 @@ def warm(endpoint: Endpoint) -> Iterator[None]:
 def _warm_checks(warm: None) -> Iterator[None]:
     """What the server of processes changes is changed here, too; unit tests know nothing of it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verify, "INTERPRETER", (sys.executable, warm_processes.__file__))
+        patch.setattr(verify, "INTERPRETER", (sys.executable, asker.__file__))
         patch.setattr(collect_env, "get_pretty_env_info", str)
         yield
 

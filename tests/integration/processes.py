@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.integration.asker import SOCKET
 from tests.integration.support import ROOT
-from tests.integration.warm import SOCKET, Forked, asked
+from tests.integration.warm import Forked, asked
 
 # Agents of Ray, with and without the name they give themselves: they outlive a driver that is
 # killed, or that ends while Ray starts, by about a minute.

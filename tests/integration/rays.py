@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
-from tests.integration import warm
+from tests.integration import asker
 
 # What Ray starts on every head for autoscaling and for lines of workers on a driver's terminal.
 _WITHOUT = {"no_monitor": True, "include_log_monitor": False}
@@ -26,7 +26,7 @@ def small_ray() -> Iterator[None]:
         ray_constants.PROCESS_TYPE_DASHBOARD_AGENT,
         ray_constants.PROCESS_TYPE_RUNTIME_ENV_AGENT,
     )
-    defaults = _WITHOUT | {"setup_worker_path": warm.__file__}
+    defaults = _WITHOUT | {"setup_worker_path": asker.__file__}
 
     def parameters(self: Any, *args: Any, **given: Any) -> None:
         ordinary(self, *args, **(defaults | given))
@@ -41,7 +41,7 @@ def small_ray() -> Iterator[None]:
 
     def forked(component: str, *args: Any, **given: Any) -> Any:
         command = interpreter(component, *args, **given)
-        return [*command, warm.__file__] if component in agents else command
+        return [*command, asker.__file__] if component in agents else command
 
     with (
         patch.object(RayParams, "__init__", parameters),

@@ -3,10 +3,9 @@
 Importing them takes four seconds, and the tests start some hundred drivers, workers and checks of
 a load. A server forks for every one of them. `Forked` asks it for a program and knows its process.
 Whoever can only name an interpreter (a Ray for its workers, `verify` for its load check) starts
-this file instead, which asks with its own arguments, environment, folder and streams, and waits for
-the end. Such a program finds this project among its modules, where a load check should have none of
-it, and runs no exit handlers. The unit tests of `verify`, and commands that a test starts cold,
-know nothing of it.
+asker.py instead. Such a program finds this project among its modules, where a load check should
+have none of it, and runs no exit handlers. The unit tests of `verify`, and commands that a test
+starts cold, know nothing of it.
 
 Run as `python -m tests.integration.warm`, it is the server.
 """
@@ -28,7 +27,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-SOCKET = "WARM_SOCKET"
+from tests.integration import asker
+from tests.integration.asker import NUMBER, SOCKET, receive, send
+
 # Ray is not among them: it reads the job of a worker from the environment when it is imported.
 # What it imports is, and what transformers imports as late as a model is loaded.
 _IMPORTS = (
@@ -64,8 +65,6 @@ _IMPORTS = (
     "workers.evaluation.scoring",
     "workers.checkpoint.verify",
 )
-_CONTEXT = "--serialized-runtime-env-context="
-_NUMBER = struct.Struct("i")
 _PEER = struct.Struct("3i")  # process, user and group at the other end of a socket
 
 
@@ -105,13 +104,8 @@ class Forked:
         folder: Path,
         streams: Sequence[int],
     ) -> None:
-        request = {"arguments": arguments, "environment": dict(environment), "folder": str(folder)}
-        content = json.dumps(request).encode()
-        self._connection = socket.socket(socket.AF_UNIX)
-        self._connection.connect(environment[SOCKET])
-        socket.send_fds(self._connection, [b"%8d" % len(content)], streams)
-        self._connection.sendall(content)
-        self.pid = self._receive()
+        self._connection = send(arguments, environment, str(folder), streams)
+        self.pid = receive(self._connection)
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
@@ -128,18 +122,13 @@ class Forked:
             if not ended.poll(None if timeout is None else timeout * 1000):
                 raise subprocess.TimeoutExpired("a forked program", timeout or 0)
             with self._connection:
-                self.returncode = self._receive()
+                self.returncode = receive(self._connection)
         return self.returncode
 
     def send_signal(self, number: int) -> None:
         """A signal, if it still runs."""
         if self.poll() is None:
             os.kill(self.pid, number)
-
-    def _receive(self) -> int:
-        """A number from the server, 1 if that has ended."""
-        found = self._connection.recv(_NUMBER.size, socket.MSG_WAITALL)
-        return int(_NUMBER.unpack(found)[0]) if found else 1
 
 
 def asked() -> dict[int, int]:
@@ -215,7 +204,7 @@ class Server:
 
 def _tell(connection: socket.socket, number: int) -> None:
     with contextlib.suppress(BrokenPipeError):
-        connection.send(_NUMBER.pack(number))
+        connection.send(NUMBER.pack(number))
 
 
 def become(
@@ -257,21 +246,10 @@ def _run(arguments: list[str]) -> None:
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
 
 
-def ask(arguments: list[str]) -> int:
-    """Have a program run, and return its exit code."""
-    contexts = [json.loads(one.removeprefix(_CONTEXT)) for one in arguments if _CONTEXT in one]
-    for context in contexts:  # Ray's, of a worker
-        os.environ.update(context["env_vars"])
-    program = [one for one in arguments if not one.startswith((_CONTEXT, "--language="))]
-    return Forked(program, os.environ, Path.cwd(), (0, 1, 2)).wait()
-
-
 def main() -> None:
-    """Serve, or ask for the program that the arguments name."""
-    if sys.argv[1:]:
-        sys.exit(ask(sys.argv[1:]) % 256)
+    """Import, then serve."""
     collect_env, conversion_mapping, *modules = [importlib.import_module(name) for name in _IMPORTS]
-    modules[-1].__dict__["INTERPRETER"] = (sys.executable, __file__)  # for drivers and workers
+    modules[-1].__dict__["INTERPRETER"] = (sys.executable, asker.__file__)  # of drivers
     collect_env.__dict__["get_pretty_env_info"] = str  # lm-eval has pip list what is installed
     os.fsync = lambda fd: None  # as in the tests themselves
     conversion_mapping.get_checkpoint_conversion_mapping("llama")  # it compiles those of every kind
