@@ -22,8 +22,7 @@ from schemas.result.output import MatrixResult
 from schemas.run.identity import Identities
 from schemas.run.moments import Pass, Tap, taps
 from schemas.run.targets import select
-from tests.kinds import model_class, tiny_causal_model
-from tests.models import tiny_tokenizer
+from tests.kinds import model_class, save_kind
 from tests.neurons import neurons_are_alone
 from tests.shards import random_error, run_shards
 from workers.calibration.moments import Moment
@@ -61,9 +60,7 @@ class Subject:
 
     def __init__(self, kind: str, folder: Path, targets: str = "*") -> None:
         self.kind, self.folder, self.targets = kind, folder, targets
-        self.base = folder / "base"
-        tiny_causal_model(kind).save_pretrained(self.base)
-        tiny_tokenizer().save_pretrained(self.base)
+        self.base = save_kind(kind, folder / "base")
         generator = torch.Generator().manual_seed(1)
         self.tokens = torch.randint(3, 120, (WINDOWS, TOKENS), generator=generator)
 

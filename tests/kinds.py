@@ -1,5 +1,6 @@
 """Tiny random models of every kind that is tested."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from tests.models import tiny_tokenizer
 from workers.checkpoint.family import family
 from workers.model.kinds import tiny_config
 
@@ -47,3 +49,10 @@ def tiny_causal_model(kind: str, **fields: Any) -> Any:
         if parameter.ndim == 1:
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return model
+
+
+def save_kind(kind: str, folder: Path) -> Path:
+    """The folder, with such a model and a tokenizer in it."""
+    tiny_causal_model(kind).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder

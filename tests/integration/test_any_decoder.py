@@ -16,7 +16,7 @@ from schemas.errors import CheckpointError, ConfigError
 from schemas.request.groups import TargetsConfig
 from tests.integration.support import ask
 from tests.items import local
-from tests.kinds import tiny_causal_model
+from tests.kinds import save_kind
 from tests.models import tiny_tokenizer
 from tests.quantised import to_fp8, to_mxfp4
 
@@ -30,9 +30,7 @@ SEEING = {"gemma3", "qwen3_5"}
 
 
 def tiny(kind: str, folder: Path) -> Path:
-    tiny_causal_model(kind).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text("{}")
+    (save_kind(kind, folder) / "preprocessor_config.json").write_text("{}")
     return folder
 
 

@@ -16,8 +16,8 @@ from schemas.request.groups import AllocationConfig
 from tests.integration.conftest import Reference
 from tests.integration.support import KINDS, ask, item_attempts, read_compression, weight_sums
 from tests.items import local
-from tests.kinds import tiny_causal_model
-from tests.models import tiny_model, tiny_tokenizer
+from tests.kinds import save_kind, tiny_causal_model
+from tests.models import tiny_model
 
 
 def test_neurons_alone_leave_every_other_matrix_dense(
@@ -76,9 +76,7 @@ def test_one_width_is_a_stock_model(
     """Gate and up may be one matrix, which may be transposed and biased, and the width an entry of
     the part that reads text, or that of experts which all tokens share.
     """
-    base = tmp_path / "base"
-    tiny_causal_model(kind).save_pretrained(base)
-    tiny_tokenizer().save_pretrained(base)
+    base = save_kind(kind, tmp_path / "base")
     (output,) = compress(ask(base, text, tmp_path / "output", ratio=0.2, method="width")).outputs
     done, folder = read_compression(output), local(output.path)
     kept = {row.rank for row in done.matrices if row.is_pruned}

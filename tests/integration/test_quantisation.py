@@ -20,7 +20,7 @@ from schemas.request.adoption import AdoptionConfig
 from schemas.request.evaluation import EvaluationConfig
 from schemas.request.quantization import QuantizationConfig
 from schemas.result.manifest import Check
-from tests.kinds import tiny_causal_model
+from tests.kinds import save_kind
 from tests.low_rank import make_checkpoint
 from tests.models import tiny_model, tiny_tokenizer
 from tests.prose import VOCABULARY
@@ -202,9 +202,7 @@ def test_code_that_a_base_came_with_is_left_behind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "mistral3", "qwen3_5"])
 def test_a_base_that_takes_images_keeps_what_it_needs_for_them(kind: str, tmp_path: Path) -> None:
-    model, output = tmp_path / "model", tmp_path / "output"
-    tiny_causal_model(kind).save_pretrained(model)
-    tiny_tokenizer().save_pretrained(model)
+    model, output = save_kind(kind, tmp_path / "model"), tmp_path / "output"
     done = quantize(ask(model, output, "W8A16"))
     checks = verify_checkpoint(output, published=True)
     assert "loads with plain transformers" in {check.name for check in checks}

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import os
 import re
 import shutil
 import signal
@@ -24,7 +23,7 @@ from schemas.request.recovery import RecoveryConfig, RefinementConfig
 from schemas.result.manifest import OutputResult
 from schemas.run.record import RunRecord
 from svdllm import load
-from tests.integration.processes import Command, descendants
+from tests.integration.processes import Command, kill_training_workers
 from tests.integration.support import ROOT, ask, kl, until, weight_sums
 from tests.items import local
 from tests.models import tiny_model
@@ -232,11 +231,7 @@ def test_training_workers_that_are_killed_change_nothing(
     def kill(stage: Stage) -> None:
         if stage.name == "recover" and stage.done in left:
             left.remove(stage.done)
-            mine = descendants(os.getpid())  # not those of another program on this machine
-            workers = [p for p in mine if "ray::RayTrainWorker" in p.name]
-            for worker in workers:
-                worker.kill()
-            assert workers
+            assert kill_training_workers()
 
     progress.watchers.append(kill)
     again = trained(uncompared.model_copy(update={"cluster": cluster}), "killed", progress)

@@ -1,7 +1,6 @@
 """From an object store into an object store, through a real S3 server on loopback."""
 
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -22,7 +21,7 @@ from schemas.request.groups import EvaluationTextConfig
 from schemas.request.recovery import RecoveryConfig
 from schemas.result.manifest import Manifest
 from tests.integration.conftest import Endpoint, Reference
-from tests.integration.processes import descendants
+from tests.integration.processes import Process, kill_training_workers
 from tests.integration.support import KINDS, ask, item_attempts, item_sums, weight_sums
 from tests.items import local
 from tests.models import tiny_model
@@ -207,15 +206,11 @@ def test_training_goes_on_from_a_store(stored: Stored, text: Path, tmp_path: Pat
     config = ask(model, text, tmp_path / "expected", recovery=asked)
     compress(config)
     run_dir, output, progress = BUCKET / "trained here", tmp_path / "output", Notes()
-    killed = list[str]()
+    killed = list[Process]()
 
     def kill(stage: Stage) -> None:
         if stage.name == "recover" and stage.done > 2 and not killed:
-            mine = descendants(os.getpid())
-            workers = [p for p in mine if "ray::RayTrainWorker" in p.name]
-            for worker in workers:
-                worker.kill()
-                killed.append(worker.name)
+            killed.extend(kill_training_workers())
 
     progress.watchers.append(kill)
     compress(config.model_copy(update={"run_dir": run_dir, "output": output}), progress)
