@@ -15,3 +15,10 @@ def local(place: Location) -> Path:
 def file_of(store: Store, key: str) -> Path:
     """The file of a committed item."""
     return local(store.place(key))
+
+
+def damage(path: Path) -> None:
+    """Flip one bit of the last byte, which is of a tensor."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)

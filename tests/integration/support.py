@@ -1,11 +1,14 @@
 """What the integration tests share: one small request, and what a run left on disk."""
 
+import contextlib
 import json
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import load_file
 
 from schemas.location import Location
 from schemas.request.config import RunConfig
@@ -140,3 +143,31 @@ def read_compression(output: OutputResult) -> Compression:
     found = Compression.model_validate_json((local(output.path) / "compression.json").read_bytes())
     assert found == output.compression
     return found
+
+
+def registered(training: Path) -> int:
+    """The step of the last checkpoint that Ray Train knows of."""
+    for path in training.glob("*/checkpoint_manager_snapshot.json"):
+        with contextlib.suppress(ValueError):  # it is just being written
+            last = json.loads(path.read_text())["latest_checkpoint_result"]
+            return int(last["metrics"]["step"]) if last else 0
+    return 0
+
+
+def require_same(one: OutputResult, other: OutputResult) -> None:
+    """The same weights, trained by the same looks."""
+    assert weight_sums(local(one.path)) == weight_sums(local(other.path))
+    mine, theirs = one.compression.recovery, other.compression.recovery
+    assert mine is not None
+    assert theirs is not None
+    assert mine.looks == theirs.looks
+
+
+def require_only_factors_differ(one: OutputResult, other: OutputResult) -> set[str]:
+    """The names of the other's tensors, among which are all of the one."""
+    before, after = (load_file(local(o.path) / "model.safetensors") for o in (one, other))
+    changed = {name for name in before if not before[name].equal(after[name])}
+    pruned = {f"model.{m.name}.dense.weight" for m in other.compression.matrices if m.is_pruned}
+    assert {name.split(".")[-2] for name in changed - pruned} == {"up", "down"}
+    assert changed > pruned > set()
+    return set(after)

@@ -11,15 +11,13 @@ from safetensors.torch import load_file
 from pipeline.compress import compress
 from schemas.errors import RunError, VerificationError
 from schemas.request.config import RunConfig
-from schemas.request.recovery import RecoveryConfig
 from schemas.result.manifest import Manifest
 from schemas.run.moments import backward_tap, forward_tap
 from tests.integration.conftest import Reference
 from tests.integration.support import KINDS, item_attempts, item_sums, weight_sums
-from tests.items import file_of, local
-from workers.checkpoint.published import read_manifest
+from tests.items import damage, file_of, local
 from workers.model.inspection import inspect
-from workers.storage.keys import basis_key, factors_key, moment_key, recovered_key, spectrum_key
+from workers.storage.keys import basis_key, factors_key, moment_key, spectrum_key
 from workers.storage.store import Store
 from workers.storage.tensorfile import entries
 
@@ -43,13 +41,6 @@ def remade(config: RunConfig) -> Callable[[], set[str]]:
         return found
 
     return changed
-
-
-def damage(path: Path) -> None:
-    """Flip one bit of the last byte, which is of a tensor."""
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
 
 
 def test_a_damaged_item_is_named_and_the_next_start_makes_it_anew(
@@ -99,24 +90,3 @@ def test_a_damaged_item_is_named_and_the_next_start_makes_it_anew(
     assert remade() == set()
     assert item_sums(store.root, *KINDS) == expected
     assert weight_sums(local(config.output)) == weight_sums(local(reference.output.path))
-
-
-@pytest.mark.filterwarnings("ignore:.*is deprecated")  # of Ray Data, by Ray Train
-def test_a_damaged_factor_that_was_trained_is_trained_anew(config: RunConfig) -> None:
-    recovery = RecoveryConfig(
-        enabled=True, sequence_length=64, tokens=4 * 64, batch=2, evaluations=1, held_out=2
-    )
-    config = config.model_copy(update={"recovery": recovery})
-    [made] = compress(config).outputs
-    place, store = local(made.path), Store(config.run_folder)
-    expected = weight_sums(place)
-    identity = read_manifest(place).output
-    shutil.rmtree(place)
-    cut = (row.name for row in made.compression.matrices if row.encoding != "dense")
-    key = recovered_key(identity, next(cut))
-    damage(file_of(store, key))
-    with pytest.raises(RunError, match=rf"{re.escape(key)}: .* start the same command again"):
-        compress(config)
-    store.commit(f"outputs/{identity}/model.safetensors", [])  # of the factors that were damaged
-    compress(config)
-    assert weight_sums(place) == expected

@@ -1,6 +1,5 @@
 """Factors that are trained: better than those that were cut, and the same after a kill."""
 
-import contextlib
 import json
 import logging
 import re
@@ -16,6 +15,7 @@ from pipeline.compress import compress
 from pipeline.progress import Progress, Stage
 from pipeline.recover import recover
 from pipeline.request.flags import command_of
+from schemas.errors import RunError
 from schemas.request.adoption import AdoptionConfig
 from schemas.request.config import RunConfig
 from schemas.request.groups import EvaluationTextConfig
@@ -24,11 +24,22 @@ from schemas.result.manifest import OutputResult
 from schemas.run.record import RunRecord
 from svdllm import load
 from tests.integration.processes import Command, kill_training_workers
-from tests.integration.support import ROOT, ask, kl, until, weight_sums
-from tests.items import local
+from tests.integration.support import (
+    ROOT,
+    ask,
+    kl,
+    registered,
+    require_only_factors_differ,
+    require_same,
+    until,
+    weight_sums,
+)
+from tests.items import damage, file_of, local
 from tests.models import tiny_model
 from workers.checkpoint.published import read_compression, read_manifest
 from workers.checkpoint.verify import require, verify_checkpoint
+from workers.storage.keys import recovered_key
+from workers.storage.store import Store
 
 STEPS = 12
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated")  # Ray Data's own settings
@@ -70,34 +81,6 @@ def trained(config: RunConfig, name: str, progress: Progress | None = None) -> O
     """The checkpoint of that run."""
     [output] = compress(asking(config, name), progress).outputs
     return output
-
-
-def registered(training: Path) -> int:
-    """The step of the last checkpoint that Ray Train knows of."""
-    for path in training.glob("*/checkpoint_manager_snapshot.json"):
-        with contextlib.suppress(ValueError):  # it is just being written
-            last = json.loads(path.read_text())["latest_checkpoint_result"]
-            return int(last["metrics"]["step"]) if last else 0
-    return 0
-
-
-def require_same(one: OutputResult, other: OutputResult) -> None:
-    """The same weights, trained by the same looks."""
-    assert weight_sums(local(one.path)) == weight_sums(local(other.path))
-    mine, theirs = one.compression.recovery, other.compression.recovery
-    assert mine is not None
-    assert theirs is not None
-    assert mine.looks == theirs.looks
-
-
-def require_only_factors_differ(one: OutputResult, other: OutputResult) -> set[str]:
-    """The names of the other's tensors, among which are all of the one."""
-    before, after = (load_file(local(o.path) / "model.safetensors") for o in (one, other))
-    changed = {name for name in before if not before[name].equal(after[name])}
-    pruned = {f"model.{m.name}.dense.weight" for m in other.compression.matrices if m.is_pruned}
-    assert {name.split(".")[-2] for name in changed - pruned} == {"up", "down"}
-    assert changed > pruned > set()
-    return set(after)
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +241,23 @@ def test_what_a_killed_driver_has_trained_is_not_trained_again(
     steps = [int(step) for step in re.findall(r"recover: step (\d+):", caplog.text)]
     assert 0 < steps[0] < steps[-1] == STEPS
     assert not training.exists()
+    require_same(again, undisturbed)
+
+
+def test_a_damaged_factor_that_was_trained_is_trained_anew(
+    uncompared: RunConfig, undisturbed: OutputResult, tmp_path: Path
+) -> None:
+    asked = asking(uncompared, "trained")
+    shutil.copytree(asked.run_folder, tmp_path / "run")
+    asked = asked.model_copy(update={"output": tmp_path / "output", "run_dir": tmp_path / "run"})
+    identity, store = read_manifest(local(undisturbed.path)).output, Store(asked.run_folder)
+    cut = (row.name for row in undisturbed.compression.matrices if row.encoding != "dense")
+    key = recovered_key(identity, next(cut))
+    damage(file_of(store, key))
+    with pytest.raises(RunError, match=rf"{re.escape(key)}: .* start the same command again"):
+        compress(asked)
+    store.commit(f"outputs/{identity}/model.safetensors", [])  # of the factors that were damaged
+    [again] = compress(asked).outputs
     require_same(again, undisturbed)
 
 
