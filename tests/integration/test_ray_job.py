@@ -13,21 +13,11 @@ import pytest
 from ray.cluster_utils import Cluster
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from pipeline.compress import compress
 from schemas.request.config import RunConfig
 from tests.integration.conftest import Reference
 from tests.integration.rays import small_ray
-from tests.integration.support import (
-    KINDS,
-    ask,
-    copy_packages,
-    flags,
-    item_attempts,
-    until,
-    weight_sums,
-)
+from tests.integration.support import KINDS, copy_packages, flags, item_attempts, until, weight_sums
 from tests.items import local
-from tests.models import tiny_model
 from tests.ports import free_port
 from workers.checkpoint.verify import require, verify_checkpoint
 
@@ -41,21 +31,18 @@ class Jobs(NamedTuple):
     bare: Path
 
     def submit(self, config: RunConfig, submission: str) -> tuple[int, str]:
-        """Exit status and output of `ray job submit`, once the cluster has an agent for jobs."""
+        """Exit status and output of `ray job submit`."""
         command = [str(RAY), "job", "submit", "--address", self.address]
         command += ["--submission-id", submission, "--working-dir", str(self.bare)]
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-        while True:
-            job = subprocess.run(
-                [*command, "--", *program(config)],
-                capture_output=True,
-                text=True,
-                check=False,
-                env=environment,
-            )
-            printed = job.stdout + job.stderr
-            if "No available agent" not in printed:
-                return job.returncode, printed
+        job = subprocess.run(
+            [*command, "--", *program(config)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+        )
+        return job.returncode, job.stdout + job.stderr
 
 
 def program(config: RunConfig) -> list[str]:
@@ -86,54 +73,47 @@ def jobs(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
-def test_a_submitted_job_compresses_on_every_gpu(jobs: Jobs, text: Path, tmp_path: Path) -> None:
-    model = tiny_model(tmp_path / "model", num_hidden_layers=4)
-    config = ask(model, text, tmp_path / "output", workers=2)
-    code, printed = jobs.submit(config, "once")
-    assert code == 0, printed
-    require(verify_checkpoint(local(config.output), published=True), local(config.output))
-    assert "Ray gave each worker a GPU" in printed
-    assert "2 layer shards" in printed
-    record = json.loads((local(config.run_folder) / "run.json").read_text())
-    assert len(record["plan"]["shards"]) == 2
-    alone = ask(model, text, tmp_path / "alone", workers=1)
-    compress(alone)
-    assert weight_sums(local(config.output)) == weight_sums(local(alone.output))
-
-    again, printed = jobs.submit(config, "once")
-    assert again != 0
-    assert "already exists" in printed
-
-
-def test_a_stopped_job_is_continued_by_another(
-    jobs: Jobs, reference: Reference, tmp_path: Path
+def test_a_stopped_job_is_continued_by_another_on_every_gpu(
+    jobs: Jobs, config: RunConfig, reference: Reference
 ) -> None:
-    update = {"output": tmp_path / "output", "run_dir": tmp_path / "run"}
-    entrypoint = shlex.join(program(reference.config.model_copy(update=update)))
     client = JobSubmissionClient(jobs.address)
+    output, run_dir = local(config.output), config.run_folder
+    entrypoint, directory = shlex.join(program(config)), {"working_dir": str(jobs.bare)}
 
-    def start(submission: str) -> None:
-        directory = {"working_dir": str(jobs.bare)}
-        client.submit_job(entrypoint=entrypoint, submission_id=submission, runtime_env=directory)
+    def starts() -> bool:
+        try:
+            client.submit_job(entrypoint=entrypoint, submission_id="stopped", runtime_env=directory)
+        except RuntimeError as error:
+            if "No available agent" not in str(error):
+                raise
+            return False
+        return True
 
-    start("stopped")
+    until(starts, "the cluster has an agent for jobs")
 
     def under_way() -> bool:
         ended = client.get_job_status("stopped").is_terminal()
         assert not ended, client.get_job_logs("stopped")
-        return len(item_attempts(tmp_path / "run", "bases")) > 2
+        return len(item_attempts(run_dir, "bases")) > 2
 
     until(under_way, "a few items are there")
     client.stop_job("stopped")
     until(lambda: client.get_job_status("stopped").is_terminal(), "the job has ended")
     assert client.get_job_status("stopped") == JobStatus.STOPPED
-    assert not (tmp_path / "output").exists()
-    before = item_attempts(tmp_path / "run", *KINDS)
+    assert not output.exists()
+    before = item_attempts(run_dir, *KINDS)
 
-    start("continued")
-    until(lambda: client.get_job_status("continued").is_terminal(), "the job has ended")
-    printed = client.get_job_logs("continued")
-    assert client.get_job_status("continued") == JobStatus.SUCCEEDED, printed
-    after = item_attempts(tmp_path / "run", *KINDS)
-    assert before.items() <= after.items()  # none was made again
-    assert weight_sums(tmp_path / "output") == weight_sums(local(reference.output.path))
+    code, printed = jobs.submit(config, "continued")
+    assert code == 0, printed
+    assert client.get_job_status("continued") == JobStatus.SUCCEEDED
+    assert "Ray gave each worker a GPU" in printed
+    assert "2 layer shards" in printed
+    record = json.loads((local(run_dir) / "run.json").read_text())
+    assert len(record["plan"]["shards"]) == 2
+    assert before.items() <= item_attempts(run_dir, *KINDS).items()  # none was made again
+    require(verify_checkpoint(output, published=True), output)
+    assert weight_sums(output) == weight_sums(local(reference.output.path))
+
+    again, printed = jobs.submit(config, "continued")
+    assert again != 0
+    assert "already exists" in printed
