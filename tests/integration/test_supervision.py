@@ -14,6 +14,7 @@ import torch
 
 from pipeline.compress import compress
 from pipeline.progress import Progress, Stage
+from pipeline.run import Run
 from schemas.errors import ConfigError, QuarantineError, WorkerError
 from schemas.model.spec import MatrixSpec
 from schemas.request.config import RunConfig
@@ -97,27 +98,32 @@ def test_a_killed_worker_is_replaced_and_no_byte_differs(
     assert bool(seen) == (stage != "calibrate forward")
 
 
-def test_a_hung_worker_is_killed_and_replaced(config: RunConfig, reference: Reference) -> None:
+def test_a_hung_worker_is_killed_and_replaced(
+    config: RunConfig, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is stopped in the stream of gradients, so it says nothing and ends by no request.
 
-    A checkpoint is loaded several times to verify it, which may take longer than this deadline.
+    Only there is the deadline short: elsewhere a busy machine may take longer for an item.
     """
-    cluster = config.cluster.model_copy(update={"item_timeout_s": 15.0})
     stopped: list[Process] = []
+
+    def timeout(run: Run) -> float:
+        return 1.0 if stopped and not progress.warnings else run.config.cluster.item_timeout_s
 
     def stop() -> None:
         stopped.append(newest())
         send(signal.SIGSTOP)
 
     progress = Watched("calibrate backward", stop, last="verify")
+    monkeypatch.setattr(Run, "timeout", property(timeout))
     with pytest.raises(Enough):
-        compress(config.model_copy(update={"cluster": cluster}), progress)
+        compress(config, progress)
     written = item_sums(config.run_folder, "outputs")
     assert {Path(key).name: sha256 for key, sha256 in written.items()} == weight_sums(
         local(reference.output.path)
     )
     [line] = [line for line in progress.warnings if "going on from" in line]
-    assert re.search(r"calibrate backward: no result within 15 s.*\(1 of 3 losses", line)
+    assert re.search(r"calibrate backward: no result within 1 s.*\(1 of 3 losses", line)
     until(lambda: not any(process.alive for process in stopped), "it has been killed")
 
 

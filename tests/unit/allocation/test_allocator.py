@@ -66,7 +66,7 @@ def test_spectra_are_read_several_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each read waits for another one, which never comes if they are read in turn."""
-    together = Barrier(2, timeout=10)
+    together = Barrier(2, timeout=600)
 
     def read(*arguments: Any) -> Any:
         together.wait()
