@@ -1,5 +1,6 @@
 """One embedded Ray for all tests that run in this process, and one undisturbed run."""
 
+import contextlib
 import os
 import socket
 import sys
@@ -14,13 +15,20 @@ from torch.utils import collect_env
 from pipeline.compress import compress
 from schemas.request.config import RunConfig
 from schemas.result.manifest import OutputResult
-from tests.integration import asker
-from tests.integration import warm as warm_processes
+from tests.integration import asker, warm
 from tests.integration.rays import small_ray
 from tests.integration.support import ask
 from tests.models import tiny_model
 from tests.prose import prose
 from workers.checkpoint import verify
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start a server of warm processes; those of xdist inherit it from the one that starts them."""
+    if asker.SOCKET not in os.environ:
+        stack = contextlib.ExitStack()
+        stack.enter_context(warm.server(Path(os.environ["RAY_TMPDIR"])))
+        config.add_cleanup(stack.close)
 
 
 class Endpoint(NamedTuple):
@@ -39,15 +47,8 @@ def endpoint() -> Iterator[Endpoint]:
         yield Endpoint(listening)
 
 
-@pytest.fixture(scope="session")
-def warm(endpoint: Endpoint) -> Iterator[None]:
-    """A server of processes that have imported torch and transformers already."""
-    with warm_processes.server(Path(os.environ["RAY_TMPDIR"])):
-        yield
-
-
 @pytest.fixture(scope="module", autouse=True)
-def _warm_checks(warm: None) -> Iterator[None]:
+def _warm_checks() -> Iterator[None]:
     """What the server of processes changes is changed here, too; unit tests know nothing of it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verify, "INTERPRETER", (sys.executable, asker.__file__))
@@ -56,7 +57,7 @@ def _warm_checks(warm: None) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def local_ray(warm: None) -> Iterator[None]:
+def local_ray(endpoint: Endpoint) -> Iterator[None]:
     """A Ray of three CPUs in this process, with warm workers; `compress` uses it as it is."""
     with small_ray():
         ray.init(

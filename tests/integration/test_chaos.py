@@ -13,7 +13,7 @@ KILLS = ("node, replaced@calibrate forward", "worker@factorise", "driver@truncat
 
 @pytest.mark.slow
 def test_a_run_whose_worker_node_and_driver_die_ends_with_the_same_bytes(
-    warm: None, text: Path, tmp_path: Path
+    text: Path, tmp_path: Path
 ) -> None:
     """In a process of its own, because this one may have another Ray."""
     model = tiny_model(tmp_path / "model", num_hidden_layers=6)

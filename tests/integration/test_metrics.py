@@ -65,7 +65,7 @@ def expected(config: RunConfig) -> dict[Series, float]:
     return found
 
 
-def test_a_run_is_seen_by_prometheus(warm: None, text: Path, tmp_path: Path) -> None:
+def test_a_run_is_seen_by_prometheus(text: Path, tmp_path: Path) -> None:
     config = ask(tiny_model(tmp_path / "model"), text, tmp_path / "out")
     environment = {"RAY_metrics_report_interval_ms": "1000"}
     program = ("-m", "tests.integration.measured")

@@ -19,7 +19,7 @@ SOON = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
 
 
 @pytest.fixture
-def cluster(warm: None) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
     """A head without CPUs."""
     head = {
         "num_cpus": 0,

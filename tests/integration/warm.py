@@ -7,7 +7,7 @@ asker.py instead. Such a program finds this project among its modules, where a l
 have none of it, and runs no exit handlers. The unit tests of `verify`, and commands that a test
 starts cold, know nothing of it.
 
-Run as `python -m tests.integration.warm`, it is the server.
+Run as `python -m tests.integration.warm LISTENING_SOCKET`, it is the server.
 """
 
 import contextlib
@@ -70,25 +70,26 @@ _PEER = struct.Struct("3i")  # process, user and group at the other end of a soc
 
 @contextlib.contextmanager
 def server(folder: Path) -> Iterator[None]:
-    """A server that is ready, with its socket in a folder whose path is short."""
+    """A server, with its socket in a folder whose path is short; who asks waits until it is ready.
+
+    Every process that is started meanwhile knows it by its environment.
+    """
     os.environ[SOCKET] = str(folder / "warm")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.integration.warm"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"listening\n"
-        yield
-    finally:
-        del os.environ[SOCKET]
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            pipe.close()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(os.environ[SOCKET])
+        listening.listen()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.integration.warm", str(listening.fileno())],
+            stdin=subprocess.PIPE,
+            cwd=Path(__file__).parents[2],
+            pass_fds=[listening.fileno()],
+        )
+    with process:  # which closes its standard input, and waits
+        try:
+            yield
+        finally:
+            del os.environ[SOCKET]
+            process.kill()
 
 
 class Forked:
@@ -197,7 +198,7 @@ class Server:
         with contextlib.suppress(ChildProcessError):
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
                 connection, note = self._asking.pop(found[0])
-                note.unlink()
+                note.unlink(missing_ok=True)
                 _tell(connection, os.waitstatus_to_exitcode(found[1]))
                 connection.close()
 
@@ -254,11 +255,7 @@ def main() -> None:
     os.fsync = lambda fd: None  # as in the tests themselves
     conversion_mapping.get_checkpoint_conversion_mapping("llama")  # it compiles those of every kind
     gc.freeze()  # what is here has not to be looked at, and so copied, in every process
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(os.environ[SOCKET])
-        listening.listen()
-        print("listening", flush=True)
-        Server(listening).serve()
+    Server(socket.socket(fileno=int(sys.argv[1]))).serve()
 
 
 if __name__ == "__main__":
