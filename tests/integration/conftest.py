@@ -1,7 +1,9 @@
 """One embedded Ray for all tests that run in this process, and one undisturbed run."""
 
 import contextlib
+import fcntl
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -88,10 +90,25 @@ class Reference(NamedTuple):
 
 @pytest.fixture(scope="session")
 def reference(local_ray: None, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    """Six layers, with enough text for a stage to be caught in the middle."""
+    """Six layers, with enough text for a stage to be caught in the middle.
+
+    One process makes it for all of a run; each has a copy of what it wrote.
+    """
+    mine = tmp_path_factory.getbasetemp()
+    made = (mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine) / "reference"
+    windows = {"samples": 64, "gradient_samples": 64, "segments": 8}
+    config = ask(made / "model", made / "prose.txt", made / "output", **windows)
+    made.mkdir(exist_ok=True)
+    with (made / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (made / "output/_SUCCESS").exists():
+            tiny_model(made / "model", num_hidden_layers=6)
+            shutil.copy(text, made / "prose.txt")
+            compress(config)
     folder = tmp_path_factory.mktemp("reference")
-    model = tiny_model(folder / "model", num_hidden_layers=6)
-    config = ask(model, text, folder / "output", samples=64, gradient_samples=64, segments=8)
+    for name in ("output", "output.run"):
+        shutil.copytree(made / name, folder / name)
+    config = config.model_copy(update={"output": folder / "output"})
     (output,) = compress(config).outputs
     return Reference(config, output)
 
