@@ -142,9 +142,7 @@ def _tokenizer(folder: Path) -> str:
 
 
 def _loaded_as(quantised: dict[str, Any]) -> torch.dtype:
-    """Return the dtype to compute in: a quantised model is not cast once it is loaded, and the
-    values of NVFP4 come as bfloat16 in any case.
-    """
+    """Return the dtype of a quantised model, which is not cast later; NVFP4 gives bfloat16."""
     return torch.bfloat16 if str(quantised.get("format")).startswith("nv") else torch.float32
 
 
