@@ -65,11 +65,11 @@ def _look(output: Output) -> None:
 
 def _kept(run: Run) -> Location:
     """Return the place of what the base writes, which follows from its files and how it is asked;
-    the identity of the forward moments has the versions of the libraries.
+    the identity of the forward moments has its weights, and the versions of the libraries.
     """
     folder = run.inputs.folder
     small, asked = sha256_of(folder, beside(folder)), file_sha256(Path(continuations.__file__))
-    identity = fingerprint([run.ids.forward, run.inputs.base_files, small, asked])
+    identity = fingerprint([run.ids.forward, small, asked])
     return run.store.root / f"evaluations/base-{identity}.json"
 
 
