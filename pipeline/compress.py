@@ -5,6 +5,7 @@ from functools import partial
 from typing import NamedTuple
 
 from pipeline.cluster.object_store import run_bytes
+from pipeline.cluster.quarantine import Quarantine
 from pipeline.cluster.session import ray_session
 from pipeline.metrics import measured
 from pipeline.plan.planner import require_disk
@@ -30,7 +31,7 @@ from pipeline.stages.staging import staged
 from pipeline.stages.truncate import truncate
 from pipeline.stages.verify import verify
 from pipeline.stages.write import WeightFiles
-from pipeline.supervise import supervise
+from pipeline.supervise import Supervisor
 from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
 from schemas.result.budget import BudgetResult
@@ -92,15 +93,12 @@ def _compress(request: RunConfig | Checked, progress: Progress, fresh: bool = Fa
         ray_session(config.cluster, config.numerics.threads, run_bytes(config, inputs.spec)),
         measured(progress),
     ):
-        while True:
-            made = supervise(
-                config,
-                progress,
-                lambda config, quarantine: start(config, inputs, progress, ownership, quarantine),
-                _stages,
-            )
-            if not made.recoveries:
-                break
+        supervisor = Supervisor(config, progress)
+
+        def begin(config: RunConfig, quarantine: Quarantine) -> Run:
+            return start(config, inputs, progress, ownership, quarantine)
+
+        while (made := supervisor.run(begin, _stages)).recoveries:
             _recover(config, made, inputs, progress, ownership)
         if config.trains:
             ownership.require()

@@ -20,44 +20,17 @@ R = TypeVar("R")
 _SETTLE_S = 5.0
 
 
-def supervise(
-    config: RunConfig,
-    progress: Progress,
-    start: Callable[[RunConfig, Quarantine], Run],
-    stages: Callable[[Run], R],
-) -> R:
-    """Run `stages` of a run that `start` starts; after a loss, again on the changed cluster.
+class Supervisor:
+    """Starts the workers of a run, as often as it takes.
 
-    The pool replaces its own losses. A stage that needs all its workers raises WorkerDiedError:
-    then the remaining ones are killed, and a new plan for the workers available now continues from
-    what is committed. Raises WorkerError after `cluster.attempts` losses in a row without a new
-    commit between them, NodesError if no workers are left, or only such as change the numbers.
+    What it knows of losses survives from one start to the next, also while factors are trained
+    between two of them.
     """
-    quarantine = Quarantine(progress.warn, config.on_failure)
-    supervisor = _Supervisor(config, progress)
-    while True:
-        try:
-            with progress.stage("start", 1, "cluster") as stage:
-                run = start(supervisor.config_now(), quarantine)
-                stage.advance()
-        except WorkerDiedError as error:
-            supervisor.wait_for_nodes(error)
-            continue
-        supervisor.started(run)
-        try:
-            return stages(run)
-        except WorkerDiedError as error:
-            supervisor.count(error, run.committed())
-        finally:
-            run.close()
-
-
-class _Supervisor:
-    """State that survives from one start of the workers to the next."""
 
     def __init__(self, config: RunConfig, progress: Progress) -> None:
         self._config = config
         self._progress = progress
+        self._quarantine = Quarantine(progress.warn, config.on_failure)
         self._gpus = on_gpus(config.cluster)
         self._ids: object = None
         self._starting: float | None = None  # since when starts have failed
@@ -65,7 +38,32 @@ class _Supervisor:
         self._committed: frozenset[str] | None = None
         self._losses = 0
 
-    def config_now(self) -> RunConfig:
+    def run(self, start: Callable[[RunConfig, Quarantine], Run], stages: Callable[[Run], R]) -> R:
+        """Run `stages` of a run that `start` starts; after a loss, again on the changed cluster.
+
+        The pool replaces its own losses. A stage that needs all its workers raises WorkerDiedError:
+        then the remaining ones are killed, and a new plan for the workers available now continues
+        from what is committed. Raises WorkerError after `cluster.attempts` losses in a row without
+        a new commit between them, NodesError if no workers are left, or only such as change the
+        numbers.
+        """
+        while True:
+            try:
+                with self._progress.stage("start", 1, "cluster") as stage:
+                    run = start(self._config_now(), self._quarantine)
+                    stage.advance()
+            except WorkerDiedError as error:
+                self._wait_for_nodes(error)
+                continue
+            self._started(run)
+            try:
+                return stages(run)
+            except WorkerDiedError as error:
+                self._count(error, run.committed())
+            finally:
+                run.close()
+
+    def _config_now(self) -> RunConfig:
         """Return the configuration, with as many workers as there is room for after a loss."""
         cluster = self._config.cluster
         if self._gpus and not on_gpus(cluster):
@@ -73,14 +71,16 @@ class _Supervisor:
                 "no GPU is left in the cluster; start the same command again when it has some"
             )
         there = workers_there(cluster, self._config.numerics.threads)
-        undisturbed = not self._losses and self._starting is None
-        if undisturbed or cluster.workers in (None, there):
+        undisturbed = self._ids is None and self._starting is None
+        if undisturbed or (cluster.workers in (None, there) and there >= (cluster.replicas or 1)):
             return self._config
-        self._progress.warn(f"cluster.workers is {cluster.workers}: going on with {there}")
-        fewer = cluster.model_copy(update={"workers": there})
+        asked = "workers" if cluster.workers else "replicas"
+        self._progress.warn(f"cluster.{asked} is {getattr(cluster, asked)}: going on with {there}")
+        replicas = cluster.replicas and min(cluster.replicas, there)
+        fewer = cluster.model_copy(update={"workers": there, "replicas": replicas})
         return self._config.model_copy(update={"cluster": fewer})
 
-    def wait_for_nodes(self, error: WorkerDiedError) -> None:
+    def _wait_for_nodes(self, error: WorkerDiedError) -> None:
         """Give Ray time to learn which nodes are gone, which may take half a minute.
 
         Raises NodesError if starts have failed for too long, or if the workers' own code has
@@ -98,7 +98,7 @@ class _Supervisor:
         self._progress.warn(f"{error}; starting again on what the cluster has then")
         time.sleep(_SETTLE_S)
 
-    def started(self, run: Run) -> None:
+    def _started(self, run: Run) -> None:
         """Note that workers started. Raises NodesError if they would compute other numbers."""
         self._starting = None
         self._failures.clear()
@@ -110,7 +110,7 @@ class _Supervisor:
             )
         self._ids = run.ids
 
-    def count(self, error: WorkerDiedError, committed: frozenset[str]) -> None:
+    def _count(self, error: WorkerDiedError, committed: frozenset[str]) -> None:
         """Record a loss. Raises WorkerError after too many without progress."""
         before, most = self._committed, self._config.cluster.attempts
         if before is not None and committed - before:

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline import supervise as module
 from pipeline.progress import Progress
-from pipeline.supervise import supervise
+from pipeline.supervise import Supervisor
 from schemas.errors import NodesError, WorkerDiedError, WorkerError, WorkerStartError
 from schemas.request.config import RunConfig
 
@@ -52,7 +52,7 @@ def run(config: RunConfig, starts: Iterable[WorkerDiedError | None], fails: int 
             raise WorkerDiedError("calibrate: a worker died")
         return "done"
 
-    assert supervise(config, progress, start, stages) == "done"
+    assert Supervisor(config, progress).run(start, stages) == "done"
     return progress
 
 
@@ -104,3 +104,34 @@ def test_losses_of_nodes_and_other_failures_are_no_same_failure(config: RunConfi
 def test_a_start_that_comes_through_begins_the_count_anew(config: RunConfig) -> None:
     starts = [WorkerStartError(MISSING)] * 2
     assert len(run(config, [*starts, None, *starts, None], fails=1).warnings) == 5
+
+
+def test_a_run_goes_on_after_training_with_what_nodes_are_left(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training notices a loss by itself, so the start after it meets a smaller cluster."""
+    cluster = config.cluster.model_copy(update={"workers": 4, "replicas": 2})
+    there = iter([4, 1])
+    monkeypatch.setattr(module, "workers_there", lambda cluster, threads: next(there))
+    seen: list[tuple[int | None, int | None]] = []
+
+    def start(config: RunConfig, *_: object) -> Any:
+        seen.append((config.cluster.workers, config.cluster.replicas))
+        return Started()
+
+    progress = Warned()
+    supervisor = Supervisor(config.model_copy(update={"cluster": cluster}), progress)
+    for _ in range(2):
+        assert supervisor.run(start, lambda _: "done") == "done"
+    assert seen == [(4, 2), (1, 1)]
+    assert progress.warnings == ["cluster.workers is 4: going on with 1"]
+
+
+def test_replicas_are_no_more_than_the_workers_that_a_loss_leaves(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = config.cluster.model_copy(update={"replicas": 4})
+    there = iter([4, 3])
+    monkeypatch.setattr(module, "workers_there", lambda cluster, threads: next(there))
+    progress = run(config.model_copy(update={"cluster": cluster}), [None, None], fails=1)
+    assert progress.warnings[-1] == "cluster.replicas is 4: going on with 3"
