@@ -66,6 +66,7 @@ def compress(
     if fresh:
         set_aside(asked.run_folder, progress)
     for config in asked.in_rounds():
+        progress.begin()
         progress.note(
             f"round {config.rounds} of {asked.rounds}: ratio {config.ratio[0]:g}, in "
             f"{config.run_folder}"

@@ -30,11 +30,16 @@ class Progress:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
+        self.watchers: list[Callable[[Stage], None]] = []
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the times and warnings of the run before."""
         self.started = datetime.now(UTC)
         self.seconds: dict[StageName, float] = {}
+        self.ended: Counter[StageName] = Counter()  # how often each stage did
         self.warnings: list[str] = []
         self.current: Stage | None = None
-        self.watchers: list[Callable[[Stage], None]] = []
         self._busy: dict[StageName, list[float]] = {}
 
     @contextlib.contextmanager
@@ -53,6 +58,7 @@ class Progress:
         stage.ended = True
         seconds = stage.elapsed
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        self.ended[name] += 1
         busy = zip_longest(self._busy.get(name, []), stage.busy, fillvalue=0.0)
         self._busy[name] = [before + now for before, now in busy]
         line = f"{name}: {stage.done} {unit} in {seconds:.1f} s{stage.rate()}"

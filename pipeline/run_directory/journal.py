@@ -4,13 +4,14 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from pipeline.progress import Progress, Stage
 from schemas.errors import CompressorError
 from schemas.location import Location
 from schemas.run.plan import Plan
 from schemas.run.record import Activity
-from schemas.run.stages import StageName
+from schemas.run.stages import IN_A_WAVE, OF_AN_OUTPUT, StageName
 from workers.storage.places import write
 
 NAME = "progress.json"
@@ -35,7 +36,7 @@ def journal(root: Location, plan: Plan, progress: Progress) -> Iterator[None]:
 class _Journal:
     def __init__(self, root: Location, plan: Plan, progress: Progress) -> None:
         self._place, self._progress = root / NAME, progress
-        self._planned = {stage.name: stage.total for stage in plan.stages if stage.total}
+        self._planned = planned(plan)
         self._last = (float("-inf"), "")
 
     def note(self, stage: Stage) -> None:
@@ -43,7 +44,8 @@ class _Journal:
         if stage.name == name and time.monotonic() - written < EVERY_S:
             return
         self._last = (time.monotonic(), stage.name)
-        self._write(stage, seconds_left(self._planned, self._progress.seconds, stage))
+        progress = self._progress
+        self._write(stage, seconds_left(self._planned, progress.seconds, progress.ended, stage))
 
     def end(self, error: str | None) -> None:
         if self._progress.current is not None:
@@ -68,20 +70,42 @@ class _Journal:
             write(self._place, activity.model_dump_json(indent=2).encode())
 
 
+class Planned(NamedTuple):
+    """The seconds that a plan gives a stage, over all `times` that it runs."""
+
+    seconds: float
+    times: int
+
+
+def planned(plan: Plan) -> dict[StageName, Planned]:
+    """Return what a plan says of stages, as far as throughputs are known."""
+    often = {name: len(plan.waves) for name in IN_A_WAVE}
+    often |= {name: max(len(plan.ratios), 1) for name in OF_AN_OUTPUT}
+    return {s.name: Planned(s.total, often.get(s.name, 1)) for s in plan.stages if s.total}
+
+
 def seconds_left(
-    planned: Mapping[StageName, float], spent: Mapping[StageName, float], stage: Stage
+    planned: Mapping[StageName, Planned],
+    spent: Mapping[StageName, float],
+    ended: Mapping[StageName, int],
+    stage: Stage,
 ) -> float | None:
     """Estimate the rest of this stage from its own rate, and later ones from plan and pace so far.
 
-    None if nothing was planned and no item of this stage is done.
+    `spent` are the seconds of the stages that `ended`, and how often they did. A stage before this
+    one that never did was finished earlier. None if nothing was planned and no item of this stage
+    is done.
     """
-    names = list(planned)
-    ended = [name for name in names if name in spent and name != stage.name]
-    pace = sum(spent[name] for name in ended) / sum(planned[name] for name in ended) if ended else 1
-    after = names[names.index(stage.name) + 1 :] if stage.name in names else names
-    later = sum(planned[name] for name in after if name not in spent)
+    before = list(planned)[: list(planned).index(stage.name)] if stage.name in planned else []
+    done = later = once = 0.0
+    for name, (seconds, times) in planned.items():
+        each, count = seconds / times, min(ended.get(name, 0), times)
+        done += each * count
+        if name == stage.name:
+            once, count = each, min(count + 1, times)
+        if count or name not in before:
+            later += each * (times - count)
+    pace = sum(spent[name] for name in planned if name in ended) / done if done else 1.0
     if stage.done:
         return stage.elapsed * (stage.total - stage.done) / stage.done + later * pace
-    if stage.name in planned:
-        return max(planned[stage.name] * pace - stage.elapsed, 0.0) + later * pace
-    return later * pace if planned else None
+    return max(once * pace - stage.elapsed, 0.0) + later * pace if planned else None

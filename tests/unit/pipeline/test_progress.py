@@ -19,3 +19,13 @@ def test_what_precedes_the_tokens_of_a_stage_takes_no_part_in_their_rate(
         stage.advance(1, tokens=50)
         assert stage.tokens_per_second == 5.0
         assert stage.elapsed == 120.0
+
+
+def test_what_begins_anew_has_no_times_of_the_run_before() -> None:
+    progress = Progress()
+    with progress.stage("recover", 1, "steps"):
+        progress.warn("slow")
+    seconds = progress.seconds
+    progress.begin()
+    assert (progress.seconds, progress.ended, progress.busy, progress.warnings) == ({}, {}, {}, [])
+    assert seconds.keys() == {"recover"}  # of the result that was made of them

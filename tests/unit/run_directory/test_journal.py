@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.progress import Progress
 from pipeline.run_directory import journal as journals
-from pipeline.run_directory.journal import journal, seconds_left
+from pipeline.run_directory.journal import journal, planned, seconds_left
 from schemas.errors import RunError
 from schemas.run.record import Activity
 from schemas.run.stages import StageName
@@ -17,9 +17,10 @@ PLAN: Any = SimpleNamespace(
     stages=[
         SimpleNamespace(name=name, total=total)
         for name, total in {"load": 10.0, "factorise": 100.0, "verify": 20.0, "start": None}.items()
-    ]
+    ],
+    waves=[()],
+    ratios=(),
 )
-PLANNED: dict[StageName, float] = {"load": 10.0, "factorise": 100.0, "verify": 20.0}
 
 
 def read(root: Path) -> Activity:
@@ -44,12 +45,43 @@ def stage(name: str, done: int, elapsed: float) -> Any:
 def test_what_is_left_is_told_by_the_plan_and_the_pace_so_far(
     spent: dict[StageName, float], now: Any, left: float
 ) -> None:
-    assert seconds_left(PLANNED, spent, now) == pytest.approx(left)
+    assert seconds_left(planned(PLAN), spent, dict.fromkeys(spent, 1), now) == pytest.approx(left)
+
+
+@pytest.mark.parametrize(
+    ("ended", "now", "left"),
+    [
+        ({"load": 1}, stage("factorise", 50, 12.5), 12.5 + 3 * 25.0 + 7.5 + 40.0),
+        ({"load": 2, "factorise": 1}, stage("factorise", 0, 0.0), 3 * 25.0 + 5.0 + 40.0),
+        ({"load": 2}, stage("factorise", 0, 0.0), 4 * 25.0 + 5.0 + 40.0),  # a resumed run
+        ({"load": 4, "factorise": 4}, stage("verify", 0, 0.0), 40.0),
+        ({"load": 4, "factorise": 4, "verify": 1}, stage("verify", 50, 10.0), 10.0),
+        ({"load": 9, "factorise": 4, "verify": 1}, stage("load", 50, 1.0), 1.0 + 20.0),
+    ],
+)
+def test_waves_and_ratios_that_are_to_come_count(
+    ended: dict[StageName, int], now: Any, left: float
+) -> None:
+    """Four waves and two ratios, exactly on plan."""
+    plan: Any = SimpleNamespace(
+        stages=[
+            SimpleNamespace(name=name, total=total)
+            for name, total in {"load": 10.0, "factorise": 100.0, "verify": 40.0}.items()
+        ],
+        waves=[()] * 4,
+        ratios=(0.2, 0.4),
+    )
+    found = planned(plan)
+    spent = {
+        name: found[name].seconds / found[name].times * min(count, found[name].times)
+        for name, count in ended.items()
+    }
+    assert seconds_left(found, spent, ended, now) == pytest.approx(left)
 
 
 def test_without_a_plan_only_a_stage_under_way_says_how_long() -> None:
-    assert seconds_left({}, {}, stage("load", 0, 3.0)) is None
-    assert seconds_left({}, {}, stage("load", 25, 3.0)) == pytest.approx(9.0)
+    assert seconds_left({}, {}, {}, stage("load", 0, 3.0)) is None
+    assert seconds_left({}, {}, {}, stage("load", 25, 3.0)) == pytest.approx(9.0)
 
 
 def test_each_stage_is_written_when_it_begins(tmp_path: Path) -> None:
