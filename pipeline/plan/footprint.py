@@ -82,7 +82,8 @@ class Costs:
             max(mine.forward, mine.backward)
             for mine in (self.of(range(wave[0].start, wave[-1].stop)) for wave in waves)
         )
-        outputs = sum(self.output(ratio) for ratio in self.config.ratio)
+        each = [self.output(ratio) for ratio in self.config.ratio]
+        outputs = max(each) if self.config.budget.measured else sum(each)  # one trial is published
         return DiskUse(
             moments=sum(4 * tap.elements for tap in self.taps),
             bases=self.kept_bases,
@@ -94,6 +95,7 @@ class Costs:
             partial_sums=SUM_BYTES * partial * replicas if replicas > 1 else 0,
             training=self._states * max(map(self.trained, self.config.ratio)),
             recovered=outputs * self.config.trains,
+            factors=sum(each),
             outputs=outputs,
         )
 

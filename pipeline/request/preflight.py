@@ -152,6 +152,8 @@ def _require_run_dir(config: RunConfig) -> None:
     root = config.run_folder
     if exists(root / RUN_RECORD):
         return
+    if isinstance(root, Path) and root.is_file():
+        raise ConfigError(f"run_dir {root}: is a file, not a folder; name another --run-dir")
     own = {OWNER, JOURNAL, config.fetched.name, *([ROUNDS] if config.rounds > 1 else [])}
     if found := {name.partition("/")[0] for name in files_below(root)} - own:
         raise ConfigError(
@@ -164,12 +166,15 @@ def _require_disk(config: RunConfig, spec: ModelSpec) -> None:
     """Raises ConfigError if the checkpoints still to be made cannot fit even with the least disk:
     one wave of one chain, counting what is already in the run directory.
     """
-    config = supposed(config, spec)
-    ratios = [r for r in config.ratio if not exists(config.output_folder(r) / SUCCESS)]
-    if not ratios or not isinstance(config.run_folder, Path):
+    left = [r for r in config.ratio if not exists(config.output_folder(r) / SUCCESS)]
+    if config.ratio:
+        config = config.model_copy(update={"ratio": tuple(left)})
+    elif exists(config.output / SUCCESS):
         return
-    left = config.model_copy(update={"ratio": tuple(ratios)})
-    least = Costs(left, spec, "float32", windows=0).disk([cut(spec.layers, 1)], replicas=1)
+    config = supposed(config, spec)
+    if not config.ratio or not isinstance(config.run_folder, Path):
+        return
+    least = Costs(config, spec, "float32", windows=0).disk([cut(spec.layers, 1)], replicas=1)
     require_disk(least, config)
 
 

@@ -108,8 +108,8 @@ class WorkerMemory(Schema):
 
 
 class DiskUse(Schema):
-    """Bytes of a run on disk: the first six and twice `outputs` (factors, and checkpoints before
-    they are published) in the run directory, then `outputs`, the checkpoints of all ratios.
+    """Bytes of a run on disk: the first seven and `outputs`, until they are published, in the run
+    directory; then `outputs`, the checkpoints of all ratios.
 
     `boundaries` are hidden states and gradients between waves, or later the base's last hidden
     states on the text of the comparison; `partial_sums` what replicas add up; `training` two states
@@ -123,12 +123,13 @@ class DiskUse(Schema):
     partial_sums: int
     training: int = 0
     recovered: int = 0
+    factors: int
     outputs: int
 
     @property
     def run_directory(self) -> int:
         made = self.moments + self.bases + self.boundaries + self.partial_sums
-        return made + self.training + self.recovered + 2 * self.outputs
+        return made + self.training + self.recovered + self.factors + self.outputs
 
 
 Resource = Literal[

@@ -119,7 +119,7 @@ def _disk(plan: Plan) -> str:
         "sums of replicas": disk.partial_sums,
         "states of training": disk.training,
         "trained factors": disk.recovered,
-        "factors and files not yet published": 2 * disk.outputs,
+        "factors and files not yet published": disk.factors + disk.outputs,
     }
     listed = ", ".join(f"{name} {plain_size(size)}" for name, size in parts.items() if size)
     return (

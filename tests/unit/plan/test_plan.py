@@ -86,6 +86,13 @@ def test_outputs_take_less_than_the_base_each(base: Base) -> None:
     )
 
 
+def test_of_the_trials_of_a_budget_only_factors_add_up(base: Base) -> None:
+    one = base.plan(ratio=(0.2,)).disk
+    trials = base.plan(ratio=(), budget={"kl": 0.1}).disk
+    assert (trials.factors, trials.outputs) == (6 * one.factors, one.outputs)
+    assert trials.run_directory - one.run_directory == 5 * one.factors
+
+
 @pytest.mark.parametrize(("asked", "workers"), [(3, 3), (20, 7)])
 def test_no_shard_is_without_a_layer(
     base: Base, asked: int, workers: int, monkeypatch: pytest.MonkeyPatch

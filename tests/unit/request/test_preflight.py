@@ -106,6 +106,12 @@ def test_a_run_directory_is_a_folder_of_its_own(request_for: Any, tmp_path: Path
     check(request_for(run_dir=tmp_path / "new"))
 
 
+def test_a_run_directory_that_is_a_file_is_refused(request_for: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    message = refusal(request_for(run_dir=tmp_path / "file"), ConfigError)
+    assert f"run_dir {tmp_path / 'file'}: is a file, not a folder" in message
+
+
 @pytest.mark.parametrize("field", ["output", "run_dir"])
 def test_a_place_below_a_file_is_refused(field: str, request_for: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
@@ -154,14 +160,16 @@ def test_a_disk_that_is_too_small_is_refused(
     check(request_for())
 
 
+@pytest.mark.parametrize("asked", [{}, {"ratio": (), "budget": {"kl": 0.1}}])
 def test_a_run_that_is_done_needs_no_disk(
-    request_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asked: dict[str, Any], request_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked = {"evaluation": {"text": str(tmp_path / "prose.txt")}} | asked
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
-    refusal(request_for(), ConfigError)
+    assert "bytes there" in refusal(request_for(**asked), ConfigError)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "_SUCCESS").write_text("")
-    check(request_for())
+    check(request_for(**asked))
 
 
 # --- ratios -----------------------------------------------------------------------------------
