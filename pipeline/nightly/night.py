@@ -229,6 +229,11 @@ class _Work:
             self._progress.warn(f"{checkpoint.name}: failed: {error}")
             made = [] if self._seen.changed(checkpoint, content) else self._made(request, row)
             outcome = [*made, row_of("failed", checkpoint, key, folder, str(error))]
+        except Exception as error:  # ends the night, too, but no night tries it for ever
+            outcome = [
+                row_of("failed", checkpoint, key, folder, f"{type(error).__name__}: {error}")
+            ]
+            raise
         finally:
             seconds = {"seconds": round(time.monotonic() - start, 1)}
             self._write(*(row.model_copy(update=seconds) for row in outcome))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from schemas.errors import CheckpointError, ConfigError
 from schemas.location import Location, is_within
+from schemas.request.config import ROUNDS
 from schemas.request.nightly import CatalogRow
 from workers.checkpoint.names import MANIFEST, SUCCESS
 from workers.checkpoint.published import read_manifest
@@ -23,7 +24,8 @@ from workers.storage.places import (
 def place_of(prefix: Location, row: CatalogRow) -> Location:
     """Return the place of an output. Raises ConfigError if its row leads out of the prefix."""
     place = prefix / (row.path or "")
-    if ".." in str(row.path) or not is_within(place.parent.parent, prefix / "checkpoints"):
+    inside = is_within(place.parent.parent, prefix / "checkpoints")
+    if not inside or ".." in str(row.path).split("/"):
         raise ConfigError(f"catalogue row {row.number}: path {row.path!r} is no output")
     return place
 
@@ -50,18 +52,24 @@ def remove_output(place: Location, identity: str | None) -> bool:
 def remove_run(place: Location, output: Location) -> None:
     """Remove the run directory of an output below `output`; keep what is not one.
 
-    Its record goes last, so that a killed removal can be resumed.
+    Its record goes last, or those of its rounds, so that a killed removal can be resumed.
     """
-    try:
-        outputs = list(json.loads(read_bytes(place / RUN_RECORD))["outputs"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return
-    if any(f"{made}/".startswith(f"{output}/") for made in outputs):
-        for name in folders_in(place):
+    rounds = [place / ROUNDS / name / "run" for name in folders_in(place / ROUNDS)]
+    outputs = [made for run in (place, *rounds) for made in _outputs(run)]
+    if any(f"{made}/".startswith((f"{output}/", f"{place}/")) for made in outputs):
+        for name in sorted(folders_in(place), key=lambda name: name == ROUNDS):
             remove_below(place / name)
         for name in {*names_in(place)} - {RUN_RECORD}:
             remove(place / name)
         remove_below(place)
+
+
+def _outputs(run: Location) -> list[str]:
+    """Return the places of the outputs of a run, by its record; none if that cannot be read."""
+    try:
+        return list(json.loads(read_bytes(run / RUN_RECORD))["outputs"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _is_output(place: Location, identity: str | None) -> bool:

@@ -116,6 +116,20 @@ def test_what_is_not_its_fault_ends_the_night_and_does_not_count(
     assert did(training.night(attempts=2)) == [("started", "1"), ("published", "1")]
 
 
+def test_an_unforeseen_error_ends_the_night_and_counts(training: Training) -> None:
+    training.step(1)
+
+    def fail(_: str) -> None:
+        raise KeyError("rope_type")
+
+    training.compress.during = fail
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            training.night(attempts=2)
+    night = training.night(attempts=2)
+    assert night.quarantined == {"checkpoint-1": "KeyError: 'rope_type'"}
+
+
 def test_a_pointer_that_a_killed_night_did_not_move_is_moved_by_the_next(
     training: Training,
 ) -> None:

@@ -99,6 +99,29 @@ def test_without_retention_all_outputs_stay(training: Training) -> None:
     assert len(folders_in(training.prefix / "checkpoints")) == 2
 
 
+def test_dots_in_the_name_of_a_checkpoint_lead_nowhere(training: Training) -> None:
+    for number in (1, 2):
+        training.step(number).rename(training.source / f"epoch..{number}")
+    training.night()
+    training.night(keep=1)
+    [folder] = folders_in(training.prefix / "checkpoints")
+    assert folder.startswith("epoch..2-")
+
+
+def test_a_run_that_ended_in_an_earlier_round_is_removed(tmp_path: Path) -> None:
+    """Its only record is that of a round, whose checkpoint is in the run directory."""
+    run, output = tmp_path / "run", tmp_path / "output"
+    round_1 = run / "rounds" / "1"
+    record = json.dumps({"outputs": {str(round_1 / "checkpoint"): ""}})
+    write(round_1 / "run" / "run.json", record.encode())
+    write(run / "progress.json", b"")
+    remove_run(run, output)
+    assert not run.exists()
+    write(run / "rounds" / "1" / "run" / "run.json", json.dumps({"outputs": {"/x": ""}}).encode())
+    remove_run(run, output)
+    assert run.exists()
+
+
 def test_a_removal_of_a_run_that_is_killed_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
