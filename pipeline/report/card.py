@@ -116,7 +116,7 @@ def front_matter(folder: Path, base: str) -> dict[str, Any]:
 def _entries(folder: Path, base: str) -> dict[str, Any]:
     card = _read_front(folder / CARD)
     kept = {key: found for key in _KEPT if (found := _plain(card.get(key))) is not None}
-    is_hub_id = "://" not in base and not Path(base).exists()
+    is_hub_id = "://" not in base and not Path(base).is_absolute() and not Path(base).exists()
     base_model = printable(base if is_hub_id else Path(base).name)
     return {"base_model": base_model, "library_name": "transformers", **kept}
 

@@ -21,7 +21,9 @@ def at_ratios(request: ExportConfig) -> RunConfig:
             f"{run_dir}: it trained what was cut before, so it has measured nothing for other "
             "ratios; use `svdllm compress --ratio`"
         )
-    for stage in read_status(run_dir).stages:
+    status = read_status(run_dir)
+    finished = any(status.outputs.values())  # maybe without what could not be factorised
+    for stage in () if finished else status.stages:
         if stage.total is not None and stage.done < stage.total:
             raise ConfigError(
                 f"{run_dir}: {stage.name} has {stage.done} of {stage.total}; start the command of "

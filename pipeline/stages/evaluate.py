@@ -28,11 +28,16 @@ def evaluate(output: Output) -> None:
     if output.run.inputs.evaluation is None:
         return
     scored, written = score(output), written_in(output.checks)
+    places = (scored.models[0].name, str(output.place))  # kept scores may be of an earlier place
     models = tuple(
         model.model_copy(
-            update={"sample": check and check.detail, "generation": check and check.generation}
+            update={
+                "name": place,
+                "sample": check and check.detail,
+                "generation": check and check.generation,
+            }
         )
-        for model, check in zip(scored.models, written, strict=True)
+        for model, place, check in zip(scored.models, places, written, strict=True)
     )
     prompts = PROMPTS if any(model.generation for model in models) else ()
     output.evaluation = scored.model_copy(update={"prompts": prompts, "models": models})

@@ -21,6 +21,10 @@ def test_a_strange_card_of_the_base_is_left_out(card: bytes, tmp_path: Path) -> 
     assert found["base_model"] == "org/name"
 
 
+def test_a_base_that_another_machine_has_is_no_hub_id(tmp_path: Path) -> None:
+    assert front_matter(tmp_path, "/shared/elsewhere/Llama-3-8B")["base_model"] == "Llama-3-8B"
+
+
 def test_what_a_card_keeps_of_the_base_cannot_end_its_front_matter(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text('---\nlicense: "mit\\n# \\x1b[2J"\n---\n')
     found = front_matter(tmp_path, "org/na\nme")

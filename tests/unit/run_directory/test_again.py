@@ -84,6 +84,17 @@ def test_a_run_that_has_something_left_to_measure_is_finished_first(
         again(tmp_path / "run")
 
 
+def test_a_finished_run_may_lack_what_could_not_be_factorised(
+    tmp_path: Path, record: Callable[..., RunRecord]
+) -> None:
+    made = record(on_failure="keep_dense").model_copy(
+        update={"outputs": {str(tmp_path / "a"): "x"}}
+    )
+    write(tmp_path / "run" / RUN_RECORD, made.model_dump_json().encode())
+    write(tmp_path / "a" / "_SUCCESS", b"")
+    assert again(tmp_path / "run").ratio == (0.5,)
+
+
 @pytest.mark.parametrize(
     "asked",
     [
