@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -85,7 +86,7 @@ def compare(request: ComparisonConfig) -> ComparisonReport:
             except BudgetError as error:
                 beyond[name] = str(error)
             seconds[name] = time.perf_counter() - start
-        with Scorers(request.cluster) as scorers:  # when no run needs what they take
+        with closing(Scorers(request.cluster)) as scorers:  # when no run needs what they take
             for number, row in enumerate(rows):
                 start = time.perf_counter()
                 rows[number] = _on_every_text(request, base, row, scorers)

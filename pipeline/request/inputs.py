@@ -11,13 +11,14 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.request.adopt import Adopted, adopt
 from pipeline.request.preflight import Checked
-from schemas.errors import ConfigError, TextError
+from schemas.errors import TextError
 from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
 from schemas.request.texts import shares_of, split
 from schemas.run.texts import TextFacts
 from workers.checkpoint.contents import base_files
+from workers.evaluation.perplexity import require_vocabulary
 from workers.model.loading import load_tokenizer
 from workers.text.mixture import read_mixture
 from workers.text.sources import checksum_of, evaluation_source, is_local
@@ -92,7 +93,7 @@ def gather(checked: Checked) -> Inputs:
     evaluation = _evaluation(checked, tokenizer, texts)
     scored = () if evaluation is None else (evaluation.windows,)
     for found in (*tokens.values(), *(recovery or ()), *scored):
-        _require_vocabulary(config, spec, found)
+        require_vocabulary(folder, found, spec.vocab_size)
     files = base_files(folder, spec)
     return Inputs(
         folder=folder,
@@ -105,15 +106,6 @@ def gather(checked: Checked) -> Inputs:
         texts=texts,
         adopted=None if config.adopt is None else adopt(config.adopt, config, spec, files),
     )
-
-
-def _require_vocabulary(config: RunConfig, spec: ModelSpec, tokens: Tensor) -> None:
-    """Raises ConfigError if a token has no row in the embedding."""
-    if tokens.numel() and int(tokens.max()) >= spec.vocab_size:
-        raise ConfigError(
-            f"model {config.model!r}: its tokenizer gives token {int(tokens.max())}, but the "
-            f"embedding has {spec.vocab_size} rows; the tokenizer is not this model's"
-        )
 
 
 def _recovery(

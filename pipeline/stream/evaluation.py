@@ -4,7 +4,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -69,7 +69,7 @@ def evaluate_streamed(
     store = stream_bytes(where, windows.shape[1] * width)
     with (
         ray_session(where, NUMERICS.threads, store),
-        nullcontext(scorers) if scorers else Scorers(where) as hired,
+        nullcontext(scorers) if scorers else closing(Scorers(where)) as hired,
     ):
         cluster = hired.cluster(models[-1].source.dtype)
         evaluation = Evaluation(models, windows, where, cluster, Progress())

@@ -1,7 +1,5 @@
 """Workers that stay from one streamed evaluation to the next."""
 
-from typing import Self
-
 from pipeline.cluster.actors import start_workers
 from pipeline.cluster.calls import Actor, stop
 from pipeline.cluster.capacity import find_cluster
@@ -12,7 +10,7 @@ NUMERICS = NumericsConfig()  # workers have as many threads as in a compression
 
 
 class Scorers:
-    """Workers for evaluations on a started Ray, from the first one until the context ends.
+    """Workers for evaluations on a started Ray, from the first one until they are closed.
 
     They keep their CPUs or GPUs meanwhile, so nothing else may need these.
     """
@@ -26,7 +24,7 @@ class Scorers:
     def cluster(self, stored: str) -> ClusterSpec:
         """Describe the cluster for weights of a dtype; once, for that may take a GPU."""
         if stored not in self._found:
-            self._end()
+            self.close()
             self._found[stored] = find_cluster(self._where, NUMERICS, stored)
         return self._found[stored]
 
@@ -35,17 +33,11 @@ class Scorers:
         those that are there do not suffice.
         """
         if count > len(self._workers) or memory > self._memory:
-            self._end()
+            self.close()
             self._workers = start_workers(self._where, NUMERICS.threads, memory, count)
             self._memory = memory
         return self._workers[:count]
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._end()
-
-    def _end(self) -> None:
+    def close(self) -> None:
         stop(self._workers)
         self._workers = []

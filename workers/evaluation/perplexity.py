@@ -70,7 +70,7 @@ def require_finite(mean: float, what: str, dtype: str) -> None:
 
 def require_vocabulary(folder: Path, windows: Tensor, vocabulary: int) -> None:
     """Raises CheckpointError if the windows hold a token that the model does not embed."""
-    if int(windows.max()) >= vocabulary:
+    if windows.numel() and int(windows.max()) >= vocabulary:
         raise CheckpointError(
             f"{folder}: its tokenizer gives token {int(windows.max())}, but the model embeds only "
             f"{vocabulary}; restore the tokenizer files that belong to the model"

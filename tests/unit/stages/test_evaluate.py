@@ -1,5 +1,6 @@
 """What a run asks of the evaluation before it publishes, with nothing evaluated."""
 
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -100,7 +101,7 @@ def test_workers_that_do_not_start_are_ended(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(streamed, "plan_evaluation", lambda *_: plan)
     cluster: Any = None
     evaluation = streamed.Evaluation([], torch.zeros(1, 2), ClusterConfig(), cluster, Progress())
-    with pytest.raises(WorkerDiedError), scorers.Scorers(ClusterConfig()) as hired:
+    with pytest.raises(WorkerDiedError), closing(scorers.Scorers(ClusterConfig())) as hired:
         evaluation.run(None, hired)
     assert ended == workers
 
@@ -114,7 +115,7 @@ def test_workers_stay_while_they_suffice(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(scorers, "start_workers", start)
     monkeypatch.setattr(scorers, "stop", ended.extend)
-    with scorers.Scorers(ClusterConfig()) as hired:
+    with closing(scorers.Scorers(ClusterConfig())) as hired:
         two = hired.hire(2, 10)
         assert [hired.hire(1, 10), hired.hire(2, 5)] == [two[:1], two]
         three = hired.hire(3, 10)
