@@ -22,6 +22,7 @@ from schemas.request.methods import ALLOCATIONS, TRUNCATIONS
 from schemas.run.moments import Pass
 
 _ARTEFACTS = 4  # raised whenever an item of the run directory changes its content or its meaning
+_TRAINING = 2  # raised whenever a training computes other numbers, or keeps another state
 
 _TRAINED_ALIKE = {"enabled", "text", "micro_batch", "checkpointing", "offload"}  # of recovery
 _OF_UPDATES = {"method", "order", "lora_rank"}  # that count if updates are trained
@@ -160,7 +161,8 @@ def identities(config: RunConfig, ground: Ground) -> Identities:
         ]
         if not config.recovery.enabled:  # it still says which state is best
             settings.append({"objective": config.recovery.objective, **norms})
-        recovery = fingerprint([factors, ground.recovery_tokens, ground.training_dtype, settings])
+        ground_of = [factors, ground.recovery_tokens, ground.training_dtype]
+        recovery = fingerprint([_TRAINING, *ground_of, settings])
     return Identities(
         forward=forward,
         backward=backward,

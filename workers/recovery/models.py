@@ -142,13 +142,14 @@ def _shard(
     layer: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None = None, offload: bool = False
 ) -> None:
     """Shard a layer, which then computes in `dtype`, if it is named; but for what is frozen in
-    another one, which transformers keeps in float32: it stays as it is, whole and on the device.
+    another one, which transformers keeps in float32: it stays as it is, whole and on the device. So
+    do inputs, as some kinds have rotary embeddings in float32.
     """
     frozen = [p for p in layer.parameters() if p.is_floating_point() and not p.requires_grad]
     fully_shard(
         layer,
         mesh=mesh,
-        mp_policy=MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32),
+        mp_policy=MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False),
         offload_policy=CPUOffloadPolicy(torch.cuda.is_available()) if offload else OffloadPolicy(),
         reshard_after_forward=True,  # the default would keep whole a layer that stands alone
         ignored_params={p for p in frozen if dtype not in (None, p.dtype)},

@@ -18,7 +18,7 @@ from workers.recovery.objectives import LOSSES, Tails, chunks
 from workers.recovery.text import Text
 from workers.recovery.updates import factor_of, whole
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, beside its count of steps
 
 
 class Trainer:
@@ -65,7 +65,7 @@ class Trainer:
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that a continuation needs after a look, sharded as the parameters are,
-        to be saved or to be filled: the parameters, and the moments of AdamW.
+        to be saved or to be filled: the parameters, and what AdamW knows of them.
         """
         found: dict[str, Tensor] = {}
         for name, parameter in self.trained.items():
@@ -74,7 +74,7 @@ class Trainer:
                 moments["step"] = torch.zeros((), device=parameter.device)
                 moments |= {kind: torch.zeros_like(parameter) for kind in _MOMENTS}
             found[name] = parameter.detach()
-            found |= {f"{name}.{kind}": moments[kind] for kind in _MOMENTS}
+            found |= {f"{name}.{kind}": moments[kind] for kind in ("step", *_MOMENTS)}
         return found
 
     def resume(self, step: int, looks: Sequence[Look], refined: Sequence[float | None]) -> None:
@@ -84,8 +84,6 @@ class Trainer:
         phase = looks[-1].phase
         before = [look.step for look in looks if look.phase < phase]
         self._enter(phase, before[-1] if before else 0)
-        for parameter in self._phases[phase]:
-            self._optimizer.state[parameter]["step"].fill_(step - self._begun)
 
     def _of(self, factors: Sequence[str]) -> list[nn.Parameter]:
         """Return what is trained of these factors, and whatever is no factor."""

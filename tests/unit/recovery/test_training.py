@@ -41,6 +41,19 @@ def test_how_much_is_trained_is_known_before_models_are_read(
     assert job._replace(config=asked).parameters == trained
 
 
+def without_neurons(cut: Cut, kept: int = 20) -> Cut:
+    """The same, but for the first MLP, which has some neurons less."""
+    rows, factors = {**cut.rows}, {**cut.factors}
+    generator = torch.Generator().manual_seed(3)
+    for matrix in (m for m in cut.spec.matrices if m.neurons and m.layer == 0):
+        update = {"encoding": matrix.pruned, "rank": kept}
+        rows[matrix.name] = rows[matrix.name].model_copy(update=update)
+        columns = matrix.pruned == "pruned-columns"
+        shape = (matrix.out_features, kept) if columns else (kept, matrix.in_features)
+        factors[matrix.name] = {"dense.weight": torch.randn(shape, generator=generator) / 8}
+    return cut._replace(rows=rows, factors=factors)
+
+
 class Gated(nn.Module):
     """A layer of which a gate is kept in float32, as some kinds of models ask for."""
 
@@ -68,6 +81,17 @@ def test_what_is_kept_in_float32_computes_in_it(offload: bool) -> None:
     found.sum().backward()
     assert layer.up.weight.grad is not None
     assert layer.gate.weight.grad is None
+
+
+def test_what_comes_in_float32_stays_so() -> None:
+    """As the rotary embeddings of OLMo 2 do, with which the saved model computes."""
+    found = list[torch.dtype]()
+    layer = nn.Linear(4, 4, bias=False)
+    _shard(layer, init_device_mesh("cpu", (1,)), torch.bfloat16)
+    layer.register_forward_pre_hook(lambda _, args: found.append(args[0].dtype))
+    with pytest.raises(RuntimeError, match="same dtype"):
+        layer(torch.randn(3, 4))
+    assert found == [torch.float32]
 
 
 def test_what_is_cut_is_not_read_from_the_base(
@@ -169,23 +193,23 @@ def test_a_rate_that_is_too_large_is_halved_and_tried_from_the_best_state(trunca
 
 
 @pytest.mark.parametrize("settings", [{}, {"method": "svd-llm"}, {"norms": True}])
-@pytest.mark.parametrize("done", [1, 2, 3])
 def test_what_is_continued_ends_as_what_was_not_stopped(
-    truncated: Cut, settings: dict[str, Any], done: int
+    truncated: Cut, settings: dict[str, Any]
 ) -> None:
-    whole = trainer_of(truncated, **settings)
-    looks(whole)
-    stopped = trainer_of(truncated, **settings)
-    seen, run = [stopped.look()], stopped.run()
-    seen += [next(run) for _ in range(done)]
-    kept = {name: tensor.clone() for name, tensor in stopped.state().items()}
-    next(run)  # lost
-    again = trainer_of(truncated, **settings)
-    for name, tensor in again.state().items():
-        tensor.copy_(kept[name])
-    again.resume(2 * done, seen, [])
-    assert list(again.run()) == whole.looks[done + 1 :]
-    assert all(torch.equal(p, whole.trained[name]) for name, p in again.trained.items())
+    """From any look on. What is left of a pruned matrix is trained in both phases."""
+    cut = without_neurons(truncated)
+    whole = trainer_of(cut, **settings)
+    seen, kept = [whole.look()], list[dict[str, Tensor]]()
+    for look in whole.run():
+        seen.append(look)
+        kept.append({name: tensor.clone() for name, tensor in whole.state().items()})
+    for done in range(1, len(kept)):
+        again = trainer_of(cut, **settings)
+        for name, tensor in again.state().items():
+            tensor.copy_(kept[done - 1][name])
+        again.resume(2 * done, seen[: done + 1], [])
+        assert list(again.run()) == seen[done + 1 :]
+        assert all(torch.equal(p, whole.trained[name]) for name, p in again.trained.items())
 
 
 @pytest.mark.parametrize("settings", [{"micro_batch": 2}, {"checkpointing": False}])
