@@ -15,8 +15,9 @@ from workers.model.unread import weight_of
 class Observer:
     """Sums of the moments of `taps`, whose modules `module` finds by name.
 
-    While `observing` a pass, its taps add rows to the sums of `segment`: each the first ones that
-    reach it, until it is taken out of `seen`. `adapted` is told when memory was short.
+    While `observing` a pass of some `sequences`, its taps add rows to the sums of `segment`: each
+    the first ones that reach it, until it is taken out of `seen`. `adapted` is told when memory was
+    short.
     """
 
     def __init__(
@@ -29,14 +30,14 @@ class Observer:
             tap: MomentAccumulator(tap.shape if tap.moment else None, adapted) for tap in taps
         }
         self.observing: Pass | None = None
-        self.segment = 0
+        self.segment, self.sequences = 0, 1
         self.seen: set[Tap] = set()
         for tap in taps:
             self._observe(tap, module(tap.module))
 
-    def observe(self, direction: Pass | None, segment: int) -> None:
+    def observe(self, direction: Pass | None, segment: int, sequences: int) -> None:
         """Let the taps of a pass, or none, add rows to the sums of a segment from now on."""
-        self.observing, self.segment = direction, segment
+        self.observing, self.segment, self.sequences = direction, segment, sequences
 
     def take_sums(self, direction: Pass) -> Iterator[tuple[Tap, MomentSums]]:
         """Yield the sums of one stream, releasing each as it is taken."""
@@ -79,9 +80,9 @@ class Observer:
             if self.observing != "backward":
                 return
             if tap.of == "weight-gradient":
-                inputs = args[0].detach()
+                inputs = self._apart(args[0].detach())
                 output.register_hook(  # type: ignore[no-untyped-call]
-                    lambda gradient: self._add(tap, _of(tap, gradient).mT.float() @ inputs.float())
+                    lambda rows: self._add(tap, self._apart(_of(tap, rows)).mT @ inputs)
                 )
             else:
                 output.register_hook(arrived)  # type: ignore[no-untyped-call]
@@ -97,6 +98,10 @@ class Observer:
 
         module.register_forward_pre_hook(before)
         module.register_forward_hook(after)
+
+    def _apart(self, rows: Tensor) -> Tensor:
+        """Return rows by sequence (sequences, tokens, q), in float32; some layers flatten them."""
+        return rows.float().reshape(self.sequences, -1, rows.shape[-1])
 
     def _add(self, tap: Tap, rows: Tensor, trace_of: Tensor | None = None) -> None:
         if tap not in self.seen:

@@ -104,7 +104,8 @@ class Shard:
 
     @torch.no_grad()
     def _forward(self, hidden: Tensor, step: Step, purpose: Purpose) -> Tensor:
-        self._observer.observe("forward" if purpose == "moments" else None, step.segment)
+        observed: Pass | None = "forward" if purpose == "moments" else None
+        self._observer.observe(observed, step.segment, len(hidden))
         keep_inputs = purpose == "gradient"
         if self.is_first:
             hidden = self._carved.embed(hidden)
@@ -145,7 +146,7 @@ class Shard:
         return below
 
     def _backward(self, gradient: Tensor, step: Step) -> Tensor:
-        self._observer.observe("backward", step.segment)
+        self._observer.observe("backward", step.segment, len(gradient))
         inputs = self._inputs[step.first_sequence]
         for index, before in zip(reversed(self._layers), reversed(inputs), strict=True):
             hidden = before.detach().requires_grad_()

@@ -14,7 +14,7 @@ def test_a_pass_that_lacked_memory_leaves_no_gradient_behind() -> None:
     module = nn.Linear(3, 5)
     tap = Tap(name="tap", layer=0, module="m", direction="backward", side="input", size=3)
     observer = Observer(lambda _: module, [tap], adapted=lambda _: None)
-    observer.observe("backward", 0)
+    observer.observe("backward", 0, sequences=2)
 
     def fail(_: Tensor) -> None:
         raise torch.OutOfMemoryError
@@ -35,3 +35,20 @@ def test_a_pass_that_lacked_memory_leaves_no_gradient_behind() -> None:
     assert [one() for one in kept] == [None, None]
     [(_, sums)] = observer.take_sums("backward")
     assert sums.tokens == 2
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_each_sequence_has_a_weight_gradient_of_its_own(flat: bool) -> None:
+    """Also if a layer flattens them, as OPT does: a square of sums is no sum of squares."""
+    module = nn.Linear(3, 5)
+    tap = Tap(name="tap", layer=0, module="m", direction="backward", side="input", size=3)
+    tap = tap.model_copy(update={"of": "weight-gradient"})
+    observer = Observer(lambda _: module, [tap], adapted=lambda _: None)
+    observer.observe("backward", 0, sequences=2)
+    inputs, gradients = torch.randn(2, 4, 3), torch.randn(2, 4, 5)
+    shape = (8, -1) if flat else (2, 4, -1)
+    module(inputs.reshape(shape).requires_grad_()).backward(gradients.reshape(shape))
+    [(_, sums)] = observer.take_sums("backward")
+    each = gradients.mT @ inputs
+    expected = each.square().sum((0, 1)) / (2 * 5)  # the diagonal, a mean over rows
+    torch.testing.assert_close(sums.mean("tap").matrix, expected[None])
