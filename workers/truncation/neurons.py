@@ -117,7 +117,7 @@ def _remove(
         prices = energies / variances
         at = prices.argmin()
         gone.append(at)
-        costs.append(prices[at])
+        costs.append(torch.where(variances[at] > 0, prices[at], torch.nan))
         row = precision[:, at] - u @ u[at]
         scale = row[at].rsqrt()
         mine, column = row * scale, (read[:, at] - v @ u[at]) * scale

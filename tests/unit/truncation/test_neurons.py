@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from workers.truncation.neurons import Firing, firing
+from workers.truncation.neurons import Firing, _remove, firing
 from workers.truncation.shrinkage import firing_more
 from workers.truncation.two_sided import Metric
 
@@ -113,6 +113,14 @@ def test_neurons_whose_loss_is_no_number_stay_and_are_recorded() -> None:
     assert huge.fallbacks == (
         f"moment of the neurons nearly singular: the last {COUNT - sound} stay",
     )
+
+
+def test_a_variance_that_rounding_made_negative_gains_nothing() -> None:
+    precision = torch.eye(3, dtype=torch.float64)
+    precision[1, 1] = -1e-9
+    gone, costs, _, _ = _remove(torch.ones(2, 3, dtype=torch.float64), precision, 2)
+    assert int(gone[0]) == 1
+    assert not costs.isfinite().any()
 
 
 def test_more_firing_adds_energy_and_takes_correlation() -> None:
