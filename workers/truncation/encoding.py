@@ -5,8 +5,7 @@ Those of all others are rows, and ranks can share out the columns of `down`.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -68,11 +67,7 @@ def plain_factors(a: Tensor, b: Tensor, dtype: torch.dtype) -> Stored:
 
 def _plain(a: Tensor, b: Tensor, dtype: torch.dtype) -> Stored:
     tensors = {"down.weight": b.to(dtype), "up.weight": a.to(dtype)}
-    up = tensors["up.weight"]
-    rounding = _relative_error(
-        lambda rows: up[rows].double(), tensors["down.weight"], lambda rows: a[rows], b, len(a)
-    )
-    return Stored("plain", a.shape[1], tensors, rounding, None, ())
+    return Stored("plain", a.shape[1], tensors, _rounding("plain", tensors, a, b), None, ())
 
 
 def _balanced(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,24 +114,17 @@ def pivoted_factors(a: Tensor, b: Tensor, dtype: torch.dtype, columns: bool) -> 
     """Store A (m, k) B (k, n), in float64, by k of its rows; or by k of its columns, which are the
     rows of its transpose B^T A^T.
     """
-    left, right = (b.T, a.T) if columns else (a, b)
-    pivoted = pivot(left, right)
+    pivoted = pivot(*((b.T, a.T) if columns else (a, b)))
     magnitude, order = pivoted.magnitude, pivoted.order
     rows, interpolation = pivoted.rows.to(dtype), pivoted.interpolation.to(dtype)
     del pivoted
-    inverse = order.argsort()
-    rounding = _relative_error(
-        partial(_rows_with_identity, interpolation),
-        rows,
-        lambda at: left[inverse[at]],
-        right,
-        len(left),
-    )
+    encoding: Encoding = "pivoted"
     tensors = {"down.weight": rows, "up.weight": interpolation, "order": order}
     if columns:
+        encoding = "pivoted-columns"
         down, up = interpolation.T.contiguous(), rows.T.contiguous()
-        tensors = {"down.weight": down, "up.weight": up, "order": inverse}
-    encoding: Encoding = "pivoted-columns" if columns else "pivoted"
+        tensors = {"down.weight": down, "up.weight": up, "order": order.argsort()}
+    rounding = _rounding(encoding, tensors, a, b)
     return Stored(encoding, a.shape[1], tensors, rounding, magnitude, ())
 
 
@@ -182,30 +170,14 @@ def _as_small(loss: MatrixLoss, rank: int) -> int:
     return lower
 
 
-def _rows_with_identity(interpolation: Tensor, rows: slice) -> Tensor:
-    """Return rows of [I; T], T (m - k, k), in float64."""
-    rank = interpolation.shape[1]
-    below = interpolation[max(rows.start - rank, 0) : max(rows.stop - rank, 0)].double()
-    identity = below.new_zeros(max(min(rows.stop, rank) - rows.start, 0), rank)
-    identity.diagonal(rows.start if len(identity) else 0).fill_(1)
-    return torch.cat([identity, below])
-
-
-def _relative_error(
-    written: Callable[[slice], Tensor],
-    down: Tensor,
-    exact: Callable[[slice], Tensor],
-    right: Tensor,
-    out_features: int,
-) -> float:
-    """||A' B' - A B|| / ||A B||, a block of rows at a time.
-
-    `written` and `exact` give rows of A' and A in float64; `down` is B' as stored, `right` is B.
+def _rounding(encoding: Encoding, tensors: Mapping[str, Tensor], a: Tensor, b: Tensor) -> float:
+    """Return ||A' B' - A B|| / ||A B||, of the factors that `tensors` store: a block of rows at a
+    time.
     """
     error = energy = 0.0
-    down = down.double()
-    for rows in row_blocks(out_features, right.shape[1]):
-        block = exact(rows) @ right
+    up, down = factors_of(encoding, tensors)
+    for rows in row_blocks(len(a), b.shape[1]):
+        block = a[rows] @ b
         energy += float(block.square().sum())
-        error += float((written(rows) @ down - block).square().sum())
+        error += float((up[rows] @ down - block).square().sum())
     return math.sqrt(error / max(energy, 1e-300))
