@@ -159,7 +159,7 @@ class CompressionConfig(Request):
                 f"allocation {self.allocation.method} removes nothing but neurons, of which "
                 f"truncation {self.truncation} knows no loss; use --truncation fisher"
             )
-        if weighed and ALLOCATIONS[self.allocation.method].layer_outputs:
+        if weighed and ALLOCATIONS[self.allocation.method].bounded:
             raise ValueError(
                 f"allocation {self.allocation.method} needs losses in units of layer outputs, but "
                 f"truncation {self.truncation} measures nats; use --allocation loss-aware, or "

@@ -70,16 +70,15 @@ class AllocationRow(NamedTuple):
     """What an allocation compares; its mathematics is a file of `workers/allocation`.
 
     `nats` tells whether it needs the loss of every matrix in nats, which then share one budget,
-    `layer_outputs` whether in units of layer outputs, `bounded` whether `allocation.max_ratio`
-    bounds what it removes of a matrix, `ranks` whether it lowers ranks, `neurons` whether it
-    removes neurons of an MLP, `one_width` whether all MLPs of a size keep as many.
+    `bounded` whether in units of layer outputs, of which `allocation.max_ratio` bounds what goes of
+    a matrix, `ranks` whether it lowers ranks, `neurons` whether it removes neurons of an MLP,
+    `one_width` whether all MLPs of a size keep as many.
     """
 
     nats: bool = False
     ranks: bool = True
     neurons: bool = False
     one_width: bool = False
-    layer_outputs: bool = False
     bounded: bool = False
 
 
@@ -97,6 +96,6 @@ ALLOCATIONS: dict[Allocation, AllocationRow] = {
     "loss-aware-ranks": AllocationRow(nats=True),
     "loss-aware-neurons": AllocationRow(nats=True, neurons=True, ranks=False),
     "loss-aware-width": AllocationRow(nats=True, neurons=True, ranks=False, one_width=True),
-    "svd-llm-v2": AllocationRow(layer_outputs=True, bounded=True),
+    "svd-llm-v2": AllocationRow(bounded=True),
     "uniform": AllocationRow(),
 }

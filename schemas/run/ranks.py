@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from schemas.base import Schema
 from schemas.errors import ConfigError
 from schemas.model.grid import neuron_grid, rank_grid
-from schemas.model.spec import Factors, MatrixSpec, ModelSpec, factor_parameters, whole
+from schemas.model.spec import Factors, MatrixSpec, ModelSpec, whole
 from schemas.request.config import RunConfig
 from schemas.request.methods import ALLOCATIONS
 from schemas.run.targets import budgets
@@ -115,8 +115,7 @@ def _least(config: RunConfig, matrix: MatrixSpec) -> int:
         return matrix.stored_parameters(matrix.pruned, fewest)
     if matrix.small == 1:
         return matrix.size
-    rank, shape = _lowest(config, matrix), (matrix.out_features, matrix.in_features)
-    return min(matrix.size, factor_parameters(config.factors, rank, *shape))
+    return min(matrix.size, matrix.stored_parameters(config.factors, _lowest(config, matrix)))
 
 
 def _refusal(ratio: float, why: str, highest: float) -> ConfigError:
