@@ -1,6 +1,8 @@
 """What a model consists of, told by its code alone: built on the meta device, without values."""
 
+import functools
 import inspect
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +24,11 @@ from workers.model.reading import Places
 from workers.model.skeleton import skeleton
 
 
+@functools.lru_cache(maxsize=32)  # most of the time that a description takes
+def _anatomy(content: str, where: str) -> Anatomy:
+    return describe(skeleton(json.loads(content), where, torch.bfloat16))
+
+
 class Description:
     """A model without values, described."""
 
@@ -31,7 +38,7 @@ class Description:
         model: Any = skeleton(config, where, torch.bfloat16)
         self.model = model
         try:
-            self._anatomy: Anatomy = describe(model)
+            self._anatomy = _anatomy(json.dumps(config, sort_keys=True), where)
         except CheckpointError as error:
             raise CheckpointError(f"{where}: {error}") from error
         self.state: dict[str, torch.Tensor] = self.model.state_dict()
