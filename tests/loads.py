@@ -1,5 +1,6 @@
 """Load checks in this process, which has imported all that takes a clean one seconds."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ def load_here(patch: pytest.MonkeyPatch) -> None:
 
     def rows(given: list[str], _: float) -> list[Check]:
         folder, depth, memory, *more = given
-        found = load_check.main(Path(folder), depth, int(memory), "--save" in more, None)
+        with warnings.catch_warnings():  # which only tests take for errors
+            warnings.simplefilter("ignore")
+            found = [*load_check.main(Path(folder), depth, int(memory), "--save" in more, None)]
         return [verify._check(row) for row in found]
 
     patch.setattr(verify, "_clean_process", rows)

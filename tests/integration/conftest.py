@@ -96,7 +96,7 @@ def reference(local_ray: None, text: Path, tmp_path_factory: pytest.TempPathFact
     """
     mine = tmp_path_factory.getbasetemp()
     made = (mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine) / "reference"
-    windows = {"samples": 64, "gradient_samples": 64, "segments": 8}
+    windows = {"samples": 64, "gradient_samples": 32, "segments": 8}
     config = ask(made / "model", made / "prose.txt", made / "output", **windows)
     made.mkdir(exist_ok=True)
     with (made / "lock").open("w") as lock:

@@ -134,7 +134,7 @@ def until(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         now = time.monotonic()
         assert now < start + _HANG_S, f"not within {_HANG_S:g} s: {what}"
-        time.sleep(max(0.002, 4 * (now - before)))  # what it looks at needs the processors, too
+        time.sleep(max(0.005, 9 * (now - before)))  # what it looks at needs the processors, too
         before = time.monotonic()
 
 

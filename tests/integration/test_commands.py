@@ -65,10 +65,10 @@ def copied(reference: Reference, tmp_path: Path) -> Path:
     return Path(shutil.copytree(reference.output.path, tmp_path / "checkpoint"))
 
 
-def test_a_finished_run_is_not_done_again(reference: Reference) -> None:
+def test_a_finished_run_is_not_done_again(reference: Reference, here: list[str]) -> None:
     run_dir = reference.config.run_folder
     output, items = file_sums(local(reference.output.path)), item_attempts(run_dir, *KINDS)
-    code, _, log = run(*flags(reference.config))
+    code, _, log = run(*flags(reference.config), *here)
     assert code == 0, log
     assert f"{reference.output.path}: already there, nothing to do" in log
     assert file_sums(local(reference.output.path)) == output
@@ -201,7 +201,7 @@ def test_evaluate_writes_its_figures(reference: Reference, text: Path, tmp_path:
 
 
 def test_help_names_every_command() -> None:
-    code, printed, _ = run_cold("--help")
+    code, printed, _ = run_cold("--help", command=SVDLLM)
     assert code == 0
     for command in ("compress", "plan", "evaluate", "verify", "status", "demo"):
         assert f" {command} " in printed
@@ -213,6 +213,6 @@ def test_a_bare_working_directory_is_enough(tmp_path: Path) -> None:
     # Machines that are described: what this host has free changes from one call to the next.
     machines = ("--gpus", 2, "--gpu-type", "h100", "--host-memory", "1TB")
     bare = run_cold(*asked, *machines, folder=copy_packages(tmp_path / "bare"))
-    assert bare == run_cold(*asked, *machines, command=SVDLLM, folder=tmp_path)
+    assert bare == run(*asked, *machines)
     assert bare[0] == 0, bare
     assert "2 workers of 2, h100" in bare[1]

@@ -7,6 +7,13 @@ import pytest
 
 from tests.contract import CHECKS, Subject
 from tests.kinds import KINDS
+from tests.loads import load_here
+
+
+@pytest.fixture(autouse=True)
+def _loads_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In clean processes, test_any_decoder loads a dozen kinds."""
+    load_here(monkeypatch)
 
 
 @pytest.fixture(scope="module", params=[*KINDS, "phi, lm_head"])

@@ -102,9 +102,9 @@ def test_kinds_are_named_once() -> None:
 
 @pytest.mark.slow
 def test_a_thousand_layers_are_described() -> None:
-    config = json.loads(tiny_config("llama").to_json_string())
-    spec = planned(config | {"num_hidden_layers": 1000}, "config.json", "F32")
-    assert (spec.layers, len(spec.matrices)) == (1000, 7000)
+    config = json.loads(tiny_config("mpt").to_json_string())
+    spec = planned(config | {"n_layers": 1000}, "config.json", "F32")
+    assert (spec.layers, len(spec.matrices)) == (1000, 6000)
 
 
 @pytest.mark.parametrize("extra", ["output_router_logits", "output_hidden_states", "return_dict"])
