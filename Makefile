@@ -46,19 +46,18 @@ $(BIN)/pip:
 demo: install  ## compress a real small model end to end and print what it cost
 	$(BIN)/svdllm demo --work-dir $(DEMO_DIR)
 
-quick: check  ## lint, types and the unit tests that take no more than seconds
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses $(PYTEST_PROCESSES) \
-	    -m "not slow" tests/unit $(PYTEST_ARGS)
-
 # The check has what the tests leave of the processors; what it found is printed after them.
-test: install  ## lint, types and every test
+quick test: install
 	@mkdir -p build; rm -f build/check.log; \
 	$(MAKE) --no-print-directory --jobs=2 pytest check-aside; failed=$$?; \
 	cat build/check.log; exit $$failed
+quick: export TESTS := -m "not slow" tests/unit
+quick:  ## lint, types and the unit tests that take no more than seconds
+test:  ## lint, types and every test
 
 pytest:
 	$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist loadfile \
-	    --no-loadscope-reorder $(PYTEST_ARGS)
+	    --no-loadscope-reorder $(TESTS) $(PYTEST_ARGS)
 
 check-aside:
 	@nice -n 19 $(MAKE) check > build/check.log 2>&1

@@ -1,4 +1,8 @@
-"""One embedded Ray for all tests that run in this process, and one undisturbed run."""
+"""One embedded Ray for all tests that run in this process, and one undisturbed run.
+
+Who starts the processes of xdist reads this file, too, and runs no test: fixtures import what takes
+seconds.
+"""
 
 import contextlib
 import fcntl
@@ -8,21 +12,16 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
-import ray
-from torch.utils import collect_env
 
-from pipeline.compress import compress
-from schemas.request.config import RunConfig
-from schemas.result.manifest import OutputResult
 from tests.integration import asker, warm
-from tests.integration.rays import small_ray
-from tests.integration.support import ask
-from tests.models import tiny_model
 from tests.prose import prose
-from workers.checkpoint import verify
+
+if TYPE_CHECKING:
+    from schemas.request.config import RunConfig
+    from schemas.result.manifest import OutputResult
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -52,6 +51,10 @@ def endpoint() -> Iterator[Endpoint]:
 @pytest.fixture(scope="module", autouse=True)
 def _warm_checks() -> Iterator[None]:
     """What the server of processes changes is changed here, too; unit tests know nothing of it."""
+    from torch.utils import collect_env
+
+    from workers.checkpoint import verify
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verify, "INTERPRETER", (sys.executable, asker.__file__))
         patch.setattr(collect_env, "get_pretty_env_info", str)
@@ -61,6 +64,10 @@ def _warm_checks() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def local_ray(endpoint: Endpoint) -> Iterator[None]:
     """A Ray of three CPUs in this process, with warm workers; `compress` uses it as it is."""
+    import ray
+
+    from tests.integration.rays import small_ray
+
     with small_ray():
         ray.init(
             address="local",
@@ -84,8 +91,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Reference(NamedTuple):
     """A run of one worker that nothing disturbed."""
 
-    config: RunConfig
-    output: OutputResult
+    config: "RunConfig"
+    output: "OutputResult"
 
 
 @pytest.fixture(scope="session")
@@ -94,6 +101,10 @@ def reference(local_ray: None, text: Path, tmp_path_factory: pytest.TempPathFact
 
     One process makes it for all of a run; each has a copy of what it wrote.
     """
+    from pipeline.compress import compress
+    from tests.integration.support import ask
+    from tests.models import tiny_model
+
     mine = tmp_path_factory.getbasetemp()
     made = (mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine) / "reference"
     windows = {"samples": 64, "gradient_samples": 32, "segments": 8}
@@ -114,7 +125,7 @@ def reference(local_ray: None, text: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def config(reference: Reference, tmp_path: Path) -> RunConfig:
+def config(reference: Reference, tmp_path: Path) -> "RunConfig":
     """The run of `reference` on two workers, elsewhere."""
     cluster = reference.config.cluster.model_copy(update={"workers": 2})
     return reference.config.model_copy(update={"output": tmp_path / "out", "cluster": cluster})

@@ -257,6 +257,7 @@ def large(request: pytest.FixtureRequest) -> Large:
     return Large(losses, factors, found)
 
 
+@pytest.mark.slow
 def test_a_large_model_uses_its_budget_to_a_thousandth(large: Large) -> None:
     assert sum(loss.matrix.size for loss in large.losses) > 10_000_000
     for ratio, found in large.found.items():
@@ -264,6 +265,7 @@ def test_a_large_model_uses_its_budget_to_a_thousandth(large: Large) -> None:
         assert 0.999 * budget <= found.parameters(large.losses, large.factors) <= budget
 
 
+@pytest.mark.slow
 def test_removing_more_never_loses_less(large: Large) -> None:
     measured = [measure(large.losses, large.factors, found) for found in large.found.values()]
     parameters, nats = zip(*measured, strict=True)
@@ -271,6 +273,7 @@ def test_removing_more_never_loses_less(large: Large) -> None:
     assert sorted(nats) == list(nats)
 
 
+@pytest.mark.slow
 def test_global_ranks_lose_no_more_than_uniform_ones(large: Large) -> None:
     for ratio, found in large.found.items():
         even = uniform(large.losses, ratio, large.factors)

@@ -46,6 +46,7 @@ def plan_command(name: str, flags: str) -> int:
     return CliRunner().invoke(app, [*command, *shlex.split(flags)]).exit_code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "flags"), REFUSED)
 def test_every_remedy_works_when_it_is_followed(
     name: str, flags: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch

@@ -155,6 +155,7 @@ def test_matrices_are_factorised_while_the_weights_are_there() -> None:
     assert memory.device == memory.weights + memory.factorise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("memory", ["140GB", "80GB", "48GB", "40GB"])
 def test_a_plan_covers_the_model_once_within_its_memory(name: str, memory: str) -> None:

@@ -63,6 +63,7 @@ def test_experts_are_left_alone(mixtral: Path) -> None:
     assert len(found.matrices) == 2 * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_are_the_published_ones(name: str) -> None:
     spec = read_spec(str(SHAPES / f"{name}.json"), None)

@@ -1,5 +1,6 @@
 """A model in a process of its own: how it fails, and how it ends."""
 
+import multiprocessing
 import os
 import pickle
 import signal
@@ -23,8 +24,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("base"))
 
 
-@pytest.mark.slow
-def test_a_process_that_ends_is_named(base: Path) -> None:
+def test_a_process_that_ends_is_named(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(process, "get_context", lambda _: fork)  # imports nothing anew
     with ModelProcess("the model", base, BenchConfig(checkpoint=str(base))) as one:
         one._pool.submit(os._exit, 1)
         with pytest.raises(WorkerDiedError, match="the model: its process ended during load"):

@@ -122,6 +122,7 @@ def test_the_lowest_ratio_within_a_number_of_parameters(start: Callable[..., Run
     assert whole - less.dense_parameters + less.parameters > whole - 5000
 
 
+@pytest.mark.slow
 def test_the_highest_ratio_within_a_loss(start: Callable[..., Runs]) -> None:
     tried = list[float]()
     run = start(kl=0.05, tolerance=0.01)
