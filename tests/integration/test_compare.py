@@ -1,6 +1,7 @@
 """Methods at equal parameters on one model, by one command that continues where it stopped."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from schemas.errors import BudgetError, ConfigError, RunError
 from schemas.request.comparison import ComparisonConfig
 from schemas.request.evaluation import EvaluationConfig, TasksConfig
 from schemas.request.groups import CalibrationConfig, ClusterConfig, NumericsConfig
-from schemas.request.methods import METHODS
+from schemas.request.methods import METHODS, Method
 from schemas.result.comparison import ComparisonReport, title
 from schemas.result.evaluation import EvaluationReport
 from tests.integration.support import CALIBRATION, item_attempts
@@ -82,6 +83,23 @@ def test_every_method_is_there_at_equal_parameters(report: ComparisonReport) -> 
         assert one.kl
         assert other.kl
         assert (row.predicted is not None) == (row.method == "two-sided")
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m]["factors"] == "plain"])
+def test_the_papers_methods(report: ComparisonReport, method: Method) -> None:
+    [row] = [row for row in report.rows if (row.method, row.ratio) == (method, 0.5)]
+    done = read_compression(Path(row.place))
+    assert done.method == {"preset": method} | METHODS[method]
+    assert done.targeted_after <= 0.5 * done.targeted_before
+    assert {row.encoding for row in done.matrices} == {"plain"}
+    assert all(row.parameters == (row.rank or 0) * sum(row.shape) for row in done.matrices)
+    assert done.fallbacks == ()
+    uniform = {  # v1 and older ones: every matrix within one rank step of the target
+        row.name: int(0.5 * math.prod(row.shape) / sum(row.shape)) for row in done.matrices
+    }
+    assert ({row.name: row.rank for row in done.matrices} == uniform) == (
+        METHODS[method]["allocation"] == "uniform"
+    )
 
 
 def test_moments_are_shared(request_: ComparisonConfig, report: ComparisonReport) -> None:

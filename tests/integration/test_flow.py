@@ -14,7 +14,6 @@ from pipeline.report.page import render_report
 from pipeline.report.read import read_reported
 from pipeline.request.again import at_ratios
 from schemas.request.export import ExportConfig
-from schemas.request.methods import METHODS, Method
 from schemas.result.manifest import Manifest, OutputResult
 from schemas.result.report import ReportFacts
 from tests.integration.conftest import Reference
@@ -251,26 +250,6 @@ def test_what_is_not_targeted_is_the_base_bit_for_bit(flow: Flow) -> None:
     for output in flow.outputs:
         stored = load_file(output.path / "model.safetensors")
         assert all(torch.equal(stored[name], base[name]) for name in kept)
-
-
-@pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m]["factors"] == "plain"])
-def test_the_papers_methods(method: Method, local_ray: None, text: Path, tmp_path: Path) -> None:
-    base = tiny_model(tmp_path / "base", hidden_size=48, intermediate_size=96)
-    config = ask(base, text, tmp_path / "output", ratio=0.4, method=method)
-    (output,) = compress(config).outputs
-    assert all(check.passed for check in output.checks)
-    done = read_compression(output)
-    assert done.method == {"preset": method} | METHODS[method]
-    assert done.targeted_after <= 0.6 * done.targeted_before
-    assert {row.encoding for row in done.matrices} == {"plain"}
-    assert all(row.parameters == (row.rank or 0) * sum(row.shape) for row in done.matrices)
-    assert done.fallbacks == ()
-    uniform = {  # v1 and older ones: every matrix within one rank step of the target
-        row.name: int(0.6 * math.prod(row.shape) / sum(row.shape)) for row in done.matrices
-    }
-    assert ({row.name: row.rank for row in done.matrices} == uniform) == (
-        METHODS[method]["allocation"] == "uniform"
-    )
 
 
 def test_another_ratio_measures_nothing_anew(reference: Reference, tmp_path: Path) -> None:
