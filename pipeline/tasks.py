@@ -23,6 +23,8 @@ from workers.storage.files import write_text
 from workers.storage.models import read_model
 from workers.text.documents import require_readable
 
+_RESULTS = Path("svdllm-tasks")  # the folder of what is found, if none is named
+
 
 class Pair(NamedTuple):
     """A model, a task, and the file of what that model gets on that task."""
@@ -106,8 +108,8 @@ def _pairs(config: EvaluationConfig, harness: Harness, folders: Sequence[Path]) 
         model = [harness.checksums(folder), config.dtype, device]
         for task, identity in harness.identities.items():
             plain = re.sub(r"[^\w.-]+", "_", task)
-            file = config.tasks.results / f"{plain}.{fingerprint([model, identity])}.json"
-            found.append(Pair(number, task, file))
+            name = f"{plain}.{fingerprint([model, identity])}.json"
+            found.append(Pair(number, task, (config.tasks.results or _RESULTS) / name))
     return found
 
 

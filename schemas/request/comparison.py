@@ -177,8 +177,7 @@ class ComparisonConfig(Request):
 
     def solved(self, base: Path, checkpoint: str, dtype: str) -> EvaluationConfig:
         """The tasks of a checkpoint, beside the base; what is found is kept for the next one."""
-        own = "results" in self.tasks.model_fields_set
-        results = {} if own else {"results": self.output / "tasks"}
+        results = {"results": self.tasks.results or self.output / "tasks"}
         given: dict[str, Any] = {
             "checkpoint": checkpoint,
             "baseline": str(base),

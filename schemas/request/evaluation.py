@@ -1,6 +1,5 @@
 """The configuration of `svdllm evaluate`."""
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -43,8 +42,10 @@ class TasksConfig(Request):
     chat_template: Annotated[bool, Flag("chat-template")] = Field(
         False, description="Ask through the chat template of each tokenizer"
     )
-    results: Annotated[LocalPath, Flag("results")] = Field(
-        Path("svdllm-tasks"),
+    results: Annotated[
+        LocalPath | None, Flag("results", unset="svdllm-tasks; of compare, tasks in its output")
+    ] = Field(
+        None,
         description="Folder that keeps what each model got on each task; a later command takes it "
         "from there",
     )
