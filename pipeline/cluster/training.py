@@ -39,6 +39,7 @@ from workers.storage.store import Store
 from workers.storage.tensorfile import entries
 
 _LOOK_EVERY_S = 1.0
+_COORDINATOR = "AutoscalingCoordinator"  # and its namespace
 _START_S = 60.0  # how long Ray Train waits for its workers each time
 
 
@@ -61,7 +62,7 @@ def train(job: Job, inputs: Inputs, progress: Progress, require: Callable[[], No
     layers = job.spec.layers if job.config.refinement.enabled else 0
     steps = job.config.recovery.steps(len(text.windows)) if job.config.recovery.enabled else 0
     found = None
-    with progress.stage("recover", layers + steps, "steps") as stage:
+    with progress.stage("recover", layers + steps, "steps") as stage, _coordinator_ends():
         while found is None:
             _tidy(training / job.identity, progress)
             begun, fit = stage.done, _fit(job)
@@ -108,6 +109,18 @@ def _tidy(place: Location, progress: Progress) -> None:
         return
     for name in there - known:
         remove_below(place / name)
+
+
+@contextlib.contextmanager
+def _coordinator_ends() -> Iterator[None]:
+    """End the actor by which Ray Train asks the autoscaler for workers. It would stay, and ask for
+    nothing three times a minute, in the place of what jobs after this one ask for.
+    """
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # it never started
+            ray.kill(ray.get_actor(_COORDINATOR, _COORDINATOR))
 
 
 def _fit(job: Job) -> "_Fit":

@@ -10,7 +10,7 @@ from schemas.run.plan import WorkerFacts
 from workers.process.devices import compute_dtype, find_device, training_dtype
 
 
-@ray.remote(max_retries=0)
+@ray.remote(max_retries=0, max_calls=1)  # its process would hold a context of the GPU
 def probe(device: Device, dtype: DType, stored: str) -> WorkerFacts:
     """Return what a worker would run on, on the node of this task."""
     found = own_device(device)
