@@ -14,6 +14,7 @@ from time import monotonic, sleep
 
 import ray
 from ray.autoscaler.sdk import request_resources
+from ray.exceptions import RayError
 
 _LOOK_EVERY_S = 5.0
 _ASK_EVERY_S = 30.0
@@ -24,7 +25,7 @@ def wait_for_gpus(wanted: int, within_s: float) -> int:
     """GPUs of the cluster, as soon as there are as many as wanted, or when the time is over."""
     end, before = monotonic() + within_s, -1
     while True:
-        request_resources(bundles=[{"GPU": 1}] * wanted)
+        _ask([{"GPU": 1}] * wanted)
         there = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
         if there != before:
             print(f"{there} of {wanted} GPUs are there", flush=True)
@@ -43,7 +44,7 @@ def with_gpus(wanted: int, within_s: float, command: list[str]) -> int:
             return 3
         return _run(command, [{"GPU": 1}] * wanted)
     finally:
-        request_resources(bundles=[])
+        _ask([])
 
 
 def _run(command: list[str], bundles: list[dict[str, float]]) -> int:
@@ -51,7 +52,7 @@ def _run(command: list[str], bundles: list[dict[str, float]]) -> int:
 
     def let_go(*_: object) -> None:
         bundles.clear()
-        request_resources(bundles=bundles)
+        _ask(bundles)
 
     # `ray job stop` signals the command too, and soon kills what has not ended: let go at once.
     signal.signal(signal.SIGTERM, let_go)
@@ -60,7 +61,15 @@ def _run(command: list[str], bundles: list[dict[str, float]]) -> int:
             try:
                 return running.wait(_ASK_EVERY_S)
             except subprocess.TimeoutExpired:
-                request_resources(bundles=bundles)
+                _ask(bundles)
+
+
+def _ask(bundles: list[dict[str, float]]) -> None:
+    """Ask, if the cluster hears it: the command is worth more than the request."""
+    try:
+        request_resources(bundles=bundles)
+    except (RayError, OSError) as error:
+        print(f"warning: the autoscaler did not answer: {error}", flush=True)
 
 
 def main() -> int:

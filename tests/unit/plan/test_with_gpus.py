@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import RayError
 
 from deploy import with_gpus
 from pipeline.cli.nightly import NOTHING_WAITS
@@ -51,6 +52,17 @@ def test_it_runs_with_those_that_came_in_time(
     monkeypatch.setattr(with_gpus, "monotonic", lambda: next(clock))
     assert with_gpus.with_gpus(8, 10.0, EXIT_7) == 7
     assert asked == [8, 8, 0]
+
+
+def test_a_request_that_is_not_heard_fails_no_command(
+    asked: list[int], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(bundles: object) -> None:
+        raise RayError("deadline exceeded")
+
+    monkeypatch.setattr(with_gpus, "request_resources", fail)
+    assert with_gpus.with_gpus(4, 1e9, EXIT_7) == 7
+    assert "the autoscaler did not answer: deadline exceeded" in capfd.readouterr().out
 
 
 def test_without_any_it_does_not_run(asked: list[int], capfd: pytest.CaptureFixture[str]) -> None:
