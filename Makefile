@@ -101,7 +101,7 @@ serve-check: install  ## serve CHECKPOINT="folder ..." with an unmodified engine
 report-check: install  ## open REPORT=report.html in headless Chromium, take screenshots of it
 	$(BIN)/python -m tests.campaigns.report_check $(REPORT) --output build/report-check
 
-chaos: install  ## kill workers, nodes and the driver of 22 seeded runs, compare their bytes (long)
+chaos: install  ## kill workers, nodes and the driver of 24 seeded runs, compare their bytes (long)
 	$(BIN)/python -m tests.campaigns.chaos
 
 month: install  ## thirty nights over a training run, with kills and overlaps (long)

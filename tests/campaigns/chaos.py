@@ -123,7 +123,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=int, default=22)
+    parser.add_argument("--runs", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0, help="of the first run")
     parser.add_argument("--layers", type=int, default=6, help="of SmolLM2")
     parser.add_argument("--model", type=Path, help="another checkpoint")

@@ -62,7 +62,7 @@ class FailedRunError(Exception):
 
 
 def drawn(seed: int) -> list[Kill]:
-    """One kill of each kind of thing; eleven seeds in a row cover every stage with each."""
+    """One kill of each kind of thing; twelve seeds in a row cover every stage with each."""
     round_, turn = divmod(seed, len(STAGES))
     draw, kills = random.Random(seed), []
     for what in ("worker", "node", "driver"):

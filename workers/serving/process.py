@@ -27,7 +27,7 @@ class ModelProcess:
         self._pool = ProcessPoolExecutor(1, get_context("spawn"), _start, (folder, config))
 
     def __enter__(self) -> Self:
-        self._pool.submit(_started)  # processes import their libraries side by side
+        self._pool.submit(os.getpid)  # processes import their libraries side by side
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -101,10 +101,6 @@ def measure_alone(job: Job) -> Measured:
         model.prepare(workload)
         rounds.append(tuple(model.measure(workload) for _ in range(config.rounds)))
     return Measured(loaded, tuple(rounds), model.peak_bytes())
-
-
-def _started() -> None:
-    """Do nothing, in a process that has imported all."""
 
 
 def _start(folder: Path, config: BenchConfig) -> None:
