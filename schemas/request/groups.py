@@ -125,6 +125,13 @@ class AllocationConfig(Request):
     method: Annotated[Allocation, Flag("allocation", unset=OF_METHOD)] = Field(
         "loss-aware", description="How ranks are shared out among matrices"
     )
+    min_ratio: float = Field(
+        0.0,
+        ge=0.0,
+        le=0.5,
+        description="Least of one matrix that loss-aware removes by a lower rank, else it stays "
+        "dense: two products in the place of one cost time, which smaller ones have to save",
+    )
     max_ratio: float = Field(
         0.9,
         gt=0.0,

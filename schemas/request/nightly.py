@@ -112,7 +112,9 @@ class NightlyConfig(CompressionConfig):
         trained = {"refinement"} if self.refinement.enabled else set()
         trained |= {"recovery"} if self.trains else set()  # it has the texts of both
         found = self.model_dump(
-            mode="json", include=own | trained | {"calibration", "evaluation", "numerics"}
+            mode="json",
+            include=own | trained | {"calibration", "evaluation", "numerics"},
+            exclude=None if self.allocation.min_ratio else {"allocation": {"min_ratio"}},
         )
         if self.targets != TargetsConfig():
             found["targets"] = self.targets.model_dump(mode="json")

@@ -90,7 +90,9 @@ class Identities(Schema):
         of `split` are cut in parts, and `wide` neurons had to stay.
         """
         asked = config.allocation
-        bound = [asked.max_ratio] if ALLOCATIONS[asked.method].bounded else []
+        row = ALLOCATIONS[asked.method]
+        bound = [asked.max_ratio] if row.bounded else []
+        bound += [asked.min_ratio] if asked.min_ratio and row.nats and row.ranks else []
         kept = [sorted(given_up)] if given_up else []
         chosen = [config.targets.model_dump(mode="json"), list(config.ratio_by.items())]
         trained = [self.recovery] if self.recovery else []

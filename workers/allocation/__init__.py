@@ -26,7 +26,8 @@ def allocate(
     row = ALLOCATIONS[asked.method]
     if row.nats:
         less = neurons if row.neurons else ()
-        return loss_aware(losses, ratio, factors, less, row.ranks, row.one_width)
+        least = asked.min_ratio if row.ranks else 1.0
+        return loss_aware(losses, ratio, factors, less, least, row.one_width)
     if row.bounded:
         return svd_llm_v2(losses, ratio, factors, asked.max_ratio)
     return uniform(losses, ratio, factors)

@@ -19,7 +19,7 @@ def loss_aware(
     ratio: float,
     factors: Factors,
     neurons: Sequence[NeuronsLoss] = (),
-    ranks: bool = True,
+    min_ratio: float = 0.0,
     one_width: bool = False,
 ) -> Ranks:
     """Minimise sum of nats(k_i) subject to sum of parameters(k_i) <= (1 - ratio) sum of m n.
@@ -27,12 +27,13 @@ def loss_aware(
     For a multiplier, each matrix takes its best choice among every rank on its grid and dense (the
     pivoted cost is concave in k, so marginal gains mislead), and matrices that share `neurons` take
     the better of their own choices and of fewer neurons; the multiplier is bisected; the rest of
-    the budget is spent on the best steps that fit. Without `ranks` a matrix is dense, or loses
-    neurons; with `one_width`, all MLPs that have as many neurons keep as many. Never over the
-    budget. Raises ConfigError if the least of everything is over it.
+    the budget is spent on the best steps that fit. A rank removes at least `min_ratio` of its
+    matrix, so with 1 a matrix is dense, or loses neurons; with `one_width`, all MLPs that have as
+    many neurons keep as many. Never over the budget. Raises ConfigError if the least of everything
+    is over it.
     """
     groups = _as_wide(neurons) if one_width else [[loss] for loss in neurons]
-    blocks = _blocks([_of_matrix(loss, factors, ranks) for loss in losses], groups)
+    blocks = _blocks([_of_matrix(loss, factors, min_ratio) for loss in losses], groups)
     budget = whole((1 - ratio) * sum(loss.matrix.size for loss in losses))
     least = sum(menu.least for block in blocks for menu in block.smallest)
     if least > budget:
@@ -91,13 +92,14 @@ class _Block(NamedTuple):
         return [(menu, pick) for menu, pick, _ in cheapest]
 
 
-def _of_matrix(loss: MatrixLoss, factors: Factors, ranks: bool) -> _Menu:
+def _of_matrix(loss: MatrixLoss, factors: Factors, min_ratio: float) -> _Menu:
     matrix = loss.matrix
     if loss.nats is None:
         raise ConfigError(f"{matrix.name}: loss-aware allocation needs gradients")
-    on_grid = range(loss.grid, loss.ranks + 1, loss.grid) if ranks else ()
+    on_grid = range(loss.grid, loss.ranks + 1, loss.grid)
     priced = {k: matrix.stored_parameters(factors, k) for k in on_grid}
-    worth = [k for k, price in priced.items() if price < matrix.size]
+    most = min((1 - min_ratio) * matrix.size, matrix.size - 1)
+    worth = [k for k, price in priced.items() if price <= most]
     tail = loss.nats * loss.tail()
     return _Menu(
         (matrix.name,),

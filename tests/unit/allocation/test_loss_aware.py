@@ -186,6 +186,24 @@ def test_dense_is_taken_where_factors_would_be_dearer(factors: Factors) -> None:
             assert rank is None or rank < (10 if factors == "plain" else 20)
 
 
+@pytest.mark.parametrize("factors", FACTORS)
+def test_a_rank_removes_at_least_what_is_asked_or_the_matrix_stays_dense(
+    factors: Factors,
+) -> None:
+    losses = [loss_of(matrix(i, 24, 20), exponential(20, 1.5)) for i in range(5)]
+    whole = sum(loss.matrix.size for loss in losses)
+
+    def shares(found: Ranks) -> list[float]:
+        ranks = [(loss.matrix, found.ranks[loss.matrix.name]) for loss in losses]
+        return [1 - one.stored_parameters(factors, rank) / one.size for one, rank in ranks]
+
+    free, found = (loss_aware(losses, 0.1, factors, min_ratio=at) for at in (0.0, 0.5))
+    assert any(0 < share < 0.5 for share in shares(free))
+    assert all(share == 0 or share >= 0.5 for share in shares(found))
+    assert found.parameters(losses, factors) <= 0.9 * whole
+    assert measure(losses, factors, free)[1] <= measure(losses, factors, found)[1]
+
+
 def test_equal_matrices_share_what_can_be_shared() -> None:
     losses = [loss_of(matrix(i, 20, 20), exponential(20, 1.5)) for i in range(5)]
     found = loss_aware(losses, 0.5, "plain").ranks

@@ -110,7 +110,7 @@ def test_what_is_cheaper_is_taken_in_each_mlp() -> None:
 def test_without_ranks_mlps_are_narrower_and_all_else_is_dense(ratio: float) -> None:
     losses, neurons = problem([1e-3, 10.0])
     other = loss_of(matrix(2, 20, 20), exponential(20, 1.2))
-    found = loss_aware([*losses, other], ratio, "pivoted", neurons, ranks=False)
+    found = loss_aware([*losses, other], ratio, "pivoted", neurons, min_ratio=1.0)
     cut = {name for name, rank in found.ranks.items() if rank is not None}
     assert cut == found.pruned
     assert other.matrix.name not in cut
@@ -127,7 +127,7 @@ def test_mlps_of_one_size_keep_one_width(ratio: float) -> None:
     losses += [loss_of(one, power(HIDDEN, 1.0)) for one in wide.matrices]
     curve = (1e-3 * 1.1 ** torch.arange(2 * COUNT - 1, dtype=torch.float64)).cumsum(0)
     neurons.append(NeuronsLoss(wide, curve, 0.5))
-    found = loss_aware(losses, ratio, "pivoted", neurons, ranks=False, one_width=True)
+    found = loss_aware(losses, ratio, "pivoted", neurons, min_ratio=1.0, one_width=True)
 
     def cost(kept: int, of_wide: int) -> int:
         return 2 * neurons[0].neurons.parameters(kept) + wide.parameters(of_wide)
@@ -153,10 +153,10 @@ def test_mlps_of_one_size_keep_one_width(ratio: float) -> None:
 def test_what_one_mlp_cannot_lose_none_of_its_size_loses() -> None:
     losses, neurons = problem([1e-6, 1e-6])
     few = [neurons[0], neurons[1]._replace(losses=neurons[1].losses[:4])]
-    found = loss_aware(losses, 0.2, "pivoted", few, ranks=False, one_width=True)
+    found = loss_aware(losses, 0.2, "pivoted", few, min_ratio=1.0, one_width=True)
     assert set(found.ranks.values()) == {COUNT - 4}
     with pytest.raises(ConfigError, match="the least of all 6 matrices"):
-        loss_aware(losses, 0.4, "pivoted", few, ranks=False, one_width=True)
+        loss_aware(losses, 0.4, "pivoted", few, min_ratio=1.0, one_width=True)
 
 
 def test_what_neurons_cannot_give_is_refused() -> None:
@@ -164,7 +164,7 @@ def test_what_neurons_cannot_give_is_refused() -> None:
     other = loss_of(matrix(2, 60, 60), exponential(60, 1.2))
     assert loss_aware([*losses, other], 0.5, "pivoted", neurons).ranks[other.matrix.name]
     with pytest.raises(ConfigError, match="the least of all 7 matrices takes 3,672 parameters"):
-        loss_aware([*losses, other], 0.5, "pivoted", neurons, ranks=False)
+        loss_aware([*losses, other], 0.5, "pivoted", neurons, min_ratio=1.0)
 
 
 def test_nothing_is_removed_at_ratio_0() -> None:

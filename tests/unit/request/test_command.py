@@ -24,6 +24,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "a method": {"method": "svd-llm"},
     "no removal of neurons": {"allocation": {"method": "loss-aware-ranks"}},
     "neurons that fire more": {"numerics": {"neuron_floor": 0.1}},
+    "a least": {"allocation": {"min_ratio": 0.3}},
     "a method but for one part": {"method": "svd-llm", "factors": "pivoted"},
     "parts": {"truncation": "input-only", "allocation": {"method": "uniform"}, "factors": "plain"},
     "a bound": {"method": "svd-llm-v2", "allocation": {"max_ratio": 0.75, "rank_multiple": 16}},

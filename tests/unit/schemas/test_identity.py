@@ -154,6 +154,15 @@ def test_what_changes_no_number_changes_nothing(change: dict[str, Any]) -> None:
     assert of(**change) == of()
 
 
+def test_the_least_that_a_rank_removes_counts_if_ranks_are_lowered() -> None:
+    def output(method: str, least: float) -> str:
+        return of().output(config(allocation={"method": method, "min_ratio": least}), 0.2)
+
+    for method in ("loss-aware", "loss-aware-ranks"):
+        assert len({output(method, least) for least in (0.0, 0.25, 0.4)}) == 3
+    assert output("loss-aware-neurons", 0.0) == output("loss-aware-neurons", 0.4)
+
+
 def test_a_setting_that_is_not_used_changes_nothing() -> None:
     unused = {"shrinkage": 0.5, "input_shrinkage": 0.5, "pivot_bound": 2.0}
     assert of(method="svd-llm", numerics=unused) == of(method="svd-llm")
