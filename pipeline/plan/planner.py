@@ -124,6 +124,7 @@ def _describe(costs: Costs, cluster: ClusterSpec, layout: Layout, speed: Rates |
         targeted_parameters=spec.targeted,
         kinds=_kinds(spec),
         ratios=tuple(_ratio_plan(costs, ratio) for ratio in dict.fromkeys(costs.config.ratio)),
+        cuts=len(costs.config.ratio),
         rank_multiple=costs.config.allocation.rank_multiple or 1,
         memory=layout.memory,
         recovery=held,

@@ -79,8 +79,11 @@ class Planned(NamedTuple):
 
 def planned(plan: Plan) -> dict[StageName, Planned]:
     """Return what a plan says of stages, as far as throughputs are known."""
-    often = {name: len(plan.waves) for name in IN_A_WAVE}
-    often |= {name: max(len(plan.ratios), 1) for name in OF_AN_OUTPUT}
+    waves = len(plan.waves)
+    often = dict.fromkeys(IN_A_WAVE, waves) | dict.fromkeys(OF_AN_OUTPUT, plan.cuts)
+    often["evaluate"] = plan.cuts + 1  # of the base, too
+    if any(stage.name == "calibrate backward" for stage in plan.stages):
+        often["load"] = 2 * waves - 1  # backward, only the last wave is still there
     return {s.name: Planned(s.total, often.get(s.name, 1)) for s in plan.stages if s.total}
 
 

@@ -123,7 +123,7 @@ class DiskUse(Schema):
     partial_sums: int
     training: int = 0
     recovered: int = 0
-    factors: int
+    factors: int = 0
     outputs: int
 
     @property
@@ -188,9 +188,10 @@ class Plan(Schema):
     """What a run does, on which machines, and what it takes.
 
     The shards are in the order of the layers. `chain` of them run at once, one per worker, on
-    `replicas` copies of the chain; the next `chain` shards are the next wave. Ranks are multiples
-    of `rank_multiple`. `seconds` is the whole run; `bottleneck` names the longest stage and the
-    resource that limits it; `assumed` lists assumptions behind these figures that nobody stated or
+    `replicas` copies of the chain; the next `chain` shards are the next wave. There are `cuts`
+    cuts: at several ratios, or trials of one. Ranks are multiples of `rank_multiple`. `seconds` is
+    the whole run; `bottleneck` names the longest stage and the resource that limits it; `assumed`
+    lists assumptions behind these figures that nobody stated or
     measured. Of several `rounds`, these figures are the last one's.
     """
 
@@ -202,6 +203,7 @@ class Plan(Schema):
     targeted_parameters: int
     kinds: tuple[MatrixKind, ...]
     ratios: tuple[RatioPlan, ...]
+    cuts: int = 1
     rank_multiple: int = 1
     memory: WorkerMemory
     recovery: RecoveryMemory | None = None

@@ -39,6 +39,7 @@ OF_AN_OUTPUT: tuple[StageName, ...] = (
     "allocate",
     "truncate",
     "adopt",
+    "recover",
     "write",
     "assemble",
     "verify",

@@ -19,7 +19,7 @@ PLAN: Any = SimpleNamespace(
         for name, total in {"load": 10.0, "factorise": 100.0, "verify": 20.0, "start": None}.items()
     ],
     waves=[()],
-    ratios=(),
+    cuts=1,
 )
 
 
@@ -69,7 +69,7 @@ def test_waves_and_ratios_that_are_to_come_count(
             for name, total in {"load": 10.0, "factorise": 100.0, "verify": 40.0}.items()
         ],
         waves=[()] * 4,
-        ratios=(0.2, 0.4),
+        cuts=2,
     )
     found = planned(plan)
     spent = {
@@ -77,6 +77,21 @@ def test_waves_and_ratios_that_are_to_come_count(
         for name, count in ended.items()
     }
     assert seconds_left(found, spent, ended, now) == pytest.approx(left)
+
+
+def test_some_stages_run_more_often_than_waves_or_ratios() -> None:
+    names = ("load", "calibrate backward", "recover", "verify", "evaluate", "teach")
+    plan: Any = SimpleNamespace(
+        stages=[SimpleNamespace(name=name, total=60.0) for name in names], waves=[()] * 3, cuts=2
+    )
+    assert {name: found.times for name, found in planned(plan).items()} == {
+        "load": 5,
+        "calibrate backward": 3,
+        "recover": 2,
+        "verify": 2,
+        "evaluate": 3,
+        "teach": 1,
+    }
 
 
 def test_without_a_plan_only_a_stage_under_way_says_how_long() -> None:
