@@ -225,15 +225,15 @@ class _Work:
             outcome = [self._judged(row, output) for output in result.outputs]
         except _ENDING:
             raise
-        except (CompressorError, FileNotFoundError) as error:  # the trainer may remove it meanwhile
-            self._progress.warn(f"{checkpoint.name}: failed: {error}")
+        except Exception as error:
+            # A trainer may remove a checkpoint meanwhile.
+            foreseen = isinstance(error, (CompressorError, FileNotFoundError))
+            why = str(error) if foreseen else f"{type(error).__name__}: {error}"
+            self._progress.warn(f"{checkpoint.name}: failed: {why}")
             made = [] if self._seen.changed(checkpoint, content) else self._made(request, row)
-            outcome = [*made, row_of("failed", checkpoint, key, folder, str(error))]
-        except Exception as error:  # ends the night, too, but no night tries it for ever
-            outcome = [
-                row_of("failed", checkpoint, key, folder, f"{type(error).__name__}: {error}")
-            ]
-            raise
+            outcome = [*made, row_of("failed", checkpoint, key, folder, why)]
+            if not foreseen:  # it ends the night, but no night tries it for ever
+                raise
         finally:
             seconds = {"seconds": round(time.monotonic() - start, 1)}
             self._write(*(row.model_copy(update=seconds) for row in outcome))

@@ -57,11 +57,20 @@ def remove_run(place: Location, output: Location) -> None:
     rounds = [place / ROUNDS / name / "run" for name in folders_in(place / ROUNDS)]
     outputs = [made for run in (place, *rounds) for made in _outputs(run)]
     if any(f"{made}/".startswith((f"{output}/", f"{place}/")) for made in outputs):
-        for name in sorted(folders_in(place), key=lambda name: name == ROUNDS):
-            remove_below(place / name)
-        for name in {*names_in(place)} - {RUN_RECORD}:
-            remove(place / name)
+        _clear(place)
+        for run in rounds:
+            remove_below(run.parent / "checkpoint")
+            _clear(run)
+            remove_below(run.parent)
         remove_below(place)
+
+
+def _clear(run: Location) -> None:
+    """Remove all of a run directory but its record, and the rounds in it."""
+    for name in {*folders_in(run)} - {ROUNDS}:
+        remove_below(run / name)
+    for name in {*names_in(run)} - {RUN_RECORD}:
+        remove(run / name)
 
 
 def _outputs(run: Location) -> list[str]:

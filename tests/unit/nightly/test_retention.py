@@ -108,13 +108,28 @@ def test_dots_in_the_name_of_a_checkpoint_lead_nowhere(training: Training) -> No
     assert folder.startswith("epoch..2-")
 
 
-def test_a_run_that_ended_in_an_earlier_round_is_removed(tmp_path: Path) -> None:
+def test_a_run_that_ended_in_an_earlier_round_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its only record is that of a round, whose checkpoint is in the run directory."""
     run, output = tmp_path / "run", tmp_path / "output"
     round_1 = run / "rounds" / "1"
     record = json.dumps({"outputs": {str(round_1 / "checkpoint"): ""}})
     write(round_1 / "run" / "run.json", record.encode())
+    write(round_1 / "checkpoint" / "config.json", b"")
     write(run / "progress.json", b"")
+
+    def die(place: Location) -> None:
+        if place == round_1:
+            raise Killed
+        remove_below(place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.nightly.retention.remove_below", die)
+        with pytest.raises(Killed):
+            remove_run(run, output)
+    left = [path for path in run.rglob("*") if path.is_file()]
+    assert left == [round_1 / "run" / "run.json"]
     remove_run(run, output)
     assert not run.exists()
     write(run / "rounds" / "1" / "run" / "run.json", json.dumps({"outputs": {"/x": ""}}).encode())
