@@ -123,7 +123,7 @@ class Shard:
 
     def loss_gradient(self, hidden: Tensor, step: Step, seed: int) -> Tensor:
         """Return a gradient at the last layer's hidden states, by `fisher_gradient`."""
-        self._observer.segment = step.segment
+        self._observer.segment, self._observer.sequences = step.segment, 1
         tail: Callable[[Tensor], Tensor] = partial(self._carved.tail, product=wide_product)
         if tap := self._of_head.get("backward"):
             tail = self._observed_tail(tap, hidden, wide_product)

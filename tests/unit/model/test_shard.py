@@ -1,13 +1,17 @@
 """Layer shards against hooks on the whole plain transformers model in float64."""
 
 from collections import defaultdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
+from schemas.request.compression import CompressionConfig
+from schemas.request.groups import TargetsConfig
 from schemas.run.moments import Tap, taps
+from schemas.run.targets import select
 from tests.models import tiny_model
 from tests.shards import (
     FLOAT32,
@@ -185,6 +189,24 @@ def test_scales_are_of_the_inputs_of_a_matrix(base: Base, oracle: Oracle) -> Non
         x, g = (part.reshape(WINDOWS, TOKENS, -1) for part in (rows.x, rows.g))
         squares = torch.einsum("wti,wtj->wij", g, x).square()
         assert_close(gradients[0], squares.mean((0, 1)))
+
+
+def test_the_head_has_a_weight_gradient_for_each_sequence(tmp_path: Path) -> None:
+    """Its gradient is taken sequence by sequence, whatever a micro-batch holds."""
+    everything = TargetsConfig(only=("*", "lm_head"))
+    config = CompressionConfig(ratio=(0.2,), method="fwsvd", targets=everything)
+    folder = tiny_model(tmp_path, num_hidden_layers=LAYERS)
+    headed = Base(folder, select(config, inspect(folder)), windows())
+    name = next(matrix.name for matrix in headed.spec.matrices if matrix.is_head)
+    one, two, three = (
+        stream(headed, "fwsvd", micro_batch=count).moments[f"{name}.weight-gradient"].matrix
+        for count in (1, 2, 4)
+    )
+    assert one is not None
+    assert two is not None
+    assert three is not None
+    assert_close(two, one.double())
+    assert_close(three, one.double())
 
 
 @pytest.mark.parametrize("bounds", [(0, 1, 3), (0, 2, 3), (0, 1, 2, 3)])
