@@ -23,7 +23,7 @@ from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAM
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.cluster.calls import explained, start_timeout
+from pipeline.cluster.calls import Actor, explained, start_timeout
 from pipeline.cluster.capacity import on_gpus, workers_there
 from pipeline.progress import Progress
 from pipeline.report.wording import figure
@@ -113,14 +113,22 @@ def _tidy(place: Location, progress: Progress) -> None:
 
 @contextlib.contextmanager
 def _coordinator_ends() -> Iterator[None]:
-    """End the actor by which Ray Train asks the autoscaler for workers. It would stay, and ask for
-    nothing three times a minute, in the place of what jobs after this one ask for.
+    """End the actor by which Ray Train asks the autoscaler for workers, unless it was there before,
+    when another job may need it. It would stay, and ask for nothing three times a minute, in the
+    place of what jobs after this one ask for.
     """
+    shared = _coordinator() is not None
     try:
         yield
     finally:
-        with contextlib.suppress(ValueError):  # it never started
-            ray.kill(ray.get_actor(_COORDINATOR, _COORDINATOR))
+        if not shared and (mine := _coordinator()) is not None:
+            ray.kill(mine)
+
+
+def _coordinator() -> Actor | None:
+    with contextlib.suppress(ValueError, RayError):
+        return ray.get_actor(_COORDINATOR, _COORDINATOR)
+    return None
 
 
 def _fit(job: Job) -> "_Fit":
