@@ -98,7 +98,7 @@ def _of_matrix(loss: MatrixLoss, factors: Factors, min_ratio: float) -> _Menu:
         raise ConfigError(f"{matrix.name}: loss-aware allocation needs gradients")
     on_grid = range(loss.grid, loss.ranks + 1, loss.grid)
     priced = {k: matrix.stored_parameters(factors, k) for k in on_grid}
-    most = min((1 - min_ratio) * matrix.size, matrix.size - 1)
+    most = min(whole((1 - min_ratio) * matrix.size), matrix.size - 1)
     worth = [k for k, price in priced.items() if price <= most]
     tail = loss.nats * loss.tail()
     return _Menu(
