@@ -52,6 +52,7 @@ quick test: install
 	$(MAKE) --no-print-directory --jobs=2 pytest check-aside; failed=$$?; \
 	cat build/check.log; exit $$failed
 test: export TESTS :=
+quick: export PYTEST_PROCESSES := logical
 quick: export TESTS := -m "not slow" tests/unit
 quick:  ## lint, types and the unit tests that take no more than seconds
 test:  ## lint, types and every test
