@@ -4,14 +4,14 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from pipeline.progress import Progress, Stage
 from schemas.errors import CompressorError
 from schemas.location import Location
 from schemas.run.plan import Plan
 from schemas.run.record import Activity
-from schemas.run.stages import IN_A_WAVE, OF_AN_OUTPUT, StageName
+from schemas.run.stages import StageName
 from workers.storage.places import write
 
 NAME = "progress.json"
@@ -79,9 +79,10 @@ class Planned(NamedTuple):
 
 def planned(plan: Plan) -> dict[StageName, Planned]:
     """Return what a plan says of stages, as far as throughputs are known."""
-    waves = len(plan.waves)
-    often = dict.fromkeys(IN_A_WAVE, waves) | dict.fromkeys(OF_AN_OUTPUT, plan.cuts)
-    often["evaluate"] = plan.cuts + 1  # of the base, too
+    waves, names = len(plan.waves), get_args(StageName)
+    wave, cut = names.index("load"), names.index("allocate")  # what follows them is of one of each
+    often = dict.fromkeys(names[wave:cut], waves) | dict.fromkeys(names[cut:], plan.cuts)
+    often |= {"teach": 1, "evaluate": plan.cuts + 1}  # of the base once, too
     if any(stage.name == "calibrate backward" for stage in plan.stages):
         often["load"] = 2 * waves - 1  # backward, only the last wave is still there
     return {s.name: Planned(s.total, often.get(s.name, 1)) for s in plan.stages if s.total}

@@ -26,24 +26,3 @@ StageName = Literal[
 base's last ones to a recovery. `adopt` takes the factors of a finished checkpoint instead of all
 from `load` to `truncate`.
 """
-
-IN_A_WAVE: tuple[StageName, ...] = (
-    "load",
-    "calibrate forward",
-    "carry",
-    "calibrate backward",
-    "commit forward",
-    "factorise",
-)
-OF_AN_OUTPUT: tuple[StageName, ...] = (
-    "allocate",
-    "truncate",
-    "adopt",
-    "recover",
-    "write",
-    "assemble",
-    "verify",
-    "evaluate",
-    "upload",
-)
-"""What runs once in each wave, and once for each ratio; the others run once."""
