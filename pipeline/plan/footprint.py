@@ -78,10 +78,8 @@ class Costs:
     def disk(self, waves: list[tuple[LayerRange, ...]], replicas: int) -> DiskUse:
         """Return the peak bytes on disk, given the shards of each wave."""
         count = len(waves)
-        partial = max(
-            max(mine.forward, mine.backward)
-            for mine in (self.of(range(wave[0].start, wave[-1].stop)) for wave in waves)
-        )
+        held = [self.of(range(wave[0].start, wave[-1].stop)) for wave in waves]
+        partial = max(max(wave.forward, wave.backward) for wave in held)
         each = [self.output(ratio) for ratio in self.config.ratio]
         outputs = max(each) if self.config.budget.measured else sum(each)  # one trial is published
         return DiskUse(

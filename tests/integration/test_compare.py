@@ -298,14 +298,3 @@ def test_the_best_within_a_size(request_: ComparisonConfig, report: ComparisonRe
     )
     with pytest.raises(BudgetError, match=r"two-sided in W4A16: .* the most that can go leaves"):
         compare(ComparisonConfig.model_validate(shared | asked | {"target_size": 95_000}))
-
-
-def test_unknown_methods_and_too_many_texts_are_refused(request_: ComparisonConfig) -> None:
-    for fields, message in (
-        ({"methods": "svd,pca"}, "Input should be 'two-sided'"),
-        ({"schemes": "W8A16,W5"}, "Input should be 'W2A16'"),
-        ({"evaluate": "a.txt,b.txt,c.txt"}, "at most 2"),
-        ({"target_size": "1MB"}, "leave out --ratios"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            ComparisonConfig.model_validate(request_.model_dump() | fields)

@@ -108,9 +108,21 @@ def test_dots_in_the_name_of_a_checkpoint_lead_nowhere(training: Training) -> No
     assert folder.startswith("epoch..2-")
 
 
-def test_a_run_that_ended_in_an_earlier_round_is_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def kill_at(last: Location, run: Path, output: Path) -> None:
+    """Remove a run, but for being killed when all that is below a place is to go."""
+
+    def die(place: Location) -> None:
+        if place == last:
+            raise Killed
+        remove_below(place)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.nightly.retention.remove_below", die)
+        with pytest.raises(Killed):
+            remove_run(run, output)
+
+
+def test_a_run_that_ended_in_an_earlier_round_is_removed(tmp_path: Path) -> None:
     """Its only record is that of a round, whose checkpoint is in the run directory."""
     run, output = tmp_path / "run", tmp_path / "output"
     round_1 = run / "rounds" / "1"
@@ -119,15 +131,7 @@ def test_a_run_that_ended_in_an_earlier_round_is_removed(
     write(round_1 / "checkpoint" / "config.json", b"")
     write(run / "progress.json", b"")
 
-    def die(place: Location) -> None:
-        if place == round_1:
-            raise Killed
-        remove_below(place)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("pipeline.nightly.retention.remove_below", die)
-        with pytest.raises(Killed):
-            remove_run(run, output)
+    kill_at(round_1, run, output)
     left = [path for path in run.rglob("*") if path.is_file()]
     assert left == [round_1 / "run" / "run.json"]
     remove_run(run, output)
@@ -137,23 +141,13 @@ def test_a_run_that_ended_in_an_earlier_round_is_removed(
     assert run.exists()
 
 
-def test_a_removal_of_a_run_that_is_killed_is_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_removal_of_a_run_that_is_killed_is_resumed(tmp_path: Path) -> None:
     run, output = tmp_path / "run", tmp_path / "output"
     write(run / "run.json", json.dumps({"outputs": {str(output): ""}}).encode())
     for name in ("progress.json", "owner/1.json", "spectra/0123/a.safetensors"):
         write(run / name, b"")
 
-    def die(place: Location) -> None:
-        if place == run:
-            raise Killed
-        remove_below(place)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("pipeline.nightly.retention.remove_below", die)
-        with pytest.raises(Killed):
-            remove_run(run, output)
+    kill_at(run, run, output)
     assert [path.name for path in run.iterdir()] == ["run.json"]
     remove_run(run, output)
     assert not run.exists()

@@ -76,3 +76,21 @@ def test_a_base_in_a_store_is_streamed_from_there(
     assert asked[0].baseline == "s3://b/m"
     assert asked[0].streamed
     assert asked[0].dtype == row.dtype
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"methods": "svd,pca"}, "Input should be 'two-sided'"),
+        ({"schemes": "W8A16,W5"}, "Input should be 'W2A16'"),
+        ({"evaluate": "a.txt,b.txt,c.txt"}, "at most 2"),
+        ({"target_size": "1MB"}, "leave out --ratios"),
+    ],
+)
+def test_unknown_methods_and_too_many_texts_are_refused(
+    asked: dict[str, str], message: str
+) -> None:
+    given = {"model": "m", "output": "out", "ratios": "0.2", "evaluate": "a.txt"}
+    ComparisonConfig.model_validate(given)
+    with pytest.raises(ValueError, match=message):
+        ComparisonConfig.model_validate(given | asked)
