@@ -18,6 +18,7 @@ from schemas.location import Url
 from schemas.model.spec import DecoderSpec, MatrixSpec, Role, TensorSpec
 from workers.checkpoint.family import Config, dtype_of
 from workers.checkpoint.headers import QUANTISED_ADVICE
+from workers.checkpoint.names import CONFIG
 from workers.model.anatomy import Anatomy, describe, is_below, is_plain
 from workers.model.linear import Linear
 from workers.model.reading import Places
@@ -25,8 +26,8 @@ from workers.model.skeleton import skeleton
 
 
 @functools.lru_cache(maxsize=32)  # most of the time that a description takes
-def _anatomy(content: str, where: str) -> Anatomy:
-    return describe(skeleton(json.loads(content), where, torch.bfloat16))
+def _anatomy(content: str) -> Anatomy:
+    return describe(skeleton(json.loads(content), CONFIG, torch.bfloat16))
 
 
 class Description:
@@ -38,7 +39,7 @@ class Description:
         model: Any = skeleton(config, where, torch.bfloat16)
         self.model = model
         try:
-            self._anatomy = _anatomy(json.dumps(config, sort_keys=True), where)
+            self._anatomy = _anatomy(json.dumps(config, sort_keys=True))
         except CheckpointError as error:
             raise CheckpointError(f"{where}: {error}") from error
         self.state: dict[str, torch.Tensor] = self.model.state_dict()
