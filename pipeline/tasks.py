@@ -11,6 +11,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from pipeline.evaluate import evaluate, local_folder, require_no_urls
+from pipeline.request.places import require_writable
 from schemas.request.evaluation import EvaluationConfig
 from schemas.result.tasks import TaskReport, TaskResult
 from schemas.run.identity import fingerprint
@@ -39,8 +40,8 @@ def evaluate_tasks(config: EvaluationConfig, harness: Harness | None = None) -> 
 
     A `harness` of these tasks may be there from another checkpoint. What is found in
     `tasks.results` is not run again; what is finished is kept there at once. Raises as `evaluate`
-    does; also ConfigError if lm-eval is not installed or refuses a task, and TextError if the
-    documents of a task cannot be had.
+    does; also ConfigError if lm-eval is not installed or refuses a task, or if that folder cannot
+    be written to, and TextError if the documents of a task cannot be had.
     """
     start = perf_counter()
     names = [name for name in (config.baseline, config.checkpoint) if name is not None]
@@ -51,6 +52,8 @@ def evaluate_tasks(config: EvaluationConfig, harness: Harness | None = None) -> 
     with contextlib.ExitStack() as copies:
         folders = [local_folder(name, copies) for name in names]
         pairs = _pairs(config, harness, folders)
+        for pair in pairs:
+            require_writable(pair.file.absolute())
         found = {pair.file: kept for pair in pairs if (kept := read_model(pair.file, TaskResult))}
         there = sum(pair.file in found for pair in pairs)
         # Of the same weights under two names there is one file.
