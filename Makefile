@@ -46,7 +46,7 @@ $(BIN)/pip:
 demo: install  ## compress a real small model end to end and print what it cost
 	$(BIN)/svdllm demo --work-dir $(DEMO_DIR)
 
-# The check has what the tests leave of the processors; what it found is printed after them.
+# The check runs beside the tests; what it found is printed after them.
 quick test: install
 	@mkdir -p build; rm -f build/check.log; \
 	$(MAKE) --no-print-directory --jobs=2 pytest check-aside; failed=$$?; \
@@ -62,7 +62,7 @@ pytest:
 	    --no-loadscope-reorder $(TESTS) $(PYTEST_ARGS)
 
 check-aside:
-	@nice -n 19 $(MAKE) check > build/check.log 2>&1
+	@$(MAKE) check > build/check.log 2>&1
 
 check: install  ## lint and types only
 	$(BIN)/ruff check .
