@@ -44,6 +44,8 @@ def exit_codes() -> Iterator[None]:
         if isinstance(error, RunError):
             log.error(_FAILED)
         raise typer.Exit(error.exit_code) from None
+    except BrokenPipeError:  # whoever read the output has left, so typer exits without a word
+        raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         log.error("error: %s%s", where, error.strerror or error)

@@ -32,3 +32,13 @@ def test_a_lack_of_memory_has_a_remedy(
 def test_a_bug_is_no_lack_of_memory() -> None:
     with pytest.raises(RuntimeError, match="shapes do not match"), exit_codes():
         raise RuntimeError("shapes do not match")
+
+
+def test_a_reader_who_leaves_is_no_failed_run(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`svdllm compress --help | head` says no more than head asked for."""
+    monkeypatch.setattr(log, "propagate", True)
+    with pytest.raises(BrokenPipeError), exit_codes():
+        raise BrokenPipeError
+    assert not caplog.messages
