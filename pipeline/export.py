@@ -15,10 +15,11 @@ from torch import Tensor
 
 from pipeline.report.card import write_card, write_dense_card
 from pipeline.request.adopt import Adopted, read_finished, require_files
-from pipeline.request.places import require_apart, require_writable
+from pipeline.request.places import require_apart, require_publishable
 from pipeline.run_directory.ownership import owned
 from pipeline.stages import assemble
 from schemas.errors import ConfigError
+from schemas.location import full_path
 from schemas.model.spec import PRUNED, DecoderSpec, Encoding, Factors
 from schemas.request.export import ExportConfig
 from schemas.result.export import Exported
@@ -68,7 +69,7 @@ def export(config: ExportConfig) -> Exported:
     """
     if config.ratio:
         raise ConfigError("ratio: a run has others; call compress with its run_dir")
-    output = config.output.absolute()
+    output = full_path(config.output)
     source = _opened(resolve(config.checkpoint, None))
     require_apart(output, source.folder, "checkpoint")
     with staged_beside(output) as staging:
@@ -91,7 +92,7 @@ def staged_beside(output: Path) -> Iterator[Path]:
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"output {output} exists; name another folder, or empty it")
-    require_writable(output)
+    require_publishable(output)
     with owned(output.with_name(f"{output.name}.tmp") / OWNER, log.info):
         left = re.compile(rf"{re.escape(output.name)}\.[0-9a-f]{{12}}\.tmp")
         for path in [path for path in output.parent.iterdir() if left.fullmatch(path.name)]:

@@ -38,7 +38,15 @@ def is_within(place: Path | Url, other: Path | Url) -> bool:
 
 def absolute(place: Path | Url) -> Path | Url:
     """Return the full path of a folder; a URL has no other form."""
-    return place.expanduser().absolute() if isinstance(place, Path) else place
+    return full_path(place) if isinstance(place, Path) else place
+
+
+def full_path(place: Path) -> Path:
+    """Return the full path of a folder, or of that which a link names: no folder can be renamed to
+    a link.
+    """
+    full = place.expanduser().absolute()
+    return full.resolve() if full.is_symlink() else full
 
 
 def kept_at_home() -> Path:

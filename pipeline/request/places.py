@@ -22,10 +22,29 @@ def require_writable(folder: Path) -> None:
             )
 
 
+def require_publishable(output: Path) -> None:
+    """Raises ConfigError if no folder beside an output can be made and renamed to it."""
+    require_writable(output)
+    if output.is_mount():
+        raise ConfigError(
+            f"output {output}: is a mount point, which nothing can be renamed to; name a folder in "
+            "it"
+        )
+
+
 def require_apart(output: Location, read: Location, what: str) -> None:
     """Raises ConfigError if an output is inside what is read, which stays as it is."""
     if is_inside(output, read):
         raise ConfigError(f"output {output} is inside the {what} {read}; name another folder")
+
+
+def require_beside(output: Location, run: Location) -> None:
+    """Raises ConfigError if an output is inside its run directory, or that inside the output."""
+    if is_inside(output, run) or is_inside(run, output):
+        raise ConfigError(
+            f"output {output} and run_dir {run}: neither may be inside the other; name another "
+            "--output or --run-dir"
+        )
 
 
 def is_inside(place: Location, base: Location) -> bool:

@@ -9,7 +9,13 @@ from pipeline.plan.budget import supposed
 from pipeline.plan.footprint import Costs
 from pipeline.plan.layouts import cut
 from pipeline.plan.planner import require_disk
-from pipeline.request.places import is_inside, require_apart, require_writable
+from pipeline.request.places import (
+    is_inside,
+    require_apart,
+    require_beside,
+    require_publishable,
+    require_writable,
+)
 from pipeline.request.settle import pinned, settled
 from pipeline.run_directory.journal import NAME as JOURNAL
 from schemas.errors import ConfigError, StorageError, TextError
@@ -69,9 +75,12 @@ def look(config: RunConfig) -> Checked:
         now_about(run=str(config.run_folder))
         _require_evaluation(config)
         texts = _local_texts(config)
-        for place in (config.run_folder, *config.outputs):
-            if isinstance(place, Path):
-                require_writable(place)
+        if isinstance(config.run_folder, Path):
+            require_writable(config.run_folder)
+        for output in config.outputs:
+            if isinstance(output, Path):
+                require_publishable(output)
+        require_beside(config.output, config.run_folder)
         _require_run_dir(config)
         weights = url_of(config.model)
         if not weights and not Path(locate(config.model)).expanduser().exists():

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from schemas.location import Location, Url, is_within, kept_at_home
+from schemas.location import Location, Url, kept_at_home
 from schemas.request.budget import OPTIONS, BudgetConfig
 from schemas.request.compression import CompressionConfig, Ratio
 from schemas.request.settings import SEVERAL, Flag
@@ -72,12 +72,6 @@ class RunConfig(CompressionConfig):
                 f"output {self.output} is in an object store; name a run directory with --run-dir: "
                 "a folder that all nodes share, or a URL"
             )
-        for one, other in ((self.output, self.run_folder), (self.run_folder, self.output)):
-            if is_within(one, other):
-                raise ValueError(
-                    f"output {self.output} and run_dir {self.run_folder}: neither may be inside "
-                    "the other; name another --output or --run-dir"
-                )
         return self
 
     @property

@@ -139,6 +139,30 @@ def test_a_link_does_not_hide_that_an_output_is_inside_the_model(
     assert f"is inside the model {folder}; name another --run-dir" in refusal(config, ConfigError)
 
 
+def test_a_run_directory_inside_the_output_is_refused_however_both_are_named(
+    request_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = request_for(output=Path("out"), run_dir=tmp_path / "out" / "run")
+    assert "neither may be inside the other" in refusal(config, ConfigError)
+
+
+def test_a_link_as_output_stands_for_what_it_names(request_for: Any, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    assert check(request_for()).config.output == tmp_path / "disk"
+
+
+def test_a_mount_point_is_no_output(
+    request_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run would end with nothing published: no folder can be renamed to one."""
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "out")
+    assert "is a mount point" in refusal(request_for(), ConfigError)
+    check(request_for(output=tmp_path / "out" / "small"))
+
+
 # --- disks ------------------------------------------------------------------------------------
 
 

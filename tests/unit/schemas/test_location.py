@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from pipeline.request.places import require_beside
+from schemas.errors import ConfigError
 from schemas.location import Location, Url, is_within, locate
 from schemas.request.config import RunConfig
 from schemas.request.export import ExportConfig
@@ -96,5 +98,6 @@ def test_what_is_fetched_goes_where_nobody_else_writes(
 
 @pytest.mark.parametrize("run_dir", ["s3://bucket/out", "s3://bucket/out/run", "s3://bucket"])
 def test_output_and_run_directory_are_apart_in_a_store(run_dir: str) -> None:
-    with pytest.raises(ValueError, match="neither may be inside the other"):
-        config(run_dir=run_dir)
+    with pytest.raises(ConfigError, match="neither may be inside the other"):
+        require_beside(Url("s3://bucket/out"), Url(run_dir))
+    require_beside(Url("s3://bucket/out"), Url("s3://bucket/out.run"))
