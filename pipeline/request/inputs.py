@@ -14,7 +14,7 @@ from pipeline.request.preflight import Checked
 from schemas.errors import TextError
 from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
-from schemas.request.gradients import with_gradients
+from schemas.request.gradients import gradient_windows
 from schemas.request.texts import shares_of, split
 from schemas.run.texts import TextFacts
 from workers.checkpoint.contents import base_files
@@ -72,11 +72,12 @@ def gather(checked: Checked) -> Inputs:
     """
     config, folder, spec, _ = checked
     tokenizer = load_tokenizer(folder, trust_remote_code=False)
-    text, tokens = with_gradients(config, spec).calibration, dict[str, Tensor]()
+    text, tokens = config.calibration, dict[str, Tensor]()
     texts = list[TextFacts]()
     forward, backward = torch.empty(0, text.sequence_length, dtype=torch.long), None
     if config.calibrates:
-        gradients = (text.gradient_samples or 0, text.gradient_length)
+        # Read for gradients, too, if none are taken: all methods choose from the same text.
+        gradients = (gradient_windows(text, spec), text.gradient_length)
         streams = [(text.samples, text.sequence_length), gradients]
         mixture = read_mixture(text.text, tokenizer, streams, checked.texts)
         tokens, texts = mixture.tokens, mixture.facts

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import torch
 
 from pipeline.request.inputs import gather
 from pipeline.request.preflight import check
 from schemas.errors import CheckpointError, TextError
 from schemas.request.config import RunConfig
+from schemas.run.texts import TextFacts
 from tests.prose import prose
 from tests.unit.request.conftest import refusal
 from workers.model.loading import load_tokenizer
@@ -78,6 +80,26 @@ def test_a_calibration_text_is_read_once(
     assert gather(checked).evaluation is not None
     assert read == [str(other)]  # its first windows
     assert not checked.texts
+
+
+def test_every_method_reads_a_text_on_a_hub_as_far_as_gradients_need_it(
+    request_for: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their windows are chosen from it, so others could not share a run directory."""
+    asked: dict[str, int] = {}
+    small = {"samples": 2, "sequence_length": 16, "gradient_length": 16}
+    unscored = {"evaluation": {"text": "none"}}
+
+    def reading(name: str, *_: object, at_least: int, **__: object) -> Any:
+        asked[method] = at_least
+        return torch.zeros(at_least, dtype=torch.long), TextFacts(
+            text=name, use="calibration", documents=1
+        )
+
+    monkeypatch.setattr("workers.text.mixture.read_text", reading)
+    for method in ("two-sided", "svd-llm"):
+        gather(check(request_for(method=method, calibration={"text": "c4"} | small, **unscored)))
+    assert asked["svd-llm"] == asked["two-sided"] > 2 * 16
 
 
 # --- tokenizers -------------------------------------------------------------------------------
