@@ -195,10 +195,9 @@ def _counted(config: RunConfig, inputs: Inputs) -> RunConfig:
     """
     if inputs.recovery is None:
         return config
-    asked, adopted = config.recovery, inputs.adopted
+    asked = config.recovery
     tokens = asked.windows_in_all(len(inputs.recovery.windows)) * asked.sequence_length
-    norms = asked.norms or (adopted is not None and adopted.own_norms)
-    recovery = asked.model_copy(update={"tokens": tokens, "norms": norms})
+    recovery = asked.model_copy(update={"tokens": tokens, "norms": inputs.own_norms(config)})
     return config.model_copy(update={"recovery": recovery})
 
 

@@ -9,7 +9,6 @@ from schemas.model.spec import ModelSpec
 from schemas.request.adoption import AdoptionConfig
 from schemas.request.config import RunConfig
 from schemas.result.manifest import Compression, Manifest
-from schemas.result.recovery import RecoveryResult
 from schemas.run.identity import fingerprint
 from workers.checkpoint.names import COMPRESSION, CONFIG, INDEX, SUCCESS
 from workers.checkpoint.published import read_compression, read_manifest
@@ -30,17 +29,6 @@ class Adopted(NamedTuple):
         files = self.manifest.files
         weights = {name: entry.sha256 for name, entry in files.items() if _is_weights(name)}
         return fingerprint([self.manifest.output, weights])
-
-    @property
-    def recoveries(self) -> tuple[RecoveryResult, ...]:
-        """Every recovery that has trained it, the first one first."""
-        last = self.compression.recovery
-        return (*self.compression.earlier, *(() if last is None else (last,)))
-
-    @property
-    def own_norms(self) -> bool:
-        """Whether its norms were trained, and are not the base's any more."""
-        return any(one.config.norms for one in self.recoveries)
 
 
 def adopting(request: AdoptionConfig) -> RunConfig:

@@ -58,6 +58,11 @@ class Inputs(NamedTuple):
     texts: Sequence[TextFacts] = ()
     adopted: Adopted | None = None
 
+    def own_norms(self, config: RunConfig) -> bool:
+        """Whether norms are trained, or were in what is adopted: they are not the base's."""
+        adopted = self.adopted is not None and self.adopted.compression.own_norms
+        return adopted or config.recovery.norms
+
 
 def tokens_sha256(windows: Tensor) -> str:
     """Identify windows (count, tokens) of text by the tokens that the model sees."""

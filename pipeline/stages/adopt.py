@@ -30,7 +30,7 @@ def inherit(output: Output) -> None:
         nats=found.nats,
         fallbacks=found.fallbacks,
     )
-    if before := len(adopted.recoveries):
+    if before := len(adopted.compression.recoveries):
         times = "once" if before == 1 else f"{before} times"
         run.progress.note(f"{run.config.adopt}: was trained {times} before, and is trained on")
 

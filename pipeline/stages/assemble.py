@@ -155,7 +155,7 @@ def describe(output: Output) -> Compression:
         recovery=recovery_of(run.store, output.identity),
         adopted=None if adopted is None else adopted.manifest.output,
         cut_before=() if adopted is None else _cut_before(config, adopted.compression),
-        earlier=() if adopted is None else adopted.recoveries,
+        earlier=() if adopted is None else adopted.compression.recoveries,
         budget=output.budget,
         matrices=results,
     )

@@ -36,7 +36,7 @@ def job_of(output: Output) -> Job:
             f"{output.place}: no matrix is cut, so there is nothing to train; leave out --refine "
             "and --recover"
         )
-    run, adopted = output.run, output.run.inputs.adopted
+    run = output.run
     return Job(
         config=run.config,
         spec=run.spec,
@@ -47,7 +47,7 @@ def job_of(output: Output) -> Job:
         memory=run.plan.recovery,
         ranks=output.allocation.ranks,
         rows=output.rows,
-        own_norms=run.config.recovery.norms or (adopted is not None and adopted.own_norms),
+        own_norms=run.inputs.own_norms(run.config),
         on_gpu=run.plan.cluster.on_gpu,
     )
 

@@ -92,6 +92,16 @@ class Compression(Schema):
     scheme: str | None = None
     matrices: tuple[MatrixResult, ...]
 
+    @property
+    def recoveries(self) -> tuple[RecoveryResult, ...]:
+        """Every recovery that has trained it, the first one first."""
+        return (*self.earlier, *(() if self.recovery is None else (self.recovery,)))
+
+    @property
+    def own_norms(self) -> bool:
+        """Whether its norms were trained, and are not the base's any more."""
+        return any(one.config.norms for one in self.recoveries)
+
 
 class Check(Schema):
     """One check of a checkpoint; `passed` is None if it was not judged.

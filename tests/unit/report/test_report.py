@@ -123,6 +123,16 @@ def test_headings_anchors_and_boxes_lead_somewhere() -> None:
     assert all(box.get("tabindex") == "0" and box.get("aria-label") for box in boxes)
 
 
+@pytest.mark.parametrize(
+    ("norms", "stays"), [(False, "embeddings and norms are as"), (True, "embeddings are as")]
+)
+def test_norms_that_were_trained_are_not_as_they_were(norms: bool, stays: str) -> None:
+    rows = reports.matrices(1)
+    earlier = (reports.recovery(2.0, 1.0, norms=norms),)
+    made = reports.compression(rows, earlier=earlier, recovery=reports.recovery(1.0, 0.5))
+    assert f"{stays} they were" in render_report(made, None, reports.facts(rows))
+
+
 def test_what_strangers_named_is_text() -> None:
     rows = tuple(
         row.model_copy(update={"fallbacks": (HOSTILE,), "remarks": (HOSTILE,)})
