@@ -2,7 +2,8 @@
 
 If the run directory is a folder, the staged folder is below it, with the weights as hard links to
 their items. If it is a prefix in an object store, the small files are in a temporary folder of the
-driver, and the weights stay where they are until they are needed.
+driver, beside the output if that is a folder, and the weights stay where they are until they are
+needed.
 """
 
 import contextlib
@@ -24,7 +25,13 @@ def staged(output: Output) -> Iterator[None]:
     """Set `staging` to a folder, which is removed at the end unless it was renamed."""
     store = output.run.store
     if isinstance(store.root, Url):
-        with tempfile.TemporaryDirectory(prefix="svdllm-", ignore_cleanup_errors=True) as name:
+        place, at = output.place, None
+        if isinstance(place, Path):  # where the weights, which may be large, are going
+            at = place.parent
+            at.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f"{place.name}.", suffix=".tmp", dir=at, ignore_cleanup_errors=True
+        ) as name:
             output.staging = Path(name) / "checkpoint"
             output.staging.mkdir()
             yield

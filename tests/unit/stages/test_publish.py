@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from pipeline.stages.publish import find_published, publish_output
+from pipeline.stages.staging import staged
 from schemas.errors import CheckpointError
+from schemas.location import Url
 from schemas.request.config import RunConfig
 from workers.storage import files
 
@@ -24,6 +26,16 @@ def test_a_checkpoint_without_a_description_is_refused_with_its_file(
     run: Any = SimpleNamespace(config=RunConfig(model="m", output=tmp_path, ratio=(0.2,)))
     with pytest.raises(CheckpointError, match=rf"^{tmp_path}/compression\.json: not "):
         find_published(run, 0.2)
+
+
+def test_weights_of_a_run_in_a_store_are_staged_beside_their_output(tmp_path: Path) -> None:
+    """The system's temporary folder may be too small, and then they would be copied again."""
+    place = tmp_path / "new" / "out"
+    run = SimpleNamespace(store=SimpleNamespace(root=Url("s3://bucket/run")))
+    output: Any = SimpleNamespace(run=run, place=place)
+    with staged(output):
+        assert output.staging.parents[1] == place.parent
+    assert not list(place.parent.iterdir())
 
 
 def test_the_copy_of_a_killed_run_on_another_file_system_is_replaced(
