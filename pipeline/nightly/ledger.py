@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from schemas.errors import ConfigError
 from schemas.request.nightly import CatalogRow, Latest, Pointed
 
 
@@ -39,8 +40,21 @@ class Entry:
         return max(self.names, key=lambda name: (self.names[name], name))
 
     def left(self, ratios: Iterable[float]) -> tuple[float, ...]:
-        """Return the ratios at which nothing was published or rejected yet."""
-        return tuple(ratio for ratio in ratios if label(ratio) not in self.outcomes)
+        """Return the ratios at which nothing was published or rejected yet.
+
+        Raises ConfigError if another ratio has the folder that one of them would have.
+        """
+        left = []
+        for ratio in ratios:
+            row = self.outcomes.get(label(ratio))
+            if row is None:
+                left.append(ratio)
+            elif row.ratio != ratio:
+                raise ConfigError(
+                    f"ratio {ratio}: {row.ratio} is in the folder ratio-{label(ratio)} of "
+                    f"{self.folder}; name another --output, or ratios that differ from it by 0.01"
+                )
+        return tuple(left)
 
     def take(self, row: CatalogRow) -> None:
         self.names[row.name] = row.order

@@ -90,6 +90,13 @@ def test_several_ratios_share_one_compression_and_a_later_one_is_added(
     assert set(pointed(training.prefix)) == {"0.20", "0.40", "0.60"}
 
 
+def test_a_ratio_whose_folder_another_has_is_refused(training: Training) -> None:
+    training.step(1)
+    training.night(ratio=0.12)
+    with pytest.raises(ConfigError, match=r"ratio 0\.125: 0\.12 is in the folder ratio-0\.12 of"):
+        training.night(ratio=0.125)
+
+
 def test_another_method_is_another_key(training: Training) -> None:
     training.step(1)
     training.night()
