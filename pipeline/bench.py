@@ -32,7 +32,7 @@ def bench(config: BenchConfig) -> BenchReport:
         threads = config.threads or NumericsConfig().threads  # what a job has
         config = config.model_copy(update={"threads": threads})
     with contextlib.ExitStack() as stack:
-        folders = [local_folder(name, stack) for name in config.models]
+        folders = [local_folder(name, None, stack) for name in config.models]
         for folder in folders:
             _require_room(folder, config.workloads)
         measured = (_on_cluster if config.address else _in_turn)(config, folders)

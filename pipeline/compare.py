@@ -36,7 +36,6 @@ from workers.quantisation import require_installed
 from workers.quantisation.sizes import base_bytes
 from workers.storage.files import write_text
 from workers.storage.models import read_model
-from workers.storage.places import url_of
 from workers.text.documents import require_readable
 from workers.text.sources import checksum_of
 
@@ -93,8 +92,7 @@ def compare(request: ComparisonConfig) -> ComparisonReport:
                 seconds[row.title] += time.perf_counter() - start
         if harness is not None:
             for number, row in enumerate(rows):
-                asked = request.solved(base.folder, row.place, row.dtype)
-                solved = evaluate_tasks(asked, harness)
+                solved = evaluate_tasks(request.solved(base.config, row.place, row.dtype), harness)
                 rows[number] = row.model_copy(update={"tasks": solved})
     if not rows:
         raise _nothing(beyond)
@@ -144,8 +142,8 @@ def _at_ratios(request: ComparisonConfig) -> _Work:
 
 def _within(request: ComparisonConfig) -> _Work:
     """Within a size: the weights as stored, cut; in each scheme the base, cut if it has to be."""
-    method, run = next(iter(request.runs.items()))
-    base, size = look(run), request.target_size or 0
+    method, size = next(iter(request.runs)), request.target_size or 0
+    base = look(request.uncut(method))
     work = _Work(base, {}, {}, [])
     for scheme in (None, *request.schemes):
         if scheme and base_bytes(base.spec, scheme) <= size:
@@ -228,9 +226,8 @@ def _on_every_text(
     request: ComparisonConfig, base: Checked, row: Compared, scorers: Scorers
 ) -> Compared:
     """Score a checkpoint on the texts that its row does not have yet."""
-    place = url_of(request.model) or base.folder  # of a URL, the folder has no weights
     others = [
-        request.scored(place, row.place, text, streamed=True, dtype=row.dtype)
+        request.streamed(base.config, row.place, text, row.dtype)
         for text in request.evaluate[len(row.evaluations) :]
     ]
     scores = [_score(request, row.method, other, scorers) for other in others]
@@ -253,9 +250,8 @@ def _quantised(
     evaluations = []
     for text in request.evaluate:
         # Nothing is streamed here, so the base is scored alone, once for all schemes.
-        whole = {"baseline": None, "dtype": dtype}
-        dense = _score(request, "base", request.scored(base, str(base), text, **whole))
-        mine = _score(request, place.name, request.scored(base, str(place), text, **whole))
+        dense = _score(request, "base", request.scored(str(base), text, dtype=dtype))
+        mine = _score(request, place.name, request.scored(str(place), text, dtype=dtype))
         evaluations.append(mine.model_copy(update={"models": (*dense.models, *mine.models)}))
     return Compared(
         method=asked.scheme,
@@ -277,12 +273,12 @@ def _score(
     at = Path(asked.checkpoint)
     made = read_manifest(at).output if (at / SUCCESS).exists() else None  # it may be made anew
     read = asked.text and checksum_of(asked.text)
-    scored = fingerprint([asked.model_dump(mode="json", exclude={"workers"}), made, read])
+    figures = asked.model_dump(mode="json", exclude={"workers", "shard_layers", "work_dir"})
+    scored = fingerprint([figures, made, read])
     kept = request.output / "evaluations" / f"{name}-{scored}.json"
     found = read_model(kept, EvaluationReport)
     if found is None:
-        there = request.streamed_by if asked.streamed else {}  # in no name of what is kept
-        found = evaluate(asked.model_copy(update=there), scorers)
+        found = evaluate(asked, scorers)
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_text(kept, found.model_dump_json(indent=2) + "\n")
     return found

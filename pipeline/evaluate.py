@@ -33,10 +33,10 @@ def evaluate(config: EvaluationConfig, scorers: "Scorers | None" = None) -> Eval
     that are there already. Raises TextError, CheckpointError, VerificationError or NumericsError;
     streamed, also ConfigError or WorkerError.
     """
-    names = [name for name in (config.baseline, config.checkpoint) if name is not None]
+    names = [name for name, _ in config.models]
     with contextlib.ExitStack() as copies:
         fetched = kept_at_home() if config.streamed else None
-        folders = [local_folder(name, copies, fetched) for name in names]
+        folders = [local_folder(*model, copies, fetched) for model in config.models]
         contexts = [context_of(read_config(folder)) for folder in folders]
         context = min((one for one in contexts if one is not None), default=None)
         config = fitted(config, context, sequence_length="--sequence-length ")
@@ -63,13 +63,15 @@ def evaluate(config: EvaluationConfig, scorers: "Scorers | None" = None) -> Eval
     )
 
 
-def local_folder(name: str, copies: contextlib.ExitStack, fetched: Path | None = None) -> Path:
+def local_folder(
+    name: str, revision: str | None, copies: contextlib.ExitStack, fetched: Path | None = None
+) -> Path:
     """Return a checkpoint's folder; a URL gets a local copy for as long as `copies` is open, or
     one without weights below `fetched`.
     """
     if fetched is None and (url := url_of(name)):
         return copies.enter_context(at_hand(url, work_dir=Path(tempfile.gettempdir())))[0]
-    folder = resolve(name, None, fetched)
+    folder = resolve(name, revision, fetched)
     if not (folder / CONFIG).is_file():
         raise CheckpointError(
             f"{name}: no config.json, so no checkpoint; of a run with several ratios name one, as "

@@ -12,6 +12,7 @@ from pipeline.report.card import write_quantised_card
 from pipeline.request.places import require_apart
 from pipeline.stages import assemble
 from pipeline.stages.publish import publish_output
+from schemas.location import full_path
 from schemas.request.quantization import ROTATED, QuantizationConfig
 from schemas.result.manifest import Compression
 from schemas.result.quantization import QuantisedLinear, Quantization
@@ -42,9 +43,9 @@ def quantize(config: QuantizationConfig, base: str | None = None) -> Quantizatio
     or the output is taken, CheckpointError, TextError, NumericsError or VerificationError.
     """
     require_installed()
-    output = config.output.absolute()
+    output = full_path(config.output)
     with contextlib.ExitStack() as copies, staged_beside(output) as staging:
-        folder = local_folder(config.checkpoint, copies)
+        folder = local_folder(config.checkpoint, None, copies)
         require_apart(output, folder, "checkpoint")
         config = within(config, folder)
         done, identity = _write(config, folder, staging, base)
@@ -90,7 +91,7 @@ def _write(
     if config.scheme not in ROTATED or LOW_RANK not in read_config(folder):
         done, compression = _round(config, folder, staging, source_files)
     else:
-        with temporary_beside(config.output.absolute()) as rotated:
+        with temporary_beside(full_path(config.output)) as rotated:
             restated = rotate(folder, rotated, config.seed, config.ignore)
             done, compression = _round(config, rotated, staging, source_files)
         before = read_compression(folder).bytes_after

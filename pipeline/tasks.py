@@ -44,13 +44,13 @@ def evaluate_tasks(config: EvaluationConfig, harness: Harness | None = None) -> 
     be written to, and TextError if the documents of a task cannot be had.
     """
     start = perf_counter()
-    names = [name for name in (config.baseline, config.checkpoint) if name is not None]
+    names = [name for name, _ in config.models]
     config = _everywhere(config, names)
     if config.scores_text:
         require_readable([config.text])
     harness = harness or Harness(config.tasks)
     with contextlib.ExitStack() as copies:
-        folders = [local_folder(name, copies) for name in names]
+        folders = [local_folder(*model, copies) for model in config.models]
         pairs = _pairs(config, harness, folders)
         for pair in pairs:
             require_writable(pair.file.absolute())

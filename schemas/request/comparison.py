@@ -1,13 +1,12 @@
 """The configuration of `svdllm compare`."""
 
 import math
-from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from schemas.base import Request
-from schemas.location import LocalPath, Location
+from schemas.location import LocalPath
 from schemas.request.compression import Ratio
 from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig, TasksConfig
@@ -92,6 +91,20 @@ class ComparisonConfig(Request):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_file_of_samples(self) -> Self:
+        if self.tasks.samples is not None:
+            raise ValueError(
+                "samples: of one checkpoint and its base; what they answer is kept here, so "
+                "afterwards `svdllm evaluate CHECKPOINT --baseline MODEL --tasks ... --results "
+                "OUTPUT/tasks --samples FILE` writes them without asking again"
+            )
+        return self
+
+    def uncut(self, method: Method) -> RunConfig:
+        """A run that cuts nothing, for what is known of the base."""
+        return self._run(method, output=self.output / "uncut", ratio=(0.0,))
+
     @property
     def runs(self) -> dict[Method, RunConfig]:
         """The run of each method; it compares with the base on the first text."""
@@ -154,11 +167,10 @@ class ComparisonConfig(Request):
             }
         return QuantizationConfig.model_validate(fields)
 
-    def scored(self, base: Location, checkpoint: str, text: str, **fields: Any) -> EvaluationConfig:
-        """The evaluation of a checkpoint on a text, beside the base; others of its `fields`."""
+    def scored(self, checkpoint: str, text: str, **fields: Any) -> EvaluationConfig:
+        """The evaluation of a checkpoint on a text, with others of its `fields`."""
         given: dict[str, Any] = {
             "checkpoint": checkpoint,
-            "baseline": str(base),
             "text": text,
             "sequence_length": self.sequence_length,
             "windows": self.windows,
@@ -166,21 +178,27 @@ class ComparisonConfig(Request):
         }
         return EvaluationConfig.model_validate(given | fields)
 
-    @property
-    def streamed_by(self) -> dict[str, Any]:
-        """The fields of an evaluation that say where it is streamed; no figure depends on them."""
-        return {
-            "workers": self.cluster.workers,
-            "shard_layers": self.cluster.shard_layers,
-            "work_dir": self.output,
-        }
+    def streamed(self, base: RunConfig, checkpoint: str, text: str, dtype: str) -> EvaluationConfig:
+        """The evaluation of a checkpoint beside the base of a run, streamed as that was."""
+        return self.scored(
+            checkpoint,
+            text,
+            baseline=base.model,
+            revision=base.revision,
+            dtype=dtype,
+            streamed=True,
+            workers=self.cluster.workers,
+            shard_layers=self.cluster.shard_layers,
+            work_dir=self.output,
+        )
 
-    def solved(self, base: Path, checkpoint: str, dtype: str) -> EvaluationConfig:
+    def solved(self, base: RunConfig, checkpoint: str, dtype: str) -> EvaluationConfig:
         """The tasks of a checkpoint, beside the base; what is found is kept for the next one."""
         results = {"results": self.tasks.results or self.output / "tasks"}
         given: dict[str, Any] = {
             "checkpoint": checkpoint,
-            "baseline": str(base),
+            "baseline": base.model,
+            "revision": base.revision,
             "tasks": self.tasks.model_copy(update=results),
             "device": self.cluster.device,
             "dtype": dtype,

@@ -83,6 +83,9 @@ class EvaluationConfig(Request):
         description="A local checkpoint folder, a hub id or a URL"
     )
     baseline: str | None = Field(None, description="The base checkpoint to compare with")
+    revision: str | None = Field(
+        None, description="Branch, tag or commit of a baseline that is a hub id"
+    )
     text: str = Field(
         "wikitext2",
         description="A .txt, .jsonl or .parquet file, a known data set (wikitext2, c4, ptb, "
@@ -144,6 +147,8 @@ class EvaluationConfig(Request):
             raise ValueError(
                 f"{given}: a streamed evaluation writes no sample; leave out --streamed, or this"
             )
+        if self.revision is not None and self.baseline is None:
+            raise ValueError(f"revision {self.revision}: of a baseline; add --baseline")
         of_text = self._given("sequence_length", "windows", "sample_prompt", "sample_tokens")
         if of_text and not self.scores_text:
             raise ValueError(f"{of_text}: for a text only; add --text")
@@ -153,6 +158,12 @@ class EvaluationConfig(Request):
                 "--device or --device-map"
             )
         return self
+
+    @property
+    def models(self) -> list[tuple[str, str | None]]:
+        """The name and revision of the baseline, if there is one, and of the checkpoint."""
+        base = [] if self.baseline is None else [(self.baseline, self.revision)]
+        return [*base, (self.checkpoint, None)]
 
     def _given(self, *names: str) -> str:
         return ", ".join(name for name in names if name in self.model_fields_set)

@@ -46,10 +46,11 @@ def test_what_comes_last_is_looked_at_first(
         compare(ComparisonConfig.model_validate(fields | asked))
 
 
-def test_a_base_in_a_store_is_streamed_from_there(
-    fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("model", "revision"), [("s3://b/m", None), ("org/m", "c0ffee")])
+def test_workers_read_the_base_where_runs_did(
+    model: str, revision: str | None, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its folder here has no weights."""
+    """The folder here of one in a store has no weights; that of a hub id is not on their nodes."""
     asked = list[EvaluationConfig]()
 
     def stop(config: EvaluationConfig, _: object) -> None:
@@ -57,7 +58,7 @@ def test_a_base_in_a_store_is_streamed_from_there(
         raise RunError("stopped")
 
     monkeypatch.setattr(pipeline.compare, "evaluate", stop)
-    request = ComparisonConfig.model_validate(fields | {"model": "s3://b/m"})
+    request = ComparisonConfig.model_validate(fields | {"model": model})
     row = Compared(
         method="svd",
         ratio=0.2,
@@ -69,11 +70,11 @@ def test_a_base_in_a_store_is_streamed_from_there(
         dtype="bfloat16",
         evaluations=(),
     )
-    base: Any = SimpleNamespace(folder=Path("fetched"))
+    base: Any = SimpleNamespace(config=SimpleNamespace(model=model, revision=revision))
     scorers: Any = None
     with pytest.raises(RunError, match="stopped"):
         pipeline.compare._on_every_text(request, base, row, scorers)
-    assert asked[0].baseline == "s3://b/m"
+    assert (asked[0].baseline, asked[0].revision) == (model, revision)
     assert asked[0].streamed
     assert asked[0].dtype == row.dtype
 
@@ -85,6 +86,7 @@ def test_a_base_in_a_store_is_streamed_from_there(
         ({"schemes": "W8A16,W5"}, "Input should be 'W2A16'"),
         ({"evaluate": "a.txt,b.txt,c.txt"}, "at most 2"),
         ({"target_size": "1MB"}, "leave out --ratios"),
+        ({"tasks": {"names": "arc", "samples": "s.parquet"}}, "samples: of one checkpoint"),
     ],
 )
 def test_unknown_methods_and_too_many_texts_are_refused(

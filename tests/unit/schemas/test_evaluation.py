@@ -20,6 +20,7 @@ def test_the_papers_tasks_have_one_name() -> None:
         ({"tasks": {"names": "a", "batch_size": 0}}, "batch_size 0: 1 or more, or auto"),
         ({"tasks": {"names": "a"}, "streamed": True}, "scores a text only"),
         ({"device_map": "auto", "streamed": True}, "scores a text only"),
+        ({"revision": "v2"}, "revision v2: of a baseline; add --baseline"),
         ({"workers": 2}, "workers: for a streamed evaluation only"),
         ({"shard_layers": 2, "work_dir": "."}, "shard_layers, work_dir: for a streamed"),
         ({"streamed": True, "sample_tokens": 48}, "sample_tokens: a streamed evaluation"),

@@ -25,7 +25,7 @@ def test_every_node_reads_weights_in_a_store_from_there(
         upload(path, url / path.name)
     config = EvaluationConfig(checkpoint=str(url), streamed=True)
     with contextlib.ExitStack() as copies:
-        folder = local_folder(config.checkpoint, copies, kept_at_home())
+        folder = local_folder(config.checkpoint, None, copies, kept_at_home())
     assert not list(folder.glob("*.safetensors"))
     found = model_of(config.checkpoint, folder, config)
     assert found.source.spec.weights == url
