@@ -16,6 +16,11 @@ os.environ.update(
     RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.1",  # else two seconds for every state that is saved
     RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",  # a process for each training
     RAY_enable_pipe_based_agent_to_parent_health_check="1",  # agents may be no child of a raylet
+    # A busy machine may start a process of Ray later than in half a minute.
+    RAY_agent_register_timeout_ms="1800000",
+    RAY_worker_register_timeout_seconds="1800",
+    RAY_gcs_server_port_wait_time_s="1800",
+    RAY_DASHBOARD_STARTUP_TIMEOUT_S="1800",
     REPORTER_UPDATE_INTERVAL_MS="600000",  # of Ray's figures of processes, which no test reads
     # A submitted job joins the cluster that was last started in this folder. Tests run in several
     # processes, so each has its own; its name is short because sockets lie in it.

@@ -39,7 +39,7 @@ _ENDS = {
     "refused: the run directory is taken": (3, "is at work in this folder"),
     "refused: another checkpoint is there": (2, "holds a checkpoint of another model"),
 }
-_LONGEST_S = 600.0
+_LONGEST_S = 1800.0
 
 
 class Pair(NamedTuple):

@@ -12,6 +12,7 @@ from tests.integration.support import ROOT
 # needs this program, torch and datasets; then what all processes of that Ray listen on, as /proc
 # tells it.
 SCRIPT = """
+import contextlib
 import os
 from pathlib import Path
 import ray
@@ -31,11 +32,12 @@ with ray_session(ClusterConfig(workers=1, device="cpu"), 1):
     processes = [p for p in Path("/proc").iterdir() if p.name.isdigit() and is_of(session, p)]
     sockets = set()
     for process in [*processes, Path("/proc/self")]:
-        for descriptor in (process / "fd").iterdir():
-            try:
-                sockets.add(os.readlink(descriptor))
-            except OSError:
-                pass
+        try:
+            for descriptor in (process / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    sockets.add(os.readlink(descriptor))
+        except OSError:  # it has ended
+            pass
     for table in ("tcp", "tcp6"):
         for line in Path("/proc/net", table).read_text().splitlines()[1:]:
             fields = line.split()

@@ -75,7 +75,10 @@ def test_a_run_is_seen_by_prometheus(text: Path, tmp_path: Path) -> None:
 
     def all_there() -> bool:
         nonlocal last
-        last = scrape(port)
+        try:
+            last = scrape(port)
+        except OSError:  # nobody listens yet
+            return False
         seen.update(last)
         return {one.name for one in seen} == names and wanted.items() <= last.items()
 

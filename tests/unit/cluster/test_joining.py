@@ -16,35 +16,36 @@ from schemas.request.groups import ClusterConfig
 from tests.ports import free_port
 
 
-def serve(port: int, head: bool) -> grpc.Server:
-    """A server that speaks Ray's protocol, and knows the question or not."""
+def serve(head: bool, port: int = 0) -> tuple[grpc.Server, int]:
+    """A server that speaks Ray's protocol, and knows the question or not; and its port."""
     server = grpc.server(ThreadPoolExecutor(1))
     if head:
         alive = grpc.unary_unary_rpc_method_handler(lambda request, context: b"")
         service = "ray.rpc.NodeInfoGcsService"
         handler = grpc.method_handlers_generic_handler(service, {"CheckAlive": alive})
         server.add_generic_rpc_handlers((handler,))
-    server.add_insecure_port(f"127.0.0.1:{port}")
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
-    return server
+    return server, port
 
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loopback only, and shorter if nothing will answer."""
+    """Loopback only, and as long as a busy machine may need to answer."""
     monkeypatch.setattr(joining, "canonicalize_bootstrap_address", lambda address: address)
-    monkeypatch.setattr(joining, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(joining, "_PATIENCE_S", 600)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
 
 
 @pytest.fixture
 def no_init(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray itself is never asked."""
+    """Ray itself is never asked: nothing will answer."""
 
     def fail(**_: object) -> None:
         raise AssertionError("ray.init was called")
 
     monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.setattr(joining, "_PATIENCE_S", 0.5)
 
 
 @pytest.fixture
@@ -88,17 +89,15 @@ def test_a_server_that_is_no_ray_is_refused(website: int) -> None:
 
 
 def test_the_head_of_a_cluster_answers() -> None:
-    port = free_port()
-    server = serve(port, head=True)
+    server, port = serve(head=True)
     joining.require_answer(f"127.0.0.1:{port}", "cluster.address")
     server.stop(None).wait()
 
 
-def test_a_cluster_that_is_just_starting_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_is_just_starting_is_waited_for() -> None:
     """The server starts when it is asked for: the first tries find nothing there."""
-    monkeypatch.setattr(joining, "_PATIENCE_S", 60)
     port, servers = free_port(), []
-    start = threading.Timer(0.2, lambda: servers.append(serve(port, head=True)))
+    start = threading.Timer(0.2, lambda: servers.append(serve(True, port)[0]))
     start.start()
     joining.require_answer(f"127.0.0.1:{port}", "cluster.address")
     start.join()
@@ -106,8 +105,7 @@ def test_a_cluster_that_is_just_starting_is_waited_for(monkeypatch: pytest.Monke
 
 
 def test_the_port_of_rays_client_is_no_head_but_right_for_the_client() -> None:
-    port = free_port()
-    server = serve(port, head=False)
+    server, port = serve(head=False)
     joining.require_answer(f"ray://127.0.0.1:{port}/?ignored", "cluster.address")
     with pytest.raises(ClusterError, match="UNIMPLEMENTED"):
         joining.require_answer(f"127.0.0.1:{port}", "cluster.address")

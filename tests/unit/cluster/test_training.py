@@ -98,8 +98,9 @@ def test_training_ends_if_the_cluster_no_longer_has_its_workers(
     monkeypatch.setattr(training, "workers_there", lambda *_: 6 if gone == "workers" else 7)
     monkeypatch.setattr(training, "start_timeout", lambda _: 0.1)
     over = threading.Event()
-    fit = fit_of(job_of(tmp_path / "run", memory=SEVEN, on_gpu=True), lambda: over.wait(0.5))
+    fit = fit_of(job_of(tmp_path / "run", memory=SEVEN, on_gpu=True), over.wait)
     if gone == "nothing":
+        over.set()
         assert list(fit.events()) == []
         return
     with pytest.raises(WorkerError, match=r"no room for 7 workers, .* start the same command"):
