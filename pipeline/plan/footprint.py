@@ -86,9 +86,9 @@ class Costs:
             moments=sum(4 * tap.elements for tap in self.taps),
             bases=self.kept_bases,
             boundaries=max(
-                min(2, count - 1) * self.boundary("forward"),
-                (count if count > 1 else 0) * self.boundary("backward"),
-                self.compared_bytes + self.taught_bytes,
+                min(2, count - 1) * self.states(self.tokens("forward")),
+                (count if count > 1 else 0) * self.states(self.tokens("backward")),
+                self.states(self.compared_tokens + self.taught_tokens),
             ),
             partial_sums=SUM_BYTES * partial * replicas if replicas > 1 else 0,
             training=self._states * max(map(self.trained, self.config.ratio)),
@@ -128,9 +128,9 @@ class Costs:
             for own, group in budgets(self.config, self.spec.matrices, ratio)
         )
 
-    def boundary(self, direction: Pass) -> int:
-        """Bytes of the hidden states of all windows of a stream, between two layers."""
-        return self.tokens(direction) * self.spec.hidden_size * self.item
+    def states(self, tokens: int) -> int:
+        """Bytes of the hidden states of so many tokens, between two layers or after the last."""
+        return tokens * self.spec.hidden_size * self.item
 
     @property
     def compared_tokens(self) -> int:
@@ -138,11 +138,6 @@ class Costs:
         asked = self.config.evaluation
         there = evaluation_source(asked.text, self.config.calibration.text) is not None
         return there * asked.windows * asked.sequence_length
-
-    @property
-    def compared_bytes(self) -> int:
-        """Bytes of the base's last hidden states of these tokens."""
-        return self.compared_tokens * self.spec.hidden_size * self.item
 
     def windows(self, direction: Pass) -> tuple[int, int]:
         """Windows of a stream, and tokens in each."""
@@ -203,11 +198,6 @@ class Costs:
             return 0
         windows = self.trained_windows * asked.enabled + asked.held_out
         return windows * asked.sequence_length
-
-    @property
-    def taught_bytes(self) -> int:
-        """Bytes of these hidden states."""
-        return self.taught_tokens * self.spec.hidden_size * self.item
 
     @property
     def refined_windows(self) -> int:

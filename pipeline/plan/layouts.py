@@ -2,32 +2,12 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
 
 from pipeline.plan.footprint import Costs
 from schemas.errors import ConfigError
-from schemas.run.plan import ClusterSpec, LayerRange, RecoveryMemory, WorkerMemory
+from schemas.run.plan import ClusterSpec, LayerRange, Layout, RecoveryMemory, WorkerMemory
 
 USABLE = 0.9  # of a GPU's memory: the CUDA context, its libraries and fragmentation take the rest
-
-
-class Layout(NamedTuple):
-    """Shards in the order of the layers, `chain` of them at once on each of `replicas` chains."""
-
-    shards: tuple[LayerRange, ...]
-    chain: int
-    replicas: int
-    nodes: int
-    memory: WorkerMemory
-
-    @property
-    def workers(self) -> int:
-        return self.chain * self.replicas
-
-    @property
-    def waves(self) -> list[tuple[LayerRange, ...]]:
-        starts = range(0, len(self.shards), self.chain)
-        return [self.shards[start : start + self.chain] for start in starts]
 
 
 def layouts(costs: Costs, cluster: ClusterSpec) -> Iterator[Layout]:
@@ -50,7 +30,9 @@ def layouts(costs: Costs, cluster: ClusterSpec) -> Iterator[Layout]:
             shards, memory = found
             for replicas in wanted:
                 nodes = -(-chain * replicas * cluster.nodes // cluster.workers)
-                yield Layout(shards, chain, replicas, nodes, memory)
+                yield Layout(
+                    shards=shards, chain=chain, replicas=replicas, nodes=nodes, memory=memory
+                )
 
 
 def cut(layers: int, count: int) -> tuple[LayerRange, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline.plan.budget import SUPPOSED, supposed
 from pipeline.plan.devices import DEFAULT, Rates, assumptions, rates
 from pipeline.plan.footprint import Costs
-from pipeline.plan.layouts import Layout, layouts
+from pipeline.plan.layouts import layouts
 from pipeline.plan.machines import Machines, find
 from pipeline.plan.neurons import without_wide
 from pipeline.plan.recovery import recovery, recovery_memory
@@ -16,7 +16,7 @@ from schemas.errors import DiskError
 from schemas.model.spec import ModelSpec
 from schemas.request.config import ROUNDS, RunConfig
 from schemas.run.context import within_context
-from schemas.run.plan import ClusterSpec, DiskUse, MatrixKind, Plan, RatioPlan, RoundPlan
+from schemas.run.plan import ClusterSpec, DiskUse, Layout, MatrixKind, Plan, RatioPlan, RoundPlan
 from schemas.run.ranks import require_ranks, with_rank_multiple
 from schemas.run.targets import select
 from workers.model.inspection import read_spec
@@ -116,17 +116,14 @@ def _describe(costs: Costs, cluster: ClusterSpec, layout: Layout, speed: Rates |
     )
     slowest = max(table, key=lambda stage: stage.total or 0.0)
     return Plan(
+        **dict(layout),
         cluster=cluster,
-        shards=layout.shards,
-        chain=layout.chain,
-        replicas=layout.replicas,
         total_parameters=costs.parameters,
         targeted_parameters=spec.targeted,
         kinds=_kinds(spec),
         ratios=tuple(_ratio_plan(costs, ratio) for ratio in dict.fromkeys(costs.config.ratio)),
         cuts=len(costs.config.ratio),
-        rank_multiple=costs.config.allocation.rank_multiple or 1,
-        memory=layout.memory,
+        rank_multiple=costs.config.allocation.multiple,
         recovery=held,
         disk=costs.disk(layout.waves, layout.replicas),
         stages=table,

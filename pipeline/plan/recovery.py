@@ -148,8 +148,8 @@ def recovery(
         cluster.nodes,
         compute=2 * taught * reached,
         read=costs.base_bytes,
-        written=costs.taught_bytes,
-        hidden=(cluster.workers - 1) * costs.taught_bytes,
+        written=costs.states(taught),
+        hidden=(cluster.workers - 1) * costs.states(taught),
     )
     train = Work(
         "recover",
@@ -157,7 +157,7 @@ def recovery(
         cluster.workers,
         cluster.nodes,
         compute=flops,
-        read=read * cluster.workers + tokens / max(taught, 1) * costs.taught_bytes * times,
+        read=read * cluster.workers + costs.states(tokens) * times * (taught > 0),
         written=states * sum(costs.trained(ratio) for ratio in costs.config.ratio),
         link=gathered * kept * reached * costs.item * (cluster.workers - (not held.offload)),
     )

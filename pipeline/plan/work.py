@@ -11,9 +11,8 @@ from typing import NamedTuple
 from pipeline.plan.devices import Rates
 from pipeline.plan.flops import basis_flops, factor_flops, order_flops, prune_flops, rank_at, summed
 from pipeline.plan.footprint import SUM_BYTES, Costs, LayerCost
-from pipeline.plan.layouts import Layout
 from schemas.run.moments import Pass
-from schemas.run.plan import ClusterSpec, Resource, StageCost
+from schemas.run.plan import ClusterSpec, Layout, Resource, StageCost
 from schemas.run.stages import StageName
 from workers.checkpoint.stored import UNASKED
 from workers.checkpoint.verify import FULL_LOAD_BYTES
@@ -96,7 +95,7 @@ def evaluation(costs: Costs, cluster: ClusterSpec, rates: Rates | None) -> tuple
         return ()
     stored = costs.base_bytes * (1 + len(ratios) * costs.ends / costs.parameters)
     stored += sum(costs.output(ratio) for ratio in ratios)
-    rows = costs.compared_bytes
+    rows = costs.states(tokens)
     work = Work(
         "evaluate",
         cluster.workers,
@@ -139,7 +138,7 @@ def _calibrate(costs: Costs, layout: Layout, waves: list[list[LayerCost]], direc
     before_last = sum(layer.reached for wave in waves[:-1] for layer in wave)
     passes = 3 * total.reached + before_last if backward else total.reached
     head = 2 * costs.ends if backward else 0
-    boundary = costs.boundary(direction)
+    boundary = costs.states(costs.tokens(direction))
     parts = min(costs.config.calibration.segments, _micro_batches(costs, direction))
     merged = SUM_BYTES * elements * layout.replicas if layout.replicas > 1 else 0
     between = (len(waves) - 1) * boundary * (2 if backward else 1)

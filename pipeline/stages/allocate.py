@@ -31,7 +31,7 @@ def allocate(output: Output) -> None:
         stage.advance()
     share = allocation.parameters / allocation.dense_parameters
     nats = "" if allocation.nats is None else f", predicted +{allocation.nats:.4f} nats a token"
-    multiple, below = run.config.allocation.rank_multiple or 1, ""
+    multiple, below = run.config.allocation.multiple, ""
     if multiple > 1:
         unused = 1 - allocation.parameters / max(allocation.budget, 1)
         below = f", {unused:.2%} below it in ranks that are multiples of {multiple}"

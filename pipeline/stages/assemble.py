@@ -140,7 +140,7 @@ def describe(output: Output) -> Compression:
         bytes_before=sum(tensor.nbytes for tensor in spec.tensors),
         bytes_after=nbytes,
         nats=None if None in nats else sum(value or 0.0 for value in nats),
-        rank_multiple=config.allocation.rank_multiple or 1,
+        rank_multiple=config.allocation.multiple,
         ratio_by=config.ratio_by,
         targets=config.targets,
         dequantize=config.dequantize,

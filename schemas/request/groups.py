@@ -147,6 +147,11 @@ class AllocationConfig(Request):
         )
     )
 
+    @property
+    def multiple(self) -> int:
+        """What every rank is a multiple of; any rank will do if nobody chose."""
+        return self.rank_multiple or 1
+
 
 class ClusterConfig(Request):
     """Where the work runs. Nothing here changes a number, except the kind of device."""

@@ -176,7 +176,7 @@ def identities(config: RunConfig, ground: Ground) -> Identities:
 
 
 def _grid(config: RunConfig) -> list[dict[str, int]]:
-    multiple = config.allocation.rank_multiple or 1
+    multiple = config.allocation.multiple
     return [{"rank_multiple": multiple}] if multiple > 1 else []
 
 

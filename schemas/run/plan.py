@@ -184,28 +184,48 @@ class RoundPlan(Schema):
     disk_bytes: int
 
 
-class Plan(Schema):
-    """What a run does, on which machines, and what it takes.
+class Layout(Schema):
+    """How the layers are spread over workers, and the memory of the largest one.
 
     The shards are in the order of the layers. `chain` of them run at once, one per worker, on
-    `replicas` copies of the chain; the next `chain` shards are the next wave. There are `cuts`
-    cuts: at several ratios, or trials of one. Ranks are multiples of `rank_multiple`. `seconds` is
-    the whole run; `bottleneck` names the longest stage and the resource that limits it; `assumed`
-    lists assumptions behind these figures that nobody stated or
+    `replicas` copies of the chain, which fill so many `nodes`; the next `chain` shards are the next
+    wave.
+    """
+
+    shards: tuple[LayerRange, ...]
+    chain: int
+    replicas: int
+    nodes: int = 1
+    memory: WorkerMemory
+
+    @property
+    def workers(self) -> int:
+        """The number of workers started."""
+        return self.chain * self.replicas
+
+    @property
+    def waves(self) -> list[tuple[LayerRange, ...]]:
+        """The shards that run at once, wave by wave."""
+        starts = range(0, len(self.shards), self.chain)
+        return [self.shards[start : start + self.chain] for start in starts]
+
+
+class Plan(Layout):
+    """What a run does, on which machines, and what it takes.
+
+    There are `cuts` cuts: at several ratios, or trials of one. Ranks are multiples of
+    `rank_multiple`. `seconds` is the whole run; `bottleneck` names the longest stage and the
+    resource that limits it; `assumed` lists assumptions behind these figures that nobody stated or
     measured. Of several `rounds`, these figures are the last one's.
     """
 
     cluster: ClusterSpec
-    shards: tuple[LayerRange, ...]
-    chain: int
-    replicas: int
     total_parameters: int
     targeted_parameters: int
     kinds: tuple[MatrixKind, ...]
     ratios: tuple[RatioPlan, ...]
     cuts: int = 1
     rank_multiple: int = 1
-    memory: WorkerMemory
     recovery: RecoveryMemory | None = None
     disk: DiskUse
     stages: tuple[StageCost, ...]
@@ -215,19 +235,6 @@ class Plan(Schema):
     rounds: tuple[RoundPlan, ...] = ()
 
     @property
-    def workers(self) -> int:
-        """The number of workers started."""
-        return self.chain * self.replicas
-
-    @property
     def host_memory(self) -> int:
         """Host memory of the largest worker, in bytes; on the CPU it includes the device's."""
         return self.memory.host + (0 if self.cluster.on_gpu else self.memory.device)
-
-    @property
-    def waves(self) -> list[tuple[LayerRange, ...]]:
-        """The shards that run at once, wave by wave."""
-        return [
-            self.shards[start : start + self.chain]
-            for start in range(0, len(self.shards), self.chain)
-        ]

@@ -40,7 +40,7 @@ def require_ranks(config: RunConfig, spec: ModelSpec) -> None:
 
 def _require_ranks(config: RunConfig, ratio: float, matrices: list[MatrixSpec]) -> None:
     keep, size = 1 - ratio, sum(matrix.size for matrix in matrices)
-    multiple = config.allocation.rank_multiple or 1
+    multiple = config.allocation.multiple
     if ratio:
         _require_neurons(config, matrices)
     if ALLOCATIONS[config.allocation.method].nats:
@@ -101,7 +101,7 @@ def highest_step(config: RunConfig, spec: ModelSpec, step: float) -> int:
 
 
 def _lowest(config: RunConfig, matrix: MatrixSpec) -> int:
-    return rank_grid(config.allocation.rank_multiple or 1, matrix.small - 1)
+    return rank_grid(config.allocation.multiple, matrix.small - 1)
 
 
 def _least(config: RunConfig, matrix: MatrixSpec) -> int:
@@ -111,7 +111,7 @@ def _least(config: RunConfig, matrix: MatrixSpec) -> int:
     if not config.lowers_ranks:
         if not matrix.neurons:
             return matrix.size
-        fewest = neuron_grid(config.allocation.rank_multiple or 1, matrix.neuron_count)
+        fewest = neuron_grid(config.allocation.multiple, matrix.neuron_count)
         return matrix.stored_parameters(matrix.pruned, fewest)
     if matrix.small == 1:
         return matrix.size
