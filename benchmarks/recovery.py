@@ -25,12 +25,13 @@ from unittest.mock import patch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.scoring import score
 from pipeline.compress import compress
+from pipeline.evaluate import evaluate
 from pipeline.report.wording import figure, plain_size
 from pipeline.request.inputs import Inputs, gather
 from pipeline.request.preflight import Checked
 from schemas.request.config import RunConfig
+from schemas.request.evaluation import EvaluationConfig
 from schemas.request.groups import CalibrationConfig, ClusterConfig, EvaluationTextConfig
 from schemas.request.recovery import RecoveryConfig, RefinementConfig
 from schemas.result.evaluation import ModelEvaluation
@@ -169,8 +170,11 @@ def _of_a_part(times: int) -> Iterator[None]:
 
 
 def _scores(options: argparse.Namespace, checkpoint: str) -> list[ModelEvaluation]:
+    asked: dict[str, Any] = {"sequence_length": options.sequence_length, "windows": options.windows}
     return [
-        score(checkpoint, text, options.windows, options.sequence_length)
+        evaluate(
+            EvaluationConfig(checkpoint=checkpoint, text=text, sample_tokens=1, **asked)
+        ).models[0]
         for text in options.evaluation
     ]
 

@@ -136,7 +136,9 @@ def _report(
     """Return the report of a base and everything cut from it; None if only what there is counts,
     and it is not there.
     """
-    named = "-".join(f"{factors}-{ratio:g}" for factors, ratio in cuts)
+    asked = (f"{factors}-{ratio:g}" for factors, ratio in cuts)
+    settings = (options.rank_multiple, options.new_tokens, options.rounds, options.threads)
+    named = "-".join([*asked, *(str(setting) for setting in settings)])
     path: Path = options.work_dir / f"{'-'.join(setting)}-{part}-{named}.json"
     if path.is_file():
         return BenchReport.model_validate_json(path.read_bytes())

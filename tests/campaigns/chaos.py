@@ -1,6 +1,6 @@
 """Runs under kills of workers, nodes and the driver: the same bytes, and no item made twice.
 
-    python -m tests.campaigns.chaos --runs 22 --seed 0
+    python -m tests.campaigns.chaos --runs 24 --seed 0
 
 On a Ray of three nodes (`ray.cluster_utils.Cluster`: a head, where the driver connects, and two of
 one CPU), SmolLM2 cut to its first layers is compressed once undisturbed, then once for every seed.
