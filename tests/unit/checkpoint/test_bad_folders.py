@@ -57,10 +57,11 @@ def test_an_index_cannot_name_what_is_no_weight_file_of_its_folder(
     assert "is no .safetensors file of this folder; fetch the index again" in message
 
 
-def test_an_index_must_name_the_file_that_holds_the_tensor(folder: Path) -> None:
+@pytest.mark.parametrize("name", [Q_PROJ, "model.extra.weight"])
+def test_an_index_must_name_the_file_that_holds_the_tensor(folder: Path, name: str) -> None:
     save_file({"other": torch.zeros(1)}, folder / "other.safetensors")
-    with_index(folder, lambda weight_map: weight_map.update({Q_PROJ: "other.safetensors"}))
-    assert f"tensor {Q_PROJ} is not in other.safetensors, which the index names" in refusal(folder)
+    with_index(folder, lambda weight_map: weight_map.update({name: "other.safetensors"}))
+    assert f"tensor {name} is not in other.safetensors, which the index names" in refusal(folder)
 
 
 def test_a_tensor_in_two_files_is_refused(folder: Path) -> None:
@@ -76,9 +77,15 @@ def test_a_file_and_an_index_of_others_are_refused(folder: Path) -> None:
     assert "an index of other files; remove one of them" in refusal(folder)
 
 
-@pytest.mark.parametrize("value", [None, [], {}, "model.safetensors"])
-def test_an_index_without_a_map_is_refused(folder: Path, value: object) -> None:
-    (folder / INDEX).write_text(json.dumps({"weight_map": value}))
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "{}", "[]", '{"weight_map": null}', '{"weight_map": []}', '{"weight_map": {}}'),
+        '{"weight_map": "model.safetensors"}',
+    ],
+)
+def test_an_index_without_a_map_is_refused(folder: Path, text: str) -> None:
+    (folder / INDEX).write_text(text)
     assert f"{folder / INDEX}: not an index of safetensors files" in refusal(folder)
 
 
@@ -155,6 +162,7 @@ def test_weights_of_another_kind_are_refused_with_the_conversion(folder: Path, s
         (b'{"a": ' * 100_000, "nested too deeply"),
         (b"\xff\xfe{}", "'utf-8' codec"),
         (b"", "Expecting value"),
+        (b"{", "Expecting property name"),
         (b'{"a": "\x00"}', "Invalid control character"),
     ],
 )

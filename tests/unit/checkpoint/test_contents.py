@@ -127,10 +127,9 @@ def test_a_folder_without_config_is_refused(folder: Path) -> None:
     assert "config.json: not found; is this a Hugging Face checkpoint?" in refusal(folder)
 
 
-@pytest.mark.parametrize(("text", "why"), [("{", "not JSON"), ("[]", "not a JSON object")])
-def test_a_config_that_is_not_json_is_refused(folder: Path, text: str, why: str) -> None:
-    (folder / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match=rf"config\.json: {why}"):
+def test_a_config_that_is_no_object_is_refused(folder: Path) -> None:
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"config\.json: not a JSON object"):
         read_config(folder)
 
 
@@ -144,8 +143,13 @@ def test_an_unsupported_family_is_refused_with_the_way_to_the_supported_ones(
     assert "`svdllm architectures` lists" in message
 
 
-@pytest.mark.parametrize("key", ["num_hidden_layers", "hidden_size", "vocab_size"])
-@pytest.mark.parametrize("value", [None, 0, -1, "many", 2.5])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("num_hidden_layers", value) for value in (None, 0, -1, "many", 2.5)),
+        *(("hidden_size", None), ("vocab_size", None)),
+    ],
+)
 def test_a_size_that_is_none_is_refused(folder: Path, key: str, value: object) -> None:
     config = json.loads((folder / "config.json").read_text()) | {key: value}
     (folder / "config.json").write_text(json.dumps(config))
@@ -165,14 +169,6 @@ def test_a_quantisation_of_null_is_none(folder: Path) -> None:
     assert inspect(folder).layers == 2
 
 
-def test_pickled_weights_are_refused_with_the_remedy(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    torch.save({}, folder / "pytorch_model.bin")
-    message = refusal(folder)
-    assert "found pytorch_model.bin" in message
-    assert "save_pretrained" in message
-
-
 def test_a_folder_without_weights_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     assert "found no weights" in refusal(folder)
@@ -182,22 +178,6 @@ def test_a_missing_file_is_refused_by_name(folder: Path) -> None:
     name = sharded(folder)[1]
     (folder / name).unlink()
     assert f"{name}: not found, though the index names it" in refusal(folder)
-
-
-def test_a_tensor_that_is_in_no_file_is_refused_by_name(folder: Path) -> None:
-    sharded(folder)
-    index = folder / "model.safetensors.index.json"
-    content = json.loads(index.read_text())
-    content["weight_map"]["model.extra.weight"] = next(iter(content["weight_map"].values()))
-    index.write_text(json.dumps(content))
-    assert "tensor model.extra.weight is not in model-00001-of" in refusal(folder)
-
-
-@pytest.mark.parametrize("text", ["{", "{}", "[]"])
-def test_an_index_that_is_none_is_refused(folder: Path, text: str) -> None:
-    sharded(folder)
-    (folder / "model.safetensors.index.json").write_text(text)
-    assert "model.safetensors.index.json: not an index" in refusal(folder)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -1])

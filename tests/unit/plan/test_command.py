@@ -17,7 +17,6 @@ from pipeline.cli.app import app
 from pipeline.plan.machines import on_cpu
 from pipeline.plan.planner import make_plan, require_disk
 from schemas.errors import ConfigError, DiskError
-from schemas.request.sizes import parse_size
 from schemas.run.plan import Plan
 from tests.unit.plan.conftest import ROOT, SHAPES, Base, planned
 from workers.process.logs import log
@@ -134,14 +133,6 @@ def test_bases_that_are_not_kept_are_a_remedy_for_a_small_disk(
 def test_machines_half_described_are_refused(machines: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         planned("llama-3-8b", **machines)
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("80GB", 80 * 10**9), ("80GiB", 80 * 2**30), ("1.5TB", 15 * 10**11), ("1000", 1000)],
-)
-def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text) == size
 
 
 # --- the command ------------------------------------------------------------------------------

@@ -200,14 +200,18 @@ def test_a_run_that_is_done_needs_no_disk(
 
 
 @pytest.mark.parametrize(
-    "ratio", ["abc", "nan", "1", "-0.1", "0.2,,0.4", "inf", "", ",", "1e400", "0.2;0.4", None]
+    "ratio",
+    [
+        *("abc", "nan", "1", "-0.1", "0.2,,0.4", "inf", "", ",", "1e400", "0.2;0.4", "20%"),
+        *(20, [0.2, 1.0], [], None),
+    ],
 )
 def test_a_ratio_that_is_none_is_refused_with_what_one_is(ratio: object) -> None:
     flags = {"model": "m", "output": "o", "settings": [f"ratio={json.dumps(ratio)}"]}
     with pytest.raises(Exception) as caught:  # noqa: PT011 (of pydantic; its words are checked)
         build(RunConfig, flags)
     line = explain(caught.value)[0]  # type: ignore[arg-type]
-    if ratio is None:
+    if not ratio and ratio != "":
         assert line.startswith("ratio: not given; use --ratio")
     else:
         assert line.startswith("ratio")

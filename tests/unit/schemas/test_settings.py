@@ -54,8 +54,12 @@ def test_a_size_is_shown_as_people_write_it(size: int, text: str) -> None:
     assert parse_size(text) == size
 
 
-def test_a_size_is_rounded_to_a_byte() -> None:
-    assert parse_size("2.01GB") == 2_010_000_000
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("2.01GB", 2_010_000_000), ("80GiB", 80 * 2**30), ("1.5TB", 15 * 10**11), ("1000", 1000)],
+)
+def test_a_size_is_read_to_a_byte(text: str, size: int) -> None:
+    assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("parse", [parse_size, parse_count])

@@ -49,22 +49,27 @@ def test_local_files_give_the_same_documents(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.txt", b"one\ntwo\nthr\xffee\n", r"a\.txt, line 3: not UTF-8.*convert"),
+        ("a.txt", "one\ntwo".encode("utf-16-le"), r"a\.txt, line 1: a NUL byte"),
+        ("a.txt", b"one\ntwo\0", r"a\.txt, line 2: a NUL byte"),
         ("a.txt", b" \n\n", r"a\.txt' \(calibration\): empty"),
         ("a.jsonl", b'{"text": "a"}\n\xff\xfe\n', r"line 2: not JSON in UTF-8"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', r"line 2: not JSON.*one object a line"),
+        ("a.jsonl", b'{"text": "a"}\n' + b"[" * 10**5, r"line 2: not JSON in UTF-8"),
         ("a.jsonl", b'{"text": "a"}\n{"body": "b"}\n', r"line 2: no string under 'text'"),
         ("a.jsonl", b'["a"]\n', r"line 1: no string under 'text'"),
         ("a.jsonl", b'{"text": 5}\n', r"line 1: no string under 'text'"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', r"line 1: not valid Unicode"),
         ("a.jsonl", b"\n", "empty"),
+        ("a.parquet", b"", r"a\.parquet: cannot be read"),
         ("a.parquet", b"PAR1 is not enough", r"a\.parquet: cannot be read"),
         ("a.csv", b"text\n", r"not a file of a known kind \(\.txt, \.jsonl, \.parquet\)"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(TextError, match=message):
+    with pytest.raises(TextError, match=message) as caught:
         read(tmp_path / name)
+    assert str(caught.value).isprintable()
 
 
 def test_a_bad_parquet_row_or_column_is_named(tmp_path: Path) -> None:
