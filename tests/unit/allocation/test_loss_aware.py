@@ -245,8 +245,6 @@ def test_without_gradients_loss_aware_is_refused() -> None:
 LAYER = [(512, 512), (128, 512), (128, 512), (512, 512), (1408, 512), (1408, 512), (512, 1408)]
 LARGE: dict[str, Callable[[int, int], Tensor]] = {
     "power": lambda size, i: power(size, 0.4 + 0.03 * (i % 29), 2.0 ** (i % 5)),
-    "exponential": lambda size, i: exponential(size, 1.005 + 0.001 * (i % 17)),
-    "equal": lambda size, i: power(size, 1.0),
     "flat": lambda size, i: torch.ones(size),
     "steps": lambda size, i: steps(size, 32),
     "rough": rough,

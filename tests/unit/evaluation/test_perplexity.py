@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from schemas.errors import CheckpointError, ConfigError, NumericsError, VerificationError
 from schemas.request.evaluation import EvaluationConfig
 from schemas.result.manifest import FORMAT
-from tests.models import CONFIGS, tiny_model, tiny_tokenizer
+from tests.models import tiny_model, tiny_tokenizer
 from tests.prose import VOCABULARY
 from workers.checkpoint.family import family
 from workers.checkpoint.own_code import may_run_code, shipped
@@ -117,9 +117,8 @@ def test_the_sample_is_greedy_whatever_the_checkpoint_ships(
     assert not caplog.records
 
 
-@pytest.mark.parametrize("model_type", CONFIGS)
-def test_every_family_is_evaluated(tmp_path: Path, windows: Tensor, model_type: str) -> None:
-    folder = tiny_model(tmp_path, model_type, tie_word_embeddings=True)
+def test_a_tied_model_in_bfloat16_is_evaluated(tmp_path: Path, windows: Tensor) -> None:
+    folder = tiny_model(tmp_path, "qwen2", tie_word_embeddings=True)
     tensors = {
         name: tensor.bfloat16() for name, tensor in load_file(folder / "model.safetensors").items()
     }

@@ -209,11 +209,8 @@ def test_the_head_has_a_weight_gradient_for_each_sequence(tmp_path: Path) -> Non
     assert_close(three, one.double())
 
 
-@pytest.mark.parametrize("bounds", [(0, 1, 3), (0, 2, 3), (0, 1, 2, 3)])
-def test_shards_do_not_change_a_bit(
-    base: Base, streamed: Streamed, bounds: tuple[int, ...]
-) -> None:
-    other = stream(base, bounds=bounds)
+def test_shards_do_not_change_a_bit(base: Base, streamed: Streamed) -> None:
+    other = stream(base, bounds=(0, 1, 2, 3))
     assert torch.equal(other.hidden, streamed.hidden)
     assert other.moments.keys() == streamed.moments.keys()
     for name, moment in streamed.moments.items():

@@ -29,9 +29,8 @@ def test_the_base_itself_is_accepted(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
-def test_every_mutation_ends_cleanly(seed: int, base: Path, tmp_path: Path) -> None:
-    found = [(k, validate(case)) for k, case in cases(base, tmp_path, ROUNDS * len(KINDS), seed)]
+def test_every_mutation_ends_cleanly(base: Path, tmp_path: Path) -> None:
+    found = [(k, validate(case)) for k, case in cases(base, tmp_path, ROUNDS * len(KINDS), seed=1)]
     assert [(kind, outcome) for kind, outcome in found if not clean(outcome)] == []
     words = Counter(outcome.word for _, outcome in found)
     assert words["refused"] > len(found) / 2

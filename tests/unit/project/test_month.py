@@ -51,9 +51,8 @@ class Rehearsal(Month):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
-def test_a_month_ends_as_it_was_drawn(seed: int, tmp_path: Path) -> None:
-    month = Rehearsal(tmp_path, seed)
+def test_a_month_ends_as_it_was_drawn(tmp_path: Path) -> None:
+    month = Rehearsal(tmp_path, 0)
     nights = [month.night(number)[1] for number in range(1, NIGHTS + 1)]
     assert wrong(month, nights) == []
     assert len(month.compress.made) == len(set(month.compress.made))

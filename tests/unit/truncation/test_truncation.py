@@ -25,16 +25,6 @@ SHRINKAGES = [0.001, 0.1, 1.0]
 # --- the optimum ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("condition", CONDITIONS)
-def test_v1_and_v2_are_one_matrix(shape: tuple[int, int], condition: float) -> None:
-    problems = [layer(shape, condition).problem(truncation) for truncation in PAPERS]
-    bases = [problem.basis() for problem in problems]
-    for rank in ranks(shape):
-        v1, v2 = (written(p, b, rank) for p, b in zip(problems, bases, strict=True))
-        assert relative(v1, v2) < EXACT
-
-
 @pytest.mark.parametrize("truncation", PAPERS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("condition", CONDITIONS)
