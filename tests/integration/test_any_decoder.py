@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 KINDS = [
     *("gpt2", "opt", "falcon", "bloom", "phi3", "gemma3", "cohere2", "glm4", "qwen3_5"),
-    *("nemotron_h", "deepseek_v3", "gpt_oss"),
+    *("nemotron_h", "deepseek_v3", "gpt_oss", "mistral", "qwen3"),
 ]
 SEEING = {"gemma3", "qwen3_5"}
 
