@@ -2,14 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pipeline.cli.demo_inputs import fetch_model, write_texts
 from schemas.request.config import RunConfig
-from schemas.request.groups import CalibrationConfig, ClusterConfig
+from tests.integration.support import ask
 from workers.checkpoint.names import CONFIG, WEIGHTS
 
 
@@ -33,22 +32,9 @@ def cut_model(folder: Path, layers: int) -> Path:
     return cut
 
 
-def request(model: Path, text: Path, output: Path, **cluster: Any) -> RunConfig:
-    """4,096 tokens forward and 2,048 backward; `cluster` are fields of `ClusterConfig`."""
-    return RunConfig(
-        model=str(model),
-        output=output,
-        ratio=(0.3,),
-        calibration=CalibrationConfig(
-            text=str(text),
-            samples=64,
-            sequence_length=64,
-            gradient_samples=32,
-            gradient_length=64,
-            segments=4,
-        ),
-        cluster=ClusterConfig(device="cpu", **cluster),
-    )
+def request(model: Path, text: Path, output: Path, workers: int | None = None) -> RunConfig:
+    """4,096 tokens forward and 2,048 backward."""
+    return ask(model, text, output, samples=64, gradient_samples=32, workers=workers)
 
 
 def inputs(folder: Path, layers: int) -> tuple[Path, Path]:

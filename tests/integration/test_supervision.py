@@ -37,7 +37,7 @@ class Enough(Exception):  # noqa: N818
 
 
 class Watched(Progress):
-    """Does something when a stage that was named starts; keeps what the user is warned of."""
+    """Does something when a stage that was named starts."""
 
     def __init__(self, stage: str, act: Callable[[], None], times: int = 1, last: str = "") -> None:
         super().__init__()
@@ -45,7 +45,6 @@ class Watched(Progress):
         self._act = act
         self._times = times
         self._last = last
-        self.warnings: list[str] = []
 
     @contextlib.contextmanager
     def stage(
@@ -58,9 +57,6 @@ class Watched(Progress):
             self._act()
         with super().stage(name, total, unit, matrices) as stage:
             yield stage
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
 
 
 def shards() -> list[Process]:

@@ -1,7 +1,6 @@
-"""Tiny checkpoints, a base and a compressed one, to spoil; and what is said of a refused base."""
+"""A tiny compressed checkpoint, to spoil; and what is said of a refused base."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from schemas.result.output import MatrixResult
 from schemas.run.identity import Identities
 from tests.loads import load_here
 from tests.low_rank import Checkpoint, make_checkpoint
-from tests.models import tiny_model, tiny_tokenizer
+from tests.models import tiny_tokenizer
 from tests.prose import VOCABULARY
 from tests.reports import compression
 from workers.checkpoint.contents import base_files
@@ -25,17 +24,6 @@ from workers.storage.files import file_sha256
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 NORM = "model.norm.weight"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("whole") / "base")
-
-
-@pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    """A copy of one tiny checkpoint."""
-    return Path(shutil.copytree(whole, tmp_path / "base"))
 
 
 def refusal(folder: Path) -> str:

@@ -25,7 +25,6 @@ from workers import reencoding
 from workers.checkpoint.own_code import may_run_code
 from workers.checkpoint.published import read_compression, read_manifest
 from workers.checkpoint.verify import check_files
-from workers.process.logs import log
 from workers.storage.keys import OWNER
 
 MIXED = ("plain", "pivoted", "pivoted-columns", "dense")
@@ -190,10 +189,9 @@ def test_what_is_no_finished_checkpoint_is_refused(source: Checkpoint) -> None:
 
 
 def test_what_a_killed_command_has_left_is_removed(
-    source: Checkpoint, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    source: Checkpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Unless it is at work, and nothing else is."""
-    monkeypatch.setattr(log, "propagate", True)
     left, other = (source.folder.with_name(f"exported.{x}.tmp") for x in ("0123456789ab", "old"))
     for folder in (left, other):
         folder.mkdir()

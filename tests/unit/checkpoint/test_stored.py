@@ -1,7 +1,6 @@
 """A checkpoint in an object store, verified from here: no large weight is copied unasked."""
 
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
@@ -16,11 +15,10 @@ from workers.storage.files import file_sha256
 
 
 @pytest.fixture
-def url(checkpoint: Path) -> Url:
-    place = Url(f"memory://{uuid4().hex}/checkpoint")
+def url(checkpoint: Path, url: Url) -> Url:
     for path in checkpoint.iterdir():
-        places.upload(path, place / path.name)
-    return place
+        places.upload(path, url / path.name)
+    return url
 
 
 @pytest.mark.usefixtures("loads_here")

@@ -17,8 +17,6 @@ from pipeline.cli.files import require_files
 from pipeline.cli.nightly import NOTHING_WAITS
 from schemas.errors import ConfigError
 from schemas.request.budget import OPTIONS
-from tests.models import tiny_model
-from tests.prose import prose
 from workers.process.logs import log
 
 ROOT = Path(__file__).parents[3]
@@ -26,22 +24,9 @@ TOO_MANY = "1000000"
 
 
 @pytest.fixture(autouse=True)
-def propagate(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Let caplog see what the command logs."""
-    monkeypatch.setattr(log, "propagate", True)
+def _progress(caplog: pytest.LogCaptureFixture) -> None:
+    """Let caplog see all that the command logs."""
     caplog.set_level(logging.INFO, logger=log.name)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "prose.txt"
-    path.write_text(prose(4_000))
-    return path
 
 
 def run(*arguments: object) -> int:

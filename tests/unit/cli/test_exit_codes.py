@@ -7,7 +7,6 @@ import torch
 import typer
 
 from pipeline.cli.exit_codes import exit_codes
-from workers.process.logs import log
 
 
 @pytest.mark.parametrize(
@@ -19,9 +18,8 @@ from workers.process.logs import log
     ],
 )
 def test_a_lack_of_memory_has_a_remedy(
-    error: Exception, named: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    error: Exception, named: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(log, "propagate", True)
     with pytest.raises(typer.Exit) as caught, exit_codes():
         raise error
     assert caught.value.exit_code == 3
@@ -34,11 +32,8 @@ def test_a_bug_is_no_lack_of_memory() -> None:
         raise RuntimeError("shapes do not match")
 
 
-def test_a_reader_who_leaves_is_no_failed_run(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reader_who_leaves_is_no_failed_run(caplog: pytest.LogCaptureFixture) -> None:
     """`svdllm compress --help | head` says no more than head asked for."""
-    monkeypatch.setattr(log, "propagate", True)
     with pytest.raises(BrokenPipeError), exit_codes():
         raise BrokenPipeError
     assert not caplog.messages

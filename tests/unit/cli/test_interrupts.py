@@ -14,7 +14,6 @@ import typer
 from pipeline.cli import interrupts
 from pipeline.cli.exit_codes import exit_codes
 from schemas.errors import WorkerError
-from workers.process.logs import log
 
 ROOT = Path(__file__).parents[3]
 CODES = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
@@ -27,7 +26,6 @@ SLOW = "import os, signal\nos.kill(os.getpid(), signal.{name})\nimport time\ntim
 def _handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Those of the tests stand again afterwards, and no signal of another test is known."""
     monkeypatch.setattr(interrupts, "_received", [])
-    monkeypatch.setattr(log, "propagate", True)
     before = {number: signal.getsignal(number) for number, _, _ in CODES}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)

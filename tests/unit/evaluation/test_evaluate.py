@@ -21,7 +21,6 @@ from schemas.request.evaluation import EvaluationConfig
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import FORMAT
 from tests.models import tiny_model, tiny_tokenizer
-from tests.prose import prose
 from tests.tables import shown
 from workers.checkpoint.family import family
 from workers.checkpoint.own_code import shipped
@@ -34,13 +33,6 @@ from workers.model.loading import load_model
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("models")
     return tiny_model(root / "base"), tiny_model(root / "[small]", seed=1, intermediate_size=40)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "prose.txt"
-    path.write_text(prose(2500))
-    return path
 
 
 def request(folders: tuple[Path, Path], source: Path, **fields: Any) -> EvaluationConfig:

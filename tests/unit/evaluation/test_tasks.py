@@ -22,7 +22,6 @@ from schemas.errors import ConfigError, NumericsError, TextError
 from schemas.request.evaluation import EvaluationConfig, TasksConfig
 from schemas.result.tasks import Score, TaskReport, TaskResult
 from tests.models import tiny_model
-from tests.prose import prose
 from tests.tables import shown
 from tests.tasks import DOCUMENTS, write_choice, write_texts, write_written
 from workers.evaluation.harness import Harness, Job, run_job
@@ -235,9 +234,10 @@ def test_the_table_shows_intervals_and_differences(report: TaskReport) -> None:
     assert "[small]" in said
 
 
-def test_the_command_writes_the_report(models: Models, results: Path, report: TaskReport) -> None:
-    text, file = results / "prose.txt", results / "new" / "report.json"
-    text.write_text(prose(2500))
+def test_the_command_writes_the_report(
+    models: Models, results: Path, report: TaskReport, text: Path
+) -> None:
+    file = results / "new" / "report.json"
     arguments = ["evaluate", models.small, "--baseline", models.base, "--device", "cpu"]
     arguments += ["--tasks", "choice,written", "--task-folder", models.tasks, "--results", results]
     arguments += ["--json", file, "--text", text, "--sequence-length", 64, "--windows", 2]

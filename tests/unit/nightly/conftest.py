@@ -8,21 +8,7 @@ import pytest
 from pipeline.nightly import catalog
 from pipeline.nightly.night import Night, nightly
 from schemas.request.nightly import CatalogRow, NightlyConfig
-from tests.models import tiny_model
 from tests.nights import FakeCompress, write_checkpoint
-from tests.prose import prose
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("template"))
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "prose.txt"
-    path.write_text(prose(1_000))
-    return path
 
 
 class Training:
@@ -56,8 +42,8 @@ class Training:
 
 
 @pytest.fixture
-def training(tmp_path: Path, template: Path, text: Path) -> Training:
-    return Training(tmp_path, template, text)
+def training(tmp_path: Path, model: Path, text: Path) -> Training:
+    return Training(tmp_path, model, text)
 
 
 def did(night: Night) -> list[tuple[str, str]]:

@@ -6,7 +6,6 @@ import os
 import threading
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from pyarrow import parquet  # type: ignore[import-untyped]
@@ -40,24 +39,23 @@ def test_rows_of_writers_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
     assert len({found.name for found in rows}) == 40
 
 
-def test_source_prefix_and_runs_can_be_in_a_store(training: Training) -> None:
-    root = Url(f"memory://{uuid4().hex}")
+def test_source_prefix_and_runs_can_be_in_a_store(training: Training, url: Url) -> None:
     for number in (9, 10):
         for path in training.step(number).iterdir():
-            upload(path, root / "source" / f"checkpoint-{number}" / path.name)
-    places = {"watch": str(root / "source"), "output": root / "out", "run_dir": root / "runs"}
-    training.prefix = root / "out"  # type: ignore[assignment]
+            upload(path, url / "source" / f"checkpoint-{number}" / path.name)
+    places = {"watch": str(url / "source"), "output": url / "out", "run_dir": url / "runs"}
+    training.prefix = url / "out"  # type: ignore[assignment]
     assert did(training.night(**places, max=1)) == [("started", "10"), ("published", "10")]
-    assert pointed(root / "out") == {"0.20": "checkpoint-10"}
+    assert pointed(url / "out") == {"0.20": "checkpoint-10"}
     assert did(training.night(**places, keep=1)) == [
         *(("started", "9"), ("published", "9"), ("removed", "9")),
     ]
     assert did(training.night(**places, keep=1)) == []
-    assert files_below(root / "runs") == {}
+    assert files_below(url / "runs") == {}
     (removed,) = {row.path for row in training.rows if row.event == "removed"}
-    assert not exists(root / "out" / str(removed) / "_SUCCESS")
-    half = read_bytes(root / "source" / "checkpoint-9" / "model.safetensors")[:-1]
-    write(root / "source" / "checkpoint-11" / "model.safetensors", half)
+    assert not exists(url / "out" / str(removed) / "_SUCCESS")
+    half = read_bytes(url / "source" / "checkpoint-9" / "model.safetensors")[:-1]
+    write(url / "source" / "checkpoint-11" / "model.safetensors", half)
     assert list(training.night(**places).incomplete) == ["checkpoint-11"]
 
 

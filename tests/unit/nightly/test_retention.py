@@ -11,7 +11,6 @@ from schemas.errors import StorageFullError
 from schemas.location import Location
 from tests.nights import Killed, kill
 from tests.unit.nightly.conftest import Training, did
-from workers.process.logs import log
 from workers.storage.places import files_below, folders_in, remove_below, write
 
 
@@ -42,10 +41,7 @@ def test_a_full_disk_gets_room_before_anything_is_compressed(training: Training)
     assert folder.startswith("checkpoint-2-")
 
 
-def test_what_stays_is_said_once(
-    training: Training, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(log, "propagate", True)
+def test_what_stays_is_said_once(training: Training, caplog: pytest.LogCaptureFixture) -> None:
     for number in (1, 2):
         training.step(number)
     training.night()

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from huggingface_hub.hf_api import RepoFile
@@ -125,8 +124,7 @@ def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(watch: str) -> None:
         source_of(watch, None)
 
 
-def test_a_prefix_with_nothing_below_it_is_refused() -> None:
-    url = Url(f"memory://{uuid4().hex}/checkpoints")
+def test_a_prefix_with_nothing_below_it_is_refused(url: Url) -> None:
     with pytest.raises(ConfigError, match=f"watch {url}: nothing is there; check the URL"):
         source_of(url, None).found()
     write(url / "notes.txt", b"")

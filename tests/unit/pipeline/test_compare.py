@@ -12,12 +12,10 @@ from schemas.errors import CompressorError, RunError
 from schemas.request.comparison import ComparisonConfig
 from schemas.request.evaluation import EvaluationConfig
 from schemas.result.comparison import Compared
-from tests.prose import prose
 
 
 @pytest.fixture(name="fields")
-def fields_(tmp_path: Path) -> dict[str, Any]:
-    (text := tmp_path / "text.txt").write_text(prose(2_000))
+def fields_(text: Path, tmp_path: Path) -> dict[str, Any]:
     return {"model": "unused", "output": tmp_path / "out", "evaluate": (str(text),)}
 
 

@@ -15,17 +15,6 @@ from schemas.request.config import RunConfig
 MISSING = "start of a worker: ModuleNotFoundError: No module named 'workers.actors'"
 
 
-class Warned(Progress):
-    """Keeps what the user is warned of."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.warnings: list[str] = []
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
-
-
 class Started:
     """A run whose workers are there."""
 
@@ -38,9 +27,9 @@ class Started:
         pass
 
 
-def run(config: RunConfig, starts: Iterable[WorkerDiedError | None], fails: int = 0) -> Warned:
+def run(config: RunConfig, starts: Iterable[WorkerDiedError | None], fails: int = 0) -> Progress:
     """A run whose starts fail as `starts` says, and whose stages are lost `fails` times."""
-    progress, failures, losses = Warned(), iter(starts), iter(range(fails))
+    progress, failures, losses = Progress(), iter(starts), iter(range(fails))
 
     def start(*_: object) -> Any:
         if error := next(failures):
@@ -119,7 +108,7 @@ def test_a_run_goes_on_after_training_with_what_nodes_are_left(
         seen.append((config.cluster.workers, config.cluster.replicas))
         return Started()
 
-    progress = Warned()
+    progress = Progress()
     supervisor = Supervisor(config.model_copy(update={"cluster": cluster}), progress)
     for _ in range(2):
         assert supervisor.run(start, lambda _: "done") == "done"

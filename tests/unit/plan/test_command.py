@@ -19,7 +19,6 @@ from pipeline.plan.planner import make_plan, require_disk
 from schemas.errors import ConfigError, DiskError
 from schemas.run.plan import Plan
 from tests.unit.plan.conftest import ROOT, SHAPES, Base, planned
-from workers.process.logs import log
 
 # --- what is refused --------------------------------------------------------------------------
 
@@ -48,9 +47,8 @@ def plan_command(name: str, flags: str) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "flags"), REFUSED)
 def test_every_remedy_works_when_it_is_followed(
-    name: str, flags: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    name: str, flags: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(log, "propagate", True)
     require_remedies(name, flags, caplog)
 
 
@@ -58,7 +56,6 @@ def test_more_host_memory_than_is_assumed_is_a_remedy(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fewer GPUs on a node are none: what is assumed is so much for each."""
-    monkeypatch.setattr(log, "propagate", True)
     monkeypatch.setattr(pipeline.plan.machines, "_HOST_BYTES", 5 * 10**9)
     require_remedies("llama-3-70b", "--gpu-memory 80GB", caplog)
     assert "--host-memory" in caplog.text

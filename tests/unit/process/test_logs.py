@@ -3,7 +3,7 @@
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import Context
 from datetime import datetime
 from typing import Any
@@ -22,13 +22,9 @@ Lines = Callable[[], list[dict[str, Any]]]
 
 
 @pytest.fixture(autouse=True)
-def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The logger and the environment as they were."""
+def restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment as it was."""
     monkeypatch.delenv(LOG_FORMAT, raising=False)
-    handlers, propagate, level = log.handlers, log.propagate, log.level
-    yield
-    log.handlers, log.propagate = handlers, propagate
-    log.setLevel(level)
 
 
 @pytest.fixture

@@ -186,9 +186,13 @@ def test_a_disk_that_is_too_small_is_refused(
 
 @pytest.mark.parametrize("asked", [{}, {"ratio": (), "budget": {"kl": 0.1}}])
 def test_a_run_that_is_done_needs_no_disk(
-    asked: dict[str, Any], request_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asked: dict[str, Any],
+    request_for: Any,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked = {"evaluation": {"text": str(tmp_path / "prose.txt")}} | asked
+    asked = {"evaluation": {"text": str(text)}} | asked
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     assert "bytes there" in refusal(request_for(**asked), ConfigError)
     (tmp_path / "out").mkdir()
@@ -282,8 +286,6 @@ def test_a_refusal_is_logged_under_its_own_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv(LOG_FORMAT, "json")
-    for name in ("handlers", "level", "propagate"):  # as they were, after the test
-        monkeypatch.setattr(log, name, getattr(log, name))
     set_up_logging()
     now_about(run="another")
     with pytest.raises(TextError):

@@ -106,8 +106,7 @@ def test_what_runs_is_not_set_aside(ran: Path, run: str) -> None:
     assert (ran / "run.json").exists()
 
 
-def test_a_run_in_a_store_is_not_set_aside() -> None:
-    url = Url("memory://history/run")
+def test_a_run_in_a_store_is_not_set_aside(url: Url) -> None:
     set_aside(url, Progress())
     write(url / "run.json", b"{}")
     with pytest.raises(ConfigError, match="name another one"):

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
@@ -15,9 +14,9 @@ from workers.storage.places import files_below, remove_below, write
 
 
 @pytest.fixture(params=["folder", "store"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+def place(request: pytest.FixtureRequest, tmp_path: Path, url: Url) -> Location:
     """Where the owner of a run directory is written down, beside its record."""
-    root = tmp_path / "run" if request.param == "folder" else Url(f"memory://{uuid4().hex}/run")
+    root = tmp_path / "run" if request.param == "folder" else url
     write(root / "run.json", b"{}")
     return root / "owner"
 

@@ -97,13 +97,8 @@ def test_the_log_hides_what_the_environment_keeps_secret(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    handlers, propagate, level = log.handlers, log.propagate, log.level
-    try:
-        set_up_logging()
-        log.info("the store said: %s\x1b[31m is wrong", SECRET)
-    finally:
-        log.handlers, log.propagate = handlers, propagate
-        log.setLevel(level)
+    set_up_logging()
+    log.info("the store said: %s\x1b[31m is wrong", SECRET)
     assert capsys.readouterr().err.endswith(" INFO the store said: ***\\x1b[31m is wrong\n")
     assert logging.getLogger("svdllm") is log
 

@@ -14,21 +14,15 @@ import pytest
 from schemas.errors import WorkerDiedError, WorkerError
 from schemas.request.bench import BenchConfig, Workload
 from tests.documents import ROOT
-from tests.models import tiny_model
 from workers.serving import process
 from workers.serving.process import ModelProcess
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("base"))
-
-
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12, for threads
-def test_a_process_that_ends_is_named(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_ends_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fork = multiprocessing.get_context("fork")
     monkeypatch.setattr(process, "get_context", lambda _: fork)  # imports nothing anew
-    with ModelProcess("the model", base, BenchConfig(checkpoint=str(base))) as one:
+    with ModelProcess("the model", model, BenchConfig(checkpoint=str(model))) as one:
         one._pool.submit(os._exit, 1)
         with pytest.raises(WorkerDiedError, match="the model: its process ended during load"):
             one.load()
@@ -44,12 +38,12 @@ class _FrameError(RuntimeError):
         return "no compiler\nand much more"
 
 
-def test_a_library_that_fails_is_one_sentence(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_fails_is_one_sentence(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_here", [_Fails()])
     with pytest.raises(RuntimeError) as caught:
         process._do("prepare", ())
     again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 (our own)
-    one = ModelProcess("the model", base, BenchConfig(checkpoint=str(base)))
+    one = ModelProcess("the model", model, BenchConfig(checkpoint=str(model)))
     monkeypatch.setattr(one, "_pool", Mock(submit=Mock(side_effect=again)))
     with pytest.raises(WorkerError, match=r"^the model: _FrameError: no compiler, in prepare$"):
         one.prepare(Workload(batch=1, prompt_tokens=6, new_tokens=4))
@@ -69,12 +63,12 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_a_process_ends_with_a_parent_that_is_killed(base: Path, tmp_path: Path) -> None:
+def test_a_process_ends_with_a_parent_that_is_killed(model: Path, tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
     # Its output is at an end once every process that holds it has ended: the model's, too.
     done = subprocess.run(
-        [sys.executable, script, base],
+        [sys.executable, script, model],
         capture_output=True,
         timeout=600,
         check=False,

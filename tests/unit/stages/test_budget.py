@@ -21,7 +21,6 @@ from schemas.request.config import RunConfig
 from schemas.result.budget import BudgetResult
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.output import SpectrumFacts
-from tests.models import tiny_model
 from tests.reports import evaluation
 from workers.allocator import RankAllocator
 from workers.model.inspection import inspect
@@ -30,11 +29,6 @@ from workers.storage.store import Store
 from workers.storage.tensorfile import entries
 
 IDENTITY = "0123"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("base"))
 
 
 class Runs(SimpleNamespace):
@@ -46,13 +40,13 @@ class Runs(SimpleNamespace):
 
 
 @pytest.fixture
-def start(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Runs]:
+def start(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Runs]:
     monkeypatch.setattr(stage, "gather", lambda *_: None)
     monkeypatch.setattr(stage, "ranks_at", lambda run, ratio: run.allocator.allocate(ratio))
-    spec = inspect(base)
+    spec = inspect(model)
 
     def begin(method: str = "two-sided", **budget: Any) -> Runs:
-        asked = {"model": str(base), "output": tmp_path / "out", "method": method}
+        asked = {"model": str(model), "output": tmp_path / "out", "method": method}
         config = RunConfig.model_validate(asked | {"budget": budget})
         store = Store(config.run_folder)
         nats = 0.5 if method == "two-sided" else None

@@ -3,7 +3,6 @@
 import errno
 import os
 from pathlib import Path
-from uuid import uuid4
 
 import fsspec  # type: ignore[import-untyped]
 import pytest
@@ -14,9 +13,9 @@ from workers.storage.store import Store
 
 
 @pytest.fixture(params=["file", "memory"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
-    """A folder, or a prefix of its own in the store that lives in this process."""
-    return tmp_path if request.param == "file" else Url(f"memory://{uuid4().hex}/prefix")
+def place(request: pytest.FixtureRequest, tmp_path: Path, url: Url) -> Location:
+    """A folder, or a prefix in a store."""
+    return tmp_path if request.param == "file" else url
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from uuid import uuid4
 
 import fsspec  # type: ignore[import-untyped]
 import pytest
@@ -15,7 +14,6 @@ from schemas.errors import CheckpointError, ConfigError, StorageError
 from schemas.location import Url
 from schemas.result.manifest import FileEntry, Manifest
 from schemas.run.identity import Identities
-from tests.models import tiny_model
 from workers.checkpoint.contents import base_files
 from workers.checkpoint.fetching import resolve
 from workers.checkpoint.published import is_published, read_manifest, require_free
@@ -23,17 +21,6 @@ from workers.checkpoint.tensors import TensorReader
 from workers.model.inspection import inspect
 from workers.storage import places
 from workers.storage.files import file_sha256
-
-
-@pytest.fixture
-def url() -> Url:
-    """A prefix of its own in the store that lives in this process."""
-    return Url(f"memory://{uuid4().hex}/prefix")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("base"))
 
 
 def put(folder: Path, url: Url) -> Url:
@@ -45,9 +32,9 @@ def put(folder: Path, url: Url) -> Url:
 # --- a base checkpoint ------------------------------------------------------------------------
 
 
-def test_small_files_are_fetched_once_and_no_weights(base: Path, url: Url, tmp_path: Path) -> None:
-    folder = resolve(put(base, url), None, tmp_path / "fetched")
-    expected = {path.name for path in base.iterdir()} - {"model.safetensors"}
+def test_small_files_are_fetched_once_and_no_weights(model: Path, url: Url, tmp_path: Path) -> None:
+    folder = resolve(put(model, url), None, tmp_path / "fetched")
+    expected = {path.name for path in model.iterdir()} - {"model.safetensors"}
     assert {path.name for path in folder.iterdir()} == expected
     before = (folder / "config.json").stat().st_mtime_ns
     assert resolve(url, None, tmp_path / "fetched") == folder
@@ -55,38 +42,38 @@ def test_small_files_are_fetched_once_and_no_weights(base: Path, url: Url, tmp_p
     assert list((tmp_path / "fetched").iterdir()) == [folder]
 
 
-def test_a_changed_base_is_another_folder(base: Path, url: Url, tmp_path: Path) -> None:
-    folder = resolve(put(base, url), None, tmp_path)
-    places.upload(base / "model.safetensors", url / "model.safetensors")
+def test_a_changed_base_is_another_folder(model: Path, url: Url, tmp_path: Path) -> None:
+    folder = resolve(put(model, url), None, tmp_path)
+    places.upload(model / "model.safetensors", url / "model.safetensors")
     assert resolve(url, None, tmp_path) != folder
 
 
 def test_a_base_that_goes_while_it_is_fetched_leaves_nothing(
-    base: Path, url: Url, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, url: Url, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(*_: object, **__: object) -> None:
         raise FileNotFoundError("tokenizer.json")
 
     monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "get_file", gone)
     with pytest.raises(FileNotFoundError):
-        resolve(put(base, url), None, tmp_path)
+        resolve(put(model, url), None, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_tensors_are_those_of_the_files(base: Path, url: Url, tmp_path: Path) -> None:
-    folder = resolve(put(base, url), None, tmp_path)
+def test_tensors_are_those_of_the_files(model: Path, url: Url, tmp_path: Path) -> None:
+    folder = resolve(put(model, url), None, tmp_path)
     spec = inspect(folder, url)
-    local = inspect(base)
+    local = inspect(model)
     assert spec.model_copy(update={"weights": None}) == local
     reader = TensorReader(folder, spec)
-    for name, tensor in load_file(base / "model.safetensors").items():
+    for name, tensor in load_file(model / "model.safetensors").items():
         assert torch.equal(reader.read(name), tensor)
 
 
-def test_weights_are_identified_without_a_read(base: Path, url: Url, tmp_path: Path) -> None:
-    folder = resolve(put(base, url), None, tmp_path)
+def test_weights_are_identified_without_a_read(model: Path, url: Url, tmp_path: Path) -> None:
+    folder = resolve(put(model, url), None, tmp_path)
     found = base_files(folder, inspect(folder, url))
-    assert found["config.json"] == file_sha256(base / "config.json")
+    assert found["config.json"] == file_sha256(model / "config.json")
     assert re.fullmatch(r"ukey:\w+ \d+", found["model.safetensors"])
 
 
@@ -155,11 +142,11 @@ def test_what_a_failing_store_does_not_tell_is_not_absent(
         places.exists(url / "file")
 
 
-def test_a_file_that_shrank_is_refused(base: Path, url: Url, tmp_path: Path) -> None:
-    folder = resolve(put(base, url), None, tmp_path)
+def test_a_file_that_shrank_is_refused(model: Path, url: Url, tmp_path: Path) -> None:
+    folder = resolve(put(model, url), None, tmp_path)
     spec = inspect(folder, url)
     short = tmp_path / "short"
-    short.write_bytes((base / "model.safetensors").read_bytes()[:-100])
+    short.write_bytes((model / "model.safetensors").read_bytes()[:-100])
     places.upload(short, url / "model.safetensors")
     last = max(spec.tensors, key=lambda tensor: tensor.offset or 0)
     with pytest.raises(CheckpointError, match=r"model\.safetensors: ends after"):

@@ -1,7 +1,6 @@
 """Which rows between two waves are stored, and what it takes to know."""
 
 from typing import Any
-from uuid import uuid4
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ BATCHES = micro_batches(torch.zeros(12, 4, dtype=torch.int64), 1, 1)
 
 
 def test_an_object_store_is_asked_for_each_record_once_and_for_two_lists(
-    monkeypatch: pytest.MonkeyPatch,
+    url: Url, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Url] = []
     opened = places._opened
@@ -26,7 +25,7 @@ def test_an_object_store_is_asked_for_each_record_once_and_for_two_lists(
         asked.append(place)
         return opened(place)
 
-    boundary = Boundary(Store(Url(f"memory://{uuid4().hex}/run")), "0123", 2)
+    boundary = Boundary(Store(url), "0123", 2)
     assert boundary.missing(BATCHES) == BATCHES
     for batch in BATCHES[:-1]:
         boundary.store.commit(boundary.key(batch), entries({"rows": torch.zeros(1)}))

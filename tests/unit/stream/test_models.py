@@ -2,7 +2,6 @@
 
 import contextlib
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
@@ -10,17 +9,15 @@ from pipeline.evaluate import local_folder
 from pipeline.stream.models import model_of
 from schemas.location import Url, kept_at_home
 from schemas.request.evaluation import EvaluationConfig
-from tests.models import tiny_model
 from workers.checkpoint.fetching import resolve
 from workers.storage.places import upload
 
 
 def test_every_node_reads_weights_in_a_store_from_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, url: Url, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And has the small files in its own home: the driver's are seen by no other node."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    model, url = tiny_model(tmp_path / "model"), Url(f"memory://{uuid4().hex}/model")
     for path in model.iterdir():
         upload(path, url / path.name)
     config = EvaluationConfig(checkpoint=str(url), streamed=True)
