@@ -133,12 +133,12 @@ def test_the_rooms_of_a_package_form_no_circle(package: str) -> None:
     assert len([*TopologicalSorter(imported).static_order()]) >= len(imported) > 1
 
 
-def test_what_a_checkpoint_holds_is_known_without_torch_and_ray() -> None:
-    """They take seconds to import, which a refusal need not wait for."""
+def test_a_plan_and_a_refusal_need_no_torch_transformers_or_ray() -> None:
+    """They take seconds to import, which what a checkpoint holds need not wait for."""
     code = (
-        "import sys\n"
+        "import sys, pipeline.cli, pipeline.plan\n"
         "import workers.checkpoint.contents, workers.text.documents, workers.checkpoint.fetching\n"
-        "print({'torch', 'ray'} & sys.modules.keys())"
+        "print({'torch', 'transformers', 'ray'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
     assert (done.stdout, done.stderr) == (b"set()\n", b"")
