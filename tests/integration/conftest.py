@@ -6,6 +6,7 @@ seconds.
 
 import contextlib
 import fcntl
+import functools
 import os
 import shutil
 import socket
@@ -122,6 +123,18 @@ def reference(local_ray: None, text: Path, tmp_path_factory: pytest.TempPathFact
     config = config.model_copy(update={"output": folder / "output"})
     (output,) = compress(config).outputs
     return Reference(config, output)
+
+
+@pytest.fixture
+def waits_for_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training reports two events more at most than were read: it goes on while one is looked at,
+    however late that is.
+    """
+    from ray.util.queue import Queue
+
+    from pipeline.cluster import training
+
+    monkeypatch.setattr(training, "Queue", functools.partial(Queue, maxsize=1))
 
 
 @pytest.fixture

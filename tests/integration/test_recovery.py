@@ -209,6 +209,7 @@ def test_the_base_teaches_once_and_is_forgotten(
     assert not list((folder / "records/boundaries").glob(f"{record.ids.taught}/**/*.json"))
 
 
+@pytest.mark.usefixtures("waits_for_reader")
 def test_training_workers_that_are_killed_change_nothing(
     uncompared: RunConfig, undisturbed: OutputResult
 ) -> None:

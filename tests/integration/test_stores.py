@@ -199,6 +199,7 @@ def test_a_run_directory_in_a_store(stored: Stored, text: Path, tmp_path: Path) 
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated")  # Ray Data's own settings
+@pytest.mark.usefixtures("waits_for_reader")
 def test_training_goes_on_from_a_store(stored: Stored, text: Path, tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "model", num_hidden_layers=1)
     recovery = {"enabled": True, "sequence_length": 64, "batch": 2, "tokens": 768, "held_out": 2}
