@@ -55,11 +55,10 @@ class Shard:
         self._inputs: dict[int, list[Tensor]] = {}
         self._adapted = adapted
         self._singly = False
-        self._of_head = {
-            tap.direction: tap
-            for tap in taps
-            if self._carved.module(tap.module) is self._carved.head
-        }
+        self._of_head: dict[Pass, list[Tap]] = {"forward": [], "backward": []}
+        for tap in taps:
+            if self._carved.module(tap.module) is self._carved.head:
+                self._of_head[tap.direction].append(tap)
 
     @property
     def is_first(self) -> bool:
@@ -80,16 +79,16 @@ class Shard:
         return self._carved.tail(hidden)
 
     def _observed_tail(
-        self, tap: Tap, hidden: Tensor, product: Product | None
+        self, direction: Pass, hidden: Tensor, product: Product | None
     ) -> Callable[[Tensor], Tensor]:
-        """Return the tail, each call of which adds rows of its own to the moment of the head."""
+        """Return the tail, each call of which adds rows of its own to the moments of the head."""
         tail = partial(self._carved.tail, product=product)
         self._observer.observing = None
         self._carved.require_blind(hidden)
-        self._observer.observing = tap.direction
+        self._observer.observing = direction
 
         def observed(rows: Tensor) -> Tensor:
-            self._observer.seen.discard(tap)
+            self._observer.seen.difference_update(self._of_head[direction])
             return tail(rows)
 
         return observed
@@ -116,17 +115,17 @@ class Shard:
             hidden = self._carved.layer(index, hidden)
         if keep_inputs:
             self._inputs[step.first_sequence] = inputs
-        if purpose == "moments" and (tap := self._of_head.get("forward")):
-            product = _nothing if tap.side == "input" else None
-            self._observed_tail(tap, hidden, product)(hidden)
+        if purpose == "moments" and (taps := self._of_head["forward"]):
+            blind = all(tap.side == "input" for tap in taps)
+            self._observed_tail("forward", hidden, _nothing if blind else None)(hidden)
         return hidden
 
     def loss_gradient(self, hidden: Tensor, step: Step, seed: int) -> Tensor:
         """Return a gradient at the last layer's hidden states, by `fisher_gradient`."""
         self._observer.segment, self._observer.sequences = step.segment, 1
         tail: Callable[[Tensor], Tensor] = partial(self._carved.tail, product=wide_product)
-        if tap := self._of_head.get("backward"):
-            tail = self._observed_tail(tap, hidden, wide_product)
+        if self._of_head["backward"]:
+            tail = self._observed_tail("backward", hidden, wide_product)
         parts = []
         for row, sequence in enumerate(hidden):
             signs = signs_of(seed, step.first_sequence + row, sequence.device)

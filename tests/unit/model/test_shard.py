@@ -209,6 +209,18 @@ def test_the_head_has_a_weight_gradient_for_each_sequence(tmp_path: Path) -> Non
     assert_close(three, one.double())
 
 
+def test_a_head_of_few_tokens_is_read_and_written(tmp_path: Path) -> None:
+    """Its smaller side is the output, so its moment there is taken beside that of its features."""
+    headed = TargetsConfig(only=("*", "lm_head"))
+    config = CompressionConfig(ratio=(0.2,), targets=headed)
+    folder = tiny_model(tmp_path, num_hidden_layers=LAYERS, vocab_size=24)
+    base = Base(folder, select(config, inspect(folder)), windows() % 24)
+    found = stream(base).moments["lm_head.output"]
+    logits = whole_model(base)(input_ids=base.tokens).logits.detach().flatten(0, 1)
+    assert found.matrix is not None
+    assert_close(found.matrix, logits.T @ logits / len(logits))
+
+
 def test_shards_do_not_change_a_bit(base: Base, streamed: Streamed) -> None:
     other = stream(base, bounds=(0, 1, 2, 3))
     assert torch.equal(other.hidden, streamed.hidden)
