@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from schemas.errors import CheckpointError
 from workers.model.carving import hidden_states, layer_list
 from workers.model.graph import Readers, is_only_added, readers_of, split_of, written_by
+from workers.model.kernels import torch_alone
 from workers.model.linear import Linear
 
 _TOKENS = 12  # more than any kernel of a convolution; sliding windows do not matter to shapes
@@ -113,7 +114,7 @@ class _Seen:
         """Run one, with gradients or without, and say what stopped it."""
         tokens = torch.zeros(2, _TOKENS, dtype=torch.long, device="meta")
         try:
-            with torch.set_grad_enabled(enabled), self._observing():
+            with torch.set_grad_enabled(enabled), torch_alone(), self._observing():
                 model(input_ids=tokens, attention_mask=mask, use_cache=False)
         except Exception as error:  # noqa: BLE001 (a model may raise anything)
             return f"{type(error).__name__}: {error}"
