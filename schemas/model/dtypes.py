@@ -36,6 +36,7 @@ STORED = {row.torch: name for name, row in FORMATS.items() if "F" in name}
 def computed_in(stored: str) -> str:
     """Return torch's name of the format in which a GPU computes weights stored as `stored`.
 
-    Weights stored in float16 are computed in bfloat16: gradients leave the range of float16.
+    Weights stored in float16 are computed in bfloat16: gradients leave the range of float16. Those
+    in float64 are computed in float32.
     """
-    return FORMATS["BF16" if stored == "F16" else stored].torch
+    return FORMATS[{"F16": "BF16", "F64": "F32"}.get(stored, stored)].torch

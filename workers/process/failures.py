@@ -40,6 +40,9 @@ _TEXTS: tuple[tuple[str, Failure], ...] = (
     ("CUDA error: out of memory", "device memory"),
     ("CUBLAS_STATUS_ALLOC_FAILED", "device memory"),
     ("CUSOLVER_STATUS_ALLOC_FAILED", "device memory"),
+    # A library allocates its handle itself, and says no more if it cannot.
+    ("CUBLAS_STATUS_NOT_INITIALIZED", "device memory"),
+    ("CUSOLVER_STATUS_INTERNAL_ERROR", "device memory"),
     ("CUDA error", "device"),
 )
 

@@ -19,6 +19,8 @@ KINDS: list[tuple[BaseException, Failure]] = [
     ),
     (RuntimeError("CUDA error: out of memory"), "device memory"),
     (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "device memory"),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling"), "device memory"),
+    (RuntimeError("cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling"), "device memory"),
     (torch.AcceleratorError("CUDA error: out of memory"), "device memory"),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "host memory"),
     (MemoryError(), "host memory"),
