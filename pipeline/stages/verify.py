@@ -49,12 +49,8 @@ def _look(output: Output) -> None:
         base = read_model(_kept(run), Check)
         writes = "dozen" if base else "both"
     with everywhere(output, weights=False) as place:
-        if isinstance(place, Path):
-            task = Task("verify", "verify", (str(place), writes), output.checks.extend)
-        else:
-            arguments = (place, output.weights, writes)
-            task = Task("verify", "verify_stored", arguments, output.checks.extend)
-        run.pool.run([task])
+        arguments = (place, output.weights, writes)
+        run.pool.run([Task("verify", "verify", arguments, output.checks.extend)])
         run.pool.quarantine.require()
     written, result = written_in(output.checks)
     if base is not None and result is not None:

@@ -247,22 +247,17 @@ class LayerShard:
         transfer(self._store.place(key), url)
 
     @guarded(repeatable=True)
-    def verify(self, folder: str, writes: Writes) -> list[Check]:
-        """Check a written checkpoint, with a load in a clean process, where it writes texts."""
-        return self._verify(Path(folder), {}, writes)
+    def verify(self, place: Location, weights: Mapping[str, str], writes: Writes) -> list[Check]:
+        """Check a written checkpoint, with a load in a clean process, where it writes texts.
 
-    @guarded()
-    def verify_stored(self, place: Url, weights: Mapping[str, str], writes: Writes) -> list[Check]:
-        """Do the same for small files at `place` and weights that are items, by file name."""
-        items = {name: Url(str(self._store.place(key))) for name, key in weights.items()}
-        with at_hand(place, items) as (folder, stored):
-            return self._verify(folder, stored, writes)
-
-    def _verify(self, folder: Path, stored: Mapping[str, Url], writes: Writes) -> list[Check]:
-        """Verify; the load gets half an item's time, so that it ends before the item does."""
+        In an object store only its small files are at `place`; `weights` are items, by file name.
+        The load gets half an item's time, so that it ends before the item does.
+        """
         limit_s = min(LIMIT_S, self._config.cluster.item_timeout_s / 2)
         base = self._folder if writes == "both" and self._spec.weights is None else None
-        return verify_checkpoint(folder, False, base, stored, limit_s, dozen=writes == "dozen")
+        items = {name: Url(str(self._store.place(key))) for name, key in weights.items()}
+        with at_hand(place, items) as (folder, stored):
+            return verify_checkpoint(folder, False, base, stored, limit_s, dozen=writes == "dozen")
 
     def peak_memory(self) -> int:
         """Return the peak of this worker's anonymous memory, in bytes."""
