@@ -88,7 +88,7 @@ def test_an_output_of_another_ratio_is_refused(reference: Reference, here: list[
     other = reference.config.model_copy(update={"ratio": (0.4,)})
     code, _, log = run(*flags(other), *here)
     assert code == 2, log
-    assert "holds a checkpoint of another model, text, method or ratio" in log
+    assert "holds a checkpoint of another model, text, method, ratio or setting" in log
     assert weight_sums(local(reference.output.path)) == before
 
 

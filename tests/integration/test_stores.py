@@ -139,7 +139,7 @@ def test_from_store_to_store(stored: Stored, server: Server, tmp_path: Path) -> 
         stored.folder
     )
 
-    with pytest.raises(ConfigError, match="another model, text, method or ratio"):
+    with pytest.raises(ConfigError, match="another model, text, method, ratio or setting"):
         is_published(BUCKET / "output", "of another run")
 
 

@@ -20,7 +20,7 @@ from workers.checkpoint.names import (
     SUCCESS,
 )
 from workers.storage.models import read_model
-from workers.storage.places import exists, names_in, read_bytes
+from workers.storage.places import exists, folders_in, names_in, read_bytes
 
 S = TypeVar("S", bound=Schema)
 
@@ -35,8 +35,8 @@ def is_published(place: Location, identity: str) -> bool:
         return False
     if read_manifest(place).output != identity:
         raise ConfigError(
-            f"output {place} holds a checkpoint of another model, text, method or ratio; name "
-            "another folder, or remove it"
+            f"output {place} holds a checkpoint of another model, text, method, ratio or setting; "
+            "name another folder, or remove it"
         )
     return True
 
@@ -64,32 +64,44 @@ def require_free(place: Location) -> None:
         names = names_in(place)
         taken = bool(names) and CLAIM not in names
     if taken:
+        several = ratios_in(place)
+        more = f", or its ratios, too, to add one to {several}" if several else ""
         raise ConfigError(
             f"output {place} exists and is no finished checkpoint of this program; name another "
-            "folder, or empty it"
+            f"folder{more}"
         )
+
+
+def ratios_in(place: Location) -> str:
+    """Name the checkpoints of several ratios that a folder holds, if it does."""
+    return ", ".join(name for name in folders_in(place) if name.startswith("ratio-"))
 
 
 def read_manifest(folder: Location) -> Manifest:
     """Return the manifest of a compressed checkpoint. Raises CheckpointError if there is none."""
-    return _read(folder / MANIFEST, Manifest)
+    return _read(folder, MANIFEST, Manifest)
 
 
 def read_compression(folder: Location) -> Compression:
     """Return compression.json of a checkpoint. Raises CheckpointError if there is none."""
-    return _read(folder / COMPRESSION, Compression)
+    return _read(folder, COMPRESSION, Compression)
 
 
 def read_quantization(folder: Location) -> Quantization:
     """Return quantization.json of a checkpoint. Raises CheckpointError if there is none."""
-    return _read(folder / QUANTIZATION, Quantization)
+    return _read(folder, QUANTIZATION, Quantization)
 
 
-def _read(path: Location, schema: type[S]) -> S:
+def _read(folder: Location, name: str, schema: type[S]) -> S:
+    path = folder / name
     try:
         return schema.model_validate_json(read_bytes(path))
     except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"{path}: not found; not a checkpoint of this program") from None
+        several = ratios_in(folder)
+        instead = f"; name one of {several} below it" if several else ""
+        raise CheckpointError(
+            f"{path}: not found; not a checkpoint of this program{instead}"
+        ) from None
     except ValidationError as error:
         what = schema.__name__.lower()
         raise CheckpointError(f"{path}: not a {what} of this program ({error})") from None

@@ -91,6 +91,12 @@ def test_an_output_that_holds_other_files_is_refused(
     assert f"output {tmp_path / 'out'} exists and is no finished checkpoint" in message
 
 
+def test_a_ratio_is_added_to_others(request_for: Any, tmp_path: Path) -> None:
+    (tmp_path / "out" / "ratio-0.20").mkdir(parents=True)
+    said = refusal(request_for(), ConfigError)
+    assert said.endswith("name another folder, or its ratios, too, to add one to ratio-0.20")
+
+
 def test_a_run_directory_is_a_folder_of_its_own(request_for: Any, tmp_path: Path) -> None:
     """What a run finds there and does not know it may remove."""
     run_dir = tmp_path / "run"
@@ -143,8 +149,8 @@ def test_a_run_directory_inside_the_output_is_refused_however_both_are_named(
     request_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = request_for(output=Path("out"), run_dir=tmp_path / "out" / "run")
-    assert "neither may be inside the other" in refusal(config, ConfigError)
+    said = refusal(request_for(output=Path("out"), run_dir=tmp_path / "out" / "run"), ConfigError)
+    assert "neither may be inside the other" in said
 
 
 def test_a_link_as_output_stands_for_what_it_names(request_for: Any, tmp_path: Path) -> None:
