@@ -33,6 +33,7 @@ from workers.checkpoint.fetching import resolve
 from workers.checkpoint.names import COMPRESSION, CONFIG, SUCCESS
 from workers.checkpoint.tensors import TensorReader
 from workers.model.inspection import inspect, inspect_decoder
+from workers.process.failures import storage_explained
 from workers.process.logs import log
 from workers.reencoding import (
     Cut,
@@ -98,7 +99,10 @@ def staged_beside(output: Path) -> Iterator[Path]:
         for path in [path for path in output.parent.iterdir() if left.fullmatch(path.name)]:
             shutil.rmtree(path)
             log.warning("%s: removed; a command that was killed had left it", path)
-        with temporary_beside(output) as staging:
+        with (
+            temporary_beside(output) as staging,
+            storage_explained(f"writing {output.name}", output.parent),
+        ):
             yield staging
 
 

@@ -1,5 +1,6 @@
 """A finished checkpoint in another form: the same model, and files that say what they are."""
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from typer.testing import CliRunner
 
 from pipeline.cli.app import app
 from pipeline.cli.tables.export import export_table
-from pipeline.export import export, rotate
+from pipeline.export import export, rotate, staged_beside
 from pipeline.run_directory.ownership import owned
-from schemas.errors import CheckpointError, ConfigError, OwnershipError
+from schemas.errors import CheckpointError, ConfigError, OwnershipError, StorageFullError
 from schemas.request.export import ExportConfig
 from schemas.request.groups import NumericsConfig
 from tests.contract import Subject
@@ -186,6 +187,21 @@ def test_what_is_no_finished_checkpoint_is_refused(source: Checkpoint) -> None:
     with pytest.raises(CheckpointError, match="name a checkpoint that is finished"):
         exported(source.folder, dense=True)
     assert [path.name for path in source.folder.parent.iterdir()] == ["source"]
+
+
+def test_a_full_disk_is_named_with_what_is_free(tmp_path: Path) -> None:
+    with (
+        pytest.raises(StorageFullError, match=r"No space left .* writing out; .* bytes are free"),
+        staged_beside(tmp_path / "out"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert {path.name for path in tmp_path.iterdir()} <= {"out.tmp"}
+
+
+def test_the_folder_of_several_ratios_names_them(tmp_path: Path) -> None:
+    (tmp_path / "ratio-0.20").mkdir()
+    with pytest.raises(CheckpointError, match=r"name one of ratio-0\.20 below it"):
+        read_manifest(tmp_path)
 
 
 def test_what_a_killed_command_has_left_is_removed(
