@@ -103,8 +103,7 @@ def evaluate_checkpoint(
     try:
         vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
         require_vocabulary(folder, windows, vocabulary)
-        if model.device.type == "cuda":
-            perplexity(model, windows[:1])  # loads kernels: else the first model's time alone
+        perplexity(model, windows[:1])  # what takes time once: else the first model's alone
         scoring = time.perf_counter()
         loss = perplexity(model, windows)
         rate = windows.numel() / (time.perf_counter() - scoring)
