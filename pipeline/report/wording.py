@@ -11,7 +11,7 @@ _SPACE = "\N{NO-BREAK SPACE}"
 _THOUSANDS = ("", "k", "M", "G", "T")
 PER_CENT = f"{_SPACE}%"
 TO = f"{_SPACE}→{_SPACE}"
-_OPTIMISTIC = 1.5
+_OPTIMISTIC, _NOISE = 1.5, 0.01
 _MINUS = "\N{MINUS SIGN}"
 
 
@@ -29,11 +29,14 @@ def figure(value: float | None, digits: int = 3) -> str:
 
 
 def optimism(predicted: float | None, measured: float | None) -> str:
-    """Return a remark if the measured loss is over 1.5 times the predicted one, else "".
+    """Return a remark if the measured loss is over 1.5 times the predicted one, and by more than
+    0.01 nats, else "".
 
     Both are increases of the mean token loss, in nats. The prediction is of second order.
     """
-    if predicted is None or measured is None or measured <= _OPTIMISTIC * predicted:
+    if predicted is None or measured is None:
+        return ""
+    if measured <= max(_OPTIMISTIC * predicted, predicted + _NOISE):
         return ""
     return (
         ": the prediction is optimistic; more gradient tokens (--gradient-samples), or text more "

@@ -12,6 +12,8 @@ from pipeline.request.flags import command_of
 from pipeline.run import Run, shape
 from pipeline.stages.assemble import versions, write_manifest
 from pipeline.stages.output import Output
+from schemas.result.evaluation import EvaluationReport
+from schemas.result.manifest import Compression
 from schemas.result.output import MatrixResult
 from schemas.result.report import ReportFacts, SpectrumSample, StageTime
 from workers.checkpoint.names import EVALUATION, REPORT, REPORT_PAGE
@@ -22,6 +24,10 @@ from workers.storage.places import at_once
 
 _HEAD, _BODY = 24, 36  # points of a spectrum: spaced by logarithm, and evenly
 _DIGITS = 4
+_UNCHANGED = (
+    "no step of its training made it better on held-out text, so the factors are as they were; "
+    "train on more tokens"
+)
 
 
 def present(output: Output) -> None:
@@ -30,18 +36,23 @@ def present(output: Output) -> None:
     compression, evaluation = output.compression, output.evaluation
     if evaluation is not None:
         show_perplexity(evaluation, output.ratio)
-        untrained = compression.recovery is None
-        if untrained and (said := optimism(compression.nats, evaluation.nats)):
-            run.progress.warn(
-                f"ratio {output.ratio}: +{compression.nats:.4f} nats a token were predicted, "
-                f"and {evaluation.nats:+.4f} measured{said}"
-            )
         write_text(staging / EVALUATION, evaluation.model_dump_json(indent=2) + "\n")
+    if said := remark(compression, evaluation):
+        run.progress.warn(f"ratio {output.ratio}: {said}")
     facts = gather_facts(output)
     write_text(staging / REPORT, facts.model_dump_json() + "\n")
     write_text(staging / REPORT_PAGE, render_report(compression, evaluation, facts))
     write_card(staging, run.inputs.folder, compression, evaluation)
     write_manifest(output)
+
+
+def remark(compression: Compression, evaluation: EvaluationReport | None) -> str:
+    """Say if training changed nothing, or if the loss is beyond the one that was predicted."""
+    if compression.recovery is not None:
+        return _UNCHANGED if compression.recovery.best == 0 else ""
+    predicted, measured = compression.nats, None if evaluation is None else evaluation.nats
+    said = optimism(predicted, measured)
+    return said and f"{predicted:+.4f} nats a token were predicted, {measured:+.4f} measured{said}"
 
 
 def gather_facts(output: Output) -> ReportFacts:

@@ -24,6 +24,7 @@ def test_a_type_is_named_shortly_with_the_number_of_its_part() -> None:
 def test_an_optimistic_prediction_is_called_one(measured: float, said: str) -> None:
     assert said in optimism(0.1, measured)
     assert bool(optimism(0.1, measured)) == bool(said)
+    assert not optimism(0.001, 0.01)  # which is noise
 
 
 def test_the_head_is_shown_with_the_last_layer() -> None:
