@@ -79,6 +79,8 @@ def nightly(
     config = config.model_copy(update=places)
     source = source_of(config.watch, config.revision)
     found = source.found()
+    if not found:
+        progress.warn(f"watch {config.watch}: no checkpoint is there; see whether it is mounted")
     with owned(config.output / OWNER, progress.note) as ownership:
         work = _Work(config, texts, source, compress, progress, ownership, tell)
         work.retry()

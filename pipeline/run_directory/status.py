@@ -10,7 +10,7 @@ from schemas.run.record import Activity, RunRecord, RunStatus, StageStatus
 from workers.checkpoint.names import SUCCESS
 from workers.storage.keys import OWNER, RUN_RECORD
 from workers.storage.models import read_model
-from workers.storage.places import exists, read_bytes
+from workers.storage.places import exists, names_in, read_bytes
 from workers.storage.store import Store
 
 
@@ -20,6 +20,8 @@ def read_record(run_dir: Location) -> RunRecord:
     try:
         return RunRecord.model_validate_json(read_bytes(path))
     except OSError as error:
+        if names_in(run_dir / OWNER):
+            raise ConfigError(f"{run_dir}: a run begins there, and has no plan yet") from error
         raise ConfigError(
             f"{path}: {error.strerror or 'not there'}; not a run directory (OUTPUT.run, or what "
             "--run-dir named)"

@@ -238,13 +238,16 @@ def test_numbers_order_the_catalogue_whatever_the_clock_says(
     assert did(training.night()) == []
 
 
-def test_a_source_that_shrinks_takes_nothing_back(training: Training) -> None:
+def test_a_source_that_shrinks_takes_nothing_back(
+    training: Training, caplog: pytest.LogCaptureFixture
+) -> None:
     shutil.rmtree(training.step(1).parent / "checkpoint-1")
     training.step(2)
     training.night()
     before = files_below(training.prefix / "checkpoints")
     shutil.rmtree(training.source / "checkpoint-2")
     assert did(training.night()) == []
+    assert "no checkpoint is there; see whether it is mounted" in caplog.text
     assert files_below(training.prefix / "checkpoints") == before
     assert pointed(training.prefix) == {"0.20": "checkpoint-2"}
     training.step(1)

@@ -27,6 +27,13 @@ def test_without_bases_a_factorised_matrix_is_one_with_a_spectrum(
     assert done["factorise"] == (1, 14)
 
 
+def test_a_run_that_has_no_plan_yet_is_one(tmp_path: Path) -> None:
+    (tmp_path / "owner").mkdir()
+    (tmp_path / "owner" / "1.json").write_text("{}")
+    with pytest.raises(ConfigError, match="a run begins there, and has no plan yet"):
+        read_status(tmp_path)
+
+
 def test_a_prefix_of_a_store_without_a_run_is_refused_in_words() -> None:
     with pytest.raises(ConfigError, match=r"run\.json: not there; not a run directory"):
         read_status(Url("memory://bucket/nothing"))
