@@ -119,7 +119,9 @@ def plan(
     gpus: Annotated[
         int | None, typer.Option(min=1, help="GPUs to plan for.", show_default="this host's CPU")
     ] = None,
-    gpus_per_node: Annotated[int | None, typer.Option(min=1, show_default="8, or all")] = None,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(min=1, help="Of them, on each node.", show_default="8, or all")
+    ] = None,
     gpu_memory: Annotated[str | None, typer.Option(help="Of each GPU, as 80GB or 80GiB.")] = None,
     host_memory: Annotated[
         str | None, typer.Option(help="Of each node, as 1TB.", show_default="128GB a GPU")

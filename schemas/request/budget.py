@@ -42,7 +42,8 @@ class BudgetConfig(Request):
     kl: Annotated[float | None, Flag("max-kl")] = Field(
         None,
         gt=0,
-        description="Largest KL(base || compressed) there, in nats a token; instead of --ratio",
+        description="Largest KL(base || compressed) on that text, in nats a token; instead of "
+        "--ratio",
     )
     tolerance: float = Field(
         0.005, gt=0, le=0.5, description="Ratios that are tried are multiples of it"

@@ -43,7 +43,9 @@ class CompressionConfig(Request):
     ratio: Annotated[tuple[Ratio, ...], SEVERAL] = Field(
         description="Fraction of the targeted parameters REMOVED; one or several, as 0.2,0.4"
     )
-    method: Method = Field("two-sided", description="A preset of the next three")
+    method: Method = Field(
+        "two-sided", description="Sets truncation, allocation and form of the factors together"
+    )
     truncation: Annotated[Truncation, Flag(unset=OF_METHOD)] = Field(
         "fisher", description="How a matrix is cut at a rank"
     )

@@ -182,7 +182,8 @@ class ClusterConfig(Request):
         "second, as 6GB",
     )
     storage_write: Annotated[Size, Flag("storage-write")] = Field(
-        3 * 10**9, description="And that they write, in bytes a second"
+        3 * 10**9,
+        description="What a plan assumes that they write to it, in bytes a second, as 3GB",
     )
     item_timeout_s: float = Field(
         3600.0, gt=0, description="Longest wait for one micro-batch or one matrix, in seconds"

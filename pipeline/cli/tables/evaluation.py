@@ -14,9 +14,10 @@ from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 def evaluation_table(report: EvaluationReport) -> RenderableType:
     """One column per model, the changes against the first one, and the samples underneath."""
     first = report.models[0]
+    dtype = "each as stored" if report.dtype == "auto" else f"in {report.dtype}"
     title = (
         f"{printable(Path(report.text).name)}: {first.windows} windows of "
-        f"{report.sequence_length} tokens, in {report.dtype}"
+        f"{report.sequence_length} tokens, {dtype}"
     )
     table = Table(title=Text(title))  # Text: a name is not markup
     table.add_column()
