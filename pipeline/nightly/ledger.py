@@ -40,21 +40,18 @@ class Entry:
         return max(self.names, key=lambda name: (self.names[name], name))
 
     def left(self, ratios: Iterable[float]) -> tuple[float, ...]:
-        """Return the ratios at which nothing was published or rejected yet.
+        """Return the ratios at which nothing was published or rejected yet."""
+        return tuple(ratio for ratio in ratios if label(ratio) not in self.outcomes)
 
-        Raises ConfigError if another ratio has the folder that one of them would have.
-        """
-        left = []
+    def require_folders(self, ratios: Iterable[float]) -> None:
+        """Raises ConfigError if another ratio has the folder that one of these would have."""
         for ratio in ratios:
             row = self.outcomes.get(label(ratio))
-            if row is None:
-                left.append(ratio)
-            elif row.ratio != ratio:
+            if row and row.ratio != ratio and label(ratio) not in self.removed:
                 raise ConfigError(
                     f"ratio {ratio}: {row.ratio} is in the folder ratio-{label(ratio)} of "
                     f"{self.folder}; name another --output, or ratios that differ from it by 0.01"
                 )
-        return tuple(left)
 
     def take(self, row: CatalogRow) -> None:
         self.names[row.name] = row.order

@@ -83,6 +83,7 @@ def nightly(
         progress.warn(f"watch {config.watch}: no checkpoint is there; see whether it is mounted")
     with owned(config.output / OWNER, progress.note) as ownership:
         work = _Work(config, texts, source, compress, progress, ownership, tell)
+        work.require_folders(found)
         work.retry()
         work.point()
         work.tidy_up(found)  # first, so that a full disk has room
@@ -112,6 +113,12 @@ class _Work:
         self._ledger: Ledger = ledger_of(catalog.read(config.output))
         self._tried: set[str] = set()
         self.night = Night()
+
+    def require_folders(self, found: list[Checkpoint]) -> None:
+        """Raises ConfigError if a ratio would have the folder of another one."""
+        for key in map(self._known_key, found):
+            if entry := self._ledger.get(key or ""):
+                entry.require_folders(self._config.ratio)
 
     def retry(self) -> None:
         """Take the requested names out of quarantine. Raises ConfigError if one was never tried."""

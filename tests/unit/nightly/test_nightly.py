@@ -93,8 +93,10 @@ def test_several_ratios_share_one_compression_and_a_later_one_is_added(
 def test_a_ratio_whose_folder_another_has_is_refused(training: Training) -> None:
     training.step(1)
     training.night(ratio=0.12)
+    training.step(2)
     with pytest.raises(ConfigError, match=r"ratio 0\.125: 0\.12 is in the folder ratio-0\.12 of"):
         training.night(ratio=0.125)
+    assert not any(row.name == "checkpoint-2" for row in training.rows)  # before any work
 
 
 def test_another_method_is_another_key(training: Training) -> None:
