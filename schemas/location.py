@@ -1,5 +1,6 @@
 """Where a checkpoint is: a folder, or a prefix in an object store."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,7 +39,7 @@ def is_within(place: Path | Url, other: Path | Url) -> bool:
 
 def absolute(place: Path | Url) -> Path | Url:
     """Return the full path of a folder; a URL has no other form."""
-    return full_path(place) if isinstance(place, Path) else place
+    return place.expanduser().absolute() if isinstance(place, Path) else place
 
 
 def full_path(place: Path) -> Path:
@@ -46,7 +47,7 @@ def full_path(place: Path) -> Path:
     a link.
     """
     full = place.expanduser().absolute()
-    return full.resolve() if full.is_symlink() else full
+    return Path(os.path.realpath(full)) if full.is_symlink() else full
 
 
 def kept_at_home() -> Path:

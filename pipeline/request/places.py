@@ -25,10 +25,10 @@ def require_writable(folder: Path) -> None:
 def require_publishable(output: Path) -> None:
     """Raises ConfigError if no folder beside an output can be made and renamed to it."""
     require_writable(output)
-    if output.is_mount():
+    if output.is_symlink() or output.is_mount():
         raise ConfigError(
-            f"output {output}: is a mount point, which nothing can be renamed to; name a folder in "
-            "it"
+            f"output {output}: is a link or a mount point, to which nothing can be renamed; name a "
+            "folder in it"
         )
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from schemas.errors import TextError
-from schemas.location import absolute, locate
+from schemas.location import absolute, full_path, locate
 from schemas.request.config import RunConfig
 from schemas.request.texts import share_of, with_share
 from workers.storage.places import url_of
@@ -22,7 +22,11 @@ def settled(config: RunConfig) -> RunConfig:
     }
     if evaluation.text is not None:
         texts["evaluation"] = evaluation.model_copy(update={"text": _full_name(evaluation.text)})
-    places = {"output": absolute(config.output), "run_dir": absolute(config.run_folder)}
+    output = config.output
+    places = {
+        "output": full_path(output) if isinstance(output, Path) else output,
+        "run_dir": absolute(config.run_folder),
+    }
     if config.adopt is not None:
         places["adopt"] = absolute(config.adopt)
     return config.model_copy(update={**texts, **places})

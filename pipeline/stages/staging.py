@@ -16,6 +16,7 @@ from pathlib import Path
 from pipeline.cluster.pool import Task
 from pipeline.stages.output import Output
 from schemas.location import Location, Url
+from schemas.run.identity import fingerprint
 from workers.storage.keys import STAGING
 from workers.storage.places import remove_below, upload
 
@@ -25,14 +26,8 @@ def staged(output: Output) -> Iterator[None]:
     """Set `staging` to a folder, which is removed at the end unless it was renamed."""
     store = output.run.store
     if isinstance(store.root, Url):
-        place, at = output.place, None
-        if isinstance(place, Path):  # where the weights, which may be large, are going
-            at = place.parent
-            at.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=f"{place.name}.", suffix=".tmp", dir=at, ignore_cleanup_errors=True
-        ) as name:
-            output.staging = Path(name) / "checkpoint"
+        with _beside(output.place, store.root) as folder:
+            output.staging = folder / "checkpoint"
             output.staging.mkdir()
             yield
         return
@@ -43,6 +38,24 @@ def staged(output: Output) -> Iterator[None]:
         yield
     finally:
         shutil.rmtree(output.staging, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _beside(place: Location, root: Url) -> Iterator[Path]:
+    """Give a folder of a run in a store, beside an output that is a folder: its weights, which may
+    be large, come there at the end.
+    """
+    if isinstance(place, Url):
+        with tempfile.TemporaryDirectory(prefix="svdllm-", ignore_cleanup_errors=True) as name:
+            yield Path(name)
+        return
+    folder = place.with_name(f"{place.name}.{fingerprint(str(root))}.staged.tmp")
+    shutil.rmtree(folder, ignore_errors=True)  # what a driver that was killed has left
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """A published checkpoint: its mark of success, its manifest and its description."""
 
+import re
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ from workers.storage.models import read_model
 from workers.storage.places import exists, folders_in, names_in, read_bytes
 
 S = TypeVar("S", bound=Schema)
+_OF_A_RATIO = re.compile(r"ratio-\d\.\d\d")
 
 
 def is_published(place: Location, identity: str) -> bool:
@@ -74,7 +76,7 @@ def require_free(place: Location) -> None:
 
 def ratios_in(place: Location) -> str:
     """Name the checkpoints of several ratios that a folder holds, if it does."""
-    return ", ".join(name for name in folders_in(place) if name.startswith("ratio-"))
+    return ", ".join(name for name in folders_in(place) if _OF_A_RATIO.fullmatch(name))
 
 
 def read_manifest(folder: Location) -> Manifest:

@@ -165,7 +165,7 @@ def test_a_mount_point_is_no_output(
     """A run would end with nothing published: no folder can be renamed to one."""
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "out")
-    assert "is a mount point" in refusal(request_for(), ConfigError)
+    assert "is a link or a mount point" in refusal(request_for(), ConfigError)
     check(request_for(output=tmp_path / "out" / "small"))
 
 
