@@ -9,8 +9,8 @@ one entry for each token of a stream, so that no row comes twice. Embeddings are
 random product of low rank, plus noise. Peaks are of anonymous
 memory, sampled every few milliseconds: no page is touched faster. Those of a smaller scale are
 extrapolated with its square, all but what was there at the start; that is too much if
-activations count, which grow with the scale itself. On a CPU it exits with 1 if one is above 12 GB.
-On a GPU the layer computes in bf16, and each step's peak there is in a column of its own.
+activations count, which grow with the scale itself. On a GPU the
+layer computes in bf16, and each step's peak there is in a column of its own.
 """
 
 import argparse

@@ -18,6 +18,7 @@ from pipeline.request.preflight import Checked, look
 from pipeline.stream.scorers import Scorers
 from pipeline.tasks import evaluate_tasks
 from schemas.errors import BudgetError, ConfigError
+from schemas.location import full_path
 from schemas.request.comparison import ComparisonConfig
 from schemas.request.config import RunConfig
 from schemas.request.evaluation import EvaluationConfig
@@ -73,6 +74,7 @@ def compare(request: ComparisonConfig) -> ComparisonReport:
     the checkpoints. Raises as `compress` and `evaluate` do; then the same call continues. Raises
     BudgetError if nothing can have the size.
     """
+    request = request.model_copy(update={"output": full_path(request.output)})
     harness = _what_comes_last(request)
     work = (_at_ratios if request.target_size is None else _within)(request)
     base, rows, beyond, seconds = work.base, work.rows, work.beyond, dict[str, float]()

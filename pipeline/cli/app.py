@@ -185,7 +185,6 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="The table as JSON.")] = False,
 ) -> None:
     """Methods at equal parameters, or bits and ranks at one size; started again, it continues."""
-    require_files(request.tasks.samples)
     from pipeline.cli.tables.comparison import comparison_table
     from pipeline.compare import PAGE
     from pipeline.compare import compare as run

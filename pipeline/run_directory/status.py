@@ -20,8 +20,8 @@ def read_record(run_dir: Location) -> RunRecord:
     try:
         return RunRecord.model_validate_json(read_bytes(path))
     except OSError as error:
-        if names_in(run_dir / OWNER):
-            raise ConfigError(f"{run_dir}: a run begins there, and has no plan yet") from error
+        if isinstance(error, FileNotFoundError) and names_in(run_dir / OWNER):
+            raise ConfigError(f"{run_dir}: a run has begun there, and made no plan") from error
         raise ConfigError(
             f"{path}: {error.strerror or 'not there'}; not a run directory (OUTPUT.run, or what "
             "--run-dir named)"

@@ -95,9 +95,8 @@ class ComparisonConfig(Request):
     def _one_file_of_samples(self) -> Self:
         if self.tasks.samples is not None:
             raise ValueError(
-                "samples: of one checkpoint and its base; what they answer is kept here, so "
-                "afterwards `svdllm evaluate CHECKPOINT --baseline MODEL --tasks ... --results "
-                "OUTPUT/tasks --samples FILE` writes them without asking again"
+                "samples: of one checkpoint and its base; their answers are kept in OUTPUT/tasks; "
+                "from there `svdllm evaluate` with --results and --samples writes them"
             )
         return self
 

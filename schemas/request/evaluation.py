@@ -149,6 +149,11 @@ class EvaluationConfig(Request):
             )
         if self.revision is not None and self.baseline is None:
             raise ValueError(f"revision {self.revision}: of a baseline; add --baseline")
+        if self.revision is not None and self.baseline == self.checkpoint:
+            raise ValueError(
+                f"revision {self.revision}: baseline and checkpoint have one name, {self.baseline}"
+                "; fetch one of them into a folder"
+            )
         of_text = self._given("sequence_length", "windows", "sample_prompt", "sample_tokens")
         if of_text and not self.scores_text:
             raise ValueError(f"{of_text}: for a text only; add --text")

@@ -30,7 +30,7 @@ def test_without_bases_a_factorised_matrix_is_one_with_a_spectrum(
 def test_a_run_that_has_no_plan_yet_is_one(tmp_path: Path) -> None:
     (tmp_path / "owner").mkdir()
     (tmp_path / "owner" / "1.json").write_text("{}")
-    with pytest.raises(ConfigError, match="a run begins there, and has no plan yet"):
+    with pytest.raises(ConfigError, match="a run has begun there, and made no plan"):
         read_status(tmp_path)
 
 

@@ -21,6 +21,7 @@ def test_the_papers_tasks_have_one_name() -> None:
         ({"tasks": {"names": "a"}, "streamed": True}, "scores a text only"),
         ({"device_map": "auto", "streamed": True}, "scores a text only"),
         ({"revision": "v2"}, "revision v2: of a baseline; add --baseline"),
+        ({"revision": "v2", "baseline": "x"}, "baseline and checkpoint have one name, x"),
         ({"workers": 2}, "workers: for a streamed evaluation only"),
         ({"shard_layers": 2, "work_dir": "."}, "shard_layers, work_dir: for a streamed"),
         ({"streamed": True, "sample_tokens": 48}, "sample_tokens: a streamed evaluation"),
