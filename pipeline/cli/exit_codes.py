@@ -1,6 +1,7 @@
 """The exit code of a command that fails or is interrupted, and the line that says why."""
 
 import contextlib
+import select
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,6 +30,13 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
 
 
+def _reader_left() -> bool:
+    """Whether nobody reads standard output any more, as if `head` has seen enough."""
+    output = select.poll()
+    output.register(1, 0)
+    return any(event & select.POLLERR for _, event in output.poll(0))
+
+
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
     """Exit with 0 done, 2 bad input, 3 failed run, 130 or 143 interrupted; one line says why."""
@@ -44,9 +52,9 @@ def exit_codes() -> Iterator[None]:
         if isinstance(error, RunError):
             log.error(_FAILED)
         raise typer.Exit(error.exit_code) from None
-    except BrokenPipeError:  # whoever read the output has left, so typer exits without a word
-        raise
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            raise  # and typer exits without a word
         where = f"{error.filename}: " if error.filename else ""
         log.error("error: %s%s", where, error.strerror or error)
         log.error(_FAILED)
