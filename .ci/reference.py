@@ -45,7 +45,7 @@ IN_GROUPS = {setting.path for setting in settings(CompressionConfig) if "." in s
 COMMON = {
     "svdllm nightly": {setting.path for setting in settings(CompressionConfig)},
     "svdllm recover": IN_GROUPS,
-    "svdllm compare": IN_GROUPS,
+    "svdllm compare": IN_GROUPS | {"tasks.samples"},  # refused there
 }
 
 

@@ -179,7 +179,7 @@ def evaluate(
 
 
 @app.command()
-@asks(ComparisonConfig)
+@asks(ComparisonConfig, without=("tasks.samples",))  # which are of one checkpoint
 def compare(
     request: ComparisonConfig,
     json: Annotated[bool, typer.Option("--json", help="The table as JSON.")] = False,
