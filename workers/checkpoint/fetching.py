@@ -29,6 +29,10 @@ def resolve(model: str, revision: str | None, fetched: Path | None = None) -> Pa
         return _fetch_small(place, fetched)
     folder = Path(locate(model)).expanduser()
     if folder.is_dir():
+        if revision is not None:
+            raise CheckpointError(
+                f"{folder}: a folder has no revision {revision}; leave that out, or name a hub id"
+            )
         return folder.resolve()
     require_hub_id(model)
     try:
