@@ -7,9 +7,17 @@ from typing import Any
 
 import yaml
 
+from schemas.request.evaluation import EvaluationConfig, TasksConfig
+from tests.models import tiny_model
 from tests.prose import prose
 
 DOCUMENTS = 24
+GROUP = """
+group: both
+task: [choice, other]
+aggregate_metric_list: [{metric: acc, weight_by_size: true}]
+metadata: {version: 1.0}
+"""
 
 
 def write_task(folder: Path, name: str, documents: list[dict[str, Any]], **fields: Any) -> Path:
@@ -80,3 +88,22 @@ def write_written(folder: Path, name: str = "written") -> Path:
         generation_kwargs={"until": ["\n"], "max_gen_toks": 4, "do_sample": False},
         metric_list=[{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     )
+
+
+class Models:
+    """Two models and a folder of tasks."""
+
+    def __init__(self, root: Path) -> None:
+        self.base = tiny_model(root / "base")
+        self.small = tiny_model(root / "[small]", seed=1, intermediate_size=40)
+        self.tasks = root / "tasks"
+        for write in (write_choice, write_texts, write_written):
+            write(self.tasks)
+        write_choice(self.tasks, "other", seed=1)
+        (self.tasks / "both.yaml").write_text(GROUP)
+
+    def request(self, results: Path, names: str = "choice", **fields: Any) -> EvaluationConfig:
+        tasks = fields.pop("tasks", {})
+        asked: dict[str, Any] = {"names": names, "folder": self.tasks, "results": results} | tasks
+        both = {"checkpoint": str(self.small), "baseline": str(self.base), "device": "cpu"}
+        return EvaluationConfig(**(both | fields | {"tasks": TasksConfig(**asked)}))

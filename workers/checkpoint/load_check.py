@@ -24,7 +24,6 @@ for kernels in ("causal_conv1d", "fla", "mamba_ssm"):  # not imported: they fail
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from transformers import AutoConfig  # noqa: E402
 
 _CONTINUATIONS = Path(__file__).parents[1] / "evaluation/continuations.py"
 _PART = Path(__file__).with_name("load_part.py")
@@ -99,7 +98,7 @@ def _is_of_the_host(error: Exception) -> bool:
 def _shapes(folder: Path) -> str:
     """Load the headers of the files, whose tensors have no values here, as weights are loaded."""
     stored = runpy.run_path(str(_PART))["shapes_of"](folder)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
     model, info = type(_on_meta(folder, config)).from_pretrained(
         None,
         config=config,
@@ -139,7 +138,7 @@ def _refuses(folder: Path) -> str:
 
 
 def _tokenizer(folder: Path) -> str:
-    AutoConfig.from_pretrained(folder, trust_remote_code=False)  # fails if it needs remote code
+    transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)  # fails if it needs it
     return type(transformers.AutoTokenizer.from_pretrained(folder)).__name__
 
 
@@ -170,7 +169,7 @@ def _load_part(folder: Path, memory: int, found: dict[str, Any], quantised: Any 
     """
     if quantised:
         raise _Unlike("the schemes of a quantised model are those of its layers by their numbers")
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
     shared = runpy.run_path(str(_PART))
     try:
         layers = shared["keep_two_layers"](config)

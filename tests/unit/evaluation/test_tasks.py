@@ -19,39 +19,12 @@ from pipeline.cli.app import app
 from pipeline.cli.tables.tasks import tasks_table
 from pipeline.tasks import evaluate_tasks
 from schemas.errors import ConfigError, NumericsError, TextError
-from schemas.request.evaluation import EvaluationConfig, TasksConfig
 from schemas.result.tasks import Score, TaskReport, TaskResult
 from tests.models import tiny_model
 from tests.tables import shown
-from tests.tasks import DOCUMENTS, write_choice, write_texts, write_written
+from tests.tasks import DOCUMENTS, Models, write_choice
 from workers.evaluation.harness import Harness, Job, run_job
 from workers.storage.files import sha256_of
-
-GROUP = """
-group: both
-task: [choice, other]
-aggregate_metric_list: [{metric: acc, weight_by_size: true}]
-metadata: {version: 1.0}
-"""
-
-
-class Models:
-    """Two models and a folder of tasks."""
-
-    def __init__(self, root: Path) -> None:
-        self.base = tiny_model(root / "base")
-        self.small = tiny_model(root / "[small]", seed=1, intermediate_size=40)
-        self.tasks = root / "tasks"
-        for write in (write_choice, write_texts, write_written):
-            write(self.tasks)
-        write_choice(self.tasks, "other", seed=1)
-        (self.tasks / "both.yaml").write_text(GROUP)
-
-    def request(self, results: Path, names: str = "choice", **fields: Any) -> EvaluationConfig:
-        tasks = fields.pop("tasks", {})
-        asked: dict[str, Any] = {"names": names, "folder": self.tasks, "results": results} | tasks
-        both = {"checkpoint": str(self.small), "baseline": str(self.base), "device": "cpu"}
-        return EvaluationConfig(**(both | fields | {"tasks": TasksConfig(**asked)}))
 
 
 @pytest.fixture(scope="module", autouse=True)
