@@ -228,3 +228,8 @@ def test_a_plan_builds_no_experts_without_end(tmp_path: Path) -> None:
     message = "num_local_experts is 1,000,000,000, 10,000 are the most"
     with pytest.raises(CheckpointError, match=message):
         read_spec(str(path), None)
+
+
+def test_a_folder_has_no_revision(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"{folder}: a folder has no revision v2"):
+        resolve(str(folder), "v2")
