@@ -138,12 +138,12 @@ class AllocationConfig(Request):
         le=1.0,
         description="Most of one matrix that svd-llm-v2 removes: its formula has no bound",
     )
-    rank_multiple: Annotated[int | None, Flag("rank-multiple", unset="64 on CUDA, 1 on CPU")] = (
+    rank_multiple: Annotated[int | None, Flag("rank-multiple", unset="64 on CUDA, 32 on CPU")] = (
         Field(
             None,
             ge=1,
-            description="Every rank is a multiple of it, as the tiles of a GPU want; of a smaller "
-            "one in a matrix that would have few such ranks",
+            description="Every rank is a multiple of it, as tiles of a GPU and kernels of a CPU "
+            "want; of a smaller one in a matrix that would have few such ranks",
         )
     )
 

@@ -12,7 +12,9 @@ from schemas.request.config import RunConfig
 from schemas.request.methods import ALLOCATIONS
 from schemas.run.targets import budgets
 
-_MULTIPLES = {"cuda": 64}  # on which the matrix units of a device are fastest (arXiv 2604.09595)
+# Matrix units of a GPU compute in tiles (arXiv 2604.09595). On a CPU, oneDNN makes a kernel for
+# each shape of a product in bfloat16, for each length of prompt, so there should be few shapes.
+_MULTIPLES = {"cuda": 64, "cpu": 32}
 
 
 def with_rank_multiple(config: RunConfig, device: str) -> RunConfig:

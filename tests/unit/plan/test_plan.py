@@ -30,10 +30,10 @@ def test_shards_are_contiguous_complete_and_even(base: Base, workers: int) -> No
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_ranks_are_multiples_of_64_on_gpus(base: Base) -> None:
+def test_ranks_are_multiples_of_64_on_gpus_and_of_32_on_a_cpu(base: Base) -> None:
     assert planned("llama-3-8b").rank_multiple == 64
     assert planned("llama-3-8b", {"rank_multiple": 16}).rank_multiple == 16
-    assert plan_checkpoint(base.config(), Machines()).rank_multiple == 1
+    assert plan_checkpoint(base.config(), Machines()).rank_multiple == 32
     with pytest.raises(
         ConfigError, match=r"ratio 0\.98: the lowest rank \(--rank-multiple 64\) in"
     ):

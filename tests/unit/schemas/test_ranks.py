@@ -36,7 +36,7 @@ def test_a_grid_leaves_eight_choices(multiple: int, ranks: int, expected: int) -
 
 def test_the_device_decides_unless_something_is_asked_for() -> None:
     found = [with_rank_multiple(config(), device) for device in ("cuda", "cpu")]
-    assert [one.allocation.rank_multiple for one in found] == [64, 1]
+    assert [one.allocation.rank_multiple for one in found] == [64, 32]
     for multiple in (1, 16):
         asked = config(rank_multiple=multiple)
         assert with_rank_multiple(asked, "cuda") == with_rank_multiple(asked, "cpu") == asked
