@@ -1,5 +1,6 @@
 """The allocator's logic: the losses of all matrices, and the ranks that follow from them."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 from schemas.errors import ConfigError, RunError
@@ -72,6 +73,7 @@ class RankAllocator:
         nats = [part.nats for part in parts]
         ranks = {name: rank for part in parts for name, rank in part.ranks.items()}
         pruned = frozenset(name for part in parts for name in part.pruned)
+        cut = [loss for loss in self._losses if loss.matrix.name not in pruned]
         notes = [note for part in parts for note in part.fallbacks]
         return AllocationResult(
             ratio=ratio,
@@ -81,7 +83,7 @@ class RankAllocator:
             parameters=sum(part.parameters for part in parts),
             dense_parameters=sum(part.dense_parameters for part in parts),
             nats=None if None in nats else sum(value or 0.0 for value in nats),
-            fallbacks=(*notes, *self._whole),
+            fallbacks=(*notes, *_off_grid(cut, ranks), *self._whole),
         )
 
     def _allocate(self, ratio: float, names: Collection[str]) -> AllocationResult:
@@ -117,6 +119,20 @@ class RankAllocator:
             nats=_nats(losses, neurons, found),
             fallbacks=found.fallbacks + (over if parameters > budget else ()),
         )
+
+
+def _off_grid(losses: Sequence[MatrixLoss], ranks: dict[str, int | None]) -> list[str]:
+    """Describe the ranks that are not multiples of what was asked for, once for each shape."""
+    found = Counter(
+        (loss.multiple, loss.matrix.out_features, loss.matrix.in_features, loss.grid)
+        for loss in losses
+        if (rank := ranks[loss.matrix.name]) is not None and rank % loss.multiple
+    )
+    return [
+        f"{times} of {rows} x {columns}, which have few multiples of {multiple}: their ranks are "
+        f"multiples of {grid}"
+        for (multiple, rows, columns, grid), times in found.items()
+    ]
 
 
 def _nats(

@@ -34,10 +34,7 @@ def allocate(output: Output) -> None:
     multiple, below = run.config.allocation.multiple, ""
     if multiple > 1:
         unused = 1 - allocation.parameters / max(allocation.budget, 1)
-        below = (
-            f", {unused:.2%} below it in ranks that are multiples of {multiple}, of less in small "
-            "matrices"
-        )
+        below = f", {unused:.2%} below it in ranks that are multiples of {multiple}"
     fewer = sum(neurons.name in allocation.pruned for neurons in run.spec.neurons)
     mlps = f"; {fewer} of {len(run.spec.neurons)} MLPs lose neurons, not ranks" if fewer else ""
     run.progress.note(

@@ -224,7 +224,7 @@ def test_training_workers_that_are_killed_change_nothing(
     progress.watchers.append(kill)
     again = trained(uncompared.model_copy(update={"cluster": cluster}), "killed", progress)
     assert not left
-    assert "it got further" in progress.warnings[-1]
+    assert any("it got further" in warning for warning in progress.warnings)
     require_same(again, undisturbed)
 
 
