@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from schemas.errors import CheckpointError, CompressorError
 from schemas.model.spec import DecoderSpec
 from workers.model.arguments import Call, difference, same
-from workers.process.failures import short_of_memory
+from workers.process.failures import failure
 
 _OTHER = 1  # token ids differ from others in this bit
 
@@ -172,7 +172,7 @@ class Carved:
         except (CompressorError, MemoryError, _Reached):
             raise
         except Exception as error:  # a model may raise anything
-            if short_of_memory(error):
+            if failure(error) != "other":
                 raise
             raise self._unfit(f"{type(error).__name__}: {error}") from error
         finally:

@@ -23,6 +23,7 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig
 
 from schemas.errors import CheckpointError
+from workers.process.failures import failure
 
 
 class Places:
@@ -107,6 +108,9 @@ class Weights:
         )
         waiting = {name: _Waiting(name, self._read) for name in names}
         found, _ = convert_and_load_state_dict_in_model(self._model, waiting, config)
+        for text in map(str, found.conversion_errors.values()):
+            if failure(RuntimeError(text)) != "other":  # of memory or the device, not the files
+                raise RuntimeError(text)
         missing = sorted(filter(needed, found.missing_keys))
         idle = self._model._keys_to_ignore_on_load_unexpected or ()
         unexpected = [n for n in found.unexpected_keys if not any(re.search(p, n) for p in idle)]

@@ -17,7 +17,7 @@ from workers.model.layers import Decoder
 from workers.model.observer import Observer
 from workers.model.unread import unread, weight_of
 from workers.process.devices import free_cached
-from workers.process.failures import short_of_memory
+from workers.process.failures import first_line, short_of_memory
 
 # The purpose of a forward pass: its moments, a backward pass that follows, the score of its tokens,
 # or only its output.
@@ -196,7 +196,7 @@ class Shard:
     def _too_large(self, rows: Tensor, error: BaseException) -> WorkerError:
         return WorkerError(
             f"{self._where}: one sequence of {rows.shape[1]} tokens does not fit in memory "
-            f"({str(error).splitlines()[0]}); use shorter ones (--sequence-length, "
+            f"({first_line(error)}); use shorter ones (--sequence-length, "
             "--gradient-length), or fewer layers a worker (--set cluster.shard_layers=N)"
         )
 

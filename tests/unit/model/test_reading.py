@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.core_model_loading import MergeModulelist
 
 from schemas.errors import CheckpointError
 from tests.kinds import tiny_causal_model
@@ -47,6 +48,18 @@ def test_experts_of_which_one_is_missing_are_refused(folder: Path) -> None:
     tensors.pop(lost)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"layer 1: .*experts"):
+        Decoder(folder, inspect(folder), torch.float32, CPU).part(range(1, 2))
+
+
+@pytest.mark.parametrize("said", ["CUDA out of memory. Tried", "CUDA error: unspecified"])
+def test_experts_that_a_device_cannot_stack_are_no_fault_of_the_files(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(MergeModulelist, "convert", fail)
+    with pytest.raises(RuntimeError, match=said):
         Decoder(folder, inspect(folder), torch.float32, CPU).part(range(1, 2))
 
 

@@ -137,13 +137,20 @@ def test_a_tap_must_be_a_linear_layer(llama: Base) -> None:
 # --- too little memory ------------------------------------------------------------------------
 
 
-def lack_memory(monkeypatch: pytest.MonkeyPatch, lacks: Iterator[bool]) -> None:
+DEVICE_MEMORY = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+
+def lack_memory(
+    monkeypatch: pytest.MonkeyPatch,
+    lacks: Iterator[bool],
+    error: BaseException = DEVICE_MEMORY,
+) -> None:
     """Let a moment take no rows whenever the next of `lacks` says so."""
     add = MomentAccumulator.add
 
     def adding(self: MomentAccumulator, *args: Any) -> None:
         if next(lacks):
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+            raise error
         add(self, *args)
 
     monkeypatch.setattr(MomentAccumulator, "add", adding)
@@ -171,10 +178,11 @@ def test_a_micro_batch_that_does_not_fit_is_taken_one_sequence_at_a_time(
         assert_close(other.matrix, moment.matrix)
 
 
+@pytest.mark.parametrize("error", [DEVICE_MEMORY, MemoryError()])
 def test_a_sequence_that_does_not_fit_is_an_error_with_a_remedy(
-    llama: Base, monkeypatch: pytest.MonkeyPatch
+    llama: Base, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    lack_memory(monkeypatch, itertools.repeat(True))
+    lack_memory(monkeypatch, itertools.repeat(True), error)
     with pytest.raises(
         WorkerError,
         match=rf"layers 0 to 2: one sequence of {TOKENS} tokens does not fit.*--gradient-length",
@@ -189,5 +197,13 @@ def test_what_is_no_lack_of_memory_passes_unchanged(
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(MomentAccumulator, "add", fail)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        stream(llama)
+    monkeypatch.undo()
+
+    def fail_outside(self: nn.Embedding, *_: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(nn.Embedding, "forward", fail_outside)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         stream(llama)
