@@ -101,7 +101,7 @@ class RankAllocator:
             f"{dense:,} parameters, and {budget:,} may stay; lower the ratio, or start the "
             "same command again once they can be cut"
         )
-        if share >= 1:
+        if share >= 1 and (losses or dense > budget):
             raise too_much
         try:
             found = allocate(config.allocation, losses, share, config.factors, neurons)

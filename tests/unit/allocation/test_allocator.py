@@ -24,7 +24,12 @@ LOWERING = [method for method in get_args(Method) if method not in ("neurons", "
 
 
 def allocator(
-    folder: Path, method: Method, spectra: list[Tensor], nats: float | None, multiple: int = 1
+    folder: Path,
+    method: Method,
+    spectra: list[Tensor],
+    nats: float | None,
+    multiple: int = 1,
+    whole: str | None = None,
 ) -> RankAllocator:
     """An allocator that has read these spectra of square matrices."""
     config = RunConfig.model_validate(
@@ -34,6 +39,7 @@ def allocator(
             "ratio": 0.2,
             "method": method,
             "allocation": {"rank_multiple": multiple},
+            "ratio_by": {} if whole is None else {whole: 0.0},
         }
     )
     store = Store(config.run_folder)
@@ -152,6 +158,15 @@ def test_what_must_stay_dense_counts_in_the_budget(tmp_path: Path, method: Metho
     assert (found.budget, found.dense_parameters) == (round(0.7 * 6400), 6400)
     assert found.parameters <= found.budget
     assert found.parameters - 1600 < alone.parameters
+
+
+def test_what_was_to_stay_whole_may_stay_dense(tmp_path: Path) -> None:
+    """Nothing is asked of it, so nothing is over its budget."""
+    made = allocator(tmp_path, "two-sided", [spectrum(10)] * 2, 0.5, whole="layers.1.*")
+    made.gather([matrix(0, 10, 10), matrix(1, 10, 10)], IDENTITY, {"layers.1.mlp.up_proj"})
+    found = made.allocate(0.4)
+    assert found.ranks["layers.1.mlp.up_proj"] is None
+    assert found.parameters <= found.budget
 
 
 @pytest.mark.parametrize(("ratio", "left"), [(0.6, 80), (0.45, 110)])
