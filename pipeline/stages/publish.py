@@ -18,12 +18,13 @@ from pipeline.cluster.pool import Task
 from pipeline.progress import Stage
 from pipeline.run import Run
 from pipeline.stages.output import Output
-from schemas.errors import ConfigError, RunError
+from schemas.errors import ConfigError, StorageFullError
 from schemas.location import Url
 from schemas.result.manifest import FileEntry, Manifest, OutputResult
 from schemas.run.identity import fingerprint
 from workers.checkpoint.names import CLAIM, MANIFEST, SUCCESS
 from workers.checkpoint.published import is_published, read_output, require_free
+from workers.process.failures import failure
 from workers.storage import files
 from workers.storage.places import create, exists, read_bytes, remove, transfer
 
@@ -109,7 +110,7 @@ def publish_output(staging: Path, folder: Path, identity: str, owner: str = "") 
 
 
 def _rename(staging: Path, folder: Path, owner: str) -> None:
-    """Rename in one step, even across file systems. Raises RunError if the target is full."""
+    """Rename in one step, even across file systems. Raises StorageFullError if the target is."""
     try:
         files.publish(staging, folder)
     except OSError as error:
@@ -121,9 +122,9 @@ def _rename(staging: Path, folder: Path, owner: str) -> None:
             files.copy_folder(staging, beside)
             files.publish(beside, folder)
         except OSError as failed:
-            if failed.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            if failure(failed) != "storage full":
                 raise
-            raise RunError(
+            raise StorageFullError(
                 f"output {folder}: {failed.strerror}; the checkpoint needs "
                 f"{sum(path.stat().st_size for path in staging.iterdir()):,} bytes there; make "
                 "room, then start the same command again"

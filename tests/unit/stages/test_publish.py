@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.stages.publish import find_published, publish_output
 from pipeline.stages.staging import staged
-from schemas.errors import CheckpointError
+from schemas.errors import CheckpointError, StorageFullError
 from schemas.location import Url
 from schemas.request.config import RunConfig
 from workers.storage import files
@@ -56,10 +56,17 @@ def test_the_copy_of_a_killed_run_on_another_file_system_is_replaced(
         copied.append(beside)
         raise OSError(errno.EIO, "killed")
 
+    def full(*_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left")
+
     monkeypatch.setattr(files, "publish", between_file_systems)
     with monkeypatch.context() as patch:
         patch.setattr(files, "copy_folder", killed)
         with pytest.raises(OSError, match="killed"):
+            publish_output(staging, folder, "id", "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "copy_folder", full)
+        with pytest.raises(StorageFullError, match=f"output {folder}: No space left; .* 7 bytes"):
             publish_output(staging, folder, "id", "run")
     copied[0].mkdir()
     (copied[0] / "half").touch()
