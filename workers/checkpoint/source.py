@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from schemas.location import Url
 from schemas.model.spec import DecoderSpec
-from workers.storage.places import url_of
+from workers.storage.places import place_of
 
 
 class Source(NamedTuple):
@@ -25,5 +26,6 @@ def on_every_node(name: str, folder: Path) -> tuple[str, str | None]:
     """Return the folder, or the hub id and the commit that it stands for now, by which any node
     finds a model; a URL has been copied to the folder.
     """
-    local = url_of(name) or Path(name).expanduser().is_dir()
+    place = place_of(name)
+    local = isinstance(place, Url) or place.expanduser().is_dir()
     return (str(folder.absolute()), None) if local else (name, folder.name)
