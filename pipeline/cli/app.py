@@ -18,6 +18,7 @@ from pipeline.cli.report import report
 from pipeline.cli.tables.plan import plan_table
 from pipeline.cli.tables.run import run_table
 from pipeline.cli.tables.status import status_table
+from pipeline.versions import versions
 from schemas.errors import ConfigError
 from schemas.request.adoption import AdoptionConfig
 from schemas.request.bench import BenchConfig
@@ -49,11 +50,26 @@ _NO_CHOICE = tuple(
 _NOT_PLANNED = ("run_dir", "calibration.text", "seed", "on_failure", "cluster.device")
 
 
+def _say_versions(asked: bool) -> None:
+    if asked:
+        _out.print(Text("\n".join(f"{name} {found}" for name, found in versions().items())))
+        raise typer.Exit
+
+
 @app.callback()
 def logs(
     log_format: Annotated[
         LogFormat, typer.Option(envvar=LOG_FORMAT, help="Of the log: text, or JSON lines.")
     ] = "text",
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_say_versions,
+            is_eager=True,
+            help="Print the versions of this program and of what it builds on.",
+        ),
+    ] = False,
 ) -> None:
     if log_format == "json":  # in the environment, which workers of an embedded Ray inherit
         os.environ[LOG_FORMAT] = log_format

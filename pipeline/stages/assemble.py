@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
 
@@ -11,6 +10,7 @@ from pipeline.report.notes import notes_of_matrices
 from pipeline.run import Run
 from pipeline.stages.output import Output
 from pipeline.stages.weight_files import Cut
+from pipeline.versions import versions
 from runtime.configuration_lowrank import FORMAT, SPLIT_FORMAT, guarded
 from schemas.errors import RunError
 from schemas.metrics import Metric
@@ -34,7 +34,6 @@ _COPIED = (
     *TOKENIZER_FILES,
     *("*processor*.json", "generation_config.json", "LICENSE*", "NOTICE*"),
 )
-_PACKAGES = ("svdllm", "ray", "torch", "transformers", "safetensors")
 
 
 def assemble(output: Output) -> None:
@@ -199,17 +198,6 @@ def list_files(
         files=dict(sorted({**found, **known}.items())),
     )
     write_text(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of this project and of what it builds on."""
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # svdllm itself, when run from a bare working directory
-            found[package] = "not installed"
-    return found
 
 
 def _calibration_fallbacks(run: Run) -> list[str]:

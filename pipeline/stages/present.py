@@ -10,8 +10,9 @@ from pipeline.report.page import render_report
 from pipeline.report.wording import optimism
 from pipeline.request.flags import command_of
 from pipeline.run import Run, shape
-from pipeline.stages.assemble import versions, write_manifest
+from pipeline.stages.assemble import write_manifest
 from pipeline.stages.output import Output
+from pipeline.versions import versions
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import Compression
 from schemas.result.output import MatrixResult
