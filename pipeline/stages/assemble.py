@@ -24,7 +24,7 @@ from workers.checkpoint.family import family, unquantised
 from workers.checkpoint.names import COMPRESSION, CONFIG, INDEX, MANIFEST, WEIGHTS
 from workers.checkpoint.own_code import shipped
 from workers.checkpoint.tokenizer_files import TOKENIZER_FILES
-from workers.process.logs import about_matrices
+from workers.process.logs import about_matrices, log
 from workers.recovery.job import recovery_of
 from workers.storage.files import copy, file_sha256, write_json, write_text
 from workers.storage.keys import moment_key
@@ -46,7 +46,7 @@ def assemble(output: Output) -> None:
         write_text(staging / COMPRESSION, done.model_dump_json(indent=2) + "\n")
         write_manifest(output)
         stage.advance()
-    _warn(run, done)
+    _warn(done)
 
 
 def write_around(
@@ -208,13 +208,16 @@ def _calibration_fallbacks(run: Run) -> list[str]:
     return sorted({note for record in records for note in fallbacks_of(record.facts)})
 
 
-def _warn(run: Run, compression: Compression) -> None:
-    """Warn of every fallback and every thin statistic, each kind once with its count."""
+def _warn(compression: Compression) -> None:
+    """Warn of every fallback and every thin statistic, each kind once with its count.
+
+    They belong to this checkpoint, which keeps them itself, and not to the run.
+    """
     for said in compression.fallbacks:
-        run.progress.warn(f"fallback: {said}")
+        log.warning("fallback: %s", said)
     for note in notes_of_matrices(compression):
         with about_matrices(note.matrices):
-            run.progress.warn(f"{note.kind} in {len(note.matrices)} matrices: {note.text}")
+            log.warning("%s in %d matrices: %s", note.kind, len(note.matrices), note.text)
     count(Metric.FALLBACKS, len(compression.fallbacks), kind="run")
     fallbacks = sum(len(matrix.fallbacks) for matrix in compression.matrices)
     count(Metric.FALLBACKS, fallbacks, kind="matrix")

@@ -19,12 +19,14 @@ from schemas.errors import ConfigError, QuarantineError, WorkerError
 from schemas.model.spec import MatrixSpec
 from schemas.request.config import RunConfig
 from schemas.result.manifest import Manifest
+from schemas.result.report import ReportFacts
 from schemas.run.moments import backward_tap
 from schemas.run.stages import StageName
 from tests.integration.conftest import Reference
 from tests.integration.processes import Process, descendants
 from tests.integration.support import KINDS, item_attempts, item_sums, until, weight_sums
 from tests.items import local
+from workers.checkpoint.names import REPORT
 from workers.checkpoint.verify import require, verify_checkpoint
 from workers.model.inspection import inspect
 from workers.storage.keys import basis_key, moment_key, spectrum_key
@@ -223,6 +225,9 @@ def test_when_asked_it_stays_dense_and_the_others_are_cut_more(
     assert done.targeted_after <= 0.7 * done.targeted_before
     others = [sum(r.parameters for r in c.matrices if r.name != BAD) for c in (done, before)]
     assert others[0] < others[1]
+    facts = ReportFacts.model_validate_json((local(output.path) / REPORT).read_bytes())
+    assert facts.spectra
+    assert not any("kept dense" in line for line in facts.warnings)  # told of the matrix itself
     card = (local(output.path) / "README.md").read_text()
     assert "### Could not be cut" in card
     assert f"- {BAD}: {BAD}: a moment holds NaN" in card
