@@ -8,7 +8,6 @@ from rich.console import Console
 
 from pipeline.cli.options import Fresh, asks
 from schemas.errors import RunError
-from schemas.metrics import Outcome
 from schemas.request.config import RunConfig
 from schemas.request.nightly import NightlyConfig
 from schemas.result.manifest import RunResult
@@ -44,12 +43,7 @@ def nightly(
             session.enter_context(ray_session(config.cluster, config.numerics.threads, store))
             return run(config, fresh=fresh)
 
-        def tell(outcome: Outcome) -> None:
-            from pipeline.metrics import count_nightly
-
-            count_nightly(outcome)
-
-        night = run(request, None if look else compress, tell=tell)
+        night = run(request, None if look else compress)
     _out.print(night_table(night))
     if look and not night.waiting:
         raise typer.Exit(NOTHING_WAITS)

@@ -38,7 +38,6 @@ from workers.storage.places import exists, folders_in, read_bytes, write
 
 LATEST = "latest.json"
 Compress = Callable[[RunConfig], RunResult]
-Tell = Callable[[Outcome], None]
 _OUTCOMES: dict[Event, Outcome] = {
     "published": "succeeded",
     "rejected": "rejected",
@@ -61,14 +60,9 @@ class Night:
         return [row for row in self.rows if row.event == event]
 
 
-def nightly(
-    config: NightlyConfig,
-    compress: Compress | None,
-    tell: Tell = lambda _: None,
-) -> Night:
+def nightly(config: NightlyConfig, compress: Compress | None) -> Night:
     """Run one night. `compress` is passed in, so that an idle night need not load
-    `pipeline.compress`; without it, what it would be called for waits. `tell` is called with the
-    outcome of each output.
+    `pipeline.compress`; without it, what it would be called for waits.
 
     Raises InputError before any work, OwnershipError if another night is at work, and any error
     that ends a compression without being the checkpoint's fault.
@@ -82,7 +76,7 @@ def nightly(
     if not found:
         progress.warn(f"watch {config.watch}: no checkpoint is there; see whether it is mounted")
     with owned(config.output / OWNER, progress.note) as ownership:
-        work = _Work(config, texts, source, compress, progress, ownership, tell)
+        work = _Work(config, texts, source, compress, progress, ownership)
         work.require_folders(found)
         work.retry()
         work.point()
@@ -103,9 +97,8 @@ class _Work:
         compress: Compress | None,
         progress: Progress,
         ownership: Ownership,
-        tell: Tell,
     ) -> None:
-        self._config, self._compress, self._tell = config, compress, tell
+        self._config, self._compress = config, compress
         self._progress, self._ownership = progress, ownership
         self._method = fingerprint([config.method_settings, texts])
         self._seen = Seen(config.output, source)
@@ -246,8 +239,10 @@ class _Work:
         finally:
             seconds = {"seconds": round(time.monotonic() - start, 1)}
             self._write(*(row.model_copy(update=seconds) for row in outcome))
+        from pipeline.metrics import count_nightly  # loads ray, which compressing has loaded
+
         for row in outcome:
-            self._tell(_OUTCOMES[row.event])
+            count_nightly(_OUTCOMES[row.event])
         self.point()
         if self._failed(key) and self._ledger[key].attempts >= self._config.attempts:
             self._quarantine(checkpoint, key)

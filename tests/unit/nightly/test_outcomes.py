@@ -2,6 +2,7 @@
 
 import pytest
 
+from pipeline import metrics
 from pipeline.nightly.night import nightly
 from pipeline.run_directory.ownership import owned
 from schemas.errors import (
@@ -208,14 +209,17 @@ def test_what_is_there_is_judged_although_another_ratio_fails(training: Training
     assert training.compress.asked[1:] == [("checkpoint-1", (0.6,))]
 
 
-def test_what_became_of_each_is_told(training: Training) -> None:
+def test_what_became_of_each_is_counted(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in (1, 2, 3):
         training.step(number)
     training.compress.failures["checkpoint-1"] = NumericsError("q_proj: not finite")
     training.compress.increases["checkpoint-2"] = 0.5
-    told: list[str] = []
-    nightly(training.config(gate={"perplexity": "5%"}), training.compress, tell=told.append)
-    assert told == ["succeeded", "rejected", "failed"]
+    counted: list[str] = []
+    monkeypatch.setattr(metrics, "count_nightly", counted.append)
+    training.night(gate={"perplexity": "5%"})
+    assert counted == ["succeeded", "rejected", "failed"]
 
 
 def test_a_degenerate_continuation_is_rejected(training: Training) -> None:
