@@ -52,25 +52,25 @@ DEVICES: dict[str, Device] = {
 
 DEFAULT = "h100"  # an unknown device is assumed to have the same proportions when plans compete
 _HALF_PART, _FULL_PART, _SOLVER_FLOPS_A_BYTE = 0.4, 0.7, 0.3
-_NETWORK, _NETWORK_PART = 25 * GB, 0.2
-_HOST_THREAD, _LINK_PART = 1.0 * GB, 0.4
+_LINK_PART = 0.4
+
+# Bytes a second: of a thread that hashes or averages, of a node's network at most, and of it as
+# Ray's objects.
+HOST_THREAD, NETWORK = 1.0 * GB, 25 * GB
+OBJECTS = NETWORK * 0.2
 
 
 class Rates(NamedTuple):
     """Rates per second: operations of a worker (`solver`: of eigenproblems and SVDs), bytes of its
-    thread and link; bytes that all nodes together read and write; bytes that one node can move at
-    most (`wire`), and moves as Ray's objects (`network`).
+    link; bytes that all nodes together read and write.
     """
 
     compute: float
     float64: float
     solver: float
-    host: float
     link: float
     read: float
     write: float
-    wire: float
-    network: float
 
 
 def row(device_name: str) -> Device | None:
@@ -89,12 +89,9 @@ def rates(cluster: ClusterSpec, config: RunConfig) -> Rates | None:
         compute=peaks.bf16 * _HALF_PART if half else peaks.float32 * _FULL_PART * cores,
         float64=peaks.float64 * _FULL_PART * cores,
         solver=peaks.bandwidth * _SOLVER_FLOPS_A_BYTE,
-        host=_HOST_THREAD,
         link=peaks.link * _LINK_PART,
         read=config.cluster.storage_read,
         write=config.cluster.storage_write,
-        wire=_NETWORK,
-        network=_NETWORK * _NETWORK_PART,
     )
 
 

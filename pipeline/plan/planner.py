@@ -118,7 +118,7 @@ def _describe(costs: Costs, cluster: ClusterSpec, layout: Layout, speed: Rates |
     return Plan(
         **dict(layout),
         cluster=cluster,
-        total_parameters=costs.parameters,
+        total_parameters=costs.spec.parameters,
         targeted_parameters=spec.targeted,
         kinds=_kinds(spec),
         ratios=tuple(_ratio_plan(costs, ratio) for ratio in dict.fromkeys(costs.config.ratio)),
@@ -148,5 +148,5 @@ def _kinds(spec: ModelSpec) -> tuple[MatrixKind, ...]:
 
 def _ratio_plan(costs: Costs, ratio: float) -> RatioPlan:
     stays = costs.stays(ratio)
-    total = costs.parameters - costs.spec.targeted + stays
+    total = costs.spec.parameters - costs.spec.targeted + stays
     return RatioPlan(ratio=ratio, targeted_parameters=stays, total_parameters=total)

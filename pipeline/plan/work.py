@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
-from pipeline.plan.devices import Rates
+from pipeline.plan.devices import HOST_THREAD, NETWORK, OBJECTS, Rates
 from pipeline.plan.flops import basis_flops, factor_flops, order_flops, prune_flops, rank_at, summed
 from pipeline.plan.footprint import SUM_BYTES, Costs, LayerCost
 from schemas.run.moments import Pass
@@ -56,16 +56,16 @@ class Work(NamedTuple):
 
     def _seconds(self, rates: Rates) -> dict[Resource, float]:
         """Seconds by resource. Storage traffic counts as `disk`, even if the network limits it."""
-        most = self.nodes * rates.wire
+        most = self.nodes * NETWORK
         found: dict[Resource, float] = {
             "compute": self.compute / self.busy / rates.compute,
             "float64": self.float64 / self.busy / rates.float64,
             "eigensolver": self.eigen / self.busy / rates.solver,
             "SVD": self.svd / self.busy / rates.solver,
-            "host thread": self.host / self.threads / rates.host,
+            "host thread": self.host / self.threads / HOST_THREAD,
             "host link": self.link / self.threads / rates.link,
             "disk": self.read / min(rates.read, most) + self.written / min(rates.write, most),
-            "network": self.hidden / self.nodes / rates.network,
+            "network": self.hidden / self.nodes / OBJECTS,
         }
         return {resource: seconds for resource, seconds in found.items() if seconds}
 
