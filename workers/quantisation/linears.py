@@ -1,11 +1,13 @@
 """The linear layers of a checkpoint that are quantised, and how they are calibrated."""
 
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from schemas.errors import CheckpointError, ConfigError, NumericsError
@@ -134,39 +136,22 @@ def calibrate(
     pass goes on with its quantised weight. A layer that the text does not reach stays as it is.
     Raises NumericsError at an input that is not finite.
     """
-    moments = _Moments()
+    hooks: dict[str, RemovableHandle] = {}
+    seen = moment = torch.empty(0)  # an input, and E[x x'] (n, n), float32, of it
+
+    def before(name: str, module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        nonlocal seen, moment
+        hooks[name].remove()
+        if given[0] is not seen:  # several layers are given the same tensor
+            rows = given[0].flatten(0, -2).float()
+            seen, moment = given[0], rows.T @ rows / len(rows)
+            if not torch.isfinite(moment).all():
+                raise NumericsError(f"{name}: its inputs are not finite; use --dtype float32")
+        weight = module.get_parameter("weight").data
+        weight.copy_(quantise(name, weight, moment, seen.abs().max().float()))
+
     for name in names:
-        _Once(name, model.get_submodule(name), moments, quantise)
+        hook = partial(before, name)
+        hooks[name] = model.get_submodule(name).register_forward_pre_hook(hook)
     base: Any = model.base_model
     base(input_ids=windows.to(model.device), use_cache=False)
-
-
-class _Moments:
-    """The moment of a layer's inputs, kept for layers that are given the same tensor."""
-
-    def __init__(self) -> None:
-        self._given: Tensor | None = None
-        self._found = torch.empty(0)
-
-    def of(self, name: str, given: Tensor) -> Tensor:
-        """Return E[x x'] (n, n), float32. Raises NumericsError if it is not finite."""
-        if given is not self._given:
-            rows = given.flatten(0, -2).float()
-            self._given, self._found = given, rows.T @ rows / len(rows)
-            if not torch.isfinite(self._found).all():
-                raise NumericsError(f"{name}: its inputs are not finite; use --dtype float32")
-        return self._found
-
-
-class _Once:
-    """Quantises a linear layer the first time that it is called, before it computes."""
-
-    def __init__(self, name: str, linear: nn.Module, moments: _Moments, quantise: Quantise) -> None:
-        self._name, self._moments, self._quantise = name, moments, quantise
-        self._hook = linear.register_forward_pre_hook(self)
-
-    def __call__(self, module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        self._hook.remove()
-        moment = self._moments.of(self._name, given[0])
-        weight = module.get_parameter("weight").data
-        weight.copy_(self._quantise(self._name, weight, moment, given[0].abs().max().float()))
