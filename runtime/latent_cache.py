@@ -77,7 +77,7 @@ class LatentCache(DynamicCache):
         super().__init__(config=model.config)
         width = model.dtype.itemsize
         self._source = _Source(decoder.rotary_emb)
-        self._places = DynamicLayer()  # positions (batch, 1, tokens, 1), handled as the layers are
+        self._places = DynamicLayer()  # positions (batch, 1, tokens, 1)
         self._turned: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         kept, ordinary = _POSITION_BYTES, 0
         for number, attention in enumerate(attentions[: len(self.layers)]):  # fewer in a draft
@@ -89,11 +89,12 @@ class LatentCache(DynamicCache):
             kept += width * sum(one.kept_numbers for one in projections)
             ordinary += width * sum(one.linear.out_features for one in projections)
         self.bytes_per_token = CacheSize(kept, ordinary)
+        self.layers.append(self._places)  # beyond those of the model, to be handled as they are
 
     @property
     def nbytes(self) -> int:
         """Bytes of all that the cache holds between two steps."""
-        layers: list[Any] = [self._places, *self.layers]
+        layers: list[Any] = self.layers
         tensors = (tensor for layer in layers for tensor in (layer.keys, layer.values))
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
@@ -119,34 +120,9 @@ class LatentCache(DynamicCache):
             return cosines.to(key_states.device), sines.to(key_states.device)
 
         found = super().update(key_states, value_states, layer_idx, turns)
-        if layer_idx == len(self.layers) - 1:
+        if layer_idx == len(self.layers) - 2:  # the last one of the model
             self._turned.clear()
         return found
-
-    def reset(self) -> None:
-        """Forget all tokens."""
-        super().reset()
-        self._places.reset()
-
-    def reorder_cache(self, beam_idx: Any) -> None:
-        """Take other sequences of the batch."""
-        super().reorder_cache(beam_idx)
-        self._places.reorder_cache(beam_idx)
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens; their number is negative."""
-        super().crop(tokens_to_remove)
-        self._places.crop(tokens_to_remove)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every sequence."""
-        super().batch_repeat_interleave(repeats)
-        self._places.batch_repeat_interleave(repeats)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep some sequences."""
-        super().batch_select_indices(indices)
-        self._places.batch_select_indices(indices)
 
 
 class _OfTheModel:
