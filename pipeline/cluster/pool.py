@@ -246,7 +246,9 @@ class Pool:
             return [task]
         if parts := task.split():
             return parts
-        self.quarantine.add(Failed(task.what, task.matrices, task.attempts, str(error)))
+        of_storage = isinstance(error, StorageError)
+        failed = Failed(task.what, task.matrices, task.attempts, str(error), of_storage)
+        self.quarantine.add(failed)
         count(Metric.QUARANTINED)
         return []
 

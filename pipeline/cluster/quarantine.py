@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from schemas.errors import QuarantineError
+from schemas.errors import QuarantineError, StorageError
 from schemas.request.compression import OnFailure
 from workers.process.logs import about_matrices
 
@@ -15,6 +15,7 @@ class Failed(NamedTuple):
     matrices: tuple[str, ...]
     attempts: int
     error: str
+    of_storage: bool = False  # which did not answer, and so says nothing of the item
 
     def __str__(self) -> str:
         times = "" if self.attempts == 1 else f"{self.attempts} times, the last: "
@@ -40,19 +41,22 @@ class Quarantine:
         return {name: item.error for item in self.items.values() for name in item.matrices}
 
     def require(self) -> None:
-        """Raises QuarantineError if the run cannot go on without the items that were given up.
+        """Raises QuarantineError if the run cannot go on without the items that were given up, or
+        StorageError if storage did not answer for one of them.
 
-        It can go on without matrices if they may stay dense.
+        It can go on without matrices if they may stay dense, for a fault of their own.
         """
-        missed = [i for i in self.items.values() if not (self._keep_dense and i.matrices)]
+        dense = {what for what, item in self.items.items() if item.matrices and not item.of_storage}
+        missed = [i for what, i in self.items.items() if not (self._keep_dense and what in dense)]
         if not missed:
             return
         listed = "; ".join(map(str, missed))
-        dense = ""
-        if any(item.matrices for item in missed):
-            dense = ", or --on-failure keep_dense to leave those matrices as they are"
+        other = ""
+        if any(item.what in dense for item in missed):
+            other = ", or --on-failure keep_dense to leave those matrices as they are"
         count = f"{len(missed)} item{'s' * (len(missed) > 1)}"
-        raise QuarantineError(
+        kind = StorageError if any(item.of_storage for item in missed) else QuarantineError
+        raise kind(
             f"{count} failed, all others are finished: {listed}. Start the same command again to "
-            f"try them again{dense}"
+            f"try them again{other}"
         )

@@ -208,7 +208,8 @@ def test_what_fails_everywhere_is_given_up_and_the_others_go_on(
     bad = Task("the item", "fail", ("nobody", how), seen.append, cost=9, matrices=("q",))
     pool.run([bad, *(Task(name, "work", (name,), seen.append) for name in "abcd")])
     assert sorted(item for _, item in seen) == ["a", "b", "c", "d"]
-    assert pool.quarantine.items["the item"].attempts == attempts
+    given_up = pool.quarantine.items["the item"]
+    assert (given_up.attempts, given_up.of_storage) == (attempts, how == "storage")
     assert (counted[Metric.RETRIES], counted[Metric.QUARANTINED]) == (attempts - 1, 1)
     assert len(pool.workers) == 2
 

@@ -3,11 +3,12 @@
 import pytest
 
 from pipeline.cluster.quarantine import Failed, Quarantine
-from schemas.errors import QuarantineError
+from schemas.errors import QuarantineError, StorageError
 
 CUT = Failed("cut a", ("a",), 3, "a worker died")
 GROUP = Failed("factorise b, c", ("b", "c"), 1, "c holds NaN")
-FILE = Failed("write model.safetensors", (), 3, "the storage does not answer")
+FILE = Failed("write model.safetensors", (), 3, "a worker died")
+UNREAD = Failed("cut d", ("d",), 3, "the storage does not answer", of_storage=True)
 
 
 def ignore(message: str) -> None:
@@ -40,7 +41,7 @@ def test_the_run_fails_with_every_item_by_name() -> None:
     assert caught.value.exit_code == 3
     assert str(caught.value) == (
         "2 items failed, all others are finished: cut a: 3 times, the last: a worker died; "
-        "write model.safetensors: 3 times, the last: the storage does not answer. Start the same "
+        "write model.safetensors: 3 times, the last: a worker died. Start the same "
         "command again to try them again, or --on-failure keep_dense to leave those matrices as "
         "they are"
     )
@@ -54,3 +55,11 @@ def test_matrices_may_stay_dense_but_nothing_else_may_be_left_out() -> None:
     with pytest.raises(QuarantineError, match=r"^1 item failed.*: write model.*try them") as e:
         quarantine.require()
     assert "keep_dense" not in str(e.value)
+
+
+def test_no_matrix_stays_dense_because_storage_was_away() -> None:
+    quarantine = Quarantine(ignore, "keep_dense")
+    quarantine.add(CUT)
+    quarantine.add(UNREAD)
+    with pytest.raises(StorageError, match=r"^1 item failed.*: cut d: 3 times.*try them again$"):
+        quarantine.require()
