@@ -88,7 +88,7 @@ def _serve(
     """
     with ThreadPoolExecutor(max(1, available_cores() // 2)) as pool:
         list(pool.map(lambda model: model.prepare(workload), models))
-    return [tuple(model.measure(workload) for model in models) for _ in range(rounds)]
+    return [tuple(model.measure(workload.in_round(at)) for model in models) for at in range(rounds)]
 
 
 def _benched(config: BenchConfig, name: str, folder: Path, found: Measured) -> BenchedModel:

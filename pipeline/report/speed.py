@@ -7,7 +7,7 @@ from statistics import median_high
 from pipeline.report import plots, wording
 from pipeline.report.figures import Figure, Table
 from pipeline.report.page import render_page
-from schemas.result.bench import BenchReport, Served, over
+from schemas.result.bench import BenchReport, over
 
 _SPEEDS = {
     "prefill": "Prompt tokens a second, over the first model's",
@@ -41,7 +41,9 @@ def _figure(report: BenchReport, speed: str) -> Figure:
             )
             for model in report.models
         )
-        series.append(plots.Series(_workload(load), points, [f"{point.y:.2f}" for point in points]))
+        series.append(
+            plots.Series(load.workload.words, points, [f"{point.y:.2f}" for point in points])
+        )
     return speed_figure(speed, _SPEEDS[speed], series)
 
 
@@ -62,7 +64,7 @@ def _table(report: BenchReport) -> Table:
     rows = [
         (
             Path(model.name).name,
-            _workload(load),
+            load.workload.words,
             f"{median_high(load.first_token_s):.3f}",
             f"{median_high(load.prefill):,.0f}",
             f"{median_high(load.decode):,.1f}",
@@ -74,8 +76,3 @@ def _table(report: BenchReport) -> Table:
     ]
     head = ("model", "workload", "first token, s", "prompt tokens/s", "new tokens/s")
     return Table("Medians of all rounds", (*head, "load, s", "peak memory"), rows)
-
-
-def _workload(served: Served) -> str:
-    load = served.workload
-    return f"{load.batch} × ({load.prompt_tokens} + {load.new_tokens}) tokens"

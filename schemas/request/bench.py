@@ -15,6 +15,20 @@ class Workload(Request):
     batch: int
     prompt_tokens: int
     new_tokens: int
+    new_lengths: bool = False
+
+    def in_round(self, number: int) -> Self:
+        """Return what is served in this round, from 0 on: itself, or if lengths are to be new, the
+        same with prompts a token shorter than in the round before.
+        """
+        shorter = number + 1 if self.new_lengths else 0
+        return self.model_copy(update={"prompt_tokens": self.prompt_tokens - shorter})
+
+    @property
+    def words(self) -> str:
+        """What people call it."""
+        new = ", new lengths" if self.new_lengths else ""
+        return f"{self.batch} × ({self.prompt_tokens} + {self.new_tokens}) tokens{new}"
 
 
 class BenchConfig(Request):
@@ -37,6 +51,11 @@ class BenchConfig(Request):
     prompt_tokens: Counts = Field((512,), description="Tokens of each prompt; one or several")
     new_tokens: Counts = Field((32,), description="Tokens to follow each prompt; one or several")
     rounds: int = Field(5, ge=1, description="Times that each figure is taken, the models in turn")
+    new_lengths: bool = Field(
+        False,
+        description="Shorten the prompts by a token before each round, so that their length is new "
+        "to the process, as most are to a server",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "bfloat16", description="Compute type of both models"
     )
@@ -59,6 +78,10 @@ class BenchConfig(Request):
             raise ValueError("new_tokens: 2 at least, as the first one belongs to the prompt")
         if self.engine == "vllm" and (self.device != "auto" or self.threads):
             raise ValueError("vllm chooses device and threads itself; leave both out")
+        if self.new_lengths and (self.engine == "vllm" or self.compiled):
+            raise ValueError("new_lengths is of transformers, eager; leave it or the other out")
+        if self.new_lengths and min(self.prompt_tokens) <= self.rounds:
+            raise ValueError("new_lengths: ask for more prompt_tokens than there are rounds")
         return self
 
     @property
@@ -75,7 +98,9 @@ class BenchConfig(Request):
     def workloads(self) -> list[Workload]:
         """Every batch size with every length of a prompt and of what follows it."""
         return [
-            Workload(batch=batch, prompt_tokens=prompt, new_tokens=new)
+            Workload(
+                batch=batch, prompt_tokens=prompt, new_tokens=new, new_lengths=self.new_lengths
+            )
             for prompt in self.prompt_tokens
             for new in self.new_tokens
             for batch in self.batch

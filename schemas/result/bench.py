@@ -29,8 +29,10 @@ class Served(Schema):
     @property
     def prefill(self) -> tuple[float, ...]:
         """Tokens of prompts read in each second, of each round."""
-        tokens = self.workload.batch * self.workload.prompt_tokens
-        return tuple(tokens / timing.first_token_s for timing in self.rounds)
+        return tuple(
+            self.workload.batch * self.workload.in_round(at).prompt_tokens / timing.first_token_s
+            for at, timing in enumerate(self.rounds)
+        )
 
     @property
     def decode(self) -> tuple[float, ...]:

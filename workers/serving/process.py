@@ -99,7 +99,8 @@ def measure_alone(job: Job) -> Measured:
     rounds = []
     for workload in config.workloads:
         model.prepare(workload)
-        rounds.append(tuple(model.measure(workload) for _ in range(config.rounds)))
+        served = map(workload.in_round, range(config.rounds))
+        rounds.append(tuple(model.measure(workload) for workload in served))
     return Measured(loaded, tuple(rounds), model.peak_bytes())
 
 

@@ -23,9 +23,8 @@ def bench_table(report: BenchReport) -> RenderableType:
     for row in zip(*(_sizes(model, first) for model in report.models), strict=True):
         table.add_row(row[0][0], *(value for _, value in row))
     for served in zip(*(model.served for model in report.models), strict=True):
-        load = served[0].workload
         table.add_section()
-        table.add_row(f"{load.batch} x ({load.prompt_tokens} + {load.new_tokens}) tokens")
+        table.add_row(served[0].workload.words)
         for row in zip(*(_speeds(one, served[0]) for one in served), strict=True):
             table.add_row(row[0][0], *(value for _, value in row))
     rounds = len(first.served[0].rounds)

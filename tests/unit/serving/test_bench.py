@@ -47,10 +47,8 @@ def request(checkpoint: Path | str, **fields: Any) -> BenchConfig:
 
 def test_workloads_are_every_batch_with_every_length() -> None:
     config = request("x", batch="1, 8", prompt_tokens="16", new_tokens="2,4")
-    assert [tuple(load.model_dump().values()) for load in config.workloads] == [
-        *((1, 16, 2), (8, 16, 2)),
-        *((1, 16, 4), (8, 16, 4)),
-    ]
+    found = [(load.batch, load.prompt_tokens, load.new_tokens) for load in config.workloads]
+    assert found == [(1, 16, 2), (8, 16, 2), (1, 16, 4), (8, 16, 4)]
 
 
 @pytest.mark.parametrize(
@@ -61,6 +59,12 @@ def test_workloads_are_every_batch_with_every_length() -> None:
         ({"prompt_tokens": "12,x"}, "valid integer"),
         ({"new_tokens": "1,8"}, "2 at least"),
         ({"dtype": "auto"}, "float32"),
+        (
+            {"new_lengths": True, "engine": "vllm", "device": "auto", "threads": None},
+            "of transformers, eager",
+        ),
+        ({"new_lengths": True, "compiled": True}, "of transformers, eager"),
+        ({"new_lengths": True, "prompt_tokens": "64,5", "rounds": 5}, "more prompt_tokens than"),
     ],
 )
 def test_a_wrong_request_is_refused(wrong: dict[str, Any], message: str) -> None:
@@ -83,6 +87,17 @@ def test_rates_count_every_sequence_and_the_tokens_after_the_first() -> None:
     assert found.first_token_s == (0.5, 0.25)
     assert found.prefill == (2 * 6 / 0.5, 2 * 6 / 0.25)
     assert found.decode == (2 * 3 / 3.0, 2 * 3 / 1.0)
+
+
+def test_lengths_that_are_new_are_a_token_shorter_in_every_round() -> None:
+    [load] = request("x", prompt_tokens=6, rounds=3, new_lengths=True).workloads
+    assert [load.in_round(at).prompt_tokens for at in range(3)] == [5, 4, 3]
+    assert WORKLOAD.in_round(2) == WORKLOAD
+    timings = (Timing(first_token_s=0.5, decode_s=1.0),) * 2
+    found = Served(workload=load, rounds=timings)
+    assert found.prefill == (2 * 5 / 0.5, 2 * 4 / 0.5)
+    assert found.decode == (2 * 3 / 1.0,) * 2
+    assert load.words == "2 × (6 + 4) tokens, new lengths"
 
 
 def test_models_are_compared_within_a_round() -> None:
@@ -108,24 +123,32 @@ class Recorded:
         return Loaded(1.0, 10, "engine 1", "cpu")
 
     def prepare(self, workload: Workload) -> None:
-        self.calls.append((self._name, f"prepare {workload.batch}"))
+        self.calls.append((self._name, f"prepare {workload.batch} x {workload.prompt_tokens}"))
 
     def measure(self, workload: Workload) -> Timing:
-        self.calls.append((self._name, f"measure {workload.batch}"))
+        self.calls.append((self._name, f"measure {workload.batch} x {workload.prompt_tokens}"))
         return Timing(first_token_s=len(self.calls), decode_s=1.0)
 
     def peak_bytes(self) -> int | None:
         return None
 
 
-def test_models_take_turns(base: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("new_lengths", "lengths"), [(False, (3, 3)), (True, (2, 1))])
+def test_models_take_turns(
+    base: Path,
+    small: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    new_lengths: bool,
+    lengths: tuple[int, int],
+) -> None:
     monkeypatch.setattr(pipeline_bench, "ModelProcess", Recorded)
     monkeypatch.setattr(Recorded, "calls", [])
     fields: dict[str, Any] = {"batch": "1,2", "rounds": 2, "prompt_tokens": 3}
+    fields |= {"new_lengths": new_lengths}
     report = bench(request(small, baseline=str(base), also=f"{base}", **fields))
     names = [base.name, small.name, base.name]
     turns = [["load"]]
-    turns += [[f"prepare {n}", f"measure {n}", f"measure {n}"] for n in (1, 2)]
+    turns += [[f"prepare {n} x 3", *(f"measure {n} x {m}" for m in lengths)] for n in (1, 2)]
     steps = [step for turn in turns for step in turn]
     assert Recorded.calls[:-3] == [(name, step) for step in steps for name in names]
     assert [model.name for model in report.models] == [str(base), str(small), str(base)]
@@ -203,7 +226,7 @@ def test_the_table_compares_with_the_baseline() -> None:
     assert "x 2.00" in rows["prompt tokens a second"]
     assert "24 (24 to 24)" in rows["prompt tokens a second"]
     assert "x 1.00" in rows["new tokens a second"]
-    assert "2 x (6 + 4) tokens" in rows
+    assert "2 × (6 + 4) tokens" in rows
     lines = shown(bench_table(report((None, None)))).splitlines()
     assert any("peak memory" in line and "B" not in line for line in lines)
 
