@@ -4,13 +4,11 @@ import contextlib
 import logging
 import os
 import secrets
-import signal
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, utils
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 from ray.job_config import JobConfig
@@ -36,18 +34,24 @@ def ray_session(cluster: ClusterConfig, threads: int, store_bytes: int = 0) -> I
     if ray.is_initialized():
         yield
         return
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     with contextlib.ExitStack() as at_end:
-        try:
+        with _sigterm_left_alone():
             _connect(cluster, threads, store_bytes, at_end)
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, on_sigterm)  # ray.init installs its own handler
-        except SystemExit:  # ray.init's own handler of SIGTERM, while it starts
-            if callable(on_sigterm):
-                on_sigterm(signal.SIGTERM, None)
-            raise
         at_end.callback(ray.shutdown)
         yield
+
+
+@contextlib.contextmanager
+def _sigterm_left_alone() -> Iterator[None]:
+    """Keep Ray from handling SIGTERM while it starts: the SystemExit that its handlers raise may be
+    lost, in a destructor say, and the run would go on. What has been started ends with the process.
+    """
+    install = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda _: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = install
 
 
 def _connect(

@@ -1,6 +1,8 @@
 """Joining a cluster: what Ray says of it, in words for a user; and workers in chains."""
 
 import os
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,27 @@ def test_another_failure_of_ray_is_not_taken_for_one(monkeypatch: pytest.MonkeyP
     cluster = ClusterConfig(address="ray://head:10001")
     with pytest.raises(RuntimeError, match="out of files"), ray_session(cluster, threads=1):
         pass
+
+
+def test_ray_takes_no_signal_from_who_starts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its handler raises would be lost here."""
+
+    class Removed:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def init(**_: Any) -> None:
+        ray._private.utils.set_sigterm_handler(lambda *_: sys.exit(1))  # type: ignore[no-untyped-call]
+        Removed()
+
+    received = list[int]()
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with ray_session(ClusterConfig(), threads=1):
+        assert received == [signal.SIGTERM]
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize(("workers", "cpus"), [(None, 4096), (2, 8192)])
