@@ -39,7 +39,8 @@ def may_run_code(folder: Path, trust_remote_code: bool) -> bool:
     if foreign:
         raise CheckpointError(
             f"{folder}: {', '.join(foreign)} is not the code that this version of the program "
-            "ships; read it, then allow trust_remote_code, or compress anew"
+            "ships; read it, then allow trust_remote_code, or write the checkpoint anew, with this "
+            "version's code and the same numbers, by svdllm export --factors"
         )
     return True
 

@@ -82,6 +82,19 @@ def test_other_factors_are_the_same_model(source: Checkpoint, factors: str) -> N
     assert "stored in another form" in (folder / "README.md").read_text()
 
 
+def test_a_checkpoint_with_the_code_of_another_version_gets_that_of_this_one(
+    tmp_path: Path,
+) -> None:
+    made = make_checkpoint(tmp_path / "source", "qwen2", MIXED)
+    with (made.folder / "modeling_lowrank.py").open("a") as code:
+        code.write("# as it once was\n")
+    finish_handmade(made)
+    with pytest.raises(CheckpointError, match="svdllm export"):
+        may_run_code(made.folder, trust_remote_code=False)
+    folder = exported(made.folder, factors="pivoted")
+    assert may_run_code(folder, trust_remote_code=False)
+
+
 def test_what_few_bits_can_hold_is_the_same_model(tmp_path: Path) -> None:
     source, folder = make_checkpoint(tmp_path / "source", "mistral", MIXED), tmp_path / "rotated"
     finish_handmade(source)
