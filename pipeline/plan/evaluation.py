@@ -78,7 +78,10 @@ def _bounds(source: Source, count: int) -> list[int]:
     embedding = spec.hidden_size * spec.vocab_size
     layer = max(1, without_last - embedding) / max(1, spec.layers - 1)
     total = (whole - embedding) / layer
-    found = [min(round(total * part / count), spec.layers - count + part) for part in range(count)]
+    found = [0]
+    for part in range(1, count):  # with a layer for each, however light the last one is
+        latest = spec.layers - count + part
+        found.append(max(found[-1] + 1, min(round(total * part / count), latest)))
     return [*found, spec.layers]
 
 

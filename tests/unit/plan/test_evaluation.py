@@ -3,11 +3,13 @@
 import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
-from pipeline.plan.evaluation import EvaluationPlan, boundary_bytes, plan_evaluation
+from pipeline.plan.evaluation import EvaluationPlan, _bounds, boundary_bytes, plan_evaluation
 from schemas.errors import ConfigError
 from schemas.run.plan import ClusterSpec
 from tests.low_rank import FORMS, make_checkpoint
@@ -78,6 +80,21 @@ def test_no_shard_has_more_work_than_of_layers_equal_in_number(
             for part in range(workers)
         ]
         assert max(work) <= max(*equal[:-1], equal[-1] + head)
+
+
+@pytest.mark.parametrize("last", [1, 20, 33, 100, 400])
+def test_each_part_has_a_layer_however_light_the_last_one_is(last: int) -> None:
+    """As it is if it keeps less than others, in a model without a head of its own."""
+
+    def held(layers: range) -> list[Any]:
+        return [SimpleNamespace(shape=(last if at == 29 else 100, 1)) for at in layers]
+
+    spec = SimpleNamespace(layers=30, hidden_size=0, vocab_size=0, held=held)
+    source: Any = SimpleNamespace(spec=spec)
+    for count in range(1, 31):
+        found = _bounds(source, count)
+        assert (found[0], found[-1], len(found)) == (0, 30, count + 1)
+        assert all(after > before for before, after in itertools.pairwise(found))
 
 
 def test_weights_are_those_of_the_files(sources: list[Source]) -> None:
