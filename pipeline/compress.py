@@ -168,9 +168,16 @@ def _stages(run: Run) -> _Made:
 
 def _search(run: Run) -> tuple[float, BudgetResult]:
     """Find the ratio that a budget asks for, and forget the weight files that an earlier start has
-    left at any other.
+    left at any other. If a matrix is given up meanwhile, or at that ratio, it is searched again:
+    what was found is of other ranks.
     """
-    ratio, budget = keep_budget(run, partial(_try, run))
+    while True:
+        given_up = run.given_up
+        ratio, budget = keep_budget(run, partial(_try, run))
+        if run.config.on_failure == "keep_dense":
+            _cut(run, ratio)
+        if given_up == run.given_up:
+            break
     for trial in budget.trials:
         if trial.ratio != ratio:
             Output(run, trial.ratio).discard()

@@ -39,8 +39,30 @@ def test_weight_files_that_a_stopped_search_left_are_forgotten_but_those_it_chos
     monkeypatch.setattr(compress, "keep_budget", lambda *_: (0.3, SimpleNamespace(trials=trials)))
     ids = SimpleNamespace(output=lambda config, ratio, *_: f"at-{ratio}")
     run: Any = mock.Mock(given_up={}, ids=ids)
+    run.config.on_failure = "fail"
     assert compress._search(run)[0] == 0.3
     assert [call.args[0] for call in run.discard.call_args_list] == [
         "outputs/at-0.2",
         "outputs/at-0.4",
     ]
+
+
+def test_a_budget_is_searched_again_if_a_matrix_fails_at_what_it_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ranks of the others are then higher than those that were found to keep it."""
+    run: Any = mock.Mock(given_up={})
+    run.config.on_failure = "keep_dense"
+    chosen, cut = iter((0.3, 0.4)), list[float]()
+
+    def found(*_: Any) -> tuple[float, Any]:
+        return next(chosen), SimpleNamespace(trials=[])
+
+    def cut_at(_: Any, ratio: float) -> None:
+        cut.append(ratio)
+        run.given_up = {"q": "it is not finite"}
+
+    monkeypatch.setattr(compress, "keep_budget", found)
+    monkeypatch.setattr(compress, "_cut", cut_at)
+    assert compress._search(run)[0] == 0.4
+    assert cut == [0.3, 0.4]
