@@ -9,6 +9,7 @@ from torch import Tensor
 from pipeline.evaluate import local_folder
 from pipeline.export import rotate, staged_beside, temporary_beside
 from pipeline.report.card import write_quantised_card
+from pipeline.request.inputs import tokens_sha256
 from pipeline.request.places import require_apart
 from pipeline.stages import assemble
 from pipeline.stages.publish import publish_output
@@ -70,7 +71,7 @@ def is_made_so(done: Quantization, config: QuantizationConfig) -> bool:
     folder = Path(config.checkpoint)
     listed = {name: found for name, found in done.source_files.items() if name.endswith(".json")}
     there = [name for name in listed if (folder / name).is_file()]
-    alike = ("checkpoint", "scheme", "calibration", "seed")
+    alike = ("checkpoint", "scheme", "calibration", "seed", "group_size")
     return (
         all(getattr(done, name) == getattr(config, name) for name in alike)
         and done.tokens == _tokens(within(config, folder))
@@ -120,7 +121,11 @@ def _round(
     for path in folder.glob("*.py") if compression else ():
         copy(path, staging / path.name)
     linears: dict[str, QuantisedLinear] = {}
-    calibrated = _calibrated(config, folder, found, largest, linears) if config.calibration else {}
+    calibrated, text = dict[str, dict[str, Tensor]](), None
+    if config.calibration:
+        windows = _windows(config, folder)
+        text = tokens_sha256(windows)
+        calibrated = _calibrated(config, folder, found, largest, linears, windows)
 
     def store(name: str, weight: Tensor) -> dict[str, Tensor]:
         if name in calibrated:
@@ -140,6 +145,9 @@ def _round(
         method="GPTQ" if config.calibration else "round to nearest",
         calibration=config.calibration,
         tokens=_tokens(config),
+        text=text,
+        group_size=config.group_size,
+        dtype=config.dtype if config.calibration else None,
         damping=config.damping if config.calibration else None,
         seed=config.seed,
         device=find_device(config.device).type if config.calibration else "cpu",
@@ -158,12 +166,12 @@ def _calibrated(
     found: Any,
     largest: dict[str, Tensor],
     linears: dict[str, QuantisedLinear],
+    windows: Tensor,
 ) -> dict[str, dict[str, Tensor]]:
     """Return what is stored of each linear layer that the calibration text reaches."""
     from workers.quantisation.linears import calibrate
     from workers.quantisation.rounding import input_range, quantised
 
-    windows = _windows(config, folder)
     model = load_model(folder, config.dtype, config.device, trust_remote_code=False)
     stored: dict[str, dict[str, Tensor]] = {}
 

@@ -31,6 +31,8 @@ class Quantization(Schema):
     the reason. Embeddings and head are never quantised. `source_files` has SHA-256 sums of the
     checkpoint that it was made from. `restated` counts its matrices that were stored otherwise
     before they were rounded to few bits: as rotated factors (plain), or multiplied out (dense).
+    `text` is the SHA-256 of the calibration tokens, `group_size` what was asked for, and `dtype`
+    that in which the model was computed.
     """
 
     checkpoint: str
@@ -39,6 +41,9 @@ class Quantization(Schema):
     method: str
     calibration: Texts = ()
     tokens: int = 0
+    text: str | None = None
+    group_size: int | None = None
+    dtype: str | None = None
     damping: float | None = None
     seed: int
     device: str
