@@ -207,3 +207,10 @@ class LowRankModel(PreTrainedModel):
                     "use a tp_size that divides it"
                 )
         return super().maybe_distribute_model(model, distributed_config, mesh_manager)
+
+    def _get_static_cache_init_shape(self) -> Any:
+        """Let a static cache take its shape from the first keys if processes share the model: the
+        plan, of which transformers would take it, names factors.
+        """
+        shared = (getattr(self, "_tp_size", None) or 1) > 1
+        return None if shared else super()._get_static_cache_init_shape()

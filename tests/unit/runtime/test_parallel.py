@@ -110,7 +110,10 @@ for path in paths:
     with torch.no_grad():
         logits = model(ids, attention_mask=mask).logits
     torch.testing.assert_close(logits, expected["logits"], atol=5e-5, rtol=1e-5)
-    assert torch.equal(model.generate(ids, attention_mask=mask, **GREEDY), expected["tokens"])
+    for how in ({}, {"cache_implementation": "static", "prefill_chunk_size": 4}):
+        how["disable_compile"] = True
+        found = model.generate(ids, attention_mask=mask, **GREEDY, **how)
+        assert torch.equal(found, expected["tokens"]), how
 torch.distributed.barrier()
 os._exit(0)  # gloo's threads can abort an interpreter that shuts down around them
 """.replace("**GREEDY", f"**{GREEDY}")
