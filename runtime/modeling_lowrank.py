@@ -212,5 +212,6 @@ class LowRankModel(PreTrainedModel):
         """Let a static cache take its shape from the first keys if processes share the model: the
         plan, of which transformers would take it, names factors.
         """
+        stock: Any = super()
         shared = (getattr(self, "_tp_size", None) or 1) > 1
-        return None if shared else super()._get_static_cache_init_shape()
+        return None if shared else stock._get_static_cache_init_shape()

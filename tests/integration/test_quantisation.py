@@ -55,7 +55,7 @@ def test_factors(compressed: Path, text: Path, tmp_path: Path) -> None:
     done = quantize(ask(compressed, output, "W4A16", **gptq))
     assert (done.base, done.method, done.tokens) == ("org/base", "GPTQ", 512)
     assert set(done.groups) == {32, None}
-    others = {"dtype": "bfloat16"}, {"group_size": 32}
+    others: list[dict[str, Any]] = [{"dtype": "bfloat16"}, {"group_size": 32}]
     for number, other in enumerate(others):
         at = tmp_path / f"other-{number}"
         assert quantize(ask(compressed, at, "W4A16", **gptq, **other)).text == done.text
