@@ -7,6 +7,8 @@ from typing import NamedTuple
 from schemas.result.manifest import Compression
 from schemas.result.report import ReportFacts
 
+FALLBACK = "fallback: "  # how a warning of one begins
+
 
 class Note(NamedTuple):
     """One event, and the matrices that it happened to; none means the whole run."""
@@ -17,11 +19,17 @@ class Note(NamedTuple):
 
 
 def notes_of(compression: Compression, facts: ReportFacts) -> list[Note]:
-    """Return every fallback, remark and warning, each text once."""
+    """Return every fallback, remark and warning, each text once.
+
+    A worker's fallback is a warning of the run as soon as it happens, and one of the checkpoint if
+    moments that it touched are in it.
+    """
     notes = [Note("could not be cut", why, (name,)) for name, why in compression.given_up.items()]
     notes += [Note("fallback", text) for text in compression.fallbacks]
     notes += notes_of_matrices(compression)
-    return notes + [Note("warning", text) for text in dict.fromkeys(facts.warnings)]
+    told = {f"{FALLBACK}{text}" for text in compression.fallbacks}
+    warnings = [text for text in dict.fromkeys(facts.warnings) if text not in told]
+    return notes + [Note("warning", text) for text in warnings]
 
 
 def notes_of_matrices(compression: Compression) -> list[Note]:

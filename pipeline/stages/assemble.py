@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from types import MappingProxyType
 
-from pipeline.report.notes import notes_of_matrices
+from pipeline.report.notes import FALLBACK, notes_of_matrices
 from pipeline.run import Run
 from pipeline.stages.output import Output
 from pipeline.stages.weight_files import Cut
@@ -214,7 +214,7 @@ def _warn(compression: Compression) -> None:
     They belong to this checkpoint, which keeps them itself, and not to the run.
     """
     for said in compression.fallbacks:
-        log.warning("fallback: %s", said)
+        log.warning("%s%s", FALLBACK, said)
     for note in notes_of_matrices(compression):
         with about_matrices(note.matrices):
             log.warning("%s in %d matrices: %s", note.kind, len(note.matrices), note.text)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pipeline.cluster.calls import Actor, wait_for
+from pipeline.report.notes import FALLBACK
 from pipeline.run import Run
 from pipeline.stages.factorise import commit
 from pipeline.stream.schedule import (
@@ -21,7 +22,6 @@ from pipeline.stream.waves import Waves
 from schemas.run.moments import Pass, Tap
 from schemas.run.stages import StageName
 from workers.model.shard import Purpose
-from workers.process.logs import log
 from workers.storage.keys import moment_key
 
 
@@ -137,7 +137,7 @@ class Calibration:
         asked = {worker.adaptations.remote(): "adaptations" for worker in workers}
         found = {note for notes in wait_for(asked, self._run.timeout) for note in notes}
         for note in sorted(found - self._adaptations):
-            log.warning("fallback: %s", note)
+            self._run.progress.warn(f"{FALLBACK}{note}")
         self._adaptations |= found
 
     def _commit(self, wave: int, direction: Pass) -> None:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from pipeline.report.figures import Matrices
 from pipeline.report.losses import losses
+from pipeline.report.notes import FALLBACK, notes_of
 from pipeline.report.page import render_report
 from schemas.result.output import MatrixResult
 from schemas.result.report import SpectrumSample, StageTime
@@ -183,6 +184,15 @@ def test_what_is_long_is_whole() -> None:
     assert word in text
     lines = [e for drawing in drawings(text) for e in drawing.iter("polyline")]
     assert {len(line.attrib["points"].split()) for line in lines} == {300}
+
+
+def test_a_fallback_that_was_a_warning_at_first_is_told_once() -> None:
+    """One of a worker that committed no moment is a warning alone, and told as that."""
+    rows = reports.matrices(1)
+    done = reports.compression(rows, fallbacks=("one at a time",))
+    facts = reports.facts(rows, warnings=(f"{FALLBACK}one at a time", f"{FALLBACK}pageable"))
+    found = [(note.kind, note.text) for note in notes_of(done, facts)]
+    assert found == [("fallback", "one at a time"), ("warning", f"{FALLBACK}pageable")]
 
 
 def test_a_credential_in_a_warning_is_hidden() -> None:
