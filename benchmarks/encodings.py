@@ -116,7 +116,7 @@ def _stored(
 ) -> tuple[Any, list[Stored]]:
     """The base in float32, with factors, rounded to `dtype`, for every low-rank matrix."""
     store = Store(options.run_dir)
-    identity = read_manifest(options.checkpoint).identities.bases
+    ids = read_manifest(options.checkpoint).identities
     model: Any = load_model(base, "float32", "cpu", trust_remote_code=False)
     specs = {matrix.name: matrix for matrix in inspect(base).matrices}
     found = []
@@ -124,8 +124,8 @@ def _stored(
         if result.cut_at is None:
             continue
         spec = specs[result.name]
-        loss, facts = read_spectrum(store, identity, spec)
-        tensors = store.load(basis_key(identity, result.name)).tensors
+        loss, facts = read_spectrum(store, ids, spec)
+        tensors = store.load(basis_key(ids, result.name)).tensors
         left, right = tensors["left"].double(), tensors["right"].double()
         basis = Basis(loss.eigenvalues, left, right, facts.through)
         old = model.model.get_submodule(result.name)

@@ -174,7 +174,7 @@ class Layer:
     def _truncate(self) -> dict[str, MatrixResult]:
         results = {}
         for matrix in self._matrices:
-            loss, _ = read_spectrum(self._store, self._ids.bases, matrix)
+            loss, _ = read_spectrum(self._store, self._ids, matrix)
             rank = rank_within(loss, self._config.factors, (1 - self._options.ratio) * matrix.size)
             if rank is None:
                 raise SystemExit("nothing to cut: raise --ratio")
@@ -186,7 +186,7 @@ class Layer:
     def _write(self, results: dict[str, MatrixResult]) -> None:
         parameters = {name: result.parameters for name, result in results.items()}
         keys = {
-            name: factors_key(self._ids.factors, name, rank)
+            name: factors_key(self._ids, name, rank)
             for name, result in results.items()
             if (rank := result.rank) is not None
         }

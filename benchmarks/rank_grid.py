@@ -43,13 +43,13 @@ def _allocators(record: RunRecord, options: argparse.Namespace) -> dict[int, Ran
     """Return an allocator for each grid, with what the run has committed."""
     config = record.config.model_copy(update={"run_dir": options.run_dir})
     base = inspect(resolve(config.model, config.revision), dequantize=config.dequantize)
-    spec, bases, store = select(config, base), record.ids.bases, Store(options.run_dir)
-    ordered = [one for one in spec.neurons if store.record(neurons_key(bases, one.name))]
+    spec, ids, store = select(config, base), record.ids, Store(options.run_dir)
+    ordered = [one for one in spec.neurons if store.record(neurons_key(ids, one.name))]
     found = {}
     for multiple in options.rank_multiple:
         allocation = config.allocation.model_copy(update={"rank_multiple": multiple})
         found[multiple] = RankAllocator(config.model_copy(update={"allocation": allocation}))
-        found[multiple].gather(spec.matrices, bases, neurons=ordered)
+        found[multiple].gather(spec.matrices, ids, neurons=ordered)
     return found
 
 

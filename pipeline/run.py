@@ -84,7 +84,11 @@ class Run:
     def there(self, *kinds: str) -> dict[str, Record]:
         """Return the committed records of some kinds, such as "moments", of this run, by key."""
         ids = self.ids
-        of = {"moments": (ids.forward, ids.backward), "factors": (ids.factors,)}
+        of = {
+            "moments": (ids.forward, ids.backward),
+            "neurons": (ids.neurons,),
+            "factors": (ids.factors, ids.neurons),
+        }
         prefixes = [f"{kind}/{i}" for kind in kinds for i in of.get(kind, (ids.bases,)) if i]
         return {record.key: record for at in prefixes for record in self.store.records(at)}
 

@@ -38,7 +38,7 @@ from workers.storage.keys import factors_key, spectrum_key
 from workers.storage.moments import commit_moment
 from workers.storage.store import Store
 
-IDS = Identities(forward="x", backward="g", bases="b", factors="f")
+IDS = Identities(forward="x", backward="g", bases="b", factors="f", neurons="n")
 WINDOWS, TOKENS, BATCH = 16, 24, 4
 REMOVED = 0.3
 CPU = torch.device("cpu")
@@ -123,11 +123,11 @@ class Subject:
             rank = matrix.small
             if removed is not None:
                 rank = int((1 - removed) * matrix.size / (matrix.out_features + matrix.in_features))
-            if store.record(spectrum_key(IDS.bases, matrix.name)) is None:
+            if store.record(spectrum_key(IDS, matrix.name)) is None:
                 worker.factorise([matrix])
             record = worker.truncate(matrix, max(rank, 1))
             results[matrix.name] = MatrixResult.model_validate(record.facts)
-            keys[matrix.name] = factors_key(IDS.factors, matrix.name, max(rank, 1))
+            keys[matrix.name] = factors_key(IDS, matrix.name, max(rank, 1))
         folder.mkdir()
         sizes = {name: result.parameters for name, result in results.items()}
         plans = [plan_file(self.spec, part, results, keys) for part in plan_parts(self.spec, sizes)]

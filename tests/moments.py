@@ -20,7 +20,7 @@ from workers.storage.keys import factors_key, moment_key
 from workers.storage.store import Store
 from workers.storage.tensorfile import entries
 
-IDS = Identities(forward="x", backward="g", bases="b", factors="f")
+IDS = Identities(forward="x", backward="g", bases="b", factors="f", neurons="n")
 TOKENS = 16 * 48  # of every moment: what the widest needs
 
 
@@ -58,7 +58,7 @@ class Run(NamedTuple):
 
     def stored(self, path: str, rank: int) -> dict[str, Tensor]:
         """The tensors of the factors, in float64 but for the order."""
-        tensors = self.store.load(factors_key("f", self.matrix(path).name, rank)).tensors
+        tensors = self.store.load(factors_key(IDS, self.matrix(path).name, rank)).tensors
         return {k: t if k == "order" else t.double() for k, t in tensors.items()}
 
 

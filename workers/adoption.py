@@ -107,5 +107,5 @@ def adopt(
     own_bias = matrix.bias and row.encoding == "pruned-rows"
     tails = tensor_shapes(row.encoding, row.rank, *shape, bias=own_bias)
     tensors = {tail: reader.read(f"{matrix.written}.{tail}") for tail in tails}
-    key = factors_key(ids.factors, matrix.name, row.rank, row.is_pruned)
+    key = factors_key(ids, matrix.name, row.rank, row.is_pruned)
     return store.commit(key, entries(tensors), row.model_dump(mode="json"))

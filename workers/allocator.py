@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from schemas.errors import ConfigError, RunError
 from schemas.model.spec import MatrixSpec, Neurons, whole
 from schemas.request.config import RunConfig
+from schemas.run.identity import Identities
 from schemas.run.ranks import AllocationResult
 from schemas.run.targets import budgets
 from workers.allocation import MatrixLoss, NeuronsLoss, Ranks, allocate
@@ -30,7 +31,7 @@ class RankAllocator:
     def gather(
         self,
         matrices: Sequence[MatrixSpec],
-        identity: str,
+        ids: Identities,
         given_up: Collection[str] = (),
         neurons: Sequence[Neurons] = (),
     ) -> None:
@@ -47,10 +48,10 @@ class RankAllocator:
         def read(matrix: MatrixSpec) -> MatrixLoss:
             if not self._config.lowers_ranks:
                 return unranked(matrix)
-            return read_spectrum(store, identity, matrix, multiple)[0]
+            return read_spectrum(store, ids, matrix, multiple)[0]
 
         def read_group(group: Neurons) -> NeuronsLoss:
-            return read_neurons(store, identity, group, multiple)
+            return read_neurons(store, ids, group, multiple)
 
         self._losses = at_once(read, cut)
         names = {matrix.name for matrix in cut}

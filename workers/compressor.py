@@ -104,7 +104,7 @@ class Compressor:
     def _commit_basis(self, matrix: MatrixSpec, problem: Problem, basis: Basis) -> Record:
         if self.config.cluster.keep_bases:
             self.store.commit(
-                basis_key(self.ids.bases, matrix.name),
+                basis_key(self.ids, matrix.name),
                 entries({"left": basis.left.float(), "right": basis.right.float()}),
             )
         facts = SpectrumFacts(
@@ -115,7 +115,7 @@ class Compressor:
             fallbacks=basis.fallbacks,
             remarks=problem.remarks(),
         )
-        key = spectrum_key(self.ids.bases, matrix.name)
+        key = spectrum_key(self.ids, matrix.name)
         eigenvalues = entries({"eigenvalues": basis.eigenvalues})
         return self.store.commit(key, eigenvalues, facts.model_dump(mode="json"))
 
@@ -127,7 +127,7 @@ class Compressor:
         self, matrix: MatrixSpec, rank: int, device: torch.device, notes: Notes
     ) -> Record:
         multiple = self.config.allocation.rank_multiple
-        loss, facts = read_spectrum(self.store, self.ids.bases, matrix, multiple)
+        loss, facts = read_spectrum(self.store, self.ids, matrix, multiple)
         problem = self.problem(matrix, device)
         basis = self._basis(matrix, problem, loss, facts)
         stored = encode(self.config, basis, problem.weight, loss, rank, self.dtype)
@@ -154,14 +154,14 @@ class Compressor:
             fallbacks=tuple(dict.fromkeys((*notes, *facts.fallbacks, *stored.fallbacks))),
             remarks=facts.remarks,
         )
-        key = factors_key(self.ids.factors, matrix.name, rank)
+        key = factors_key(self.ids, matrix.name, rank)
         return self.store.commit(key, entries(stored.tensors), result.model_dump(mode="json"))
 
     def _basis(
         self, matrix: MatrixSpec, problem: Problem, loss: MatrixLoss, facts: SpectrumFacts
     ) -> Basis:
         """Return the committed basis; if none is kept, recompute it, rounded as if stored."""
-        key = basis_key(self.ids.bases, matrix.name)
+        key = basis_key(self.ids, matrix.name)
         if self.config.cluster.keep_bases or self.store.record(key):
             tensors = self.store.load(key).tensors
             left, right = tensors.pop("left"), tensors.pop("right")
@@ -222,9 +222,9 @@ def _why_not(device: torch.device, error: RuntimeError) -> str:
     raise error
 
 
-def kept_dense(store: Store, identity: str, matrix: MatrixSpec) -> MatrixResult:
+def kept_dense(store: Store, ids: Identities, matrix: MatrixSpec) -> MatrixResult:
     """Return the row of a matrix whose rank allocation keeps dense."""
-    loss, _ = read_spectrum(store, identity, matrix)
+    loss, _ = read_spectrum(store, ids, matrix)
     return left_dense(matrix, loss.nats is not None, energy=float(loss.tail()[0]))
 
 

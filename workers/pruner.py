@@ -41,7 +41,7 @@ class Pruner:
         found = problem.removal()
         fallbacks = (*notes, *found.fallbacks)
         return self._store.commit(
-            neurons_key(self._ids.bases, neurons.name),
+            neurons_key(self._ids, neurons.name),
             entries({"order": found.order, "losses": found.losses}),
             facts.model_copy(update={"fallbacks": fallbacks}).model_dump(mode="json"),
         )
@@ -55,7 +55,7 @@ class Pruner:
     def _prune(
         self, neurons: Neurons, kept: int, device: torch.device, notes: Notes
     ) -> list[Record]:
-        item = self._store.load(neurons_key(self._ids.bases, neurons.name))
+        item = self._store.load(neurons_key(self._ids, neurons.name))
         before = NeuronsFacts.model_validate(item.facts)
         gone = neurons.count - kept
         chosen = others(item.tensors["order"][:gone], neurons.count).to(device)
@@ -86,7 +86,7 @@ class Pruner:
         return [*writers, self._commit(result, {"dense.weight": stored})]
 
     def _commit(self, row: MatrixResult, tensors: dict[str, Tensor]) -> Record:
-        key = factors_key(self._ids.factors, row.name, row.rank or 0, pruned=True)
+        key = factors_key(self._ids, row.name, row.rank or 0, pruned=True)
         return self._store.commit(key, entries(tensors), row.model_dump(mode="json"))
 
     def _problem(self, neurons: Neurons, device: torch.device) -> tuple[Firing, NeuronsFacts]:

@@ -47,14 +47,14 @@ def read_status(run_dir: Location) -> RunStatus:
         return StageStatus(name=name, done=done, total=sum(known) if known else None, bytes=size)
 
     ids, taps = record.ids, record.taps
-    cut: dict[str, int | None] = {f"factors/{ids.factors}": None}
+    cut: dict[str, int | None] = {f"factors/{i}": None for i in (ids.factors, ids.neurons)}
     if record.config.calibrates:
         bases = "bases" if record.config.cluster.keep_bases else "spectra"
         made = (
             *(stage(name, {f"moments/{ids.moments(name)}": n}) for name, n in taps.items()),
             stage(
                 "factorise",
-                {f"{bases}/{ids.bases}": record.matrices, f"neurons/{ids.bases}": record.mlps},
+                {f"{bases}/{ids.bases}": record.matrices, f"neurons/{ids.neurons}": record.mlps},
             ),
             stage("truncate", cut),
         )

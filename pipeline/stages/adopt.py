@@ -45,7 +45,7 @@ def adopt(output: Output, follow: Callable[[], list[Task]] = list) -> None:
         matrix
         for matrix in run.spec.matrices
         if (rank := output.allocation.ranks[name := matrix.name]) is not None
-        and factors_key(run.ids.factors, name, rank, output.rows[name].is_pruned) not in there
+        and factors_key(run.ids, name, rank, output.rows[name].is_pruned) not in there
     ]
     run.grow()
     with run.progress.stage("adopt", len(pending), "matrices", pending) as stage:

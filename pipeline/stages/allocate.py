@@ -11,7 +11,7 @@ from schemas.run.ranks import AllocationResult
 def gather(run: Run, given_up: Collection[str]) -> None:
     """Let the allocator read the spectra of all matrices but those that have to stay dense."""
     spec = run.spec
-    call = run.allocator.gather.remote(spec.matrices, run.ids.bases, set(given_up), spec.neurons)
+    call = run.allocator.gather.remote(spec.matrices, run.ids, set(given_up), spec.neurons)
     result(call, "gather losses", run.timeout)
 
 

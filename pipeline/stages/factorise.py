@@ -62,7 +62,7 @@ class Pending:
         self._neurons = [
             neurons
             for neurons in run.spec.neurons
-            if neurons.within(names) and neurons_key(run.ids.bases, neurons.name) not in there
+            if neurons.within(names) and neurons_key(run.ids, neurons.name) not in there
         ]
         self._items = [*self._left, *(neurons.reader for neurons in self._neurons)]
         self._moments = set(run.there("moments"))
@@ -171,8 +171,8 @@ def _commits(
 
 def _basis(run: Run, matrix: MatrixSpec) -> set[str]:
     """Return the keys of a factorised matrix's items."""
-    keys = {spectrum_key(run.ids.bases, matrix.name)}
-    return keys | {basis_key(run.ids.bases, matrix.name)} if run.config.cluster.keep_bases else keys
+    keys = {spectrum_key(run.ids, matrix.name)}
+    return keys | {basis_key(run.ids, matrix.name)} if run.config.cluster.keep_bases else keys
 
 
 def root_groups(truncation: Truncation, matrices: Sequence[MatrixSpec]) -> list[list[MatrixSpec]]:

@@ -106,5 +106,5 @@ def _spectra(output: Output) -> tuple[SpectrumSample, ...]:
 
 
 def _spectrum(run: Run, matrix: MatrixResult) -> SpectrumSample:
-    item = run.store.load(spectrum_key(run.ids.bases, matrix.name))
+    item = run.store.load(spectrum_key(run.ids, matrix.name))
     return sample(matrix.name, item.tensors["eigenvalues"].tolist(), matrix.cut_at)

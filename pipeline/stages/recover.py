@@ -41,7 +41,7 @@ def job_of(output: Output) -> Job:
         config=run.config,
         spec=run.spec,
         identity=output.identity,
-        factors=run.ids.factors,
+        ids=run.ids,
         taught=_taught(run).identity,
         dtype=run.facts.training_dtype,
         memory=run.plan.recovery,

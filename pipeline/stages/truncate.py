@@ -23,7 +23,7 @@ def truncate(output: Output, follow: Callable[[], list[Task]] = list) -> None:
         rank, name = ranks[matrix.name], matrix.name
         if rank is None:
             output.rows[matrix.name] = _dense(output, matrix)
-        elif record := there.get(factors_key(run.ids.factors, name, rank, name in pruned)):
+        elif record := there.get(factors_key(run.ids, name, rank, name in pruned)):
             output.rows[matrix.name] = MatrixResult.model_validate(record.facts)
     pending = [matrix for matrix in run.spec.matrices if matrix.name not in output.rows]
     run.grow()
@@ -72,4 +72,4 @@ def _dense(output: Output, matrix: MatrixSpec) -> MatrixResult:
     why = output.given_up.get(matrix.name)
     if why or not run.config.lowers_ranks:
         return left_dense(matrix, run.config.needs_gradients, why)
-    return kept_dense(run.store, run.ids.bases, matrix)
+    return kept_dense(run.store, run.ids, matrix)

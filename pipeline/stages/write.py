@@ -22,7 +22,7 @@ class WeightFiles:
         self._keys = {
             name: recovered_key(output.identity, name)
             if recovered
-            else factors_key(run.ids.factors, name, rank, name in found.pruned)
+            else factors_key(run.ids, name, rank, name in found.pruned)
             for name, rank in found.ranks.items()
             if rank is not None
         }

@@ -1,8 +1,9 @@
 """Names that say what an artefact depends on.
 
 A calibration depends on (base files, tokens, numeric settings); bases on a calibration and a
-truncation; factors on bases and an encoding, and on what ranks are multiples of if they can fall
-back to a lower one; an output on all of it, the ratio and the allocation.
+truncation, and what is left of neurons on their floor besides; factors on bases and an encoding,
+and on what ranks are multiples of if they can fall back to a lower one; an output on all of it, the
+ratio and the allocation.
 Adopted factors depend on the checkpoint that they are from; so does all of a run that cuts it
 further.
 Settings that do not change numbers (workers, addresses, folders) are in none of them.
@@ -60,14 +61,15 @@ class Record(Schema):
 
 class Identities(Schema):
     """The identities of one run, each a SHA-256 prefix; `backward` is None without gradients,
-    `taught` (the base's last hidden states on the text of a recovery) and `recovery` if the factors
-    are not trained.
+    `neurons` if none may go, `taught` (the base's last hidden states on the text of a recovery) and
+    `recovery` if the factors are not trained.
     """
 
     forward: str
     backward: str | None
     bases: str
     factors: str
+    neurons: str | None = None
     taught: str | None = None
     recovery: str | None = None
 
@@ -96,9 +98,10 @@ class Identities(Schema):
         kept = [sorted(given_up)] if given_up else []
         chosen = [config.targets.model_dump(mode="json"), list(config.ratio_by.items())]
         trained = [self.recovery] if self.recovery else []
+        pruned = [{"neurons": self.neurons}] if self.neurons else []
         apart = [dict(split)] if split else []
         stay = [{"wide": sorted(wide)}] if wide else []
-        rest = [*bound, *kept, *chosen, *trained, *apart, *stay, *_grid(config)]
+        rest = [*bound, *kept, *chosen, *trained, *pruned, *apart, *stay, *_grid(config)]
         return fingerprint([self.factors, asked.method, ratio, *rest])
 
 
@@ -143,14 +146,14 @@ def identities(config: RunConfig, ground: Ground) -> Identities:
     weighed = TRUNCATIONS[config.truncation].weighed
     numerics = config.numerics
     shrinkage = [numerics.shrinkage, numerics.input_shrinkage] if weighed else [None]
-    floor = [{"neuron_floor": numerics.neuron_floor}] if config.prunes else []
-    bases = fingerprint([forward, backward, config.truncation, *shrinkage, *floor])
+    bases = fingerprint([forward, backward, config.truncation, *shrinkage])
+    neurons = fingerprint([bases, numerics.neuron_floor]) if config.prunes else None
     pivot_bound = numerics.pivot_bound if config.factors == "pivoted" else None
     fallback = _grid(config) if config.factors == "pivoted" else []  # to plain ones, on the grid
     sides = ["pivots by sharding"] if config.factors == "pivoted" else []  # once all were rows
     factors = fingerprint([bases, config.factors, pivot_bound, *sides, *fallback])
     if ground.adopted is not None and not config.calibrates:
-        bases = factors = fingerprint([common, "adopted", ground.adopted])
+        bases = factors = neurons = fingerprint([common, "adopted", ground.adopted])
     taught = recovery = None
     if ground.recovery_tokens is not None:
         taught = fingerprint([common, ground.recovery_tokens, ground.training_dtype])
@@ -163,13 +166,14 @@ def identities(config: RunConfig, ground: Ground) -> Identities:
         ]
         if not config.recovery.enabled:  # it still says which state is best
             settings.append({"objective": config.recovery.objective, **norms})
-        ground_of = [factors, ground.recovery_tokens, ground.training_dtype]
+        ground_of = [factors, neurons, ground.recovery_tokens, ground.training_dtype]
         recovery = fingerprint([_TRAINING, *ground_of, settings])
     return Identities(
         forward=forward,
         backward=backward,
         bases=bases,
         factors=factors,
+        neurons=neurons,
         taught=taught,
         recovery=recovery,
     )

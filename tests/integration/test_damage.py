@@ -52,7 +52,7 @@ def test_a_damaged_item_is_named_and_the_next_start_makes_it_anew(
     )
     ids, store = manifest.identities, Store(config.run_folder)
     rows = [row for row in reference.output.compression.matrices if row.encoding != "dense"]
-    first, second = (factors_key(ids.factors, row.name, row.rank or 0) for row in rows[:2])
+    first, second = (factors_key(ids, row.name, row.rank or 0) for row in rows[:2])
     (matrix,) = (m for m in inspect(Path(config.model)).matrices if m.name == rows[0].name)
     expected = item_sums(store.root, *KINDS)
 
@@ -66,8 +66,8 @@ def test_a_damaged_item_is_named_and_the_next_start_makes_it_anew(
     inputs = (
         moment_key(ids, forward_tap(matrix, config.truncation)),
         moment_key(ids, backward_tap(matrix, config.truncation)),
-        basis_key(ids.bases, matrix.name),
-        spectrum_key(ids.bases, matrix.name),
+        basis_key(ids, matrix.name),
+        spectrum_key(ids, matrix.name),
     )
     met: set[str] = set()
     for key in inputs:

@@ -180,7 +180,7 @@ def poisoned(reference: Reference, tmp_path: Path) -> RunConfig:
     ids, store = manifest.identities, Store(config.run_folder)
     for matrix in inspect(Path(config.model)).matrices:
         if matrix.layer == 2:
-            for key in (basis_key(ids.bases, matrix.name), spectrum_key(ids.bases, matrix.name)):
+            for key in (basis_key(ids, matrix.name), spectrum_key(ids, matrix.name)):
                 store.forget(key)
     store.discard(f"factors/{ids.factors}")
     [matrix] = [m for m in inspect(Path(config.model)).matrices if m.name == BAD]

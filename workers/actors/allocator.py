@@ -7,6 +7,7 @@ import torch
 
 from schemas.model.spec import MatrixSpec, Neurons
 from schemas.request.config import RunConfig
+from schemas.run.identity import Identities
 from schemas.run.ranks import AllocationResult
 from workers.actors.metrics import count_traffic
 from workers.allocator import RankAllocator
@@ -27,14 +28,14 @@ class Allocator:
     def gather(
         self,
         matrices: Sequence[MatrixSpec],
-        identity: str,
+        ids: Identities,
         given_up: Collection[str],
         neurons: Sequence[Neurons],
     ) -> None:
         """Read the spectra of all matrices except those that have to stay dense, and what removing
         their neurons loses.
         """
-        self._allocator.gather(matrices, identity, given_up, neurons)
+        self._allocator.gather(matrices, ids, given_up, neurons)
 
     @guarded()
     def allocate(self, ratio: float) -> AllocationResult:

@@ -153,7 +153,7 @@ def _models(job: Job) -> tuple[Trainer, Callable[[], Refinement], dict[str, str]
         rank = job.ranks[name]
         if rank is None:
             raise ValueError(f"{name} is not cut")
-        stored = store.load(factors_key(job.factors, name, rank, job.rows[name].is_pruned)).tensors
+        stored = store.load(factors_key(job.ids, name, rank, job.rows[name].is_pruned)).tensors
         return {name: tensor.to(device) for name, tensor in stored.items()}
 
     asked = config.recovery
@@ -271,7 +271,7 @@ def _commit(job: Job, trained: Mapping[str, Tensor], norms: Mapping[str, str]) -
         mine = {name: whole(p) for name, p in trained.items() if name.startswith(f"{place}.")}
         if first:
             result = job.rows[matrix.name]
-            key = factors_key(job.factors, matrix.name, rank, result.is_pruned)
+            key = factors_key(job.ids, matrix.name, rank, result.is_pruned)
             stored, row = store.load(key).tensors, result.model_dump(mode="json")
             tensors = after_training(stored, place, mine)
             commit(recovered_key(job.identity, matrix.name), tensors, row)

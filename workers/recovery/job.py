@@ -7,6 +7,7 @@ from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
 from schemas.result.output import MatrixResult
 from schemas.result.recovery import RecoveryResult
+from schemas.run.identity import Identities
 from schemas.run.plan import RecoveryMemory
 from workers.storage.keys import recovered_key
 from workers.storage.store import Store
@@ -15,7 +16,7 @@ from workers.storage.store import Store
 class Job(NamedTuple):
     """One recovery: which matrices at which ranks, and under which identity.
 
-    `factors` is the identity of the truncated factors, `taught` that of the base's last hidden
+    `ids` are the identities of the run, `taught` that of the base's last hidden
     states on the text; `dtype` is what layers compute in; `memory` tells where parameters are to
     be; `rows` has the result of every matrix by its name. `own_norms` tells whether norms are
     trained, or were in what is adopted: then they are not the base's. `on_gpu` tells where it is
@@ -25,7 +26,7 @@ class Job(NamedTuple):
     config: RunConfig
     spec: ModelSpec
     identity: str
-    factors: str
+    ids: Identities
     taught: str
     dtype: str
     memory: RecoveryMemory | None

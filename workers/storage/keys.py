@@ -41,22 +41,23 @@ def speed_key(identity: str) -> str:
     return f"boundaries/{identity}/speed.safetensors"
 
 
-def basis_key(identity: str, matrix: str) -> str:
-    return f"bases/{identity}/{matrix}.safetensors"
+def basis_key(ids: Identities, matrix: str) -> str:
+    return f"bases/{ids.bases}/{matrix}.safetensors"
 
 
-def spectrum_key(identity: str, matrix: str) -> str:
-    return f"spectra/{identity}/{matrix}.safetensors"
+def spectrum_key(ids: Identities, matrix: str) -> str:
+    return f"spectra/{ids.bases}/{matrix}.safetensors"
 
 
-def neurons_key(identity: str, reader: str) -> str:
+def neurons_key(ids: Identities, reader: str) -> str:
     """The key of the order in which the neurons that a matrix reads are removed."""
-    return f"neurons/{identity}/{reader}.safetensors"
+    return f"neurons/{ids.neurons}/{reader}.safetensors"
 
 
-def factors_key(identity: str, matrix: str, rank: int, pruned: bool = False) -> str:
+def factors_key(ids: Identities, matrix: str, rank: int, pruned: bool = False) -> str:
     """The key of a matrix at a rank, or of one that lacks some neurons, with as many of them."""
-    return f"factors/{identity}/{matrix}.{'neurons' if pruned else 'rank'}-{rank}.safetensors"
+    identity, what = (ids.neurons, "neurons") if pruned else (ids.factors, "rank")
+    return f"factors/{identity}/{matrix}.{what}-{rank}.safetensors"
 
 
 def recovered_prefix(identity: str) -> str:

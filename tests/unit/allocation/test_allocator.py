@@ -12,6 +12,7 @@ from schemas.errors import RunError
 from schemas.request.config import RunConfig
 from schemas.request.methods import Method
 from schemas.result.output import NeuronsFacts, SpectrumFacts
+from schemas.run.identity import Identities
 from tests.spectra import matrix, mlp
 from workers.allocator import RankAllocator
 from workers.storage.keys import neurons_key, spectrum_key
@@ -19,7 +20,7 @@ from workers.storage.spectra import read_spectrum
 from workers.storage.store import Store
 from workers.storage.tensorfile import entries
 
-IDENTITY = "0123"
+IDS = Identities(forward="f", backward="g", bases="b", factors="f", neurons="n")
 LOWERING = [method for method in get_args(Method) if method not in ("neurons", "width")]
 
 
@@ -49,9 +50,9 @@ def allocator(
     )
     for one, spectrum in zip(matrices, spectra, strict=True):
         content = entries({"eigenvalues": spectrum})
-        store.commit(spectrum_key(IDENTITY, one.name), content, facts.model_dump(mode="json"))
+        store.commit(spectrum_key(IDS, one.name), content, facts.model_dump(mode="json"))
     made = RankAllocator(config)
-    made.gather(matrices, IDENTITY)
+    made.gather(matrices, IDS)
     return made
 
 
@@ -117,11 +118,11 @@ def test_an_mlp_that_cannot_keep_the_width_of_others_is_recorded(tmp_path: Path)
     facts = NeuronsFacts(nats=0.5, shrinkage=None).model_dump(mode="json")
     for one in mlps:
         content = entries({"losses": torch.arange(1.0, 16.0, dtype=torch.float64)})
-        store.commit(neurons_key(IDENTITY, one.name), content, facts)
+        store.commit(neurons_key(IDS, one.name), content, facts)
     matrices, made = [m for one in mlps for m in one.matrices], RankAllocator(config)
-    made.gather(matrices, IDENTITY, neurons=mlps)
+    made.gather(matrices, IDS, neurons=mlps)
     assert made.allocate(0.2).fallbacks == ()
-    made.gather(matrices, IDENTITY, {"layers.1.mlp.up_proj"}, mlps)
+    made.gather(matrices, IDS, {"layers.1.mlp.up_proj"}, mlps)
     found = made.allocate(0.2)
     assert {found.ranks[one.name] for one in mlps} == {None, 10}
     assert found.fallbacks == ("1 of 3 MLPs keep all their neurons, and not the width of others",)
@@ -151,7 +152,7 @@ def test_what_must_stay_dense_counts_in_the_budget(tmp_path: Path, method: Metho
     made = allocator(tmp_path, method, [spectrum(40) * 100] * 3, 0.5)
     matrices = [matrix(index, 40, 40) for index in range(4)]
     alone = made.allocate(0.3)
-    made.gather(matrices, IDENTITY, {"layers.3.mlp.up_proj"})
+    made.gather(matrices, IDS, {"layers.3.mlp.up_proj"})
     found = made.allocate(0.3)
     assert found.ranks.keys() == {one.name for one in matrices}
     assert found.ranks["layers.3.mlp.up_proj"] is None
@@ -163,7 +164,7 @@ def test_what_must_stay_dense_counts_in_the_budget(tmp_path: Path, method: Metho
 def test_what_was_to_stay_whole_may_stay_dense(tmp_path: Path) -> None:
     """Nothing is asked of it, so nothing is over its budget."""
     made = allocator(tmp_path, "two-sided", [spectrum(10)] * 2, 0.5, whole="layers.1.*")
-    made.gather([matrix(0, 10, 10), matrix(1, 10, 10)], IDENTITY, {"layers.1.mlp.up_proj"})
+    made.gather([matrix(0, 10, 10), matrix(1, 10, 10)], IDS, {"layers.1.mlp.up_proj"})
     found = made.allocate(0.4)
     assert found.ranks["layers.1.mlp.up_proj"] is None
     assert found.parameters <= found.budget
@@ -175,7 +176,7 @@ def test_a_budget_that_what_must_stay_dense_leaves_too_little_of_is_refused(
 ) -> None:
     """It takes more than all of it, or leaves 10 of which the lowest rank takes 19."""
     made = allocator(tmp_path, "two-sided", [spectrum(10)] * 2, 0.5)
-    made.gather([matrix(0, 10, 10), matrix(1, 10, 10)], IDENTITY, {"layers.1.mlp.up_proj"})
+    made.gather([matrix(0, 10, 10), matrix(1, 10, 10)], IDS, {"layers.1.mlp.up_proj"})
     message = rf"ratio {ratio}: what could not.*100 parameters, and {left} may"
     with pytest.raises(RunError, match=message):
         made.allocate(ratio)

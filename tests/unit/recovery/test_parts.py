@@ -36,7 +36,7 @@ def test_the_student_is_the_checkpoint_that_keeps_a_part_as_it_is(
     rows, store = {result.name: result for result in results}, Store(tmp_path / "run")
 
     def factors(name: str) -> dict[str, Tensor]:
-        return store.load(factors_key(IDS.factors, name, rows[name].rank or 0)).tensors
+        return store.load(factors_key(IDS, name, rows[name].rank or 0)).tensors
 
     student = build_student(subject.decoder, subject.spec, rows, factors, alone)
 

@@ -63,7 +63,7 @@ def test_what_another_request_left_there_is_not_missing(
         store.commit(f"moments/{ids.forward}/{key}.safetensors", entries({}))
     with pytest.raises(ConfigError, match="factorise has 0 of 1; start the command"):
         again(tmp_path / "run")
-    store.commit(neurons_key(ids.bases, "layers.0.mlp.down_proj"), entries({}))
+    store.commit(neurons_key(ids, "layers.0.mlp.down_proj"), entries({}))
     assert again(tmp_path / "run").ratio == (0.5,)
     found = {
         stage.name: (stage.done, stage.total) for stage in read_status(tmp_path / "run").stages

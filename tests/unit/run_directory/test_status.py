@@ -21,7 +21,7 @@ def test_without_bases_a_factorised_matrix_is_one_with_a_spectrum(
 ) -> None:
     ran, run_dir = record(cluster={"keep_bases": False}), tmp_path / "run"
     write(run_dir / RUN_RECORD, ran.model_dump_json().encode())
-    key = spectrum_key(ran.ids.bases, "layers.0.mlp.up_proj")
+    key = spectrum_key(ran.ids, "layers.0.mlp.up_proj")
     Store(run_dir).commit(key, entries({"eigenvalues": torch.zeros(1)}))
     done = {stage.name: (stage.done, stage.total) for stage in read_status(run_dir).stages}
     assert done["factorise"] == (1, 14)

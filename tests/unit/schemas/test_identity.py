@@ -98,6 +98,18 @@ def test_an_output_depends_on_what_its_ranks_are_multiples_of(factors: str) -> N
     assert len({ids.factors for ids in found}) == (3 if factors == "pivoted" else 1)
 
 
+def test_the_floor_of_neurons_counts_for_what_is_left_of_them_alone() -> None:
+    asked = [config(numerics={"neuron_floor": floor}) for floor in (1e-3, 1e-2)]
+    asked += [config(allocation={"method": "loss-aware-ranks"})]
+    found = [of(numerics=one.numerics, allocation=one.allocation) for one in asked]
+    assert len({ids.bases for ids in found}) == len({ids.factors for ids in found}) == 1
+    assert found[0].neurons != found[1].neurons
+    assert found[2].neurons is None
+    outputs = {ids.output(one, 0.2) for ids, one in zip(found, asked, strict=True)}
+    trained = [of(trained="t", numerics=one.numerics, allocation=one.allocation) for one in asked]
+    assert len(outputs) == len({ids.recovery for ids in trained}) == len(asked)
+
+
 def test_each_stream_depends_on_its_own_tokens() -> None:
     assert of(tokens="dd").forward != of().forward
     assert of(tokens="dd").backward == of().backward

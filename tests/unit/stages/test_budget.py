@@ -21,6 +21,7 @@ from schemas.request.config import RunConfig
 from schemas.result.budget import BudgetResult
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.output import SpectrumFacts
+from schemas.run.identity import Identities
 from tests.reports import evaluation
 from workers.allocator import RankAllocator
 from workers.model.inspection import inspect
@@ -28,7 +29,7 @@ from workers.storage.keys import spectrum_key
 from workers.storage.store import Store
 from workers.storage.tensorfile import entries
 
-IDENTITY = "0123"
+IDS = Identities(forward="f", backward="g", bases="b", factors="f", neurons="n")
 
 
 class Runs(SimpleNamespace):
@@ -56,10 +57,10 @@ def start(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
         for at, matrix in enumerate(spec.matrices):
             values = torch.logspace(-1, -4 - at % 3, matrix.small, dtype=torch.float64)
             content = entries({"eigenvalues": values})
-            key = spectrum_key(IDENTITY, matrix.name)
+            key = spectrum_key(IDS, matrix.name)
             store.commit(key, content, facts.model_dump(mode="json"))
         allocator = RankAllocator(config)
-        allocator.gather(spec.matrices, IDENTITY)
+        allocator.gather(spec.matrices, IDS)
         text = EvaluationText("text.txt", torch.tensor([[1, 2]]))
         return Runs(
             config=config,

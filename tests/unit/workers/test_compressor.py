@@ -12,7 +12,7 @@ from schemas.request.groups import ClusterConfig
 from schemas.result.output import MatrixResult
 from schemas.run.moments import taps_of
 from tests.items import file_of
-from tests.moments import TOKENS, commit, make_run
+from tests.moments import IDS, TOKENS, commit, make_run
 from workers.compressor import kept_dense
 from workers.model.inspection import inspect
 from workers.storage.keys import basis_key, factors_key
@@ -130,7 +130,7 @@ def test_factors_are_of_the_dtype_of_the_base_and_its_rounding_is_told(
     save_file({k: t.to(dtype) for k, t in load_file(path).items()}, path)
     run = run._replace(spec=inspect(run.folder))
     result = run.cut("mlp.up_proj", 5)
-    tensors = run.store.load(factors_key("f", run.matrix("mlp.up_proj").name, 5)).tensors
+    tensors = run.store.load(factors_key(IDS, run.matrix("mlp.up_proj").name, 5)).tensors
     assert {k: t.dtype for k, t in tensors.items()} == {
         "down.weight": dtype,
         "up.weight": dtype,
@@ -164,7 +164,7 @@ def test_a_basis_is_enough_for_every_rank(tmp_path: Path) -> None:
     """Factors of another rank come from the same item, which is not written again."""
     run = make_run(tmp_path)
     run.cut("mlp.up_proj", 5)
-    path = file_of(run.store, basis_key("b", run.matrix("mlp.up_proj").name))
+    path = file_of(run.store, basis_key(IDS, run.matrix("mlp.up_proj").name))
     before = path.stat().st_mtime_ns
     record = run.compressor.truncate(run.matrix("mlp.up_proj"), 9)
     assert path.stat().st_mtime_ns == before
@@ -180,16 +180,16 @@ def test_a_basis_that_is_not_kept_is_computed_again(tmp_path: Path, method: str,
     frugal = frugal._replace(config=frugal.config.model_copy(update={"cluster": cluster}))
     assert frugal.cut(path, 5) == kept.cut(path, 5)
     name = kept.matrix(path).name
-    assert kept.store.record(basis_key("b", name))
-    assert not frugal.store.record(basis_key("b", name))
-    key = factors_key("f", name, 5)
+    assert kept.store.record(basis_key(IDS, name))
+    assert not frugal.store.record(basis_key(IDS, name))
+    key = factors_key(IDS, name, 5)
     assert file_of(frugal.store, key).read_bytes() == file_of(kept.store, key).read_bytes()
 
 
 def test_the_spectrum_is_kept_in_float64_with_its_facts(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     run.compressor.factorise([run.matrix("mlp.up_proj")])
-    loss, facts = read_spectrum(run.store, "b", run.matrix("mlp.up_proj"))
+    loss, facts = read_spectrum(run.store, IDS, run.matrix("mlp.up_proj"))
     assert loss.eigenvalues.dtype == torch.float64
     assert len(loss.eigenvalues) == 32
     assert (loss.nats, loss.tokens) == (0.5, TOKENS)
@@ -202,7 +202,7 @@ def test_what_stays_dense_has_a_row_without_loss(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     matrix = run.matrix("mlp.up_proj")
     run.compressor.factorise([matrix])
-    row = kept_dense(run.store, "b", matrix)
+    row = kept_dense(run.store, IDS, matrix)
     assert (row.encoding, row.rank, row.parameters) == ("dense", None, 80 * 32)
     assert (row.predicted_loss, row.achieved_loss, row.nats) == (0.0, 0.0, 0.0)
     assert row.energy is not None
@@ -219,7 +219,7 @@ def test_the_same_work_gives_the_same_bytes(tmp_path: Path, method: str) -> None
         contents.append(
             [
                 file_of(run.store, key).read_bytes()
-                for key in (basis_key("b", name), factors_key("f", name, 5))
+                for key in (basis_key(IDS, name), factors_key(IDS, name, 5))
             ]
         )
     assert contents[0] == contents[1]

@@ -11,7 +11,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from schemas.errors import NumericsError
 from schemas.result.output import MatrixResult
-from tests.moments import make_run
+from tests.moments import IDS, make_run
 from workers.compressor import left_dense
 from workers.storage.spectra import read_spectrum
 from workers.truncation.basis import Basis
@@ -45,10 +45,10 @@ def test_a_factorisation_without_device_memory_is_done_on_the_host(
     calls = lack_memory_once(monkeypatch, method)
     run.on(DEVICE).factorise(group)
     assert len(calls) == (2 if method == "root" else 3)
-    spectra = [read_spectrum(run.store, "b", matrix) for matrix in group]
+    spectra = [read_spectrum(run.store, IDS, matrix) for matrix in group]
     assert [facts.fallbacks for _, facts in spectra] == [(NOTE,), ()]
     for matrix, (loss, _) in zip(group, spectra, strict=True):
-        exact, _ = read_spectrum(plain.store, "b", matrix)
+        exact, _ = read_spectrum(plain.store, IDS, matrix)
         torch.testing.assert_close(loss.eigenvalues, exact.eigenvalues, rtol=1e-9, atol=1e-12)
 
 
@@ -102,11 +102,11 @@ def test_a_decomposition_that_is_wrong_is_done_on_the_host(
     sizes = wrong_eigh(monkeypatch, wrong)
     run.on(DEVICE).factorise([matrix])
     assert sizes == [32, 32]
-    loss, facts = read_spectrum(run.store, "b", matrix)
+    loss, facts = read_spectrum(run.store, IDS, matrix)
     [note] = facts.fallbacks
     assert note.startswith("failed on the cpu device (")
     assert note.endswith("): computed on the host")
-    exact, _ = read_spectrum(plain.store, "b", matrix)
+    exact, _ = read_spectrum(plain.store, IDS, matrix)
     assert torch.equal(loss.eigenvalues, exact.eigenvalues)
 
 

@@ -32,14 +32,14 @@ def pruned(pruner: Pruner, neurons: Neurons, kept: int = KEPT) -> list[MatrixRes
 
 
 def stored(run: Run, name: str) -> Tensor:
-    return run.store.load(factors_key("f", name, KEPT, pruned=True)).tensors["dense.weight"]
+    return run.store.load(factors_key(IDS, name, KEPT, pruned=True)).tensors["dense.weight"]
 
 
 def test_each_matrix_has_what_is_left_of_it(tmp_path: Path) -> None:
     run, neurons, pruner = ordered(tmp_path)
     gate, up, down = pruned(pruner, neurons)
     assert [row.name for row in (gate, up, down)] == [m.name for m in neurons.matrices]
-    order = run.store.load(neurons_key("b", neurons.name)).tensors["order"]
+    order = run.store.load(neurons_key(IDS, neurons.name)).tensors["order"]
     left = sorted(set(range(80)) - set(order[: 80 - KEPT].tolist()))
     for row, path in ((gate, "mlp.gate_proj"), (up, "mlp.up_proj")):
         assert torch.equal(stored(run, row.name).double(), run.weight(path)[left])
@@ -52,7 +52,7 @@ def test_each_matrix_has_what_is_left_of_it(tmp_path: Path) -> None:
 def test_the_reader_has_the_loss_of_all(tmp_path: Path) -> None:
     run, neurons, pruner = ordered(tmp_path)
     *_, down = pruned(pruner, neurons)
-    found = read_neurons(run.store, "b", neurons)
+    found = read_neurons(run.store, IDS, neurons)
     assert down.predicted_loss == float(found.losses[80 - KEPT - 1])
     assert down.achieved_loss == pytest.approx(down.predicted_loss, rel=1e-9)
     assert down.nats == 0.5 * down.predicted_loss
@@ -63,7 +63,7 @@ def test_the_reader_has_the_loss_of_all(tmp_path: Path) -> None:
 
 def test_a_loss_that_the_order_did_not_foretell_is_recorded(tmp_path: Path) -> None:
     run, neurons, pruner = ordered(tmp_path)
-    key = neurons_key("b", neurons.name)
+    key = neurons_key(IDS, neurons.name)
     item = run.store.load(key)
     run.store.forget(key)
     wrong = {"order": item.tensors["order"], "losses": 2 * item.tensors["losses"]}
@@ -82,7 +82,7 @@ def test_an_order_takes_two_moments_alone(tmp_path: Path) -> None:
         for tap in (neurons_tap(neurons.reader), backward_tap(neurons.reader, "fisher"))
     }
     Pruner(few.compressor).order(neurons)
-    one, other = (made.store.load(neurons_key("b", neurons.name)) for made in (run, few))
+    one, other = (made.store.load(neurons_key(IDS, neurons.name)) for made in (run, few))
     assert torch.equal(one.tensors["order"], other.tensors["order"])
     assert torch.equal(one.tensors["losses"], other.tensors["losses"])
     assert one.facts == other.facts
@@ -102,7 +102,7 @@ def test_neurons_that_no_gradient_reaches_cost_no_nats(tmp_path: Path) -> None:
     tap = backward_tap(neurons.reader, run.config.truncation)
     commit(run, tap, torch.zeros(tap.shape))
     Pruner(run.compressor).order(neurons)
-    found = read_neurons(run.store, "b", neurons)
+    found = read_neurons(run.store, IDS, neurons)
     assert found.nats == 0.0  # as of a matrix that is cut by its inputs alone
     assert 0 < float(found.losses[0]) < float(found.losses[-1])
 
@@ -124,6 +124,6 @@ def test_neurons_of_fewer_rows_than_they_are_stay(tmp_path: Path) -> None:
     rows = torch.randn(8, 80, generator=torch.Generator().manual_seed(0))
     commit(run, neurons_tap(neurons.reader), rows.T @ rows / 8)
     Pruner(run.compressor).order(neurons)
-    found = read_neurons(run.store, "b", neurons)
+    found = read_neurons(run.store, IDS, neurons)
     assert len(found.losses) < 80 - 8  # what can be lost without a loss, and no more
     assert bool(found.losses.isfinite().all())
