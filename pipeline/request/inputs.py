@@ -22,7 +22,7 @@ from workers.evaluation.perplexity import require_vocabulary
 from workers.model.loading import load_tokenizer
 from workers.text.mixture import read_mixture
 from workers.text.sources import checksum_of, evaluation_source, is_local
-from workers.text.windows import calibration_windows, evaluation_windows, read_text
+from workers.text.windows import Tokens, calibration_windows, evaluation_windows, read_text
 
 
 class EvaluationText(NamedTuple):
@@ -77,7 +77,7 @@ def gather(checked: Checked) -> Inputs:
     """
     config, folder, spec, _ = checked
     tokenizer = load_tokenizer(folder, trust_remote_code=False)
-    text, tokens = config.calibration, dict[str, Tensor]()
+    text, tokens = config.calibration, dict[str, Tokens]()
     texts = list[TextFacts]()
     forward, backward = torch.empty(0, text.sequence_length, dtype=torch.long), None
     if config.calibrates:
@@ -98,7 +98,8 @@ def gather(checked: Checked) -> Inputs:
         raise TextError(f"{error}; or name another text with --recovery-text") from error
     evaluation = _evaluation(checked, tokenizer, texts)
     scored = () if evaluation is None else (evaluation.windows,)
-    for found in (*tokens.values(), *(recovery or ()), *scored):
+    calibrated = (torch.cat(found) for found in tokens.values())
+    for found in (*calibrated, *(recovery or ()), *scored):
         require_vocabulary(folder, found, spec.vocab_size)
     files = base_files(folder, spec)
     return Inputs(
@@ -117,7 +118,7 @@ def gather(checked: Checked) -> Inputs:
 def _recovery(
     config: RunConfig,
     tokenizer: PreTrainedTokenizerBase,
-    calibration: Mapping[str, Tensor],
+    calibration: Mapping[str, Tokens],
     texts: list[TextFacts],
 ) -> RecoveryText:
     """Return windows of the texts to train on, mixed by their shares; `calibration` are tokens of
@@ -136,7 +137,7 @@ def _recovery(
             least = None if whole else count * length
             tokens, facts = read_text(name, "recovery", tokenizer, least)
             texts.append(facts)
-        there = max(min(count, tokens.numel() // length), 1)
+        there = max(min(count, len(tokens.windows(length))), 1)
         found.append(calibration_windows(tokens, length, there, config.seed, f"recovery ({name})"))
     windows = torch.cat(found)
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(config.seed))

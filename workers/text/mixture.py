@@ -12,13 +12,13 @@ from schemas.request.texts import shares_of, split
 from schemas.run.texts import TextFacts
 from workers.text.rows import Document
 from workers.text.sources import is_local
-from workers.text.windows import calibration_windows, read_text
+from workers.text.windows import Tokens, calibration_windows, read_text
 
 
 class Mixture(NamedTuple):
-    """The tokens (t,), int64, of some texts, their shares, and how each was read."""
+    """The tokens of some texts, their shares, and how each was read."""
 
-    tokens: dict[str, Tensor]
+    tokens: dict[str, Tokens]
     shares: dict[str, float]
     facts: list[TextFacts]
 
@@ -51,7 +51,7 @@ def read_mixture(
 
     Raises TextError as `read_text` does.
     """
-    shares, found = shares_of(texts), dict[str, Tensor]()
+    shares, found = shares_of(texts), dict[str, Tokens]()
     facts = []
     for name in shares:
         least = max(split(count, shares)[name] * length for count, length in wanted)

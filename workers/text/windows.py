@@ -23,10 +23,34 @@ _SPARE_TOKENS = 32  # extra tokens to read: the last tokens before a cut can dif
 _PART = re.compile(r".{4096,}?(?<=\S)(?=\s)|.+", re.DOTALL)  # of a text, to the end of a word
 
 
-class Text(NamedTuple):
-    """The tokens (t,), int64, of a text, and how it was read."""
+class Tokens(NamedTuple):
+    """The tokens (t,), int64, of a text, and those (b,) with which its tokenizer begins every text,
+    a BOS for many models, or none.
+    """
 
-    tokens: Tensor
+    begin: Tensor
+    ids: Tensor
+
+    def windows(self, length: int) -> Tensor:
+        """Return the non-overlapping windows, int64 (w, length), without the remainder.
+
+        Every window begins as a text does, since models that learned to expect a BOS make nothing
+        of a text without one. Raises TextError if that leaves no room for the text.
+        """
+        own = length - len(self.begin)
+        if own < 1:
+            raise TextError(
+                f"windows of {length} tokens are too short: the tokenizer begins every text with "
+                f"{len(self.begin)} of its own"
+            )
+        cut = self.ids[: len(self.ids) // own * own].view(-1, own)
+        return torch.cat([self.begin.expand(len(cut), -1), cut], 1)
+
+
+class Text(NamedTuple):
+    """The tokens of a text, and how it was read."""
+
+    tokens: Tokens
     facts: TextFacts
 
 
@@ -63,8 +87,8 @@ def tokenize(
     tokenizer: PreTrainedTokenizerBase,
     separator: str,
     at_least: int | None = None,
-) -> Tensor:
-    """Tokens (t,), int64, of the documents joined into ONE text, tokenised as a whole.
+) -> Tokens:
+    """Return the tokens of the documents joined into ONE text, tokenised as a whole.
 
     With `at_least`, a stream is read only until its text gives that many tokens; the result has
     fewer if the stream ends first.
@@ -75,26 +99,35 @@ def tokenize(
     while True:
         more = list(_up_to(stream, missing))
         read += more
-        ids = _ids(tokenizer, separator.join(read))
+        ids = _ids(tokenizer, separator.join(read), False)
         if needed is None or len(ids) >= needed or not more:
-            return torch.tensor(ids, dtype=torch.long)
+            begin = _begin(tokenizer)
+            return Tokens(*(torch.tensor(found, dtype=torch.long) for found in (begin, ids)))
         missing = needed - len(ids)
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the special tokens that the tokenizer puts before every text."""
+    bare, full = (_ids(tokenizer, "a", special) for special in (False, True))
+    starts = (at for at in range(len(full)) if full[at : at + len(bare)] == bare)
+    return full[: next(starts, 0)]
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[int]:
     """Tokenise in a thread that ends: tokenizers keep a cache for as long as the thread lives.
 
     Not verbose: the text is meant to be longer than the model's context, and is cut into windows.
     """
     with ThreadPoolExecutor(max_workers=1) as thread:
-        ids: list[int] = thread.submit(tokenizer, text, verbose=False).result()["input_ids"]
+        asked = {"verbose": False, "add_special_tokens": special}
+        ids: list[int] = thread.submit(tokenizer, text, **asked).result()["input_ids"]
     return ids
 
 
 def shared_tokens(
     source: str, tokenizers: Mapping[str, PreTrainedTokenizerBase], at_least: int | None = None
-) -> Tensor:
-    """Tokens (t,), int64, of the evaluation text, on which all named tokenizers must agree.
+) -> Tokens:
+    """Return the tokens of the evaluation text, on which all named tokenizers must agree.
 
     Raises CheckpointError at the first token that differs, TextError as `iter_documents`.
     """
@@ -107,53 +140,51 @@ def shared_tokens(
     (first, (tokens, facts)), *others = rows
     if facts.remarks:
         log.info("%s", facts)
-    for name, (other, _) in others:
-        if not torch.equal(tokens, other):
-            length = min(len(tokens), len(other))
-            same = int((tokens[:length] == other[:length]).long().cumprod(0).sum())
+    mine = torch.cat(tokens)
+    for name, (found, _) in others:
+        other = torch.cat(found)
+        if not torch.equal(mine, other):
+            length = min(len(mine), len(other))
+            same = int((mine[:length] == other[:length]).long().cumprod(0).sum())
             raise CheckpointError(
                 f"{first} and {name} tokenise {source!r} differently from token {same} on "
-                f"({len(tokens)} and {len(other)} tokens), so their perplexities do not compare; "
+                f"({len(mine)} and {len(other)} tokens), so their perplexities do not compare; "
                 "name as baseline the model that the checkpoint was made from"
             )
     return tokens
 
 
 def calibration_windows(
-    tokens: Tensor, length: int, count: int, seed: int, purpose: str = "calibration"
+    tokens: Tokens, length: int, count: int, seed: int, purpose: str = "calibration"
 ) -> Tensor:
-    """Return `count` non-overlapping windows of tokens (t,), in seeded order: (count, length).
+    """Return `count` non-overlapping windows of a text, in seeded order: (count, length).
 
     Raises TextError, which names the `purpose`, if the text has fewer windows.
     """
-    windows = _cut(tokens, length)
+    windows = tokens.windows(length)
     if len(windows) < count:
         raise TextError(
-            f"{purpose} text: {len(tokens)} tokens are {len(windows)} windows of {length}, but "
+            f"{purpose} text: {len(tokens.ids)} tokens are {len(windows)} windows of {length}, but "
             f"{count} are asked for; name a longer text, or lower the samples or their length"
         )
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
     return windows[order[:count]]
 
 
-def evaluation_windows(tokens: Tensor, length: int, most: int | None = None) -> Tensor:
-    """Return the first non-overlapping windows of tokens (t,): (w, length); drop the remainder.
+def evaluation_windows(tokens: Tokens, length: int, most: int | None = None) -> Tensor:
+    """Return the first non-overlapping windows of a text: (w, length); drop the remainder.
 
     With `most`, only so many.
 
     Raises TextError if the text is shorter than one window.
     """
-    windows = _cut(tokens, length)[:most]
+    windows = tokens.windows(length)[:most]
     if not len(windows):
         raise TextError(
-            f"evaluation text: {len(tokens)} tokens are less than one window of {length}; "
+            f"evaluation text: {len(tokens.ids)} tokens are less than one window of {length}; "
             "name a longer text, or lower the sequence length"
         )
     return windows
-
-
-def _cut(tokens: Tensor, length: int) -> Tensor:
-    return tokens[: len(tokens) // length * length].view(-1, length)
 
 
 def _parts(documents: Iterable[str], separator: str) -> Iterator[str]:

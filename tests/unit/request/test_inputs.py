@@ -21,6 +21,7 @@ from workers.model.loading import load_tokenizer
 from workers.text.documents import iter_documents
 from workers.text.rows import Document
 from workers.text.sources import Split
+from workers.text.windows import Tokens
 
 # --- text -------------------------------------------------------------------------------------
 
@@ -76,9 +77,8 @@ def test_every_method_reads_a_text_on_a_hub_as_far_as_gradients_need_it(
 
     def reading(name: str, *_: object, at_least: int, **__: object) -> Any:
         asked[method] = at_least
-        return torch.zeros(at_least, dtype=torch.long), TextFacts(
-            text=name, use="calibration", documents=1
-        )
+        tokens = Tokens(torch.empty(0, dtype=torch.long), torch.zeros(at_least, dtype=torch.long))
+        return tokens, TextFacts(text=name, use="calibration", documents=1)
 
     monkeypatch.setattr("workers.text.mixture.read_text", reading)
     for method in ("two-sided", "svd-llm"):

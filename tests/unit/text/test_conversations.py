@@ -126,7 +126,7 @@ def test_conversations_are_written_by_the_chat_template(
     tokenizer.chat_template = TEMPLATE
     tokens, facts = read_text(source, "calibration", tokenizer)
     expected = "<user>Why?</><assistant>So.</>\n\nplain"  # no prompt for an answer
-    assert tokens.tolist() == tokenizer(expected)["input_ids"]
+    assert tokens.ids.tolist() == tokenizer(expected)["input_ids"]
     assert (facts.documents, facts.conversations, facts.empty, facts.refused) == (2, 1, 2, 1)
     assert facts.commit is None
     assert facts.remarks == [
@@ -142,7 +142,7 @@ def test_without_a_template_every_message_is_a_paragraph_with_its_role(
     source = write_rows(tmp_path / "a.jsonl", [{"messages": CHAT}, {"conversations": SHARED}])
     tokens, facts = read_text(source, "recovery", tokenizer)
     once = "User: Why?\n\nAssistant: So."
-    assert tokens.tolist() == tokenizer(f"{once}\n\n{once}")["input_ids"]
+    assert tokens.ids.tolist() == tokenizer(f"{once}\n\n{once}")["input_ids"]
     assert facts.remarks == [
         "2 conversations written as paragraphs with roles",
         "the model has no chat template",
@@ -212,7 +212,7 @@ def test_an_evaluation_says_how_its_text_was_read(
     source = write_rows(tmp_path / "a.jsonl", [{"messages": CHAT}, {"text": ""}])
     tokenizer.chat_template = TEMPLATE
     tokens = shared_tokens(source, {"base": tokenizer, "made": tokenizer})
-    assert tokens.tolist() == tokenizer("<user>Why?</><assistant>So.</>")["input_ids"]
+    assert tokens.ids.tolist() == tokenizer("<user>Why?</><assistant>So.</>")["input_ids"]
     assert said == [
         f"evaluation text {source}: 1 conversations written by the model's chat template; "
         "1 empty rows left out"

@@ -13,9 +13,10 @@ from tests.prose import prose
 from workers.text.mixture import Mixture, read_mixture
 from workers.text.rows import Document
 from workers.text.sources import evaluation_source
-from workers.text.windows import Text, calibration_windows
+from workers.text.windows import Text, Tokens, calibration_windows
 
-ONE, OTHER = torch.arange(400), torch.arange(1000, 1400)
+NONE = torch.empty(0, dtype=torch.long)
+ONE, OTHER = Tokens(NONE, torch.arange(400)), Tokens(NONE, torch.arange(1000, 1400))
 
 
 def mixture(**shares: float) -> Mixture:
@@ -54,7 +55,7 @@ def test_local_texts_are_read_whole(tmp_path: Path) -> None:
     assert [facts.text for facts in found.facts] == [*map(str, paths)]
     for path in paths:
         ids = tiny_tokenizer()(path.read_text())["input_ids"]
-        assert found.tokens[str(path)].tolist() == ids
+        assert found.tokens[str(path)].ids.tolist() == ids
 
 
 def test_a_data_set_is_read_as_far_as_its_part_of_the_windows(
@@ -74,7 +75,7 @@ def test_a_data_set_is_read_as_far_as_its_part_of_the_windows(
 def test_known_documents_are_taken_out(tmp_path: Path) -> None:
     known: dict[str, list[Document]] = {"a.txt": [prose(3000)], "other.txt": ["other"]}
     found = read_mixture(("a.txt",), tiny_tokenizer(), [(3, 8)], known)
-    assert found.tokens["a.txt"].tolist() == tiny_tokenizer()(prose(3000))["input_ids"]
+    assert found.tokens["a.txt"].ids.tolist() == tiny_tokenizer()(prose(3000))["input_ids"]
     assert list(known) == ["other.txt"]
 
 

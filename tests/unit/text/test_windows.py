@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from schemas.errors import CheckpointError, TextError
@@ -13,6 +14,7 @@ from tests.prose import prose
 from workers.text import windows as text
 from workers.text.sources import Split, hub_text
 
+NONE = torch.empty(0, dtype=torch.long)
 SPLITS: tuple[Split, ...] = ("calibration", "evaluation")
 
 
@@ -24,14 +26,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def test_tokens_are_those_of_one_text(tokenizer: PreTrainedTokenizerFast) -> None:
     documents = ["The first.", "", "The second."]
     tokens = text.tokenize(documents, tokenizer, "\n\n")
-    assert tokens.tolist() == tokenizer("The first.\n\n\n\nThe second.")["input_ids"]
-    assert tokens.dtype == torch.int64
+    assert tokens.ids.tolist() == tokenizer("The first.\n\n\n\nThe second.")["input_ids"]
+    assert tokens.begin.dtype == tokens.ids.dtype == torch.int64
 
 
 def test_a_long_text_causes_no_warning(
     tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert len(text.tokenize([prose(5000)], tokenizer, "")) > tokenizer.model_max_length
+    assert len(text.tokenize([prose(5000)], tokenizer, "").ids) > tokenizer.model_max_length
     assert not caplog.records
 
 
@@ -47,8 +49,8 @@ def test_a_stream_is_read_no_further_than_needed(
             read += 1
             yield document
 
-    tokens = text.tokenize(stream(), tokenizer, "\n\n", at_least=300)
-    whole = text.tokenize([document] * 3000, tokenizer, "\n\n")
+    tokens = text.tokenize(stream(), tokenizer, "\n\n", at_least=300).ids
+    whole = text.tokenize([document] * 3000, tokenizer, "\n\n").ids
     assert len(tokens) >= 300
     assert read < 2000
     assert torch.equal(tokens[:300], whole[:300])
@@ -59,9 +61,9 @@ def test_where_a_stream_is_cut_does_not_show(
 ) -> None:
     monkeypatch.setattr(text, "_CHARACTERS_PER_TOKEN", 0.1)  # read one document at a time
     documents = ["what i"] * 100  # "i" and "n" merge into one token
-    whole = text.tokenize(documents, tokenizer, "n ")
+    whole = text.tokenize(documents, tokenizer, "n ").ids
     for count in range(20, 60):
-        tokens = text.tokenize(documents, tokenizer, "n ", at_least=count)
+        tokens = text.tokenize(documents, tokenizer, "n ", at_least=count).ids
         assert torch.equal(tokens[:count], whole[:count])
 
 
@@ -71,17 +73,17 @@ def test_a_long_document_is_read_no_further_than_needed(
     """For an evaluation; a calibration chooses among the windows of all that was read."""
     read, ids = list[int](), text._ids
 
-    def spy(tokenizer: PreTrainedTokenizerFast, content: str) -> list[int]:
+    def spy(tokenizer: PreTrainedTokenizerFast, content: str, special: bool) -> list[int]:
         read.append(len(content))
-        return ids(tokenizer, content)
+        return ids(tokenizer, content, special)
 
     monkeypatch.setattr(text, "_ids", spy)
     source = tmp_path / "a.txt"
     source.write_text(prose(100_000))
-    whole = text.read_text(str(source), "calibration", tokenizer, 10).tokens
+    whole = text.read_text(str(source), "calibration", tokenizer, 10).tokens.ids
     for count in (10, 1500, 4000):
         read.clear()
-        found = text.read_text(str(source), "evaluation", tokenizer, count).tokens
+        found = text.read_text(str(source), "evaluation", tokenizer, count).tokens.ids
         assert torch.equal(found[:count], whole[:count])
         assert max(read) < 50_000
 
@@ -95,11 +97,11 @@ def test_parts_are_the_text_again() -> None:
 
 
 def test_a_stream_that_ends_early_gives_what_it_has(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert len(text.tokenize(["a"], tokenizer, " ", at_least=300)) == 1
+    assert len(text.tokenize(["a"], tokenizer, " ", at_least=300).ids) == 1
 
 
 def test_calibration_windows_are_a_seeded_choice() -> None:
-    tokens = torch.arange(1, 108)
+    tokens = text.Tokens(NONE, torch.arange(1, 108))
     windows = text.calibration_windows(tokens, length=10, count=4, seed=3)
     again = text.calibration_windows(tokens, length=10, count=6, seed=3)
     assert windows.shape == (4, 10)
@@ -112,25 +114,49 @@ def test_calibration_windows_are_a_seeded_choice() -> None:
 
 
 def test_evaluation_windows_are_the_first() -> None:
-    tokens = torch.arange(47)
-    assert torch.equal(text.evaluation_windows(tokens, 10), tokens[:40].view(4, 10))
-    assert torch.equal(text.evaluation_windows(tokens, 10, 2), tokens[:20].view(2, 10))
+    tokens = text.Tokens(NONE, torch.arange(47))
+    assert torch.equal(text.evaluation_windows(tokens, 10), torch.arange(40).view(4, 10))
+    assert torch.equal(text.evaluation_windows(tokens, 10, 2), torch.arange(20).view(2, 10))
+
+
+def test_every_window_begins_as_a_text_does(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """With a BOS, if the tokenizer adds one; what it adds to the end is left out."""
+    tokenizer.save_pretrained(tmp_path)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    bare = text.tokenize([prose(500)], tokenizer, "")
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    ends = [("<s>", tokenizer.bos_token_id), (tokenizer.eos_token, tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"<s> $A {tokenizer.eos_token}", special_tokens=ends
+    )
+    tokens = text.tokenize([prose(500)], tokenizer, "")
+    assert torch.equal(tokens.ids, bare.ids)
+    assert (bare.begin.tolist(), tokens.begin.tolist()) == ([], [tokenizer.bos_token_id])
+    windows = text.evaluation_windows(tokens, 11)
+    assert set(windows[:, 0].tolist()) == {tokenizer.bos_token_id}
+    assert torch.equal(windows[:, 1:], text.evaluation_windows(bare, 10))
+    chosen = text.calibration_windows(tokens, 11, 3, seed=0)
+    assert torch.equal(chosen[:, 1:], text.calibration_windows(bare, 10, 3, seed=0))
+    with pytest.raises(TextError, match=r"windows of 1 tokens are too short: .* with 1 of its own"):
+        tokens.windows(1)
 
 
 def test_too_short_a_text_says_by_how_much() -> None:
     with pytest.raises(
         TextError, match=r"47 tokens are 4 windows of 10, but 5 .* lower the samples"
     ):
-        text.calibration_windows(torch.arange(47), length=10, count=5, seed=0)
+        text.calibration_windows(text.Tokens(NONE, torch.arange(47)), length=10, count=5, seed=0)
     with pytest.raises(TextError, match="9 tokens are less than one window of 10"):
-        text.evaluation_windows(torch.arange(9), length=10)
+        text.evaluation_windows(text.Tokens(NONE, torch.arange(9)), length=10)
 
 
 def test_tokenizers_must_agree(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     source = tmp_path / "a.txt"
     source.write_text("The start is the same. <new> is not.")
     same = text.shared_tokens(str(source), {"base": tokenizer, "ours": tokenizer})
-    assert torch.equal(same, text.tokenize([source.read_text()], tokenizer, ""))
+    assert torch.equal(same.ids, text.tokenize([source.read_text()], tokenizer, "").ids)
     tokenizer.save_pretrained(tmp_path)
     other = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     other.add_tokens(["<new>"])
