@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
@@ -15,7 +16,14 @@ from transformers.conversion_mapping import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from .configuration_lowrank import WHOLE, LowRankConfig, Matrix, tensor_parallel_plan, tensor_shapes
+from .configuration_lowrank import (
+    BIASES,
+    WHOLE,
+    LowRankConfig,
+    Matrix,
+    tensor_parallel_plan,
+    tensor_shapes,
+)
 
 _DIGITS = re.compile(r"\.\d+\.")
 _DENSE = Matrix("dense", None)
@@ -62,8 +70,9 @@ class LowRankLinear(nn.Module):
         """W' (m, n) anew, as this layer computes it, for code that reads it and does not call."""
         like = next(self.parameters())
         inputs = torch.eye(self.in_features, dtype=like.dtype, device=like.device)
-        columns: torch.Tensor = self(inputs)
-        return (columns if self.bias is None else columns - self.bias).T
+        zeros = {name: torch.zeros_like(p) for name, p in self.named_parameters() if name in BIASES}
+        columns: torch.Tensor = functional_call(self, zeros, (inputs,))
+        return columns.T
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.encoding in WHOLE:

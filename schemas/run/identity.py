@@ -22,7 +22,7 @@ from schemas.request.config import RunConfig
 from schemas.request.methods import ALLOCATIONS, TRUNCATIONS
 from schemas.run.moments import Pass
 
-_ARTEFACTS = 4  # raised whenever an item of the run directory changes its content or its meaning
+_ARTEFACTS = 5  # raised whenever an item of the run directory changes its content or its meaning
 _TRAINING = 2  # raised whenever a training computes other numbers, or keeps another state
 
 _TRAINED_ALIKE = {"enabled", "text", "micro_batch", "checkpointing", "offload"}  # of recovery

@@ -56,7 +56,7 @@ class Observer:
         self, tap: Tap, module: nn.Module, args: tuple[Tensor, ...], output: Tensor
     ) -> None:
         if self.observing == "forward":
-            rows = args[0] if tap.side == "input" else _without_bias(module, output, tap)
+            rows = args[0] if tap.side == "input" else _product(tap, module, args[0], output)
             self._add(tap, rows.float().abs().sqrt() if tap.of == "roots" else rows)
 
     def _observe_gradients(self, tap: Tap, module: nn.Module) -> None:
@@ -114,7 +114,9 @@ def _of(tap: Tap, rows: Tensor) -> Tensor:
     return rows if tap.rows is None else rows[..., slice(*tap.rows)]
 
 
-def _without_bias(module: nn.Module, output: Tensor, tap: Tap) -> Tensor:
+def _product(tap: Tap, module: nn.Module, rows: Tensor, output: Tensor) -> Tensor:
+    """Return Wx of what a tap is about. With a bias it is computed once more: an output in half
+    precision is rounded to the size of its bias, so taking that away leaves noise.
+    """
     bias: Any = module.bias
-    output = _of(tap, output)
-    return output if bias is None else output.float() - _of(tap, bias).float()
+    return _of(tap, output if bias is None else rows @ weight_of(module).T)

@@ -20,5 +20,5 @@ def svd_llm_v2(weight: Float[Tensor, "m n"], gram: Float[Tensor, "n n"]) -> Basi
     u, s, vt = thin_svd(weight @ (vectors * root))
     scale = s.sqrt()
     right = scale[:, None] * (vt / root) @ vectors.T
-    note = f"{empty} of {gram.shape[0]} directions of X^T X are empty: pseudo-inverse used"
+    note = f"at least {empty} of {len(gram)} directions of X^T X are empty: pseudo-inverse used"
     return Basis(s.square(), u * scale, right, "none", (note,) if empty else ())

@@ -97,7 +97,7 @@ def eigen_root(moment: Float64[Tensor, "n n"]) -> Root:
     """F (n, q) with F F^T = moment (n, n), which may be singular."""
     values, vectors = positive_eigh(moment)
     deficient = moment.shape[0] - values.shape[0]
-    note = f"{deficient} of {moment.shape[0]} directions of the moment are empty"
+    note = f"at least {deficient} of {len(moment)} directions of the moment are empty"
     return Root(vectors * values.sqrt(), (note,) if deficient else ())
 
 

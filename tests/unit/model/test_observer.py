@@ -52,3 +52,23 @@ def test_each_sequence_has_a_weight_gradient_of_its_own(flat: bool) -> None:
     each = gradients.mT @ inputs
     expected = each.square().sum((0, 1)) / (2 * 5)  # the diagonal, a mean over rows
     torch.testing.assert_close(sums.mean("tap").matrix, expected[None])
+
+
+@pytest.mark.parametrize("rows", [None, (1, 4)])
+def test_a_large_bias_leaves_no_noise_in_the_moment_of_an_output(
+    rows: tuple[int, int] | None,
+) -> None:
+    """Outputs in bfloat16 are rounded to the size of the bias, here to whole numbers."""
+    module = nn.Linear(3, 5, dtype=torch.bfloat16)
+    nn.init.constant_(module.bias, 200.0)
+    size = 5 if rows is None else rows[1] - rows[0]
+    tap = Tap(name="tap", layer=0, module="m", direction="forward", side="output", size=size)
+    tap = tap.model_copy(update={"rows": rows})
+    observer = Observer(lambda _: module, [tap], adapted=lambda _: None)
+    observer.observe("forward", 0, sequences=1)
+    inputs = torch.randn(4, 3, dtype=torch.bfloat16)
+    with torch.no_grad():
+        module(inputs)
+        product = (inputs @ module.weight.T).float()[:, slice(*rows or (None,))]
+    [(_, sums)] = observer.take_sums("forward")
+    torch.testing.assert_close(sums.mean("tap").matrix, product.T @ product / 4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from runtime.configuration_lowrank import Matrix, tensor_shapes
+from runtime.configuration_lowrank import BIASES, Matrix, tensor_shapes
 from runtime.modeling_lowrank import LowRankLinear
 from tests.low_rank import random_factors
 
@@ -49,6 +49,20 @@ def test_linear_is_the_matrix_it_stores(matrix: Matrix, bias: bool, shape: tuple
     assert {k: tuple(v.shape) for k, v in layer.state_dict().items()} == tensor_shapes(
         *matrix, *shape, bias
     )
+
+
+@pytest.mark.parametrize("encoding", ["plain", "pivoted", "pivoted-columns", "dense"])
+def test_the_weight_has_no_noise_of_the_bias(encoding: str) -> None:
+    """In half precision a sum is rounded to the size of the bias."""
+    matrix = Matrix(encoding, None if encoding == "dense" else 3)
+    layer, bare = (LowRankLinear(matrix, 5, 7, bias=bias).bfloat16() for bias in (True, False))
+    bare.load_state_dict(layer.state_dict(), strict=False)
+    nn.init.constant_(layer.get_parameter(next(n for n in BIASES if n in layer.state_dict())), 30)
+    assert torch.equal(layer.weight, bare.weight)
+    layer.weight.sum().backward()  # type: ignore[no-untyped-call]
+    kept = [name for name, p in layer.named_parameters() if p.grad is not None]
+    assert not set(kept) & set(BIASES)
+    assert kept
 
 
 @pytest.mark.parametrize(
