@@ -113,8 +113,7 @@ class Calibration:
             turn: Sink = as_it_is
             sink: Sink = as_it_is
             if wave < waves.last:
-                above = waves.below(wave + 1, "backward", "gradient").source(chain[-1])
-                turn = _instead(above)
+                turn = waves.below(wave + 1, "backward", "gradient").instead(chain[-1])
             if wave:
                 sink = waves.below(wave, "backward", "gradient").sink(chain[0])
             streams.append(stream_backward(chain, batches, source, turn, sink))
@@ -178,8 +177,3 @@ def _batches(run: Run) -> dict[Pass, list[Batch]]:
     if run.inputs.backward is not None:
         found["backward"] = micro_batches(run.inputs.backward, text.micro_batch, text.segments)
     return found
-
-
-def _instead(source: Source) -> Sink:
-    """Return a sink that ignores what leaves the chain and gives the rows of `source`."""
-    return lambda batch, rows: source(batch)

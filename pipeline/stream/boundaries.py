@@ -38,6 +38,12 @@ class Boundary:
         """Return a source that `shard`, which the rows enter, reads."""
         return lambda batch: shard.read.remote(self.key(batch))
 
+    def instead(self, shard: Actor) -> Sink:
+        """Return a sink that gives these rows, which `shard` reads once it has those that leave it,
+        in place of them: so if they fail, that is what is told.
+        """
+        return lambda batch, rows: shard.read.remote(self.key(batch), rows)
+
     def sink(self, shard: Actor) -> Sink:
         """Return a sink that `shard`, which the rows leave, writes."""
 

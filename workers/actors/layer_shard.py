@@ -143,8 +143,11 @@ class LayerShard:
         self._shard = Shard(decoder, layers.range, taps, self._adaptations.setdefault)
 
     @guarded(repeatable=True)
-    def read(self, key: str) -> Tensor | Rows:
-        """Read hidden states or gradients (sequences, tokens, hidden) of an earlier wave."""
+    def read(self, key: str, *_after: object) -> Tensor | Rows:
+        """Read hidden states or gradients (sequences, tokens, hidden) of an earlier wave.
+
+        What it is to come `after` is awaited by Ray, which passes its failure on.
+        """
         tensors = self._store.load(key).tensors
         return Rows.of(tensors) if "tokens" in tensors else tensors["rows"]
 
