@@ -224,15 +224,17 @@ def _why_not(device: torch.device, error: RuntimeError) -> str:
 
 def kept_dense(store: Store, ids: Identities, matrix: MatrixSpec) -> MatrixResult:
     """Return the row of a matrix whose rank allocation keeps dense."""
-    loss, _ = read_spectrum(store, ids, matrix)
-    return left_dense(matrix, loss.nats is not None, energy=float(loss.tail()[0]))
+    loss, facts = read_spectrum(store, ids, matrix)
+    energy = float(loss.tail()[0])
+    return left_dense(matrix, loss.nats is not None, facts.fallbacks, energy)
 
 
 def left_dense(
-    matrix: MatrixSpec, gradients: bool, why: str | None = None, energy: float | None = None
+    matrix: MatrixSpec, gradients: bool, fallbacks: Notes = (), energy: float | None = None
 ) -> MatrixResult:
-    """Return the row of a matrix that stays dense. `energy` is that of its spectrum; without one,
-    none was asked for, or the matrix could not be cut, for a reason that is named (`why`).
+    """Return the row of a matrix that stays dense. `energy` is that of its spectrum, and
+    `fallbacks` are what made it; without a spectrum, none was asked for, or `fallbacks` say why the
+    matrix could not be cut.
 
     `gradients` tells whether the run weighs losses by gradients.
     """
@@ -246,5 +248,5 @@ def left_dense(
         achieved_loss=0.0,
         energy=energy,
         nats=0.0 if gradients else None,
-        fallbacks=(f"kept dense, for it could not be cut: {why}",) if why else (),
+        fallbacks=fallbacks,
     )

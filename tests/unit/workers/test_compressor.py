@@ -17,6 +17,7 @@ from workers.compressor import kept_dense
 from workers.model.inspection import inspect
 from workers.storage.keys import basis_key, factors_key
 from workers.storage.spectra import read_spectrum
+from workers.storage.tensorfile import entries
 from workers.truncation.encoding import factors_of
 
 METHODS = ["two-sided", "svd-llm", "svd-llm-v2"]
@@ -207,6 +208,19 @@ def test_what_stays_dense_has_a_row_without_loss(tmp_path: Path) -> None:
     assert (row.predicted_loss, row.achieved_loss, row.nats) == (0.0, 0.0, 0.0)
     assert row.energy is not None
     assert row.energy > 0
+    assert not row.fallbacks
+
+
+def test_what_fell_back_is_told_of_a_matrix_that_stays_dense(tmp_path: Path) -> None:
+    """Its spectrum decided that it does."""
+    run = make_run(tmp_path)
+    matrix = run.matrix("mlp.up_proj")
+    [record] = run.compressor.factorise([matrix])
+    spectrum, key = run.store.load(record.key), record.key
+    run.store.forget(key)
+    facts = spectrum.facts | {"fallbacks": ["the host computed it"]}
+    run.store.commit(key, entries(spectrum.tensors), facts)
+    assert kept_dense(run.store, IDS, matrix).fallbacks == ("the host computed it",)
 
 
 @pytest.mark.parametrize("method", METHODS)
