@@ -11,6 +11,7 @@ from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import Check, Compression, OutputResult
 from schemas.result.output import MatrixResult, OutputFile
 from schemas.run.ranks import AllocationResult
+from workers.storage.places import files_below, remove
 
 
 @dataclass
@@ -64,6 +65,14 @@ class Output:
     def discard(self) -> None:
         """Forget its weight files. Raises OwnershipError if the run has another owner by now."""
         self.run.discard(self.prefix)
+
+    def forget(self) -> None:
+        """Forget its weight files and what they scored. Raises as `discard` does."""
+        self.discard()
+        scores = self.run.store.root / "evaluations"
+        for name in files_below(scores):
+            if name.startswith(f"{self.identity}-"):
+                remove(scores / name)
 
     def result(self) -> OutputResult:
         return OutputResult(

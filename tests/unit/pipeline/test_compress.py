@@ -1,5 +1,6 @@
 """The order of a run, and what a search for a ratio leaves, without workers."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -7,7 +8,9 @@ from unittest import mock
 import pytest
 
 from pipeline import compress
+from pipeline.stages.output import Output
 from schemas.errors import ConfigError
+from workers.storage.store import Store
 
 
 def test_a_run_that_goes_on_asks_no_disk_for_what_is_published(
@@ -45,6 +48,19 @@ def test_weight_files_that_a_stopped_search_left_are_forgotten_but_those_it_chos
         "outputs/at-0.2",
         "outputs/at-0.4",
     ]
+
+
+def test_factors_that_are_trained_anew_are_scored_anew(tmp_path: Path) -> None:
+    """What is kept of the same identity is of other factors, which another start had trained."""
+    ids = SimpleNamespace(output=lambda *_: "mine")
+    run: Any = mock.Mock(given_up={}, ids=ids, store=Store(tmp_path))
+    scores = tmp_path / "evaluations"
+    scores.mkdir()
+    for name in ("mine-0123", "yours-0123", "base-0123"):
+        (scores / f"{name}.json").touch()
+    Output(run, 0.2).forget()
+    assert sorted(path.stem for path in scores.iterdir()) == ["base-0123", "yours-0123"]
+    run.discard.assert_called_once_with("outputs/mine")
 
 
 def test_a_budget_is_searched_again_if_a_matrix_fails_at_what_it_found(
