@@ -27,4 +27,4 @@ def crew_of(run: Run, identity: str) -> tuple[Crew, ClusterConfig, ClusterSpec]:
     workers = run.pool.workers[:there]  # a node may have been lost that the pool does not miss yet
     where = cluster.model_copy(update={"workers": len(workers)})
     there_are = run.plan.cluster.model_copy(update={"workers": len(workers)})
-    return Crew(workers, run.store, identity), where, there_are
+    return Crew(workers, run.store, identity, run.discard), where, there_are

@@ -35,7 +35,7 @@ def compare(
     record = crew.store.record(speed_at) if held else None
     if record is None:
         if held:  # it was stopped before it had said how fast it was
-            crew.store.discard(kept.prefix)
+            crew.discard(kept.prefix)
         start = time.perf_counter()
         alone = Evaluation([base], windows, where, cluster, progress, above=kept)
         alone.by(crew)

@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -41,12 +41,14 @@ from workers.storage.store import Store
 class Crew(NamedTuple):
     """Workers that already run, and the store for their rows between waves.
 
-    `identity` sets those rows apart from other rows in the store.
+    `identity` sets those rows apart from other rows in the store, `discard` removes what is below a
+    key prefix there.
     """
 
     workers: list[Actor]
     store: Store
     identity: str
+    discard: Callable[[str], None]
 
 
 def evaluate_streamed(
@@ -132,7 +134,8 @@ class Evaluation:
         with tempfile.TemporaryDirectory(
             prefix="svdllm-evaluate-", dir=work_dir, ignore_cleanup_errors=True
         ) as folder:
-            return self._through(Crew(chain, Store(Path(folder).absolute()), "evaluation"))
+            store = Store(Path(folder).absolute())
+            return self._through(Crew(chain, store, "evaluation", store.discard))
 
     def by(self, crew: Crew) -> list[Score]:
         """Do the same with workers of a run; they must have released what they held before."""
@@ -223,7 +226,7 @@ class Evaluation:
         for spent in wait_for({w.seconds.remote(): "seconds" for w in chain}, self.timeout):
             self.seconds.update(dict(enumerate(spent)))
         if below and below is not self.below:
-            crew.store.discard(below.prefix)
+            crew.discard(below.prefix)
         return found
 
     def _load(self, wave: int, chain: list[Actor]) -> None:
