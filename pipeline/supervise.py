@@ -10,7 +10,14 @@ from pipeline.cluster.capacity import on_gpus, workers_there
 from pipeline.cluster.quarantine import Quarantine
 from pipeline.progress import Progress
 from pipeline.run import Run
-from schemas.errors import NodesError, WorkerDiedError, WorkerError, WorkerStartError
+from schemas.errors import (
+    DiskError,
+    NodesError,
+    StorageFullError,
+    WorkerDiedError,
+    WorkerError,
+    WorkerStartError,
+)
 from schemas.metrics import Metric
 from schemas.request.config import RunConfig
 from workers.actors.metrics import count
@@ -45,7 +52,7 @@ class Supervisor:
         then the remaining ones are killed, and a new plan for the workers available now continues
         from what is committed. Raises WorkerError after `cluster.attempts` losses in a row without
         a new commit between them, NodesError if no workers are left, or only such as change the
-        numbers.
+        numbers, StorageFullError if a disk lacks room for the next stage.
         """
         while True:
             try:
@@ -60,6 +67,10 @@ class Supervisor:
                 return stages(run)
             except WorkerDiedError as error:
                 self._count(error, run.committed())
+            except DiskError as error:
+                if self._progress.seconds.keys() <= {"inspect", "start"}:
+                    raise
+                raise StorageFullError(f"{error}; then start the same command again") from error
             finally:
                 run.close()
 

@@ -10,7 +10,7 @@
     │   └── TextError                  calibration or evaluation text
     └── RunError              exit 3   a run failed part-way
         ├── NumericsError              a value that must be finite or definite is not
-        ├── StorageError               storage does not answer, or answers with errors
+        ├── StorageError               storage does not answer, answers with errors or lost an item
         │   └── StorageFullError            it is full, over quota or read-only
         ├── WorkerError                a worker failed
         │   ├── NodesError                  the nodes are at fault, whatever runs on them
@@ -24,7 +24,11 @@
 A message says what is wrong, where (field, file, layer, matrix), the value, and the remedy.
 """
 
+import errno
+
 from schemas.printable import printable
+
+STORAGE_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # of an OSError that is StorageFullError
 
 
 class CompressorError(Exception):
@@ -80,7 +84,9 @@ class NumericsError(RunError):
 
 
 class StorageError(RunError):
-    """Storage does not answer, or answers with errors, after several tries."""
+    """Storage does not answer, or answers with errors, after several tries; or what it gives is not
+    what was written.
+    """
 
 
 class StorageFullError(StorageError):

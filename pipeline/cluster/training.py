@@ -32,6 +32,7 @@ from schemas.errors import CompressorError, NodesError, RunError, WorkerError
 from schemas.location import Location
 from schemas.result.recovery import Look, Refined
 from workers.actors.recovery import recover
+from workers.process import failures
 from workers.recovery.job import Job, recovery_of
 from workers.storage.keys import TRAINING, recovered_key, recovered_text_key, refined_prefix
 from workers.storage.places import folders_in, read_bytes, remove_below
@@ -225,11 +226,15 @@ class _Fit(threading.Thread):
         self.join()
         if self.error is None:
             return RunError("recovery ended without a result; start it again")
-        failures: dict[int, Any] = getattr(self.error, "worker_failures", {})
-        for cause in failures.values():
+        raised: dict[int, Any] = getattr(self.error, "worker_failures", {})
+        for cause in raised.values():
             if isinstance(cause, CompressorError):
                 return cause
-        causes = [_last_line(error) for error in (*failures.values(), self.error)]
+            if isinstance(cause, OSError):
+                of_storage = failures.explained(cause, "recovery", self._job.config.run_folder)
+                if of_storage is not None:
+                    return of_storage
+        causes = [_last_line(error) for error in (*raised.values(), self.error)]
         first = next((line for line in causes if "onnection" not in line), causes[0])
         return WorkerError(
             f"recovery: {first}; start the same command again to continue from its last checkpoint"

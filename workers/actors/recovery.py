@@ -1,5 +1,6 @@
 """What every worker of a Ray Train job does: it builds both models, trains, and commits factors."""
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -206,8 +207,9 @@ def _require_room(job: Job) -> None:
 
 def _save(job: Job, trainer: Trainer, seconds: float) -> None:
     """Give Ray Train a checkpoint, which it uploads while training goes on."""
-    folder = Path(tempfile.mkdtemp(prefix=temporary(job)))
-    save(trainer.state(), checkpoint_id=folder)
+    with _explained("a state to go on from"):
+        folder = Path(tempfile.mkdtemp(prefix=temporary(job)))
+        save(trainer.state(), checkpoint_id=folder)
     progress = {
         "step": trainer.step,
         "refined": trainer.refined,
@@ -224,6 +226,19 @@ def _save(job: Job, trainer: Trainer, seconds: float) -> None:
     )
 
 
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Explain failures of the temporary folder, where `what` is, in any of the workers."""
+    try:
+        yield
+    except (CheckpointException, OSError) as error:
+        failures: dict[int, Any] = getattr(error, "failures", {})
+        for cause in [cause for cause, _ in failures.values()] or [error]:
+            if found := explained(cause, what, Path(tempfile.gettempdir())):
+                raise found from error
+        raise
+
+
 def _restore(trainer: Trainer) -> float:
     """Continue from the last checkpoint, if any; return the seconds that went before it.
 
@@ -233,14 +248,10 @@ def _restore(trainer: Trainer) -> float:
     if checkpoint is None:
         return 0.0
     try:
-        with checkpoint.as_directory() as folder:
+        with _explained("the state to go on from"), checkpoint.as_directory() as folder:
             load(trainer.state(), checkpoint_id=folder)
             progress: dict[str, Any] = json.loads((Path(folder) / _PROGRESS).read_text())
     except (CheckpointException, OSError, ValueError) as error:
-        failures: dict[int, Any] = getattr(error, "failures", {})
-        for cause in [cause for cause, _ in failures.values()] or [error]:
-            if found := explained(cause, "the state to go on from", Path(tempfile.gettempdir())):
-                raise found from error
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             raise  # of a store that does not answer: the state may be whole
         reason = str(error).strip().rpartition("\n")[2]  # else it has the traces of all workers

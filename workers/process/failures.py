@@ -16,6 +16,7 @@ from typing import Any, Concatenate, Literal, NoReturn, ParamSpec, TypeVar
 import torch
 
 from schemas.errors import (
+    STORAGE_FULL,
     CompressorError,
     ConfigError,
     StorageError,
@@ -31,8 +32,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DELAYS = (1.0, 4.0, 16.0)  # seconds before retries, after storage has answered with an error
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-_PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EREMOTEIO}
+_PASSING = {  # of a disk, a mount and a network; EACCES is also a ticket that has run out
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EREMOTEIO, errno.EACCES),
+    *(errno.ENOTCONN, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH),
+}
 # torch's texts for errors without a class of their own; the first row found in the text counts.
 _TEXTS: tuple[tuple[str, Failure], ...] = (
     ("DefaultCPUAllocator", "host memory"),
@@ -54,7 +57,7 @@ def failure(error: BaseException) -> Failure:
     if isinstance(error, MemoryError):
         return "host memory"
     if isinstance(error, OSError):
-        if error.errno in _FULL:
+        if error.errno in STORAGE_FULL:
             return "storage full"
         passing = error.errno in _PASSING or isinstance(error, TimeoutError)
         return "storage" if passing else "other"

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import fsspec  # type: ignore[import-untyped]
 
-from schemas.errors import CheckpointError, ConfigError, RunError, StorageError
+from schemas.errors import STORAGE_FULL, CheckpointError, ConfigError, RunError, StorageError
 from schemas.location import Location, Url, locate
 from workers.storage.files import create_bytes, write_bytes
 
@@ -124,11 +124,17 @@ def identity_of(place: Url) -> str:
 
 
 def download(files: Mapping[str, Url], folder: Path) -> None:
-    """Download files into an existing folder, each under its key."""
+    """Download files into an existing folder, each under its key. Raises OSError, which names the
+    local file, if the disk is full.
+    """
 
     def one(name: str) -> None:
         with _opened(files[name]) as (system, path):
-            system.get_file(path, str(folder / name))
+            try:
+                system.get_file(path, str(folder / name))
+            except OSError as error:
+                error.filename = error.filename or str(folder / name)
+                raise
 
     at_once(one, files)
 
@@ -268,6 +274,8 @@ def _opened(place: Url) -> Iterator[tuple[Any, str]]:
     except (FileNotFoundError, FileExistsError):
         raise
     except _failures() as error:
+        if isinstance(error, OSError) and error.errno in STORAGE_FULL:
+            raise  # the disk of a local copy, not the store
         why = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise StorageError(
             f"{place}: the store did not do it ({why[0]}); check bucket, credentials, endpoint and "

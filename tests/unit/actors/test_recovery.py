@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from schemas.errors import RunError, StorageError, StorageFullError
 from schemas.request.recovery import RecoveryConfig
+from tests.moments import IDS
 from tests.recovery import RESULT, group, job_of
 from workers.actors import recovery
 from workers.actors.recovery import _commit, _restore, recover, temporary
@@ -88,7 +89,7 @@ def test_only_the_first_worker_reads_and_commits(
 ) -> None:
     matrix = SimpleNamespace(name="up", layer=0, path="mlp.up")
     spec = SimpleNamespace(matrices=(matrix,), tensors=(), path="layers")
-    job = job_of(tmp_path / "run", spec=spec, ranks={"up": 2}, factors="of nobody")
+    job = job_of(tmp_path / "run", spec=spec, ranks={"up": 2}, ids=IDS)
     with group(tmp_path / "group"):
         monkeypatch.setattr(dist, "get_rank", lambda: 1)
         _commit(job, {"layers.0.mlp.up.up.weight": torch.ones(4, 2)}, {})

@@ -1,5 +1,6 @@
 """What a driver makes of Ray Train's end, and of the states that one that was killed has left."""
 
+import errno
 import json
 import threading
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from ray.util.queue import Empty
 from pipeline.cluster import training
 from pipeline.cluster.training import _Fit, _tidy, _trainer, train
 from pipeline.progress import Progress
-from schemas.errors import OwnershipError, WorkerError
+from schemas.errors import OwnershipError, StorageFullError, WorkerError
 from schemas.result.recovery import Look
 from schemas.run.plan import RecoveryMemory
 from tests.recovery import RESULT, job_of
@@ -61,6 +62,12 @@ def test_training_begins_anew_if_the_record_is_damaged(tmp_path: Path, damage: s
     _tidy(place, progress)
     assert names(place) == []
     assert "are damaged" in progress.warnings[0]
+
+
+class Failed(Exception):  # noqa: N818 (as Ray Train's, which has no name of its own)
+    """An error of Ray Train: what every worker raised, by its rank."""
+
+    worker_failures: dict[int, Exception]
 
 
 class Reports(list[Look]):
@@ -153,6 +160,23 @@ def test_a_fit_that_fails_after_its_result_has_not_failed(
         train(job_of(tmp_path / "run"), inputs(), Progress(), lambda: None)
         return
     with pytest.raises(WorkerError, match="the last state was not uploaded"):
+        train(job_of(tmp_path / "run"), inputs(), Progress(), lambda: None)
+
+
+def test_a_full_disk_ends_training_and_is_no_fault_of_a_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "on_gpus", lambda _: True)
+    monkeypatch.setattr(training, "workers_there", lambda *_: 1)
+    full = OSError(errno.ENOSPC, "No space left on device", "/states/x")
+    failed = Failed("a worker failed")
+    failed.worker_failures = {0: RuntimeError("connection closed"), 1: full}
+
+    def fit() -> None:
+        raise failed
+
+    monkeypatch.setattr(training, "_fit", lambda job: fit_of(job, fit))
+    with pytest.raises(StorageFullError, match=r"/states/x: No space left .* bytes are free at"):
         train(job_of(tmp_path / "run"), inputs(), Progress(), lambda: None)
 
 

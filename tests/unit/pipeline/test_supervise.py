@@ -2,15 +2,24 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from pipeline import supervise as module
 from pipeline.progress import Progress
 from pipeline.supervise import Supervisor
-from schemas.errors import NodesError, WorkerDiedError, WorkerError, WorkerStartError
+from schemas.errors import (
+    CompressorError,
+    DiskError,
+    NodesError,
+    StorageFullError,
+    WorkerDiedError,
+    WorkerError,
+    WorkerStartError,
+)
 from schemas.request.config import RunConfig
+from schemas.run.stages import StageName
 
 MISSING = "start of a worker: ModuleNotFoundError: No module named 'workers.actors'"
 
@@ -53,6 +62,22 @@ def config(monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     monkeypatch.setattr(module, "workers_there", lambda cluster, threads: 1)
     monkeypatch.setattr(module, "count", lambda *_, **__: None)
     return RunConfig(model="m", output=Path("out"), ratio=(0.3,))
+
+
+@pytest.mark.parametrize(("stage", "error"), [("start", DiskError), ("evaluate", StorageFullError)])
+def test_a_disk_without_room_is_a_failed_run_once_it_has_computed(
+    config: RunConfig, stage: StageName, error: type[Exception]
+) -> None:
+    progress = Progress()
+
+    def stages(_: object) -> None:
+        with progress.stage(stage, 1, "model"):
+            pass
+        raise DiskError("2 bytes are free")
+
+    with pytest.raises(CompressorError, match="2 bytes are free") as caught:
+        Supervisor(config, progress).run(lambda *_: cast(Any, Started()), stages)
+    assert type(caught.value) is error
 
 
 def test_workers_that_fail_alike_end_the_run_with_their_own_message(config: RunConfig) -> None:

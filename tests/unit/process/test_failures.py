@@ -31,6 +31,8 @@ KINDS: list[tuple[BaseException, Failure]] = [
     (OSError(errno.EROFS, "Read-only file system"), "storage full"),
     (OSError(errno.EIO, "Input/output error"), "storage"),
     (OSError(errno.ESTALE, "Stale file handle"), "storage"),
+    (OSError(errno.ENOTCONN, "Transport endpoint is not connected"), "storage"),
+    (PermissionError(errno.EACCES, "Permission denied"), "storage"),
     (TimeoutError("timed out"), "storage"),
     (FileNotFoundError(errno.ENOENT, "No such file"), "other"),
     (RuntimeError("shapes do not match"), "other"),

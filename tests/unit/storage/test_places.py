@@ -1,5 +1,6 @@
 """Checkpoints and files in a store (one in memory), and every way in which a store can fail."""
 
+import errno
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.stages.publish import publish_to_store
-from schemas.errors import CheckpointError, ConfigError, StorageError
+from schemas.errors import CheckpointError, ConfigError, StorageError, StorageFullError
 from schemas.location import Url
 from schemas.result.manifest import FileEntry, Manifest
 from schemas.run.identity import Identities
@@ -19,8 +20,10 @@ from workers.checkpoint.fetching import resolve
 from workers.checkpoint.published import is_published, read_manifest, require_free
 from workers.checkpoint.tensors import TensorReader
 from workers.model.inspection import inspect
+from workers.process.failures import storage_explained
 from workers.storage import places
 from workers.storage.files import file_sha256
+from workers.storage.places import download
 
 
 def put(folder: Path, url: Url) -> Url:
@@ -123,6 +126,20 @@ def test_a_failing_store_is_one_sentence(
     monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "ls", fail)
     with pytest.raises(StorageError, match=rf"{url}.*{error}.*check bucket, credentials"):
         resolve(url, None, tmp_path)
+
+
+def test_a_full_disk_of_a_local_copy_is_not_the_stores_fault(
+    url: Url, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fill(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "get_file", fill)
+    with (
+        pytest.raises(StorageFullError, match=rf"{tmp_path / 'a'}: No space left on device"),
+        storage_explained("upload", tmp_path),
+    ):
+        download({"a": url / "config.json"}, tmp_path)
 
 
 def test_what_a_failing_store_does_not_tell_is_not_absent(

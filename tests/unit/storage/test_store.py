@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from schemas.errors import RunError
+from schemas.errors import StorageError
 from schemas.run.identity import Record
 from tests.items import file_of, local
 from workers.storage.files import create_bytes, file_sha256, write_text
@@ -133,7 +133,7 @@ def test_a_damaged_item_is_written_anew(store: Store) -> None:
     commit(store, value=1.0)
     content = file_of(store, KEY).read_bytes()
     file_of(store, KEY).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(RunError, match="SHA-256 differs"):
+    with pytest.raises(StorageError, match="SHA-256 differs"):
         store.load(KEY)
     commit(store, value=2.0)
     assert torch.equal(store.load(KEY).tensors["moment"], torch.full((5, 3), 2.0))
@@ -141,7 +141,7 @@ def test_a_damaged_item_is_written_anew(store: Store) -> None:
 
 def test_what_was_never_committed_is_not_there(store: Store) -> None:
     assert store.record(KEY) is None
-    with pytest.raises(RunError, match=r"layers\.0\.mlp\.input\.safetensors: not there"):
+    with pytest.raises(StorageError, match=r"layers\.0\.mlp\.input\.safetensors: not there"):
         store.load(KEY)
 
 
@@ -151,7 +151,7 @@ def test_one_changed_byte_is_found_and_the_item_dropped(store: Store, position: 
     content = bytearray(file_of(store, KEY).read_bytes())
     content[position] ^= 1
     file_of(store, KEY).write_bytes(content)
-    with pytest.raises(RunError, match=r"not what was written \(SHA-256 differs\)"):
+    with pytest.raises(StorageError, match=r"not what was written \(SHA-256 differs\)"):
         store.load(KEY)
     assert store.record(KEY) is None
 
@@ -162,7 +162,7 @@ def test_a_truncated_file_does_not_count(store: Store, keep: int) -> None:
     file_of(store, KEY).write_bytes(file_of(store, KEY).read_bytes()[:keep])
     assert store.record(KEY) is None
     assert list(store.records("moments")) == []
-    with pytest.raises(RunError, match="cut short"):
+    with pytest.raises(StorageError, match="cut short"):
         store.load(KEY)
 
 
