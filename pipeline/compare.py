@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pipeline.cluster.object_store import run_bytes
 from pipeline.cluster.session import ray_session
 from pipeline.compress import compress
-from pipeline.evaluate import evaluate, require_no_urls
+from pipeline.evaluate import evaluate, read_windows, require_no_urls
 from pipeline.quantize import is_made_so, quantize
 from pipeline.report.compare import comparison
 from pipeline.report.read import read_reported
@@ -42,6 +42,7 @@ from workers.text.sources import checksum_of
 
 TABLE, PAGE = "comparison.json", "comparison.html"
 _AS_STORED = "auto"
+_LENGTH = "--evaluation-length "
 
 
 class _Work(NamedTuple):
@@ -78,6 +79,10 @@ def compare(request: ComparisonConfig) -> ComparisonReport:
     harness = _what_comes_last(request)
     work = (_at_ratios if request.target_size is None else _within)(request)
     base, rows, beyond, seconds = work.base, work.rows, work.beyond, dict[str, float]()
+    length = base.config.evaluation.sequence_length  # as fits the model
+    for text in request.evaluate:
+        scored = request.scored(request.model, text)
+        read_windows(scored.model_copy(update={"sequence_length": length}), [base.folder])
     store = run_bytes(base.config, base.spec)
     with ray_session(request.cluster, request.numerics.threads, store):
         for name, job in work.jobs.items():
@@ -132,7 +137,8 @@ def _what_comes_last(request: ComparisonConfig) -> Harness | None:
 def _at_ratios(request: ComparisonConfig) -> _Work:
     """Every method at every ratio, and the base in every scheme."""
     runs = request.runs
-    checked = {method: look(config) for method, config in runs.items()}  # all, before any work
+    # All of them, before any work.
+    checked = {method: look(config, _LENGTH) for method, config in runs.items()}
     work = _Work(next(iter(checked.values())), {}, {}, [])
     for method, config in runs.items():
         scored = checked[method].config.evaluation
@@ -145,7 +151,7 @@ def _at_ratios(request: ComparisonConfig) -> _Work:
 def _within(request: ComparisonConfig) -> _Work:
     """Within a size: the weights as stored, cut; in each scheme the base, cut if it has to be."""
     method, size = next(iter(request.runs)), request.target_size or 0
-    base = look(request.uncut(method))
+    base = look(request.uncut(method), _LENGTH)
     work = _Work(base, {}, {}, [])
     for scheme in (None, *request.schemes):
         if scheme and base_bytes(base.spec, scheme) <= size:
@@ -153,7 +159,7 @@ def _within(request: ComparisonConfig) -> _Work:
             continue
         name, config = title(method, scheme), request.within(method, scheme)
         try:
-            scored = look(config).config.evaluation
+            scored = look(config, _LENGTH).config.evaluation
         except BudgetError as error:
             work.beyond[name] = str(error)
             continue

@@ -4,7 +4,10 @@ import contextlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from schemas.errors import CheckpointError, ConfigError
 from schemas.location import kept_at_home
@@ -37,13 +40,7 @@ def evaluate(config: EvaluationConfig, scorers: "Scorers | None" = None) -> Eval
     with contextlib.ExitStack() as copies:
         fetched = kept_at_home() if config.streamed else None
         folders = [local_folder(*model, copies, fetched) for model in config.models]
-        contexts = [context_of(read_config(folder)) for folder in folders]
-        context = min((one for one in contexts if one is not None), default=None)
-        config = fitted(config, context, sequence_length="--sequence-length ")
-        tokenizers = [load_tokenizer(folder, config.trust_remote_code) for folder in folders]
-        wanted = config.windows and config.windows * config.sequence_length
-        tokens = shared_tokens(config.text, dict(zip(names, tokenizers, strict=True)), wanted)
-        windows = evaluation_windows(tokens, config.sequence_length, config.windows)
+        config, tokenizers, windows = read_windows(config, folders)
         if config.streamed:
             from pipeline.stream.evaluation import evaluate_streamed  # ray loads only when needed
 
@@ -61,6 +58,31 @@ def evaluate(config: EvaluationConfig, scorers: "Scorers | None" = None) -> Eval
         prompts=PROMPTS if any(model.generation for model in models) else (),
         models=models,
     )
+
+
+class ScoredText(NamedTuple):
+    """A request that fits its models, their tokenizers, and windows (w, length) of the text."""
+
+    config: EvaluationConfig
+    tokenizers: list[PreTrainedTokenizerBase]
+    windows: Tensor
+
+
+def read_windows(config: EvaluationConfig, folders: Sequence[Path]) -> ScoredText:
+    """Read the text as the models in some folders see it.
+
+    Raises TextError if it is shorter than a window, CheckpointError if they read it differently,
+    ConfigError if a window is longer than one of them was made for.
+    """
+    contexts = [context_of(read_config(folder)) for folder in folders]
+    context = min((one for one in contexts if one is not None), default=None)
+    config = fitted(config, context, sequence_length="--sequence-length ")
+    tokenizers = [load_tokenizer(folder, config.trust_remote_code) for folder in folders]
+    wanted = config.windows and config.windows * config.sequence_length
+    names = [name for name, _ in config.models]
+    tokens = shared_tokens(config.text, dict(zip(names, tokenizers, strict=True)), wanted)
+    windows = evaluation_windows(tokens, config.sequence_length, config.windows)
+    return ScoredText(config, tokenizers, windows)
 
 
 def local_folder(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-from pipeline.evaluate import evaluate, local_folder, require_no_urls
+from pipeline.evaluate import evaluate, local_folder, read_windows, require_no_urls
 from pipeline.request.places import require_writable
 from schemas.request.evaluation import EvaluationConfig
 from schemas.result.tasks import TaskReport, TaskResult
@@ -51,6 +51,8 @@ def evaluate_tasks(config: EvaluationConfig, harness: Harness | None = None) -> 
     harness = harness or Harness(config.tasks)
     with contextlib.ExitStack() as copies:
         folders = [local_folder(*model, copies) for model in config.models]
+        if config.scores_text:
+            read_windows(config, folders)  # which comes last, so it is to fail first
         pairs = _pairs(config, harness, folders)
         for pair in pairs:
             require_writable(pair.file.absolute())

@@ -23,7 +23,7 @@ from schemas.location import Location, locate
 from schemas.model.spec import ModelSpec
 from schemas.request.config import ROUNDS, RunConfig
 from schemas.request.texts import shares_of
-from schemas.run.context import within_context
+from schemas.run.context import SCORED_LENGTH, within_context
 from schemas.run.ranks import require_ranks
 from schemas.run.targets import select
 from workers.checkpoint.fetching import resolve
@@ -64,8 +64,9 @@ def check(config: RunConfig) -> Checked:
         raise ConfigError(str(error)) from error
 
 
-def look(config: RunConfig) -> Checked:
-    """Look at request, files, places and texts of a run.
+def look(config: RunConfig, scored: str = SCORED_LENGTH) -> Checked:
+    """Look at request, files, places and texts of a run; `scored` is the option of the command that
+    sets the length of the windows that are evaluated.
 
     Raises CheckpointError, TextError, ConfigError or StorageError, which name the problem and its
     remedy.
@@ -86,11 +87,11 @@ def look(config: RunConfig) -> Checked:
         if not weights and not Path(locate(config.model)).expanduser().exists():
             told = select(config, read_spec(config.model, config.revision, config.dequantize))
             _require_tested(config, told)  # before it is fetched
-            require_ranks(within_context(config, told), told)
+            require_ranks(within_context(config, told, scored), told)
         folder = resolve(config.model, config.revision, config.fetched)
         _check_outputs(config, weights or folder)
         spec = select(config, inspect(folder, weights, config.dequantize))
-        config = within_context(config, spec)
+        config = within_context(config, spec, scored)
         _require_tested(config, spec)
         require_ranks(config, spec)
         require_tokenizer(folder)

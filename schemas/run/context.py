@@ -10,8 +10,10 @@ from schemas.request.compression import CompressionConfig
 C = TypeVar("C", bound=CompressionConfig)
 S = TypeVar("S", bound=Schema)
 
+SCORED_LENGTH = "--set evaluation.sequence_length="  # as a run is told
 
-def within_context(config: C, spec: DecoderSpec) -> C:
+
+def within_context(config: C, spec: DecoderSpec, scored: str = SCORED_LENGTH) -> C:
     """Return the request with windows that fit the model: the default lengths are lowered.
 
     Raises ConfigError if another length than the default is beyond it.
@@ -24,9 +26,7 @@ def within_context(config: C, spec: DecoderSpec) -> C:
                 sequence_length="--sequence-length ",
                 gradient_length="--gradient-length ",
             ),
-            "evaluation": fitted(
-                config.evaluation, spec.context, sequence_length="--set evaluation.sequence_length="
-            ),
+            "evaluation": fitted(config.evaluation, spec.context, sequence_length=scored),
             "recovery": fitted(
                 config.recovery, spec.context, sequence_length="--set recovery.sequence_length="
             ),

@@ -44,6 +44,23 @@ def test_what_comes_last_is_looked_at_first(
         compare(ComparisonConfig.model_validate(fields | asked))
 
 
+@pytest.mark.parametrize("length", [64, 9000])
+def test_a_text_that_no_run_scores_is_read_before_the_runs(
+    fields: dict[str, Any], model: Path, tmp_path: Path, length: int
+) -> None:
+    """And a length beyond the model is refused by the option of this command."""
+    short = tmp_path / "short.txt"
+    short.write_text("Seven words are not enough for it.")
+    asked = {"model": str(model), "evaluate": (*fields["evaluate"], str(short))}
+    calibration = {"text": fields["evaluate"], "samples": 1, "sequence_length": 16}
+    rest = {"sequence_length": length, "windows": 1, "calibration": calibration}
+    refused = (
+        "less than one window of 64" if length == 64 else "^--evaluation-length 9000 is beyond"
+    )
+    with pytest.raises(CompressorError, match=refused):
+        compare(ComparisonConfig.model_validate(fields | asked | rest))
+
+
 @pytest.mark.parametrize(("model", "revision"), [("s3://b/m", None), ("org/m", "c0ffee")])
 def test_workers_read_the_base_where_runs_did(
     model: str, revision: str | None, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
