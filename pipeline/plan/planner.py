@@ -12,6 +12,7 @@ from pipeline.plan.neurons import without_wide
 from pipeline.plan.recovery import recovery, recovery_memory
 from pipeline.plan.refusal import refusal
 from pipeline.plan.work import evaluation, stages
+from pipeline.report.wording import count
 from schemas.errors import DiskError
 from schemas.model.spec import ModelSpec
 from schemas.request.config import ROUNDS, RunConfig
@@ -108,6 +109,7 @@ def _without_bases(disk: DiskUse, lacking: int) -> str:
 
 def _describe(costs: Costs, cluster: ClusterSpec, layout: Layout, speed: Rates | None) -> Plan:
     spec, budget, wide = costs.spec, costs.config.budget, len(costs.spec.wide)
+    trials = count(budget.trials, "trial")
     held = recovery_memory(costs, cluster) if costs.config.trains else None
     table = (
         *stages(costs, layout, speed),
@@ -131,8 +133,8 @@ def _describe(costs: Costs, cluster: ClusterSpec, layout: Layout, speed: Rates |
         bottleneck=None if slowest.limit is None else f"{slowest.name}: {slowest.limit}",
         assumed=(
             *cluster.assumed,
-            *([f"no room to order the neurons of {wide} MLPs: they stay"] if wide else []),
-            *([f"{budget.trials} trials at ratio {SUPPOSED:g}"] if budget.measured else []),
+            *([f"no room to order the neurons of {count(wide, 'MLP')}: they stay"] if wide else []),
+            *([f"{trials} at ratio {SUPPOSED:g}"] if budget.measured else []),
             *(() if slowest.total is None else assumptions(costs.config)),
         ),
     )

@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from pipeline.report import wording
 from pipeline.report.generation import compared
 from pipeline.report.model_index import model_index
 from pipeline.report.recovery import trained
-from pipeline.report.wording import figure, optimism, texts
 from schemas.model.dtypes import FORMATS
 from schemas.printable import printable
 from schemas.result.evaluation import EvaluationReport
@@ -42,12 +42,11 @@ def write_card(
         name=_markdown(name),
         c=compression,
         e=evaluation,
-        optimism=optimism,
-        figure=figure,
+        wording=wording,
         wrote=compared(evaluation),
         trained=trained,
         recovery_text=_markdown(_texts(compression)),
-        calibration=_markdown(texts(compression.calibration.text)),
+        calibration=_markdown(wording.texts(compression.calibration.text)),
         text=None if evaluation is None else _markdown(Path(evaluation.text).name),
         counts=Counter(matrix.encoding for matrix in compression.matrices),
         notes=[(m.name, note) for m in compression.matrices for note in m.fallbacks],
@@ -82,7 +81,7 @@ def write_quantised_card(
     text = _template("quantised.md.j2").render(
         front=_front(front),
         name=_markdown(Path(done.base).name),
-        calibration=_markdown(texts(done.calibration)),
+        calibration=_markdown(wording.texts(done.calibration)),
         auto=auto_class(read_config(folder)),
         q=done,
         c=compression,
@@ -105,7 +104,7 @@ def _front(entries: dict[str, Any]) -> str:
 def _texts(compression: Compression) -> str:
     recovery = compression.recovery
     asked = () if recovery is None else recovery.config.text
-    return texts(asked or compression.calibration.text)
+    return wording.texts(asked or compression.calibration.text)
 
 
 def front_matter(folder: Path, base: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from pipeline.report import charts, plots
 from pipeline.report.svg import tag
-from pipeline.report.wording import duration, share
+from pipeline.report.wording import count, duration, share
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 from schemas.result.output import MatrixResult
 from schemas.result.report import ReportFacts, SpectrumSample, StageTime
@@ -209,7 +209,7 @@ def stages(facts: ReportFacts) -> Figure:
     """Draw wall time by stage, and how busy each worker was if that was measured."""
     total = sum(stage.seconds for stage in facts.stages)
     longest = max(facts.stages, key=lambda stage: stage.seconds, default=None)
-    gist = f"{duration(total)} in all on {facts.workers} workers"
+    gist = f"{duration(total)} in all on {count(facts.workers, 'worker')}"
     if longest is not None and total:
         gist += f"; {longest.name} took {share(longest.seconds / total, 0)} of it"
     rows = [charts.Bar(s.name, s.seconds, duration(s.seconds)) for s in facts.stages]

@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from pipeline.report import charts, plots
 from pipeline.report.figures import Figure, Matrices, Place, Table
-from pipeline.report.wording import PER_CENT, figure, optimism, share
+from pipeline.report.wording import PER_CENT, count, figure, optimism, share
 from schemas.result.evaluation import EvaluationReport
 from schemas.result.manifest import Compression
 from schemas.result.output import MatrixResult
@@ -43,8 +43,9 @@ def losses(
     if worst:
         place, matrix = worst[0]
         gist = (
-            f"The measured loss of {len(cut)} cut matrices differs from the predicted one by at "
-            f"most {_percent(abs(_deviation(matrix) or 0.0))} ({matrices.label(place)})."
+            f"The measured loss of {count(len(cut), 'cut matrix', 'cut matrices')} differs from "
+            f"the predicted one by at most {_percent(abs(_deviation(matrix) or 0.0))} "
+            f"({matrices.label(place)})."
         )
     gist += _whole_model(compression, evaluation) + _shrinkage(compression.matrices)
     drawing = plots.scatter(
@@ -73,7 +74,10 @@ def _whole_model(compression: Compression, evaluation: EvaluationReport | None) 
     said = f" Of the whole model, {figure(compression.nats)} nats a token were predicted"
     if evaluation is None or evaluation.nats is None:
         return f"{said}; it was not evaluated."
-    said += f", and {figure(evaluation.nats)} measured on {evaluation.models[1].windows} windows"
+    said += f", and {figure(evaluation.nats)} measured "
+    said += f"on {count(evaluation.models[1].windows, 'window')}"
+    if compression.recovery is not None:
+        return f"{said} after training."
     return f"{said}{optimism(compression.nats, evaluation.nats)}."
 
 
@@ -89,8 +93,12 @@ def _shrinkage(matrices: Sequence[MatrixResult]) -> str:
 
 
 def _compared(compression: Compression, evaluation: EvaluationReport | None) -> list[Markup]:
-    """Draw the predicted and measured increase of the model's token loss, if both are known."""
+    """Draw the predicted and measured increase of the model's token loss, if both are known, and of
+    the same factors.
+    """
     if compression.nats is None or evaluation is None or evaluation.nats is None:
+        return []
+    if compression.recovery is not None:
         return []
     both = {"predicted": compression.nats, "measured": evaluation.nats}
     rows = [

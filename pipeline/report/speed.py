@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median_high
+from statistics import median
 
 from pipeline.report import plots, wording
 from pipeline.report.figures import Figure, Table
@@ -21,7 +21,7 @@ def bench_page(report: BenchReport) -> str:
     turns = "models in turn" if report.in_turn else "each model alone on a worker"
     return render_page(
         "bench.html.j2",
-        headline=f"Speed of {len(report.models)} models as served",
+        headline=f"Speed of {wording.count(len(report.models), 'model')} as served",
         setting=f"{report.setting}; {turns}",
         figures=[(title, _figure(report, name)) for name, title in _SPEEDS.items() if several],
         table=_table(report),
@@ -65,9 +65,9 @@ def _table(report: BenchReport) -> Table:
         (
             Path(model.name).name,
             load.workload.words,
-            f"{median_high(load.first_token_s):.3f}",
-            f"{median_high(load.prefill):,.0f}",
-            f"{median_high(load.decode):,.1f}",
+            f"{median(load.first_token_s):.3f}",
+            f"{median(load.prefill):,.0f}",
+            f"{median(load.decode):,.1f}",
             f"{model.load_s:.1f}",
             wording.size(model.peak_bytes) if model.peak_bytes else wording.figure(None),
         )

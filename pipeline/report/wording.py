@@ -44,6 +44,11 @@ def optimism(predicted: float | None, measured: float | None) -> str:
     )
 
 
+def count(number: int, one: str, several: str = "") -> str:
+    """Format a number of things, as "1 window" or "1,024 windows"; `several` is another plural."""
+    return f"{number:,} {one if number == 1 else several or f'{one}s'}"
+
+
 def short(number: float) -> str:
     """Format 134,515,008 as 134.5 M."""
     steps = 0

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from functools import cache
 
+from pipeline.report.wording import count
 from pipeline.run import Run
 from pipeline.stages.allocate import gather, ranks_at
 from pipeline.stages.evaluate import asked_for
@@ -160,5 +161,5 @@ def _summary(ratio: float, found: BudgetResult) -> str:
     said = "" if found.predicted is None else f" (predicted: {found.predicted:g})"
     return (
         f"ratio {ratio:g}{said}, {found.reached:.4f} of {found.limit:.4f} nats, "
-        f"{len(found.trials)} trials"
+        f"{count(len(found.trials), 'trial')}"
     )

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.report.wording import plain_size
+from pipeline.report.wording import count, plain_size
 from schemas.printable import printable
 from schemas.result.bench import BenchedModel, BenchReport, Served, over
 
@@ -27,9 +27,9 @@ def bench_table(report: BenchReport) -> RenderableType:
         table.add_row(served[0].workload.words)
         for row in zip(*(_speeds(one, served[0]) for one in served), strict=True):
             table.add_row(row[0][0], *(value for _, value in row))
-    rounds = len(first.served[0].rounds)
+    rounds = count(len(first.served[0].rounds), "round")
     alone = "" if report.in_turn else " Each model was alone on a worker of the cluster."
-    return Group(table, Text(f"Speeds are medians of {rounds} rounds (least to most).{alone}"))
+    return Group(table, Text(f"Speeds are medians of {rounds} (least to most).{alone}"))
 
 
 def _sizes(model: BenchedModel, first: BenchedModel) -> list[tuple[str, str]]:

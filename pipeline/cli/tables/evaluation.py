@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.report.generation import figures
+from pipeline.report.wording import count
 from schemas.printable import escaped, printable
 from schemas.result.evaluation import EvaluationReport, ModelEvaluation
 
@@ -16,7 +17,7 @@ def evaluation_table(report: EvaluationReport) -> RenderableType:
     first = report.models[0]
     dtype = "each as stored" if report.dtype == "auto" else f"in {report.dtype}"
     title = (
-        f"{printable(Path(report.text).name)}: {first.windows} windows of "
+        f"{printable(Path(report.text).name)}: {count(first.windows, 'window')} of "
         f"{report.sequence_length} tokens, {dtype}"
     )
     table = Table(title=Text(title))  # Text: a name is not markup

@@ -11,7 +11,7 @@ from rich.text import Text
 from pipeline.nightly import catalog
 from pipeline.nightly.ledger import Ledger, label, latest_of, ledger_of
 from pipeline.nightly.night import Night
-from pipeline.report.wording import plain_size
+from pipeline.report.wording import count, plain_size
 from schemas.errors import ConfigError
 from schemas.location import Location
 from schemas.printable import printable
@@ -43,7 +43,7 @@ def catalog_table(prefix: Location) -> RenderableType:
     """
     rows, ledger = _read(prefix)
     quarantined = [
-        f"{entry.name}: in quarantine after {entry.attempts} attempts: {entry.error}"
+        f"{entry.name}: in quarantine after {count(entry.attempts, 'attempt')}: {entry.error}"
         for entry in ledger.values()
         if entry.quarantined
     ]

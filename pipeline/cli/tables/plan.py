@@ -5,7 +5,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.report.wording import plain_duration, plain_size
+from pipeline.report.wording import count, plain_duration, plain_size
 from schemas.run.plan import Plan
 
 
@@ -49,17 +49,13 @@ def _matrices(plan: Plan) -> Table:
 def _layout(plan: Plan) -> str:
     sizes = sorted({len(shard.range) for shard in plan.shards})
     return (
-        f"{_count(plan.workers, 'worker')} of {plan.cluster.workers}, {plan.cluster.device_name}, "
-        f"{plan.cluster.dtype}: {_count(len(plan.shards), 'layer shard')} of "
+        f"{count(plan.workers, 'worker')} of {plan.cluster.workers}, {plan.cluster.device_name}, "
+        f"{plan.cluster.dtype}: {count(len(plan.shards), 'layer shard')} of "
         f"{' or '.join(map(str, sizes))} layer{'' if sizes == [1] else 's'}, "
-        f"{_count(len(plan.waves), 'wave')} of a chain of {plan.chain}, "
-        f"{_count(plan.replicas, 'replica')}"
+        f"{count(len(plan.waves), 'wave')} of a chain of {plan.chain}, "
+        f"{count(plan.replicas, 'replica')}"
         f"{'' if plan.rank_multiple == 1 else f'; ranks are multiples of {plan.rank_multiple}'}"
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _memory(plan: Plan) -> Table:

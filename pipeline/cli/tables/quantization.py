@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from pipeline.report.wording import figure, plain_size
+from pipeline.report.wording import count, figure, plain_size
 from schemas.result.quantization import Quantization
 
 
@@ -13,12 +13,12 @@ def quantization_table(done: Quantization) -> Table:
     table = Table(title=title)
     for column in ("numbers that share a scale", "linear layers", "mean relative error"):
         table.add_column(column, justify="right")
-    for group, count in done.groups.items():
+    for group, linears in done.groups.items():
         errors = [linear.error for linear in done.linears if linear.group == group]
-        table.add_row(str(group or "a whole row"), str(count), figure(sum(errors) / count))
+        table.add_row(str(group or "a whole row"), str(linears), figure(sum(errors) / linears))
     names = {"plain": "rotated factors", "dense": "multiplied out"}
-    for encoding, count in done.restated.items():
-        table.add_row(f"{names[encoding]} first", f"{count} matrices", "")
+    for encoding, matrices in done.restated.items():
+        table.add_row(f"{names[encoding]} first", count(matrices, "matrix", "matrices"), "")
     if done.stay:
         table.add_row("stay as they are", str(len(done.stay)), "")
     return table

@@ -77,6 +77,26 @@ def test_the_hub_reads_the_perplexity_of_a_card(tmp_path: Path) -> None:
     assert ModelCard.load(tmp_path / "README.md").data.eval_results is None
 
 
+def test_a_card_is_headed_by_what_was_removed(tmp_path: Path) -> None:
+    """Also if the ratio that was asked for is of some matrices alone."""
+    done = reports.compression(reports.matrices(1))
+    done = done.model_copy(update={"ratio": 0.2, "removed": 0.514})
+    write_card(tmp_path, tmp_path, done)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert ", 51.4 % of its targeted parameters removed\n" in text
+
+
+def test_a_prediction_is_not_compared_with_what_training_made_of_it(tmp_path: Path) -> None:
+    done = reports.compression(reports.matrices(1)).model_copy(update={"nats": 0.01})
+    trained = done.model_copy(update={"recovery": reports.recovery(3.0, 2.0, enabled=True)})
+    texts = []
+    for one in (done, trained):
+        write_card(tmp_path, tmp_path, one, reports.evaluation())
+        texts.append((tmp_path / "README.md").read_text(encoding="utf-8"))
+    assert ["is optimistic" in text for text in texts] == [True, False]
+    assert ["; measured after training: " in text for text in texts] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -7,7 +7,7 @@ import pytest
 from pipeline.report.figures import Matrices, ranks, short_kinds
 from pipeline.report.losses import layers, losses
 from pipeline.report.recovery import recovery
-from pipeline.report.wording import optimism
+from pipeline.report.wording import count, optimism
 from tests import reports
 
 
@@ -25,6 +25,16 @@ def test_an_optimistic_prediction_is_called_one(measured: float, said: str) -> N
     assert said in optimism(0.1, measured)
     assert bool(optimism(0.1, measured)) == bool(said)
     assert not optimism(0.001, 0.01)  # which is noise
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(0, "0 matrices"), (1, "1 matrix"), (1024, "1,024 matrices")]
+)
+def test_one_thing_is_counted_as_one(number: int, said: str) -> None:
+    assert count(number, "matrix", "matrices") == said
+    assert count(number, "window") == said.replace("matrix", "window").replace(
+        "matrices", "windows"
+    )
 
 
 def test_the_head_is_shown_with_the_last_layer() -> None:

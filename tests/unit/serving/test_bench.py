@@ -252,6 +252,14 @@ def test_the_page_draws_speed_over_what_was_removed() -> None:
     assert drawings(bench_page(alone)) == []
 
 
+def test_the_page_has_the_medians_of_the_table() -> None:
+    made = report().models[0]
+    even = made.model_copy(update={"served": (served((0.1, 1.0), (0.2, 1.0)),)})
+    both = report().model_copy(update={"models": (even,)})
+    assert "0.150" in "".join(Document(bench_page(both)).text)
+    assert "0.15" in shown(bench_table(both))
+
+
 def test_the_report_survives_json() -> None:
     assert BenchReport.model_validate_json(report().model_dump_json()) == report()
 
