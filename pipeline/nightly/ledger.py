@@ -62,18 +62,18 @@ class Entry:
             case "published" | "rejected":
                 self.outcomes[label(row.ratio or 0.0)] = row
                 self.removed.discard(label(row.ratio or 0.0))
-                self.attempts = 0
+                self.attempts, self.error = 0, ""
             case "failed":
                 self.failed, self.error = True, row.detail
             case "stopped":
-                self.attempts -= 1
+                self.attempts, self.failed = self.attempts - 1, bool(self.error)
             case "quarantined":
                 self.quarantined, self.error = True, row.detail
             case "retry":
                 self.outcomes = {
                     at: one for at, one in self.outcomes.items() if one.event == "published"
                 }
-                self.attempts, self.failed, self.quarantined = 0, False, False
+                self.attempts, self.failed, self.quarantined, self.error = 0, False, False, ""
             case "removed":
                 self.removed.add(label(row.ratio or 0.0))
             case "duplicate":

@@ -14,6 +14,7 @@ from pipeline.nightly.seen import Seen
 from pipeline.nightly.sources import Checkpoint, Source, source_of
 from pipeline.nightly.texts import text_sums
 from pipeline.progress import Progress
+from pipeline.report.wording import count
 from pipeline.run_directory.ownership import Ownership, owned
 from schemas.errors import (
     CheckpointError,
@@ -276,7 +277,8 @@ class _Work:
 
     def _quarantine(self, checkpoint: Checkpoint, key: str) -> None:
         entry = self._ledger[key]
-        why = entry.error if entry.failed else f"{entry.attempts} attempts, the last one was killed"
+        killed = f"{count(entry.attempts, 'attempt')}, the last one was killed"
+        why = entry.error if entry.failed else killed
         self._write(row_of("quarantined", checkpoint, key, entry.folder, why))
 
     def _write(self, *rows: CatalogRow) -> None:

@@ -61,9 +61,11 @@ class Source(ABC):
 
 def source_of(watch: str, revision: str | None) -> Source:
     """Return the source that `--watch` names."""
-    if url := url_of(watch):
+    url, folder = url_of(watch), Path(locate(watch)).expanduser()
+    if revision is not None and (url or folder.is_dir()):
+        raise ConfigError(f"watch {watch!r}: only a hub id has a revision; leave out --revision")
+    if url:
         return _Stored(url)
-    folder = Path(locate(watch)).expanduser()
     if folder.is_dir():
         return _Folder(folder.resolve())
     if "/" not in watch.strip("/") or watch.startswith((".", "/", "~")):

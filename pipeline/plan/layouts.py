@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from pipeline.plan.footprint import Costs
-from schemas.errors import ConfigError
+from schemas.errors import ClusterError
 from schemas.run.plan import ClusterSpec, LayerRange, Layout, RecoveryMemory, WorkerMemory
 
 USABLE = 0.9  # of a GPU's memory: the CUDA context, its libraries and fragmentation take the rest
@@ -15,7 +15,7 @@ def layouts(costs: Costs, cluster: ClusterSpec) -> Iterator[Layout]:
     config = costs.config
     cap, fixed = config.calibration.segments, config.cluster.replicas
     if fixed is not None and fixed > min(cap, cluster.workers):
-        raise ConfigError(
+        raise ClusterError(
             f"cluster.replicas is {fixed}, of {cluster.workers} workers and {cap} segments; each "
             f"takes one of both: ask for {min(cap, cluster.workers)} at most"
         )

@@ -3,6 +3,7 @@
 import pytest
 
 from pipeline import metrics
+from pipeline.nightly.ledger import ledger_of
 from pipeline.nightly.night import nightly
 from pipeline.run_directory.ownership import owned
 from schemas.errors import (
@@ -17,6 +18,7 @@ from schemas.errors import (
     WorkerError,
 )
 from schemas.request.config import RunConfig
+from schemas.request.nightly import CatalogRow, Event
 from schemas.result.manifest import RunResult
 from tests.nights import kill, pointed
 from tests.unit.nightly.conftest import Training, did
@@ -91,6 +93,25 @@ def test_one_that_kills_every_night_is_put_in_quarantine(training: Training) -> 
     night = training.night()
     assert did(night) == [("quarantined", "1")]
     assert night.quarantined == {"checkpoint-1": "3 attempts, the last one was killed"}
+
+
+@pytest.mark.parametrize(
+    ("events", "failed"),
+    [
+        (["failed", "started", "stopped"], True),  # it still comes last
+        (["started", "stopped"], False),
+        (["failed", "started", "published", "started", "stopped"], False),
+        (["failed", "retry", "started", "stopped"], False),
+    ],
+)
+def test_a_night_that_is_stopped_leaves_a_checkpoint_as_it_was(
+    events: list[Event], failed: bool
+) -> None:
+    rows = [
+        CatalogRow(event=event, name="c", order="1", key="k", folder="c", detail="why", ratio=0.2)
+        for event in ["started", *events]
+    ]
+    assert ledger_of(rows)["k"].failed == failed
 
 
 @pytest.mark.parametrize(

@@ -153,3 +153,9 @@ def test_a_checkpoint_without_its_files_has_gone(tmp_path: Path) -> None:
     source = source_of(str(tmp_path), None)
     assert source.stamp(Checkpoint("gone", "", str(tmp_path / "gone"))) is None
     assert source.found() == []
+
+
+@pytest.mark.parametrize("watch", ["s3://bucket/run", ""])
+def test_only_a_hub_id_has_a_revision(watch: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="only a hub id has a revision"):
+        source_of(watch or str(tmp_path), "main")
