@@ -9,6 +9,7 @@ from pipeline.cli.demo_inputs import fetch_model, write_texts
 from pipeline.cli.tables.evaluation import evaluation_table
 from pipeline.cli.tables.run import check_table, run_table
 from pipeline.compress import compress
+from pipeline.request.places import require_writable
 from schemas.request.config import RunConfig
 from schemas.request.groups import (
     CalibrationConfig,
@@ -25,6 +26,7 @@ _WINDOWS = 4  # of evaluation: enough to see what 20 % cost
 
 def run_demo(folder: Path, console: Console) -> None:
     """Compress SmolLM2-135M-Instruct at 20 % on two local workers, compare and verify it."""
+    require_writable(folder.absolute())
     model = fetch_model(folder / "SmolLM2-135M-Instruct")
     calibration, evaluation = write_texts(folder / "text")
     output = folder / "SmolLM2-135M-Instruct-20"

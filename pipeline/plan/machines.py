@@ -70,21 +70,22 @@ def _described(config: RunConfig, spec: ModelSpec, gpus: int, machines: Machines
             f"the memory of GPU type {machines.gpu_type!r} is not known; add --gpu-memory, as 80GB"
         )
     per_node = min(machines.gpus_per_node or _GPUS_PER_NODE, gpus)
+    nodes, workers = -(-gpus // per_node), min(gpus, config.cluster.workers or gpus)
     memory = peaks.memory if peaks else 0
     if machines.gpu_memory is not None:
         memory = _size(machines.gpu_memory, "--gpu-memory")
     host_memory = _HOST_BYTES
     if stated := machines.host_memory is not None:
-        host_memory = _size(machines.host_memory, "--host-memory") // per_node
+        host_memory = _size(machines.host_memory, "--host-memory") // -(-workers // nodes)
     auto = config.numerics.dtype == "auto"
     return ClusterSpec(
-        workers=min(gpus, config.cluster.workers or gpus),
+        workers=workers,
         device="cuda",
         device_name=machines.gpu_type or "GPU",
         device_memory=memory,
         host_memory=host_memory,
         dtype=computed_in(spec.dtype) if auto else config.numerics.dtype,
-        nodes=-(-gpus // per_node),
+        nodes=nodes,
         assumed=()
         if stated
         else (f"{host_memory // 10**9} GB of host memory a GPU (--host-memory)",),

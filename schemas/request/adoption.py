@@ -24,7 +24,8 @@ class AdoptionConfig(Request):
         description="A finished checkpoint of this program: a folder or a URL"
     )
     base: str = Field(
-        description="The base that it was made from: a local folder, a hub id or a URL"
+        min_length=1,
+        description="The base that it was made from: a local folder, a hub id or a URL",
     )
     output: Location = Field(description="Folder or URL of the trained checkpoint")
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id")

@@ -35,9 +35,11 @@ class BenchConfig(Request):
     """Speed and memory of a checkpoint as it is served, alone or beside its base."""
 
     checkpoint: Annotated[str, Flag(positional=True)] = Field(
-        description="A local checkpoint folder, a hub id or a URL"
+        min_length=1, description="A local checkpoint folder, a hub id or a URL"
     )
-    baseline: str | None = Field(None, description="The base checkpoint to compare with")
+    baseline: str | None = Field(
+        None, min_length=1, description="The base checkpoint to compare with"
+    )
     also: Words = Field((), description="More checkpoints for the same run, separated by commas")
     engine: Literal["transformers", "vllm"] = Field(
         "transformers", description="What serves; vllm must be installed in the same Python"

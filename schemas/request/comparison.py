@@ -31,8 +31,9 @@ class ComparisonConfig(Request):
     """
 
     model: str = Field(
+        min_length=1,
         description="A local checkpoint folder, a hub id or, without schemes and tasks, a URL "
-        "(s3://, gs://)"
+        "(s3://, gs://)",
     )
     output: LocalPath = Field(description="Folder of the checkpoints, the table and the report")
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id")

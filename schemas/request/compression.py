@@ -171,7 +171,7 @@ class CompressionConfig(Request):
 
     @model_validator(mode="after")
     def _nothing_is_set_in_vain(self) -> Self:
-        """Raises ValueError if a setting is of a training that is not asked for."""
+        """Raises ValueError if a setting is of a training or a method that is not asked for."""
         if not self.refinement.enabled and self.refinement != RefinementConfig():
             raise ValueError("refinement has settings, but is not asked for; add --refine")
         of_both = OF_REFINEMENT if self.refinement.enabled else set[str]()
@@ -179,6 +179,18 @@ class CompressionConfig(Request):
         if unused and not self.recovery.enabled:
             remedy = "--refine or --recover" if unused[0] in OF_REFINEMENT else "--recover"
             raise ValueError(f"recovery.{unused[0]} is of a training not asked for; add {remedy}")
+        if self.recovery.method != "svd-llm":
+            for name in ("order", "lora_rank"):
+                if name in unused:
+                    raise ValueError(f"recovery.{name} is of --recovery svd-llm alone")
+        rule = ALLOCATIONS[self.allocation.method]
+        of_others = {"max_ratio": rule.bounded, "min_ratio": rule.nats and rule.ranks}
+        for name, used in of_others.items():
+            default = type(self.allocation).model_fields[name].default
+            if not used and getattr(self.allocation, name) != default:
+                raise ValueError(
+                    f"allocation.{name} is of another allocation than {self.allocation.method}"
+                )
         return self
 
     @property

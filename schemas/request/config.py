@@ -16,7 +16,9 @@ ROUNDS = "rounds"  # the folder of earlier rounds in a run directory
 class RunConfig(CompressionConfig):
     """One compression run: `compress(RunConfig(model=..., ratio=0.2, output=...))`."""
 
-    model: str = Field(description="A local checkpoint folder, a hub id or a URL (s3://, gs://)")
+    model: str = Field(
+        min_length=1, description="A local checkpoint folder, a hub id or a URL (s3://, gs://)"
+    )
     output: Location = Field(description="Folder or URL of the compressed checkpoint")
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id")
     run_dir: Annotated[Location | None, Flag(unset="OUTPUT.run, none for a URL")] = Field(

@@ -80,14 +80,17 @@ class EvaluationConfig(Request):
     """Perplexity and tasks of a checkpoint, alone or beside the base that it was made from."""
 
     checkpoint: Annotated[str, Flag(positional=True)] = Field(
-        description="A local checkpoint folder, a hub id or a URL"
+        min_length=1, description="A local checkpoint folder, a hub id or a URL"
     )
-    baseline: str | None = Field(None, description="The base checkpoint to compare with")
+    baseline: str | None = Field(
+        None, min_length=1, description="The base checkpoint to compare with"
+    )
     revision: str | None = Field(
         None, description="Branch, tag or commit of a baseline that is a hub id"
     )
     text: str = Field(
         "wikitext2",
+        min_length=1,
         description="A .txt, .jsonl or .parquet file, a known data set (wikitext2, c4, ptb, "
         "slimpajama, fineweb-edu, codeparrot, ultrachat) or a hub id; #FIELD after it is "
         "optional; beside tasks, only if given",

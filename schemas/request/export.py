@@ -17,8 +17,9 @@ class ExportConfig(Request):
     """
 
     checkpoint: Annotated[str, Flag(positional=True)] = Field(
+        min_length=1,
         description="A finished checkpoint of this program: a folder or a hub id; with --ratio, a "
-        "run directory"
+        "run directory",
     )
     output: LocalPath = Field(description="Folder of the new checkpoint")
     factors: Factors | None = Field(None, description="Store every cut matrix this way")

@@ -203,6 +203,7 @@ class EvaluationTextConfig(Request):
         str | None, Flag("evaluate", unset="evaluation split of a known calibration set, else none")
     ] = Field(
         None,
+        min_length=1,
         description="A text to compare base and result on, named as for --calibration, or none",
     )
     sequence_length: int = Field(2048, ge=2, description="Tokens in a window")

@@ -47,7 +47,8 @@ class NightlyConfig(CompressionConfig):
     """
 
     watch: str = Field(
-        description="A folder or URL that holds checkpoints, or a hub id with revisions"
+        min_length=1,
+        description="A folder or URL that holds checkpoints, or a hub id with revisions",
     )
     revision: Annotated[str | None, Flag(unset="main")] = Field(
         None,

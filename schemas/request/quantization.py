@@ -27,7 +27,7 @@ class QuantizationConfig(Request):
     """Fewer bits for the linear layers of any checkpoint, a compressed one or a base."""
 
     checkpoint: Annotated[str, Flag(positional=True)] = Field(
-        description="A local checkpoint folder, a hub id or a URL"
+        min_length=1, description="A local checkpoint folder, a hub id or a URL"
     )
     scheme: Scheme = Field(
         description="Bits of weights and activations, as compressed-tensors calls them"

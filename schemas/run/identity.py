@@ -26,7 +26,6 @@ _ARTEFACTS = 5  # raised whenever an item of the run directory changes its conte
 _TRAINING = 2  # raised whenever a training computes other numbers, or keeps another state
 
 _TRAINED_ALIKE = {"enabled", "text", "micro_batch", "checkpointing", "offload"}  # of recovery
-_OF_UPDATES = {"method", "order", "lora_rank"}  # that count if updates are trained
 
 
 class Record(Schema):
@@ -92,9 +91,8 @@ class Identities(Schema):
         of `split` are cut in parts, and `wide` neurons had to stay.
         """
         asked = config.allocation
-        row = ALLOCATIONS[asked.method]
-        bound = [asked.max_ratio] if row.bounded else []
-        bound += [asked.min_ratio] if asked.min_ratio and row.nats and row.ranks else []
+        bound = [asked.max_ratio] if ALLOCATIONS[asked.method].bounded else []
+        bound += [asked.min_ratio] if asked.min_ratio else []
         kept = [sorted(given_up)] if given_up else []
         chosen = [config.targets.model_dump(mode="json"), list(config.ratio_by.items())]
         trained = [self.recovery] if self.recovery else []
@@ -157,15 +155,13 @@ def identities(config: RunConfig, ground: Ground) -> Identities:
     taught = recovery = None
     if ground.recovery_tokens is not None:
         taught = fingerprint([common, ground.recovery_tokens, ground.training_dtype])
-        alike = _TRAINED_ALIKE | (set() if config.recovery.rank_of_updates else _OF_UPDATES)
-        norms = {"norms": True} if config.recovery.norms else {}
-        alike |= set() if norms else {"norms"}
         settings = [
-            group.model_dump(mode="json", exclude=alike) if group.enabled else None
+            group.model_dump(mode="json", exclude=_TRAINED_ALIKE) if group.enabled else None
             for group in (config.refinement, config.recovery)
         ]
         if not config.recovery.enabled:  # it still says which state is best
-            settings.append({"objective": config.recovery.objective, **norms})
+            asked = config.recovery
+            settings.append({"objective": asked.objective, "norms": asked.norms})
         ground_of = [factors, neurons, ground.recovery_tokens, ground.training_dtype]
         recovery = fingerprint([_TRAINING, *ground_of, settings])
     return Identities(

@@ -26,6 +26,7 @@ REFUSED = [
     ("llama-3-70b", "--gpu-memory 48GB --host-memory 1TB --method svd-llm"),
     ("llama-3-70b", "--gpu-memory 80GB --host-memory 40GB"),
     ("llama-3-70b", "--gpu-memory 7GB --host-memory 40GB"),
+    ("llama-3-8b", "--gpu-memory 80GB --host-memory 1GB --workers 2"),
     ("llama-3-8b", "--gpu-memory 4GB --host-memory 1TB --gradient-length 8192"),
     (
         "llama-3-8b",

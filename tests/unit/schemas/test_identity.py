@@ -156,7 +156,6 @@ def test_what_changes_the_encoding_leaves_the_bases(change: dict[str, Any]) -> N
         {"output": "elsewhere"},
         {"run_dir": "elsewhere"},
         {"ratio": [0.4, 0.6]},
-        {"allocation": {"max_ratio": 0.5}},
         {"cluster": {"workers": 3, "item_timeout_s": 5.0, "address": "auto"}},
         {"calibration": {"text": "other.txt"}},
     ],
@@ -166,13 +165,12 @@ def test_what_changes_no_number_changes_nothing(change: dict[str, Any]) -> None:
     assert of(**change) == of()
 
 
-def test_the_least_that_a_rank_removes_counts_if_ranks_are_lowered() -> None:
+def test_the_least_that_a_rank_removes_counts() -> None:
     def output(method: str, least: float) -> str:
         return of().output(config(allocation={"method": method, "min_ratio": least}), 0.2)
 
     for method in ("loss-aware", "loss-aware-ranks"):
         assert len({output(method, least) for least in (0.0, 0.25, 0.4)}) == 3
-    assert output("loss-aware-neurons", 0.0) == output("loss-aware-neurons", 0.4)
 
 
 def test_a_setting_that_is_not_used_changes_nothing() -> None:
@@ -214,7 +212,6 @@ def test_an_output_depends_on_how_its_factors_were_trained() -> None:
         )
     }
     assert len(outputs) == 6
-    assert by(order="down-first", lora_rank=4) == trained  # settings of what is not asked for
     updates = [by(method="svd-llm", **own) for own in ({}, {"order": "one-pass"}, {"lora_rank": 4})]
     assert len({ids.recovery for ids in (trained, *updates)}) == 4
     assert by(micro_batch=2, checkpointing=False, text=["elsewhere/same.txt"]) == trained
