@@ -43,7 +43,7 @@ class RankAllocator:
         store = Store(self._config.run_folder)
         self._dense = [matrix for matrix in matrices if matrix.name in given_up]
         cut = [matrix for matrix in matrices if matrix.name not in given_up]
-        multiple = self._config.allocation.rank_multiple
+        multiple = self._config.allocation.multiple
 
         def read(matrix: MatrixSpec) -> MatrixLoss:
             if not self._config.lowers_ranks:

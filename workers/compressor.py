@@ -126,7 +126,7 @@ class Compressor:
     def _truncate(
         self, matrix: MatrixSpec, rank: int, device: torch.device, notes: Notes
     ) -> Record:
-        multiple = self.config.allocation.rank_multiple
+        multiple = self.config.allocation.multiple
         loss, facts = read_spectrum(self.store, self.ids, matrix, multiple)
         problem = self.problem(matrix, device)
         basis = self._basis(matrix, problem, loss, facts)

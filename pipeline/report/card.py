@@ -3,6 +3,7 @@
 import functools
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def write_quantised_card(
     Licence and languages are those of the card of `source`, which it was made from.
     """
     tags = [*(_TAGS if compression else ()), "compressed-tensors"]
-    front = _entries(source, done.base) | {"base_model_relation": "quantized", "tags": tags}
+    front = front_matter(source, done.base, tags) | {"base_model_relation": "quantized"}
     text = _template("quantised.md.j2").render(
         front=_front(front),
         name=_markdown(Path(done.base).name),
@@ -107,17 +108,13 @@ def _texts(compression: Compression) -> str:
     return wording.texts(asked or compression.calibration.text)
 
 
-def front_matter(folder: Path, base: str) -> dict[str, Any]:
+def front_matter(folder: Path, base: str, tags: Sequence[str] = _TAGS) -> dict[str, Any]:
     """Return the front matter, with licence and languages of the card in `folder` if it has one."""
-    return _entries(folder, base) | {"tags": list(_TAGS)}
-
-
-def _entries(folder: Path, base: str) -> dict[str, Any]:
     card = _read_front(folder / CARD)
     kept = {key: found for key in _KEPT if (found := _plain(card.get(key))) is not None}
     is_hub_id = "://" not in base and not Path(base).is_absolute() and not Path(base).exists()
     base_model = printable(base if is_hub_id else Path(base).name)
-    return {"base_model": base_model, "library_name": "transformers", **kept}
+    return {"base_model": base_model, "library_name": "transformers", **kept, "tags": [*tags]}
 
 
 def _read_front(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from runtime.configuration_lowrank import tensor_shapes
-from schemas.errors import CheckpointError, ConfigError, StorageError
+from schemas.errors import CheckpointError, ConfigError
 from schemas.location import Location
 from schemas.model.spec import ModelSpec
 from schemas.request.adoption import AdoptionConfig
@@ -97,19 +97,16 @@ def adopt(
 
 def read_finished(place: Location) -> Adopted:
     """Return the description of a finished checkpoint. Raises CheckpointError if it is none,
-    ConfigError if its store does not answer.
+    StorageError if its store does not answer.
     """
-    try:
-        found = Adopted(read_manifest(place), read_compression(place))
-        if not exists(place / SUCCESS):
-            raise CheckpointError(f"{place}: no {SUCCESS}; name a checkpoint that is finished")
-        if scheme := found.compression.scheme:
-            raise CheckpointError(
-                f"{place}: its factors are quantised ({scheme}); name the checkpoint that it was "
-                "made from, and quantise the result"
-            )
-    except StorageError as error:  # nothing was computed yet
-        raise ConfigError(str(error)) from error
+    found = Adopted(read_manifest(place), read_compression(place))
+    if not exists(place / SUCCESS):
+        raise CheckpointError(f"{place}: no {SUCCESS}; name a checkpoint that is finished")
+    if scheme := found.compression.scheme:
+        raise CheckpointError(
+            f"{place}: its factors are quantised ({scheme}); name the checkpoint that it was made "
+            "from, and quantise the result"
+        )
     return found
 
 
@@ -126,11 +123,8 @@ def _differ(one: str | None, other: str | None) -> bool:
 
 def require_files(place: Location, manifest: Manifest) -> None:
     """Raises CheckpointError if a file that is read is not as its manifest says."""
-    try:
-        with at_hand(place) as (folder, stored):
-            changed = check_files(folder, manifest, stored).files
-    except StorageError as error:
-        raise ConfigError(str(error)) from error
+    with at_hand(place) as (folder, stored):
+        changed = check_files(folder, manifest, stored).files
     wrong = [n for n in changed if _is_weights(n) or n in (CONFIG, COMPRESSION, INDEX)]
     if wrong:
         raise CheckpointError(

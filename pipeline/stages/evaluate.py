@@ -89,7 +89,7 @@ def _text(run: Run) -> EvaluationText:
 
 def _score(output: Output, text: EvaluationText) -> tuple[ModelEvaluation, ...]:
     run, place = output.run, str(output.place)
-    crew, where, cluster = crew_of(run, output.identity)
+    crew, cluster = crew_of(run, output.identity)
     run.discard(f"boundaries/{output.identity}")
     base = base_of(run, run.facts.dtype)
     kept = fingerprint([run.ids.forward, tokens_sha256(text.windows)])
@@ -98,7 +98,9 @@ def _score(output: Output, text: EvaluationText) -> tuple[ModelEvaluation, ...]:
         spec = inspect_decoder(output.staging, at if isinstance(at, Url) else None)
         source = Source(str(at), None, spec, STORED[run.facts.dtype], run.config.fetched)
         result = Model(place, output.staging, source)
-        return compare(base, result, text.windows, where, cluster, run.progress, crew, last)
+        return compare(
+            base, result, text.windows, run.config.cluster, cluster, run.progress, crew, last
+        )
 
 
 def _summary(base: ModelEvaluation, result: ModelEvaluation) -> str:

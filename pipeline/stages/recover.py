@@ -64,8 +64,10 @@ def teach(run: Run) -> None:
     if above.holds(window_batches(windows)):
         return
     base = base_of(run, run.facts.training_dtype)
-    crew, where, cluster = crew_of(run, above.identity)
-    Evaluation([base], windows, where, cluster, run.progress, above=above, stage="teach").by(crew)
+    crew, cluster = crew_of(run, above.identity)
+    Evaluation(
+        [base], windows, run.config.cluster, cluster, run.progress, above=above, stage="teach"
+    ).by(crew)
 
 
 def forget(run: Run) -> None:

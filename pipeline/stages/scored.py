@@ -5,7 +5,6 @@ from pipeline.run import Run
 from pipeline.stream.evaluation import Crew
 from pipeline.stream.models import Model
 from schemas.model.dtypes import STORED
-from schemas.request.groups import ClusterConfig
 from schemas.run.plan import ClusterSpec
 from workers.checkpoint.source import Source
 
@@ -17,14 +16,12 @@ def base_of(run: Run, dtype: str) -> Model:
     return Model(config.model, run.inputs.folder, source)
 
 
-def crew_of(run: Run, identity: str) -> tuple[Crew, ClusterConfig, ClusterSpec]:
+def crew_of(run: Run, identity: str) -> tuple[Crew, ClusterSpec]:
     """Return the workers of the pool, as many as the cluster still has room for, and what they are.
 
     Nothing looks at a device for it: these workers hold them all.
     """
-    cluster = run.config.cluster
-    there = workers_there(cluster, run.config.numerics.threads)
+    there = workers_there(run.config.cluster, run.config.numerics.threads)
     workers = run.pool.workers[:there]  # a node may have been lost that the pool does not miss yet
-    where = cluster.model_copy(update={"workers": len(workers)})
     there_are = run.plan.cluster.model_copy(update={"workers": len(workers)})
-    return Crew(workers, run.store, identity, run.discard), where, there_are
+    return Crew(workers, run.store, identity, run.discard), there_are

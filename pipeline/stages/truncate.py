@@ -35,16 +35,13 @@ def truncate(output: Output, follow: Callable[[], list[Task]] = list) -> None:
         stage.advance(len(matrices), matrices=matrices)
         return follow()
 
-    def cut_one(matrix: MatrixSpec, record: Record) -> list[Task]:
-        return cut([matrix], [record])
-
     with run.progress.stage("truncate", len(pending), "matrices", pending) as stage:
         tasks = [
             Task(
                 f"cut {matrix.name}",
                 "truncate",
                 (matrix, ranks[matrix.name]),
-                partial(cut_one, matrix),
+                partial(cut, [matrix]),
                 cost=matrix.size,
                 matrices=(matrix.name,),
             )

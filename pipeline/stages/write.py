@@ -18,10 +18,9 @@ class WeightFiles:
     def __init__(self, output: Output) -> None:
         run, found = output.run, output.allocation
         self._output = output
-        recovered = run.config.trains
         self._keys = {
             name: recovered_key(output.identity, name)
-            if recovered
+            if run.config.trains
             else factors_key(run.ids, name, rank, name in found.pruned)
             for name, rank in found.ranks.items()
             if rank is not None

@@ -43,11 +43,11 @@ class Waves:
 
     def forward(self) -> range:
         """Return the waves that the text for the forward moments must pass."""
-        return self._upward("forward", [w for w in self._all() if self.taps(w, "forward")])
+        return self._upward("forward", [w for w in range(self.last + 1) if self.taps(w, "forward")])
 
     def backward(self) -> range:
         """Return the waves that gradients must pass, in the order of the layers."""
-        wanted = [w for w in self._all() if self.taps(w, "backward")]
+        wanted = [w for w in range(self.last + 1) if self.taps(w, "backward")]
         if not wanted:
             return range(0)
         top = wanted[-1]
@@ -59,9 +59,6 @@ class Waves:
         """Return the waves that only carry the gradients' text to where the gradients start."""
         absent = [w for w in self.backward() if w and not self._holds(w, "backward", "hidden")]
         return self._upward("backward", [w - 1 for w in absent])
-
-    def _all(self) -> range:
-        return range(self.last + 1)
 
     def _upward(self, direction: Pass, wanted: list[int]) -> range:
         if not wanted:

@@ -81,19 +81,13 @@ class ComparisonConfig(Request):
     cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")
-    def _one_method_for_a_size(self) -> Self:
-        if self.target_size is None:
-            return self
-        if "ratios" in self.model_fields_set:
+    def _fits_together(self) -> Self:
+        if self.target_size is not None and "ratios" in self.model_fields_set:
             raise ValueError("--target-size finds the ratios; leave out --ratios")
-        if "methods" in self.model_fields_set and len(self.methods) > 1:
+        if self.target_size and "methods" in self.model_fields_set and len(self.methods) > 1:
             raise ValueError(
                 f"--target-size cuts by one method, not by {', '.join(self.methods)}; name one"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _one_file_of_samples(self) -> Self:
         if self.tasks.samples is not None:
             raise ValueError(
                 "samples: of one checkpoint and its base; their answers are kept in OUTPUT/tasks; "

@@ -220,9 +220,9 @@ class LayerShard:
         return self._compressor.factorise(group)
 
     @guarded(repeatable=True)
-    def truncate(self, matrix: MatrixSpec, rank: int) -> Record:
+    def truncate(self, matrix: MatrixSpec, rank: int) -> list[Record]:
         """Commit the factors of a matrix at a rank."""
-        return self._compressor.truncate(matrix, rank)
+        return [self._compressor.truncate(matrix, rank)]
 
     @guarded(repeatable=True)
     def order_neurons(self, neurons: Neurons) -> Record:

@@ -1,7 +1,7 @@
 """Ranks from one global problem: least loss in nats under one budget (our default)."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,8 +32,10 @@ def loss_aware(
     many neurons keep as many. Never over the budget. Raises ConfigError if the least of everything
     is over it.
     """
-    groups = _as_wide(neurons) if one_width else [[loss] for loss in neurons]
-    blocks = _blocks([_of_matrix(loss, factors, min_ratio) for loss in losses], groups)
+    groups = defaultdict[object, list[NeuronsLoss]](list)
+    for loss in neurons:
+        groups[loss.neurons.count if one_width else loss.neurons.name].append(loss)
+    blocks = _blocks([_of_matrix(loss, factors, min_ratio) for loss in losses], groups.values())
     budget = whole((1 - ratio) * sum(loss.matrix.size for loss in losses))
     least = sum(menu.least for block in blocks for menu in block.smallest)
     if least > budget:
@@ -125,15 +127,7 @@ def _of_neurons(losses: Sequence[NeuronsLoss]) -> _Menu:
     )
 
 
-def _as_wide(neurons: Sequence[NeuronsLoss]) -> list[list[NeuronsLoss]]:
-    """Put the MLPs together that have as many neurons."""
-    groups = defaultdict[int, list[NeuronsLoss]](list)
-    for loss in neurons:
-        groups[loss.neurons.count].append(loss)
-    return [*groups.values()]
-
-
-def _blocks(menus: list[_Menu], groups: Sequence[Sequence[NeuronsLoss]]) -> list[_Block]:
+def _blocks(menus: list[_Menu], groups: Iterable[Sequence[NeuronsLoss]]) -> list[_Block]:
     """Put the menus of matrices that share neurons beside that of the neurons."""
     alone = {menu.names[0]: menu for menu in menus}
     blocks = []

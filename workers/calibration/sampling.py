@@ -26,7 +26,13 @@ def fisher_gradient(
     `tail` gives logits (1, tokens, vocabulary) float32 from hidden states (1, tokens, hidden),
     through `wide_product`; they exist for 256 tokens at a time.
     """
-    return torch.cat([_chunk_gradient(part, tail, signs) for part in torch.split(hidden, _CHUNK)])
+    parts = list[Tensor]()
+    for part in torch.split(hidden.detach(), _CHUNK):
+        rows = part.requires_grad_()
+        with torch.enable_grad():
+            logits = tail(rows[None])[0]
+        parts += torch.autograd.grad(logits, rows, fisher_error(logits.detach(), signs))
+    return torch.cat(parts)
 
 
 def fisher_error(
@@ -67,17 +73,6 @@ class _WideProduct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (head,) = ctx.saved_tensors
         return gradient.to(head.dtype) @ head, None
-
-
-def _chunk_gradient(
-    hidden: Tensor, tail: Callable[[Tensor], Tensor], signs: torch.Generator
-) -> Tensor:
-    hidden = hidden.detach().requires_grad_()
-    with torch.enable_grad():
-        logits = tail(hidden[None])[0]
-    error = fisher_error(logits.detach(), signs)
-    (gradient,) = torch.autograd.grad(logits, hidden, error)
-    return gradient
 
 
 def _logits(

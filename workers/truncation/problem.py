@@ -185,7 +185,7 @@ class Problem(NamedTuple):
         if self._row.full_gram or self._row.scaled:
             through = "none"
         zeros = self.weight.new_zeros(1, max(out_features, in_features), dtype=torch.float64)
-        left = zeros[:, : in_features if through == "left" else out_features].T
-        right = zeros[:, : out_features if through == "right" else in_features]
+        rows = in_features if through == "left" else out_features
+        columns = out_features if through == "right" else in_features
         note = "no output on the calibration text: stored as zero"
-        return Basis(zeros[:, 0], left, right, through, (note,))
+        return Basis(zeros[:, 0], zeros[:, :rows].T, zeros[:, :columns], through, (note,))

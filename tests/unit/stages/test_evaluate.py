@@ -75,7 +75,7 @@ def test_it_runs_as_the_run_does_on_the_workers_that_are_there(
 ) -> None:
     compare(tmp_path, [[1, 2]])
     (where,) = scored.where
-    assert (where.workers, where.shard_layers, where.item_timeout_s) == (2, 5, 9000)
+    assert (where.shard_layers, where.item_timeout_s) == (5, 9000)
     assert [cluster.workers for cluster in scored.clusters] == [2]  # as planned: nothing looks
 
 
