@@ -1,5 +1,6 @@
 """Load checks in this process, which has imported all that takes a clean one seconds."""
 
+import runpy
 import warnings
 from pathlib import Path
 
@@ -7,11 +8,15 @@ import pytest
 from transformers.utils import logging
 
 from schemas.result.manifest import Check
+from tests.writing import run_path
 from workers.checkpoint import load_check, verify
 
 
 def load_here(patch: pytest.MonkeyPatch) -> None:
-    """Let `verify` check loads in this process; what the script says of logs is left out."""
+    """Let `verify` check loads in this process.
+
+    What the script says of logs is left out, and models write little.
+    """
     patch.setattr(logging, "set_verbosity_error", lambda: None)
     patch.setattr(logging, "disable_progress_bar", lambda: None)
 
@@ -23,3 +28,4 @@ def load_here(patch: pytest.MonkeyPatch) -> None:
         return [verify._check(row) for row in found]
 
     patch.setattr(verify, "_clean_process", rows)
+    patch.setattr(runpy, "run_path", run_path)

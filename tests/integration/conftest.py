@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from tests import writing
 from tests.integration import asker, warm
 from tests.prose import prose
 
@@ -55,11 +56,13 @@ def _warm_checks() -> Iterator[None]:
     from torch.utils import collect_env
 
     from workers.checkpoint import verify
+    from workers.evaluation import continuations
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verify, "INTERPRETER", (sys.executable, asker.__file__))
         patch.setattr(collect_env, "get_pretty_env_info", str)
         yield
+        patch.setattr(continuations, "TOKENS", writing.TOKENS)
 
 
 @pytest.fixture(scope="session")

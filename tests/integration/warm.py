@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from tests import writing
 from tests.integration import asker
 from tests.integration.asker import NUMBER, SOCKET, receive, send
 
@@ -253,6 +254,7 @@ def main() -> None:
     modules[-1].__dict__["INTERPRETER"] = (sys.executable, asker.__file__)  # of drivers
     collect_env.__dict__["get_pretty_env_info"] = str  # lm-eval has pip list what is installed
     os.fsync = lambda fd: None  # as in the tests themselves
+    runpy.run_path = writing.run_path
     conversion_mapping.get_checkpoint_conversion_mapping("llama")  # it compiles those of every kind
     gc.freeze()  # what is here has not to be looked at, and so copied, in every process
     Server(socket.socket(fileno=int(sys.argv[1]))).serve()
