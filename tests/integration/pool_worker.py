@@ -34,7 +34,7 @@ class Worker:
         """Return once `count` workers are here: so each of them has taken an item."""
         (folder / self._name).touch()
         while len(list(folder.iterdir())) < count:
-            pass
+            time.sleep(0.005)
         return self._name, "met"
 
     def die(self, unless: str) -> tuple[str, str]:
@@ -47,10 +47,6 @@ class Worker:
         if self._name != unless:
             os.kill(os.getpid(), signal.SIGSTOP)
         return self._name, "went on"
-
-    def rest(self, seconds: float) -> tuple[str, str]:
-        time.sleep(seconds)
-        return self._name, "rested"
 
     def fail(self, unless: str, how: str) -> tuple[str, str]:
         if self._name != unless:

@@ -159,18 +159,20 @@ def test_a_worker_that_died_between_items_is_left_out(workers: list[Any]) -> Non
 
 
 def test_a_hung_item_goes_to_another_worker_and_its_own_is_killed(
-    workers: list[Any], counted: Counter[Metric]
+    workers: list[Any], counted: Counter[Metric], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its process is stopped, so it could not even answer that it is to end. The other worker takes
-    item after item meanwhile, for longer than one deadline.
+    item after item meanwhile, each a second, for longer than one deadline.
     """
     seen: list[tuple[str, str]] = []
     said: list[str] = []
+    clock = SimpleNamespace(monotonic=lambda: len(seen))
+    monkeypatch.setattr("pipeline.cluster.pool.time", clock)
     ray.get([worker.name.remote() for worker in workers])  # they have started
     pool = Pool(workers, 12, said.append)
-    again = [Task(f"{i}", "rest", (1.0,), seen.append, home=workers[1]) for i in range(14)]
+    again = [Task(f"{i}", "work", ("again",), seen.append, home=workers[1]) for i in range(14)]
     pool.run([Task("the item", "stop", ("two",), seen.append, 15, workers[0]), *again])
-    assert sorted(set(seen)) == [("two", "rested"), ("two", "went on")]
+    assert sorted(set(seen)) == [("two", "again"), ("two", "went on")]
     assert len(seen) == 15
     assert said == [
         "the item: not finished within 12 s, so its worker was killed; raise "
@@ -280,9 +282,11 @@ def test_an_invited_worker_that_cannot_take_part_is_ended(workers: list[Any]) ->
     seen: list[tuple[str, str]] = []
     said: list[str] = []
     pool = Pool(workers[:1], 600, said.append)
-    pool.invite(workers[1], workers[1].refuse.remote(), 600)
-    pool.run(Task(name, "rest", (0.1,), seen.append) for name in "abcdef")
-    assert seen == [("one", "rested")] * 6
+    ready = workers[1].refuse.remote()
+    ray.wait([ready])
+    pool.invite(workers[1], ready, 600)
+    pool.run(Task(name, "work", (name,), seen.append) for name in "abcdef")
+    assert seen == [("one", name) for name in "abcdef"]
     assert pool.members == workers[:1]
     assert said == ["the worker's own words; going on without that worker"]
     with pytest.raises(RayActorError):
