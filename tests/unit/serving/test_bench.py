@@ -1,5 +1,6 @@
 """The whole of `bench`: settings, the order of its work, the clock, the figures, a table."""
 
+import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tests.low_rank import make_checkpoint
 from tests.models import tiny_model
 from tests.tables import shown
 from tests.unit.report.test_report import Document, drawings
+from workers.serving import process
 from workers.serving.generation import Loaded, ServedModel
 
 SMALL: dict[str, Any] = {"batch": 2, "prompt_tokens": 6, "new_tokens": 4, "dtype": "float32"}
@@ -264,8 +266,12 @@ def test_the_report_survives_json() -> None:
     assert BenchReport.model_validate_json(report().model_dump_json()) == report()
 
 
-@pytest.mark.slow
-def test_the_command_writes_what_it_shows(base: Path, small: Path, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12, for threads
+def test_the_command_writes_what_it_shows(
+    base: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(process, "get_context", lambda _: fork)  # imports nothing anew
     path = tmp_path / "figures" / "bench.json"  # folders that are not there
     page = tmp_path / "pages" / "bench.html"
     asked = ["bench", str(small), "--baseline", str(base), "--json", str(path), "--rounds", "2"]
