@@ -24,6 +24,7 @@ from tests.prose import prose
 if TYPE_CHECKING:
     from schemas.request.config import RunConfig
     from schemas.result.manifest import OutputResult
+    from tests.integration.processes import Start
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -61,8 +62,8 @@ def _warm_checks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verify, "INTERPRETER", (sys.executable, asker.__file__))
         patch.setattr(collect_env, "get_pretty_env_info", str)
-        yield
         patch.setattr(continuations, "TOKENS", writing.TOKENS)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -126,6 +127,18 @@ def reference(local_ray: None, text: Path, tmp_path_factory: pytest.TempPathFact
     config = config.model_copy(update={"output": folder / "output"})
     (output,) = compress(config).outputs
     return Reference(config, output)
+
+
+@pytest.fixture
+def start() -> "Iterator[Start]":
+    """Starts commands; whatever is left of them is ended with the test."""
+    from tests.integration.processes import Command
+    from tests.integration.support import ROOT
+
+    with contextlib.ExitStack() as stack:
+        yield lambda arguments, **how: stack.enter_context(
+            contextlib.closing(Command(arguments, ROOT, **how))
+        )
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -197,6 +197,9 @@ class Command:
             process.alive and not any(word in process.name for word in except_for)
             for process in self.family
         )
+
+
+Start = Callable[..., Command]  # with arguments, and what else `Command` takes by name
 
 
 def run(

@@ -10,9 +10,9 @@ import ray
 from schemas.request.config import RunConfig
 from schemas.run.identity import Record
 from tests.integration.conftest import Reference
-from tests.integration.processes import Command
+from tests.integration.processes import Command, Start
 from tests.integration.small_disk import SmallDisk
-from tests.integration.support import KINDS, ROOT, flags, item_attempts, until, weight_sums
+from tests.integration.support import KINDS, flags, item_attempts, until, weight_sums
 from tests.items import file_of, local
 from workers.storage.files import file_sha256
 from workers.storage.store import Store
@@ -29,18 +29,10 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 
 @pytest.fixture
-def start(local_ray: None) -> Iterator[Callable[[RunConfig], Command]]:
-    """Starts the command on the Ray of the tests; what is left of it is ended with the test."""
-    address = ray.get_runtime_context().gcs_address
-    started: list[Command] = []
-
-    def begin(config: RunConfig) -> Command:
-        started.append(Command(flags(config), ROOT, {"RAY_ADDRESS": address}))
-        return started[-1]
-
-    yield begin
-    for command in started:
-        command.close()
+def start(local_ray: None, start: Start) -> Callable[[RunConfig], Command]:
+    """Starts the command on the Ray of the tests."""
+    environment = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    return lambda config: start(flags(config), environment=environment)
 
 
 def fill(folder: Path, free: int) -> Path:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from schemas.metrics import Metric
 from schemas.request.config import RunConfig
 from schemas.result.manifest import Compression
-from tests.integration.processes import Command
-from tests.integration.support import CALIBRATION, KINDS, ROOT, ask, until
+from tests.integration.processes import Start
+from tests.integration.support import CALIBRATION, KINDS, ask, until
 from tests.items import local
 from tests.models import tiny_model
 from workers.model.inspection import inspect
@@ -65,11 +65,11 @@ def expected(config: RunConfig) -> dict[Series, float]:
     return found
 
 
-def test_a_run_is_seen_by_prometheus(text: Path, tmp_path: Path) -> None:
+def test_a_run_is_seen_by_prometheus(text: Path, tmp_path: Path, start: Start) -> None:
     config = ask(tiny_model(tmp_path / "model"), text, tmp_path / "out")
     environment = {"RAY_metrics_report_interval_ms": "1000"}
     program = ("-m", "tests.integration.measured")
-    command = Command([config.model_dump_json()], ROOT, environment, program)
+    command = start([config.model_dump_json()], environment=environment, program=program)
     seen: dict[Series, float] = {}
     last: defaultdict[Series, float] = defaultdict(float)
 
@@ -83,15 +83,12 @@ def test_a_run_is_seen_by_prometheus(text: Path, tmp_path: Path) -> None:
         return {one.name for one in seen} == names and wanted.items() <= last.items()
 
     names = {metric.metric for metric in Metric}
-    try:
-        until(lambda: command.going and "\n" in command.printed, "all is recorded")
-        port, wanted = int(command.printed), expected(config)
-        with contextlib.suppress(AssertionError):  # what is missing is said below
-            until(all_there, "every metric has its value")
-        command.send(signal.SIGUSR1)
-        assert command.wait() == 0, command.log
-    finally:
-        command.close()
+    until(lambda: command.going and "\n" in command.printed, "all is recorded")
+    port, wanted = int(command.printed), expected(config)
+    with contextlib.suppress(AssertionError):  # what is missing is said below
+        until(all_there, "every metric has its value")
+    command.send(signal.SIGUSR1)
+    assert command.wait() == 0, command.log
     assert {one.name for one in seen} == names
     assert {one: last[one] for one in wanted} == wanted
     size = (Path(config.model) / "model.safetensors").stat().st_size

@@ -8,9 +8,9 @@ from ray.cluster_utils import Cluster
 
 from schemas.request.config import RunConfig
 from tests.integration.conftest import Reference
-from tests.integration.processes import Command
+from tests.integration.processes import Start
 from tests.integration.rays import small_ray
-from tests.integration.support import KINDS, ROOT, flags, item_attempts, until, weight_sums
+from tests.integration.support import KINDS, flags, item_attempts, until, weight_sums
 from tests.items import local
 
 STORE_BYTES = 80 * 1024**2
@@ -34,25 +34,22 @@ def cluster() -> Iterator[Cluster]:
 
 
 def test_a_run_outlives_its_nodes(
-    cluster: Cluster, reference: Reference, config: RunConfig
+    cluster: Cluster, reference: Reference, config: RunConfig, start: Start
 ) -> None:
     """Each node has room for one worker. A spare one takes the place of the first that is lost;
     after the second there is only one left for the two that were asked for."""
     first, second = (add_node(cluster) for _ in range(2))
-    command = Command([*flags(config), "--set", f"cluster.address={cluster.address}"], ROOT)
-    try:
-        until(lambda: command.said("load: "), "the first calibration is under way")
-        add_node(cluster)
-        lose_node(cluster, first)
-        until(lambda: command.said("going on from "), "the driver goes on")
-        until(lambda: command.log.count(" start: 1 cluster in ") >= 2, "new workers are there")
-        assert "cluster.workers is 2: going on with 1" not in command.log
-        until(lambda: bool(item_attempts(config.run_folder, *KINDS)), "something is committed")
-        seen = item_attempts(config.run_folder, *KINDS)
-        lose_node(cluster, second)
-        assert command.wait() == 0, command.log
-    finally:
-        command.close()
+    command = start([*flags(config), "--set", f"cluster.address={cluster.address}"])
+    until(lambda: command.said("load: "), "the first calibration is under way")
+    add_node(cluster)
+    lose_node(cluster, first)
+    until(lambda: command.said("going on from "), "the driver goes on")
+    until(lambda: command.log.count(" start: 1 cluster in ") >= 2, "new workers are there")
+    assert "cluster.workers is 2: going on with 1" not in command.log
+    until(lambda: bool(item_attempts(config.run_folder, *KINDS)), "something is committed")
+    seen = item_attempts(config.run_folder, *KINDS)
+    lose_node(cluster, second)
+    assert command.wait() == 0, command.log
     assert "cluster.workers is 2: going on with 1" in command.log
     assert weight_sums(local(config.output)) == weight_sums(local(reference.output.path))
     now = item_attempts(config.run_folder, *KINDS)

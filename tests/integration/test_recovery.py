@@ -24,9 +24,8 @@ from schemas.request.recovery import RecoveryConfig, RefinementConfig
 from schemas.result.manifest import OutputResult
 from schemas.run.record import RunRecord
 from svdllm import load
-from tests.integration.processes import Command, kill_training_workers
+from tests.integration.processes import Start, kill_training_workers
 from tests.integration.support import (
-    ROOT,
     ask,
     kl,
     registered,
@@ -71,8 +70,7 @@ def asking(config: RunConfig, name: str) -> RunConfig:
         evaluations=STEPS // 2,
         held_out=4,
     )
-    folder = config.run_folder
-    assert isinstance(folder, Path)
+    folder = local(config.run_folder)
     places = {"output": folder.parent / name, "run_dir": folder.parent / f"{name}.run"}
     refinement = RefinementConfig(enabled=True, windows=3, passes=2)
     return config.model_copy(update={"refinement": refinement, "recovery": recovery, **places})
@@ -197,9 +195,7 @@ def test_what_is_trained_is_cut_again_and_trained_again(config: RunConfig) -> No
     assert "--rounds 2" in (place / "report.html").read_text()
 
 
-def test_the_base_teaches_once_and_is_forgotten(
-    config: RunConfig, undisturbed: OutputResult
-) -> None:
+def test_a_base_teaches_once_and_is_forgotten(config: RunConfig, undisturbed: OutputResult) -> None:
     folder = local(asking(config, "trained").run_folder)
     record = RunRecord.model_validate_json((folder / "run.json").read_bytes())
     [teach] = [stage for stage in record.plan.stages if stage.name == "teach"]
@@ -229,18 +225,17 @@ def test_training_workers_that_are_killed_change_nothing(
 
 
 def test_what_a_killed_driver_has_trained_is_not_trained_again(
-    uncompared: RunConfig, undisturbed: OutputResult, caplog: pytest.LogCaptureFixture
+    uncompared: RunConfig,
+    undisturbed: OutputResult,
+    start: Start,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     asked = asking(uncompared, "continued")
     training = local(asked.run_folder) / "training"
-    program = ("-m", "tests.integration.halted")
-    command = Command(command_of(asked)[1:], ROOT, program=program)
-    try:
-        until(lambda: command.going and registered(training) > 0, "a checkpoint of some steps")
-        command.lose_host()
-        assert command.wait() == -signal.SIGKILL
-    finally:
-        command.close()
+    command = start(command_of(asked)[1:], program=("-m", "tests.integration.halted"))
+    until(lambda: command.going and registered(training) > 0, "a checkpoint of some steps")
+    command.lose_host()
+    assert command.wait() == -signal.SIGKILL
     with caplog.at_level(logging.INFO):
         again = trained(uncompared, "continued")
     steps = [int(step) for step in re.findall(r"recover: step (\d+):", caplog.text)]

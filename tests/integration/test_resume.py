@@ -1,34 +1,18 @@
 """A run that is stopped in every way, again and again, writes what an undisturbed one writes."""
 
 import signal
-from collections.abc import Callable, Iterator
-
-import pytest
+from collections.abc import Callable
 
 from schemas.request.config import RunConfig
 from schemas.run.record import RunRecord
 from tests.integration.conftest import Reference
-from tests.integration.processes import AGENTS, Command, Process
-from tests.integration.support import KINDS, ROOT, flags, item_attempts, until, weight_sums
+from tests.integration.processes import AGENTS, Command, Process, Start
+from tests.integration.support import KINDS, flags, item_attempts, until, weight_sums
 from tests.items import local
 
 
-@pytest.fixture
-def start(config: RunConfig) -> Iterator[Callable[..., Command]]:
-    """Starts the command, cold or not; whatever is left of it is ended with the test."""
-    started: list[Command] = []
-
-    def begin(cold: bool = False) -> Command:
-        started.append(Command(flags(config), ROOT, cold=cold))
-        return started[-1]
-
-    yield begin
-    for command in started:
-        command.close()
-
-
 def test_a_run_stopped_in_every_stage_ends_with_the_same_bytes(
-    config: RunConfig, reference: Reference, start: Callable[..., Command]
+    config: RunConfig, reference: Reference, start: Start
 ) -> None:
     run_dir = local(config.run_folder)
     seen: dict[str, str] = {}
@@ -39,7 +23,7 @@ def test_a_run_stopped_in_every_stage_ends_with_the_same_bytes(
         how: Callable[[Command], int],
         lingering: tuple[str, ...] = (),
     ) -> int:
-        command = start()
+        command = start(flags(config))
         until(lambda: under_way(command), what)
         code = how(command)
         until(lambda: command.alone(lingering), f"{what}: every process of the run has ended")
@@ -64,7 +48,7 @@ def test_a_run_stopped_in_every_stage_ends_with_the_same_bytes(
     assert stop("factorise", items("bases"), do_without_worker) == 130
     assert stop("verify", lambda c: c.said("assemble: "), lose_host) == -signal.SIGKILL
     assert not local(config.output).exists()
-    last = start(cold=True)
+    last = start(flags(config), cold=True)
     assert last.wait() == 0, last.log
     assert weight_sums(local(config.output)) == weight_sums(local(reference.output.path))
     now = item_attempts(run_dir, *KINDS)

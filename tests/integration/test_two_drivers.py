@@ -9,17 +9,8 @@ import ray
 
 from schemas.request.config import RunConfig
 from tests.integration.conftest import Reference
-from tests.integration.processes import Command, run
-from tests.integration.support import (
-    KINDS,
-    ROOT,
-    ask,
-    file_sums,
-    flags,
-    item_attempts,
-    until,
-    weight_sums,
-)
+from tests.integration.processes import Start, run
+from tests.integration.support import KINDS, ask, file_sums, flags, item_attempts, until
 from tests.items import local
 from tests.models import tiny_model
 
@@ -39,33 +30,25 @@ def test_of_two_drivers_one_writes_and_the_other_ends_cleanly(
 
 
 def test_a_driver_that_lost_its_run_directory_changes_nothing(
-    local_ray: None, reference: Reference, text: Path, tmp_path: Path
+    local_ray: None, reference: Reference, text: Path, tmp_path: Path, start: Start
 ) -> None:
     address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     config: RunConfig = ask(Path(reference.config.model), text, tmp_path / "out")
-    late = Command(flags(config), ROOT, address)
-    try:
-        until(lambda: late.said("assemble: "), "the checkpoint is being verified")
-        late.send(signal.SIGSTOP)
-        program = ("-m", "tests.integration.elsewhere")
-        other = Command(flags(config), ROOT, address, program)
-        try:
-            assert other.wait() == 0, other.log
-        finally:
-            other.close()
-        assert "looking for 3 s whether it is still there" in other.log
-        published = file_sums(local(config.output))
-        made = item_attempts(config.run_folder, *KINDS)
-        changed = {path: path.stat().st_mtime_ns for path in local(config.output).iterdir()}
+    late = start(flags(config), environment=address)
+    until(lambda: late.said("assemble: "), "the checkpoint is being verified")
+    late.send(signal.SIGSTOP)
+    other = start(flags(config), environment=address, program=("-m", "tests.integration.elsewhere"))
+    assert other.wait() == 0, other.log
+    assert "looking for 3 s whether it is still there" in other.log
+    published = file_sums(local(config.output))
+    made = item_attempts(config.run_folder, *KINDS)
+    changed = {path: path.stat().st_mtime_ns for path in local(config.output).iterdir()}
 
-        late.send(signal.SIGCONT)
-        assert late.wait() == 3, late.log
-    finally:
-        late.close()
+    late.send(signal.SIGCONT)
+    assert late.wait() == 3, late.log
     assert "has taken it" in late.log
     assert "this one stops, and publishes nothing" in late.log
     assert "written and verified" not in late.log
     assert file_sums(local(config.output)) == published
     assert {path: path.stat().st_mtime_ns for path in local(config.output).iterdir()} == changed
     assert item_attempts(config.run_folder, *KINDS) == made
-    assert weight_sums(local(config.output))
