@@ -76,9 +76,16 @@ def asking(config: RunConfig, name: str) -> RunConfig:
     return config.model_copy(update={"refinement": refinement, "recovery": recovery, **places})
 
 
-def trained(config: RunConfig, name: str, progress: Progress | None = None) -> OutputResult:
+def going_on(config: RunConfig, name: str) -> RunConfig:
+    """The same, where everything has been cut."""
+    asked = asking(config, name)
+    shutil.copytree(config.run_folder, asked.run_folder)
+    return asked
+
+
+def trained(asked: RunConfig, progress: Progress | None = None) -> OutputResult:
     """The checkpoint of that run."""
-    [output] = compress(asking(config, name), progress).outputs
+    [output] = compress(asked, progress).outputs
     with pytest.raises(ValueError, match="AutoscalingCoordinator"):  # else it asks on for ever
         ray.get_actor("AutoscalingCoordinator", "AutoscalingCoordinator")
     return output
@@ -91,14 +98,18 @@ def uncompared(config: RunConfig) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(config: RunConfig) -> OutputResult:
-    return trained(config, "trained")
+def cut(config: RunConfig) -> OutputResult:
+    return compress(config).outputs[0]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config: RunConfig, cut: OutputResult) -> OutputResult:
+    return trained(going_on(config, "trained"))
 
 
 def test_trained_factors_are_nearer_to_the_base(
-    config: RunConfig, undisturbed: OutputResult
+    cut: OutputResult, undisturbed: OutputResult
 ) -> None:
-    [cut] = compress(config).outputs
     found = undisturbed.compression.recovery
     assert cut.compression.recovery is None
     assert found is not None
@@ -114,20 +125,13 @@ def test_trained_factors_are_nearer_to_the_base(
     assert 'id="recovery"' in (local(undisturbed.path) / "report.html").read_text()
 
 
-def test_updates_are_trained_by_ray_and_added_to_the_factors(config: RunConfig) -> None:
-    [cut] = compress(config).outputs
-    recovery = RecoveryConfig(
-        method="svd-llm",
-        objective="kl",  # a random model keeps nothing of what the text itself teaches
-        lora_rank=2,
-        sequence_length=64,
-        batch=2,
-        tokens=6 * 2 * 64,
-        learning_rate=1e-3,
-        evaluations=6,
-        held_out=4,
-    )
-    asked = asking(config, "updated")
+def test_updates_are_trained_by_ray_and_added_to_the_factors(
+    config: RunConfig, cut: OutputResult
+) -> None:
+    asked = going_on(config, "updated")
+    update = {"method": "svd-llm", "lora_rank": 2, "tokens": 6 * 2 * 64, "evaluations": 6}
+    update["objective"] = "kl"  # a random model keeps nothing of what the text itself teaches
+    recovery = RecoveryConfig.model_validate(asked.recovery.model_dump() | update)
     asked = asked.model_copy(update={"recovery": recovery, "refinement": RefinementConfig()})
     [output] = compress(asked).outputs
     found = output.compression.recovery
@@ -218,7 +222,8 @@ def test_training_workers_that_are_killed_change_nothing(
             assert kill_training_workers()
 
     progress.watchers.append(kill)
-    again = trained(uncompared.model_copy(update={"cluster": cluster}), "killed", progress)
+    asked = going_on(uncompared, "killed").model_copy(update={"cluster": cluster})
+    again = trained(asked, progress)
     assert not left
     assert any("it got further" in warning for warning in progress.warnings)
     require_same(again, undisturbed)
@@ -230,14 +235,14 @@ def test_what_a_killed_driver_has_trained_is_not_trained_again(
     start: Start,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    asked = asking(uncompared, "continued")
+    asked = going_on(uncompared, "continued")
     training = local(asked.run_folder) / "training"
     command = start(command_of(asked)[1:], program=("-m", "tests.integration.halted"))
     until(lambda: command.going and registered(training) > 0, "a checkpoint of some steps")
     command.lose_host()
     assert command.wait() == -signal.SIGKILL
     with caplog.at_level(logging.INFO):
-        again = trained(uncompared, "continued")
+        again = trained(asked)
     steps = [int(step) for step in re.findall(r"recover: step (\d+):", caplog.text)]
     assert 0 < steps[0] < steps[-1] == STEPS
     assert not training.exists()
@@ -251,8 +256,8 @@ def test_a_damaged_factor_that_was_trained_is_trained_anew(
     shutil.copytree(asked.run_folder, tmp_path / "run")
     asked = asked.model_copy(update={"output": tmp_path / "output", "run_dir": tmp_path / "run"})
     identity, store = read_manifest(local(undisturbed.path)).output, Store(asked.run_folder)
-    cut = (row.name for row in undisturbed.compression.matrices if row.encoding != "dense")
-    key = recovered_key(identity, next(cut))
+    factors = (row.name for row in undisturbed.compression.matrices if row.encoding != "dense")
+    key = recovered_key(identity, next(factors))
     damage(file_of(store, key))
     with pytest.raises(RunError, match=rf"{re.escape(key)}: .* start the same command again"):
         compress(asked)
@@ -262,9 +267,8 @@ def test_a_damaged_factor_that_was_trained_is_trained_anew(
 
 
 def test_a_finished_checkpoint_is_trained_as_if_its_run_went_on(
-    config: RunConfig, undisturbed: OutputResult
+    config: RunConfig, cut: OutputResult, undisturbed: OutputResult
 ) -> None:
-    [cut] = compress(config).outputs
     shutil.rmtree(local(config.run_folder), ignore_errors=True)
     asked = asking(config, "adopted")
     request = AdoptionConfig(
