@@ -47,19 +47,19 @@ def test_the_parts_of_a_compressed_matrix_are_those_of_its_layer(
         inspect_decoder(folder)
 
 
-NOT_FINITE = [float("nan"), float("inf"), -float("inf")]
+UP = f"{LAYER}mlp.up_proj.weight"
+NOT_FINITE = [
+    (name, torch.nan) for name in (EMBEDDING, HEAD, NORM, f"{LAYER}input_layernorm.weight")
+]
+NOT_FINITE += [(UP, value) for value in (torch.nan, torch.inf, -torch.inf)]
 
 
-@pytest.mark.parametrize("value", NOT_FINITE)
-@pytest.mark.parametrize(
-    "name", [EMBEDDING, HEAD, NORM, f"{LAYER}mlp.up_proj.weight", f"{LAYER}input_layernorm.weight"]
-)
+@pytest.mark.parametrize(("name", "value"), NOT_FINITE)
 def test_a_value_that_is_not_finite_is_refused_with_file_and_tensor(
-    name: str, value: float, tmp_path: Path
+    name: str, value: float, folder: Path
 ) -> None:
-    tiny_model(tmp_path)
-    rewrite(tmp_path, lambda tensors: tensors[name].view(-1)[-1:].fill_(value))
-    read = decoder(tmp_path)
+    rewrite(folder, lambda tensors: tensors[name].view(-1)[-1:].fill_(value))
+    read = decoder(folder)
     message = rf"model\.safetensors: {re.escape(name)} holds NaN or infinite values; .* fetch"
     with pytest.raises(CheckpointError, match=message):
         read.part(range(2))
@@ -67,13 +67,12 @@ def test_a_value_that_is_not_finite_is_refused_with_file_and_tensor(
         read.part(range(1))  # it is as it should be
 
 
-def test_a_value_beyond_the_compute_dtype_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    tiny_model(tmp_path)
-    rewrite(tmp_path, lambda tensors: tensors[EMBEDDING].view(-1)[:1].fill_(7e4))
+def test_a_value_beyond_the_compute_dtype_is_refused_with_the_remedy(folder: Path) -> None:
+    rewrite(folder, lambda tensors: tensors[EMBEDDING].view(-1)[:1].fill_(7e4))
     tokens = torch.arange(8)[None]
-    assert decoder(tmp_path, torch.bfloat16).part(range(1)).embed(tokens).isfinite().all()
+    assert decoder(folder, torch.bfloat16).part(range(1)).embed(tokens).isfinite().all()
     with pytest.raises(CheckpointError, match=r"embed_tokens.* beyond the range of float16; use"):
-        decoder(tmp_path, torch.float16).part(range(1))
+        decoder(folder, torch.float16).part(range(1))
 
 
 @pytest.mark.parametrize(
@@ -116,8 +115,8 @@ def test_the_head_is_the_embedding_where_they_are_tied(tmp_path: Path, tied: boo
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_weights_are_of_the_compute_dtype_and_frozen(tmp_path: Path, dtype: torch.dtype) -> None:
-    part = decoder(tiny_model(tmp_path), dtype).part(range(2))
+def test_weights_are_of_the_compute_dtype_and_frozen(model: Path, dtype: torch.dtype) -> None:
+    part = decoder(model, dtype).part(range(2))
     modules = [*part.layers, part.module("norm"), part.module("embed_tokens")]
     parameters = [parameter for module in modules for parameter in module.parameters()]
     assert {p.dtype for p in parameters} == {dtype}
