@@ -1,6 +1,7 @@
 """A tiny compressed checkpoint, to spoil; and what is said of a refused base."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,14 @@ def make(folder: Path, family: str = "llama") -> Path:
     return seal(folder)
 
 
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("made") / "checkpoint")
+
+
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    return make(tmp_path / "checkpoint")
+def checkpoint(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "checkpoint"))
 
 
 @pytest.fixture

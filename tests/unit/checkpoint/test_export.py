@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,17 @@ from workers.storage.keys import OWNER
 MIXED = ("plain", "pivoted", "pivoted-columns", "dense")
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Checkpoint:
+@pytest.fixture(scope="module")
+def biased(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """Biased matrices in every encoding."""
-    made = make_checkpoint(tmp_path / "source", "qwen2", MIXED)
+    made = make_checkpoint(tmp_path_factory.mktemp("biased") / "source", "qwen2", MIXED)
     finish_handmade(made)
     return made
+
+
+@pytest.fixture
+def source(biased: Checkpoint, tmp_path: Path) -> Checkpoint:
+    return biased._replace(folder=Path(shutil.copytree(biased.folder, tmp_path / "source")))
 
 
 def exported(folder: Path, **form: Any) -> Path:

@@ -9,7 +9,6 @@ from torch import Tensor
 from schemas.errors import CheckpointError, ConfigError
 from schemas.request.quantization import QuantizationConfig
 from tests.low_rank import make_checkpoint
-from tests.models import tiny_model
 from tests.quantised import to_fp8
 from workers.model.loading import load_model
 from workers.quantisation.linears import calibrate, find_linears
@@ -20,9 +19,8 @@ def ask(folder: Path, **fields: object) -> QuantizationConfig:
     return QuantizationConfig.model_validate(defaults | fields)
 
 
-def test_every_linear_layer_of_the_decoder_and_no_other(tmp_path: Path) -> None:
-    folder = tiny_model(tmp_path / "model")
-    found = find_linears(folder, ask(folder, ignore="layers.1.mlp"))
+def test_every_linear_layer_of_the_decoder_and_no_other(model: Path) -> None:
+    found = find_linears(model, ask(model, ignore="layers.1.mlp"))
     parts = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
     mlp = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
     names = [f"model.layers.{i}.{part}" for i in (0, 1) for part in (*parts, *mlp)]
@@ -54,21 +52,19 @@ def test_factors_are_linear_layers_each_with_groups_of_its_own(tmp_path: Path) -
     ],
 )
 def test_a_request_that_means_nothing_is_refused(
-    tmp_path: Path, fields: dict[str, object], message: str
+    model: Path, fields: dict[str, object], message: str
 ) -> None:
-    folder = tiny_model(tmp_path / "model")
     with pytest.raises(ConfigError, match=message):
-        find_linears(folder, ask(folder, **fields))
+        find_linears(model, ask(model, **fields))
 
 
-def test_a_quantised_checkpoint_is_refused(tmp_path: Path) -> None:
-    folder = to_fp8(tiny_model(tmp_path / "model"))
+def test_a_quantised_checkpoint_is_refused(folder: Path) -> None:
+    to_fp8(folder)
     with pytest.raises(CheckpointError, match="quantise the one that it was made from"):
         find_linears(folder, ask(folder))
 
 
-def test_each_layer_is_given_what_quantised_layers_before_it_make(tmp_path: Path) -> None:
-    folder = tiny_model(tmp_path / "model")
+def test_each_layer_is_given_what_quantised_layers_before_it_make(folder: Path) -> None:
     model = load_model(folder, "float32", "cpu", trust_remote_code=False)
     names = list(find_linears(folder, ask(folder)).schemes)
     windows = torch.arange(24).view(2, 12)

@@ -11,7 +11,6 @@ from pipeline.plan.planner import make_plan
 from schemas.request.config import RunConfig
 from schemas.run.identity import Ground, identities
 from schemas.run.record import RunRecord
-from tests.models import tiny_model
 from workers.model.inspection import inspect
 
 GROUND = Ground(
@@ -25,13 +24,12 @@ GROUND = Ground(
 
 
 @pytest.fixture
-def record(tmp_path: Path) -> Callable[..., RunRecord]:
+def record(model: Path, tmp_path: Path) -> Callable[..., RunRecord]:
     """run.json of a request that differs in `fields`, on a ground that differs in `ground`."""
-    folder = tiny_model(tmp_path / "model")
-    spec = inspect(folder)
+    spec = inspect(model)
 
     def make(ground: dict[str, Any] | None = None, **fields: Any) -> RunRecord:
-        asked = {"model": str(folder), "output": str(tmp_path / "out"), "ratio": 0.2} | fields
+        asked = {"model": str(model), "output": str(tmp_path / "out"), "ratio": 0.2} | fields
         config, found = RunConfig.model_validate(asked), GROUND.model_copy(update=ground or {})
         return RunRecord(
             config=config,

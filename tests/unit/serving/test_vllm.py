@@ -20,7 +20,6 @@ from schemas.result.bench import Timing
 from tests.kinds import tiny_causal_model
 from tests.loads import load_here
 from tests.low_rank import make_checkpoint
-from tests.models import tiny_model
 from workers.serving.generation import ServedModel
 from workers.serving.process import engine
 from workers.serving.vllm_model import VllmModel
@@ -66,21 +65,20 @@ def request(checkpoint: Path, **fields: Any) -> BenchConfig:
     return BenchConfig(checkpoint=str(checkpoint), **(SMALL | fields))
 
 
-def test_it_is_asked_for_the_tokens_that_the_clock_counts(llm: type[Llm], tmp_path: Path) -> None:
-    base = tiny_model(tmp_path / "base")
-    config = request(base, baseline=str(base), compiled=True)
-    model = engine(base, config)
-    assert isinstance(model, VllmModel)
-    loaded = model.load()
+def test_it_is_asked_for_the_tokens_that_the_clock_counts(llm: type[Llm], model: Path) -> None:
+    config = request(model, baseline=str(model), compiled=True)
+    served = engine(model, config)
+    assert isinstance(served, VllmModel)
+    loaded = served.load()
     assert (loaded.engine, loaded.device) == ("vLLM 0.0.fake", "cpu")
-    tensors = load_file(base / "model.safetensors").values()
+    tensors = load_file(model / "model.safetensors").values()
     assert loaded.parameters == sum(tensor.numel() for tensor in tensors)
     assert llm.made["max_model_len"] == 9
     assert llm.made["max_num_seqs"] == 2
     assert not llm.made["enforce_eager"]
     assert not llm.made["enable_prefix_caching"]
     assert llm.made["gpu_memory_utilization"] == 0.85 / 2
-    timing = model.measure(WORKLOAD)
+    timing = served.measure(WORKLOAD)
     *_, (first, one), (second, all_of_them) = llm.asked
     assert first == second
     assert [len(row) for row in first] == [5, 5]
@@ -91,12 +89,12 @@ def test_it_is_asked_for_the_tokens_that_the_clock_counts(llm: type[Llm], tmp_pa
 
 @pytest.mark.parametrize("scheme", ["W4A16", "W8A8", "NVFP4A16"])
 def test_parameters_are_those_before_they_were_quantised(
-    llm: type[Llm], scheme: Scheme, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llm: type[Llm], scheme: Scheme, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load_here(monkeypatch)
-    base, output = tiny_model(tmp_path / "base"), tmp_path / "output"
-    quantize(QuantizationConfig(checkpoint=str(base), output=output, scheme=scheme))
-    expected = VllmModel(base, request(base)).load().parameters
+    output = tmp_path / "output"
+    quantize(QuantizationConfig(checkpoint=str(model), output=output, scheme=scheme))
+    expected = VllmModel(model, request(model)).load().parameters
     assert VllmModel(output, request(output)).load().parameters == expected
     served = ServedModel(output, BenchConfig(checkpoint=str(output), device="cpu", threads=1))
     assert served.load().parameters == expected
@@ -115,17 +113,16 @@ def test_what_config_json_leaves_out_is_as_transformers_has_it(
 
 
 def test_an_answer_that_takes_no_time_is_no_figure(
-    llm: type[Llm], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llm: type[Llm], model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = tiny_model(tmp_path / "base")
-    model = VllmModel(base, request(base))
-    model.load()
+    served = VllmModel(model, request(model))
+    served.load()
     taken = iter([2.0, 1.0, 2.0, 5.0])  # another program slows the first down, once
-    monkeypatch.setattr(model, "_seconds", lambda _: next(taken))
-    assert model.measure(WORKLOAD) == Timing(first_token_s=2.0, decode_s=3.0)
-    monkeypatch.setattr(model, "_seconds", lambda _: 1.0)
+    monkeypatch.setattr(served, "_seconds", lambda _: next(taken))
+    assert served.measure(WORKLOAD) == Timing(first_token_s=2.0, decode_s=3.0)
+    monkeypatch.setattr(served, "_seconds", lambda _: 1.0)
     with pytest.raises(WorkerError, match="ask for more --new-tokens"):
-        model.measure(WORKLOAD)
+        served.measure(WORKLOAD)
 
 
 def test_foreign_code_does_not_run_in_it(llm: type[Llm], tmp_path: Path) -> None:
