@@ -174,8 +174,8 @@ def test_a_text_that_is_shorter_than_asked_is_scored_once(
     """By the run: there is nothing left to score beside it."""
     short = tmp_path / "short.txt"
     short.write_text(prose(400))
-    asked: dict[str, Any] = {"methods": ("svd",), "schemes": (), "evaluate": (str(short),)}
-    [*_, row] = compare(request_.model_copy(update=asked | {"output": tmp_path / "out"})).rows
+    asked = {"methods": ("svd",), "ratios": (0.5,), "schemes": (), "evaluate": (str(short),)}
+    [row] = compare(request_.model_copy(update={**asked, "output": tmp_path / "out"})).rows
     [evaluation] = row.evaluations
     assert evaluation.models[1].windows < request_.windows == evaluation.asked
     assert not (tmp_path / "out" / "evaluations").exists()
