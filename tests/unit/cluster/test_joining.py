@@ -45,7 +45,7 @@ def no_init(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("ray.init was called")
 
     monkeypatch.setattr(ray, "init", fail)
-    monkeypatch.setattr(joining, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(joining, "_PATIENCE_S", 0.1)
 
 
 @pytest.fixture
@@ -94,13 +94,21 @@ def test_the_head_of_a_cluster_answers() -> None:
     server.stop(None).wait()
 
 
-def test_a_cluster_that_is_just_starting_is_waited_for() -> None:
-    """The server starts when it is asked for: the first tries find nothing there."""
-    port, servers = free_port(), []
-    start = threading.Timer(0.2, lambda: servers.append(serve(True, port)[0]))
-    start.start()
+def test_a_cluster_that_is_just_starting_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server starts when the first try has found nothing there."""
+    port, servers = free_port(), list[grpc.Server]()
+
+    def start(state: grpc.ChannelConnectivity) -> None:
+        if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE and not servers:
+            servers.append(serve(True, port)[0])
+
+    def channel(place: str) -> grpc.Channel:
+        made = grpc.insecure_channel(place, [("grpc.initial_reconnect_backoff_ms", 100)])
+        made.subscribe(start)
+        return made
+
+    monkeypatch.setattr(joining, "create_gcs_channel", channel)
     joining.require_answer(f"127.0.0.1:{port}", "cluster.address")
-    start.join()
     servers[0].stop(None).wait()
 
 
