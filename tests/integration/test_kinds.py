@@ -9,6 +9,8 @@ from tests.contract import CHECKS, Subject
 from tests.kinds import KINDS
 from tests.loads import load_here
 
+ROUTED = {"gpt_oss", "granitemoe", "minimax_m2", "mixtral", "olmoe", "phimoe", "qwen3_moe"}
+
 
 @pytest.fixture(autouse=True)
 def _loads_here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,6 +28,11 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
 def test_kind(subject: Subject, check: Callable[[Subject], None]) -> None:
     check(subject)
+
+
+def test_few_kinds_have_no_neurons(subject: Subject) -> None:
+    """All that they have is routed experts."""
+    assert bool(subject.inspected.neurons) is (subject.kind not in ROUTED)
 
 
 def test_layers_are_cut_side_by_side(tmp_path: Path) -> None:

@@ -206,4 +206,5 @@ def test_neurons_of_a_kind(kind: str) -> None:
         for one in spec.neurons
     }
     assert found == ({FEW[kind]} if FEW[kind] else set())
-    require_alone(tiny_causal_model(kind), spec)
+    if kind == "bamba":  # test_kinds.py has the others
+        require_alone(tiny_causal_model(kind), spec)
