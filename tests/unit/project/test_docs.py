@@ -14,11 +14,11 @@ from pipeline.cli.app import app
 from tests.documents import PAGES, ROOT, commands, own_arguments
 
 IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
-COMMANDS = {name: commands(page) for name, page in zip(IDS, PAGES, strict=True)}
 WORDS = [
     pytest.param(words, id=f"{name}: {' '.join(words)[:60]}")
-    for name, found in COMMANDS.items()
-    for words in found
+    for name, page in zip(IDS, PAGES, strict=True)
+    for words in commands(page)
+    if words[0] == "make" or own_arguments(words) is not None
 ]
 
 
@@ -38,22 +38,27 @@ def test_commands_are_understood(words: list[str]) -> None:
                 context, [*context._protected_args, *context.args]
             )
             command.make_context(name, rest, parent=context).close()
-    elif words[0] == "make":
+    else:
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         target = next(word for word in words[1:] if "=" not in word)
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=IDS)
-def test_benchmarks_that_are_named_exist(page: Path) -> None:
-    names = set(re.findall(r"python -m (benchmarks\.\w+)", page.read_text(encoding="utf-8")))
+def test_benchmarks_that_are_named_exist() -> None:
+    names = _named(r"python -m (benchmarks\.\w+)")
+    assert names
     assert not [name for name in names if find_spec(name) is None]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=IDS)
-def test_tests_that_are_named_exist(page: Path) -> None:
-    there = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
-    assert set(re.findall(r"`(test_\w+\.py)`", page.read_text(encoding="utf-8"))) <= there
+def test_tests_that_are_named_exist() -> None:
+    names = _named(r"`(test_\w+\.py)`")
+    assert names
+    assert names <= {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+
+
+def _named(pattern: str) -> set[str]:
+    """What all pages name in such words."""
+    return {name for page in PAGES for name in re.findall(pattern, page.read_text("utf-8"))}
 
 
 def test_messages_of_the_troubleshooting_page_are_in_the_program() -> None:
