@@ -127,6 +127,16 @@ def trainer_of(cut: Cut, windows: int = 8, **settings: Any) -> Trainer:
     return Trainer(student, text_of(cut, windows), config, CPU, base)
 
 
+def looks(trainer: Trainer) -> list[Look]:
+    """Train; return the looks before and meanwhile."""
+    return [trainer.look(), *trainer.run()]
+
+
+def state(model: Trainer | Student) -> dict[str, Tensor]:
+    """A copy of all that is trained."""
+    return {name: p.detach().clone() for name, p in model.trained.items()}
+
+
 def text_of(cut: Cut, windows: int = 8, held_out: int = 3) -> Text:
     """Seeded random tokens, and what the base makes of them."""
     generator = torch.Generator().manual_seed(0)

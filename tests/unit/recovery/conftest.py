@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from tests.models import tiny_model
 from tests.recovery import Cut, cut, group
@@ -15,6 +16,6 @@ def truncated(tmp_path_factory: pytest.TempPathFactory) -> Cut:
 
 
 @pytest.fixture
-def alone(tmp_path: Path) -> Iterator[None]:
+def alone(tmp_path: Path) -> Iterator[DeviceMesh]:
     with group(tmp_path / "group"):
-        yield
+        yield init_device_mesh("cpu", (1,))

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from schemas.request.config import RunConfig
 from schemas.request.recovery import RefinementConfig
 from schemas.result.recovery import Look, Refined
-from tests.recovery import CPU, Cut, job_of, student_of, text_of, trainer_of
+from tests.recovery import CPU, Cut, job_of, state, student_of, text_of, trainer_of
 from workers.actors.recovery import train
 from workers.model.layers import Decoder
 from workers.recovery.blocks import Refinement
@@ -41,7 +41,7 @@ def test_every_layer_has_less_error_left(truncated: Cut) -> None:
 
 def test_a_rate_that_destroys_changes_nothing(truncated: Cut) -> None:
     student, refinement = refinement_of(truncated, rate=30.0)
-    before = {name: p.detach().clone() for name, p in student.trained.items()}
+    before = state(student)
     left = list(refinement.run())
     assert 1.0 in left
     assert all(share and share <= 1 for share in left)
@@ -73,7 +73,7 @@ def test_what_makes_the_model_worse_is_undone(truncated: Cut, tmp_path: Path) ->
     asked = RefinementConfig(enabled=True)
     config = RunConfig(model="m", output=tmp_path, ratio=(0.4,), refinement=asked)
     trainer = trainer_of(truncated)
-    before = {name: p.detach().clone() for name, p in trainer.trained.items()}
+    before = state(trainer)
     _, refinement = refinement_of(truncated)
 
     @torch.no_grad()

@@ -1,13 +1,10 @@
 """What is trained if a linear layer holds several matrices."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
 from schemas.result.output import MatrixResult
 from tests.contract import IDS, Subject
@@ -16,13 +13,6 @@ from workers.recovery.models import build_student
 from workers.recovery.updates import whole
 from workers.storage.keys import factors_key
 from workers.storage.store import Store
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[DeviceMesh]:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
 
 
 @torch.no_grad()

@@ -10,16 +10,12 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from schemas.result.recovery import Look
-from tests.recovery import RANK, Cut, job_of, student_of, trainer_of
+from tests.recovery import RANK, Cut, job_of, looks, state, student_of, trainer_of
 from workers.checkpoint.tensors import TensorReader
 from workers.recovery.models import _shard
-from workers.recovery.training import Trainer, batch, best, share_of_rate
+from workers.recovery.training import batch, best, share_of_rate
 
 pytestmark = pytest.mark.usefixtures("alone")
-
-
-def looks(trainer: Trainer) -> list[Look]:
-    return [trainer.look(), *trainer.run()]
 
 
 def test_only_factors_are_trained(truncated: Cut) -> None:
@@ -130,7 +126,7 @@ def test_one_layer_at_a_time_holds_its_whole_gradient(truncated: Cut) -> None:
 
 def test_the_loss_falls(truncated: Cut) -> None:
     trainer = trainer_of(truncated)
-    before = {name: p.detach().clone() for name, p in trainer.trained.items()}
+    before = state(trainer)
     found = looks(trainer)
     assert [look.step for look in found] == [0, 2, 4, 6, 8]
     assert found[0].loss is None
@@ -154,7 +150,7 @@ def test_norms_are_those_of_the_layers_and_the_one_after_them(truncated: Cut) ->
 
 def test_norms_are_trained_against_the_norm_of_the_base(truncated: Cut) -> None:
     trainer, plain = trainer_of(truncated, norms=True), trainer_of(truncated)
-    before = {name: p.detach().clone() for name, p in trainer.trained.items()}
+    before = state(trainer)
     assert trainer.look().held_out == plain.look().held_out
     found = list(trainer.run())
     trained = {name for name, p in trainer.trained.items() if not torch.equal(before[name], p)}
@@ -174,7 +170,7 @@ def test_on_the_host_it_takes_the_same_steps(truncated: Cut) -> None:
 
 def test_a_rate_that_destroys_changes_nothing(truncated: Cut) -> None:
     trainer = trainer_of(truncated, learning_rate=30.0, patience=2)
-    before = {name: p.detach().clone() for name, p in trainer.trained.items()}
+    before = state(trainer)
     found = looks(trainer)
     assert [look.step for look in found] == [0, 2, 4]  # patience ended it
     assert all(torch.equal(before[name], p) for name, p in trainer.trained.items())
@@ -182,7 +178,7 @@ def test_a_rate_that_destroys_changes_nothing(truncated: Cut) -> None:
 
 def test_a_rate_that_is_too_large_is_halved_and_tried_from_the_best_state(truncated: Cut) -> None:
     trainer = trainer_of(truncated, learning_rate=1.0, patience=9)
-    before = {name: p.detach().clone() for name, p in trainer.trained.items()}
+    before = state(trainer)
     found = [trainer.look()]
     for look in trainer.run():
         found.append(look)

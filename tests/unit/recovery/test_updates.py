@@ -9,8 +9,7 @@ from torch.distributed.tensor import DTensor
 
 from schemas.model.spec import MatrixSpec
 from schemas.request.recovery import Order
-from schemas.result.recovery import Look
-from tests.recovery import RANK, Cut, student_of, text_of, trainer_of
+from tests.recovery import RANK, Cut, looks, state, student_of, text_of, trainer_of
 from workers.recovery.models import Student
 from workers.recovery.training import Trainer, best
 from workers.recovery.updates import after_training, factor_of, whole
@@ -20,14 +19,6 @@ pytestmark = pytest.mark.usefixtures("alone")
 
 def lora(cut: Cut, **settings: Any) -> Trainer:
     return trainer_of(cut, method="svd-llm", **{"lora_rank": 2} | settings)
-
-
-def looks(trainer: Trainer) -> list[Look]:
-    return [trainer.look(), *trainer.run()]
-
-
-def state(trainer: Trainer) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in trainer.trained.items()}
 
 
 def changed(before: dict[str, Tensor], trainer: Trainer) -> set[str]:
