@@ -11,7 +11,8 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import yaml
 from jsonschema import Draft202012Validator, ValidationError  # type: ignore[import-untyped]
 
-ROOT = Path(__file__).parents[1]
+from tests.documents import ROOT
+
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 OLDEST_KUBERNETES = "1.29"
 CRDS = Path(named) if (named := os.environ.get("CRDS")) else None

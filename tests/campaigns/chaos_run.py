@@ -9,8 +9,9 @@ from typing import NamedTuple
 from schemas.request.config import RunConfig
 from schemas.run.record import RunRecord
 from tests.campaigns.nodes import Nodes
+from tests.documents import ROOT
 from tests.integration.processes import Command
-from tests.integration.support import KINDS, ROOT, flags, item_attempts, weight_sums
+from tests.integration.support import KINDS, flags, item_attempts, weight_sums
 from tests.items import local
 from workers.storage.keys import RUN_RECORD
 

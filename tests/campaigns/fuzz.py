@@ -31,8 +31,8 @@ from schemas.errors import InputError
 from schemas.printable import printable
 from schemas.request.config import RunConfig
 from tests.campaigns.fuzz_cases import KINDS, Case, write_base
+from tests.documents import ROOT
 from tests.integration.processes import Command
-from tests.integration.support import ROOT
 
 LIMIT_S = 1800  # ends a hang; no case is judged by how busy the machine is
 _CLEAN = ("result", "accepted", "refused", "failed run")

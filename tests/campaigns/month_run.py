@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.nightly import catalog
 from schemas.request.nightly import CatalogRow
+from tests.documents import ROOT
 from tests.integration.processes import Command
-from tests.integration.support import KINDS, ROOT, item_attempts
+from tests.integration.support import KINDS, item_attempts
 from tests.models import tiny_model
 from tests.nights import cut_short, write_checkpoint
 from tests.prose import prose

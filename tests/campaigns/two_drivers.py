@@ -27,8 +27,9 @@ from rich.table import Table
 from schemas.request.config import RunConfig
 from tests.campaigns.nodes import Nodes
 from tests.campaigns.small_model import inputs, request
+from tests.documents import ROOT
 from tests.integration.processes import Command
-from tests.integration.support import ROOT, flags, weight_sums
+from tests.integration.support import flags, weight_sums
 
 os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", HF_HUB_OFFLINE="1")
 

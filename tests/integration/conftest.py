@@ -132,8 +132,8 @@ def reference(local_ray: None, text: Path, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def start() -> "Iterator[Start]":
     """Starts commands; whatever is left of them is ended with the test."""
+    from tests.documents import ROOT
     from tests.integration.processes import Command
-    from tests.integration.support import ROOT
 
     with contextlib.ExitStack() as stack:
         yield lambda arguments, **how: stack.enter_context(

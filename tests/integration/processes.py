@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.documents import ROOT
 from tests.integration.asker import SOCKET
-from tests.integration.support import ROOT
 from tests.integration.warm import Forked, asked
 
 # Agents of Ray, with and without the name they give themselves: they outlive a driver that is

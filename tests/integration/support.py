@@ -15,11 +15,11 @@ from schemas.request.config import RunConfig
 from schemas.request.groups import CalibrationConfig, ClusterConfig
 from schemas.result.manifest import Compression, OutputResult
 from schemas.run.identity import Record
+from tests.documents import ROOT
 from tests.items import local
 from workers.storage.files import file_sha256
 from workers.storage.store import Store
 
-ROOT = Path(__file__).parents[2]
 PACKAGES = ("schemas", "workers", "pipeline", "runtime")
 KINDS = ("moments", "bases", "spectra", "neurons", "factors")  # of items
 _HANG_S = 1800.0  # half of what a test may take

@@ -12,11 +12,11 @@ import ray
 
 from pipeline.compress import compress
 from schemas.result.evaluation import EvaluationReport
+from tests.documents import ROOT
 from tests.integration import processes
 from tests.integration.conftest import Reference
 from tests.integration.support import (
     KINDS,
-    ROOT,
     copy_packages,
     file_sums,
     flags,

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.integration.support import ROOT
+from tests.documents import ROOT
 
 # In a process of its own, as the installed command is: the device that a worker finds, for which it
 # needs this program, torch and datasets; then what all processes of that Ray listen on, as /proc

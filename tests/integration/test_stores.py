@@ -20,6 +20,7 @@ from schemas.request.config import RunConfig
 from schemas.request.groups import EvaluationTextConfig
 from schemas.request.recovery import RecoveryConfig
 from schemas.result.manifest import Manifest
+from tests.documents import ROOT
 from tests.integration.conftest import Endpoint, Reference
 from tests.integration.processes import Process, kill_training_workers
 from tests.integration.support import KINDS, ask, item_attempts, item_sums, weight_sums
@@ -39,7 +40,6 @@ from workers.storage.places import (
 )
 from workers.storage.store import Store
 
-ROOT = Path(__file__).parents[2]
 BUCKET = Url("s3://bucket")
 BASE = BUCKET / "base"
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tests import writing
+from tests.documents import ROOT
 from tests.integration import asker
 from tests.integration.asker import NUMBER, SOCKET, receive, send
 
@@ -82,7 +83,7 @@ def server(folder: Path) -> Iterator[None]:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.integration.warm", str(listening.fileno())],
             stdin=subprocess.PIPE,
-            cwd=Path(__file__).parents[2],
+            cwd=ROOT,
             pass_fds=[listening.fileno()],
         )
     with process:  # which closes its standard input, and waits

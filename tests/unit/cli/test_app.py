@@ -17,9 +17,9 @@ from pipeline.cli.files import require_files
 from pipeline.cli.nightly import NOTHING_WAITS
 from schemas.errors import ConfigError
 from schemas.request.budget import OPTIONS
+from tests.documents import ROOT
 from workers.process.logs import log
 
-ROOT = Path(__file__).parents[3]
 TOO_MANY = "1000000"
 
 

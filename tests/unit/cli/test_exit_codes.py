@@ -9,7 +9,7 @@ import torch
 import typer
 
 from pipeline.cli.exit_codes import exit_codes
-from tests.unit.project.test_layout import ROOT
+from tests.documents import ROOT
 
 
 @pytest.mark.parametrize(

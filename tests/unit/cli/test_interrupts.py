@@ -14,8 +14,8 @@ import typer
 from pipeline.cli import interrupts
 from pipeline.cli.exit_codes import exit_codes
 from schemas.errors import WorkerError
+from tests.documents import ROOT
 
-ROOT = Path(__file__).parents[3]
 CODES = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 AGAIN = "the same command goes on from its run directory, or begins again if it has none"
 # A library that takes its time to import, and is interrupted.

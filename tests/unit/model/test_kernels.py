@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.unit.project.test_layout import ROOT
+from tests.documents import ROOT
 
 KERNEL = """
 def causal_conv1d_fn(*args, **kwargs):

@@ -11,10 +11,10 @@ from pipeline.request.flags import build
 from schemas.model.spec import ModelSpec
 from schemas.request.config import RunConfig
 from schemas.run.plan import Plan
+from tests.documents import ROOT
 from tests.models import tiny_model
 from workers.model.inspection import inspect
 
-ROOT = Path(__file__).parents[3]
 SHAPES = ROOT / "tests" / "configs"
 H100: dict[str, Any] = {"gpus": 8, "gpu_memory": "80GB", "host_memory": "1TB", "gpu_type": "h100"}
 

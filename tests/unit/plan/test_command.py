@@ -16,7 +16,8 @@ from pipeline.plan.machines import on_cpu
 from pipeline.plan.planner import make_plan, require_disk
 from schemas.errors import ConfigError, DiskError
 from schemas.run.plan import Plan
-from tests.unit.plan.conftest import ROOT, SHAPES, Base, planned
+from tests.documents import ROOT
+from tests.unit.plan.conftest import SHAPES, Base, planned
 
 # --- what is refused --------------------------------------------------------------------------
 

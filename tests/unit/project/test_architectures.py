@@ -1,16 +1,16 @@
 """docs/architectures.md says what the program derives, of every kind that is tested."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 from tests.campaigns.architectures import row
 from tests.contract import CHECKS
+from tests.documents import ROOT
 from tests.kinds import KINDS
 from workers.model.kinds import TESTED
 
-PAGE = (Path(__file__).parents[3] / "docs" / "architectures.md").read_text()
+PAGE = (ROOT / "docs" / "architectures.md").read_text()
 
 
 def test_the_page_has_every_kind_and_all_of_them_passed() -> None:

@@ -2,15 +2,14 @@
 
 import json
 import re
-from pathlib import Path
 from typing import get_args
 
 import pytest
 import yaml
 
 from schemas.metrics import LABELS, Metric, Outcome
+from tests.documents import ROOT
 
-ROOT = Path(__file__).parents[3]
 DASHBOARD = json.loads((ROOT / "deploy/grafana/svdllm.json").read_bytes())
 ALERTS = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yaml").read_text("utf-8"))
 RAYS = {"SessionName", "NodeAddress", "WorkerId"}  # labels that Ray adds

@@ -3,11 +3,11 @@
 import re
 import shlex
 import tomllib
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.documents import ROOT
+
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|KEY", re.IGNORECASE)
 PACKAGES = {"schemas", "workers", "pipeline", "runtime"}
 

@@ -7,12 +7,13 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.documents import ROOT
+
 PACKAGES = ("schemas", "workers", "pipeline", "runtime")
 STANDARD_LIBRARY = sys.stdlib_module_names
 NEVER_IMPORTED = {"benchmarks", "deploy", "svdllm", "tests"}

@@ -10,10 +10,10 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from pipeline.cli.app import app
+from tests.documents import ROOT
 from tests.manifests import (
     CRDS,
     KUBERNETES,
-    ROOT,
     Invalid,
     Object,
     check,

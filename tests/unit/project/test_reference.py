@@ -6,8 +6,7 @@ from pathlib import Path
 import yaml
 
 from schemas.request.config import RunConfig
-
-ROOT = Path(__file__).parents[3]
+from tests.documents import ROOT
 
 
 def test_the_reference_lists_every_setting_with_its_default() -> None:

@@ -10,13 +10,12 @@ import torch
 import torch.distributed as dist
 
 from schemas.result.recovery import Look
+from tests.documents import ROOT
 from tests.models import tiny_model
 from tests.recovery import cut, group, job_of, looks, state, trainer_of
 from workers.recovery.job import Job
 from workers.recovery.refined import RefinedLayers
 from workers.recovery.training import Trainer
-
-ROOT = Path(__file__).parents[3]
 
 
 def train(folder: Path, rank: int, world: int) -> list[Look]:

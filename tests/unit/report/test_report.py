@@ -5,7 +5,6 @@ import hashlib
 import html.parser
 import itertools
 import re
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -19,11 +18,12 @@ from pipeline.report.page import render_report
 from schemas.result.output import MatrixResult
 from schemas.result.report import SpectrumSample, StageTime
 from tests import reports
+from tests.documents import ROOT
 
 PLOTS = ["layers", "ranks", "spectra", "losses", "stages"]
 VOID = {"meta", "link", "br", "hr", "img"}
 HOSTILE = "</title></svg><script>alert(1)</script>\"'><img src=x onerror=alert(1)>\x1b[31m\u202e"
-CSS = Path(__file__).parents[3] / "pipeline" / "report" / "templates" / "report.css.j2"
+CSS = ROOT / "pipeline" / "report" / "templates" / "report.css.j2"
 
 
 class Document(html.parser.HTMLParser):

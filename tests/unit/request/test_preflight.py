@@ -19,7 +19,7 @@ from schemas.errors import ConfigError, StorageError, TextError
 from schemas.request.config import RunConfig
 from schemas.run.ranks import require_ranks
 from schemas.run.targets import select
-from tests.unit.project.test_layout import ROOT
+from tests.documents import ROOT
 from tests.unit.request.conftest import refusal
 from workers.model.inspection import inspect
 from workers.process.logs import LOG_FORMAT, log, now_about, set_up_logging

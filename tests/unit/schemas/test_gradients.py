@@ -1,16 +1,16 @@
 """The number of gradient windows that a run takes if none is asked for."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from schemas.request.config import RunConfig
 from schemas.request.gradients import with_gradients
+from tests.documents import ROOT
 from workers.model.inspection import planned
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = ROOT / "tests" / "configs"
 
 
 def windows(model: str, **calibration: Any) -> int | None:

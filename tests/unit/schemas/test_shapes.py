@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, MixtralConfig
 
 from schemas.errors import CheckpointError
+from tests.documents import ROOT
 from tests.models import CONFIGS, SIZES, tiny_model
 from workers.model.inspection import inspect, read_spec
 
-SHAPES = Path(__file__).parents[2] / "configs"
+SHAPES = ROOT / "tests" / "configs"
 PARAMETERS = {  # as published, in units of 10^7
     "llama-3-8b": 803,
     "llama-3-70b": 7055,
