@@ -19,7 +19,7 @@ from schemas.location import Url
 from schemas.request.config import RunConfig
 from schemas.request.groups import EvaluationTextConfig, TargetsConfig
 from schemas.request.recovery import RecoveryConfig
-from schemas.result.manifest import Manifest
+from schemas.result.manifest import Manifest, OutputResult
 from tests.documents import ROOT
 from tests.integration.conftest import Endpoint, Reference
 from tests.integration.processes import Process, kill_training_workers
@@ -42,6 +42,7 @@ from workers.storage.store import Store
 
 BUCKET = Url("s3://bucket")
 BASE = BUCKET / "base"
+WEIGHTS = "/bucket/base/model.safetensors"
 
 
 class Server(NamedTuple):
@@ -98,6 +99,20 @@ def stored(
     return Stored(folder, config, local(reference.output.path))
 
 
+class Made(NamedTuple):
+    """What a run made of it, and what the run read of its weights."""
+
+    output: OutputResult
+    reads: list[tuple[int, int]]
+
+
+@pytest.fixture(scope="module")
+def made(stored: Stored, server: Server) -> Made:
+    before = len(server.reads(WEIGHTS))
+    (output,) = compress(stored.config).outputs
+    return Made(output, server.reads(WEIGHTS)[before:])
+
+
 class Notes(Progress):
     """What a run said."""
 
@@ -109,8 +124,8 @@ class Notes(Progress):
         self.lines.append(text)
 
 
-def test_from_store_to_store(stored: Stored, server: Server, tmp_path: Path) -> None:
-    (output,) = compress(stored.config).outputs
+def test_from_store_to_store(stored: Stored, made: Made, server: Server, tmp_path: Path) -> None:
+    output = made.output
     assert output.path == BUCKET / "output"
     assert all(check.passed for check in output.checks)
 
@@ -130,14 +145,12 @@ def test_from_store_to_store(stored: Stored, server: Server, tmp_path: Path) -> 
     assert not files_below(run_dir / "outputs")
 
     # A rerun reads no weight and writes nothing.
-    before = server.reads("/bucket/base/model.safetensors")
+    before = len(server.reads(WEIGHTS))
     notes = Notes()
     (again,) = compress(stored.config, notes).outputs
     assert any("already there" in line for line in notes.lines)
     assert again.compression == output.compression
-    assert set(server.reads("/bucket/base/model.safetensors")[len(before) :]) == header_reads(
-        stored.folder
-    )
+    assert set(server.reads(WEIGHTS)[before:]) == header_reads(stored.folder)
 
     with pytest.raises(ConfigError, match="another model, text, method, ratio or setting"):
         is_published(BUCKET / "output", "of another run")
@@ -149,7 +162,7 @@ def header_reads(base: Path) -> set[tuple[int, int]]:
     return {(0, 7), (8, first - 1)}
 
 
-def test_no_byte_is_read_without_need(stored: Stored, server: Server) -> None:
+def test_no_byte_is_read_without_need(stored: Stored, made: Made) -> None:
     """Needed are: the header; every tensor once for calibration; a matrix once more at most to
     factorise it and once to cut it; what is not compressed once more, to be written.
     """
@@ -157,8 +170,7 @@ def test_no_byte_is_read_without_need(stored: Stored, server: Server) -> None:
     starts = {tensor.name: tensor.offset or 0 for tensor in spec.tensors}
     spans = {(starts[t.name], starts[t.name] + t.nbytes - 1): t.name for t in spec.tensors}
     header = header_reads(stored.folder)
-    found = server.reads("/bucket/base/model.safetensors")
-    reads = [span for span in found if span not in header]
+    reads = [span for span in made.reads if span not in header]
     assert set(reads) == spans.keys()  # its own bytes and no others
     counts = Counter(spans[span] for span in reads)
     matrices = {f"model.{matrix.name}.weight" for matrix in spec.matrices}
@@ -222,6 +234,7 @@ def test_training_goes_on_from_a_store(stored: Stored, text: Path, tmp_path: Pat
     assert not [name for name in files_below(run_dir) if name.startswith("training")]
 
 
+@pytest.mark.usefixtures("made")
 def test_a_command_takes_urls(stored: Stored, server: Server) -> None:
     def run(*arguments: str) -> int:
         return CliRunner().invoke(app, arguments).exit_code
@@ -231,7 +244,7 @@ def test_a_command_takes_urls(stored: Stored, server: Server) -> None:
     asked = ["--text", *stored.config.calibration.text, "--sequence-length", "64"]
     asked += ["--windows", "2", "--device", "cpu"]
     assert run("evaluate", str(BASE), "--streamed", "--workers", "1", *asked) == 0
-    assert server.reads("/bucket/base/model.safetensors")  # never whole
+    assert server.reads(WEIGHTS)  # never whole
     assert run("evaluate", output, "--baseline", str(BASE), *asked) == 0
     assert run("plan", "--model", str(BASE), "--ratio", "0.2") == 0
     assert run("status", str(stored.config.run_dir)) == 0
