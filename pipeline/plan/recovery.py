@@ -15,7 +15,7 @@ from schemas.run.plan import SAVED_BYTES, ClusterSpec, RecoveryMemory, StageCost
 _HELD_BYTES = 8  # of a trained parameter, float32: itself and its best state
 _STEPPED_BYTES = 12  # of one that the next step changes: its gradient, two moments of AdamW
 _HEADS: dict[Objective, int] = {"kl": 6, "tokens": 4, "hidden": 0}  # student's: 2 forward, 2 back
-_LOGITS = 4  # float32 copies of a chunk of logits
+_LOGITS: dict[Objective, float] = {"kl": 5.5, "tokens": 4, "hidden": 0}  # float32 copies of a chunk
 _POSITIONS = 128  # of a chunk
 
 
@@ -23,8 +23,9 @@ def memory(costs: Costs, workers: int, offload: bool) -> RecoveryMemory:
     """Return the bytes that a worker needs: its share of the trained parameters with all that
     belongs to them, on the host if they are to be off the device; its share of what is frozen in
     layers, and, which only refinement needs, of the base's layers and of the hidden states of both;
-    and, whole, what is outside of the layers (the base's, too, if the student's is trained), a
-    layer that is gathered with its gradient, also in float32, and the next one, and activations.
+    and, whole, what is outside of the layers (the base's, too, if it is refined, and of both if
+    norms are trained), a layer that is gathered and the next one, gradients of what is trained in
+    it, also in float32, and activations.
     """
     config, spec = costs.config.recovery, costs.spec
     stepped = 1.0 if config.enabled else 1 / spec.layers  # refinement trains one layer at a time
@@ -32,7 +33,10 @@ def memory(costs: Costs, workers: int, offload: bool) -> RecoveryMemory:
     trained = max(costs.trained(ratio) for ratio in costs.config.ratio) * each
     stay = max(map(costs.stays, costs.config.ratio)) if config.rank_of_updates else costs.dense
     layers = sum(layer.parameters for layer in costs.layers)
-    gathered = max(layer.parameters for layer in costs.layers) * (3 * costs.item + 4)
+    gathered = max(
+        2 * costs.item * layer.parameters + (costs.item + 4) * layer.reached
+        for layer in costs.layers
+    )
     refined = costs.config.refinement.enabled
     base = refined * layers * costs.item / workers
     shares = (costs.refined_windows, config.held_out)
@@ -40,11 +44,11 @@ def memory(costs: Costs, workers: int, offload: bool) -> RecoveryMemory:
     states = 2 * windows * config.sequence_length * spec.hidden_size
     frozen = (layers - spec.targeted + stay) * costs.item / workers
     read = sum(math.prod(tensor.shape) for tensor in spec.held(range(spec.layers)))
-    outside = (1 + max(refined, config.norms)) * (read - layers)
+    outside = (1 + refined + config.norms) * (read - layers)
     tokens = config.micro_batch * config.sequence_length
     inputs = tokens * spec.hidden_size * (spec.layers if config.checkpointing else 0)
     within = tokens * costs.outputs_of_a_token * (2 if config.checkpointing else 2 * spec.layers)
-    logits = _LOGITS * 4 * config.micro_batch * _POSITIONS * spec.vocab_size
+    logits = _LOGITS[config.objective] * 4 * config.micro_batch * _POSITIONS * spec.vocab_size
     whole = base + gathered + (outside + states + inputs + within) * costs.item + logits
     return RecoveryMemory(
         device=int(whole + (0 if offload else trained + frozen)),
@@ -113,10 +117,10 @@ def recovery(
     forward, 4 backward of the student (its input, its factors; 2 if these are frozen, beside
     updates that cost little), and its forward once more if activations are not kept. Refinement
     takes 6 of the student for every pass, and 2 of both to go on. Workers without a window of a
-    step compute one, too. Every micro-batch gathers all layers, at the rate of the link to the
-    host, where a worker's own share is, too, if it is not on the device: links between GPUs are
-    faster. Every worker reads all factors, what is not cut, and to
-    refine the base.
+    step compute one, too. Operations of what is not targeted are not counted. Every micro-batch
+    gathers all of all layers, and to go on from a refined one those of the base, at the rate of the
+    link to the host, where a worker's own share is, too, if it is not on the device: links between
+    GPUs are faster. Every worker reads all factors, what is not cut, and to refine the base.
     """
     config = costs.config.recovery
     if held is None:
@@ -126,9 +130,12 @@ def recovery(
     steps = config.steps(there) * config.enabled
     each = math.ceil(config.windows_in_step(there) / cluster.workers)
     tokens = steps * each * cluster.workers * config.sequence_length
-    reached = sum(layer.reached for layer in costs.layers)
+    reached, whole = (
+        sum(getattr(layer, what) for layer in costs.layers) for what in ("reached", "parameters")
+    )
     kept = sum(map(costs.stays, costs.config.ratio)) / costs.spec.targeted
     times = len(costs.config.ratio)
+    students = times * (whole - costs.spec.targeted) + sum(map(costs.stays, costs.config.ratio))
     heads = _HEADS[config.objective] * costs.ends * times
     flops = tokens * (reached * passes * kept + heads)
     refined, refinement = costs.refined_tokens, costs.config.refinement
@@ -140,7 +147,8 @@ def recovery(
     refines = refinement.enabled
     read = sum(map(costs.output, costs.config.ratio)) + costs.base_bytes * refines * times
     states = SAVED_BYTES * config.evaluations * config.enabled + REFINED_BYTES * refines
-    gathered = rounds * (3 if config.checkpointing else 2) + turns * 2
+    gathered = students * (rounds * (3 if config.checkpointing else 2) + turns * 2)
+    gathered += (students + times * whole) * turns / refinement.passes
     teach = Work(
         "teach",
         cluster.workers,
@@ -159,6 +167,6 @@ def recovery(
         compute=flops,
         read=read * cluster.workers + costs.states(tokens) * times * (taught > 0),
         written=states * sum(costs.trained(ratio) for ratio in costs.config.ratio),
-        link=gathered * kept * reached * costs.item * (cluster.workers - (not held.offload)),
+        link=gathered * costs.item * (cluster.workers - (not held.offload)),
     )
     return tuple(work.cost(rates) for work in ([teach] if taught else []) + [train])

@@ -140,7 +140,30 @@ def test_a_device_holds_a_layer_with_its_gradient_and_the_next_one() -> None:
     outside, layer = 2 * vocabulary * hidden + hidden, matrices + 2 * hidden
     activations = 1024 * (32 * hidden + 2 * (3 * hidden + 2 * 1024 + 2 * 14_336))
     logits = 4 * 128 * vocabulary  # each in float32
-    assert found.device == 10 * layer + 2 * (outside + activations) + 4 * logits
+    gradients = 6 * matrices  # of what is trained: as it is computed, and in float32
+    rest = 2 * (outside + activations) + 5.5 * logits
+    assert found.device == int(4 * layer + gradients + rest)
+
+
+def test_experts_that_stay_have_no_gradients_but_are_gathered() -> None:
+    experts, matrices = 32 * 8 * 3 * 4096 * 14_336, 32 * 2 * (4096**2 + 4096 * 1024)
+    found = planned("mixtral-8x7b", RECOVER | {"settings": ["recovery.offload=true"]}).recovery
+    dense = planned("llama-3-8b", RECOVER | {"settings": ["recovery.offload=true"]}).recovery
+    assert found is not None
+    assert dense is not None
+    assert 4 * experts / 32 < found.device < 10 * experts / 32
+    links = [
+        (stage(name, SHARED | {"recovery_tokens": 2**20}).seconds or {})["host link"]
+        for name in ("mixtral-8x7b", "llama-3-8b")
+    ]
+    assert links[0] / links[1] == pytest.approx((experts + 0.8 * matrices) / 5.6e9, rel=0.01)
+
+
+def test_a_tail_that_is_trained_is_held_beside_those_of_base_and_teacher() -> None:
+    norms = {"settings": ["recovery.norms=true"]}
+    found = [planned("llama-3-8b", asked).recovery for asked in (REFINE, REFINE | norms)]
+    one, two = (memory.device if memory else 0 for memory in found)
+    assert two - one == 2 * (2 * 128_256 * 4096 + 4096)
 
 
 def test_training_holds_no_vision_tower(base: Base) -> None:
