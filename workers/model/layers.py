@@ -56,7 +56,7 @@ class Decoder:
         """
         spec = self._spec
         model = self._skeleton()
-        weights = Weights(model, spec.path, self._read, self._device)
+        weights = Weights(model, spec.path, self.read, self._device)
         held = spec.held(layers)
         try:
             weights.fill_outside([t.name for t in held if t.layer is None], spec.modules)
@@ -86,7 +86,7 @@ class Decoder:
         config = unquantised(read_config(self._folder), where, dequantize=True)
         return skeleton(config, where, self.dtype)
 
-    def _read(self, name: str) -> Tensor:
+    def read(self, name: str) -> Tensor:
         """Return a tensor on the device, in its stored dtype. Raises CheckpointError if a value is
         not finite, or would not be in the compute dtype.
         """

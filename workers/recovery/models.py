@@ -72,10 +72,14 @@ def build_student(
     """
     trained: dict[str, nn.Parameter] = {}
     weights = decoder.norms() if norms else {}
+    stored_norms = {place: file for file, place in weights.items()}
     cut = {m.name for m in spec.matrices if rows[m.name].encoding != "dense"}
     replaced = {
         f"{parts[0].stored}.weight" for parts in spec.linears if all(m.name in cut for m in parts)
     }
+
+    def as_stored(place: str) -> Tensor | None:
+        return decoder.read(stored_norms[place]) if place in stored_norms else None
 
     def truncate(index: int, layer: nn.Module) -> None:
         mine = [
@@ -112,7 +116,7 @@ def build_student(
         prefix = f"{spec.path}.{index}."
         names += [n.removeprefix(prefix) for n in weights.values() if n.startswith(prefix)]
         for name in names:
-            _train(layer, name)
+            _train(layer, name, as_stored(f"{prefix}{name}"))
         _shard(layer, mesh, decoder.dtype, offload)
         trained.update(
             (f"{prefix}{name}", parameter)
@@ -126,7 +130,7 @@ def build_student(
     outside = [name for name in weights.values() if not name.startswith(f"{spec.path}.")]
     for name in model.in_tail(outside) if outside else []:
         owner, leaf = model.owner(name), name.rpartition(".")[2]
-        _train(owner, leaf)
+        _train(owner, leaf, as_stored(name))
         _shard(owner, mesh, decoder.dtype, offload)
         trained[name] = owner.get_parameter(leaf)
     named = {file: name for file, name in weights.items() if name in trained}
@@ -167,9 +171,9 @@ def _fill(module: nn.Module, tensors: dict[str, Tensor], bias: Tensor | None) ->
     module.load_state_dict(state, assign=True)
 
 
-def _train(layer: nn.Module, name: str) -> None:
-    """Make a parameter trainable, in float32."""
+def _train(layer: nn.Module, name: str, value: Tensor | None) -> None:
+    """Make a parameter trainable, in float32; of another `value` if it has been rounded."""
     owner, _, leaf = name.rpartition(".")
     module = layer.get_submodule(owner)
-    value = module.get_parameter(leaf).detach().float()
-    module.register_parameter(leaf, nn.Parameter(value))
+    value = module.get_parameter(leaf).detach() if value is None else value
+    module.register_parameter(leaf, nn.Parameter(value.float()))

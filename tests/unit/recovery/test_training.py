@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -14,6 +15,7 @@ from tests.recovery import RANK, Cut, job_of, looks, state, student_of, trainer_
 from workers.checkpoint.tensors import TensorReader
 from workers.recovery.models import _shard
 from workers.recovery.training import batch, best, share_of_rate
+from workers.recovery.updates import whole
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -146,6 +148,16 @@ def test_norms_are_those_of_the_layers_and_the_one_after_them(truncated: Cut) ->
     assert {*student.norms} - {*layer} == {"model.norm.weight"}
     assert student.trained.keys() - plain.trained.keys() == {*student.norms.values()}
     assert plain.norms == {}
+
+
+@torch.no_grad()
+def test_norms_begin_as_they_are_stored(truncated: Cut) -> None:
+    """Though a model that computes in half precision has them rounded."""
+    student = student_of(truncated, torch.bfloat16, norms=True)
+    stored = load_file(truncated.folder / "model.safetensors")
+    for file, name in student.norms.items():
+        assert torch.equal(whole(student.trained[name]), stored[file])
+    assert any(not torch.equal(stored[n], stored[n].bfloat16().float()) for n in student.norms)
 
 
 def test_norms_are_trained_against_the_norm_of_the_base(truncated: Cut) -> None:
