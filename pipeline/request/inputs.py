@@ -125,16 +125,16 @@ def _recovery(
     calibration texts that were read, of local ones all. Adds how others were read to `texts`.
     Raises TextError if there are too few tokens.
     """
-    asked, calibrated = config.recovery, shares_of(config.calibration.text)
-    sources = shares_of(asked.text) or calibrated
+    asked = config.recovery
+    sources = shares_of(asked.text) or shares_of(config.calibration.text)
     wanted = max(1, config.training_tokens // asked.sequence_length) + asked.held_out
     found = []
     for name, part in split(wanted, sources).items():
         count = max(part, 1)
-        length, whole = asked.sequence_length, name in calibrated and is_local(name)
-        tokens = calibration.get(name) if whole else None
+        length, local = asked.sequence_length, is_local(name)
+        tokens = calibration.get(name) if local else None
         if tokens is None:
-            least = None if whole else count * length
+            least = None if local else count * length
             tokens, facts = read_text(name, "recovery", tokenizer, least)
             texts.append(facts)
         there = max(min(count, len(tokens.windows(length))), 1)

@@ -148,6 +148,17 @@ def write_letters(folder: Path) -> tuple[Path, Path]:
     return texts
 
 
+def test_a_local_text_to_train_on_is_read_whole(request_for: Any, tmp_path: Path) -> None:
+    """Else a file that is sorted by its topics would teach the first of them."""
+    rows = tmp_path / "sorted.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"{c} " * 40}) + "\n" for c in "a" * 99 + "b" * 99))
+    one, _ = write_letters(tmp_path)
+    text = gather(check(training(request_for, one, text=(str(rows),), tokens=16 * 36, held_out=4)))
+    assert text.recovery is not None
+    kinds = {tuple(sorted(set(row.tolist()))) for row in text.recovery.windows}
+    assert len(kinds) > 1
+
+
 def test_texts_to_train_on_are_mixed_by_their_shares(request_for: Any, tmp_path: Path) -> None:
     one, other = write_letters(tmp_path)
     mixed = training(
