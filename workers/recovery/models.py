@@ -74,19 +74,16 @@ def build_student(
     weights = decoder.norms() if norms else {}
     stored_norms = {place: file for file, place in weights.items()}
     cut = {m.name for m in spec.matrices if rows[m.name].encoding != "dense"}
+    linears = [parts for parts in spec.linears if any(m.name in cut for m in parts)]
     replaced = {
-        f"{parts[0].stored}.weight" for parts in spec.linears if all(m.name in cut for m in parts)
+        f"{parts[0].stored}.weight" for parts in linears if all(m.name in cut for m in parts)
     }
 
     def as_stored(place: str) -> Tensor | None:
         return decoder.read(stored_norms[place]) if place in stored_norms else None
 
     def truncate(index: int, layer: nn.Module) -> None:
-        mine = [
-            parts
-            for parts in spec.linears
-            if parts[0].layer == index and any(m.name in cut for m in parts)
-        ]
+        mine = [parts for parts in linears if parts[0].layer == index]
         stored = {
             m.path: Matrix(rows[m.name].encoding, rows[m.name].rank)
             for parts in mine

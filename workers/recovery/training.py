@@ -181,7 +181,7 @@ class Trainer:
         """
         rank, world = dist.get_rank(), dist.get_world_size()
         each = math.ceil(len(windows) / world)
-        mine = torch.tensor([(rank + world * turn) for turn in range(each)])
+        mine = torch.arange(rank, each * world, world)
         scale = 1 / (len(windows) * (self._text.windows.shape[1] - 1))
         weights = ((mine < len(windows)) * scale).to(self._device)
         rows = windows[mine % len(windows)]
