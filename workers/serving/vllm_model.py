@@ -54,9 +54,10 @@ class VllmModel:
         require_vllm()
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        config, start = self._config, perf_counter()
+        config = self._config
         trusted = may_run_code(self._folder, config.trust_remote_code)
         vllm: Any = import_module("vllm")
+        start = perf_counter()
         self._sampling = vllm.SamplingParams
         at_once = 1 if config.address else len(config.models)
         self._engine = vllm.LLM(
