@@ -112,9 +112,11 @@ def _round(
     """
     from workers.quantisation.files import write_config, write_weights
     from workers.quantisation.linears import find_linears, shared_ranges
+    from workers.quantisation.rehearsal import require_loadable
     from workers.quantisation.rounding import quantised
 
     found = find_linears(folder, config)
+    require_loadable(config, folder, found)
     largest = shared_ranges(folder, found)
     compression = read_compression(folder) if LOW_RANK in read_config(folder) else None
     assemble.copy_beside(staging, folder)
@@ -126,6 +128,9 @@ def _round(
         windows = _windows(config, folder)
         text = tokens_sha256(windows)
         calibrated = _calibrated(config, folder, found, largest, linears, windows)
+        for name in found.schemes.keys() - calibrated.keys():
+            found.stay[name] = "the text does not reach it"
+            del found.schemes[name], found.tensors[name]
 
     def store(name: str, weight: Tensor) -> dict[str, Tensor]:
         if name in calibrated:
@@ -137,7 +142,7 @@ def _round(
 
     before, files = write_weights(folder, staging, found.tensors, store)
     assemble.write_index(staging, files)
-    write_config(folder, staging, found.schemes, sorted([*found.stay, *found.elsewhere]))
+    write_config(folder, staging, found.schemes, found.others)
     done = Quantization(
         checkpoint=config.checkpoint,
         base=compression.model if compression else config.checkpoint,

@@ -29,6 +29,7 @@ from workers.checkpoint.published import read_compression, read_manifest
 from workers.checkpoint.verify import verify_checkpoint
 from workers.evaluation.perplexity import stored
 from workers.model.loading import load_model
+from workers.quantisation.linears import calibrate
 
 TEXT = {"sequence_length": 32, "windows": 2, "sample_tokens": 1}
 GATED = ("gate", "up")
@@ -216,6 +217,51 @@ def test_a_base_that_takes_images_keeps_what_it_needs_for_them(kind: str, tmp_pa
     assert len(before.keys() - after.keys()) == len(done.linears)
     loads = "model = AutoModelForImageTextToText.from_pretrained(path)"
     assert loads in (output / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheme", "why"),
+    [
+        ("qwen3_moe", "W4A16", r"transformers does not load it in W4A16 \(.*; take another"),
+        ("mamba", "W8A16", "transformers does not load it in W8A16"),
+        ("falcon", "W4A16", r"no linear layer of it can be W4A16 \(it is a FalconLinear\)"),
+    ],
+)
+def test_what_would_not_load_is_refused_before_the_work(
+    kind: str, scheme: str, why: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: object) -> None:
+        raise AssertionError("work has begun")
+
+    monkeypatch.setattr("workers.quantisation.linears.read_weights", work)
+    monkeypatch.setattr("pipeline.quantize._calibrated", work)
+    asked = ask(save_kind(kind, tmp_path / "m"), tmp_path / "o", scheme, calibration=str(text))
+    with pytest.raises(ConfigError, match=why):
+        quantize(asked)
+
+
+def test_a_mixture_of_experts_has_fewer_bits_beside_them(tmp_path: Path) -> None:
+    model, output = save_kind("granitemoe", tmp_path / "model"), tmp_path / "output"
+    done = quantize(ask(model, output, "FP8"))
+    assert {row.name.rpartition(".")[0].rpartition(".")[2] for row in done.linears} == {"self_attn"}
+
+
+def test_a_layer_that_the_text_does_not_reach_stays(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, output = tiny_model(tmp_path / "model"), tmp_path / "output"
+    unreached = "model.layers.1.mlp.down_proj"
+
+    def all_but_one(model: Any, windows: Any, names: Any, quantise: Any) -> None:
+        calibrate(model, windows, [n for n in names if n != unreached], quantise)
+
+    monkeypatch.setattr("workers.quantisation.linears.calibrate", all_but_one)
+    gptq = {"calibration": str(text), "calibration_samples": 4, "sequence_length": 32}
+    done = quantize(ask(model, output, "W8A16", **gptq))
+    assert done.stay == {unreached: "the text does not reach it"}
+    assert unreached not in {row.name for row in done.linears}
+    before, after = (load_file(folder / "model.safetensors") for folder in (model, output))
+    assert torch.equal(before[f"{unreached}.weight"], after[f"{unreached}.weight"])
 
 
 def test_a_base_and_its_perplexity(text: Path, tmp_path: Path) -> None:

@@ -77,6 +77,11 @@ def verify_checkpoint(
     return checks + _clean_process(arguments, limit_s)
 
 
+def check_shapes(folder: Path, limit_s: float = LIMIT_S) -> Check:
+    """Compare the names and shapes in a folder's weight files with those of transformers' model."""
+    return _clean_process([str(folder.absolute()), "shapes", "0"], limit_s)[0]
+
+
 def written_in(checks: list[Check]) -> tuple[Check | None, Check | None]:
     """Return the checks in which base and result wrote texts; None for one that was not loaded. The
     `detail` of each is a sample, its `generation` the figures of all texts, if there were more.

@@ -1,6 +1,6 @@
 """The linear layers of a checkpoint that are quantised, and how they are calibrated."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +33,8 @@ magnitude among them. Returns the weight that the rest of the model is calibrate
 class Linears(NamedTuple):
     """The scheme of each linear layer by its name in the model, the name of the tensor of each in
     the files, and why others of the decoder's stay; `elsewhere` are those outside the decoder's
-    layers. `dtype` is that of the checkpoint.
+    layers, and what in them multiplies without being one: routers, and experts that are one tensor.
+    `dtype` is that of the checkpoint.
     """
 
     schemes: dict[str, Any]
@@ -41,6 +42,11 @@ class Linears(NamedTuple):
     stay: dict[str, str]
     elsewhere: tuple[str, ...]
     dtype: torch.dtype
+
+    @property
+    def others(self) -> list[str]:
+        """All that is not quantised."""
+        return sorted([*self.stay, *self.elsewhere])
 
 
 def find_linears(folder: Path, config: QuantizationConfig) -> Linears:
@@ -59,8 +65,8 @@ def find_linears(folder: Path, config: QuantizationConfig) -> Linears:
         ) from error
     spec = inspect_decoder(folder)
     model = skeleton(entries, where, torch.bfloat16)
-    layers = model.get_submodule(spec.path).named_modules(prefix=spec.path)
-    linears = {name: module for name, module in layers if type(module) is nn.Linear}
+    modules = dict(model.get_submodule(spec.path).named_modules(prefix=spec.path))
+    linears = {name: module for name, module in modules.items() if type(module) is nn.Linear}
     _require_used(config.ignore, linears)
     places, named = Places(model), {}
     for tensor in spec.tensors:
@@ -70,9 +76,17 @@ def find_linears(folder: Path, config: QuantizationConfig) -> Linears:
     outside = tuple(
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name not in linears
+        if isinstance(module, nn.Linear) and name not in modules
     )
-    found = Linears({}, {}, {}, outside, DTYPES[dtype_of(entries, where)])
+    others = (name for name, module in modules.items() for name in _multiply(name, module))
+    elsewhere = (
+        *outside,
+        *(name for name in others if not isinstance(modules.get(name), nn.Linear)),
+    )
+    found = Linears({}, {}, {}, elsewhere, DTYPES[dtype_of(entries, where)])
+    for name, module in modules.items():
+        if isinstance(module, nn.Linear) and name not in linears:
+            found.stay[name] = f"it is a {type(module).__name__}"
     for name, linear in linears.items():
         if any(matches(name, pattern) for pattern in (*ROUTERS, *config.ignore)):
             found.stay[name] = "left out"
@@ -118,6 +132,17 @@ def shared_ranges(folder: Path, found: Linears) -> dict[str, Tensor]:
         own = weight.abs().amax().float()
         largest[owner] = torch.maximum(largest.get(owner, own), own)
     return {name: largest[owner] for name, owner in owners.items()}
+
+
+def _multiply(name: str, module: nn.Module) -> Iterator[str]:
+    """Yield the name of a module that has matrices of its own, as engines look for it: they may
+    have a module for each of the experts that are one tensor here.
+    """
+    most = max((parameter.ndim for parameter in module.parameters(recurse=False)), default=0)
+    if most > 1:
+        yield name
+    if most > 2:
+        yield "re:" + name.replace(".", "[.]") + "[.].*"
 
 
 def _require_used(patterns: Collection[str], linears: Collection[str]) -> None:

@@ -4,9 +4,6 @@ from typing import Any, NamedTuple
 
 import torch
 from compressed_tensors.compressors import BaseCompressor  # type: ignore[import-untyped]
-from compressed_tensors.compressors.format import (  # type: ignore[import-untyped]
-    infer_module_format,
-)
 from compressed_tensors.quantization import (  # type: ignore[import-untyped]
     QuantizationArgs,
     QuantizationScheme,
@@ -20,7 +17,7 @@ from compressed_tensors.quantization.utils import (  # type: ignore[import-untyp
     calculate_qparams,
     generate_gparam,
 )
-from torch import Tensor, nn
+from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from schemas.errors import NumericsError
@@ -77,7 +74,6 @@ def quantised(
     }
     if scales.of_scales is not None:
         named["weight_global_scale"] = scales.of_scales
-    scheme.format = infer_module_format(nn.Linear, scheme)
     compressor = BaseCompressor.get_value_from_registry(scheme.format.value)
     stored = {name: t.contiguous() for name, t in compressor.compress(named, scheme).items()}
     return Rounded(stored, found, _error(wide, found, moment))

@@ -1,11 +1,15 @@
 """The schemes of compressed-tensors, fitted to the columns of each linear layer."""
 
+from compressed_tensors.compressors.format import (  # type: ignore[import-untyped]
+    infer_module_format,
+)
 from compressed_tensors.quantization import (  # type: ignore[import-untyped]
     QuantizationArgs,
     QuantizationScheme,
     QuantizationStrategy,
     preset_name_to_scheme,
 )
+from torch import nn
 
 from schemas.request.quantization import GROUPED, Scheme
 
@@ -32,4 +36,5 @@ def scheme_for(name: Scheme, columns: int, group_size: int | None = None) -> Qua
         scheme.weights = QuantizationArgs(**(weights.model_dump() | changed))
     elif weights.group_size and columns % weights.group_size:
         raise ValueError(f"{columns} columns are no multiple of {weights.group_size}")
+    scheme.format = infer_module_format(nn.Linear, scheme)
     return scheme

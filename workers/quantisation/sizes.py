@@ -25,7 +25,11 @@ def base_bytes(spec: ModelSpec, scheme: Scheme) -> int:
 
 
 def with_fewer_bits(
-    plan: OutputFile, weights: Collection[str], scheme: Scheme, dtype: str
+    plan: OutputFile,
+    weights: Collection[str],
+    scheme: Scheme,
+    dtype: str,
+    group_size: int | None = None,
 ) -> OutputFile:
     """Plan the file that `quantize` makes of another if it quantises these weights, in its order:
     that of the names. `dtype` is that of the checkpoint. Raises ConfigError without
@@ -34,15 +38,18 @@ def with_fewer_bits(
     require_installed()
     tensors = list[OutputTensor]()
     for tensor in sorted(plan.tensors, key=lambda tensor: tensor.name):
-        tensors += _stored(tensor, scheme, dtype) if tensor.name in weights else [tensor]
+        fewer = tensor.name in weights
+        tensors += _stored(tensor, scheme, dtype, group_size) if fewer else [tensor]
     return OutputFile(name=plan.name, tensors=tuple(tensors))
 
 
-def _stored(weight: OutputTensor, scheme: Scheme, dtype: str) -> list[OutputTensor]:
+def _stored(
+    weight: OutputTensor, scheme: Scheme, dtype: str, group_size: int | None
+) -> list[OutputTensor]:
     """Return what is in the place of a weight (m, n), which stays if no group divides its row."""
     rows, columns = weight.shape
     stem = weight.name.removesuffix("weight")
-    of_row = _of_row(scheme, columns, dtype)
+    of_row = _of_row(scheme, columns, dtype, group_size)
     if of_row is None:
         return [weight]
     return [
@@ -56,13 +63,15 @@ def _stored(weight: OutputTensor, scheme: Scheme, dtype: str) -> list[OutputTens
 
 
 @cache
-def _of_row(name: Scheme, columns: int, dtype: str) -> dict[str, Tensor] | None:
+def _of_row(
+    name: Scheme, columns: int, dtype: str, group_size: int | None
+) -> dict[str, Tensor] | None:
     """Quantise one row: tensors with two dimensions have a row for each of the weight's."""
     from workers.quantisation.rounding import input_range, quantised
     from workers.quantisation.schemes import scheme_for
 
     try:
-        scheme = scheme_for(name, columns)
+        scheme = scheme_for(name, columns, group_size)
     except ValueError:
         return None
     found = quantised(torch.ones(1, columns), scheme, DTYPES[dtype]).stored

@@ -26,7 +26,7 @@ class Entry(NamedTuple):
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    load: Callable[[], Tensor]
+    load: Callable[[], Tensor] = torch.Tensor  # none, of one that is only described
 
     @property
     def nbytes(self) -> int:
@@ -67,6 +67,14 @@ def write_tensors(path: Path, content: Iterable[Entry]) -> Written:
         file.flush()
         os.fsync(file.fileno())
     return Written(digest.hexdigest(), size)
+
+
+def write_shapes(path: Path, content: Iterable[Entry]) -> None:
+    """Write a file of the same names, dtypes and shapes without values, which takes no room."""
+    ordered = _ordered(content)
+    with path.open("wb") as file:
+        file.write(_header(ordered))
+        file.truncate(size_in_file(ordered))
 
 
 def size_in_file(content: Iterable[Entry]) -> int:

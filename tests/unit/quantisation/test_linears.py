@@ -1,5 +1,6 @@
 """Which layers are quantised, by which names, and with which inputs."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from schemas.errors import CheckpointError, ConfigError
 from schemas.request.quantization import QuantizationConfig
+from tests.kinds import save_kind
 from tests.low_rank import make_checkpoint
 from tests.quantised import to_fp8
 from workers.model.loading import load_model
@@ -28,6 +30,16 @@ def test_every_linear_layer_of_the_decoder_and_no_other(model: Path) -> None:
     assert found.stay == dict.fromkeys(names[-3:], "left out")
     assert found.elsewhere == ("lm_head",)
     assert found.tensors == {name: f"{name}.weight" for name in names[:-3]}
+
+
+def test_experts_and_their_router_are_named_as_not_quantised(tmp_path: Path) -> None:
+    """Engines have a linear layer for each, and look for its scales otherwise."""
+    folder = save_kind("qwen3_moe", tmp_path)
+    found, owner = find_linears(folder, ask(folder)), "model.layers.1.mlp"
+    assert {f"{owner}.gate", f"{owner}.experts"} < {*found.others}
+    [pattern] = (one for one in found.others if one.startswith("re:") and "[.]1[.]" in one)
+    assert re.fullmatch(pattern.removeprefix("re:"), f"{owner}.experts.3.up_proj")
+    assert not any(name in found.others for name in found.schemes)
 
 
 def test_factors_are_linear_layers_each_with_groups_of_its_own(tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""Whether transformers loads what is to be quantised, which names and shapes decide beforehand."""
+
+import tempfile
+from pathlib import Path
+
+from safetensors import safe_open
+
+from schemas.errors import ConfigError
+from schemas.request.quantization import QuantizationConfig
+from schemas.result.output import OutputFile, OutputTensor
+from workers.checkpoint.contents import weight_files
+from workers.checkpoint.verify import check_shapes
+from workers.quantisation.files import write_config
+from workers.quantisation.linears import Linears
+from workers.quantisation.sizes import with_fewer_bits
+from workers.storage.files import copy
+from workers.storage.tensorfile import DTYPES, NAMES, Entry, write_shapes
+
+
+def require_loadable(config: QuantizationConfig, folder: Path, found: Linears) -> None:
+    """Raises ConfigError if transformers would not load the checkpoint in `folder` with the linear
+    layers that were `found` in fewer bits: some kinds of models it does not, as most mixtures of
+    experts that stay as they are.
+    """
+    with tempfile.TemporaryDirectory(prefix="svdllm-quantize-") as name:
+        place = Path(name)
+        for path in folder.glob("*.py"):
+            copy(path, place / path.name)
+        write_config(folder, place, found.schemes, found.others)
+        for file in weight_files(folder):
+            asked = with_fewer_bits(
+                _shapes(folder / file),
+                found.tensors.values(),
+                config.scheme,
+                NAMES[found.dtype],
+                config.group_size,
+            )
+            write_shapes(
+                place / file, [Entry(t.name, DTYPES[t.dtype], t.shape) for t in asked.tensors]
+            )
+        check = check_shapes(place)
+    if check.passed is False:
+        raise ConfigError(
+            f"{config.checkpoint}: transformers does not load it in {config.scheme} "
+            f"({check.detail.strip()}); take another --scheme, or leave out what it names with "
+            "--ignore"
+        )
+
+
+def _shapes(path: Path) -> OutputFile:
+    tensors = list[OutputTensor]()
+    with safe_open(path, framework="pt") as opened:
+        for name in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
+            entry = opened.get_slice(name)
+            shape = tuple(entry.get_shape())
+            tensors.append(OutputTensor(name=name, dtype=entry.get_dtype(), shape=shape))
+    return OutputFile(name=path.name, tensors=tuple(tensors))
