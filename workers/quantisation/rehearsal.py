@@ -42,8 +42,7 @@ def require_loadable(config: QuantizationConfig, folder: Path, found: Linears) -
     if check.passed is False:
         raise ConfigError(
             f"{config.checkpoint}: transformers does not load it in {config.scheme} "
-            f"({check.detail.strip()}); take another --scheme, or leave out what it names with "
-            "--ignore"
+            f"({check.detail.strip()}); take another --scheme, such as FP8"
         )
 
 
