@@ -28,7 +28,7 @@ from pipeline.cluster.capacity import on_gpus, workers_there
 from pipeline.progress import Progress
 from pipeline.report.wording import figure
 from pipeline.request.inputs import Inputs
-from schemas.errors import CompressorError, NodesError, RunError, WorkerError
+from schemas.errors import CompressorError, NodesError, RunError, StorageError, WorkerError
 from schemas.location import Location
 from schemas.result.recovery import Look, Refined
 from workers.actors.recovery import recover
@@ -40,6 +40,7 @@ from workers.storage.store import Store
 from workers.storage.tensorfile import entries
 
 _LOOK_EVERY_S = 1.0
+_PASSING = (WorkerError, StorageError)  # these, and no class below them
 _COORDINATOR = "AutoscalingCoordinator"  # and its namespace
 _START_S = 60.0  # how long Ray Train waits for its workers each time
 
@@ -80,7 +81,7 @@ def train(job: Job, inputs: Inputs, progress: Progress, require: Callable[[], No
             found = recovery_of(store, job.identity)
             if found is None:  # else all is committed, and the fit may have failed after that
                 failure, further = fit.failure(), stage.done > begun
-                if type(failure) is not WorkerError or not (further and fit.has_room()):
+                if type(failure) not in _PASSING or not (further and fit.has_room()):
                     raise failure from fit.error
                 cause = str(failure).partition(";")[0]
                 progress.warn(f"{cause}; it goes on from its last checkpoint, as it got further")
@@ -230,15 +231,21 @@ class _Fit(threading.Thread):
         for cause in raised.values():
             if isinstance(cause, CompressorError):
                 return cause
-            if isinstance(cause, OSError):
-                of_storage = failures.explained(cause, "recovery", self._job.config.run_folder)
-                if of_storage is not None:
-                    return of_storage
+        for cause in raised.values():
+            place = self._job.config.run_folder
+            found = failures.explained(cause, "recovery", place) if _of_system(cause) else None
+            if found is not None:
+                return found
         causes = [_last_line(error) for error in (*raised.values(), self.error)]
         first = next((line for line in causes if "onnection" not in line), causes[0])
         return WorkerError(
             f"recovery: {first}; start the same command again to continue from its last checkpoint"
         )
+
+
+def _of_system(error: Exception) -> bool:
+    """Whether a disk or a mount is at fault, not the connection to a worker that was lost."""
+    return isinstance(error, OSError) and not isinstance(error, ConnectionError)
 
 
 def _last_line(error: Exception) -> str:

@@ -15,7 +15,13 @@ from ray.util.queue import Empty
 from pipeline.cluster import training
 from pipeline.cluster.training import _Fit, _tidy, _trainer, train
 from pipeline.progress import Progress
-from schemas.errors import OwnershipError, StorageFullError, WorkerError
+from schemas.errors import (
+    NumericsError,
+    OwnershipError,
+    StorageError,
+    StorageFullError,
+    WorkerError,
+)
 from schemas.result.recovery import Look
 from schemas.run.plan import RecoveryMemory
 from tests.recovery import RESULT, job_of
@@ -178,6 +184,26 @@ def test_a_full_disk_ends_training_and_is_no_fault_of_a_worker(
     monkeypatch.setattr(training, "_fit", lambda job: fit_of(job, fit))
     with pytest.raises(StorageFullError, match=r"/states/x: No space left .* bytes are free at"):
         train(job_of(tmp_path / "run"), inputs(), Progress(), lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        ([ConnectionResetError("by a peer"), NumericsError("not finite")], NumericsError),
+        ([ConnectionResetError("by a peer"), RuntimeError("what it was")], WorkerError),
+        ([OSError(errno.EIO, "Input/output error")], StorageError),
+    ],
+)
+def test_what_failed_first_is_told_of_the_workers_of_a_fit(
+    tmp_path: Path, raised: list[Exception], told: type[Exception]
+) -> None:
+    fit = fit_of(job_of(tmp_path / "run"), bool)
+    failed = Failed("workers failed")
+    failed.worker_failures = dict(enumerate(raised))
+    fit.start()
+    fit.join()
+    fit.error = failed
+    assert type(fit.failure()) is told
 
 
 @pytest.mark.parametrize(("there", "fits"), [(1, 3), (0, 1)])
