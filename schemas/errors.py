@@ -10,8 +10,9 @@
     │   └── TextError                  calibration or evaluation text
     └── RunError              exit 3   a run failed part-way
         ├── NumericsError              a value that must be finite or definite is not
-        ├── StorageError               storage does not answer, answers with errors or lost an item
-        │   └── StorageFullError            it is full, over quota or read-only
+        ├── StorageError               storage does not answer, or answers with errors
+        │   ├── StorageFullError            it is full, over quota or read-only
+        │   └── DamagedError                an item is absent, or not what was written
         ├── WorkerError                a worker failed
         │   ├── NodesError                  the nodes are at fault, whatever runs on them
         │   └── WorkerDiedError             its process or its node is gone
@@ -84,13 +85,15 @@ class NumericsError(RunError):
 
 
 class StorageError(RunError):
-    """Storage does not answer, or answers with errors, after several tries; or what it gives is not
-    what was written.
-    """
+    """Storage does not answer, or answers with errors, after several tries."""
 
 
 class StorageFullError(StorageError):
     """Storage is full, over its quota or read-only. Retrying cannot help."""
+
+
+class DamagedError(StorageError):
+    """An item is absent, or not what was written. The next start makes it anew."""
 
 
 class WorkerError(RunError):

@@ -17,6 +17,7 @@ from pipeline.cluster.quarantine import Failed, Quarantine
 from schemas.errors import (
     CompressorError,
     ConfigError,
+    DamagedError,
     NumericsError,
     StorageError,
     StorageFullError,
@@ -236,7 +237,8 @@ class Pool:
         at_once = _AT_ONCE if task.matrices else (*_AT_ONCE, NumericsError)
         if task.pinned or isinstance(error, at_once):
             raise error
-        if task.attempts < ATTEMPTS and isinstance(error, _PASSING):
+        passing = isinstance(error, _PASSING) and not isinstance(error, DamagedError)
+        if task.attempts < ATTEMPTS and passing:
             if not isinstance(error, WorkerDiedError):
                 delay = BACK_OFF_S * 4 ** (task.attempts - 1)
                 task.not_before = time.monotonic() + delay

@@ -42,7 +42,7 @@ class Quarantine:
 
     def require(self) -> None:
         """Raises QuarantineError if the run cannot go on without the items that were given up, or
-        StorageError if storage did not answer for one of them.
+        StorageError if storage did not answer for one of them, or had lost what it needs.
 
         It can go on without matrices if they may stay dense, for a fault of their own.
         """

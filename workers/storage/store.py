@@ -19,7 +19,7 @@ from pydantic import JsonValue
 from safetensors.torch import load as deserialize
 from torch import Tensor
 
-from schemas.errors import StorageError
+from schemas.errors import DamagedError
 from schemas.location import Location
 from schemas.run.identity import Record
 from workers.storage.files import link, sync
@@ -69,7 +69,7 @@ class Store:
         return record if record.bytes == size else None
 
     def place(self, key: str) -> Location:
-        """Return the place of a committed item's content. Raises StorageError if it is absent."""
+        """Return the place of a committed item's content. Raises DamagedError if it is absent."""
         return self.root / self._committed(key).file
 
     def place_files(self, keys: Mapping[str, str], folder: Path) -> None:
@@ -111,13 +111,13 @@ class Store:
         return record
 
     def load(self, key: str) -> Item:
-        """Read an item once and check it. Raises StorageError if it is absent or damaged."""
+        """Read an item once and check it. Raises DamagedError if it is absent or damaged."""
         record = self._committed(key)
         content = read_bytes(self.root / record.file)
         moved("read", _kind(key), len(content))
         if hashlib.sha256(content).hexdigest() != record.sha256:
             self.forget(key)
-            raise StorageError(
+            raise DamagedError(
                 f"{self.root / key}: its content is not what was written (SHA-256 differs); "
                 "start the same command again and it will be computed anew"
             )
@@ -161,7 +161,7 @@ class Store:
     def _committed(self, key: str) -> Record:
         record = self.record(key)
         if record is None:
-            raise StorageError(
+            raise DamagedError(
                 f"{self.root / key}: not there or cut short; start the same command again"
             )
         return record
