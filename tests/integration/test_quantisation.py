@@ -240,6 +240,14 @@ def test_what_would_not_load_is_refused_before_the_work(
         quantize(asked)
 
 
+def test_the_code_of_a_stranger_is_not_run(compressed: Path, tmp_path: Path) -> None:
+    with (compressed / "modeling_lowrank.py").open("a") as code:
+        code.write(f"open({str(tmp_path / 'was here')!r}, 'w')\n")
+    with pytest.raises(CheckpointError, match=r"modeling_lowrank\.py is not the code"):
+        quantize(ask(compressed, tmp_path / "output", "W8A16"))
+    assert not (tmp_path / "was here").exists()
+
+
 def test_a_mixture_of_experts_has_fewer_bits_beside_them(tmp_path: Path) -> None:
     model, output = save_kind("granitemoe", tmp_path / "model"), tmp_path / "output"
     done = quantize(ask(model, output, "FP8"))

@@ -9,6 +9,7 @@ from schemas.errors import ConfigError
 from schemas.request.quantization import QuantizationConfig
 from schemas.result.output import OutputFile, OutputTensor
 from workers.checkpoint.contents import weight_files
+from workers.checkpoint.own_code import may_run_code
 from workers.checkpoint.verify import check_shapes
 from workers.quantisation.files import write_config
 from workers.quantisation.linears import Linears
@@ -20,11 +21,12 @@ from workers.storage.tensorfile import DTYPES, NAMES, Entry, write_shapes
 def require_loadable(config: QuantizationConfig, folder: Path, found: Linears) -> None:
     """Raises ConfigError if transformers would not load the checkpoint in `folder` with the linear
     layers that were `found` in fewer bits: some kinds of models it does not, as most mixtures of
-    experts that stay as they are.
+    experts that stay as they are. Raises CheckpointError if that would run a stranger's code.
     """
+    own_code = folder.glob("*.py") if may_run_code(folder, trust_remote_code=False) else ()
     with tempfile.TemporaryDirectory(prefix="svdllm-quantize-") as name:
         place = Path(name)
-        for path in folder.glob("*.py"):
+        for path in own_code:
             copy(path, place / path.name)
         write_config(folder, place, found.schemes, found.others)
         for file in weight_files(folder):
