@@ -42,6 +42,7 @@ from workers.text.sources import checksum_of
 
 TABLE, PAGE = "comparison.json", "comparison.html"
 _AS_STORED = "auto"
+_WINDOWS = 2  # raised whenever a text is cut into other windows
 _LENGTH = "--evaluation-length "
 
 
@@ -282,7 +283,7 @@ def _score(
     made = read_manifest(at).output if (at / SUCCESS).exists() else None  # it may be made anew
     read = asked.text and checksum_of(asked.text)
     figures = asked.model_dump(mode="json", exclude={"workers", "shard_layers", "work_dir"})
-    scored = fingerprint([figures, made, read])
+    scored = fingerprint([_WINDOWS, figures, made, read])
     kept = request.output / "evaluations" / f"{name}-{scored}.json"
     found = read_model(kept, EvaluationReport)
     if found is None:

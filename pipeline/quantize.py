@@ -69,12 +69,13 @@ def within(config: QuantizationConfig, folder: Path) -> QuantizationConfig:
 def is_made_so(done: Quantization, config: QuantizationConfig) -> bool:
     """Whether a checkpoint was quantised as is asked, from what the folder describes by now."""
     folder = Path(config.checkpoint)
+    config = within(config, folder)
     listed = {name: found for name, found in done.source_files.items() if name.endswith(".json")}
     there = [name for name in listed if (folder / name).is_file()]
     alike = ("checkpoint", "scheme", "calibration", "seed", "group_size")
     return (
         all(getattr(done, name) == getattr(config, name) for name in alike)
-        and done.tokens == _tokens(within(config, folder))
+        and done.text == text_of(config, folder)
         and listed == sha256_of(folder, there)
     )
 
@@ -128,7 +129,7 @@ def _round(
         windows = _windows(config, folder)
         text = tokens_sha256(windows)
         calibrated = _calibrated(config, folder, found, largest, linears, windows)
-        for name in found.schemes.keys() - calibrated.keys():
+        for name in [name for name in found.schemes if name not in calibrated]:
             found.stay[name] = "the text does not reach it"
             del found.schemes[name], found.tensors[name]
 
@@ -199,6 +200,11 @@ def _calibrated(
         del model
         free_cached()  # parts of a model may refer to one another
     return stored
+
+
+def text_of(config: QuantizationConfig, folder: Path) -> str | None:
+    """Identify the windows that a request that fits the model calibrates on, if there are any."""
+    return tokens_sha256(_windows(config, folder)) if config.calibration else None
 
 
 def _windows(config: QuantizationConfig, folder: Path) -> Tensor:

@@ -12,7 +12,7 @@ import pipeline.compress
 from pipeline.cli.tables.comparison import comparison_table
 from pipeline.compare import compare
 from pipeline.evaluate import evaluate
-from pipeline.quantize import is_made_so
+from pipeline.quantize import is_made_so, text_of
 from schemas.errors import BudgetError, ConfigError, RunError
 from schemas.request.comparison import ComparisonConfig
 from schemas.request.evaluation import EvaluationConfig, TasksConfig
@@ -144,9 +144,11 @@ def test_the_base_at_fewer_bits_is_beside_them(
     file.write_text(told)
     done = read_quantization(request_.output / "W8A16")
     calibrated = request_.quantised(done.checkpoint, "W4A16", "unused")
-    done = done.model_copy(
-        update={"scheme": "W4A16", "calibration": calibrated.calibration, "tokens": 8 * 64}
-    )
+    gptq = {
+        "calibration": calibrated.calibration,
+        "text": text_of(calibrated, Path(done.checkpoint)),
+    }
+    done = done.model_copy(update={"scheme": "W4A16", **gptq})
     assert is_made_so(done, calibrated)
     assert not is_made_so(done, calibrated.model_copy(update={"calibration_samples": 9}))
     for wrong in ({"group_size": 32}, {"source_files": done.source_files | {"config.json": "x"}}):
