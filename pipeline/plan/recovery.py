@@ -23,9 +23,9 @@ def memory(costs: Costs, workers: int, offload: bool) -> RecoveryMemory:
     """Return the bytes that a worker needs: its share of the trained parameters with all that
     belongs to them, on the host if they are to be off the device; its share of what is frozen in
     layers, and, which only refinement needs, of the base's layers and of the hidden states of both;
-    and, whole, what is outside of the layers (the base's, too, if it is refined, and of both if
-    norms are trained), a layer that is gathered and the next one, gradients of what is trained in
-    it, also in float32, and activations.
+    and, whole, what is outside of the layers (once more for the base of a refinement, and once more
+    if norms are trained), a layer that is gathered and the next one, gradients of what is trained
+    in it, also in float32, and activations.
     """
     config, spec = costs.config.recovery, costs.spec
     stepped = 1.0 if config.enabled else 1 / spec.layers  # refinement trains one layer at a time
@@ -118,9 +118,10 @@ def recovery(
     updates that cost little), and its forward once more if activations are not kept. Refinement
     takes 6 of the student for every pass, and 2 of both to go on. Workers without a window of a
     step compute one, too. Operations of what is not targeted are not counted. Every micro-batch
-    gathers all of all layers, and to go on from a refined one those of the base, at the rate of the
-    link to the host, where a worker's own share is, too, if it is not on the device: links between
-    GPUs are faster. Every worker reads all factors, what is not cut, and to refine the base.
+    gathers all of all layers, and to go on from a refined layer also that of the base, at the rate
+    of the link to the host, where a worker's own share is, too, if it is not on the device: links
+    between GPUs are faster. Every worker reads all factors, what is not cut, and to refine the
+    base.
     """
     config = costs.config.recovery
     if held is None:

@@ -98,7 +98,7 @@ def gather(checked: Checked) -> Inputs:
         raise TextError(f"{error}; or name another text with --recovery-text") from error
     evaluation = _evaluation(checked, tokenizer, texts)
     scored = () if evaluation is None else (evaluation.windows,)
-    calibrated = (torch.cat(found) for found in tokens.values())
+    calibrated = (found.whole() for found in tokens.values())
     for found in (*calibrated, *(recovery or ()), *scored):
         require_vocabulary(folder, found, spec.vocab_size)
     files = base_files(folder, spec)

@@ -18,7 +18,7 @@ from pipeline.request.places import (
 )
 from pipeline.request.settle import pinned, settled
 from pipeline.run_directory.journal import NAME as JOURNAL
-from schemas.errors import ConfigError, StorageError, TextError
+from schemas.errors import STORAGE_FULL, ConfigError, DiskError, StorageError, TextError
 from schemas.location import Location, locate
 from schemas.model.spec import ModelSpec
 from schemas.request.config import ROUNDS, RunConfig
@@ -147,11 +147,15 @@ def _local_texts(config: RunConfig) -> dict[str, list[Document]]:
 
 @contextlib.contextmanager
 def _explained(config: RunConfig) -> Iterator[None]:
-    """Turn a system error into a ConfigError that says what to look at."""
+    """Turn a system error into a ConfigError that says what to look at, or if a disk is full into a
+    DiskError.
+    """
     try:
         yield
     except OSError as error:
         place = error.filename or config.model
+        if error.errno in STORAGE_FULL:
+            raise DiskError(f"{place}: {error.strerror}; make room there") from error
         raise ConfigError(
             f"{place}: cannot be used ({error.strerror or error}); check path and permissions"
         ) from error

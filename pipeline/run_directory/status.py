@@ -47,7 +47,7 @@ def read_status(run_dir: Location) -> RunStatus:
         return StageStatus(name=name, done=done, total=sum(known) if known else None, bytes=size)
 
     ids, taps = record.ids, record.taps
-    cut: dict[str, int | None] = {f"factors/{i}": None for i in (ids.factors, ids.neurons)}
+    cut: dict[str, int | None] = {f"factors/{i}": None for i in (ids.factors, ids.neurons) if i}
     if record.config.calibrates:
         bases = "bases" if record.config.cluster.keep_bases else "spectra"
         made = (

@@ -82,9 +82,10 @@ class ComparisonConfig(Request):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.target_size is not None and "ratios" in self.model_fields_set:
+        given = self.model_fields_set if self.target_size is not None else set[str]()
+        if "ratios" in given:
             raise ValueError("--target-size finds the ratios; leave out --ratios")
-        if self.target_size and "methods" in self.model_fields_set and len(self.methods) > 1:
+        if "methods" in given and len(self.methods) > 1:
             raise ValueError(
                 f"--target-size cuts by one method, not by {', '.join(self.methods)}; name one"
             )

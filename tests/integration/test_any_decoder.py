@@ -42,6 +42,9 @@ def test_it_is_compressed_and_writes(kind: str, text: Path, tmp_path: Path) -> N
     [output] = compress(config).outputs
     assert output.compression.removed == pytest.approx(0.3, abs=0.01)
     assert (local(output.path) / "preprocessor_config.json").read_text() == "{}"
+    checks = {check.name: check.passed for check in output.checks}
+    assert checks["neither cache nor padding changes a token"]
+    assert checks["continues a text"]
     if kind in SEEING:
         auto: Any = AutoModelForImageTextToText
         model = auto.from_pretrained(local(output.path), trust_remote_code=True)

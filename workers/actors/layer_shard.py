@@ -146,7 +146,7 @@ class LayerShard:
     def read(self, key: str, *_after: object) -> Tensor | Rows:
         """Read hidden states or gradients (sequences, tokens, hidden) of an earlier wave.
 
-        What it is to come `after` is awaited by Ray, which passes its failure on.
+        Ray awaits what it is to come after, and passes a failure of that on.
         """
         tensors = self._store.load(key).tensors
         return Rows.of(tensors) if "tokens" in tensors else tensors["rows"]

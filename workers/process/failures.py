@@ -85,9 +85,11 @@ def explained(error: BaseException, what: str, place: Location) -> CompressorErr
             "make room there, then start the same command again"
         )
     if found == "storage":
+        refused = isinstance(error, PermissionError)
+        why = "may not be used" if refused else "the storage does not answer"
         return StorageError(
-            f"{name}: {getattr(error, 'strerror', error)}, in {what}; the storage does not answer; "
-            "start the same command again when it does"
+            f"{name}: {getattr(error, 'strerror', error)}, in {what}; {why}; start the same "
+            f"command again when it {'may' if refused else 'does'}"
         )
     if found == "device memory":
         return WorkerError(

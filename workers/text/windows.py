@@ -4,6 +4,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -23,13 +24,18 @@ _SPARE_TOKENS = 32  # extra tokens to read: the last tokens before a cut can dif
 _PART = re.compile(r".{4096,}?(?<=\S)(?=\s)|.+", re.DOTALL)  # of a text, to the end of a word
 
 
-class Tokens(NamedTuple):
+@dataclass(frozen=True)
+class Tokens:
     """The tokens (t,), int64, of a text, and those (b,) with which its tokenizer begins every text,
     a BOS for many models, or none.
     """
 
     begin: Tensor
     ids: Tensor
+
+    def whole(self) -> Tensor:
+        """Return the text as it begins, (b + t,)."""
+        return torch.cat([self.begin, self.ids])
 
     def windows(self, length: int) -> Tensor:
         """Return the non-overlapping windows, int64 (w, length), without the remainder.
@@ -140,9 +146,9 @@ def shared_tokens(
     (first, (tokens, facts)), *others = rows
     if facts.remarks:
         log.info("%s", facts)
-    mine = torch.cat(tokens)
+    mine = tokens.whole()
     for name, (found, _) in others:
-        other = torch.cat(found)
+        other = found.whole()
         if not torch.equal(mine, other):
             length = min(len(mine), len(other))
             same = int((mine[:length] == other[:length]).long().cumprod(0).sum())

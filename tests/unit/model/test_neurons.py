@@ -206,5 +206,8 @@ def test_neurons_of_a_kind(kind: str) -> None:
         for one in spec.neurons
     }
     assert found == ({FEW[kind]} if FEW[kind] else set())
-    if kind == "bamba":  # test_kinds.py has the others
-        require_alone(tiny_causal_model(kind), spec)
+
+
+def test_neurons_of_a_kind_that_no_other_test_has_are_alone() -> None:
+    spec = planned(json.loads(tiny_config("bamba").to_json_string(use_diff=False)), "bamba", "F32")
+    require_alone(tiny_causal_model("bamba"), spec)
