@@ -144,11 +144,9 @@ def test_the_base_at_fewer_bits_is_beside_them(
     file.write_text(told)
     done = read_quantization(request_.output / "W8A16")
     calibrated = request_.quantised(done.checkpoint, "W4A16", "unused")
-    gptq = {
-        "calibration": calibrated.calibration,
-        "text": text_of(calibrated, Path(done.checkpoint)),
-    }
-    done = done.model_copy(update={"scheme": "W4A16", **gptq})
+    gptq: dict[str, Any] = {"scheme": "W4A16", "calibration": calibrated.calibration}
+    gptq["text"] = text_of(calibrated, Path(done.checkpoint))
+    done = done.model_copy(update=gptq)
     assert is_made_so(done, calibrated)
     assert not is_made_so(done, calibrated.model_copy(update={"calibration_samples": 9}))
     for wrong in ({"group_size": 32}, {"source_files": done.source_files | {"config.json": "x"}}):
