@@ -26,7 +26,7 @@ _WINDOWS = 4  # of evaluation: enough to see what 20 % cost
 
 def run_demo(folder: Path, console: Console) -> None:
     """Compress SmolLM2-135M-Instruct at 20 % on two local workers, compare and verify it."""
-    require_writable(folder.absolute())
+    require_writable((folder / "text").absolute())
     model = fetch_model(folder / "SmolLM2-135M-Instruct")
     calibration, evaluation = write_texts(folder / "text")
     output = folder / "SmolLM2-135M-Instruct-20"

@@ -6,14 +6,24 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from pipeline.cli import demo_inputs
+from pipeline.cli import demo, demo_inputs
 from pipeline.cli.demo_inputs import ModelWheel, extract_checked, split_paragraphs, write_texts
-from schemas.errors import CheckpointError
+from schemas.errors import CheckpointError, ConfigError
 
 
 def runs(sequence: list[str], length: int) -> set[tuple[str, ...]]:
     return {tuple(sequence[i : i + length]) for i in range(len(sequence) - length + 1)}
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "fetch_model", lambda _: pytest.fail("work has begun"))
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="file is a file, not a folder"):
+        demo.run_demo(tmp_path / "file", Console())
 
 
 def test_paragraphs_keep_their_order_and_lose_repetitions_and_blanks() -> None:
