@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.documents import ROOT
 
 KERNEL = """
@@ -24,6 +26,7 @@ except ImportError:
 """
 
 
+@pytest.mark.slow
 def test_what_computes_on_a_gpu_alone_is_not_called_elsewhere(tmp_path: Path) -> None:
     """transformers takes it if it can be imported, wherever the tensors are."""
     (tmp_path / "causal_conv1d.py").write_text(KERNEL)

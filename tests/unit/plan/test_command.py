@@ -52,6 +52,7 @@ def test_every_remedy_works_when_it_is_followed(
     require_remedies(name, flags, caplog)
 
 
+@pytest.mark.slow
 def test_more_host_memory_than_is_assumed_is_a_remedy(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

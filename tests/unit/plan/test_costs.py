@@ -100,7 +100,11 @@ def test_what_is_assumed_is_said() -> None:
 
 @pytest.mark.parametrize(
     ("name", "ratio", "loaded"),
-    [("llama-3-405b", 0.2, 0.03), ("llama-3-70b", 0.2, 0.07), ("llama-3-8b", 0.6, 1.0)],
+    [
+        pytest.param("llama-3-405b", 0.2, 0.03, marks=pytest.mark.slow),
+        ("llama-3-70b", 0.2, 0.07),
+        ("llama-3-8b", 0.6, 1.0),
+    ],
 )
 def test_verify_reads_a_large_model_once_and_two_layers(
     name: str, ratio: float, loaded: float
