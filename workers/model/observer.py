@@ -119,4 +119,4 @@ def _product(tap: Tap, module: nn.Module, rows: Tensor, output: Tensor) -> Tenso
     precision is rounded to the size of its bias, so taking that away leaves noise.
     """
     bias: Any = module.bias
-    return _of(tap, output if bias is None else rows @ weight_of(module).T)
+    return _of(tap, output) if bias is None else rows @ _of(tap, weight_of(module).T)
