@@ -11,7 +11,7 @@ from pipeline.cluster.object_store import run_bytes
 from pipeline.cluster.session import ray_session
 from pipeline.compress import compress
 from pipeline.evaluate import evaluate, read_windows, require_no_urls
-from pipeline.quantize import is_made_so, quantize
+from pipeline.quantize import is_made_so, quantize, require_quantisable
 from pipeline.report.compare import comparison
 from pipeline.report.read import read_reported
 from pipeline.request.preflight import Checked, look
@@ -80,10 +80,7 @@ def compare(request: ComparisonConfig) -> ComparisonReport:
     harness = _what_comes_last(request)
     work = (_at_ratios if request.target_size is None else _within)(request)
     base, rows, beyond, seconds = work.base, work.rows, work.beyond, dict[str, float]()
-    length = base.config.evaluation.sequence_length  # as fits the model
-    for text in request.evaluate:
-        scored = request.scored(request.model, text)
-        read_windows(scored.model_copy(update={"sequence_length": length}), [base.folder])
+    _require_later(request, base.folder)
     store = run_bytes(base.config, base.spec)
     with ray_session(request.cluster, request.numerics.threads, store):
         for name, job in work.jobs.items():
@@ -133,6 +130,16 @@ def _what_comes_last(request: ComparisonConfig) -> Harness | None:
     if request.schemes:
         require_installed()
     return Harness(request.tasks) if request.tasks.names else None
+
+
+def _require_later(request: ComparisonConfig, folder: Path) -> None:
+    """Raises TextError or ConfigError if a text is too short for the base in a folder, or if the
+    base would not load in a scheme, either of which would end the work after the runs.
+    """
+    for text in request.evaluate:
+        read_windows(request.scored(request.model, text), [folder])
+    for scheme in request.schemes:
+        require_quantisable(request.quantised(str(folder), scheme, scheme), folder)
 
 
 def _at_ratios(request: ComparisonConfig) -> _Work:

@@ -66,6 +66,20 @@ def within(config: QuantizationConfig, folder: Path) -> QuantizationConfig:
     return fitted(config, context, sequence_length="--sequence-length ")
 
 
+def require_quantisable(config: QuantizationConfig, folder: Path) -> Any:
+    """Return the linear layers of a checkpoint in a folder that are to be quantised.
+
+    Raises CheckpointError or ConfigError if there are none, or if transformers would not load what
+    became of them.
+    """
+    from workers.quantisation.linears import find_linears
+    from workers.quantisation.rehearsal import require_loadable
+
+    found = find_linears(folder, config)
+    require_loadable(config, folder, found)
+    return found
+
+
 def is_made_so(done: Quantization, config: QuantizationConfig) -> bool:
     """Whether a checkpoint was quantised as is asked, from what the folder describes by now."""
     folder = Path(config.checkpoint)
@@ -112,12 +126,10 @@ def _round(
     return what was done, and how the folder was compressed, if it was.
     """
     from workers.quantisation.files import write_config, write_weights
-    from workers.quantisation.linears import find_linears, shared_ranges
-    from workers.quantisation.rehearsal import require_loadable
+    from workers.quantisation.linears import shared_ranges
     from workers.quantisation.rounding import quantised
 
-    found = find_linears(folder, config)
-    require_loadable(config, folder, found)
+    found = require_quantisable(config, folder)
     largest = shared_ranges(folder, found)
     compression = read_compression(folder) if LOW_RANK in read_config(folder) else None
     assemble.copy_beside(staging, folder)

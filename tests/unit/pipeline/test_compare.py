@@ -12,6 +12,7 @@ from schemas.errors import CompressorError, RunError
 from schemas.request.comparison import ComparisonConfig
 from schemas.request.evaluation import EvaluationConfig
 from schemas.result.comparison import Compared
+from tests.kinds import save_kind
 
 
 @pytest.fixture(name="fields")
@@ -58,6 +59,17 @@ def test_a_text_that_no_run_scores_is_read_before_the_runs(
         "less than one window of 64" if length == 64 else "^--evaluation-length 9000 is beyond"
     )
     with pytest.raises(CompressorError, match=refused):
+        compare(ComparisonConfig.model_validate(fields | asked | rest))
+
+
+def test_a_scheme_in_which_the_base_would_not_load_is_refused_before_the_runs(
+    fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.compare, "ray_session", lambda *_: pytest.fail("work has begun"))
+    asked = {"model": str(save_kind("qwen3_moe", tmp_path / "model")), "schemes": "W8A16"}
+    small = {"samples": 1, "sequence_length": 16, "gradient_length": 16}
+    rest = {"calibration": {"text": fields["evaluate"]} | small, "sequence_length": 64}
+    with pytest.raises(CompressorError, match="transformers does not load it in W8A16"):
         compare(ComparisonConfig.model_validate(fields | asked | rest))
 
 
