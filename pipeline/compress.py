@@ -223,7 +223,7 @@ def _cut(run: Run, ratio: float, budget: BudgetResult | None = None) -> Output:
         output = Output(run, ratio, budget=budget)
         share_out(output)
         if awaits_recovery(output):
-            output.forget()  # it is of other trained factors, of which one was damaged
+            output.start_over()  # it is of other trained factors, of which one was damaged
             cut(output)
         else:
             files = WeightFiles(output)

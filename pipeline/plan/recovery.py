@@ -131,9 +131,8 @@ def recovery(
     steps = config.steps(there) * config.enabled
     each = math.ceil(config.windows_in_step(there) / cluster.workers)
     tokens = steps * each * cluster.workers * config.sequence_length
-    reached, whole = (
-        sum(getattr(layer, what) for layer in costs.layers) for what in ("reached", "parameters")
-    )
+    reached = sum(layer.reached for layer in costs.layers)
+    whole = sum(layer.parameters for layer in costs.layers)
     kept = sum(map(costs.stays, costs.config.ratio)) / costs.spec.targeted
     times = len(costs.config.ratio)
     students = times * (whole - costs.spec.targeted) + sum(map(costs.stays, costs.config.ratio))

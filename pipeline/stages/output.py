@@ -66,7 +66,7 @@ class Output:
         """Forget its weight files. Raises OwnershipError if the run has another owner by now."""
         self.run.discard(self.prefix)
 
-    def forget(self) -> None:
+    def start_over(self) -> None:
         """Forget its weight files and what they scored. Raises as `discard` does."""
         self.discard()
         scores = self.run.store.root / "evaluations"

@@ -78,12 +78,9 @@ def find_linears(folder: Path, config: QuantizationConfig) -> Linears:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and name not in modules
     )
-    others = (name for name, module in modules.items() for name in _multiply(name, module))
-    elsewhere = (
-        *outside,
-        *(name for name in others if not isinstance(modules.get(name), nn.Linear)),
-    )
-    found = Linears({}, {}, {}, elsewhere, DTYPES[dtype_of(entries, where)])
+    others = {name: one for name, one in modules.items() if not isinstance(one, nn.Linear)}
+    multiply = (said for name, one in others.items() for said in _multiply(name, one))
+    found = Linears({}, {}, {}, (*outside, *multiply), DTYPES[dtype_of(entries, where)])
     for name, module in modules.items():
         if isinstance(module, nn.Linear) and name not in linears:
             found.stay[name] = f"it is a {type(module).__name__}"

@@ -58,7 +58,7 @@ def test_factors_that_are_trained_anew_are_scored_anew(tmp_path: Path) -> None:
     scores.mkdir()
     for name in ("mine-0123", "yours-0123", "base-0123"):
         (scores / f"{name}.json").touch()
-    Output(run, 0.2).forget()
+    Output(run, 0.2).start_over()
     assert sorted(path.stem for path in scores.iterdir()) == ["base-0123", "yours-0123"]
     run.discard.assert_called_once_with("outputs/mine")
 
