@@ -51,7 +51,9 @@ def test_experts_that_stay_have_no_gradients_but_are_gathered() -> None:
         (stage(name, SHARED | {"recovery_tokens": 2**20}).seconds or {})["host link"]
         for name in ("mixtral-8x7b", "llama-3-8b")
     ]
-    assert links[0] / links[1] == pytest.approx((experts + 0.8 * matrices) / 5.6e9, rel=0.01)
+    dense_matrices = 32 * 218_103_808
+    expected = (experts + 0.8 * matrices) / (0.8 * dense_matrices)
+    assert links[0] / links[1] == pytest.approx(expected, rel=1e-3)  # without routers and norms
 
 
 def test_a_tail_that_is_trained_is_held_beside_those_of_base_and_teacher() -> None:
