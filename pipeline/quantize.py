@@ -15,6 +15,7 @@ from pipeline.stages import assemble
 from pipeline.stages.publish import publish_output
 from schemas.location import full_path
 from schemas.request.quantization import ROTATED, QuantizationConfig
+from schemas.request.texts import shares_of
 from schemas.result.manifest import Compression
 from schemas.result.quantization import QuantisedLinear, Quantization
 from schemas.run.context import fitted
@@ -30,6 +31,7 @@ from workers.process.devices import find_device, free_cached
 from workers.process.logs import log
 from workers.quantisation import require_installed
 from workers.storage.files import copy, sha256_of, write_text
+from workers.text.documents import require_readable
 from workers.text.mixture import read_mixture
 
 _NOT_CALIBRATED = Identities(forward="", backward=None, bases="", factors="")
@@ -44,6 +46,7 @@ def quantize(config: QuantizationConfig, base: str | None = None) -> Quantizatio
     or the output is taken, CheckpointError, TextError, NumericsError or VerificationError.
     """
     require_installed()
+    require_readable(shares_of(config.calibration), "calibration")
     output = full_path(config.output)
     with contextlib.ExitStack() as copies, staged_beside(output) as staging:
         folder = local_folder(config.checkpoint, None, copies)

@@ -34,13 +34,15 @@ class Adopted(NamedTuple):
 def adopting(request: AdoptionConfig) -> RunConfig:
     """Return the run that trains the factors of a checkpoint; it does not calibrate.
 
-    Raises CheckpointError if it is not a finished checkpoint of this program, ConfigError if its
-    store does not answer.
+    Raises CheckpointError if it is not a finished checkpoint of this program, StorageError if its
+    store does not answer, ConfigError if nothing is to be trained.
     """
     there = read_finished(request.checkpoint).compression
     cut = there.method.get
     recovery = request.recovery
     if not request.refinement.enabled:
+        if "enabled" in recovery.model_fields_set and not recovery.enabled:
+            raise ConfigError("without recovery there is nothing to do; add --refine")
         recovery = recovery.model_copy(update={"enabled": True})
     return RunConfig.model_validate(
         {

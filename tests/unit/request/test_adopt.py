@@ -114,6 +114,12 @@ def test_recovery_is_left_out_only_if_refinement_alone_is_asked_for(cut: Path, m
     assert trains(refinement=refine, recovery={"enabled": True}) == (True, True)
 
 
+def test_a_request_to_train_nothing_is_refused(cut: Path, model: Path) -> None:
+    asked = {"checkpoint": cut, "base": str(model), "output": cut.parent / "out"}
+    with pytest.raises(ConfigError, match="nothing to do; add --refine"):
+        adopting(AdoptionConfig.model_validate(asked | {"recovery": {"enabled": False}}))
+
+
 def test_no_text_is_read_for_calibration(cut: Path, model: Path, text: Path) -> None:
     found = gathered(asked(cut, model))
     assert found.forward.numel() == 0
