@@ -15,7 +15,8 @@ _SILENT = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE}
 def require_answer(address: str, setting: str) -> None:
     """Ask whatever listens at `address` (any form that ray.init takes); `setting` names the source.
 
-    Raises ClusterError if nothing answers within 10 seconds, or if the server is not a cluster.
+    Raises ClusterError if nothing answers within 10 seconds, if the server is not a cluster, or if
+    it is one that asks for another token.
     Ray raises ConnectionError or ValueError for an address that it cannot read.
     """
     if address.startswith(_CLIENT):
@@ -28,6 +29,11 @@ def require_answer(address: str, setting: str) -> None:
     else:
         wrong = _SILENT | {grpc.StatusCode.UNIMPLEMENTED}
     code = _answer(place)
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        raise ClusterError(
+            f"{setting} {address!r}: the cluster asks for its token; export RAY_AUTH_MODE=token, "
+            "and have the token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
+        )
     if code in wrong:
         raise ClusterError(
             f"{setting} {address!r}: no Ray cluster answers at {place} within {_PATIENCE_S:g} s "

@@ -16,11 +16,19 @@ from schemas.request.groups import ClusterConfig
 from tests.ports import free_port
 
 
-def serve(head: bool, port: int = 0) -> tuple[grpc.Server, int]:
-    """A server that speaks Ray's protocol, and knows the question or not; and its port."""
+def serve(head: bool, port: int = 0, *, refuses: bool = False) -> tuple[grpc.Server, int]:
+    """A server that speaks Ray's protocol, and knows the question or not, and answers it or
+    `refuses`; and its port.
+    """
     server = grpc.server(ThreadPoolExecutor(1))
+
+    def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
+        if refuses:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "another token")
+        return b""
+
     if head:
-        alive = grpc.unary_unary_rpc_method_handler(lambda request, context: b"")
+        alive = grpc.unary_unary_rpc_method_handler(answer)
         service = "ray.rpc.NodeInfoGcsService"
         handler = grpc.method_handlers_generic_handler(service, {"CheckAlive": alive})
         server.add_generic_rpc_handlers((handler,))
@@ -91,6 +99,14 @@ def test_a_server_that_is_no_ray_is_refused(website: int) -> None:
 def test_the_head_of_a_cluster_answers() -> None:
     server, port = serve(head=True)
     joining.require_answer(f"127.0.0.1:{port}", "cluster.address")
+    server.stop(None).wait()
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_a_cluster_that_asks_for_its_token_says_so(form: str) -> None:
+    server, port = serve(head=True, refuses=True)
+    with pytest.raises(ClusterError, match="asks for its token; export RAY_AUTH_MODE=token"):
+        joining.require_answer(form.format(port), "cluster.address")
     server.stop(None).wait()
 
 
