@@ -76,13 +76,14 @@ class Supervisor:
 
     def _config_now(self) -> RunConfig:
         """Return the configuration, with as many workers as there is room for after a loss."""
-        cluster = self._config.cluster
-        if self._gpus and not on_gpus(cluster):
-            raise NodesError(
-                "no GPU is left in the cluster; start the same command again when it has some"
-            )
-        there = workers_there(cluster, self._config.numerics.threads)
+        cluster, threads = self._config.cluster, self._config.numerics.threads
+        there = workers_there(cluster, threads)
         undisturbed = self._ids is None and self._starting is None
+        if (self._gpus and not on_gpus(cluster)) or not (there or undisturbed):
+            what = "GPU" if self._gpus else f"node with {threads} CPUs"
+            raise NodesError(
+                f"no {what} is left in the cluster; start the same command again when it has one"
+            )
         if undisturbed or (cluster.workers in (None, there) and there >= (cluster.replicas or 1)):
             return self._config
         asked = "workers" if cluster.workers else "replicas"

@@ -1,23 +1,20 @@
 """The actors of a run: starting them, checking that they agree, arranging them in chains."""
 
-import time
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.cluster.calls import Actor, result, start_timeout
-from pipeline.cluster.capacity import cluster_resources, on_gpus
+from pipeline.cluster.calls import Actor
+from pipeline.cluster.capacity import on_gpus, started
 from pipeline.progress import Progress
-from schemas.errors import NodesError, WorkerDiedError
+from schemas.errors import NodesError
 from schemas.request.config import RunConfig
 from schemas.request.groups import ClusterConfig
 from schemas.run.plan import WorkerFacts
 from workers.actors.allocator import Allocator
 from workers.actors.layer_shard import LayerShard
 
-_LOOK_EVERY_S = 5.0
 T = TypeVar("T")
 
 
@@ -45,7 +42,7 @@ def agree(cluster: ClusterConfig, calls: list[Any], progress: Progress) -> list[
 
     Raises NodesError if the workers differ so that their numbers would.
     """
-    facts = _started(cluster, calls)
+    facts = started(cluster, calls)
     kinds = {one.kind for one in facts}
     if len(kinds) > 1:
         raise NodesError(
@@ -72,30 +69,6 @@ def chains(workers: Sequence[T], facts: Sequence[WorkerFacts], length: int) -> l
         rest += mine[fits:]
     ordered = whole + rest
     return [ordered[at : at + length] for at in range(0, len(ordered), length)]
-
-
-def _started(cluster: ClusterConfig, calls: list[Any]) -> list[WorkerFacts]:
-    """Return what each worker reports once it has started.
-
-    Raises WorkerDiedError if the cluster loses a node while they are awaited, NodesError if they
-    do not start in time.
-    """
-    end, waiting = time.monotonic() + start_timeout(cluster), calls
-    kind = "GPU" if on_gpus(cluster) else "CPU"
-    before = cluster_resources().get(kind, 0)
-    while waiting:
-        _, waiting = ray.wait(
-            waiting, num_returns=len(waiting), timeout=_LOOK_EVERY_S, fetch_local=False
-        )
-        if waiting and cluster_resources().get(kind, 0) < before:
-            raise WorkerDiedError("start of a worker: the cluster lost a node meanwhile")
-        if waiting and time.monotonic() > end:
-            raise NodesError(
-                f"{len(waiting)} of {len(calls)} workers did not start within "
-                f"{start_timeout(cluster):g} s: the cluster has no room for them now (`ray status` "
-                "says what takes it); start again, or ask for fewer with --workers"
-            )
-    return [result(call, "start of a worker", start_timeout(cluster)) for call in calls]
 
 
 def start_allocator(config: RunConfig, node: str) -> Actor:

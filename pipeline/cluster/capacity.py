@@ -1,21 +1,24 @@
 """What the cluster has room for."""
 
+import time
 from typing import Any
 
 import ray
 
-from pipeline.cluster.calls import start_timeout, wait_for
+from pipeline.cluster.calls import result, start_timeout
 from pipeline.plan.machines import MAX_CPU_WORKERS, on_cpu
-from schemas.errors import ClusterError
+from schemas.errors import ClusterError, NodesError, WorkerDiedError
 from schemas.request.groups import ClusterConfig, NumericsConfig
 from schemas.run.plan import ClusterSpec, WorkerFacts
 from workers.actors.probe import probe
+
+_LOOK_EVERY_S = 5.0
 
 
 def worker_count(cluster: ClusterConfig, threads: int) -> int:
     """Return the number of workers: as many as asked for, or as the cluster has room for now.
 
-    Raises ClusterError if it has no room for the number asked for.
+    Raises ClusterError if it has no room for the number asked for, or for any.
     """
     wanted, there = cluster.workers, workers_there(cluster, threads)
     if cluster.device == "cuda" and not on_gpus(cluster):
@@ -28,6 +31,11 @@ def worker_count(cluster: ClusterConfig, threads: int) -> int:
         raise ClusterError(
             f"cluster.workers is {wanted}{each}; the Ray cluster has {what}; ask for fewer"
         )
+    if not there:
+        raise ClusterError(
+            f"the Ray cluster has no GPU, and no node with numerics.threads CPUs ({threads}); "
+            "deploy/with_gpus.py asks for GPUs and waits for them"
+        )
     return there
 
 
@@ -39,7 +47,7 @@ def workers_there(cluster: ClusterConfig, threads: int) -> int:
         room = int(cluster_resources()["GPU"])
         return min(room, cluster.workers or room)
     room = sum(int(node["CPU"]) // threads for node in _nodes_with("CPU"))
-    return min(max(1, room), cluster.workers or MAX_CPU_WORKERS)
+    return min(room, cluster.workers or MAX_CPU_WORKERS)
 
 
 def on_gpus(cluster: ClusterConfig) -> bool:
@@ -50,27 +58,66 @@ def on_gpus(cluster: ClusterConfig) -> bool:
 def find_cluster(cluster: ClusterConfig, numerics: NumericsConfig, stored: str) -> ClusterSpec:
     """Describe the cluster to a planner; `stored` is the dtype of the checkpoint's weights.
 
-    A task on a GPU looks at it. The memory of the hosts is what Ray counts on the nodes where
-    workers can be; for each GPU, what the node has that has least.
+    A task on a GPU looks at it. The memory of a worker is what Ray counts on the nodes where
+    workers can be: the most that every worker can have; with GPUs, every GPU.
     """
     count = worker_count(cluster, numerics.threads)
-    nodes = _nodes_with("GPU" if on_gpus(cluster) else "CPU")
-    memory = int(sum(node.get("memory", 0) for node in nodes))
-    if not on_gpus(cluster):
-        return on_cpu(numerics.dtype, count, memory)
+    kind, each = ("GPU", 1) if on_gpus(cluster) else ("CPU", numerics.threads)
+    nodes = _nodes_with(kind)
+    rooms = [(int(node[kind]) // each, int(node.get("memory", 0))) for node in nodes]
+    if kind == "CPU":
+        return on_cpu(numerics.dtype, count, count * _share(rooms, count))
+    memory = _share(rooms, sum(room for room, _ in rooms))
     call = probe.options(num_gpus=1, num_cpus=0).remote(cluster.device, numerics.dtype, stored)
-    facts: WorkerFacts = wait_for({call: "look at a GPU"}, start_timeout(cluster))[0]
+    [facts] = started(cluster, [call])
     if facts.device == "cpu":
-        return on_cpu(numerics.dtype, count, memory)
+        return on_cpu(numerics.dtype, count, count * memory)
     return ClusterSpec(
         workers=count,
         device=facts.device,
         device_name=facts.device_name,
         device_memory=facts.device_memory,
-        host_memory=int(min(node.get("memory", 0) // node["GPU"] for node in nodes)),
+        host_memory=memory,
         dtype=facts.dtype,
         nodes=max(1, min(count, len(nodes))),
     )
+
+
+def _share(rooms: list[tuple[int, int]], count: int) -> int:
+    """Return the most bytes that each of `count` workers can have on its node.
+
+    Each of `rooms` is a node: how many workers it has room for, and its bytes.
+    """
+    shares = {memory // workers for room, memory in rooms for workers in range(1, room + 1)}
+    return max(
+        share
+        for share in shares
+        if sum(min(room, memory // share if share else room) for room, memory in rooms) >= count
+    )
+
+
+def started(cluster: ClusterConfig, calls: list[Any]) -> list[WorkerFacts]:
+    """Return what each worker reports once it has started.
+
+    Raises WorkerDiedError if the cluster loses a node while they are awaited, NodesError if they
+    do not start in time.
+    """
+    end, waiting = time.monotonic() + start_timeout(cluster), calls
+    kind = "GPU" if on_gpus(cluster) else "CPU"
+    before = cluster_resources().get(kind, 0)
+    while waiting:
+        _, waiting = ray.wait(
+            waiting, num_returns=len(waiting), timeout=_LOOK_EVERY_S, fetch_local=False
+        )
+        if waiting and cluster_resources().get(kind, 0) < before:
+            raise WorkerDiedError("start of a worker: the cluster lost a node meanwhile")
+        if waiting and time.monotonic() > end:
+            raise NodesError(
+                f"{len(waiting)} of {len(calls)} workers did not start within "
+                f"{start_timeout(cluster):g} s: the cluster has no room for them now (`ray status` "
+                "says what takes it); start again, or ask for fewer with --workers"
+            )
+    return [result(call, "start of a worker", start_timeout(cluster)) for call in calls]
 
 
 def _nodes_with(kind: str) -> list[dict[str, float]]:

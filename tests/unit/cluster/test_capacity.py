@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.cluster import capacity
+from schemas.errors import ClusterError
 from schemas.request.groups import ClusterConfig, NumericsConfig
 from schemas.run.plan import ClusterSpec, WorkerFacts
 
@@ -31,8 +32,8 @@ ON_GPU = WorkerFacts(
     ("device", "facts", "workers", "memory"),
     [
         ("cuda", {}, 10, 50 * GB),  # of the node that has least for each GPU
-        ("auto", {"device": "cpu"}, 10, 90 * GB),  # torch sees none there
-        ("cpu", {}, 4, 225 * GB),  # a node of 47 CPUs has room for 3 of 12, one of 13 for 1
+        ("auto", {"device": "cpu"}, 10, 50 * GB),  # torch sees none there
+        ("cpu", {}, 4, 100 * GB),  # a node of 47 CPUs has room for 3 of 12, one of 13 for 1
     ],
 )
 def test_a_plan_counts_on_memory_where_workers_can_be(
@@ -51,8 +52,22 @@ def test_a_plan_counts_on_memory_where_workers_can_be(
     monkeypatch.setattr("ray.cluster_resources", lambda: every)
     monkeypatch.setattr(capacity, "probe", SimpleNamespace(options=lambda **_: task))
     found = ON_GPU.model_copy(update=facts)
-    monkeypatch.setattr(capacity, "wait_for", lambda *_: [found])
+    monkeypatch.setattr(capacity, "started", lambda *_: [found])
     spec: ClusterSpec = capacity.find_cluster(
         ClusterConfig(device=device), NumericsConfig(threads=12), "bfloat16"
     )
     assert (spec.workers, spec.host_memory) == (workers, memory)
+
+
+@pytest.mark.parametrize(("count", "share"), [(1, 800), (2, 400), (3, 266), (4, 200), (5, 160)])
+def test_fewer_workers_have_no_more_than_their_nodes(count: int, share: int) -> None:
+    assert capacity._share([(8, 800), (1, 100)], count) == share
+
+
+def test_a_cluster_without_nodes_for_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head takes none, and a node of 8 CPUs has no room for a worker of 12 threads."""
+    nodes = [HEAD, {"CPU": 8.0, "memory": 100.0 * GB}]
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": n} for n in nodes])
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0})
+    with pytest.raises(ClusterError, match=r"no node with numerics.threads CPUs \(12\)"):
+        capacity.find_cluster(ClusterConfig(), NumericsConfig(threads=12), "bfloat16")

@@ -102,6 +102,11 @@ def test_a_cluster_that_lacks_what_the_run_needs_is_told_apart(
     monkeypatch.setattr(module, "on_gpus", lambda _: next(found))
     with pytest.raises(NodesError, match="no GPU is left"):
         run(config, [None])
+    left = iter([1, 0])
+    monkeypatch.setattr(module, "on_gpus", lambda _: False)
+    monkeypatch.setattr(module, "workers_there", lambda *_: next(left))
+    with pytest.raises(NodesError, match="no node with 1 CPUs is left"):
+        run(config, [None], fails=1)
 
 
 def test_as_many_failures_as_are_allowed_are_warnings(config: RunConfig) -> None:
