@@ -77,7 +77,11 @@ class Costs:
 
     def disk(self, waves: list[tuple[LayerRange, ...]], replicas: int) -> DiskUse:
         """Return the peak bytes on disk, given the shards of each wave."""
-        count = len(waves)
+        between = len(waves) - 1
+        forward, backward = (
+            self.states(self.tokens("forward")),
+            self.states(self.tokens("backward")),
+        )
         held = [self.of(range(wave[0].start, wave[-1].stop)) for wave in waves]
         partial = max(max(wave.forward, wave.backward) for wave in held)
         each = [self.output(ratio) for ratio in self.config.ratio]
@@ -85,9 +89,9 @@ class Costs:
         return DiskUse(
             moments=sum(4 * tap.elements for tap in self.taps),
             bases=self.kept_bases,
-            boundaries=max(
-                min(2, count - 1) * self.states(self.tokens("forward")),
-                (count if count > 1 else 0) * self.states(self.tokens("backward")),
+            boundaries=max(  # on the way up those of both texts; on the way down gradients, too
+                min(2, between) * forward + between * backward,
+                min(1, between) * backward + between * backward,
                 self.states(self.compared_tokens + self.taught_tokens),
             ),
             partial_sums=SUM_BYTES * partial * replicas if replicas > 1 else 0,

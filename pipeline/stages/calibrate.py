@@ -119,6 +119,9 @@ class Calibration:
             streams.append(stream_backward(chain, batches, source, turn, sink))
         self._drive("calibrate backward", wave, "backward", streams)
         self._commit(wave, "backward")
+        self._run.discard(waves.below(wave, "backward").prefix)
+        if wave < waves.last:
+            self._run.discard(waves.below(wave + 1, "backward", "gradient").prefix)
 
     def _drive(self, name: StageName, wave: int, direction: Pass, streams: list[Stream]) -> None:
         run = self._run

@@ -8,9 +8,11 @@ import pytest
 from pipeline.compress import compress
 from pipeline.request.inputs import gather, tokens_sha256
 from pipeline.request.preflight import look
+from pipeline.run import Run
+from pipeline.stages.calibrate import forget_streams
 from schemas.request.config import RunConfig
 from schemas.request.groups import ClusterConfig
-from schemas.run.identity import Ground, Identities, identities
+from schemas.run.identity import Ground, Identities, Record, identities
 from tests.integration.support import KINDS, ask, item_sums, weight_sums
 from tests.items import local
 from tests.models import tiny_model
@@ -34,11 +36,19 @@ def alone(local_ray: None, text: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shards_waves_and_replicas_write_the_same_bytes(
-    shape: str, alone: RunConfig, tmp_path: Path
+    shape: str, alone: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster = ClusterConfig(device="cpu", **SHAPES[shape])
     config = alone.model_copy(update={"output": tmp_path / "output", "cluster": cluster})
+    waiting = list[Record]()
+
+    def forget(run: Run) -> None:
+        waiting.extend(run.store.records("boundaries"))
+        forget_streams(run)
+
+    monkeypatch.setattr("pipeline.compress.forget_streams", forget)
     result = compress(config)
+    assert not waiting  # a wave has removed what the one before it left
     assert len(result.worker_peak_bytes) == cluster.workers
     left = {name.split("/")[0] for name in files_below(config.run_folder)}
     assert left == {
