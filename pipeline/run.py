@@ -183,8 +183,11 @@ def announce(run: Run) -> None:
     record = _record(run)
     earlier = require_same(run.store.root, record)
     run.ownership.require()
-    if earlier is not None and earlier.ids.taught not in (None, run.ids.taught):
-        run.discard(f"boundaries/{earlier.ids.taught}")  # of a recovery that nobody asks for now
+    if earlier is not None:  # what nobody asks for now
+        if earlier.ids.taught not in (None, run.ids.taught):
+            run.discard(f"boundaries/{earlier.ids.taught}")
+        for identity in {*earlier.outputs.values()} - {*record.outputs.values(), ""}:
+            run.discard(f"outputs/{identity}")
     for kind in KINDS:
         run.store.sweep(kind)
     remove_below(run.store.root / STAGING)

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 
 from pipeline.compress import compress
 from schemas.result.evaluation import EvaluationReport
+from schemas.run.record import RunRecord
 from tests.documents import ROOT
 from tests.integration import processes
 from tests.integration.conftest import Reference
@@ -27,7 +29,9 @@ from tests.integration.support import (
 from tests.items import file_of, local
 from tests.models import tiny_model
 from workers.storage.files import file_sha256
+from workers.storage.places import files_below
 from workers.storage.store import Store
+from workers.storage.tensorfile import entries
 
 SVDLLM = (str(Path(sys.executable).with_name("svdllm")),)
 PYTHON = (sys.executable, "-m", "pipeline")
@@ -198,6 +202,19 @@ def test_evaluate_writes_its_figures(reference: Reference, text: Path, tmp_path:
     assert dense.predicted_tokens == small.predicted_tokens == 2 * 63
     for model in (dense, small):
         assert f"{model.perplexity:.2f}" in printed
+
+
+def test_what_a_stopped_request_has_left_is_removed(reference: Reference, tmp_path: Path) -> None:
+    """Weight files that were not published, and what training would have gone on from."""
+    folder = tmp_path / "run"
+    shutil.copytree(local(reference.config.run_folder), folder)
+    [identity] = RunRecord.model_validate_json((folder / "run.json").read_bytes()).outputs.values()
+    Store(folder).commit(f"outputs/{identity}/model.safetensors", entries({"a": torch.zeros(1)}))
+    (folder / "training/state").mkdir(parents=True)
+    elsewhere = {"output": tmp_path / "other", "run_dir": folder, "ratio": (0.5,)}
+    compress(reference.config.model_copy(update=elsewhere))
+    assert not [name for name in files_below(folder) if "outputs/" in name]
+    assert not (folder / "training").exists()
 
 
 def test_help_names_every_command() -> None:
