@@ -1,9 +1,9 @@
 """The base of a run as a model that is streamed, and the workers that stream it."""
 
-from pipeline.cluster.capacity import workers_there
 from pipeline.run import Run
 from pipeline.stream.evaluation import Crew
 from pipeline.stream.models import Model
+from schemas.errors import WorkerDiedError
 from schemas.model.dtypes import STORED
 from schemas.run.plan import ClusterSpec
 from workers.checkpoint.source import Source
@@ -17,11 +17,13 @@ def base_of(run: Run, dtype: str) -> Model:
 
 
 def crew_of(run: Run, identity: str) -> tuple[Crew, ClusterSpec]:
-    """Return the workers of the pool, as many as the cluster still has room for, and what they are.
+    """Return the workers of the pool, which have released their layers, and what they are.
 
-    Nothing looks at a device for it: these workers hold them all.
+    Nothing looks at a device for it: these workers hold them all. Raises WorkerDiedError if none of
+    them lives.
     """
-    there = workers_there(run.config.cluster, run.config.numerics.threads)
-    workers = run.pool.workers[:there]  # a node may have been lost that the pool does not miss yet
+    run.pool.each("release")  # which drops those of a node that is gone
+    if not (workers := run.pool.workers):
+        raise WorkerDiedError("evaluate: no worker is left")
     there_are = run.plan.cluster.model_copy(update={"workers": len(workers)})
     return Crew(workers, run.store, identity, run.discard), there_are

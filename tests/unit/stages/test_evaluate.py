@@ -13,7 +13,6 @@ from pipeline.plan.machines import on_cpu
 from pipeline.progress import Progress
 from pipeline.request.inputs import EvaluationText
 from pipeline.stages import evaluate as stage
-from pipeline.stages import scored as crews
 from pipeline.stages.output import Output
 from pipeline.stream import evaluation as streamed
 from pipeline.stream import scorers
@@ -43,12 +42,13 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> Scored:
     found = Scored()
     monkeypatch.setattr(stage, "compare", found)
     monkeypatch.setattr(stage, "inspect_decoder", mock.Mock())
-    monkeypatch.setattr(crews, "workers_there", lambda *_: 2)  # of 3: one was lost
     return found
 
 
 def compare(folder: Path, windows: list[list[int]]) -> EvaluationReport | None:
     cluster = ClusterConfig(workers=3, shard_layers=5, item_timeout_s=9000, device="cpu")
+    pool = mock.Mock(workers=[mock.Mock()] * 3)
+    pool.each.side_effect = lambda _: pool.workers.pop()  # its node was lost
     run: Any = SimpleNamespace(
         config=RunConfig(model="m", output=folder / "o", ratio=(0.2,), cluster=cluster),
         inputs=SimpleNamespace(
@@ -58,7 +58,7 @@ def compare(folder: Path, windows: list[list[int]]) -> EvaluationReport | None:
         facts=SimpleNamespace(dtype="float32"),
         plan=SimpleNamespace(cluster=on_cpu("float32", 3, 10**10)),
         spec=SimpleNamespace(layers=2, split={}, wide=()),
-        pool=mock.Mock(workers=[mock.Mock()] * 3),
+        pool=pool,
         progress=Progress(),
         discard=mock.Mock(),
         given_up={},
