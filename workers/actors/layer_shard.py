@@ -40,7 +40,7 @@ from workers.model.layers import Decoder
 from workers.model.shard import Purpose, Shard, Step
 from workers.output import write_file
 from workers.process.devices import compute_dtype, free_cached, set_threads
-from workers.process.failures import guarded, not_seen, patiently
+from workers.process.failures import guarded, not_seen, patiently, require_seen
 from workers.process.logs import set_up_logging
 from workers.process.memory import peak_anonymous_bytes
 from workers.pruner import Pruner
@@ -75,9 +75,9 @@ class LayerShard:
         Raises ConfigError if it, or what is adopted, is a folder that this node does not see.
         """
         self._config, self._spec, self.place = config, spec, config.run_folder
-        for what, folder in (("model", Path(config.model)), ("checkpoint", config.adopt)):
-            if isinstance(folder, Path) and folder.is_absolute() and not folder.is_dir():
-                raise not_seen(what, folder)
+        require_seen("model", Path(config.model))
+        if config.adopt is not None:
+            require_seen("checkpoint", config.adopt)
         self._folder = resolve(self._config.model, self._config.revision, self._config.fetched)
         self._device = own_device(self._config.cluster.device)
         self._tensors = tensors_of(config, self._folder, spec, self._device)
@@ -113,7 +113,12 @@ class LayerShard:
 
     @guarded(repeatable=True)
     def prepare_scoring(self, sources: Sequence[Source], device: Device) -> WorkerFacts:
-        """Find the checkpoints and the device of an evaluation; return what they are."""
+        """Find the checkpoints and the device of an evaluation; return what they are.
+
+        Raises ConfigError if one is a folder that this node does not see.
+        """
+        for source in sources:
+            require_seen("model", Path(source.model))
         found = own_device(device)
         self._scoring = ScoringShard(sources, found)
         show_memory(found)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 from typing import Any, Concatenate, Literal, NoReturn, ParamSpec, TypeVar
 
 import torch
@@ -182,6 +183,12 @@ def _name(value: object) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error says, or its name if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def require_seen(what: str, folder: Location) -> None:
+    """Raises ConfigError if a folder, named by its whole path, is not seen on this node."""
+    if isinstance(folder, Path) and folder.is_absolute() and not folder.is_dir():
+        raise not_seen(what, folder)
 
 
 def not_seen(what: str, place: Location) -> ConfigError:
