@@ -20,7 +20,7 @@ from safetensors.torch import load as deserialize
 from torch import Tensor
 
 from schemas.errors import DamagedError
-from schemas.location import Location
+from schemas.location import Location, Url
 from schemas.run.identity import Record
 from workers.storage.files import link, sync
 from workers.storage.models import read_model
@@ -77,15 +77,14 @@ class Store:
 
         Items that are local files are linked.
         """
-        for name, key in keys.items():
-            if (folder / name).exists():
-                continue
-            place = self.place(key)
+        places = {n: self.place(key) for n, key in keys.items() if not (folder / n).exists()}
+        for name, place in places.items():
             if isinstance(place, Path):
                 link(place, folder / name)
-            else:
-                download({name: place}, folder)
-                sync(folder / name)
+        stored = {name: place for name, place in places.items() if isinstance(place, Url)}
+        download(stored, folder)
+        for name in stored:
+            sync(folder / name)
 
     def commit(self, key: str, content: Iterable[Entry], facts: Facts | None = None) -> Record:
         """Write the item; if it exists, or another writer was faster, the existing one stays."""
