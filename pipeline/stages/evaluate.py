@@ -28,7 +28,7 @@ def evaluate(output: Output) -> None:
     if output.run.inputs.evaluation is None:
         return
     scored, written = score(output), written_in(output.checks)
-    places = (scored.models[0].name, str(output.place))  # kept scores may be of an earlier place
+    places = (output.run.config.model, str(output.place))  # kept scores may be of earlier ones
     models = tuple(
         model.model_copy(
             update={
