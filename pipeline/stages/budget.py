@@ -95,7 +95,6 @@ def _by_trials(run: Run, try_at: Try) -> tuple[float, BudgetResult]:
 
     def measure(at: int) -> float:
         trials[at] = trial = _trial(run, ratio_at(at, step), predicted(at), limit, try_at)
-        gather(run, run.given_up)  # a matrix may have been given up meanwhile
         said = "" if trial.predicted is None else f"predicted {trial.predicted:.4f}, "
         run.progress.note(
             f"trial {len(trials)}, ratio {trial.ratio:g}: {said}measured {trial.measured:.4f} "
