@@ -6,11 +6,12 @@ from pipeline.run_directory.journal import NAME
 from pipeline.run_directory.ownership import describe
 from schemas.errors import ConfigError
 from schemas.location import Location, locate
+from schemas.request.config import ROUNDS
 from schemas.run.record import Activity, RunRecord, RunStatus, StageStatus
 from workers.checkpoint.names import SUCCESS
 from workers.storage.keys import OWNER, RUN_RECORD
 from workers.storage.models import read_model
-from workers.storage.places import exists, names_in, read_bytes
+from workers.storage.places import exists, folders_in, names_in, read_bytes
 from workers.storage.store import Store
 
 
@@ -20,8 +21,14 @@ def read_record(run_dir: Location) -> RunRecord:
     try:
         return RunRecord.model_validate_json(read_bytes(path))
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and names_in(run_dir / OWNER):
-            raise ConfigError(f"{run_dir}: a run has begun there, and made no plan") from error
+        if isinstance(error, FileNotFoundError):
+            if names_in(run_dir / OWNER):
+                raise ConfigError(f"{run_dir}: a run has begun there, and made no plan") from error
+            if rounds := folders_in(run_dir / ROUNDS):
+                earlier = run_dir / ROUNDS / max(rounds) / "run"
+                raise ConfigError(
+                    f"{run_dir}: an earlier round comes first, in {earlier}"
+                ) from error
         raise ConfigError(
             f"{path}: {error.strerror or 'not there'}; not a run directory (OUTPUT.run, or what "
             "--run-dir named)"

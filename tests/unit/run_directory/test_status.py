@@ -34,6 +34,12 @@ def test_a_run_that_has_no_plan_yet_is_one(tmp_path: Path) -> None:
         read_status(tmp_path)
 
 
+def test_a_run_in_rounds_says_where_the_first_of_them_is(tmp_path: Path) -> None:
+    (tmp_path / "rounds/1/run").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"an earlier round comes first, in .*/rounds/1/run$"):
+        read_status(tmp_path)
+
+
 def test_a_prefix_of_a_store_without_a_run_is_refused_in_words() -> None:
     with pytest.raises(ConfigError, match=r"run\.json: not there; not a run directory"):
         read_status(Url("memory://bucket/nothing"))
