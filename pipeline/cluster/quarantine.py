@@ -57,6 +57,6 @@ class Quarantine:
         count = f"{len(missed)} item{'s' * (len(missed) > 1)}"
         kind = StorageError if any(item.of_storage for item in missed) else QuarantineError
         raise kind(
-            f"{count} failed, all others are finished: {listed}. Start the same command again to "
-            f"try them again{other}"
+            f"{count} failed, all others of this step are finished: {listed}. Start the same "
+            f"command again to try them again{other}"
         )

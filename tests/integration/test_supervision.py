@@ -198,7 +198,7 @@ def test_a_matrix_that_cannot_be_cut_fails_the_run_by_name_when_all_else_is_done
         compress(poisoned)
     assert caught.value.exit_code == 3
     assert str(caught.value).startswith(
-        "1 item failed, all others are finished: "
+        "1 item failed, all others of this step are finished: "
         f"factorise {BAD}: {BAD}: a moment holds NaN or Inf; calibrate with --dtype float32. "
     )
     assert "--on-failure keep_dense" in str(caught.value)

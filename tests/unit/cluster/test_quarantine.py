@@ -40,7 +40,8 @@ def test_the_run_fails_with_every_item_by_name() -> None:
         quarantine.require()
     assert caught.value.exit_code == 3
     assert str(caught.value) == (
-        "2 items failed, all others are finished: cut a: 3 times, the last: a worker died; "
+        "2 items failed, all others of this step are finished: "
+        "cut a: 3 times, the last: a worker died; "
         "write model.safetensors: 3 times, the last: a worker died. Start the same "
         "command again to try them again, or --on-failure keep_dense to leave those matrices as "
         "they are"
