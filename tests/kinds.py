@@ -1,5 +1,6 @@
 """Tiny random models of every kind that is tested."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,14 @@ import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from schemas.request.compression import CompressionConfig
+from schemas.request.groups import TargetsConfig
+from schemas.run.targets import select
 from tests.models import tiny_tokenizer
+from tests.tiny_configs import tiny_config
 from workers.checkpoint.family import family
-from workers.model.kinds import tiny_config
+from workers.model.architectures import Architecture, describe
+from workers.model.inspection import planned
 
 # Kinds that differ from each other: every run of the tests checks them, the others those of
 # `make architectures`.
@@ -23,6 +29,16 @@ KINDS = """
     olmoe opt persimmon phi phi3 phimoe qwen2 qwen2_5_vl qwen2_moe qwen3 qwen3_5 qwen3_5_text
     qwen3_moe qwen3_next qwen3_vl seed_oss smollm3 stablelm starcoder2 xglm
 """.split()  # noqa: SIM905 (one name a line would hide the rest)
+
+
+# The matrices of tiny models are small; a gate of one row is left out, as it would be.
+EVERYTHING = CompressionConfig(ratio=(0.2,), targets=TargetsConfig(min_features=2))
+
+
+def derive(kind: str) -> Architecture:
+    """What is cut of a kind, by its tiny model."""
+    config = json.loads(tiny_config(kind).to_json_string(use_diff=False))
+    return describe(select(EVERYTHING, planned(config, kind, "F32")))
 
 
 def model_class(kind: str) -> Any:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.columns import Columns
 from rich.console import Console
 from rich.text import Text
 
@@ -114,18 +115,20 @@ def architectures(
         str | None, typer.Option(help="A checkpoint or its config.json, instead of the list.")
     ] = None,
 ) -> None:
-    """The kinds of models that are tested; of each what is cut, what shares an input, what stays.
+    """The kinds of models that are tested, or what is cut of one, what shares an input, what stays.
 
     Nothing is read but config.json. What --targets and the like choose is shown of a model.
     """
     from pipeline.cli.tables.architectures import architectures_table
-    from workers.model.architectures import derive, derive_from
+    from workers.model.architectures import derive
     from workers.model.kinds import TESTED
 
-    if model is None and request != CompressionConfig(ratio=_ANY_RATIO):
+    if model is not None:
+        _out.print(architectures_table([derive(model, request)]))
+    elif request != CompressionConfig(ratio=_ANY_RATIO):
         raise ConfigError("a choice is of the matrices of one model; name it with --model")
-    found = map(derive, TESTED) if model is None else [derive_from(model, request)]
-    _out.print(architectures_table(found))
+    else:
+        _out.print(Columns(TESTED))
 
 
 @app.command()

@@ -20,8 +20,8 @@ import transformers
 from pipeline.cli.tables.architectures import together
 from tests.contract import CHECKS, Subject
 from tests.integration import asker, warm
+from tests.kinds import derive
 from workers.checkpoint import verify
-from workers.model.architectures import derive
 from workers.model.kinds import TESTED
 
 PAGE = Path(__file__).with_name("architectures.md")

@@ -1,18 +1,12 @@
 """What is derived of a kind of model: what would be cut, what shares its input, what stays."""
 
-import json
 from collections import Counter
 from typing import NamedTuple
 
 from schemas.model.spec import ModelSpec
 from schemas.request.compression import CompressionConfig
-from schemas.request.groups import TargetsConfig
 from schemas.run.targets import select
-from workers.model.inspection import planned, read_spec
-from workers.model.kinds import tiny_config
-
-# The matrices of tiny models are small; a gate of one row is left out, as it would be.
-_EVERYTHING = CompressionConfig(ratio=(0.2,), targets=TargetsConfig(min_features=2))
+from workers.model.inspection import read_spec
 
 
 class Architecture(NamedTuple):
@@ -29,13 +23,7 @@ class Architecture(NamedTuple):
     stays: dict[str, int]
 
 
-def derive(kind: str) -> Architecture:
-    """Describe a tested kind, by its tiny model. Raises CheckpointError as `inspect` does."""
-    config = json.loads(tiny_config(kind).to_json_string(use_diff=False))
-    return describe(select(_EVERYTHING, planned(config, kind, "F32")))
-
-
-def derive_from(model: str, config: CompressionConfig) -> Architecture:
+def derive(model: str, config: CompressionConfig) -> Architecture:
     """Describe what a configuration chooses of a checkpoint (a folder, a config.json, a hub id or a
     URL) of any kind. Raises CheckpointError as `inspect` does, and ConfigError as `select` does.
     """

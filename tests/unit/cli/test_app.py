@@ -18,6 +18,7 @@ from pipeline.cli.nightly import NOTHING_WAITS
 from schemas.errors import ConfigError
 from schemas.request.budget import OPTIONS
 from tests.documents import ROOT
+from workers.model.kinds import TESTED
 from workers.process.logs import log
 
 TOO_MANY = "1000000"
@@ -111,6 +112,11 @@ def test_a_choice_is_shown_before_anything_is_cut(model: Path) -> None:
     assert "self_attn: o_proj (1 of 2" in result.output
     assert re.search(r"lm_head +│", result.output)
     assert "self_attn.q_proj" in result.output
+
+
+def test_without_a_model_the_tested_kinds_are_listed() -> None:
+    result = CliRunner().invoke(app, ["architectures"])
+    assert result.output.split() == TESTED
 
 
 def test_a_choice_is_of_one_model(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,11 +11,12 @@ from transformers import Gemma4TextConfig, LlamaForCausalLM
 
 from schemas.errors import CheckpointError
 from tests.kinds import tiny_causal_model
+from tests.tiny_configs import tiny_config
 from workers.checkpoint.config_file import read_config
 from workers.model.anatomy import describe
 from workers.model.carving import layer_list
 from workers.model.inspection import inspect, planned
-from workers.model.kinds import TESTED, tiny_config
+from workers.model.kinds import TESTED
 from workers.model.layers import Decoder
 
 CPU = torch.device("cpu")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.tiny_configs import tiny_config
 from workers.model.graph import readers_of, split_of
 from workers.model.inspection import planned
-from workers.model.kinds import tiny_config
 
 Split = dict[str, tuple[int, ...]]
 SPLIT: dict[str, Split] = {

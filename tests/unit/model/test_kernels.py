@@ -16,7 +16,7 @@ causal_conv1d_update = causal_conv1d_fn
 PROGRAM = """
 import importlib, runpy, sys
 from transformers.models.mamba2 import modeling_mamba2
-from workers.model.architectures import derive
+from tests.kinds import derive
 print(derive("mamba2").kind)
 runpy.run_path("workers/checkpoint/load_check.py")
 try:

@@ -13,11 +13,11 @@ from transformers.activations import ACT2FN
 from schemas.model.spec import TensorSpec
 from tests.kinds import tiny_causal_model
 from tests.neurons import require_alone
+from tests.tiny_configs import tiny_config
 from workers.model.anatomy import describe
 from workers.model.description import Description
 from workers.model.graph import readers_of, written_by
 from workers.model.inspection import planned
-from workers.model.kinds import tiny_config
 
 Made = Callable[[Tensor, Tensor], Tensor]
 

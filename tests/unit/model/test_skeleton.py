@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from workers.model.kinds import tiny_config
+from tests.tiny_configs import tiny_config
 from workers.model.skeleton import resized, skeleton
 
 

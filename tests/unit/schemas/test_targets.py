@@ -12,8 +12,8 @@ from schemas.request.compression import CompressionConfig
 from schemas.request.nightly import NightlyConfig
 from schemas.run.context import within_context
 from schemas.run.targets import budgets, matches, select
+from tests.tiny_configs import tiny_config
 from workers.model.inspection import planned
-from workers.model.kinds import tiny_config
 
 
 @pytest.fixture(scope="module")
