@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract import CHECKS, Subject
+from tests.contract import CHECKS, REMOVED, Subject
 from tests.kinds import KINDS
 from tests.loads import load_here
+from workers.checkpoint import verify
 
 ROUTED = {"gpt_oss", "granitemoe", "minimax_m2", "mixtral", "olmoe", "phimoe", "qwen3_moe"}
 
@@ -43,3 +44,21 @@ def test_layers_are_cut_side_by_side(tmp_path: Path) -> None:
         "self_attn",
         "mlp",
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "judged"),
+    [
+        ("granitemoehybrid", True),  # its first and last layers have no attention
+        ("lfm2", True),
+        ("jamba", None),  # its second layer would be unlike the last one
+    ],
+)
+def test_two_layers_of_a_hybrid_are_loaded(kind: str, judged: bool | None, tmp_path: Path) -> None:
+    """Or not judged, if two layers are no part of such a model; they never fail."""
+    folder, _ = Subject(kind, tmp_path).compressed("plain", REMOVED)
+    rows = verify._clean_process([str(folder), "part", str(10**9)], 300.0)
+    [part] = [row for row in rows if "first and last layer" in row.name]
+    assert part.passed is judged
+    assert [row for row in rows if row.passed is False] == []
+    assert ("finite loss" in [row.name for row in rows]) is bool(judged)
