@@ -23,7 +23,7 @@ from workers.checkpoint.config_file import read_config
 from workers.checkpoint.family import family, unquantised
 from workers.checkpoint.names import COMPRESSION, CONFIG, INDEX, MANIFEST, WEIGHTS
 from workers.checkpoint.own_code import shipped
-from workers.checkpoint.tokenizer_files import TOKENIZER_FILES
+from workers.checkpoint.tokenizer_files import TOKENIZER_FILES, read_settings
 from workers.process.logs import about_matrices, log
 from workers.recovery.job import recovery_of
 from workers.storage.files import copy, file_sha256, write_json, write_text
@@ -80,9 +80,15 @@ def write_around(
 
 
 def copy_beside(folder: Path, source: Path) -> None:
-    """Copy tokenizer files, settings of generation and licences of a checkpoint, byte for byte."""
+    """Copy tokenizer files, settings of generation and licences of a checkpoint, byte for byte, but
+    for the names of code, which is not copied.
+    """
     for name in beside(source):
-        copy(source / name, folder / name)
+        told = read_settings(source / name) if name.endswith("_config.json") else {}
+        if "auto_map" in told:
+            write_json(folder / name, {key: v for key, v in told.items() if key != "auto_map"})
+        else:
+            copy(source / name, folder / name)
 
 
 def beside(folder: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """What is copied of a base."""
 
+import json
 from pathlib import Path
 
 from pipeline.stages.assemble import copy_beside
@@ -13,6 +14,20 @@ def test_whatever_may_be_its_tokenizer_is_copied(tmp_path: Path) -> None:
     base.mkdir()
     result.mkdir()
     for name in (*copied, "config.json", "model.safetensors", "README.md", "modeling.py"):
-        (base / name).write_text(name)
+        (base / name).write_text(f'{{"name": "{name}"}}')
     copy_beside(result, base)
-    assert {path.name: path.read_text() for path in result.iterdir()} == {n: n for n in copied}
+    kept = {name: (base / name).read_bytes() for name in copied}
+    assert {path.name: path.read_bytes() for path in result.iterdir()} == kept
+
+
+def test_code_that_is_not_copied_is_not_named(tmp_path: Path) -> None:
+    """Else the tokenizer of the result would not load for who trusts the code of the model."""
+    base, result = tmp_path / "base", tmp_path / "result"
+    base.mkdir()
+    result.mkdir()
+    settings = {"auto_map": {"AutoTokenizer": ["tokenization_own.Own", None]}, "eos_token": "e"}
+    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    (base / "tokenization_own.py").touch()
+    copy_beside(result, base)
+    assert [path.name for path in result.iterdir()] == ["tokenizer_config.json"]
+    assert json.loads((result / "tokenizer_config.json").read_text()) == {"eos_token": "e"}
