@@ -49,6 +49,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     # So that three layers have attention, too.
     "bailing_hybrid": {"layer_group_size": 2, "head_dim": 8},  # of its linear attention
     "bamba": {"attn_layer_indices": [1]},
+    "beam": {"mlp_layer_types": ["dense", "sparse", "sparse"]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "qwen3_5_text": {"full_attention_interval": 2},

@@ -21,6 +21,6 @@ TESTED = """
     olmo_hybrid olmoe opt ovis2 paddleocr_vl persimmon phi phi3 phimoe qianfan_ocr qwen2
     qwen2_5_vl qwen2_moe qwen2_vl qwen3 qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text
     qwen3_moe qwen3_next qwen3_vl qwen3_vl_moe recurrent_gemma seed_oss smollm3 smolvlm
-    solar_open stablelm starcoder2 step3p7 unlimited_ocr vaultgemma video_llama_3
+    solar_open stablelm starcoder2 unlimited_ocr vaultgemma video_llama_3
     video_llava vipllava xglm
 """.split()  # noqa: SIM905 (one name a line would hide the rest)
