@@ -33,7 +33,7 @@ _BLOCK = (128, 128)
 _NEEDED = ("hidden_size", "vocab_size", "num_hidden_layers")
 # A model is built of these one by one; its layers are described one by one, too.
 _COUNTED = re.compile(r"\w*(layer|depth|block|stage|repeat)s?|\w*experts\w*|num_\w+_per_\w+")
-_MOST_COUNTED, _MOST_LAYERS = 10_000, 1_000
+_MOST_COUNTED, _MOST_LAYERS = 20_000, 1_000
 _MOST_ELEMENTS = 2**31 - 1  # in one dimension
 
 Config = Mapping[str, Any]

@@ -61,7 +61,7 @@ def describe(model: PreTrainedModel) -> Anatomy:
                 return found if fewer.complete else found.without_neurons()
     raise CheckpointError(
         f"model_type {model.config.model_type!r}: its forward cannot run without values "
-        f"({refused[0]}); correct config.json, or fetch it again"
+        f"({refused[0]}); if config.json is as published, this kind cannot be compressed"
     )
 
 
@@ -144,7 +144,7 @@ class _Seen:
         self._require_apart(readers)
         for index, path in self._repeated:
             del self._linears[index][path]
-        tuples = tuple(isinstance(output, tuple) for output in outputs)
+        tuples = tuple(isinstance(output, (tuple, list)) for output in outputs)
         linears = tuple(map(_linears, self._linears, readers))
         return Anatomy(self._path, linears, tuples, frozenset(self._outside))
 

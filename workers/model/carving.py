@@ -243,7 +243,7 @@ def layer_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 def hidden_states(output: Any) -> Tensor:
     """Return the hidden states of what a layer returns."""
-    found: Tensor = output[0] if isinstance(output, tuple) else output
+    found: Tensor = output[0] if isinstance(output, (tuple, list)) else output
     return found
 
 

@@ -40,6 +40,8 @@ def skeleton(config: Config, where: str, dtype: torch.dtype) -> PreTrainedModel:
                     setattr(part, name, False)
         with torch.device("meta"):
             model: Any = model_class._from_config(settings, dtype=dtype)
+    except ImportError as error:
+        raise CheckpointError(f"{where}: transformers needs a package for it ({error})") from error
     except Exception as error:  # transformers may raise anything on a value it does not expect
         raise CheckpointError(
             f"{where}: transformers cannot build the model ({type(error).__name__}: {error}); "
