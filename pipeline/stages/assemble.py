@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from pipeline.report.notes import FALLBACK, notes_of_matrices
+from pipeline.report.wording import count
 from pipeline.run import Run
 from pipeline.stages.output import Output
 from pipeline.stages.weight_files import Cut
@@ -18,7 +19,7 @@ from schemas.request.config import RunConfig
 from schemas.result.manifest import Compression, FileEntry, Manifest
 from schemas.result.output import OutputFile
 from schemas.run.identity import Identities
-from workers.actors.metrics import count
+from workers.actors import metrics
 from workers.checkpoint.config_file import read_config
 from workers.checkpoint.family import family, unquantised
 from workers.checkpoint.names import COMPRESSION, CONFIG, INDEX, MANIFEST, WEIGHTS
@@ -154,7 +155,7 @@ def describe(output: Output) -> Compression:
         seed=config.seed,
         device=run.facts.device_name,
         dtype=run.facts.dtype,
-        fallbacks=(*_calibration_fallbacks(run), *output.allocation.fallbacks),
+        fallbacks=(*_calibration_fallbacks(run), *_no_room(run), *output.allocation.fallbacks),
         given_up=output.given_up,
         wide=run.spec.wide,
         recovery=recovery_of(run.store, output.identity),
@@ -214,6 +215,12 @@ def _calibration_fallbacks(run: Run) -> list[str]:
     return sorted({note for record in records for note in fallbacks_of(record.facts)})
 
 
+def _no_room(run: Run) -> list[str]:
+    """Return which neurons could not be removed, for want of memory."""
+    wide = len(run.spec.wide)
+    return [f"no room to order the neurons of {count(wide, 'MLP')}: they stay"] if wide else []
+
+
 def _warn(compression: Compression) -> None:
     """Warn of every fallback and every thin statistic, each kind once with its count.
 
@@ -224,6 +231,6 @@ def _warn(compression: Compression) -> None:
     for note in notes_of_matrices(compression):
         with about_matrices(note.matrices):
             log.warning("%s in %d matrices: %s", note.kind, len(note.matrices), note.text)
-    count(Metric.FALLBACKS, len(compression.fallbacks), kind="run")
+    metrics.count(Metric.FALLBACKS, len(compression.fallbacks), kind="run")
     fallbacks = sum(len(matrix.fallbacks) for matrix in compression.matrices)
-    count(Metric.FALLBACKS, fallbacks, kind="matrix")
+    metrics.count(Metric.FALLBACKS, fallbacks, kind="matrix")

@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from pipeline.stages.assemble import copy_beside
+from pipeline.stages.assemble import _no_room, copy_beside
 from workers.checkpoint.tokenizer_files import TOKENIZERS
 
 
@@ -31,3 +33,10 @@ def test_code_that_is_not_copied_is_not_named(tmp_path: Path) -> None:
     copy_beside(result, base)
     assert [path.name for path in result.iterdir()] == ["tokenizer_config.json"]
     assert json.loads((result / "tokenizer_config.json").read_text()) == {"eos_token": "e"}
+
+
+def test_neurons_that_no_memory_could_order_are_a_fallback() -> None:
+    run: Any = SimpleNamespace(spec=SimpleNamespace(wide=("layers.0.mlp",)))
+    assert _no_room(run) == ["no room to order the neurons of 1 MLP: they stay"]
+    run.spec.wide = ()
+    assert _no_room(run) == []
