@@ -43,7 +43,10 @@ def build(schema: type[T], flags: Mapping[str, Any]) -> T:
 
 def explain(error: ValidationError) -> list[str]:
     """Return every complaint on one line: field, value, what is wrong."""
-    return [printable(_line(detail)) for detail in error.errors()]
+    found = error.errors()
+    inner = {detail["loc"][:-1] for detail in found}  # what is refused there is counted as missing
+    told = [d for d in found if d["type"] != "too_short" or d["loc"] not in inner]
+    return [printable(_line(detail)) for detail in told]
 
 
 def _line(detail: Any) -> str:
@@ -88,7 +91,9 @@ def _parsed(text: str, where: str) -> Any:
 def _assign(values: dict[str, Any], path: str, value: Any) -> None:
     *parents, leaf = path.split(".")
     for parent in parents:
-        values = values.setdefault(parent, {})
+        if values.get(parent) is None:  # of a file in which all lines of the group are comments
+            values[parent] = {}
+        values = values[parent]
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: {parent} is not a group of settings")
     values[leaf] = value

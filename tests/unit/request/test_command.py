@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 import pipeline.compress
 import pipeline.request.preflight
 from pipeline.cli.app import app
-from pipeline.request.flags import command_of
+from pipeline.request.flags import build, command_of, explain
 from schemas.errors import ConfigError
+from schemas.request.comparison import ComparisonConfig
 from schemas.request.config import RunConfig
 
 ASKED: dict[str, dict[str, Any]] = {
@@ -161,3 +163,18 @@ def test_what_is_default_is_left_out() -> None:
     assert command_of(asked) == (
         *("svdllm", "compress", "--model", "org/m", "--output", "/out", "--ratio", "0.2"),
     )
+
+
+def test_a_group_whose_lines_are_all_comments_takes_a_flag(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: m\noutput: o\nratio: 0.2\ncalibration:\n#  samples: 64\n")
+    flags = {"config": path, "settings": ["calibration.samples=7"]}
+    assert build(RunConfig, flags).calibration.samples == 7
+
+
+def test_what_is_refused_is_not_missing_as_well() -> None:
+    asked = {"model": "m", "output": "o", "ratios": "0.2", "evaluate": "a.txt", "methods": "pca"}
+    with pytest.raises(ValidationError) as caught:
+        ComparisonConfig.model_validate(asked)
+    [complaint] = explain(caught.value)
+    assert "'pca'" in complaint
