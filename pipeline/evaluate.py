@@ -36,20 +36,27 @@ def evaluate(config: EvaluationConfig, scorers: "Scorers | None" = None) -> Eval
     that are there already. Raises TextError, CheckpointError, VerificationError or NumericsError;
     streamed, also ConfigError or WorkerError.
     """
-    names = [name for name, _ in config.models]
     with contextlib.ExitStack() as copies:
         fetched = kept_at_home() if config.streamed else None
         folders = [local_folder(*model, copies, fetched) for model in config.models]
-        config, tokenizers, windows = read_windows(config, folders)
-        if config.streamed:
-            from pipeline.stream.evaluation import evaluate_streamed  # ray loads only when needed
+        return evaluate_in(folders, config, scorers)
 
-            models = evaluate_streamed(names, folders, windows, config, scorers)
-        else:
-            models = tuple(
-                evaluate_checkpoint(name, folder, windows, tokenizer, config)
-                for name, folder, tokenizer in zip(names, folders, tokenizers, strict=True)
-            )
+
+def evaluate_in(
+    folders: Sequence[Path], config: EvaluationConfig, scorers: "Scorers | None" = None
+) -> EvaluationReport:
+    """Do so with the models in these folders."""
+    names = [name for name, _ in config.models]
+    config, tokenizers, windows = read_windows(config, folders)
+    if config.streamed:
+        from pipeline.stream.evaluation import evaluate_streamed  # ray loads only when needed
+
+        models = evaluate_streamed(names, folders, windows, config, scorers)
+    else:
+        models = tuple(
+            evaluate_checkpoint(name, folder, windows, tokenizer, config)
+            for name, folder, tokenizer in zip(names, folders, tokenizers, strict=True)
+        )
     return EvaluationReport(
         text=config.text,
         sequence_length=config.sequence_length,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-from pipeline.evaluate import evaluate, local_folder, read_windows, require_no_urls
+from pipeline.evaluate import evaluate_in, local_folder, read_windows, require_no_urls
 from pipeline.request.places import require_writable
 from schemas.request.evaluation import EvaluationConfig
 from schemas.result.tasks import TaskReport, TaskResult
@@ -64,6 +64,8 @@ def evaluate_tasks(config: EvaluationConfig, harness: Harness | None = None) -> 
         if config.tasks.spread:
             jobs = [one for job in jobs for one in _spread(job, harness)]
         _run(jobs, config, harness, _keeper(names, missing, found))
+        seconds = perf_counter() - start
+        text = evaluate_in(folders, config) if config.scores_text else None
     models = [
         {
             pair.task: found[pair.file].model_copy(update={"model": name})
@@ -74,7 +76,7 @@ def evaluate_tasks(config: EvaluationConfig, harness: Harness | None = None) -> 
     ]
     if config.tasks.samples is not None:
         _write_samples(config.tasks.samples, [r for model in models for r in model.values()])
-    report = TaskReport(
+    return TaskReport(
         models=tuple(names),
         rows=rows([[*model.values(), *harness.aggregated(model)] for model in models]),
         lm_eval=harness.version,
@@ -82,11 +84,9 @@ def evaluate_tasks(config: EvaluationConfig, harness: Harness | None = None) -> 
         limit=config.tasks.limit,
         chat_template=config.tasks.chat_template,
         kept=there,
-        seconds=perf_counter() - start,
+        seconds=seconds,
+        text=text,
     )
-    if not config.scores_text:
-        return report
-    return report.model_copy(update={"text": evaluate(config)})
 
 
 def _everywhere(config: EvaluationConfig, names: Sequence[str]) -> EvaluationConfig:
