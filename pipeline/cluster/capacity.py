@@ -6,7 +6,7 @@ from typing import Any
 import ray
 
 from pipeline.cluster.calls import result, start_timeout
-from pipeline.plan.machines import MAX_CPU_WORKERS, on_cpu
+from pipeline.plan.machines import MAX_CPU_WORKERS, on_cpu, share
 from schemas.errors import ClusterError, NodesError, WorkerDiedError
 from schemas.request.groups import ClusterConfig, NumericsConfig
 from schemas.run.plan import ClusterSpec, WorkerFacts
@@ -58,16 +58,16 @@ def on_gpus(cluster: ClusterConfig) -> bool:
 def find_cluster(cluster: ClusterConfig, numerics: NumericsConfig, stored: str) -> ClusterSpec:
     """Describe the cluster to a planner; `stored` is the dtype of the checkpoint's weights.
 
-    A task on a GPU looks at it. The memory of a worker is what Ray counts on the nodes where
-    workers can be: the most that every worker can have; with GPUs, every GPU.
+    A task on a GPU looks at it. The memory of the hosts is what Ray counts on the nodes where
+    workers can be.
     """
     count = worker_count(cluster, numerics.threads)
     kind, each = ("GPU", 1) if on_gpus(cluster) else ("CPU", numerics.threads)
     nodes = _nodes_with(kind)
     rooms = [(int(node[kind]) // each, int(node.get("memory", 0))) for node in nodes]
+    memory = share(rooms, count)
     if kind == "CPU":
-        return on_cpu(numerics.dtype, count, count * _share(rooms, count))
-    memory = _share(rooms, sum(room for room, _ in rooms))
+        return on_cpu(numerics.dtype, count, count * memory)
     call = probe.options(num_gpus=1, num_cpus=0).remote(cluster.device, numerics.dtype, stored)
     [facts] = started(cluster, [call])
     if facts.device == "cpu":
@@ -80,19 +80,6 @@ def find_cluster(cluster: ClusterConfig, numerics: NumericsConfig, stored: str) 
         host_memory=memory,
         dtype=facts.dtype,
         nodes=max(1, min(count, len(nodes))),
-    )
-
-
-def _share(rooms: list[tuple[int, int]], count: int) -> int:
-    """Return the most bytes that each of `count` workers can have on its node.
-
-    Each of `rooms` is a node: how many workers it has room for, and its bytes.
-    """
-    shares = {memory // workers for room, memory in rooms for workers in range(1, room + 1)}
-    return max(
-        share
-        for share in shares
-        if sum(min(room, memory // share if share else room) for room, memory in rooms) >= count
     )
 
 

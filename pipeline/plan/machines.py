@@ -1,6 +1,7 @@
 """The machines of a plan: GPUs that flags describe, or the CPU of this host."""
 
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from pipeline.plan.devices import row
@@ -59,6 +60,19 @@ def on_cpu(dtype: DType, workers: int, memory: int) -> ClusterSpec:
     )
 
 
+def share(nodes: Sequence[tuple[int, int]], workers: int) -> int:
+    """Return the most bytes of host memory that each of some workers can have on its node.
+
+    Each of `nodes` has room for so many workers, and has so many bytes.
+    """
+    found = {memory // count for room, memory in nodes for count in range(1, room + 1)}
+    return max(
+        most
+        for most in found
+        if sum(min(room, memory // most if most else room) for room, memory in nodes) >= workers
+    )
+
+
 def _described(config: RunConfig, spec: ModelSpec, gpus: int, machines: Machines) -> ClusterSpec:
     peaks = row(machines.gpu_type or "")
     if machines.gpu_memory is None and machines.gpu_type is None:
@@ -71,12 +85,14 @@ def _described(config: RunConfig, spec: ModelSpec, gpus: int, machines: Machines
         )
     per_node = min(machines.gpus_per_node or _GPUS_PER_NODE, gpus)
     nodes, workers = -(-gpus // per_node), min(gpus, config.cluster.workers or gpus)
+    sizes = [min(per_node, gpus - start) for start in range(0, gpus, per_node)]
     memory = peaks.memory if peaks else 0
     if machines.gpu_memory is not None:
         memory = _size(machines.gpu_memory, "--gpu-memory")
     host_memory = _HOST_BYTES
     if stated := machines.host_memory is not None:
-        host_memory = _size(machines.host_memory, "--host-memory") // -(-workers // nodes)
+        each = _size(machines.host_memory, "--host-memory")
+        host_memory = share([(size, each) for size in sizes], workers)
     auto = config.numerics.dtype == "auto"
     return ClusterSpec(
         workers=workers,

@@ -59,11 +59,6 @@ def test_a_plan_counts_on_memory_where_workers_can_be(
     assert (spec.workers, spec.host_memory) == (workers, memory)
 
 
-@pytest.mark.parametrize(("count", "share"), [(1, 800), (2, 400), (3, 266), (4, 200), (5, 160)])
-def test_fewer_workers_have_no_more_than_their_nodes(count: int, share: int) -> None:
-    assert capacity._share([(8, 800), (1, 100)], count) == share
-
-
 def test_a_cluster_without_nodes_for_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A head takes none, and a node of 8 CPUs has no room for a worker of 12 threads."""
     nodes = [HEAD, {"CPU": 8.0, "memory": 100.0 * GB}]

@@ -4,7 +4,7 @@ import pytest
 from safetensors.torch import load_file
 
 from pipeline.plan.flops import rank_at
-from pipeline.plan.machines import Machines
+from pipeline.plan.machines import Machines, share
 from pipeline.plan.planner import plan_checkpoint
 from schemas.errors import ConfigError
 from schemas.model.spec import Factors, factor_parameters
@@ -183,3 +183,8 @@ def test_the_rank_that_is_planned_with_is_the_uniform_one(
         factors: Factors = "pivoted" if pivoted else "plain"
         assert factor_parameters(factors, rank, *shape) <= keep * matrix.size
         assert factor_parameters(factors, rank + 1, *shape) > keep * matrix.size
+
+
+@pytest.mark.parametrize(("workers", "most"), [(1, 800), (2, 400), (3, 266), (4, 200), (5, 160)])
+def test_fewer_workers_have_no_more_than_their_nodes(workers: int, most: int) -> None:
+    assert share([(8, 800), (1, 100)], workers) == most
