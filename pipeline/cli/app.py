@@ -47,8 +47,6 @@ _NO_CHOICE = tuple(
     for setting in settings(CompressionConfig)
     if setting.path != "ratio_by" and not setting.path.startswith("targets.")
 )
-# They change nothing of a plan.
-_NOT_PLANNED = ("run_dir", "calibration.text", "seed", "on_failure", "cluster.device")
 
 
 def _say_versions(asked: bool) -> None:
@@ -132,7 +130,7 @@ def architectures(
 
 
 @app.command()
-@asks(RunConfig, without=_NOT_PLANNED, output=Path("unused"))
+@asks(RunConfig, output=Path("unused"))
 def plan(
     request: RunConfig,
     gpus: Annotated[

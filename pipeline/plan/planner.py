@@ -24,6 +24,8 @@ from workers.model.inspection import read_spec
 from workers.process.memory import free_bytes
 from workers.storage.places import files_below
 
+_FEW = 0.05  # of the parameters of layers
+
 
 def plan_checkpoint(config: RunConfig, machines: Machines) -> Plan:
     """Plan a run from config.json alone, before anything is started; of several rounds, the last,
@@ -135,9 +137,18 @@ def _describe(costs: Costs, cluster: ClusterSpec, layout: Layout, speed: Rates |
             *cluster.assumed,
             *([f"no room to order the neurons of {count(wide, 'MLP')}: they stay"] if wide else []),
             *([f"{trials} at ratio {SUPPOSED:g}"] if budget.measured else []),
+            *_not_counted(costs),
             *(() if slowest.total is None else assumptions(costs.config)),
         ),
     )
+
+
+def _not_counted(costs: Costs) -> list[str]:
+    """Say how much of the layers the operations leave out, if it is more than norms and routers."""
+    reached = sum(layer.reached for layer in costs.layers)
+    share = 1 - reached / sum(layer.parameters for layer in costs.layers)
+    said = f"no operations of what is not targeted, {share:.0%} of the layers' parameters"
+    return [said] if share > _FEW else []
 
 
 def _kinds(spec: ModelSpec) -> tuple[MatrixKind, ...]:

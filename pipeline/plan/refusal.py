@@ -34,7 +34,8 @@ def refusal(config: RunConfig, spec: ModelSpec, cluster: ClusterSpec) -> ConfigE
     )
     remedies = [flags for flags in tried if flags]
     remedies.append(_more_memory(memory, cluster))
-    return ConfigError(f"{_figure(memory, cluster)}. What would do: {', or '.join(remedies)}")
+    what = "By the flags of `svdllm plan`, what" if cluster.on_gpu else "What"
+    return ConfigError(f"{_figure(memory, cluster)}. {what} would do: {', or '.join(remedies)}")
 
 
 def _least(config: RunConfig, spec: ModelSpec, cluster: ClusterSpec) -> WorkerMemory:
@@ -57,6 +58,9 @@ def _changes(config: RunConfig, cluster: ClusterSpec) -> Iterator[Iterator[_Chan
     if TRUNCATIONS[config.truncation].full_gram:
         ours = _by(config, "fisher", "loss-aware")
         yield iter([_Change("--method two-sided", ours, cluster)])
+    if config.prunes and config.lowers_ranks:
+        ranks = _by(config, config.truncation, "loss-aware-ranks")
+        yield iter([_Change("--allocation loss-aware-ranks", ranks, cluster)])
     if config.needs_gradients:
         light = _by(config, "input-only", "uniform")
         flags = "--truncation input-only --allocation uniform"

@@ -45,8 +45,8 @@ def _checkpoints(name: str) -> list[Location]:
     published = [output for output in found if exists(output / SUCCESS)]
     if not published:
         raise ConfigError(
-            f"{place}: a run that has published no checkpoint yet; "
-            f"`svdllm status {shlex.quote(name)}` says how far it is"
+            f"{place}: no checkpoint at {' or '.join(map(str, found))}; `svdllm status "
+            f"{shlex.quote(name)}` says how far the run is; if it was moved, name the checkpoint"
         )
     return published
 

@@ -68,7 +68,7 @@ def require_remedies(name: str, flags: str, caplog: pytest.LogCaptureFixture) ->
     assert plan_command(name, flags) == 2
     (message,) = caplog.messages
     assert re.search(r"a worker takes [\d,]+ bytes of (GPU|host) memory", message)
-    remedies = message.partition("What would do: ")[2].split(", or ")
+    remedies = message.partition("hat would do: ")[2].split(", or ")
     assert all(remedies)
     for remedy in remedies:
         assert plan_command(name, f"{flags} {remedy}") == 0, remedy
