@@ -16,7 +16,7 @@ from workers.checkpoint.family import auto_class
 from workers.checkpoint.own_code import may_run_code
 from workers.process.devices import find_device
 
-BESIDE_WEIGHTS = ("_scale", ".weight_zero_point", ".weight_shape")
+_BESIDE_WEIGHTS = ("_scale", ".weight_zero_point", ".weight_shape")
 _UNEXPECTED = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 
 
@@ -77,7 +77,7 @@ def parameters_of(model: PreTrainedModel) -> int:
     return sum(
         parameter.numel()
         for name, parameter in model.named_parameters()
-        if not name.endswith(BESIDE_WEIGHTS)
+        if not name.endswith(_BESIDE_WEIGHTS)
     )
 
 

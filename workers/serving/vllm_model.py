@@ -3,21 +3,21 @@
 import os
 from importlib import import_module
 from importlib.util import find_spec
-from math import prod
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-from safetensors import safe_open
+import transformers
 from transformers import AutoConfig
 
 from schemas.errors import ConfigError, WorkerError
 from schemas.request.bench import BenchConfig, Workload
 from schemas.result.bench import Timing
-from workers.checkpoint.contents import tensors_of
+from workers.checkpoint.config_file import read_config
+from workers.checkpoint.family import auto_class
 from workers.checkpoint.own_code import may_run_code
-from workers.model.loading import BESIDE_WEIGHTS
+from workers.model.loading import parameters_of
 from workers.serving.generation import Loaded, device_name, prompts
 
 _MEMORY = 0.85  # of a GPU, for all models on it
@@ -75,10 +75,13 @@ class VllmModel:
         told = AutoConfig.from_pretrained(self._folder, trust_remote_code=trusted)
         self._vocabulary = told.get_text_config(decoder=True).vocab_size
         self._seconds(Workload(batch=1, prompt_tokens=1, new_tokens=1))
-        on_gpu = torch.cuda.is_available()
+        seconds, on_gpu = perf_counter() - start, torch.cuda.is_available()
+        auto: Any = getattr(transformers, auto_class(read_config(self._folder)))
+        with torch.device("meta"):
+            model = auto.from_config(told, trust_remote_code=trusted)
         return Loaded(
-            seconds=perf_counter() - start,
-            parameters=_parameters(self._folder),
+            seconds=seconds,
+            parameters=parameters_of(model),
             engine=f"vLLM {vllm.__version__}",
             device=device_name(torch.device("cuda" if on_gpu else "cpu")),
         )
@@ -113,19 +116,3 @@ class VllmModel:
         start = perf_counter()
         self._engine.generate([{"prompt_token_ids": row} for row in ids], greedy, use_tqdm=False)
         return perf_counter() - start
-
-
-def _parameters(folder: Path) -> int:
-    """Return the number of parameters in the files; `parameters_of` counts those of a model."""
-    found = 0
-    for name, tensor in tensors_of(folder, folder).items():
-        if name.endswith(".weight_shape"):  # of a packed weight
-            with safe_open(folder / tensor.file, "pt") as file:
-                found += prod(file.get_tensor(name).tolist())
-        elif name.endswith(".weight_packed"):  # of NVFP4, which has two in a byte and no shape
-            found += 2 * prod(tensor.shape) if tensor.dtype == "U8" else 0
-        elif name.endswith(".weight") or (
-            tensor.dtype.startswith(("F", "BF")) and not name.endswith(BESIDE_WEIGHTS)
-        ):
-            found += prod(tensor.shape)
-    return found
