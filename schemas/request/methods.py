@@ -54,14 +54,13 @@ class TruncationRow(NamedTuple):
     `full_gram` tells whether it is defined on the full X^T X of its input. The others take the
     moment of W's smaller side only, and matrices that read the same input share its root.
     `weighed` tells whether gradients weigh the error, so that half the loss is in nats; other
-    losses are in units of layer outputs. `root` is how the input's moment is factorised. A `scaled`
-    one is a plain SVD of W with scaled columns: it takes diagonals in place of moments, and its
-    loss is in units of its own. `needs_gradients` tells whether it takes a backward pass.
+    losses are in units of layer outputs. A `scaled` one is a plain SVD of W with scaled columns: it
+    takes diagonals in place of moments, and its loss is in units of its own. `needs_gradients`
+    tells whether it takes a backward pass.
     """
 
     full_gram: bool
     weighed: bool
-    root: Literal["cholesky", "eigen"] = "eigen"
     scaled: bool = False
     needs_gradients: bool = False
 
@@ -86,7 +85,7 @@ TRUNCATIONS: dict[Truncation, TruncationRow] = {
     "fisher": TruncationRow(full_gram=False, weighed=True, needs_gradients=True),
     "input-only": TruncationRow(full_gram=False, weighed=False),
     "svd-llm-v2": TruncationRow(full_gram=True, weighed=False),
-    "svd-llm": TruncationRow(full_gram=True, weighed=False, root="cholesky"),
+    "svd-llm": TruncationRow(full_gram=True, weighed=False),
     "asvd": TruncationRow(full_gram=False, weighed=False, scaled=True),
     "fwsvd": TruncationRow(full_gram=False, weighed=False, scaled=True, needs_gradients=True),
     "svd": TruncationRow(full_gram=False, weighed=False, scaled=True),

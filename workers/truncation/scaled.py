@@ -24,8 +24,8 @@ def scaled_svd(weight: Float[Tensor, "m n"], scales: Float[Tensor, " n"]) -> Bas
     u, s, vt = thin_svd(weight * scales)
     root = s.sqrt()
     note = f"{low} of {len(scales)} inputs have a scale below {_LEAST:g} of the largest: raised"
-    basis = Basis(s.square(), u * root, root[:, None] * vt / scales, "none")
-    return basis._replace(fallbacks=(note,)) if low else basis
+    down = root[:, None] * vt / scales
+    return Basis(s.square(), u * root, down, "none", (note,) if low else ())
 
 
 def identity(magnitudes: Float[Tensor, " n"], gradients: Float[Tensor, " n"] | None) -> Tensor:
