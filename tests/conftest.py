@@ -13,6 +13,7 @@ os.environ.update(
     OMP_NUM_THREADS="1",  # the models are tiny: a second thread costs more than it gives
     RAY_AUTH_MODE="disabled",
     RAY_USAGE_STATS_ENABLED="0",
+    RAY_ENABLE_AUTO_CONNECT="0",  # else a call on no Ray starts one, in seconds, unseen
     RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.1",  # else two seconds for every state that is saved
     RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",  # a process for each training
     RAY_enable_pipe_based_agent_to_parent_health_check="1",  # agents may be no child of a raylet

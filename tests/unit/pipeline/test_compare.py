@@ -62,6 +62,7 @@ def test_a_text_that_no_run_scores_is_read_before_the_runs(
         compare(ComparisonConfig.model_validate(fields | asked | rest))
 
 
+@pytest.mark.slow
 def test_a_scheme_in_which_the_base_would_not_load_is_refused_before_the_runs(
     fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
