@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from schemas.errors import ConfigError
-from schemas.request.nightly import CatalogRow, Latest, Pointed
+from schemas.request.nightly import CatalogRow, Event, Latest, Pointed
 
 
 def label(ratio: float) -> str:
@@ -95,12 +95,14 @@ def follow(ledger: Ledger, row: CatalogRow) -> None:
     ledger.setdefault(row.key, Entry(row.folder)).take(row)
 
 
-def accepted(ledger: Ledger) -> dict[str, list[tuple[Entry, CatalogRow]]]:
-    """Return the published outputs that still exist, by ratio, newest in the source first."""
+def standing(ledger: Ledger, event: Event) -> dict[str, list[tuple[Entry, CatalogRow]]]:
+    """Return the outputs that were last published, or rejected, and still exist, by ratio, newest
+    in the source first.
+    """
     found: dict[str, list[tuple[Entry, CatalogRow]]] = {}
     for entry in ledger.values():
         for at, row in entry.outcomes.items():
-            if row.event == "published" and at not in entry.removed:
+            if row.event == event and at not in entry.removed:
                 found.setdefault(at, []).append((entry, row))
     for outputs in found.values():
         outputs.sort(key=lambda pair: (pair[0].order, pair[1].number), reverse=True)
@@ -120,20 +122,19 @@ def latest_of(ledger: Ledger) -> Latest:
                 perplexity=row.perplexity,
                 kl=row.kl,
             )
-            for at, ((entry, row), *_) in accepted(ledger).items()
+            for at, ((entry, row), *_) in standing(ledger, "published").items()
         }
     )
 
 
 def beyond(ledger: Ledger, keep: int | None) -> list[CatalogRow]:
-    """Return the outputs that a retention of `keep` removes: older accepted and rejected ones."""
+    """Return the outputs that a retention of `keep` removes: older published and rejected ones."""
     if keep is None:
         return []
-    old = [row for outputs in accepted(ledger).values() for _, row in outputs[keep:]]
-    rejected = [
+    events: tuple[Event, ...] = ("published", "rejected")
+    return [
         row
-        for entry in ledger.values()
-        for at, row in entry.outcomes.items()
-        if row.event == "rejected" and at not in entry.removed
+        for event in events
+        for outputs in standing(ledger, event).values()
+        for _, row in outputs[keep:]
     ]
-    return old + rejected

@@ -68,7 +68,9 @@ class NightlyConfig(CompressionConfig):
         3, ge=1, description="Attempts at a checkpoint without success that put it in quarantine"
     )
     keep: Annotated[int | None, Flag(unset="all")] = Field(
-        None, ge=1, description="Newest accepted outputs that stay, at each ratio"
+        None,
+        ge=1,
+        description="Newest outputs that stay, of published and of rejected ones, at each ratio",
     )
     retry: tuple[str, ...] = Field(
         (), description="A checkpoint to try again, in quarantine or rejected; may be repeated"

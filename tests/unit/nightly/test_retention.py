@@ -14,18 +14,18 @@ from tests.unit.nightly.conftest import Training, did
 from workers.storage.places import files_below, folders_in, remove_below, write
 
 
-def test_retention_keeps_the_newest_and_removes_runs_and_what_was_rejected(
+def test_retention_keeps_the_newest_published_and_rejected_and_removes_runs(
     training: Training,
 ) -> None:
-    for number in (1, 2, 3):
+    for number in (1, 2, 3, 4):
         training.step(number)
-    training.compress.increases["checkpoint-1"] = 0.5
+    training.compress.increases |= {"checkpoint-1": 0.5, "checkpoint-2": 0.5}
     training.night(gate={"perplexity": 0.05}, keep=1)
-    (folder,) = folders_in(training.prefix / "checkpoints")
-    assert folder.startswith("checkpoint-3-")
+    kept = [folder.rpartition("-")[0] for folder in folders_in(training.prefix / "checkpoints")]
+    assert sorted(kept) == ["checkpoint-2", "checkpoint-4"]
     assert folders_in(training.prefix / "runs") == []
     removed = [row.name for row in training.rows if row.event == "removed"]
-    assert sorted(removed) == ["checkpoint-1", "checkpoint-2"]
+    assert sorted(removed) == ["checkpoint-1", "checkpoint-3"]
     assert did(training.night(gate={"perplexity": 0.05}, keep=1)) == []
 
 
