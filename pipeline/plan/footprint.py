@@ -78,10 +78,8 @@ class Costs:
     def disk(self, waves: list[tuple[LayerRange, ...]], replicas: int) -> DiskUse:
         """Return the peak bytes on disk, given the shards of each wave."""
         between = len(waves) - 1
-        forward, backward = (
-            self.states(self.tokens("forward")),
-            self.states(self.tokens("backward")),
-        )
+        passes: tuple[Pass, ...] = ("forward", "backward")
+        forward, backward = (self.states(self.tokens(direction)) for direction in passes)
         held = [self.of(range(wave[0].start, wave[-1].stop)) for wave in waves]
         partial = max(max(wave.forward, wave.backward) for wave in held)
         each = [self.output(ratio) for ratio in self.config.ratio]

@@ -66,11 +66,11 @@ def share(nodes: Sequence[tuple[int, int]], workers: int) -> int:
     Each of `nodes` has room for so many workers, and has so many bytes.
     """
     found = {memory // count for room, memory in nodes for count in range(1, room + 1)}
-    return max(
-        most
-        for most in found
-        if sum(min(room, memory // most if most else room) for room, memory in nodes) >= workers
-    )
+
+    def enough(most: int) -> bool:
+        return sum(min(room, memory // most) for room, memory in nodes) >= workers
+
+    return max(filter(enough, found - {0}), default=0)  # 0 too if a node has just gone
 
 
 def _described(config: RunConfig, spec: ModelSpec, gpus: int, machines: Machines) -> ClusterSpec:
