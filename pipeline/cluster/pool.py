@@ -265,11 +265,10 @@ class Pool:
         worker = self._joining.pop(reference).worker
         try:
             result(reference, "start of a worker", self._timeout_s)
-        except WorkerDiedError:
-            return  # its node came and went
-        except CompressorError as error:  # its node is not like the others
+        except CompressorError as error:
             stop([worker])
-            self._warn(f"{error}; going on without that worker")
+            if type(error) is not WorkerDiedError:  # its node is not like the others
+                self._warn(f"{error}; going on without that worker")
             return
         self.workers.append(worker)
         self.seconds[worker] = 0.0

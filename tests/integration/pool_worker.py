@@ -55,3 +55,14 @@ class Worker:
 
     def refuse(self) -> None:
         raise ConfigError("the worker's own words")
+
+
+@ray.remote(num_cpus=0)
+class Broken:
+    """Never starts."""
+
+    def __init__(self) -> None:
+        raise ImportError("no module of that name")
+
+    def refuse(self) -> None:
+        """Wait for the start."""

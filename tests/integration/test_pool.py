@@ -19,7 +19,7 @@ from schemas.errors import (
     WorkerDiedError,
 )
 from schemas.metrics import Metric
-from tests.integration.pool_worker import Worker
+from tests.integration.pool_worker import Broken, Worker
 
 
 def ignore(message: str) -> None:
@@ -277,17 +277,21 @@ def test_an_invited_worker_that_never_comes_changes_nothing(workers: list[Any]) 
     assert len(seen) == 3
 
 
-def test_an_invited_worker_that_cannot_take_part_is_ended(workers: list[Any]) -> None:
-    """Its node does not see the model, or is of another kind."""
+@pytest.mark.parametrize("why", ["the worker's own words", "no module of that name"])
+def test_an_invited_worker_that_cannot_take_part_is_ended(workers: list[Any], why: str) -> None:
+    """Its node does not see the model, is of another kind, or lacks a library."""
     seen: list[tuple[str, str]] = []
     said: list[str] = []
     pool = Pool(workers[:1], 600, said.append)
-    ready = workers[1].refuse.remote()
+    other = workers[1] if why.startswith("the worker") else Broken.remote()  # type: ignore[attr-defined]
+    ready = other.refuse.remote()
     ray.wait([ready])
-    pool.invite(workers[1], ready, 600)
+    pool.invite(other, ready, 600)
     pool.run(Task(name, "work", (name,), seen.append) for name in "abcdef")
     assert seen == [("one", name) for name in "abcdef"]
     assert pool.members == workers[:1]
-    assert said == ["the worker's own words; going on without that worker"]
+    [told] = said
+    assert why in told
+    assert told.endswith("; going on without that worker")
     with pytest.raises(RayActorError):
-        ray.get(workers[1].name.remote())
+        ray.get(other.refuse.remote())

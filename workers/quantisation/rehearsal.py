@@ -3,12 +3,11 @@
 import tempfile
 from pathlib import Path
 
-from safetensors import safe_open
-
 from schemas.errors import ConfigError
 from schemas.request.quantization import QuantizationConfig
 from schemas.result.output import OutputFile, OutputTensor
 from workers.checkpoint.contents import weight_files
+from workers.checkpoint.headers import read_header
 from workers.checkpoint.own_code import may_run_code
 from workers.checkpoint.verify import check_shapes
 from workers.quantisation.files import write_config
@@ -30,8 +29,12 @@ def require_loadable(config: QuantizationConfig, folder: Path, found: Linears) -
             copy(path, place / path.name)
         write_config(folder, place, found.schemes, found.others)
         for file in weight_files(folder):
+            there = (
+                OutputTensor(name=one.name, dtype=one.dtype, shape=one.shape)
+                for one in read_header(folder / file)
+            )
             asked = with_fewer_bits(
-                _shapes(folder / file),
+                OutputFile(name=file, tensors=tuple(there)),
                 found.tensors.values(),
                 config.scheme,
                 NAMES[found.dtype],
@@ -46,13 +49,3 @@ def require_loadable(config: QuantizationConfig, folder: Path, found: Linears) -
             f"{config.checkpoint}: transformers does not load it in {config.scheme} "
             f"({check.detail.strip()}); take another --scheme, such as FP8"
         )
-
-
-def _shapes(path: Path) -> OutputFile:
-    tensors = list[OutputTensor]()
-    with safe_open(path, framework="pt") as opened:
-        for name in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
-            entry = opened.get_slice(name)
-            shape = tuple(entry.get_shape())
-            tensors.append(OutputTensor(name=name, dtype=entry.get_dtype(), shape=shape))
-    return OutputFile(name=path.name, tensors=tuple(tensors))
