@@ -127,10 +127,12 @@ def _recovery(
     """
     asked = config.recovery
     sources = shares_of(asked.text) or shares_of(config.calibration.text)
-    wanted = max(1, config.training_tokens // asked.sequence_length) + asked.held_out
-    found = []
+    wanted = max(1, config.training_tokens // asked.sequence_length)
+    judges = split(asked.held_out, sources)
+    trained, held_out = list[Tensor](), list[Tensor]()
     for name, part in split(wanted, sources).items():
-        count = max(part, 1)
+        first = judges[name]  # the same of a local text, however many are trained on
+        count = max(part, 1) + first
         length, local = asked.sequence_length, is_local(name)
         tokens = calibration.get(name) if local else None
         if tokens is None:
@@ -138,17 +140,18 @@ def _recovery(
             tokens, facts = read_text(name, "recovery", tokenizer, least)
             texts.append(facts)
         there = max(min(count, len(tokens.windows(length))), 1)
-        found.append(calibration_windows(tokens, length, there, config.seed, f"recovery ({name})"))
-    windows = torch.cat(found)
-    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(config.seed))
-    windows = windows[order]
-    if len(windows) <= asked.held_out:
+        found = calibration_windows(tokens, length, there, config.seed, f"recovery ({name})")
+        held_out.append(found[:first])
+        trained.append(found[first:])
+    windows, judging = torch.cat(trained), torch.cat(held_out)
+    if not len(windows):
         raise TextError(
-            f"recovery text: {len(windows)} windows of {asked.sequence_length} tokens, and "
+            f"recovery text: {len(judging)} windows of {asked.sequence_length} tokens, and "
             f"{asked.held_out} of them are held out; name a longer text, or set "
             "recovery.held_out"
         )
-    return RecoveryText(windows[asked.held_out :], windows[: asked.held_out])
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(config.seed))
+    return RecoveryText(windows[order], judging)
 
 
 def _evaluation(

@@ -171,6 +171,24 @@ def test_texts_to_train_on_are_mixed_by_their_shares(request_for: Any, tmp_path:
     assert sorted(kinds.values()) == [10, 30]
 
 
+def test_what_judges_a_training_is_the_same_however_long_it_is(
+    request_for: Any, tmp_path: Path
+) -> None:
+    """So a checkpoint that is trained further is not judged by what it was trained on."""
+    rows = tmp_path / "rows.txt"
+    rows.write_text(prose(9_000))
+    seen: list[set[tuple[int, ...]]] = []
+    for windows in (8, 24):
+        asked = training(request_for, rows, tokens=16 * windows, held_out=4)
+        text = gather(check(asked)).recovery
+        assert text is not None
+        assert len(text.windows) == windows
+        seen += [{tuple(row.tolist()) for row in part} for part in text]
+    trained, judging, further, still = seen
+    assert judging == still
+    assert not judging & (trained | further)
+
+
 def test_a_run_calibrates_on_several_texts_by_their_shares(
     request_for: Any, tmp_path: Path
 ) -> None:
