@@ -232,6 +232,11 @@ class _Fit(threading.Thread):
             if isinstance(cause, CompressorError):
                 return cause
         for cause in raised.values():
+            if failures.short_of_memory(cause):
+                return WorkerError(
+                    f"recovery: {failures.first_line(cause)}; lower recovery.micro_batch or "
+                    "recovery.sequence_length, or set recovery.offload to true"
+                )
             place = self._job.config.run_folder
             found = failures.explained(cause, "recovery", place) if _of_system(cause) else None
             if found is not None:

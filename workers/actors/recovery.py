@@ -127,9 +127,10 @@ def train(
         free_cached()  # FSDP begins anew with streams of its own, and cannot use what is cached
     if config.refinement.enabled and len(trainer.looks) == 1:
         trainer.refined = restore()
-        for left in refinement().run(done=len(trainer.refined)):
-            trainer.refined.append(left)
-            yield Refined(layer=len(trainer.refined) - 1, left=left)
+        if len(trainer.refined) < trainer.layers:
+            for left in refinement().run(done=len(trainer.refined)):
+                trainer.refined.append(left)
+                yield Refined(layer=len(trainer.refined) - 1, left=left)
         free_cached()
         yield trainer.look()
     if config.recovery.enabled:

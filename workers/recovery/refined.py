@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import distribute_tensor
 
 from workers.recovery.job import Job
 from workers.recovery.updates import whole
@@ -32,11 +32,13 @@ class RefinedLayers:
         self._facts = found[: int(there)]
         self.seconds = float(self._facts[-1]["seconds"]) if self._facts else 0.0
 
+    @torch.no_grad()
     def restore(self) -> list[float | None]:
         """Fill the parameters of these layers; return the error that was left of each."""
         for layer in range(len(self._facts)):
             for name, value in self._store.load(self._key(layer)).tensors.items():
-                _fill(self._trained[name], value)
+                p: Any = self._trained[name]  # sharded, as all that is trained
+                p.copy_(distribute_tensor(value, p.device_mesh, p.placements, src_data_rank=None))
         return [facts["left"] for facts in self._facts]
 
     def commit(self, layer: int, left: float | None, seconds: float) -> None:
@@ -50,12 +52,3 @@ class RefinedLayers:
 
     def _key(self, layer: int) -> str:
         return refined_key(self._job.identity, layer)
-
-
-@torch.no_grad()
-def _fill(parameter: Tensor, value: Tensor) -> None:
-    if isinstance(parameter, DTensor):
-        where = parameter.device_mesh, parameter.placements
-        value = distribute_tensor(value, *where, src_data_rank=None).to_local()
-        parameter = parameter.to_local()
-    parameter.copy_(value)

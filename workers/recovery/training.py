@@ -42,7 +42,7 @@ class Trainer:
         self._student, self._text = student.model, text
         self._tails = Tails(student.model.tail, (base or student.model).tail)
         self._config, self._device = config, device
-        self.windows = len(text.trained)
+        self.windows, self.layers = len(text.trained), len(student.model.layers)
         self.steps, self._batch = config.steps(self.windows), config.windows_in_step(self.windows)
         self.trained = student.trained
         self.step, self.looks, self.refined = 0, list[Look](), list[float | None]()

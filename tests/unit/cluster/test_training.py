@@ -206,6 +206,19 @@ def test_what_failed_first_is_told_of_the_workers_of_a_fit(
     assert type(fit.failure()) is told
 
 
+def test_training_without_memory_says_what_takes_less(tmp_path: Path) -> None:
+    fit = fit_of(job_of(tmp_path / "run"), bool)
+    failed = Failed("a worker failed")
+    failed.worker_failures = {0: torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB")}
+    fit.start()
+    fit.join()
+    fit.error = failed
+    assert str(fit.failure()) == (
+        "recovery: CUDA out of memory. Tried 2 GiB; lower recovery.micro_batch or "
+        "recovery.sequence_length, or set recovery.offload to true"
+    )
+
+
 @pytest.mark.parametrize(("there", "fits"), [(1, 3), (0, 1)])
 def test_training_that_got_further_goes_on_where_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: int, fits: int
