@@ -53,6 +53,8 @@ _TEXTS: tuple[tuple[str, Failure], ...] = (
 
 def failure(error: BaseException) -> Failure:
     """Classify an exception. After a "device" failure the device computes nothing any more."""
+    if type(error) is StorageError:  # of a store; what is damaged or full does not pass
+        return "storage"
     if isinstance(error, torch.OutOfMemoryError):
         return "device memory"
     if isinstance(error, MemoryError):
@@ -127,7 +129,7 @@ def patiently(work: Callable[[], R], delays: Sequence[float] = DELAYS) -> R:
     for delay in delays:
         try:
             return work()
-        except OSError as error:
+        except (OSError, StorageError) as error:
             if failure(error) != "storage":
                 raise
             log.warning("storage: %s; trying again in %g s", error, delay)

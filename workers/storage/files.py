@@ -65,13 +65,11 @@ def create_bytes(path: Path, content: bytes) -> bool:
     with _written(path, content) as temporary:
         try:
             os.link(temporary, path)
-        except FileExistsError:
-            if temporary.stat().st_nlink == 1:  # else NFS made the link, and lost the answer
-                return False
         except OSError:
-            if path.exists():
-                return False
-            temporary.replace(path)
+            if temporary.stat().st_nlink == 1:  # else the link was made, and the answer lost
+                if path.exists():
+                    return False
+                temporary.replace(path)
         sync(path.parent)
     return True
 

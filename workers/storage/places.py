@@ -1,8 +1,8 @@
 """Files by place: below a folder, or in an object store, through fsspec.
 
-Nothing is cached: a range is one request. The file systems retry passing failures (s3fs and gcsfs
-five times and more, waiting longer each time), so errors raised here are final. Credentials and
-endpoints come from the environment, as each store's own client reads them.
+Nothing is cached: a range is one request. The file systems retry most passing failures themselves
+(s3fs and gcsfs five times and more, waiting longer each time), but not a large one that breaks off.
+Credentials and endpoints come from the environment, as each store's own client reads them.
 """
 
 import contextlib
@@ -144,7 +144,7 @@ def upload(path: Path, place: Url, mode: Literal["overwrite", "create"] = "overw
 
     With mode "create" an existing file stays. Raises RunError if the stored size differs.
     """
-    with _opened(place) as (system, name), contextlib.suppress(FileExistsError):
+    with _opened(place, writes=True) as (system, name), contextlib.suppress(FileExistsError):
         system.put_file(str(path), name, mode=mode)
     if (there := size_of(place)) != (size := path.stat().st_size):
         raise RunError(f"{place}: {there} bytes arrived of {size}; start the same command again")
@@ -170,7 +170,7 @@ def write(place: Location, content: bytes) -> None:
     if isinstance(place, Path):
         write_bytes(place, content)
         return
-    with _opened(place) as (system, path):
+    with _opened(place, writes=True) as (system, path):
         system.pipe_file(path, content)
 
 
@@ -182,7 +182,7 @@ def create(place: Location, content: bytes) -> bool:
     """
     if isinstance(place, Path):
         return create_bytes(place, content)
-    with _opened(place) as (system, path):
+    with _opened(place, writes=True) as (system, path):
         try:
             system.pipe_file(path, content, mode="create")
             return True
@@ -211,7 +211,8 @@ def files_below(place: Location) -> dict[str, int]:
         except FileNotFoundError:
             return {}
     start = len(path.rstrip("/")) + 1
-    return {path[start:]: int(entry["size"]) for path, entry in sorted(found.items())}
+    files = {path: entry for path, entry in found.items() if not path.endswith("/")}  # no markers
+    return {path[start:]: int(entry["size"]) for path, entry in sorted(files.items())}
 
 
 def remove_below(place: Location) -> None:
@@ -253,11 +254,11 @@ def _info(place: Url) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _opened(place: Url) -> Iterator[tuple[Any, str]]:
+def _opened(place: Url, writes: bool = False) -> Iterator[tuple[Any, str]]:
     """Give the file system, with its listing cache cleared (others write there, too), and a path.
 
     Raises CheckpointError if there is no such file system, StorageError if the store refuses or
-    fails; absence and existence errors pass.
+    fails, or lacks the bucket that is written to; absence and existence errors pass.
     """
     try:
         system, path = fsspec.url_to_fs(str(place))
@@ -271,9 +272,11 @@ def _opened(place: Url) -> Iterator[tuple[Any, str]]:
     try:
         system.invalidate_cache()
         yield system, path
-    except (FileNotFoundError, FileExistsError):
+    except FileExistsError:
         raise
     except _failures() as error:
+        if isinstance(error, FileNotFoundError) and not writes:
+            raise
         if isinstance(error, OSError) and error.errno in STORAGE_FULL:
             raise  # the disk of a local copy, not the store
         why = str(error).strip().splitlines()[:1] or [type(error).__name__]

@@ -51,21 +51,26 @@ def entries(tensors: Mapping[str, Tensor]) -> list[Entry]:
 def write_tensors(path: Path, content: Iterable[Entry]) -> Written:
     """Write `content` to `path` and fsync it, in order if that aligns every tensor.
 
-    Raises ValueError if a loaded tensor does not have the promised dtype and shape.
+    Raises ValueError if a loaded tensor does not have the promised dtype and shape, OSError, which
+    names `path`, if it cannot be written.
     """
     ordered = _ordered(content)
     header = _header(ordered)
     digest, size = hashlib.sha256(header), len(header)
-    with path.open("wb") as file:
-        file.write(header)
-        for entry in ordered:
-            data = _content(entry)
-            file.write(data)
-            digest.update(data)
-            size += len(data)
-            del data  # before the next one is loaded
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("wb") as file:
+            file.write(header)
+            for entry in ordered:
+                data = _content(entry)
+                file.write(data)
+                digest.update(data)
+                size += len(data)
+                del data  # before the next one is loaded
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     return Written(digest.hexdigest(), size)
 
 

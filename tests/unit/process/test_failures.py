@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
-from schemas.errors import StorageError, StorageFullError, WorkerError
+from schemas.errors import DamagedError, StorageError, StorageFullError, WorkerError
 from workers.process.failures import Failure, failure, guarded, patiently, storage_explained
 
 KINDS: list[tuple[BaseException, Failure]] = [
@@ -159,6 +159,26 @@ def test_the_driver_has_the_same_words(tmp_path: Path) -> None:
         storage_explained("the driver", tmp_path),
     ):
         raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / "run.json"))
+
+
+def test_a_store_that_fails_once_is_asked_again(slept: list[float]) -> None:
+    """Its client does not ask again for a large file that breaks off."""
+    answers = iter([StorageError("s3://b/moments: the store did not do it")])
+
+    def read() -> str:
+        for error in answers:
+            raise error
+        return "rows"
+
+    assert patiently(read) == "rows"
+    assert len(slept) == 1
+    with pytest.raises(DamagedError):
+        patiently(lambda: fail_with(DamagedError("gone")))
+    assert len(slept) == 1
+
+
+def fail_with(error: Exception) -> Any:
+    raise error
 
 
 def test_work_is_not_repeated_for_another_reason(slept: list[float]) -> None:

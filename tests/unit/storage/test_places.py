@@ -128,6 +128,40 @@ def test_a_failing_store_is_one_sentence(
         resolve(url, None, tmp_path)
 
 
+def test_a_bucket_that_is_not_there_is_named_by_who_writes(
+    url: Url, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A reader takes it for a file that is not there."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise FileNotFoundError("The specified bucket does not exist")
+
+    store = fsspec.get_filesystem_class("memory")
+    for name in ("pipe_file", "put_file"):
+        monkeypatch.setattr(store, name, fail)
+    (tmp_path / "a").touch()
+    for write in (
+        lambda: places.write(url / "a", b"a"),
+        lambda: places.create(url / "a", b"a"),
+        lambda: places.upload(tmp_path / "a", url / "a"),
+    ):
+        with pytest.raises(StorageError, match=rf"{url / 'a'}: .*bucket does not exist"):
+            write()
+
+
+def test_markers_of_folders_are_no_files(url: Url, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As consoles make them."""
+    places.write(url / "run/file", b"abc")
+    store = fsspec.get_filesystem_class("memory")
+    ordinary = store.find
+
+    def find(self: object, path: str, **how: object) -> dict[str, dict[str, int]]:
+        return {f"{path}/": {"size": 0}, f"{path}/sub/": {"size": 0}, **ordinary(self, path, **how)}
+
+    monkeypatch.setattr(store, "find", find)
+    assert places.files_below(url / "run") == {"file": 3}
+
+
 def test_a_full_disk_of_a_local_copy_is_not_the_stores_fault(
     url: Url, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
