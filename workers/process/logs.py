@@ -12,7 +12,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, TextIO
 
 from schemas.printable import printable
 
@@ -31,7 +31,7 @@ def set_up_logging() -> None:
     """Log to standard error; text gets the time if that is not a terminal."""
     terminal = sys.stderr.isatty()
     text = _Line("%(message)s" if terminal else "%(asctime)s %(levelname)s %(message)s")
-    handler = logging.StreamHandler()
+    handler = _Handler()
     handler.setFormatter(_Json("%(message)s") if as_json() else text)
     log.handlers = [handler]
     log.setLevel(logging.INFO)
@@ -63,6 +63,17 @@ def about_matrices(names: Collection[str]) -> contextlib.AbstractContextManager[
     layers = {found[1] for name in names if (found := _LAYER.search(name))}
     fields: dict[str, str | int] = {"layer": int(next(iter(layers)))} if len(layers) == 1 else {}
     return about(**fields, **({"matrix": next(iter(names))} if len(names) == 1 else {}))
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes to what standard error is now: a live bar stands for it while it is there."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
 
 
 class _Line(logging.Formatter):

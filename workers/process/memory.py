@@ -46,8 +46,8 @@ def available_bytes() -> int:
             for name in (limit.name, "memory.current", "memory.stat")
         )
         if most.strip() != "max":
-            files = re.findall(r"^inactive_file (\d+)$", told, re.MULTILINE)
-            free.append(int(most) - int(used) + int(files[0]))
+            files = re.findall(r"^(?:in)?active_file (\d+)$", told, re.MULTILINE)
+            free.append(int(most) - int(used) + sum(map(int, files)))
     return min(free)
 
 

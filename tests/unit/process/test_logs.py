@@ -31,15 +31,24 @@ def restored(monkeypatch: pytest.MonkeyPatch) -> None:
 def lines(monkeypatch: pytest.MonkeyPatch) -> Lines:
     """What is logged as JSON."""
     shown = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", shown)
     monkeypatch.setenv(LOG_FORMAT, "json")
     set_up_logging()
+    monkeypatch.setattr(type(log.handlers[0]), "stream", shown)
     return lambda: [json.loads(line) for line in shown.getvalue().splitlines()]
 
 
 def apart(run: Callable[[], None]) -> None:
     """Run what says what later lines are about: it sees nothing of other tests, nor they of it."""
     Context().run(run)
+
+
+def test_a_line_goes_to_what_standard_error_is_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A live bar stands for it, and puts the line above itself."""
+    set_up_logging()
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)
+    apart(lambda: log.warning("a worker died"))
+    assert shown.getvalue().endswith("a worker died\n")
 
 
 def test_a_line_is_one_object(lines: Lines) -> None:
