@@ -52,7 +52,8 @@ def quantize(config: QuantizationConfig, base: str | None = None) -> Quantizatio
         folder = local_folder(config.checkpoint, None, copies)
         require_apart(output, folder, "checkpoint")
         config = within(config, folder)
-        done, identity = _write(config, folder, staging, base)
+        windows = _windows(config, folder) if config.calibration else None
+        done, identity = _write(config, folder, staging, base, windows)
         checks = verify_checkpoint(staging, published=False)
         for check in checks:
             log.info("verify: %s: %s", check.name, check.detail or check.passed)
@@ -102,17 +103,21 @@ def _tokens(config: QuantizationConfig) -> int:
 
 
 def _write(
-    config: QuantizationConfig, folder: Path, staging: Path, base: str | None
+    config: QuantizationConfig,
+    folder: Path,
+    staging: Path,
+    base: str | None,
+    windows: Tensor | None,
 ) -> tuple[Quantization, str]:
     """Write all files of the quantised checkpoint; return what was done, and its identity."""
     files = (path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
     source_files = sha256_of(folder, sorted(path.name for path in files if path.is_file()))
     if config.scheme not in ROTATED or LOW_RANK not in read_config(folder):
-        done, compression = _round(config, folder, staging, source_files)
+        done, compression = _round(config, folder, staging, source_files, windows)
     else:
         with temporary_beside(full_path(config.output)) as rotated:
             restated = rotate(folder, rotated, config.seed, config.ignore)
-            done, compression = _round(config, rotated, staging, source_files)
+            done, compression = _round(config, rotated, staging, source_files, windows)
         before = read_compression(folder).bytes_after
         done = done.model_copy(update={"restated": restated, "bytes_before": before})
     if base and compression is None:
@@ -123,10 +128,15 @@ def _write(
 
 
 def _round(
-    config: QuantizationConfig, folder: Path, staging: Path, source_files: dict[str, str]
+    config: QuantizationConfig,
+    folder: Path,
+    staging: Path,
+    source_files: dict[str, str],
+    windows: Tensor | None,
 ) -> tuple[Quantization, Compression | None]:
     """Write the weights of a folder with fewer bits, its config.json, and what is kept as it is;
-    return what was done, and how the folder was compressed, if it was.
+    return what was done, and how the folder was compressed, if it was. It calibrates on `windows`,
+    if there are any.
     """
     from workers.quantisation.files import write_config, write_weights
     from workers.quantisation.linears import shared_ranges
@@ -140,8 +150,7 @@ def _round(
         copy(path, staging / path.name)
     linears: dict[str, QuantisedLinear] = {}
     calibrated, text = dict[str, dict[str, Tensor]](), None
-    if config.calibration:
-        windows = _windows(config, folder)
+    if windows is not None:
         text = tokens_sha256(windows)
         calibrated = _calibrated(config, folder, found, largest, linears, windows)
         for name in [name for name in found.schemes if name not in calibrated]:

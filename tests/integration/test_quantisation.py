@@ -230,12 +230,10 @@ def test_a_base_that_takes_images_keeps_what_it_needs_for_them(kind: str, tmp_pa
 def test_what_would_not_load_is_refused_before_the_work(
     kind: str, scheme: str, why: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def work(*_: object) -> None:
-        raise AssertionError("work has begun")
-
-    monkeypatch.setattr("workers.quantisation.linears.read_weights", work)
-    monkeypatch.setattr("pipeline.quantize._calibrated", work)
-    asked = ask(save_kind(kind, tmp_path / "m"), tmp_path / "o", scheme, calibration=str(text))
+    for work in ("workers.quantisation.linears.read_weights", "pipeline.quantize._calibrated"):
+        monkeypatch.setattr(work, lambda *_: pytest.fail("work has begun"))
+    seen = {"calibration": str(text), "sequence_length": 32}
+    asked = ask(save_kind(kind, tmp_path / "m"), tmp_path / "o", scheme, **seen)
     with pytest.raises(ConfigError, match=why):
         quantize(asked)
 

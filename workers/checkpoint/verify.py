@@ -71,7 +71,8 @@ def verify_checkpoint(
         unloaded = Check(name=_CLEAN, passed=None, detail=why)
         return [*checks, *_clean_process([str(folder), "shapes", "0"], limit_s), unloaded]
     arguments = [str(folder), "whole" if _is_loaded(folder) else "part", str(available_bytes())]
-    arguments += ["--save"] if _weight_bytes(folder) <= UNASKED else []
+    saved = _weight_bytes(folder) <= UNASKED and not (folder / QUANTIZATION).is_file()
+    arguments += ["--save"] if saved else []  # not all that is quantised can be saved again
     arguments += ["--dozen"] if dozen else []
     arguments += ["--base", str(base)] if base and _is_loaded(base) else []
     return checks + _clean_process(arguments, limit_s)
@@ -140,9 +141,8 @@ def _weight_bytes(folder: Path) -> int:
 def _is_loaded(folder: Path) -> bool:
     """Whether a model is small enough to be loaded whole, on this host."""
     weights, copies = _weight_bytes(folder), _COPIES
-    if (folder / QUANTIZATION).is_file():  # taken apart into float32, as is what was saved of it
-        models = 2 if weights <= UNASKED else 1
-        copies = 1 + models * 32 / read_quantization(folder).bits
+    if (folder / QUANTIZATION).is_file():  # taken apart into float32
+        copies = 1 + 32 / read_quantization(folder).bits
     return weights <= FULL_LOAD_BYTES and weights * copies < available_bytes()
 
 

@@ -73,11 +73,12 @@ def write_config(
     groups: dict[str, list[str]] = {}
     for name, scheme in schemes.items():
         groups.setdefault(scheme.model_dump_json(), []).append(name)
-    found = {}
-    for number, (text, names) in enumerate(groups.items()):
-        scheme = QuantizationScheme.model_validate_json(text)
-        scheme.targets = ["Linear"] if len(groups) == 1 else names
-        found[f"group_{number}"] = scheme
+    found = {
+        f"group_{number}": schemes[names[0]].model_copy(
+            update={"targets": ["Linear"] if len(groups) == 1 else names}
+        )
+        for number, names in enumerate(groups.values())
+    }
     [stored] = {str(scheme.format.value) for scheme in schemes.values()}
     quantization = QuantizationConfig(
         config_groups=found,
