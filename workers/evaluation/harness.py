@@ -22,7 +22,7 @@ from workers.model.loading import load_model, load_tokenizer
 from workers.process.devices import free_cached
 from workers.storage.files import sha256_of
 
-_MEANING = 1  # raised whenever a kept result changes its meaning
+_MEANING = 2  # raised whenever a kept result changes its meaning
 _COMPUTES = (".json", ".jinja", ".model", ".py", ".safetensors", ".txt")
 _LIBRARIES = ("lm_eval", "torch", "transformers", "tokenizers")
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from numbers import Real
+from pathlib import Path
 from statistics import fmean, stdev
 from types import FunctionType
 from typing import Any
@@ -167,9 +168,9 @@ def _named(value: Any) -> object:
         return float(value)
     if isinstance(value, partial):
         return [value.func, value.args, value.keywords]
-    if isinstance(value, FunctionType):
-        with contextlib.suppress(OSError):  # it has no source
-            return inspect.getsource(value)
+    if isinstance(value, (FunctionType, type)):  # it may call all that is in its file
+        with contextlib.suppress(OSError, TypeError):  # it has no file
+            return [value.__qualname__, Path(inspect.getfile(value)).read_text()]
     if callable(value):
         return f"{value.__module__}.{value.__qualname__}"
     return str(value)
