@@ -10,6 +10,7 @@ import pyarrow  # type: ignore[import-untyped]
 from pyarrow import parquet
 
 from schemas.errors import TextError
+from workers.checkpoint.config_file import HUB_ERRORS
 from workers.text.rows import Document, columns, document_of, is_empty
 from workers.text.sources import (
     KNOWN,
@@ -61,7 +62,7 @@ def _hub_documents(text: HubText, split: Split) -> Iterator[Document]:
     import datasets  # type: ignore[import-untyped]  # as slow as torch, and seldom needed
 
     # For an unreachable hub, an unknown name, split or file, and a loading script.
-    failures = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
+    failures = (*HUB_ERRORS, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
     part = text.parts[split]
     files = None if part.file is None else {part.split: part.file}
     last = None if part.documents is None else part.skipped + part.documents
