@@ -25,16 +25,19 @@ def worker_count(cluster: ClusterConfig, threads: int) -> int:
         raise ClusterError(
             "cluster.device is cuda, but the Ray cluster has no GPU; use --device cpu"
         )
+    if not there:
+        none = f"no node with numerics.threads CPUs ({threads})"
+        if cluster.device == "cpu":
+            raise ClusterError(f"the Ray cluster has {none}; set fewer")
+        raise ClusterError(
+            f"the Ray cluster has no GPU, and {none}; deploy/with_gpus.py asks for GPUs and waits "
+            "for them"
+        )
     if wanted and wanted > there:
         each = "" if on_gpus(cluster) else f", each with numerics.threads CPUs ({threads})"
         what = f"{there} GPUs" if on_gpus(cluster) else f"room for {there}"
         raise ClusterError(
             f"cluster.workers is {wanted}{each}; the Ray cluster has {what}; ask for fewer"
-        )
-    if not there:
-        raise ClusterError(
-            f"the Ray cluster has no GPU, and no node with numerics.threads CPUs ({threads}); "
-            "deploy/with_gpus.py asks for GPUs and waits for them"
         )
     return there
 
@@ -43,11 +46,8 @@ def workers_there(cluster: ClusterConfig, threads: int) -> int:
     """Return how many of the run's workers the cluster has room for now: one per GPU, or one per
     `threads` CPUs of a node.
     """
-    if on_gpus(cluster):
-        room = int(cluster_resources()["GPU"])
-        return min(room, cluster.workers or room)
-    room = sum(int(node["CPU"]) // threads for node in _nodes_with("CPU"))
-    return min(room, cluster.workers or MAX_CPU_WORKERS)
+    room = sum(room for room, _ in _rooms(cluster, threads))
+    return min(room, cluster.workers or (room if on_gpus(cluster) else MAX_CPU_WORKERS))
 
 
 def on_gpus(cluster: ClusterConfig) -> bool:
@@ -59,19 +59,19 @@ def find_cluster(cluster: ClusterConfig, numerics: NumericsConfig, stored: str) 
     """Describe the cluster to a planner; `stored` is the dtype of the checkpoint's weights.
 
     A task on a GPU looks at it. The memory of the hosts is what Ray counts on the nodes where
-    workers can be.
+    workers can be. Raises as `worker_count` and `started` do.
     """
-    count = worker_count(cluster, numerics.threads)
-    kind, each = ("GPU", 1) if on_gpus(cluster) else ("CPU", numerics.threads)
-    nodes = _nodes_with(kind)
-    rooms = [(int(node[kind]) // each, int(node.get("memory", 0))) for node in nodes]
-    memory = share(rooms, count)
-    if kind == "CPU":
-        return on_cpu(numerics.dtype, count, count * memory)
+    count, gpus = worker_count(cluster, numerics.threads), on_gpus(cluster)
+    rooms = _rooms(cluster, numerics.threads)
+    if not (memory := share(rooms, count)):
+        raise WorkerDiedError("start of a worker: the cluster lost a node meanwhile")
+    nodes = min(count, len(rooms))
+    if not gpus:
+        return on_cpu(numerics.dtype, count, count * memory, nodes)
     call = probe.options(num_gpus=1, num_cpus=0).remote(cluster.device, numerics.dtype, stored)
     [facts] = started(cluster, [call])
     if facts.device == "cpu":
-        return on_cpu(numerics.dtype, count, count * memory)
+        return on_cpu(numerics.dtype, count, count * memory, nodes)
     return ClusterSpec(
         workers=count,
         device=facts.device,
@@ -79,7 +79,8 @@ def find_cluster(cluster: ClusterConfig, numerics: NumericsConfig, stored: str) 
         device_memory=facts.device_memory,
         host_memory=memory,
         dtype=facts.dtype,
-        nodes=max(1, min(count, len(nodes))),
+        nodes=nodes,
+        per_node=-(-count // nodes),
     )
 
 
@@ -107,10 +108,13 @@ def started(cluster: ClusterConfig, calls: list[Any]) -> list[WorkerFacts]:
     return [result(call, "start of a worker", start_timeout(cluster)) for call in calls]
 
 
-def _nodes_with(kind: str) -> list[dict[str, float]]:
-    """Return the resources of each node that is alive and has any of this kind."""
+def _rooms(cluster: ClusterConfig, threads: int) -> list[tuple[int, int]]:
+    """Return for each living node how many workers it has room for, and its bytes of memory."""
+    kind, each = ("GPU", 1) if on_gpus(cluster) else ("CPU", threads)
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get(kind)]
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    found = [(int(node.get(kind, 0)) // each, int(node.get("memory", 0))) for node in alive]
+    return [(room, memory) for room, memory in found if room]
 
 
 def cluster_resources() -> dict[str, float]:

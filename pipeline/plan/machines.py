@@ -48,8 +48,8 @@ def find(config: RunConfig, spec: ModelSpec, machines: Machines) -> ClusterSpec:
     return on_cpu(config.numerics.dtype, workers, available_bytes())
 
 
-def on_cpu(dtype: DType, workers: int, memory: int) -> ClusterSpec:
-    """Describe `workers` that share `memory` bytes of their hosts."""
+def on_cpu(dtype: DType, workers: int, memory: int, nodes: int = 1) -> ClusterSpec:
+    """Describe `workers` that share `memory` bytes of their hosts, `nodes` of them."""
     return ClusterSpec(
         workers=workers,
         device="cpu",
@@ -57,11 +57,14 @@ def on_cpu(dtype: DType, workers: int, memory: int) -> ClusterSpec:
         device_memory=memory // workers,
         host_memory=memory // workers,
         dtype="float32" if dtype == "auto" else dtype,
+        nodes=nodes,
+        per_node=-(-workers // nodes),
     )
 
 
 def share(nodes: Sequence[tuple[int, int]], workers: int) -> int:
-    """Return the most bytes of host memory that each of some workers can have on its node.
+    """Return the most bytes of host memory that each of some workers can have on its node; 0 if
+    there is no room for so many.
 
     Each of `nodes` has room for so many workers, and has so many bytes.
     """
@@ -70,7 +73,7 @@ def share(nodes: Sequence[tuple[int, int]], workers: int) -> int:
     def enough(most: int) -> bool:
         return sum(min(room, memory // most) for room, memory in nodes) >= workers
 
-    return max(filter(enough, found - {0}), default=0)  # 0 too if a node has just gone
+    return max(filter(enough, found - {0}), default=0)
 
 
 def _described(config: RunConfig, spec: ModelSpec, gpus: int, machines: Machines) -> ClusterSpec:
@@ -102,6 +105,7 @@ def _described(config: RunConfig, spec: ModelSpec, gpus: int, machines: Machines
         host_memory=host_memory,
         dtype=computed_in(spec.dtype) if auto else config.numerics.dtype,
         nodes=nodes,
+        per_node=per_node if workers == gpus else -(-workers // nodes),
         assumed=()
         if stated
         else (f"{host_memory // 10**9} GB of host memory a GPU (--host-memory)",),

@@ -84,28 +84,27 @@ def _shorter(config: RunConfig, cluster: ClusterSpec, field: str, flag: str) -> 
 
 def fewer_on_a_host(config: RunConfig, cluster: ClusterSpec) -> Iterator[_Change]:
     """Yield ever fewer workers sharing the memory of a host."""
-    there = -(-cluster.workers // cluster.nodes)
     if cluster.assumed:  # memory is per GPU: fewer GPUs on a host would not get more
         return
-    for count in range(there - 1, 0, -1):
-        memory = cluster.host_memory * there // count
+    for count in range(cluster.per_node - 1, 0, -1):
+        memory = cluster.host_memory * cluster.per_node // count
         update = {"host_memory": memory, "workers": count * cluster.nodes}
         if not cluster.on_gpu:
             update["device_memory"] = memory
-        flags = f"--gpus-per-node {count}" if cluster.on_gpu else f"--workers {count}"
+        flags = f"--gpus-per-node {count}" if cluster.on_gpu else f"--workers {update['workers']}"
         yield _Change(flags, config, cluster.model_copy(update=update))
 
 
 def _more_memory(memory: WorkerMemory, cluster: ClusterSpec) -> str:
     """Say how much memory would be enough without any other change."""
-    workers = -(-cluster.workers // cluster.nodes)
     if not cluster.on_gpu:
-        return f"{_gigabytes((memory.device + memory.host) * workers)} of memory on the host"
+        enough = _gigabytes((memory.device + memory.host) * cluster.per_node)
+        return f"{enough} of memory on {'the host' if cluster.nodes == 1 else 'each node'}"
     flags = []
     if memory.device > usable(cluster):
         flags.append(f"--gpu-memory {_gigabytes(memory.device / USABLE)}")
     if memory.host > cluster.host_memory:
-        flags.append(f"--host-memory {_gigabytes(memory.host * workers)}")
+        flags.append(f"--host-memory {_gigabytes(memory.host * cluster.per_node)}")
     return " ".join(flags)
 
 

@@ -29,8 +29,8 @@ class ClusterSpec(Schema):
     """The machines of a run, found in Ray or described by flags. Memory is in bytes, per worker.
 
     On the CPU a worker's device is the host, so `device_memory` and `host_memory` are the same.
-    The workers are spread evenly over `nodes`; `dtype` is the compute dtype; `assumed` lists what
-    nobody stated.
+    The workers are spread evenly over `nodes`, and the fullest has `per_node`; `dtype` is what
+    they compute in; `assumed` lists what nobody stated.
     """
 
     workers: int
@@ -40,6 +40,7 @@ class ClusterSpec(Schema):
     host_memory: int
     dtype: str
     nodes: int = 1
+    per_node: int = 1
     assumed: tuple[str, ...] = ()
 
     @property
