@@ -130,7 +130,7 @@ def architectures(
 
 
 @app.command()
-@asks(RunConfig, output=Path("unused"))
+@asks(RunConfig, without=("cluster.device",), output=Path("unused"))  # --gpus says it
 def plan(
     request: RunConfig,
     gpus: Annotated[

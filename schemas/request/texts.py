@@ -15,7 +15,7 @@ _MIXTURE = {"fineweb-edu": 0.5, "codeparrot": 0.2, "ultrachat": 0.3}  # web, cod
 
 def _given(value: Any) -> Any:
     """Take nothing as no text, but refuse a line that names none."""
-    names = [value] if isinstance(value, str) else value
+    names = list(value) if isinstance(value, (list, tuple)) else [value]
     if names and all(isinstance(name, str) and not name.strip(" ,") for name in names):
         raise ValueError("it names no text; name one, or several with their shares: a.txt:2,c4")
     return () if value is None else value
