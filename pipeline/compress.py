@@ -143,8 +143,8 @@ def _stages(run: Run) -> _Made:
     budget, missing = None, not found or None in found.values()
     if missing:
         published = sum(there.compression.bytes_after for there in found.values() if there)
-        announce(run)  # it removes what another request has left
         require_disk(run.plan.disk, run.config, published)
+        announce(run)
     with journal(run.store.root, run.plan, run.progress) if missing else nullcontext():
         if missing and run.config.calibrates:
             calibrate(run)

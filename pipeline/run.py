@@ -25,7 +25,7 @@ from schemas.run.moments import Tap, taps
 from schemas.run.plan import Plan, WorkerFacts
 from schemas.run.ranks import require_ranks, with_rank_multiple
 from schemas.run.record import RunRecord
-from workers.storage.keys import KINDS, RUN_RECORD, STAGING, moment_key
+from workers.storage.keys import KINDS, RUN_RECORD, STAGING, TRAINING, moment_key
 from workers.storage.places import remove_below, write
 from workers.storage.store import Store
 
@@ -176,18 +176,22 @@ def start(
 
 
 def announce(run: Run) -> None:
-    """Write run.json, and tell the workers which items belong to this run.
+    """Remove what another request has left and this one has no use for, write run.json, and tell
+    the workers which items belong to this run.
 
     Raises ConfigError if the folder holds a run of another identity.
     """
     record = _record(run)
     earlier = require_same(run.store.root, record)
     run.ownership.require()
-    if earlier is not None:  # what nobody asks for now
-        if earlier.ids.taught not in (None, run.ids.taught):
-            run.discard(f"boundaries/{earlier.ids.taught}")
-        for identity in {*earlier.outputs.values()} - {*record.outputs.values(), ""}:
+    if earlier is not None and earlier.ids.taught not in (None, run.ids.taught):
+        run.discard(f"boundaries/{earlier.ids.taught}")
+    if earlier is not None and earlier.outputs != record.outputs:
+        there = {item.key.split("/")[1] for item in run.store.records("outputs")}
+        for identity in there - {*record.outputs.values()}:
             run.discard(f"outputs/{identity}")
+    if not run.config.trains:
+        remove_below(run.store.root / TRAINING)
     for kind in KINDS:
         run.store.sweep(kind)
     remove_below(run.store.root / STAGING)

@@ -25,7 +25,6 @@ def test_a_run_that_goes_on_asks_no_disk_for_what_is_published(
         raise ConfigError("full")
 
     monkeypatch.setattr(compress, "find_published", lambda run, ratio: found[ratio])
-    monkeypatch.setattr(compress, "announce", lambda run: None)
     monkeypatch.setattr(compress, "require_disk", refuse)
     run: Any = SimpleNamespace(
         config=SimpleNamespace(ratio=tuple(found)), plan=SimpleNamespace(disk=0)
