@@ -1,10 +1,12 @@
 """Assemble: everything beside the weights that a load needs, and their description."""
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from pipeline.report.notes import FALLBACK, notes_of_matrices
 from pipeline.report.wording import count
@@ -24,7 +26,7 @@ from workers.checkpoint.config_file import read_config
 from workers.checkpoint.family import family, unquantised
 from workers.checkpoint.names import COMPRESSION, CONFIG, INDEX, MANIFEST, WEIGHTS
 from workers.checkpoint.own_code import shipped
-from workers.checkpoint.tokenizer_files import TOKENIZER_FILES, read_settings
+from workers.checkpoint.tokenizer_files import TOKENIZER_FILES
 from workers.process.logs import about_matrices, log
 from workers.recovery.job import recovery_of
 from workers.storage.files import copy, file_sha256, write_json, write_text
@@ -85,11 +87,18 @@ def copy_beside(folder: Path, source: Path) -> None:
     for the names of code, which is not copied.
     """
     for name in beside(source):
-        told = read_settings(source / name) if name.endswith("_config.json") else {}
-        if "auto_map" in told:
+        told = _settings(source / name) if name.endswith("_config.json") else None
+        if isinstance(told, dict) and "auto_map" in told:
             write_json(folder / name, {key: v for key, v in told.items() if key != "auto_map"})
         else:
             copy(source / name, folder / name)
+
+
+def _settings(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:  # nobody reads it here, so it is copied as it is
+        return None
 
 
 def beside(folder: Path) -> list[str]:

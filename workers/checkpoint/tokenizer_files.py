@@ -26,7 +26,7 @@ def require_tokenizer(folder: Path) -> None:
     found = [name for name in TOKENIZERS if (folder / name).is_file()]
     if not found:
         raise CheckpointError(f"{folder}: no tokenizer ({_FAST} or {', '.join(_SLOW)}); {_ADVICE}")
-    settings = read_settings(folder / _CONFIG)
+    settings = _settings(folder / _CONFIG)
     if _FAST in found:
         _require_intact(folder / _FAST)
     elif "AutoTokenizer" in settings.get("auto_map", {}):
@@ -36,11 +36,7 @@ def require_tokenizer(folder: Path) -> None:
         )
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """Return the settings of a tokenizer or a processor; none if there is no such file.
-
-    Raises CheckpointError if they are not JSON.
-    """
+def _settings(path: Path) -> dict[str, Any]:
     try:
         found = parse(read_small(path))
     except FileNotFoundError:

@@ -30,8 +30,12 @@ def test_code_that_is_not_copied_is_not_named(tmp_path: Path) -> None:
     settings = {"auto_map": {"AutoTokenizer": ["tokenization_own.Own", None]}, "eos_token": "e"}
     (base / "tokenizer_config.json").write_text(json.dumps(settings))
     (base / "tokenization_own.py").touch()
+    (base / "processor_config.json").write_text("no JSON")
     copy_beside(result, base)
-    assert [path.name for path in result.iterdir()] == ["tokenizer_config.json"]
+    assert {path.name for path in result.iterdir()} == {
+        "tokenizer_config.json",
+        "processor_config.json",
+    }
     assert json.loads((result / "tokenizer_config.json").read_text()) == {"eos_token": "e"}
 
 
