@@ -164,8 +164,7 @@ def _load(folder: Path, found: dict[str, Any], dtype: Any) -> str:
 def _load_part(folder: Path, memory: int, found: dict[str, Any], quantised: Any = None) -> str:
     """Load a model of the first and the last layer, with the class that the checkpoint ships.
 
-    Raises MemoryError if it does not fit `memory`, and _Unlike if such a model differs from a part
-    of the whole one: names and shapes of the whole have been compared before.
+    Raises MemoryError if it does not fit `memory`, and _Unlike if it is no part of the whole one.
     """
     if quantised:
         raise _Unlike("the schemes of a quantised model are those of its layers by their numbers")
