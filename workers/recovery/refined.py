@@ -38,7 +38,8 @@ class RefinedLayers:
         for layer in range(len(self._facts)):
             for name, value in self._store.load(self._key(layer)).tensors.items():
                 p: Any = self._trained[name]  # sharded, as all that is trained
-                p.copy_(distribute_tensor(value, p.device_mesh, p.placements, src_data_rank=None))
+                mine = distribute_tensor(value, p.device_mesh, p.placements, src_data_rank=None)
+                p.to_local().copy_(mine.to_local())  # which may be on the host
         return [facts["left"] for facts in self._facts]
 
     def commit(self, layer: int, left: float | None, seconds: float) -> None:
