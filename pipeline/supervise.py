@@ -80,7 +80,7 @@ class Supervisor:
         there = workers_there(cluster, threads)
         undisturbed = self._ids is None and self._starting is None
         if (self._gpus and not on_gpus(cluster)) or not (there or undisturbed):
-            what = "GPU" if self._gpus else f"node with {threads} CPUs"
+            what = "GPU" if self._gpus else f"node with numerics.threads CPUs ({threads})"
             raise NodesError(
                 f"no {what} is left in the cluster; start the same command again when it has one"
             )

@@ -15,39 +15,11 @@ from workers.actors.probe import probe
 _LOOK_EVERY_S = 5.0
 
 
-def worker_count(cluster: ClusterConfig, threads: int) -> int:
-    """Return the number of workers: as many as asked for, or as the cluster has room for now.
-
-    Raises ClusterError if it has no room for the number asked for, or for any.
-    """
-    wanted, there = cluster.workers, workers_there(cluster, threads)
-    if cluster.device == "cuda" and not on_gpus(cluster):
-        raise ClusterError(
-            "cluster.device is cuda, but the Ray cluster has no GPU; use --device cpu"
-        )
-    if not there:
-        none = f"no node with numerics.threads CPUs ({threads})"
-        if cluster.device == "cpu":
-            raise ClusterError(f"the Ray cluster has {none}; set fewer")
-        raise ClusterError(
-            f"the Ray cluster has no GPU, and {none}; deploy/with_gpus.py asks for GPUs and waits "
-            "for them"
-        )
-    if wanted and wanted > there:
-        each = "" if on_gpus(cluster) else f", each with numerics.threads CPUs ({threads})"
-        what = f"{there} GPUs" if on_gpus(cluster) else f"room for {there}"
-        raise ClusterError(
-            f"cluster.workers is {wanted}{each}; the Ray cluster has {what}; ask for fewer"
-        )
-    return there
-
-
 def workers_there(cluster: ClusterConfig, threads: int) -> int:
     """Return how many of the run's workers the cluster has room for now: one per GPU, or one per
     `threads` CPUs of a node.
     """
-    room = sum(room for room, _ in _rooms(cluster, threads))
-    return min(room, cluster.workers or (room if on_gpus(cluster) else MAX_CPU_WORKERS))
+    return _most(cluster, _rooms(cluster, threads))
 
 
 def on_gpus(cluster: ClusterConfig) -> bool:
@@ -59,14 +31,14 @@ def find_cluster(cluster: ClusterConfig, numerics: NumericsConfig, stored: str) 
     """Describe the cluster to a planner; `stored` is the dtype of the checkpoint's weights.
 
     A task on a GPU looks at it. The memory of the hosts is what Ray counts on the nodes where
-    workers can be. Raises as `worker_count` and `started` do.
+    workers can be. Raises ClusterError if there is no room for the workers that are asked for, or
+    for any, and as `started` does.
     """
-    count, gpus = worker_count(cluster, numerics.threads), on_gpus(cluster)
     rooms = _rooms(cluster, numerics.threads)
-    if not (memory := share(rooms, count)):
-        raise WorkerDiedError("start of a worker: the cluster lost a node meanwhile")
-    nodes = min(count, len(rooms))
-    if not gpus:
+    count = _most(cluster, rooms)
+    _require_room(cluster, numerics.threads, count)
+    memory, nodes = share(rooms, count), min(count, len(rooms))
+    if not on_gpus(cluster):
         return on_cpu(numerics.dtype, count, count * memory, nodes)
     call = probe.options(num_gpus=1, num_cpus=0).remote(cluster.device, numerics.dtype, stored)
     [facts] = started(cluster, [call])
@@ -106,6 +78,32 @@ def started(cluster: ClusterConfig, calls: list[Any]) -> list[WorkerFacts]:
                 "says what takes it); start again, or ask for fewer with --workers"
             )
     return [result(call, "start of a worker", start_timeout(cluster)) for call in calls]
+
+
+def _require_room(cluster: ClusterConfig, threads: int, there: int) -> None:
+    if cluster.device == "cuda" and not on_gpus(cluster):
+        raise ClusterError(
+            "cluster.device is cuda, but the Ray cluster has no GPU; use --device cpu"
+        )
+    if not there:
+        none = f"no node with numerics.threads CPUs ({threads})"
+        if cluster.device == "cpu":
+            raise ClusterError(f"the Ray cluster has {none}; set fewer")
+        raise ClusterError(
+            f"the Ray cluster has no GPU, and {none}; deploy/with_gpus.py asks for GPUs and waits "
+            "for them"
+        )
+    if cluster.workers and cluster.workers > there:
+        each = "" if on_gpus(cluster) else f", each with numerics.threads CPUs ({threads})"
+        what = f"{there} GPUs" if on_gpus(cluster) else f"room for {there}"
+        raise ClusterError(
+            f"cluster.workers is {cluster.workers}{each}; the Ray cluster has {what}; ask for fewer"
+        )
+
+
+def _most(cluster: ClusterConfig, rooms: list[tuple[int, int]]) -> int:
+    room = sum(room for room, _ in rooms)
+    return min(room, cluster.workers or (room if on_gpus(cluster) else MAX_CPU_WORKERS))
 
 
 def _rooms(cluster: ClusterConfig, threads: int) -> list[tuple[int, int]]:

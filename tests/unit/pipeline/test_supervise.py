@@ -105,7 +105,7 @@ def test_a_cluster_that_lacks_what_the_run_needs_is_told_apart(
     left = iter([1, 0])
     monkeypatch.setattr(module, "on_gpus", lambda _: False)
     monkeypatch.setattr(module, "workers_there", lambda *_: next(left))
-    with pytest.raises(NodesError, match="no node with 1 CPUs is left"):
+    with pytest.raises(NodesError, match=r"no node with numerics.threads CPUs \(1\) is left"):
         run(config, [None], fails=1)
 
 
