@@ -25,7 +25,7 @@ def read_record(run_dir: Location) -> RunRecord:
             if names_in(run_dir / OWNER):
                 raise ConfigError(f"{run_dir}: a run has begun there, and made no plan") from error
             if rounds := folders_in(run_dir / ROUNDS):
-                earlier = run_dir / ROUNDS / max(rounds) / "run"
+                earlier = run_dir / ROUNDS / max(rounds, key=lambda name: (len(name), name)) / "run"
                 raise ConfigError(
                     f"{run_dir}: an earlier round comes first, in {earlier}"
                 ) from error

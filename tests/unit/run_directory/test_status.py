@@ -34,9 +34,10 @@ def test_a_run_that_has_no_plan_yet_is_one(tmp_path: Path) -> None:
         read_status(tmp_path)
 
 
-def test_a_run_in_rounds_says_where_the_first_of_them_is(tmp_path: Path) -> None:
-    (tmp_path / "rounds/1/run").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"an earlier round comes first, in .*/rounds/1/run$"):
+def test_a_run_in_rounds_says_where_the_last_begun_of_them_is(tmp_path: Path) -> None:
+    for number in range(1, 12):
+        (tmp_path / f"rounds/{number}/run").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"an earlier round comes first, in .*/rounds/11/run$"):
         read_status(tmp_path)
 
 
