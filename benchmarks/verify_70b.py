@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -30,7 +30,9 @@ from schemas.run.identity import Identities
 from workers.checkpoint.names import CONFIG
 from workers.checkpoint.verify import verify_checkpoint
 from workers.model.inspection import planned
+from workers.output import outline
 from workers.storage.files import sha256_of
+from workers.storage.tensorfile import write_shapes
 
 SHAPES = Path(__file__).parents[1] / "tests/configs/llama-3-70b.json"
 
@@ -40,19 +42,6 @@ def plan_files(spec: ModelSpec, cuts: dict[str, Matrix]) -> list[OutputFile]:
     sizes = {m.name: m.stored_parameters("pivoted", cuts[m.name].rank) for m in spec.matrices}
     parts = plan_parts(spec, sizes)
     return [plan_file(spec, part, cuts, dict.fromkeys(cuts, "")) for part in parts]
-
-
-def write_sparse(path: Path, plan: OutputFile) -> None:
-    """A file of this plan, with zeros for content."""
-    header, end = dict[str, Any](__metadata__={"format": "pt"}), 0
-    for tensor in plan.tensors:
-        start, end = end, end + tensor.nbytes
-        entry = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": (start, end)}
-        header[tensor.name] = entry
-    text = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
 
 
 class Spent(NamedTuple):
@@ -82,7 +71,7 @@ def write_checkpoint(folder: Path, layers: int, ratio: float) -> str:
     }
     plans = plan_files(spec, cuts)
     for plan in plans:
-        write_sparse(folder / plan.name, plan)
+        write_shapes(folder / plan.name, outline(plan))
     write_around(folder, folder, {}, cuts, plans)
     files, start = sorted(path.name for path in folder.iterdir()), Spent.now()
     sums = sha256_of(folder, files)

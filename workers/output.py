@@ -1,9 +1,7 @@
 """Writing one weight file of the compressed checkpoint, a tensor at a time."""
 
-from collections.abc import Callable
 from functools import lru_cache, partial
 
-import torch
 from torch import Tensor
 
 from schemas.result.output import OutputFile, OutputTensor
@@ -24,16 +22,17 @@ def write_file(store: Store, reader: TensorReader, key: str, plan: OutputFile) -
         stored = stored.T if tensor.transposed else stored
         return stored if tensor.rows is None else stored[slice(*tensor.rows)]
 
-    return store.commit(key, _entries(plan, load))
+    return store.commit(
+        key,
+        [Entry(one.name, DTYPES[one.dtype], one.shape, partial(load, one)) for one in plan.tensors],
+    )
 
 
 def file_bytes(plan: OutputFile) -> int:
     """Return the size of the file that `plan` describes."""
-    return size_in_file(_entries(plan, lambda _: torch.empty(0)))
+    return size_in_file(outline(plan))
 
 
-def _entries(plan: OutputFile, load: Callable[[OutputTensor], Tensor]) -> list[Entry]:
-    return [
-        Entry(tensor.name, DTYPES[tensor.dtype], tensor.shape, partial(load, tensor))
-        for tensor in plan.tensors
-    ]
+def outline(plan: OutputFile) -> list[Entry]:
+    """Return its tensors, without values."""
+    return [Entry(one.name, DTYPES[one.dtype], one.shape) for one in plan.tensors]

@@ -10,11 +10,12 @@ from workers.checkpoint.contents import weight_files
 from workers.checkpoint.headers import read_header
 from workers.checkpoint.own_code import may_run_code
 from workers.checkpoint.verify import check_shapes
+from workers.output import outline
 from workers.quantisation.files import write_config
 from workers.quantisation.linears import Linears
 from workers.quantisation.sizes import with_fewer_bits
 from workers.storage.files import copy
-from workers.storage.tensorfile import DTYPES, NAMES, Entry, write_shapes
+from workers.storage.tensorfile import NAMES, write_shapes
 
 
 def require_loadable(config: QuantizationConfig, folder: Path, found: Linears) -> None:
@@ -40,9 +41,7 @@ def require_loadable(config: QuantizationConfig, folder: Path, found: Linears) -
                 NAMES[found.dtype],
                 config.group_size,
             )
-            write_shapes(
-                place / file, [Entry(t.name, DTYPES[t.dtype], t.shape) for t in asked.tensors]
-            )
+            write_shapes(place / file, outline(asked))
         check = check_shapes(place)
     if check.passed is False:
         raise ConfigError(
