@@ -36,7 +36,7 @@ class DenseReader(TensorReader):
         self, folder: Path, spec: DecoderSpec, base: ModelSpec, device: torch.device
     ) -> None:
         super().__init__(folder, spec)
-        self._linears = {parts[0].stored: parts for parts in base.linears}
+        self._linears = base.linears
         self._device = device
 
     def read(self, name: str) -> Tensor:

@@ -36,7 +36,7 @@ def plan_parts(spec: ModelSpec, parameters: dict[str, int]) -> list[Part]:
 
     `parameters` is how many parameters of each matrix are to stay.
     """
-    owners = _owners(spec)
+    owners = spec.linears
     groups: list[list[TensorSpec]] = [[]]
     room = _FILE_BYTES
     for tensor in spec.tensors:
@@ -77,7 +77,7 @@ def plan_file(
     """Plan the tensors of a weight file in the base's order; `keys` names each matrix's factors,
     `others` the items of tensors of the base that were trained.
     """
-    owners = _owners(spec)
+    owners = spec.linears
     planned = []
     for tensor in part.tensors:
         owner, _, leaf = tensor.name.rpartition(".")
@@ -107,7 +107,7 @@ def total_bytes(
     files = [plan_file(spec, part, cuts, keys) for part in plan_parts(spec, sizes)]
     if scheme is None:
         return sum(map(file_bytes, files))
-    owners = {m.written for parts in spec.linears for m in parts if not m.is_head}
+    owners = {m.written for parts in spec.linears.values() for m in parts if not m.is_head}
     weights = {f"{owner}.{tail}" for owner in owners for tail in _WEIGHTS}
     return sum(file_bytes(with_fewer_bits(file, weights, scheme, spec.dtype)) for file in files)
 
@@ -122,13 +122,6 @@ def _promised(
         factors = "plain"
         rank = rotated_rank(rank, matrix.out_features, matrix.in_features)
     return Matrix("dense" if rank is None else matrix.encoding(factors), rank)
-
-
-def _owners(spec: ModelSpec) -> dict[str, list[MatrixSpec]]:
-    """Return the matrices by the names of their modules in the checkpoint: those that are targeted,
-    and the other parts of what is split.
-    """
-    return {parts[0].stored: parts for parts in spec.linears}
 
 
 def _matrix_tensors(

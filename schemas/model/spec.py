@@ -262,12 +262,14 @@ class ModelSpec(DecoderSpec):
         return {matrix.module: matrix.split for matrix in self.matrices if matrix.split}
 
     @property
-    def linears(self) -> list[list[MatrixSpec]]:
-        """The targeted matrices by linear layer, with those parts of it that are not targeted."""
+    def linears(self) -> dict[str, list[MatrixSpec]]:
+        """The targeted matrices by linear layer, named as in the files, with those parts of it that
+        are not targeted.
+        """
         found: dict[str, dict[int, MatrixSpec]] = {}
         for matrix in self.matrices:
-            found.setdefault(matrix.module, {})[matrix.part] = matrix
-        return [_whole(parts) for parts in found.values()]
+            found.setdefault(matrix.stored, {})[matrix.part] = matrix
+        return {stored: _whole(parts) for stored, parts in found.items()}
 
 
 def _whole(parts: dict[int, MatrixSpec]) -> list[MatrixSpec]:

@@ -43,7 +43,9 @@ def describe(spec: ModelSpec) -> Architecture:
     ]
     stays = [(name.partition(f".{layer}.")[2], layer) for layer, name in owners if name not in cut]
     chosen = {matrix.name for matrix in spec.matrices}
-    stays += [(m.path, m.layer) for parts in spec.linears for m in parts if m.name not in chosen]
+    stays += [
+        (m.path, m.layer) for parts in spec.linears.values() for m in parts if m.name not in chosen
+    ]
     heads = [matrix for matrix in spec.matrices if matrix.is_head]  # in no layer
     return Architecture(
         kind=spec.model_type,

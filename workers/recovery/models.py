@@ -74,7 +74,7 @@ def build_student(
     weights = decoder.norms() if norms else {}
     stored_norms = {place: file for file, place in weights.items()}
     cut = {m.name for m in spec.matrices if rows[m.name].encoding != "dense"}
-    linears = [parts for parts in spec.linears if any(m.name in cut for m in parts)]
+    linears = [parts for parts in spec.linears.values() if any(m.name in cut for m in parts)]
     replaced = {
         f"{parts[0].stored}.weight" for parts in linears if all(m.name in cut for m in parts)
     }
