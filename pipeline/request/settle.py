@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from schemas.errors import TextError
-from schemas.location import absolute, full_path, locate
+from schemas.location import absolute, full_path
 from schemas.request.config import RunConfig
 from schemas.request.texts import share_of, with_share
+from workers.checkpoint.source import on_every_node
 from workers.storage.places import url_of
 from workers.text.sources import is_local
 
@@ -38,9 +39,8 @@ def pinned(config: RunConfig, folder: Path) -> RunConfig:
     """
     if url_of(config.model):
         return config
-    local = Path(locate(config.model)).expanduser().is_dir()
-    found = {"model": str(folder)} if local else {"revision": folder.name}
-    return config.model_copy(update=found)
+    model, revision = on_every_node(config.model, folder)
+    return config.model_copy(update={"model": model, "revision": revision})
 
 
 def _full_names(texts: tuple[str, ...]) -> tuple[str, ...]:
