@@ -98,10 +98,6 @@ def is_made_so(done: Quantization, config: QuantizationConfig) -> bool:
     )
 
 
-def _tokens(config: QuantizationConfig) -> int:
-    return config.calibration_samples * config.sequence_length if config.calibration else 0
-
-
 def _write(
     config: QuantizationConfig,
     folder: Path,
@@ -174,7 +170,7 @@ def _round(
         scheme=config.scheme,
         method="GPTQ" if config.calibration else "round to nearest",
         calibration=config.calibration,
-        tokens=_tokens(config),
+        tokens=0 if windows is None else windows.numel(),
         text=text,
         group_size=config.group_size,
         dtype=config.dtype if config.calibration else None,
