@@ -1,6 +1,5 @@
 """The page of a bench: how speed goes with what was removed."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -44,11 +43,6 @@ def _figure(report: BenchReport, speed: str) -> Figure:
         series.append(
             plots.Series(load.workload.words, points, [f"{point.y:.2f}" for point in points])
         )
-    return speed_figure(speed, _SPEEDS[speed], series)
-
-
-def speed_figure(name: str, title: str, series: Sequence[plots.Series]) -> Figure:
-    """Draw how many times the speed of a base goes with per cent removed of its parameters."""
     gist = plots.said(series)
     rows = [
         (one.name, point.tip, wording.share(point.x / 100), f"{point.y:.2f}")
@@ -57,7 +51,8 @@ def speed_figure(name: str, title: str, series: Sequence[plots.Series]) -> Figur
     ]
     titles = ("parameters removed, per cent", "times the base")
     drawing = plots.curves(series, *titles, f"Curve. {gist}")
-    return Figure(name, gist, [drawing], Table(title, ("line", "model", "removed", "times"), rows))
+    head = ("line", "model", "removed", "times")
+    return Figure(speed, gist, [drawing], Table(_SPEEDS[speed], head, rows))
 
 
 def _table(report: BenchReport) -> Table:
