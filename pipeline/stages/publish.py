@@ -8,7 +8,6 @@ comes last; without it nothing counts.
 """
 
 import errno
-import hashlib
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -24,9 +23,10 @@ from schemas.result.manifest import FileEntry, Manifest, OutputResult
 from schemas.run.identity import fingerprint
 from workers.checkpoint.names import CLAIM, MANIFEST, SUCCESS
 from workers.checkpoint.published import is_published, read_output, require_free
+from workers.checkpoint.stored import stored_sha256
 from workers.process.failures import failure
 from workers.storage import files
-from workers.storage.places import create, exists, read_bytes, remove, transfer
+from workers.storage.places import create, exists, read_bytes, remove, size_of, transfer
 
 _FASTER = "already there, from another driver that was faster with the same"
 
@@ -157,14 +157,12 @@ def publish_to_store(
         small = {path.name for path in staging.iterdir()} - weights - {MANIFEST}
         for name in sorted(small):
             transfer(staging / name, url / name)
-        entries = manifest.files | {name: _entry(url / name) for name in small}
+        stored = stored_sha256({name: url / name for name in small})
+        entries = manifest.files | {
+            n: FileEntry(sha256=s, bytes=size_of(url / n)) for n, s in stored.items()
+        }
         text = manifest.model_copy(update={"files": entries}).model_dump_json(indent=2) + "\n"
         create(url / MANIFEST, text.encode())
         if not create(url / SUCCESS, b""):
             is_published(url, identity)  # returns if a driver of this run published, else raises
     remove(url / CLAIM)
-
-
-def _entry(place: Url) -> FileEntry:
-    content = read_bytes(place)
-    return FileEntry(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
