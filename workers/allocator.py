@@ -50,12 +50,11 @@ class RankAllocator:
                 return unranked(matrix)
             return read_spectrum(store, ids, matrix, multiple)[0]
 
-        def read_group(group: Neurons) -> NeuronsLoss:
-            return read_neurons(store, ids, group, multiple)
-
         self._losses = at_once(read, cut)
         names = {matrix.name for matrix in cut}
-        self._neurons = at_once(read_group, [n for n in neurons if n.within(names)])
+        self._neurons = at_once(
+            lambda n: read_neurons(store, ids, n, multiple), [n for n in neurons if n.within(names)]
+        )
         left = len(neurons) - len(self._neurons)
         said = f"{left} of {len(neurons)} MLPs keep all their neurons, and not the width of others"
         self._whole = (said,) if left and self._config.one_width else ()

@@ -1,7 +1,6 @@
 """Rows that pass from one wave of shards to the next through the run directory."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.cluster.calls import Actor
 from pipeline.stream.schedule import Batch, Sink, Source
@@ -47,7 +46,4 @@ class Boundary:
     def sink(self, shard: Actor) -> Sink:
         """Return a sink that `shard`, which the rows leave, writes."""
 
-        def write(batch: Batch, rows: Any) -> Any:
-            return shard.write.remote(self.key(batch), rows)
-
-        return write
+        return lambda batch, rows: shard.write.remote(self.key(batch), rows)

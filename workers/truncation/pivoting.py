@@ -42,9 +42,7 @@ def pivot(a: Float64[Tensor, "m k"], b: Float64[Tensor, "k n"]) -> Pivoted:
         top, rest, upper=False, left=False, unitriangular=True
     )
     rows = a[permutation[:rank]] @ b
-    order = torch.empty_like(permutation)
-    order[permutation] = torch.arange(out_features, device=order.device)
-    return Pivoted(rows, interpolation, order)
+    return Pivoted(rows, interpolation, permutation.argsort())
 
 
 def _permutation(swaps: Tensor, size: int) -> Int64[Tensor, " size"]:
