@@ -1,12 +1,13 @@
 """The figure of a recovery: loss against the tokens trained on."""
 
+from collections.abc import Iterable
 from statistics import fmean
 
 from pipeline.report import plots
 from pipeline.report.figures import Figure, Table
 from pipeline.report.wording import duration, figure, share, short
 from schemas.request.recovery import Objective, RecoveryConfig
-from schemas.result.recovery import RecoveryResult
+from schemas.result.recovery import Look, RecoveryResult
 
 UNITS: dict[Objective, str] = {
     "kl": "KL from the base, nats a token",
@@ -38,16 +39,8 @@ def _way(asked: RecoveryConfig) -> str:
 def recovery(found: RecoveryResult) -> Figure:
     """Draw the loss on held-out text, and on the text trained on, as training went on."""
     unit = UNITS[found.config.objective]
-    held_out = [
-        plots.Point(look.tokens, look.held_out, _tip(look.step, look.held_out))
-        for look in found.looks
-        if look.held_out is not None
-    ]
-    learnt = [
-        plots.Point(look.tokens, look.loss, _tip(look.step, look.loss))
-        for look in found.looks
-        if look.loss is not None
-    ]
+    held_out = _points((look, look.held_out) for look in found.looks)
+    learnt = _points((look, look.loss) for look in found.looks)
     named = [("held-out text", held_out), ("text trained on", learnt)]
     series = [plots.Series(name, points, ["" for _ in points]) for name, points in named if points]
     steps = f" {found.looks[found.best].step} of {found.steps} steps" if found.steps else ""
@@ -75,5 +68,7 @@ def _refined(found: RecoveryResult) -> str:
     return f"; layers alone were brought to {share(fmean(left), 0)} of their error"
 
 
-def _tip(step: int, loss: float) -> str:
-    return f"step {step}: {loss:.4f}"
+def _points(found: Iterable[tuple[Look, float | None]]) -> list[plots.Point]:
+    """Return the losses that are known, over the tokens trained on."""
+    known = [(look, loss) for look, loss in found if loss is not None]
+    return [plots.Point(at.tokens, loss, f"step {at.step}: {loss:.4f}") for at, loss in known]
