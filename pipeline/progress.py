@@ -1,6 +1,7 @@
 """Progress for the user: a live line on a terminal, plain log lines elsewhere."""
 
 import contextlib
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,7 +38,7 @@ class Progress:
         """Forget the times and warnings of the run before."""
         self.started = datetime.now(UTC)
         self.seconds: dict[StageName, float] = {}
-        self.ended: Counter[StageName] = Counter()  # how often each stage did
+        self.ended: dict[StageName, list[float]] = {}  # the seconds of each time that it did
         self.warnings: list[str] = []
         self.current: Stage | None = None
         self._busy: dict[StageName, list[float]] = {}
@@ -47,18 +48,19 @@ class Progress:
         self, name: StageName, total: int, unit: str, matrices: Iterable[MatrixSpec] = ()
     ) -> Iterator["Stage"]:
         """Open a stage of `total` items that is to finish `matrices`; record its duration under
-        `name`.
+        `name`, also if it fails.
         """
         now_about(stage=name)
         bars = self._bars() if self._console.is_terminal and not as_json() else None
         stage = self.current = Stage(name, total, unit, bars, self._watch, matrices)
         self._watch(stage)
-        with bars or contextlib.nullcontext():
-            yield stage
-        stage.ended = True
-        seconds = stage.elapsed
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-        self.ended[name] += 1
+        try:
+            with bars or contextlib.nullcontext():
+                yield stage
+        finally:
+            stage.ended, seconds = True, stage.elapsed
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        self.ended.setdefault(name, []).append(seconds)
         busy = zip_longest(self._busy.get(name, []), stage.busy, fillvalue=0.0)
         self._busy[name] = [before + now for before, now in busy]
         line = f"{name}: {stage.done} {unit} in {seconds:.1f} s{stage.rate()}"
@@ -67,9 +69,9 @@ class Progress:
 
     @property
     def busy(self) -> dict[StageName, tuple[float, ...]]:
-        """The share of a stage's time that each worker was busy, if that was measured."""
+        """The share of a stage's time that each worker was busy, if that was measured and it ended."""
         return {
-            name: tuple(part / self.seconds[name] for part in parts)
+            name: tuple(part / math.fsum(self.ended[name]) for part in parts)
             for name, parts in self._busy.items()
             if parts
         }

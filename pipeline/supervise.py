@@ -68,7 +68,7 @@ class Supervisor:
             except WorkerDiedError as error:
                 self._count(error, run.committed())
             except DiskError as error:
-                if self._progress.seconds.keys() <= {"inspect", "start"}:  # nothing is computed
+                if self._progress.ended.keys() <= {"inspect", "start"}:  # nothing is computed
                     raise
                 raise StorageFullError(f"{error}; then start the same command again") from error
             finally:

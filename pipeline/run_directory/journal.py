@@ -1,8 +1,9 @@
 """progress.json in the run directory: lets `svdllm status` show a driver, from any machine."""
 
 import contextlib
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple, get_args
 
@@ -26,8 +27,8 @@ def journal(root: Location, plan: Plan, progress: Progress) -> Iterator[None]:
     try:
         yield
         kept.end(None)
-    except CompressorError as error:
-        kept.end(str(error))
+    except BaseException as error:
+        kept.end(str(error) or type(error).__name__)
         raise
     finally:
         progress.watchers.remove(kept.note)
@@ -44,8 +45,7 @@ class _Journal:
         if stage.name == name and time.monotonic() - written < EVERY_S:
             return
         self._last = (time.monotonic(), stage.name)
-        progress = self._progress
-        self._write(stage, seconds_left(self._planned, progress.seconds, progress.ended, stage))
+        self._write(stage, seconds_left(self._planned, self._progress.ended, stage))
 
     def end(self, error: str | None) -> None:
         if self._progress.current is not None:
@@ -90,26 +90,24 @@ def planned(plan: Plan) -> dict[StageName, Planned]:
 
 def seconds_left(
     planned: Mapping[StageName, Planned],
-    spent: Mapping[StageName, float],
-    ended: Mapping[StageName, int],
+    ended: Mapping[StageName, Sequence[float]],
     stage: Stage,
 ) -> float | None:
     """Estimate the rest of this stage from its own rate, and later ones from plan and pace so far.
 
-    `spent` are the seconds of the stages that `ended`, and how often they did. A stage before this
-    one that never did was finished earlier. None if nothing was planned and no item of this stage
-    is done.
+    `ended` has the seconds of each time that a stage did. A stage before this one that never did
+    was finished earlier. None if nothing was planned and no item of this stage is done.
     """
     before = list(planned)[: list(planned).index(stage.name)] if stage.name in planned else []
     done = later = once = 0.0
     for name, (seconds, times) in planned.items():
-        each, count = seconds / times, min(ended.get(name, 0), times)
+        each, count = seconds / times, min(len(ended.get(name, ())), times)
         done += each * count
         if name == stage.name:
             once, count = each, min(count + 1, times)
         if count or name not in before:
             later += each * (times - count)
-    pace = sum(spent[name] for name in planned if name in ended) / done if done else 1.0
+    pace = math.fsum(math.fsum(ended.get(name, ())) for name in planned) / done if done else 1.0
     if stage.done:
         return stage.elapsed * (stage.total - stage.done) / stage.done + later * pace
     return max(once * pace - stage.elapsed, 0.0) + later * pace if planned else None

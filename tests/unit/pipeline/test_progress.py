@@ -3,6 +3,7 @@
 import pytest
 
 from pipeline.progress import Progress
+from schemas.errors import RunError
 
 
 def test_what_precedes_the_tokens_of_a_stage_takes_no_part_in_their_rate(
@@ -19,6 +20,20 @@ def test_what_precedes_the_tokens_of_a_stage_takes_no_part_in_their_rate(
         stage.advance(1, tokens=50)
         assert stage.tokens_per_second == 5.0
         assert stage.elapsed == 120.0
+
+
+def test_the_time_of_a_stage_that_failed_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, progress = 0.0, Progress()
+    monkeypatch.setattr("pipeline.progress.time.monotonic", lambda: now)
+    with pytest.raises(RunError), progress.stage("calibrate forward", 8, "windows"):
+        now = 90.0
+        raise RunError("a worker died")
+    with progress.stage("calibrate forward", 8, "windows") as stage:
+        now = 100.0
+        stage.busy = [5.0]
+    assert progress.seconds == {"calibrate forward": 100.0}
+    assert progress.ended == {"calibrate forward": [10.0]}  # which alone says how fast it is
+    assert progress.busy == {"calibrate forward": (0.5,)}
 
 
 def test_what_begins_anew_has_no_times_of_the_run_before() -> None:

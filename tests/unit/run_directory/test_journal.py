@@ -1,5 +1,6 @@
 """progress.json: what a run does, and about how long it still takes."""
 
+import errno
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -45,7 +46,8 @@ def stage(name: str, done: int, elapsed: float) -> Any:
 def test_what_is_left_is_told_by_the_plan_and_the_pace_so_far(
     spent: dict[StageName, float], now: Any, left: float
 ) -> None:
-    assert seconds_left(planned(PLAN), spent, dict.fromkeys(spent, 1), now) == pytest.approx(left)
+    ended = {name: [seconds] for name, seconds in spent.items()}
+    assert seconds_left(planned(PLAN), ended, now) == pytest.approx(left)
 
 
 @pytest.mark.parametrize(
@@ -72,11 +74,14 @@ def test_waves_and_ratios_that_are_to_come_count(
         cuts=2,
     )
     found = planned(plan)
-    spent = {
-        name: found[name].seconds / found[name].times * min(count, found[name].times)
+    seconds = {
+        name: [
+            found[name].seconds / found[name].times if at < found[name].times else 0.0
+            for at in range(count)
+        ]
         for name, count in ended.items()
     }
-    assert seconds_left(found, spent, ended, now) == pytest.approx(left)
+    assert seconds_left(found, seconds, now) == pytest.approx(left)
 
 
 def test_some_stages_run_more_often_than_waves_or_ratios() -> None:
@@ -95,8 +100,8 @@ def test_some_stages_run_more_often_than_waves_or_ratios() -> None:
 
 
 def test_without_a_plan_only_a_stage_under_way_says_how_long() -> None:
-    assert seconds_left({}, {}, {}, stage("load", 0, 3.0)) is None
-    assert seconds_left({}, {}, {}, stage("load", 25, 3.0)) == pytest.approx(9.0)
+    assert seconds_left({}, {}, stage("load", 0, 3.0)) is None
+    assert seconds_left({}, {}, stage("load", 25, 3.0)) == pytest.approx(9.0)
 
 
 def test_each_stage_is_written_when_it_begins(tmp_path: Path) -> None:
@@ -144,6 +149,13 @@ def test_a_failure_stays(tmp_path: Path) -> None:
     ):
         raise RunError("a worker died")
     assert (read(tmp_path).stage, read(tmp_path).error) == ("verify", "a worker died")
+
+
+def test_an_error_of_the_system_stays_too(tmp_path: Path) -> None:
+    progress = Progress()
+    with pytest.raises(OSError), journal(tmp_path, PLAN, progress), progress.stage("load", 8, "y"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert read(tmp_path).error == "[Errno 28] No space left on device"
 
 
 def test_a_run_goes_on_where_it_cannot_be_written(tmp_path: Path) -> None:
