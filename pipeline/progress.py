@@ -51,7 +51,8 @@ class Progress:
         `name`, also if it fails.
         """
         now_about(stage=name)
-        bars = self._bars() if self._console.is_terminal and not as_json() else None
+        draws = self._console.is_terminal and not self._console.is_dumb_terminal
+        bars = self._bars() if draws and not as_json() else None
         stage = self.current = Stage(name, total, unit, bars, self._watch, matrices)
         self._watch(stage)
         try:

@@ -1,9 +1,13 @@
 """What a stage says of its speed."""
 
+import logging
+
 import pytest
+from rich.console import Console
 
 from pipeline.progress import Progress
 from schemas.errors import RunError
+from workers.process.logs import log
 
 
 def test_what_precedes_the_tokens_of_a_stage_takes_no_part_in_their_rate(
@@ -34,6 +38,17 @@ def test_the_time_of_a_stage_that_failed_is_counted(monkeypatch: pytest.MonkeyPa
     assert progress.seconds == {"calibrate forward": 100.0}
     assert progress.ended == {"calibrate forward": [10.0]}  # which alone says how fast it is
     assert progress.busy == {"calibrate forward": (0.5,)}
+
+
+def test_where_no_bar_can_be_drawn_there_are_lines(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pipeline.progress._LOG_EVERY_S", 0.0)
+    caplog.set_level(logging.INFO, log.name)
+    dumb = Console(force_terminal=True, _environ={"TERM": "dumb"})
+    with Progress(dumb).stage("load", 2, "shards") as stage:
+        stage.advance()
+    assert "load: 1/2 shards" in caplog.messages
 
 
 def test_what_begins_anew_has_no_times_of_the_run_before() -> None:
