@@ -70,7 +70,7 @@ class Progress:
 
     @property
     def busy(self) -> dict[StageName, tuple[float, ...]]:
-        """The share of a stage's time that each worker was busy, if that was measured and it ended."""
+        """The share of a stage's time, if it ended, that each worker was busy, where measured."""
         return {
             name: tuple(part / math.fsum(self.ended[name]) for part in parts)
             for name, parts in self._busy.items()

@@ -29,9 +29,15 @@ def test_what_precedes_the_tokens_of_a_stage_takes_no_part_in_their_rate(
 def test_the_time_of_a_stage_that_failed_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     now, progress = 0.0, Progress()
     monkeypatch.setattr("pipeline.progress.time.monotonic", lambda: now)
-    with pytest.raises(RunError), progress.stage("calibrate forward", 8, "windows"):
-        now = 90.0
-        raise RunError("a worker died")
+
+    def lose_a_worker() -> None:
+        nonlocal now
+        with progress.stage("calibrate forward", 8, "windows"):
+            now = 90.0
+            raise RunError("a worker died")
+
+    with pytest.raises(RunError):
+        lose_a_worker()
     with progress.stage("calibrate forward", 8, "windows") as stage:
         now = 100.0
         stage.busy = [5.0]
