@@ -1,12 +1,13 @@
 """`svdllm`, and `python -m pipeline`: turns flags into one schema and errors into exit codes."""
 
 import os
+import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.columns import Columns
-from rich.console import Console
 from rich.text import Text
 
 from pipeline.cli import interrupts
@@ -15,6 +16,7 @@ from pipeline.cli.exit_codes import Commands
 from pipeline.cli.files import require_files, write_file
 from pipeline.cli.nightly import catalog, nightly
 from pipeline.cli.options import Fresh, asks
+from pipeline.cli.printing import show, show_json, whole
 from pipeline.cli.report import report
 from pipeline.cli.tables.plan import plan_table
 from pipeline.cli.tables.run import run_table
@@ -39,7 +41,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_out = Console()
 _ANY_RATIO = (0.2,)
 # They do not choose what is cut.
 _NO_CHOICE = tuple(
@@ -51,7 +52,7 @@ _NO_CHOICE = tuple(
 
 def _say_versions(asked: bool) -> None:
     if asked:
-        _out.print(Text("\n".join(f"{name} {found}" for name, found in versions().items())))
+        show(Text("\n".join(f"{name} {found}" for name, found in versions().items())))
         raise typer.Exit
 
 
@@ -86,10 +87,10 @@ def compress(request: RunConfig, fresh: Fresh = False) -> None:
         from pipeline.cli.tables.architectures import architectures_table
         from workers.model.architectures import describe
 
-        _out.print(architectures_table([describe(checked.spec)]))
+        show(architectures_table([describe(checked.spec)]))
     from pipeline.compress import compress as run  # ray loads only when needed
 
-    _out.print(run_table(run(checked, fresh=fresh)))
+    show(run_table(run(checked, fresh=fresh)))
 
 
 @app.command()
@@ -102,7 +103,7 @@ def recover(request: AdoptionConfig, fresh: Fresh = False) -> None:
     checked = check(adopting(request))
     from pipeline.compress import compress as run  # ray loads only when needed
 
-    _out.print(run_table(run(checked, fresh=fresh)))
+    show(run_table(run(checked, fresh=fresh)))
 
 
 @app.command()
@@ -122,11 +123,11 @@ def architectures(
     from workers.model.kinds import TESTED
 
     if model is not None:
-        _out.print(architectures_table([derive(model, request)]))
+        show(architectures_table([derive(model, request)]))
     elif request != CompressionConfig(ratio=_ANY_RATIO):
         raise ConfigError("a choice is of the matrices of one model; name it with --model")
     else:
-        _out.print(Columns(TESTED))
+        show(Columns(TESTED))
 
 
 @app.command()
@@ -158,9 +159,9 @@ def plan(
     machines = Machines(gpus, gpus_per_node, gpu_memory, host_memory, gpu_type)
     found = plan_checkpoint(request, machines)
     if json:
-        _out.print_json(found.model_dump_json())
+        show_json(found.model_dump_json())
     else:
-        _out.print(plan_table(found))
+        show(plan_table(found))
 
 
 @app.command()
@@ -180,19 +181,20 @@ def evaluate(
         from pipeline.tasks import evaluate_tasks
 
         report = evaluate_tasks(request)
-        _out.print(tasks_table(report))
+        table = tasks_table(report)
     else:
         from pipeline.cli.tables.evaluation import evaluation_table
         from pipeline.evaluate import evaluate as run
 
         report = run(request)
-        _out.print(evaluation_table(report))
+        table = evaluation_table(report)
     if json:
         write_file(json, report.model_dump_json(indent=2) + "\n")
     if model_index:
         from pipeline.report.model_index import model_index_yaml
 
         write_file(model_index, model_index_yaml(request.checkpoint, report))
+    show(table)
 
 
 @app.command()
@@ -208,11 +210,11 @@ def compare(
 
     report = run(request)
     if json:
-        _out.print_json(report.model_dump_json())
+        show_json(report.model_dump_json())
     else:
-        _out.print(comparison_table(report))
+        show(comparison_table(report))
         if (page := request.output / PAGE).exists():
-            _out.print(Text(str(page)))
+            show(whole(page))
 
 
 @app.command()
@@ -230,13 +232,13 @@ def bench(
     from pipeline.cli.tables.bench import bench_table
 
     report = run(request)
-    _out.print(bench_table(report))
     if json:
         write_file(json, report.model_dump_json(indent=2) + "\n")
     if page:
         from pipeline.report.speed import bench_page
 
         write_file(page, bench_page(report))
+    show(bench_table(report))
 
 
 app.command()(export)
@@ -252,7 +254,7 @@ def status(
     from pipeline.run_directory.status import read_status
     from workers.storage.places import place_of
 
-    _out.print(status_table(read_status(place_of(run_dir))))
+    show(status_table(read_status(place_of(run_dir))))
 
 
 @app.command()
@@ -264,7 +266,7 @@ def demo(
     """Compress SmolLM2-135M-Instruct at 20 %, compare and verify it."""
     from pipeline.cli.demo import run_demo
 
-    run_demo(work_dir, _out)
+    run_demo(work_dir)
 
 
 app.command()(nightly)
@@ -276,6 +278,8 @@ def main() -> None:
     """Run the command once everything it needs at the start is imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")  # one progress display is enough: ours
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: no table is lost
     set_up_logging()
     interrupts.install()
     app()

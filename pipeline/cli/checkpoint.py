@@ -4,14 +4,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from pipeline.cli.options import asks
+from pipeline.cli.printing import show
 from pipeline.cli.tables.run import check_table, run_table
 from schemas.request.export import ExportConfig
 from schemas.request.quantization import QuantizationConfig
-
-_out = Console()
 
 
 @asks(ExportConfig)
@@ -24,12 +22,12 @@ def export(request: ExportConfig) -> None:
         checked = check(at_ratios(request))
         from pipeline.compress import compress  # ray loads only when needed
 
-        _out.print(run_table(compress(checked)))
+        show(run_table(compress(checked)))
         return
     from pipeline.cli.tables.export import export_table
     from pipeline.export import export as run
 
-    _out.print(export_table(run(request)))
+    show(export_table(run(request)))
 
 
 @asks(QuantizationConfig)
@@ -38,7 +36,7 @@ def quantize(request: QuantizationConfig) -> None:
     from pipeline.cli.tables.quantization import quantization_table
     from pipeline.quantize import quantize as run
 
-    _out.print(quantization_table(run(request)))
+    show(quantization_table(run(request)))
 
 
 def verify(
@@ -54,5 +52,5 @@ def verify(
 
     with at_hand(place_of(checkpoint), work_dir=work_dir) as (folder, stored):
         checks = verify_checkpoint(folder, published=True, stored=stored)
-    _out.print(check_table(checks))
+    show(check_table(checks))
     require(checks, checkpoint)

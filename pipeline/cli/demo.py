@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from rich.console import Console
-from rich.text import Text
-
 from pipeline.cli.demo_inputs import fetch_model, write_texts
+from pipeline.cli.printing import show, whole
 from pipeline.cli.tables.evaluation import evaluation_table
 from pipeline.cli.tables.run import check_table, run_table
 from pipeline.compress import compress
@@ -24,7 +22,7 @@ _RATIO = 0.2
 _WINDOWS = 4  # of evaluation: enough to see what 20 % cost
 
 
-def run_demo(folder: Path, console: Console) -> None:
+def run_demo(folder: Path) -> None:
     """Compress SmolLM2-135M-Instruct at 20 % on two local workers, compare and verify it."""
     require_writable((folder / "text").absolute())
     model = fetch_model(folder / "SmolLM2-135M-Instruct")
@@ -50,10 +48,10 @@ def run_demo(folder: Path, console: Console) -> None:
             numerics=NumericsConfig(dtype="bfloat16" if fast else "auto"),
         )
     )
-    console.print(run_table(result))
+    show(run_table(result))
     checks = list(result.outputs[0].checks) or verify_checkpoint(output, published=True)
-    console.print(check_table(checks))
+    show(check_table(checks))
     require(checks, output)
     if report := result.outputs[0].evaluation:
-        console.print(evaluation_table(report))
-    console.print(Text(f"{output / 'report.html'}: ranks, spectra, losses, time"))
+        show(evaluation_table(report))
+    show(whole(f"{output / 'report.html'}: ranks, spectra, losses, time"))

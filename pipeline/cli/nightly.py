@@ -4,15 +4,14 @@ import contextlib
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from pipeline.cli.options import Fresh, asks
+from pipeline.cli.printing import show, show_json
 from schemas.errors import RunError
 from schemas.request.config import RunConfig
 from schemas.request.nightly import NightlyConfig
 from schemas.result.manifest import RunResult
 
-_out = Console()
 NOTHING_WAITS = 4  # exit code of a look, which deploy/with_gpus.py knows
 
 
@@ -44,7 +43,7 @@ def nightly(
             return run(config, fresh=fresh)
 
         night = run(request, None if look else compress)
-    _out.print(night_table(night))
+    show(night_table(night))
     if look and not night.waiting:
         raise typer.Exit(NOTHING_WAITS)
     if failed := night.of("failed"):
@@ -61,6 +60,6 @@ def catalog(
 
     place = place_of(prefix)
     if json:
-        _out.print_json(catalog_json(place))
+        show_json(catalog_json(place))
     else:
-        _out.print(catalog_table(place))
+        show(catalog_table(place))

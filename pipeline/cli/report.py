@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from pipeline.cli.files import require_files, write_file
+from pipeline.cli.printing import show, whole
 
 
 def report(
@@ -24,12 +23,11 @@ def report(
 
     require_files(output)
     found = read_reported(runs)
-    console = Console()
-    console.print(terminal_table(found))
     if len(found) == 1:
         [only] = found
         page = render_report(only.compression, only.evaluation, only.facts)
     else:
         page = comparison(found, output)
     write_file(output, page)
-    console.print(Text(str(output)))
+    show(terminal_table(found))
+    show(whole(output))

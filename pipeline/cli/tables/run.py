@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.cli.printing import whole
 from pipeline.report.wording import figure, plain_size
 from schemas.printable import printable
 from schemas.result.manifest import Check, Compression, OutputResult, RunResult
@@ -33,7 +34,7 @@ def run_table(result: RunResult) -> RenderableType:
     workers = ", ".join(plain_size(peak) for peak in result.worker_peak_bytes)
     return Group(
         table,
-        *(Text(printable(str(output.path))) for output in result.outputs),
+        *(whole(output.path) for output in result.outputs),
         Text(f"seconds: {seconds}"),
         *([Text(f"workers busy: {busy}")] if busy else []),
         Text(f"peak memory: driver {plain_size(result.driver_peak_bytes)}, workers {workers}"),

@@ -2,10 +2,9 @@
 
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
+from pipeline.cli.printing import whole
 from pipeline.report.wording import plain_duration, plain_size
-from schemas.printable import printable
 from schemas.run.record import Activity, RunStatus
 
 
@@ -23,7 +22,7 @@ def status_table(status: RunStatus) -> RenderableType:
     ]
     if status.activity is not None:
         lines += [status.owner, *_activity(status.activity)]
-    return Group(Text(printable(status.model)), table, *(Text(printable(line)) for line in lines))
+    return Group(whole(status.model), table, *map(whole, lines))
 
 
 def _activity(now: Activity) -> list[str]:
