@@ -1,7 +1,7 @@
 """Several checkpoints side by side: a page, and a table for the terminal."""
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -35,7 +35,7 @@ def comparison(runs: Sequence[Reported], page: Path) -> str:
             for name, run in zip(names, runs, strict=True)
         ],
         curve=_curve(runs, names),
-        texts=sorted({on for run in runs if (on := _text(run))}),
+        texts=sorted(_names_of_texts(runs).values()),
         missing=[str(run.place) for run in runs if not base_and_made(run.evaluation)],
     )
 
@@ -98,10 +98,10 @@ def _fields(run: Reported) -> tuple[str, ...]:
 
 def _curve(runs: Sequence[Reported], names: Sequence[str]) -> Figure | None:
     """Plot perplexity against the share removed, a line for each base, method and text."""
-    lines = defaultdict(list)
+    lines, texts = defaultdict(list), _names_of_texts(runs)
     for place, run in zip(names, runs, strict=True):
         if models := base_and_made(run.evaluation):
-            key = (model_name(run.compression), method_of(run), _text(run))
+            key = (model_name(run.compression), method_of(run), texts[_text(run)])
             lines[key].append((run.compression.removed, *models, place))
     if not lines:
         return None
@@ -128,17 +128,29 @@ def _curve(runs: Sequence[Reported], names: Sequence[str]) -> Figure | None:
     return Figure("curve", gist, [drawing], table)
 
 
-def _text(run: Reported) -> str:
-    """Describe what a perplexity was measured on; those of different texts are not comparable."""
+def _text(run: Reported) -> tuple[str, str]:
+    """Describe what a perplexity was measured on; those of different texts are not comparable. A
+    file that has changed is another text, which its SHA-256 tells.
+    """
     found = run.evaluation
     if found is None:
-        return ""
+        return "", ""
     windows = f"{found.models[0].windows} × {found.sequence_length} tokens"
-    return f"{found.text}, {windows}, {found.dtype}"
+    return f"{found.text}, {windows}, {found.dtype}", found.text_sha256 or ""
+
+
+def _names_of_texts(runs: Sequence[Reported]) -> dict[tuple[str, str], str]:
+    """Return names of the texts: what describes them, with a checksum where that is not enough."""
+    found = {_text(run) for run in runs if run.evaluation}
+    alike = Counter(said for said, _ in found)
+    return {
+        (said, sha256): said if alike[said] == 1 else f"{said}, SHA-256 {sha256[:8] or 'unknown'}"
+        for said, sha256 in found
+    }
 
 
 def _link(place: Location, page: Path) -> str:
     """Return a relative link to the report of a checkpoint in a folder; none for a URL."""
     if not isinstance(place, Path):
         return ""
-    return quote(os.path.relpath(place / REPORT_PAGE, page.parent))
+    return quote(os.fsencode(os.path.relpath(place / REPORT_PAGE, page.parent)))

@@ -1,6 +1,7 @@
 """`svdllm report`: one run made anew, several side by side."""
 
 import io
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,24 @@ def test_perplexities_of_different_texts_are_told_apart() -> None:
     assert "cannot be compared" in text
     [drawing] = drawings(text)
     assert len([e for e in drawing if e.tag == "polyline"]) == 2
+
+
+def test_a_text_that_has_changed_is_another_one() -> None:
+    one, other = (
+        reports.evaluation(after=after).model_copy(update={"text_sha256": letter * 64})
+        for after, letter in ((25.9, "a"), (40.0, "b"))
+    )
+    runs = [run("a", None)._replace(evaluation=one), run("b", None)._replace(evaluation=other)]
+    text = comparison(runs, Path("report.html"))
+    assert "cannot be compared" in text
+    assert {"SHA-256 aaaaaaaa", "SHA-256 bbbbbbbb"} <= set(re.findall(r"SHA-256 \w{8}", text))
+    [drawing] = drawings(text)
+    assert len([e for e in drawing if e.tag == "polyline"]) == 2
+
+
+def test_a_folder_with_any_name_has_a_link() -> None:
+    named = os.fsdecode(b"mod\xe8le")
+    assert 'href="mod%E8le/report.html"' in comparison([run(named, 25.9)], Path("report.html"))
 
 
 @pytest.mark.parametrize(
