@@ -7,6 +7,16 @@ import typer
 
 from pipeline.cli.files import require_files, write_file
 from pipeline.cli.printing import show, whole
+from schemas.errors import ConfigError
+from workers.checkpoint.names import MANIFEST, REPORT_PAGE
+
+
+def require_free(output: Path) -> None:
+    """Raises ConfigError if a page would replace that of a checkpoint, which its manifest lists."""
+    if output.name == REPORT_PAGE and (output.absolute().parent / MANIFEST).exists():
+        raise ConfigError(
+            f"{output}: the checkpoint's own page, whose checksum is kept; name another --output"
+        )
 
 
 def report(
@@ -22,6 +32,7 @@ def report(
     from pipeline.report.read import read_reported
 
     require_files(output)
+    require_free(output)
     found = read_reported(runs)
     if len(found) == 1:
         [only] = found

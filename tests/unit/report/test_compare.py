@@ -88,6 +88,17 @@ def test_a_folder_with_any_name_has_a_link() -> None:
     assert 'href="mod%E8le/report.html"' in comparison([run(named, 25.9)], Path("report.html"))
 
 
+def test_the_page_of_a_checkpoint_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, other = written(tmp_path / "a"), written(tmp_path / "b")
+    (folder / "manifest.json").write_text("{}")
+    monkeypatch.chdir(folder)
+    assert CliRunner().invoke(app, ["report", ".", str(other)]).exit_code == 2
+    assert "the checkpoint's own page" in caplog.text
+    assert not (folder / "report.html").exists()
+
+
 @pytest.mark.parametrize(
     ("places", "names"),
     [
