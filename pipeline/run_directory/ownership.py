@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from schemas.errors import CompressorError, InputError, OwnershipError, StorageError
 from schemas.location import Location
@@ -95,12 +96,22 @@ def owned(place: Location, note: Callable[[str], None]) -> Iterator[Ownership]:
             ownership.release()
 
 
-def describe(place: Location) -> str:
-    """Say who took a place last, and whether that driver has left it."""
+class LastOwner(NamedTuple):
+    """Who took a place last, since when, and whether that driver is known to have ended."""
+
+    words: str
+    since: str
+    ended: bool
+
+
+def last_owner(place: Location) -> LastOwner:
+    """Say who took a place last; a driver of another machine that was killed may seem to live."""
     if not (latest := _latest(place)):
-        return "nobody"
-    left = ", which has ended" if _beat(place, latest) == _RELEASED else ""
-    return f"{_name(_read(place, latest)).removeprefix('another ')}{left}"
+        return LastOwner("nobody", "", True)
+    owner = _read(place, latest)
+    ended = _beat(place, latest) == _RELEASED or _has_gone(owner) is True
+    words = f"{_name(owner).removeprefix('another ')}{', which has ended' if ended else ''}"
+    return LastOwner(words, owner.since if owner else "", ended)
 
 
 def take(place: Location, note: Callable[[str], None]) -> Ownership:
@@ -120,8 +131,8 @@ def _require_abandoned(place: Location, number: int, note: Callable[[str], None]
     if before == _RELEASED:
         return
     owner = _read(place, number)
-    if owner is not None and owner.machine == _machine():
-        if _started(owner.pid) == owner.started:
+    if (gone := _has_gone(owner)) is not None:
+        if not gone:
             raise _taken(place, owner)
         return
     note(f"{place}: taken by {_name(owner)}; looking for {LEASE_S:g} s whether it is still there")
@@ -132,6 +143,13 @@ def _require_abandoned(place: Location, number: int, note: Callable[[str], None]
             if now == _RELEASED:
                 return
             raise _taken(place, owner)
+
+
+def _has_gone(owner: Owner | None) -> bool | None:
+    """Whether a driver's process has ended; None if it is one of another machine."""
+    if owner is None or owner.machine != _machine():
+        return None
+    return _started(owner.pid) != owner.started
 
 
 def _taken(place: Location, owner: Owner | None) -> OwnershipError:

@@ -3,7 +3,7 @@
 from pydantic import ValidationError
 
 from pipeline.run_directory.journal import NAME
-from pipeline.run_directory.ownership import describe
+from pipeline.run_directory.ownership import LastOwner, last_owner
 from schemas.errors import ConfigError
 from schemas.location import Location, locate
 from schemas.request.config import ROUNDS
@@ -67,10 +67,18 @@ def read_status(run_dir: Location) -> RunStatus:
         )
     else:
         made = (stage("adopt", cut),)
+    owner = last_owner(run_dir / OWNER)
     return RunStatus(
         model=record.config.model,
-        owner=describe(run_dir / OWNER),
-        activity=read_model(run_dir / NAME, Activity),
+        owner=owner.words,
+        activity=_activity(read_model(run_dir / NAME, Activity), owner),
         stages=made,
         outputs={folder: exists(locate(folder) / SUCCESS) for folder in record.outputs},
     )
+
+
+def _activity(last: Activity | None, owner: LastOwner) -> Activity | None:
+    """Return what a driver does, or did before it ended; None if it has begun no stage yet."""
+    if last is None or (not owner.ended and last.written < owner.since):  # of the driver before
+        return None
+    return last.model_copy(update={"left": None}) if owner.ended else last

@@ -20,8 +20,10 @@ def status_table(status: RunStatus) -> RenderableType:
     lines = [
         f"{folder}: {'published' if done else 'not yet'}" for folder, done in status.outputs.items()
     ]
-    if status.activity is not None:
-        lines += [status.owner, *_activity(status.activity)]
+    lines += [
+        status.owner,
+        *(_activity(status.activity) if status.activity else ["no stage has begun"]),
+    ]
     return Group(whole(status.model), table, *map(whole, lines))
 
 

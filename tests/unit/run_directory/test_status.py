@@ -1,16 +1,21 @@
 """What `svdllm status` counts."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from pipeline.run_directory.ownership import owned
 from pipeline.run_directory.status import read_status
 from schemas.errors import ConfigError
 from schemas.location import Url
-from schemas.run.record import RunRecord
-from workers.storage.keys import RUN_RECORD, spectrum_key
+from schemas.run.record import Activity, RunRecord
+from workers.storage.keys import OWNER, RUN_RECORD, spectrum_key
 from workers.storage.places import write
 from workers.storage.store import Store
 from workers.storage.tensorfile import entries
@@ -25,6 +30,56 @@ def test_without_bases_a_factorised_matrix_is_one_with_a_spectrum(
     Store(run_dir).commit(key, entries({"eigenvalues": torch.zeros(1)}))
     done = {stage.name: (stage.done, stage.total) for stage in read_status(run_dir).stages}
     assert done["factorise"] == (1, 14)
+
+
+def activity(written: datetime, **fields: Any) -> bytes:
+    """progress.json of a driver that wrote it then."""
+    last = Activity(
+        stage="truncate",
+        done=3,
+        total=210,
+        unit="matrices",
+        tokens_per_second=None,
+        spent={},
+        left=7200.0,
+        warnings=(),
+        error=None,
+        written=written.isoformat(timespec="seconds"),
+    )
+    return last.model_copy(update=fields).model_dump_json().encode()
+
+
+def test_a_driver_that_was_killed_has_ended_and_nothing_is_left(
+    tmp_path: Path, record: Callable[..., RunRecord]
+) -> None:
+    run_dir = tmp_path / "run"
+    write(run_dir / RUN_RECORD, record().model_dump_json().encode())
+    program = (
+        "import sys; from pathlib import Path; from pipeline.run_directory.ownership import take;"
+        "take(Path(sys.argv[1]), print)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(run_dir / OWNER)], check=True)
+    write(run_dir / "progress.json", activity(datetime.now(UTC)))
+    found = read_status(run_dir)
+    assert found.owner.endswith(", which has ended")
+    assert found.activity is not None
+    assert (found.activity.done, found.activity.left) == (3, None)
+
+
+def test_a_driver_that_starts_again_has_not_failed(
+    tmp_path: Path, record: Callable[..., RunRecord]
+) -> None:
+    run_dir = tmp_path / "run"
+    write(run_dir / RUN_RECORD, record().model_dump_json().encode())
+    failed = activity(datetime.now(UTC) - timedelta(hours=1), error="workers died")
+    write(run_dir / "progress.json", failed)
+    with owned(run_dir / OWNER, pytest.fail):
+        now = read_status(run_dir)
+        assert (now.owner.endswith("which has ended"), now.activity) == (False, None)
+        write(run_dir / "progress.json", activity(datetime.now(UTC) + timedelta(seconds=1)))
+        again = read_status(run_dir).activity
+        assert again is not None
+        assert again.left == 7200.0
 
 
 def test_a_run_that_has_no_plan_yet_is_one(tmp_path: Path) -> None:
