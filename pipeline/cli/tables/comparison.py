@@ -14,6 +14,8 @@ from schemas.result.comparison import Compared, ComparisonReport
 from schemas.result.evaluation import EvaluationReport
 
 _LARGE = 1e3  # perplexities of which nobody needs two decimals
+_NUMBER = 7  # characters that may not be broken
+_BESIDE = 2  # texts with perplexity and KL in one line; more have a line for each
 
 
 def comparison_table(report: ComparisonReport) -> RenderableType:
@@ -26,7 +28,7 @@ def comparison_table(report: ComparisonReport) -> RenderableType:
     bases = [evaluation.models[0] for evaluation in report.rows[0].evaluations]
     for text, base in zip(report.texts, bases, strict=True):
         dense = f"{printable(Path(text).name)} (dense {base.perplexity:.2f})"
-        table.add_column(Text(dense), justify="right", overflow="fold")
+        table.add_column(Text(dense), justify="right", overflow="fold", min_width=_NUMBER)
     table.add_column("tokens/s", justify="right", no_wrap=True)
     before = report.rows[0].ratio
     for row in report.rows:
@@ -67,19 +69,20 @@ def _tasks(report: ComparisonReport) -> Table:
 
 
 def _fields(row: Compared) -> list[str]:
+    between = ", " if len(row.evaluations) <= _BESIDE else "\n"
     made = row.evaluations[0].models[1]
     return [
         row.title,
         f"{row.removed:.1%}",
         plain_size(row.bytes),
-        *map(_score, row.evaluations),
+        *(_score(evaluation, between) for evaluation in row.evaluations),
         # What is not streamed computes the head, too.
         "" if made.kl is None else f"{made.tokens_per_second:,.0f}",
     ]
 
 
-def _score(evaluation: EvaluationReport) -> str:
+def _score(evaluation: EvaluationReport, between: str) -> str:
     made = evaluation.models[1]
     large = made.perplexity >= _LARGE
     perplexity = figure(made.perplexity) if large else f"{made.perplexity:.2f}"
-    return perplexity if made.kl is None else f"{perplexity}, {figure(made.kl)}"
+    return perplexity if made.kl is None else f"{perplexity}{between}{figure(made.kl)}"
