@@ -44,6 +44,16 @@ def test_dashboard_and_alerts_ask_for_what_there_is(query: str, text: str) -> No
         assert TABLE[name].kind == "counter"
 
 
+def test_what_is_compared_with_earlier_is_of_one_session() -> None:
+    """Counters of a head that was replaced begin anew; their sum over all would hide a failure."""
+    compared = [rule for rule in RULES if "offset" in rule["expr"]]
+    assert len(compared) >= 2
+    for rule in compared:
+        grouped = re.findall(r"\b(?:sum|max)\b *(by \(SessionName)?", rule["expr"])
+        assert grouped
+        assert all(grouped), rule["alert"]
+
+
 def test_every_metric_is_on_the_dashboard() -> None:
     assert set().union(*(names(target["expr"]) for target in TARGETS)) == TABLE.keys()
 
