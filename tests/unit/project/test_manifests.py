@@ -141,6 +141,16 @@ def test_only_the_operator_and_prometheus_reach_a_cluster_from_outside() -> None
     assert outside[1]["from"] == [{"namespaceSelector": prometheus}]
 
 
+@pytest.mark.parametrize(("overlay", "port"), [("job", False), ("cluster", True)])
+def test_the_port_of_the_api_server_is_open_to_an_autoscaler_alone(
+    overlay: str, port: bool
+) -> None:
+    policies = [each for each in variant(overlay, "pvc") if each["kind"] == "NetworkPolicy"]
+    opened = [each["spec"] for each in policies if "6443" in str(each["spec"]["egress"])]
+    heads = [spec["podSelector"]["matchLabels"].get("ray.io/node-type") for spec in opened]
+    assert heads == ["head"] * port
+
+
 def test_a_run_and_the_standing_cluster_have_the_same_pods() -> None:
     """But for the autoscaler, which the cluster of one run does not have."""
     cluster = one(variant("cluster", "pvc"), "RayCluster")["spec"]
