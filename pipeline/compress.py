@@ -1,7 +1,9 @@
 """A whole run: inspect, plan, calibrate, factorise, allocate, truncate, assemble, verify."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
+from itertools import zip_longest
 from typing import NamedTuple
 
 from pipeline.cluster.object_store import run_bytes
@@ -99,7 +101,9 @@ def _compress(request: RunConfig | Checked, progress: Progress, fresh: bool = Fa
         def begin(config: RunConfig, quarantine: Quarantine) -> Run:
             return start(config, inputs, progress, ownership, quarantine)
 
+        peaks: list[int] = []
         while (made := supervisor.run(begin, _stages)).recoveries:
+            peaks = _higher(peaks, made.worker_peaks)
             _recover(config, made, inputs, progress, ownership)
         ownership.require()
         remove_below(config.run_folder / TRAINING)
@@ -109,7 +113,7 @@ def _compress(request: RunConfig | Checked, progress: Progress, fresh: bool = Fa
         seconds=progress.seconds,
         busy=progress.busy,
         driver_peak_bytes=peak_anonymous_bytes(),
-        worker_peak_bytes=made.worker_peaks,
+        worker_peak_bytes=tuple(_higher(_higher(peaks, made.worker_peaks), _trained(made))),
     )
 
 
@@ -123,6 +127,16 @@ class _Made(NamedTuple):
     recoveries: tuple[Job, ...]
     worker_peaks: tuple[int, ...]
     plan: Plan
+
+
+def _higher(peaks: Sequence[int], others: Sequence[int]) -> list[int]:
+    return [max(both) for both in zip_longest(peaks, others, fillvalue=0)]
+
+
+def _trained(made: _Made) -> list[int]:
+    """Return the peak memory of the first worker that trained factors, if any did."""
+    recoveries = [output.compression.recovery for output in made.outputs]
+    return [max((found.peak_bytes or 0 for found in recoveries if found), default=0)]
 
 
 def _recover(

@@ -129,7 +129,9 @@ class OutputResult(Schema):
 class RunResult(Schema):
     """What `compress` returns: a checkpoint per ratio, seconds by stage, and bytes of memory.
 
-    `busy` is the share of a stage's time that each worker spent on its items.
+    Seconds and busy shares are of the last round. `busy` is the share of a stage's time that each
+    worker spent on its items. `worker_peak_bytes` is the most that each held, before and after a
+    training and in it; what workers held that died or were replaced is not known.
     """
 
     outputs: tuple[OutputResult, ...]

@@ -35,10 +35,15 @@ def run_table(result: RunResult) -> RenderableType:
     return Group(
         table,
         *(whole(output.path) for output in result.outputs),
-        Text(f"seconds: {seconds}"),
+        Text(f"seconds{_of_the_last_round(result)}: {seconds}"),
         *([Text(f"workers busy: {busy}")] if busy else []),
         Text(f"peak memory: driver {plain_size(result.driver_peak_bytes)}, workers {workers}"),
     )
+
+
+def _of_the_last_round(result: RunResult) -> str:
+    several = any(output.compression.cut_before for output in result.outputs)
+    return " of the last round" if several else ""
 
 
 def check_table(checks: Sequence[Check]) -> RenderableType:

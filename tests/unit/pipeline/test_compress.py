@@ -10,6 +10,7 @@ import pytest
 from pipeline import compress
 from pipeline.stages.output import Output
 from schemas.errors import ConfigError
+from tests import reports
 from workers.storage.store import Store
 
 
@@ -48,6 +49,21 @@ def test_weight_files_that_a_stopped_search_left_are_forgotten_but_those_it_chos
         "outputs/at-0.2",
         "outputs/at-0.4",
     ]
+
+
+def test_the_peak_of_a_worker_is_the_highest_of_all_starts() -> None:
+    done = reports.compression(reports.matrices(1))
+    trained = reports.recovery(1.0, 0.5).model_copy(update={"peak_bytes": 6})
+    made: Any = SimpleNamespace(
+        outputs=[
+            SimpleNamespace(compression=done),
+            SimpleNamespace(compression=done.model_copy(update={"recovery": trained})),
+        ]
+    )
+    assert compress._higher([5, 8], compress._trained(made)) == [6, 8]
+    assert compress._higher([], [5, 8]) == [5, 8]
+    made.outputs.pop()
+    assert compress._higher([5, 8], compress._trained(made)) == [5, 8]
 
 
 def test_factors_that_are_trained_anew_are_scored_anew(tmp_path: Path) -> None:
