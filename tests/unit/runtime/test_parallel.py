@@ -114,6 +114,19 @@ for path in paths:
         how["disable_compile"] = True
         found = model.generate(ids, attention_mask=mask, **GREEDY, **how)
         assert torch.equal(found, expected["tokens"]), how
+model = AutoModelForCausalLM.from_pretrained(
+    paths[0], trust_remote_code=True, distributed_config=DistributedConfig(fsdp_size=2)
+)
+assert type(model).__mro__[1].__name__ == "FSDPModule"
+saved = f"{store}-saved"
+model.save_pretrained(saved)
+torch.distributed.barrier()
+assert not {n for n in os.listdir(saved) if n.endswith(".py")} - set(os.listdir(paths[0]))
+again = AutoModelForCausalLM.from_pretrained(saved, trust_remote_code=True)
+expected = load_file(f"{paths[0]}.expected")
+with torch.no_grad():
+    logits = again(expected["input_ids"], attention_mask=expected["attention_mask"]).logits
+torch.testing.assert_close(logits, expected["logits"], atol=5e-5, rtol=1e-5)
 torch.distributed.barrier()
 os._exit(0)  # gloo's threads can abort an interpreter that shuts down around them
 """.replace("**GREEDY", f"**{GREEDY}")

@@ -75,6 +75,16 @@ def test_gradient_checkpointing_changes_no_gradient(checkpoints: dict[str, Check
     torch.testing.assert_close(recomputed, plain)
 
 
+def test_no_token_is_added_to_a_low_rank_head(tmp_path: Path) -> None:
+    model: Any = make_checkpoint(tmp_path / "c", "mistral", ("plain",)).load()
+    size = model.config.vocab_size
+    for asked in ({"new_num_tokens": size + 8}, {"pad_to_multiple_of": 7}):
+        with pytest.raises(ValueError, match="the head is low-rank, so tokens cannot be added"):
+            model.resize_token_embeddings(**asked)
+    assert len(model.get_input_embeddings().weight) == size
+    assert model.resize_token_embeddings(size) is model.get_input_embeddings()
+
+
 @pytest.mark.parametrize("kind", ["falcon_mamba", "mamba", "mamba2"])
 def test_layers_whose_training_reads_a_weight_train(kind: str) -> None:
     """Those of state-space models give it to kernels that compute all of a layer."""
