@@ -175,6 +175,9 @@ class _Projection(_OfTheModel):
         rank = getattr(self.linear, "rank", None)
         self._narrower = rank is not None and rank < self.linear.out_features
         self.kept_numbers: int = rank if self._narrower else self.linear.out_features  # type: ignore[assignment]
+        own = (*self.linear.parameters(recurse=False), *self.linear.buffers(recurse=False))
+        if self._narrower and any(tensor.is_meta for tensor in own):
+            raise ValueError(f"{name}: parts of it are offloaded; {_INSTEAD}")
         if self._narrower:
             source.watch(name, self.linear.up)  # whatever the encoding, the latent goes into `up`
 

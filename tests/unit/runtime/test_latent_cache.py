@@ -200,6 +200,13 @@ def test_what_it_cannot_serve_is_refused(
         model.generate(**PROMPTS, **STEPS)
 
 
+def test_a_model_whose_own_tensors_are_offloaded_is_refused(llama: Any) -> None:
+    model = copy.deepcopy(llama)
+    model.model.layers[0].self_attn.k_proj.to("meta")
+    with pytest.raises(ValueError, match="k_proj: parts of it are offloaded"):
+        model.latent_cache()
+
+
 def test_a_key_that_is_not_rotated_is_found_after_a_prompt_of_one_token(
     llama: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
