@@ -33,6 +33,7 @@ from workers.storage.files import copy, file_sha256, write_json, write_text
 from workers.storage.keys import moment_key
 from workers.storage.moments import fallbacks_of
 
+_TOKENIZER, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 _COPIED = (
     *TOKENIZER_FILES,
     *("*processor*.json", "generation_config.json", "LICENSE*", "NOTICE*"),
@@ -84,21 +85,39 @@ def write_around(
 
 def copy_beside(folder: Path, source: Path) -> None:
     """Copy tokenizer files, settings of generation and licences of a checkpoint, byte for byte, but
-    for the names of code, which is not copied.
+    for the names of code, which is not copied, and chat templates in a folder of their own: they go
+    into the settings of the tokenizer.
     """
+    templates = _named_templates(source)
     for name in beside(source):
-        told = _settings(source / name) if name.endswith("_config.json") else None
-        if isinstance(told, dict) and "auto_map" in told:
-            write_json(folder / name, {key: v for key, v in told.items() if key != "auto_map"})
-        else:
+        told = _settings(source / name) if name.endswith("_config.json") else {}
+        ours = {key: value for key, value in told.items() if key != "auto_map"}
+        if templates and name == _TOKENIZER:
+            ours["chat_template"] = templates
+        if ours != told:
+            write_json(folder / name, ours)
+        elif not (templates and name == _TEMPLATE):
             copy(source / name, folder / name)
 
 
-def _settings(path: Path) -> Any:
+def _named_templates(source: Path) -> list[dict[str, str]]:
+    """Return the chat templates of a tokenizer that has several; none if it has one or none."""
+    named = sorted((source / "additional_chat_templates").glob("*.jinja"))
+    if not named or not (source / _TOKENIZER).is_file():
+        return []
+    default = [(path, "default") for path in [source / _TEMPLATE] if path.is_file()]
+    return [
+        {"name": name, "template": path.read_text(encoding="utf-8")}
+        for path, name in (*default, *((path, path.stem) for path in named))
+    ]
+
+
+def _settings(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes())
     except ValueError:  # nobody reads it here, so it is copied as it is
-        return None
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def beside(folder: Path) -> list[str]:

@@ -5,6 +5,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from pipeline.stages.assemble import _no_room, copy_beside
 from workers.checkpoint.tokenizer_files import TOKENIZERS
 
@@ -20,6 +22,17 @@ def test_whatever_may_be_its_tokenizer_is_copied(tmp_path: Path) -> None:
     copy_beside(result, base)
     kept = {name: (base / name).read_bytes() for name in copied}
     assert {path.name: path.read_bytes() for path in result.iterdir()} == kept
+
+
+def test_a_tokenizer_keeps_all_its_chat_templates(model: Path, tmp_path: Path) -> None:
+    result = tmp_path / "result"
+    result.mkdir()
+    tokenizer: Any = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = {"default": "to {{ messages }}", "tool_use": "with {{ tools }}"}
+    tokenizer.save_pretrained(tmp_path / "base")
+    assert (tmp_path / "base/additional_chat_templates/tool_use.jinja").is_file()
+    copy_beside(result, tmp_path / "base")
+    assert AutoTokenizer.from_pretrained(result).chat_template == tokenizer.chat_template
 
 
 def test_code_that_is_not_copied_is_not_named(tmp_path: Path) -> None:
