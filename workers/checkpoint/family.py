@@ -22,6 +22,7 @@ LOW_RANK = "low_rank"  # an entry that only compressed checkpoints have
 PREFIX = "LowRank"  # of the names of their classes
 MODULE = "modeling_family"  # the file of a checkpoint that names the classes of its family
 
+_SEEING = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM")
 _OF_LOW_RANK = (LOW_RANK, "auto_map", "transformers_weights")
 
 _SIZE = re.compile(
@@ -83,7 +84,7 @@ class Family(NamedTuple):
         }
         return {
             "architectures": [f"{PREFIX}{self.model}"],
-            "auto_map": auto_map | ({"AutoModelForImageTextToText": model} if self.sees else {}),
+            "auto_map": auto_map | (dict.fromkeys(_SEEING, model) if self.sees else {}),
         }
 
 
