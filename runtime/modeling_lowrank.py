@@ -180,8 +180,8 @@ class LowRankModel(PreTrainedModel):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if cls.__name__.startswith("FSDP"):  # FSDP2 makes one for a model that it shards
-            mine = next(c for c in cls.__mro__[1:] if issubclass(c, LowRankModel))
-            cls.__name__, cls.__module__ = mine.__name__, mine.__module__  # which a save names
+            whole = next(c for c in cls.__mro__[1:] if issubclass(c, LowRankModel))
+            cls.__name__, cls.__module__ = whole.__name__, whole.__module__  # which a save names
         stock: Any = next(c for c in cls.__mro__ if c.__module__.startswith("transformers.models."))
         names = {stock.__name__: cls.__name__, stock.config_class.model_type: None}
         for name, mine in names.items():
@@ -204,8 +204,11 @@ class LowRankModel(PreTrainedModel):
             self._tp_plan = {}  # a plan names no layers, so it cannot say which ones are low-rank
 
     def resize_token_embeddings(
-        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, **kw: Any
-    ) -> Any:
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Embedding:
         """Resize the tables of tokens, as transformers does. Raises ValueError, with nothing
         changed, if the head is low-rank: its factors have no row for each token.
         """
@@ -216,7 +219,7 @@ class LowRankModel(PreTrainedModel):
                 "the head is low-rank, so tokens cannot be added; compress without lm_head among "
                 "the --targets, or make the model dense (svdllm export --dense)"
             )
-        return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, **kw)
+        return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
 
     @classmethod
     def maybe_distribute_model(cls, model: Any, distributed_config: Any, mesh_manager: Any) -> Any:

