@@ -266,8 +266,6 @@ def test_every_command_line_has_options_of_the_program(path: Path) -> None:
     text = path.read_text("utf-8")
     lines = [code(text)] if path.suffix == ".md" else strings(list(yaml.safe_load_all(text)))
     for name, options in [found for line in lines for found in commands(line)]:
-        if name == "nightly" and name not in known.commands:
-            continue
         taken = {option for each in known.commands[name].params for option in each.opts}
         assert set(options) <= taken
 
