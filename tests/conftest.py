@@ -27,6 +27,7 @@ os.environ.update(
     # processes, so each has its own; its name is short because sockets lie in it.
     RAY_TMPDIR=tempfile.mkdtemp(prefix="ray", dir="/tmp"),
 )
+os.environ.pop("RAY_ADDRESS", None)  # of a cluster that a test would join
 
 from jaxtyping import install_import_hook  # after the environment is set
 

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -35,13 +34,11 @@ class Jobs(NamedTuple):
         """Exit status and output of `ray job submit`."""
         command = [str(RAY), "job", "submit", "--address", self.address]
         command += ["--submission-id", submission, "--working-dir", str(self.bare)]
-        environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         job = subprocess.run(
             [*command, "--", *program(config)],
             capture_output=True,
             text=True,
             check=False,
-            env=environment,
         )
         return job.returncode, job.stdout + job.stderr
 

@@ -74,7 +74,6 @@ def test_an_embedded_ray_is_given_what_there_is_room_for_and_leaves_nothing(
         given.append(options["object_store_memory"])
         raise RuntimeError("as far as it goes")
 
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     given: list[int] = []
     before = dict(os.environ), ray_constants.ENABLE_RAY_CLUSTER
     monkeypatch.setattr(object_store, "available_bytes", lambda: available)

@@ -71,7 +71,6 @@ def test_ray_takes_no_signal_from_who_starts_it(monkeypatch: pytest.MonkeyPatch)
 
     received = list[int]()
     before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with ray_session(ClusterConfig(), threads=1):
@@ -88,7 +87,6 @@ def test_an_embedded_ray_has_the_cpus_that_workers_ask_for(
     def init(num_cpus: int, **_: Any) -> None:
         raise RuntimeError(f"{num_cpus} CPUs")
 
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     cluster = ClusterConfig(workers=workers)
@@ -105,7 +103,7 @@ def test_neither_a_token_nor_the_need_of_one_passes_from_session_to_session(
         assert given == [os.environ["RAY_AUTH_TOKEN"]]
         raise RuntimeError("as far as it goes")
 
-    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("of-a-cluster")
