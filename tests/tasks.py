@@ -75,8 +75,8 @@ def write_texts(folder: Path, name: str = "texts") -> Path:
     )
 
 
-def write_written(folder: Path, name: str = "written") -> Path:
-    """A task of writing a word."""
+def write_written(folder: Path, name: str = "written", **fields: Any) -> Path:
+    """A task of writing a word; `fields` are of its file."""
     words = prose(4000).split()
     documents = [{"query": " ".join(words[n : n + 5]), "target": words[n + 5]} for n in range(6)]
     return write_task(
@@ -87,6 +87,7 @@ def write_written(folder: Path, name: str = "written") -> Path:
         doc_to_target="{{target}}",
         generation_kwargs={"until": ["\n"], "max_gen_toks": 4, "do_sample": False},
         metric_list=[{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        **fields,
     )
 
 

@@ -22,7 +22,7 @@ from schemas.errors import ConfigError, NumericsError, TextError
 from schemas.result.tasks import Score, TaskReport, TaskResult
 from tests.models import tiny_model
 from tests.tables import shown
-from tests.tasks import DOCUMENTS, Models, write_choice
+from tests.tasks import DOCUMENTS, Models, write_choice, write_written
 from workers.evaluation.harness import Harness, Job, run_job
 from workers.storage.files import sha256_of
 
@@ -260,6 +260,12 @@ def test_a_group_may_have_a_task_of_lm_eval(models: Models, tmp_path: Path) -> N
     (tmp_path / "inner.yaml").write_text("{group: inner, task: [{task: arc_easy}]}")
     with pytest.raises(TextError, match=r"task outer: lm-eval cannot prepare it .*ai2_arc"):
         evaluate_tasks(models.request(tmp_path, "outer", tasks={"folder": tmp_path}))
+
+
+def test_a_task_that_runs_what_a_model_writes_is_refused(models: Models, tmp_path: Path) -> None:
+    write_written(tmp_path, unsafe_code=True)
+    with pytest.raises(ConfigError, match=r"task written: lm-eval does not run it .*unsafe"):
+        evaluate_tasks(models.request(tmp_path, "written", tasks={"folder": tmp_path}))
 
 
 def test_documents_that_are_not_there_are_named(models: Models, tmp_path: Path) -> None:
