@@ -113,8 +113,7 @@ class Subject:
     def compressed(self, factors: str, removed: float | None) -> tuple[Path, list[MatrixResult]]:
         """Write a checkpoint with a part of each matrix removed; None leaves them their rank."""
         folder = self.folder / f"{factors}-{removed}"
-        shard, _, _ = self.streamed
-        run = self.folder / "run"
+        shard, run = self.streamed[0], self.folder / "run"
         config = self.config(folder, factors).model_copy(update={"run_dir": run})
         store, reader = Store(run), TensorReader(self.base, self.spec)
         worker = Compressor(config, self.spec, reader, IDS, CPU, shard.weight)
@@ -136,6 +135,11 @@ class Subject:
             (run / record.file).rename(folder / plan.name)
         write_around(folder, self.base, self.spec.split, results, plans)
         return folder, list(results.values())
+
+    @cached_property
+    def cut(self) -> tuple[Path, list[MatrixResult]]:
+        """The checkpoint that is looked at as written and as loaded, with 30 % removed."""
+        return self.compressed("pivoted", REMOVED)
 
     def load(self, folder: Path) -> Any:
         """A checkpoint of ours, with the code that came with it."""
@@ -162,8 +166,7 @@ def moments_are_those_of_hooks(subject: Subject) -> None:
     _, _, found = subject.streamed
     rows = {tap: _hooked(subject, tap) for tap in found}
     for first in range(0, WINDOWS, BATCH):
-        logits = subject.model(input_ids=subject.tokens[first : first + BATCH]).logits
-        exact = logits.float()
+        exact = subject.model(input_ids=subject.tokens[first : first + BATCH]).logits.float()
         exact.backward(random_error(exact.detach(), first))
     for tap, moment in found.items():
         observed = torch.cat(rows[tap]).double()
@@ -210,8 +213,7 @@ def two_shards_are_one(subject: Subject) -> None:
     shards, after = subject.stream((0, 1, subject.spec.layers))
     assert torch.equal(hidden, after)
     for tap, sums in _sums(shards):
-        moment = sums.mean(tap.name)
-        other = found[tap]
+        moment, other = sums.mean(tap.name), found[tap]
         assert moment.matrix is not None
         assert other.matrix is not None
         assert torch.equal(moment.matrix, other.matrix)
@@ -243,7 +245,7 @@ def the_loss_is_what_was_dropped(subject: Subject) -> None:
     """With 30 % removed the measured loss of a matrix is the sum of its dropped eigenvalues; what
     other tensors there are is byte for byte that of the base.
     """
-    folder, results = subject.compressed("pivoted", REMOVED)
+    folder, results = subject.cut
     for result in results:
         assert result.energy is not None
         assert abs(result.achieved_loss - result.predicted_loss) < 1e-7 * result.energy
@@ -259,7 +261,7 @@ def plain_transformers_loads_it(subject: Subject) -> None:
     saves and loads again, generates with a cache as without, and padded as alone. In bfloat16,
     too, where transformers keeps some parameters in float32.
     """
-    folder = subject.folder / f"pivoted-{REMOVED}"
+    folder, _ = subject.cut
     halves = [_in_bfloat16(folder)] if subject.kind in KEEP_FLOAT32 else []
     for each in (folder, *halves):
         rows = verify._clean_process([str(each), "whole", "0", "--save"], 300.0)
