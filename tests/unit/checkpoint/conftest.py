@@ -2,12 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from schemas.errors import CheckpointError
 from schemas.result.manifest import FileEntry, Manifest
@@ -55,6 +56,14 @@ def seal(folder: Path, base: Path | None = None) -> Path:
     )
     (folder / "manifest.json").write_text(manifest.model_dump_json())
     return folder
+
+
+def change(folder: Path, name: str, change: Callable[[Tensor], Tensor]) -> Path:
+    """Change a tensor in place."""
+    tensors = load_file(folder / WEIGHTS)
+    tensors[name] = change(tensors[name])
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    return seal(folder)
 
 
 def finish(folder: Path, rows: Sequence[MatrixResult], **fields: Any) -> Path:
