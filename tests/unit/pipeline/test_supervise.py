@@ -18,6 +18,7 @@ from schemas.errors import (
     WorkerError,
     WorkerStartError,
 )
+from schemas.metrics import Metric
 from schemas.request.config import RunConfig
 from schemas.run.stages import StageName
 
@@ -107,6 +108,15 @@ def test_a_cluster_that_lacks_what_the_run_needs_is_told_apart(
     monkeypatch.setattr(module, "workers_there", lambda *_: next(left))
     with pytest.raises(NodesError, match=r"no node with numerics.threads CPUs \(1\) is left"):
         run(config, [None], fails=1)
+
+
+def test_every_loss_that_a_run_goes_on_from_is_counted(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[tuple[Metric, dict[str, str]]] = []
+    monkeypatch.setattr(module, "count", lambda metric, **labels: counted.append((metric, labels)))
+    run(config, [None] * 3, fails=2)
+    assert counted == [(Metric.RETRIES, {"kind": "run"})] * 2
 
 
 def test_as_many_failures_as_are_allowed_are_warnings(config: RunConfig) -> None:

@@ -1,13 +1,18 @@
-"""What is copied of a base."""
+"""What is copied of a base, and what is said and counted of a checkpoint."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from transformers import AutoTokenizer
 
-from pipeline.stages.assemble import _no_room, copy_beside
+from pipeline.stages.assemble import _no_room, _warn, copy_beside
+from schemas.metrics import Metric
+from tests import reports
+from workers.actors import metrics
 from workers.checkpoint.tokenizer_files import TOKENIZERS
 
 
@@ -57,3 +62,23 @@ def test_neurons_that_no_memory_could_order_are_a_fallback() -> None:
     assert _no_room(run) == ["no room to order the neurons of 1 MLP: they stay"]
     run.spec.wide = ()
     assert _no_room(run) == []
+
+
+def test_fallbacks_are_logged_and_counted_where_they_belong(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    counted: Counter[tuple[Metric, str]] = Counter()
+
+    def count(metric: Metric, amount: int, kind: str) -> None:
+        counted[metric, kind] += amount
+
+    monkeypatch.setattr(metrics, "count", count)
+    one, other, *_ = reports.matrices(1)
+    fell = [m.model_copy(update={"fallbacks": ("no rank", "in float64")}) for m in (one, other)]
+    _warn(reports.compression(tuple(fell), fallbacks=("no room",)))
+    assert counted == {(Metric.FALLBACKS, "run"): 1, (Metric.FALLBACKS, "matrix"): 4}
+    assert [record.getMessage() for record in caplog.records] == [
+        "fallback: no room",
+        "fallback in 2 matrices: no rank",
+        "fallback in 2 matrices: in float64",
+    ]
