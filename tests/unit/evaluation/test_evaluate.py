@@ -162,11 +162,16 @@ def test_another_tokenizer_is_refused(
         evaluate(request(folders, text, checkpoint=str(other)))
 
 
-def test_a_request_that_cannot_work_says_why(folders: tuple[Path, Path], text: Path) -> None:
+def test_a_request_that_cannot_work_says_why(
+    folders: tuple[Path, Path], text: Path, tmp_path: Path
+) -> None:
     with pytest.raises(TextError, match="less than one window of 4000"):
         evaluate(request(folders, text, sequence_length=4000, windows=None))
     with pytest.raises(ConfigError, match="5000 is beyond the 4,096 tokens"):
         evaluate(request(folders, text, sequence_length=5000))
+    short = tiny_model(tmp_path, max_position_embeddings=32)
+    with pytest.raises(ConfigError, match="64 is beyond the 32 tokens"):  # of one of the two
+        evaluate(request(folders, text, checkpoint=str(short)))
     with pytest.raises(CheckpointError, match="no such folder"):
         evaluate(request(folders, text, checkpoint="./nowhere"))
     with pytest.raises(TextError, match="not found"):

@@ -15,6 +15,7 @@ from pipeline.request.preflight import check
 from schemas.errors import CheckpointError, TextError
 from schemas.request.config import RunConfig
 from schemas.run.texts import TextFacts
+from tests.models import tiny_model
 from tests.prose import prose
 from tests.unit.request.conftest import refusal
 from workers.model.loading import load_tokenizer
@@ -22,6 +23,8 @@ from workers.text.documents import iter_documents
 from workers.text.rows import Document
 from workers.text.sources import Split
 from workers.text.windows import Tokens
+
+SMALL = {"samples": 4, "sequence_length": 16, "gradient_samples": 4, "gradient_length": 16}
 
 # --- text -------------------------------------------------------------------------------------
 
@@ -131,7 +134,13 @@ def test_a_tokenizer_that_is_code_is_refused_and_not_run(
     assert not marker.exists()
 
 
-SMALL = {"samples": 4, "sequence_length": 16, "gradient_samples": 4, "gradient_length": 16}
+def test_a_tokenizer_that_knows_more_than_the_model_is_refused(
+    request_for: Any, text: Path, tmp_path: Path
+) -> None:
+    small = tiny_model(tmp_path / "small", vocab_size=300)
+    checked = check(request_for(model=str(small), calibration=SMALL | {"text": str(text)}))
+    with pytest.raises(CheckpointError, match=r"gives token 3\d\d, but the model embeds only 300"):
+        gather(checked)
 
 
 def training(request_for: Any, calibration: Path, **recovery: Any) -> RunConfig:
