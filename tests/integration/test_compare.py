@@ -23,7 +23,7 @@ from schemas.result.evaluation import EvaluationReport
 from tests.integration.support import CALIBRATION, item_attempts
 from tests.models import tiny_model
 from tests.prose import prose
-from tests.tables import shown
+from tests.tables import printed, shown
 from tests.tasks import write_choice
 from workers.checkpoint.published import read_compression, read_quantization
 
@@ -111,17 +111,20 @@ def test_moments_are_shared(request_: ComparisonConfig, report: ComparisonReport
     assert sum(name.endswith(".weight-gradient.safetensors") for name in names) == 7 * 2
 
 
-def test_the_table_and_the_page_say_the_same(
-    request_: ComparisonConfig, report: ComparisonReport
+def test_the_command_prints_what_the_page_says(
+    request_: ComparisonConfig, report: ComparisonReport, tmp_path: Path
 ) -> None:
-    written = json.loads((request_.output / "comparison.json").read_text())
-    assert ComparisonReport.model_validate(written).rows == report.rows
-    printed = shown(comparison_table(report))
+    """All is there already, so it has nothing to do."""
+    asked = tmp_path / "asked.yaml"
+    asked.write_text(request_.model_dump_json(exclude_unset=True))
+    said, as_json = (printed("compare", "--config", asked, *how) for how in ((), ("--json",)))
+    for written in (as_json, (request_.output / "comparison.json").read_text()):
+        assert ComparisonReport.model_validate_json(written).rows == report.rows
     page = (request_.output / "comparison.html").read_text()
-    assert "base in W8A16" in printed
+    assert "base in W8A16" in said
     for row in report.rows[1:]:
         perplexity = f"{row.evaluations[0].models[1].perplexity:.2f}"
-        assert perplexity in printed
+        assert perplexity in said
         assert perplexity in page
         assert title(row.method) in page
 
@@ -210,20 +213,17 @@ def test_tasks_of_what_is_finished(
 ) -> None:
     write_choice(tmp_path)
     monkeypatch.setattr("pipeline.tasks.Harness", None)  # all rows share one
-    fields = {
-        "methods": ("svd",),
-        "tasks": TasksConfig(names=("choice",), folder=tmp_path),
-    }
+    fields = {"methods": ("svd",), "tasks": TasksConfig(names=("choice",), folder=tmp_path)}
     found = compare(request_.model_copy(update=fields))
     kept = {(row.method, row.ratio): row.evaluations for row in report.rows}
     for row in found.rows:
         assert row.evaluations == kept[row.method, row.ratio]
-    printed = shown(comparison_table(found))
+    said = shown(comparison_table(found))
     for row in found.rows:
         assert row.tasks is not None
         [choice] = row.tasks.rows
         assert choice.difference is not None
-        assert f"{choice.scores[1].value:.4f}, {choice.difference.value:+.4f}" in printed
+        assert f"{choice.scores[1].value:.4f}, {choice.difference.value:+.4f}" in said
 
 
 def test_all_is_scored_in_the_dtype_of_the_runs(

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -18,6 +19,8 @@ from pipeline.cli.nightly import NOTHING_WAITS
 from schemas.errors import ConfigError
 from schemas.request.budget import OPTIONS
 from tests.documents import ROOT
+from tests.loads import load_here
+from tests.tables import printed
 from workers.model.kinds import TESTED
 from workers.process.logs import log
 
@@ -228,6 +231,22 @@ def test_the_folder_of_several_ratios_is_not_evaluated(
     asked = ["evaluate", str(tmp_path / "out"), "--text", str(text)]
     assert CliRunner().invoke(app, asked).exit_code == 2
     assert "no config.json, so no checkpoint" in caplog.text
+
+
+def test_a_checkpoint_is_quantised_and_its_figures_are_written_for_a_card(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_here(monkeypatch)
+    done = printed("quantize", model, "--scheme", "W8A16", "--output", tmp_path / "small")
+    assert "W8A16, round to nearest" in done
+    linears = re.findall(r"(32|a whole row) │ +(\d+) │", done)
+    assert linears == [("32", "12"), ("a whole row", "2")]
+    file, asked = tmp_path / "new" / "index.yaml", ("--sequence-length", 64, "--windows", 2)
+    shown = printed("evaluate", model, "--text", text, *asked, "--model-index", file)
+    [found] = yaml.safe_load(file.read_text())["model-index"]
+    [entry] = found["results"]
+    assert found["name"] == model.name
+    assert f"{entry['metrics'][0]['value']:.2f}" in shown
 
 
 @pytest.mark.parametrize("command", [("evaluate", "--text", "t.txt"), ("bench",)])
