@@ -17,12 +17,14 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from schemas.errors import CheckpointError
+from workers.model.arguments import Call, by_name
 from workers.model.carving import hidden_states, layer_list
 from workers.model.graph import Readers, is_only_added, readers_of, split_of, written_by
 from workers.model.kernels import torch_alone
 from workers.model.linear import Linear
 
 _TOKENS = 12  # more than any kernel of a convolution; sliding windows do not matter to shapes
+_WITHHELD = object()  # in the place of what an earlier layer returns beside its hidden states
 
 
 class Anatomy(NamedTuple):
@@ -60,8 +62,8 @@ def describe(model: PreTrainedModel) -> Anatomy:
                     fewer.forward(model, False, mask)  # without gradients it is faster
                 return found if fewer.complete else found.without_neurons()
     raise CheckpointError(
-        f"model_type {model.config.model_type!r}: its forward cannot run without values "
-        f"({refused[0]}); if config.json is as published, this kind cannot be compressed"
+        f"model_type {model.config.model_type!r}: {refused[0]}; if config.json is as published, "
+        "this kind cannot be compressed"
     )
 
 
@@ -103,6 +105,8 @@ class _Seen:
         self._linears: list[dict[str, _Observed]] = [{} for _ in layers]
         self._repeated: set[tuple[int, str]] = set()  # called more than once: not one product
         self._outputs: dict[int, Any] = {}
+        self._beside: dict[int, int] = {}  # which layer returned what, but for hidden states, by id
+        self._given: list[str] = []  # what of that the present layer is called with
         self._outside: set[str] = set()
 
     @property
@@ -117,7 +121,9 @@ class _Seen:
             with torch.set_grad_enabled(enabled), torch_alone(), self._observing():
                 model(input_ids=tokens, attention_mask=mask, use_cache=False)
         except Exception as error:  # noqa: BLE001 (a model may raise anything)
-            return f"{type(error).__name__}: {error}"
+            if self._given:
+                return f"it cannot be cut into layers: {', '.join(self._given)}"
+            return f"its forward cannot run without values ({type(error).__name__}: {error})"
         return "it does not call all its layers"  # unless it did
 
     @contextlib.contextmanager
@@ -125,7 +131,8 @@ class _Seen:
         """Watch a forward."""
         hooks = [module.register_forward_pre_hook(self._on_other) for module in self._others]
         for index, layer in enumerate(self._layers):
-            hooks.append(layer.register_forward_pre_hook(_from_here, with_kwargs=True))
+            before: Any = partial(self._before_layer, index)
+            hooks.append(layer.register_forward_pre_hook(before, with_kwargs=True))
             hooks.append(layer.register_forward_hook(partial(self._on_layer, index)))
             for path, module in layer.named_modules():
                 if is_plain(module):
@@ -169,8 +176,33 @@ class _Seen:
     def _on_other(self, module: nn.Module, _given: Any) -> None:
         self._outside.add(self._others[module])
 
+    def _before_layer(
+        self, index: int, layer: nn.Module, given: Any, named: dict[str, Any]
+    ) -> tuple[Any, Any]:
+        """Begin the graph at each layer: that of a thousand layers is too deep to be freed.
+
+        What an earlier one returns beside its hidden states is withheld: no shard has it, so that a
+        layer may get it, but not read it.
+        """
+        hidden, *others = given or (named.pop("hidden_states"),)
+        self._given = [
+            f"layer {index} reads {name}, which layer {self._beside[id(value)]} returns beside the "
+            "hidden states"
+            for name, value in by_name(Call(tuple(others), named), layer).items()
+            if id(value) in self._beside
+        ]
+        others = [self._or_withheld(value) for value in others]
+        named = {name: self._or_withheld(value) for name, value in named.items()}
+        return (hidden.detach().requires_grad_(), *others), named
+
+    def _or_withheld(self, value: Any) -> Any:
+        return _WITHHELD if id(value) in self._beside else value
+
     def _on_layer(self, index: int, _module: nn.Module, _given: Any, output: Any) -> None:
-        self._outputs[index] = output
+        self._outputs[index], self._given = output, []
+        for value in output[1:] if isinstance(output, (tuple, list)) else ():
+            if isinstance(value, Tensor) or value is _WITHHELD:
+                self._beside[id(value)] = index
 
     def _on_linear(
         self, index: int, path: str, module: nn.Module, given: tuple[Tensor, ...], product: Tensor
@@ -209,12 +241,6 @@ def _computes_a_product(kind: Any) -> bool:
     except (RuntimeError, TypeError, AttributeError, ValueError):
         return False  # it is made, or called, in another way
     return isinstance(found, Tensor) and torch.equal(found, rows @ weight.T + bias)
-
-
-def _from_here(_module: nn.Module, given: Any, named: dict[str, Any]) -> tuple[Any, Any]:
-    """Begin the graph at each layer: that of a thousand layers is too deep to be freed."""
-    hidden, *others = given or (named.pop("hidden_states"),)
-    return (hidden.detach().requires_grad_(), *others), named
 
 
 def _linears(observed: dict[str, _Observed], readers: Readers) -> tuple[Linear, ...]:

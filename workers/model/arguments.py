@@ -15,14 +15,16 @@ class Call(NamedTuple):
     named: dict[str, Any]
 
 
+def by_name(call: Call, layer: nn.Module) -> dict[Any, Any]:
+    """Return the arguments of a layer by their names, or number beyond those of its signature."""
+    _, *known = inspect.signature(layer.forward).parameters  # after the hidden states
+    names = itertools.chain(known, itertools.count())
+    return dict(zip(names, call.positional, strict=False)) | call.named
+
+
 def difference(call: Call, other: Call, layer: nn.Module) -> str:
     """Return the name of an argument of a layer that differs; empty if none does."""
-    _, *known = inspect.signature(layer.forward).parameters  # after the hidden states
-    mine, theirs = (
-        dict(zip(itertools.chain(known, itertools.count()), one.positional, strict=False))
-        | one.named
-        for one in (call, other)
-    )
+    mine, theirs = (by_name(one, layer) for one in (call, other))
     names = [name for name in mine if name not in theirs or not same(mine[name], theirs[name])]
     return str(names[0]) if names else ""
 

@@ -57,6 +57,15 @@ def test_what_layers_share_beside_hidden_states_is_refused() -> None:
         planned(content, "config.json", "F32")
 
 
+def test_what_a_layer_reads_of_an_indexer_in_an_earlier_one_is_refused() -> None:
+    """Two in three layers of GLM-5.2 attend to what the indexer of another one has chosen."""
+    fields = {"indexer_types": ["full", "shared", "shared"]}
+    config = json.loads(tiny_config("glm_moe_dsa").to_json_string(use_diff=False)) | fields
+    why = "layer 1 reads prev_topk_indices, which layer 0 returns beside the hidden states"
+    with pytest.raises(CheckpointError, match=f"cannot be cut into layers: {why}"):
+        planned(config, "config.json", "F32")
+
+
 def test_a_model_that_does_not_call_its_layers_is_refused() -> None:
     class Idle(LlamaForCausalLM):  # type: ignore[no-untyped-call]
         def forward(self, **_: Any) -> None:
