@@ -27,7 +27,25 @@ from workers.model.skeleton import skeleton
 
 @functools.lru_cache(maxsize=32)  # most of the time that a description takes
 def _anatomy(content: str) -> Anatomy:
-    return describe(skeleton(json.loads(content), CONFIG, torch.bfloat16))
+    model = skeleton(json.loads(content), CONFIG, torch.bfloat16)
+    _forget_lengths(model)
+    return describe(model)
+
+
+def _forget_lengths(model: PreTrainedModel) -> None:
+    """Let rotary embeddings turn as the default ones do: others may ask how long a text is, which
+    is a value. Shapes stay the same.
+    """
+    module: Any
+    for module in model.modules():
+        if isinstance(kind := getattr(module, "rope_type", None), str):
+            module.rope_type = "default"
+        elif isinstance(kind, dict):  # by the type of a layer
+            module.rope_type = dict.fromkeys(kind, "default")
+    config: Any = model.config.get_text_config(decoder=True)
+    parameters = getattr(config, "rope_parameters", None) or {}
+    if "rope_type" in parameters:  # which phimoe asks
+        parameters["rope_type"] = "default"
 
 
 class Description:
