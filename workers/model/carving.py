@@ -38,6 +38,7 @@ class Carved:
         self._embedding = model.get_input_embeddings()
         self.head: nn.Module = model.get_output_embeddings()
         self._name_of_head = next(n for n, m in model.named_modules() if m is self.head)
+        _say_device(model, device)
         self._tail_is_checked = False
         self._recorded: tuple[torch.Size, list[Call]] | None = None
 
@@ -215,6 +216,18 @@ class Carved:
     def _unfit(self, why: str) -> CheckpointError:
         kind = self._model.config.model_type
         return CheckpointError(f"model_type {kind!r} cannot be cut into layers: {why}")
+
+
+def _say_device(model: nn.Module, device: torch.device) -> None:
+    """Let all models within one say that they are on a device, to which their forwards move what
+    they compute. Else each says where its first parameter is, which may not be filled.
+    """
+    module: Any
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            kind = type(module)  # whose full name transformers looks up
+            fields = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+            module.__class__ = type(kind.__name__, (kind,), {**fields, "device": device})
 
 
 def layer_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

@@ -10,10 +10,10 @@ TESTED = """
     deepseek_v2 deepseek_v3 deepseek_vl deepseek_vl_hybrid doge ernie4_5 ernie4_5_moe
     exaone4 exaone4_5 exaone_moe falcon falcon_mamba flex_olmo flint fuyu gemma gemma2
     gemma3 gemma3_text glm glm4 glm4_moe glm4_moe_lite glm4v glm_moe_dsa got_ocr2 gpt2
-    gpt_bigcode gpt_neox gpt_neox_japanese gpt_oss gptj granite granite_swa granitemoe
-    granitemoe_swa granitemoehybrid granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe
-    hy_v3 hyperclovax idefics2 inkling_text internlm3 internvl iquestcoder jais2 jamba janus
-    kolibri1 kosmos-2.5 laguna lfm2 lfm2_vl lfm3 lfm3_vl lighton_ocr llama llama4
+    gpt_bigcode gpt_neox gpt_neox_japanese gpt_oss gptj granite granite_docling granite_swa
+    granitemoe granitemoe_swa granitemoehybrid granitemoeshared helium hunyuan_v1_dense
+    hunyuan_v1_moe hy_v3 hyperclovax idefics2 idefics3 inkling_text internlm3 internvl iquestcoder
+    jais2 jamba janus kolibri1 kosmos-2.5 laguna lfm2 lfm2_vl lfm3 lfm3_vl lighton_ocr llama llama4
     llama4_text llava llava_next llava_next_video llava_onevision mamba mamba2 mellum mimo_v2_flash
     minicpm3 minicpm_ocr minicpmv4_6 minicpmv4_7 minimax minimax_m2 minimax_m3_vl
     minimax_m3_vl_text ministral ministral3 mistral mistral3 mistral4 mixtral

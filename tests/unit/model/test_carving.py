@@ -78,6 +78,19 @@ def test_a_model_that_does_not_call_its_layers_is_refused() -> None:
         describe(model)
 
 
+@torch.no_grad()
+def test_where_a_model_is_does_not_depend_on_a_tower_that_is_not_filled(tmp_path: Path) -> None:
+    """idefics3 moves the embedded text to where its first parameter is."""
+    model = tiny_causal_model("idefics3")
+    model.save_pretrained(tmp_path)
+    carved = Decoder(tmp_path, inspect(tmp_path), torch.float32, CPU).part(range(3))
+    tokens = torch.arange(24).reshape(2, 12)
+    hidden = carved.embed(tokens)
+    for index in range(3):
+        hidden = carved.layer(index, hidden)
+    assert torch.equal(carved.tail(hidden), model(input_ids=tokens).logits)
+
+
 def test_a_model_without_one_list_of_layers_is_refused() -> None:
     model = tiny_causal_model("llama")
     model.model.other = nn.ModuleList(nn.Identity() for _ in range(3))
