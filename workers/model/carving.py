@@ -238,12 +238,15 @@ def layer_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """
     config: PretrainedConfig = model.config.get_text_config(decoder=True)
     number = getattr(config, "num_hidden_layers", None)
-    # A vision tower may have as many layers.
-    decoder = set(model.get_decoder().modules())  # type: ignore[no-untyped-call]
+    whole: Any = model
+    decoder = whole.get_decoder()
+    if decoder is whole.get_output_embeddings():  # of modernbert-decoder, by its name
+        decoder = model.base_model
+    inside = set(decoder.modules())  # a vision tower may have as many layers
     found = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == number and module in decoder
+        if isinstance(module, nn.ModuleList) and len(module) == number and module in inside
     }
     outer = [name for name in found if not any(name.startswith(f"{one}.") for one in found)]
     if len(outer) != 1:

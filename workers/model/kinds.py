@@ -16,7 +16,7 @@ TESTED = """
     jais2 jamba janus kolibri1 kosmos-2.5 laguna lfm2 lfm2_vl lfm3 lfm3_vl lighton_ocr llama llama4
     llama4_text llava llava_next llava_next_video llava_onevision mamba mamba2 mellum mimo_v2_flash
     minicpm3 minicpm_ocr minicpmv4_6 minicpmv4_7 minimax minimax_m2 minimax_m3_vl
-    minimax_m3_vl_text ministral ministral3 mistral mistral3 mistral4 mixtral
+    minimax_m3_vl_text ministral ministral3 mistral mistral3 mistral4 mixtral modernbert-decoder
     moss_transcribe_diarize mpt muse_glimmer nanochat nemotron nemotron_h olmo olmo2 olmo3
     olmo_hybrid olmoe opt ovis2 paddleocr_vl persimmon phi phi3 phimoe qianfan_ocr qwen2
     qwen2_5_vl qwen2_moe qwen2_vl qwen3 qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text

@@ -98,6 +98,11 @@ def test_a_model_without_one_list_of_layers_is_refused() -> None:
         layer_list(model)
 
 
+def test_an_output_embedding_that_is_named_decoder_is_none() -> None:
+    path, layers = layer_list(tiny_causal_model("modernbert-decoder"))
+    assert (path, len(layers)) == ("model.layers", 3)
+
+
 @pytest.mark.parametrize("kind", ["t5", "bart", "bert-japanese", "clip", "whisper"])
 def test_what_is_no_decoder_is_refused(kind: str) -> None:
     with pytest.raises(CheckpointError, match=rf"'{kind}' is (not supported|an encoder-decoder)"):
