@@ -21,7 +21,7 @@ from workers.checkpoint.headers import QUANTISED_ADVICE
 from workers.checkpoint.names import CONFIG
 from workers.model.anatomy import Anatomy, describe, is_below, is_plain
 from workers.model.linear import Linear
-from workers.model.reading import Places
+from workers.model.reading import Places, unexpected_of
 from workers.model.skeleton import skeleton
 
 
@@ -100,12 +100,13 @@ class Description:
         """Raises CheckpointError at the first tensor that is not what config.json implies."""
         layers = len(self._anatomy.linears)
         described = f"config.json describes ({self.model.config.model_type}, {layers} layers)"
-        idle = self.model._keys_to_ignore_on_load_unexpected or ()
+        placeless = (t.name for t in tensors if self._parts[t.name][0] not in self.state)
+        unexpected = unexpected_of(self.model, placeless)
         filled: set[str] = set()
         for tensor in tensors:
             place, converted = self._parts[tensor.name]
             if place not in self.state:
-                if any(re.search(pattern, tensor.name) for pattern in idle):
+                if tensor.name not in unexpected:
                     continue
                 raise CheckpointError(
                     f"{folder / tensor.file}: tensor {tensor.name} is no part of the model that "

@@ -6,8 +6,7 @@ part at a time. The rest of the model stays on the meta device, and no tensor is
 does not need.
 """
 
-import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils.loading_report import LoadStateDictInfo
 
 from schemas.errors import CheckpointError
 from workers.process.failures import failure
@@ -50,6 +50,13 @@ class Places:
         """Whether a conversion that fills several parameters may fill this one after the first."""
         splits = [one.target_patterns[1:] for one in self._converters]
         return any(pattern.replace(r"\1", "") in place for targets in splits for pattern in targets)
+
+
+def unexpected_of(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
+    """Return those of some tensors without a place in a model that transformers does not ignore."""
+    found = LoadStateDictInfo(set(), set(names), set(), [], {}, set())
+    model._adjust_missing_and_unexpected_keys(found)
+    return found.unexpected_keys
 
 
 class Weights:
@@ -112,8 +119,7 @@ class Weights:
             if failure(RuntimeError(text)) != "other":  # of memory or the device, not the files
                 raise RuntimeError(text)
         missing = sorted(filter(needed, found.missing_keys))
-        idle = self._model._keys_to_ignore_on_load_unexpected or ()
-        unexpected = [n for n in found.unexpected_keys if not any(re.search(p, n) for p in idle)]
+        unexpected = sorted(unexpected_of(self._model, found.unexpected_keys))
         wrong = [str(one) for one in (*found.mismatched_keys, *found.conversion_errors.values())]
         if missing or unexpected or wrong:
             raise CheckpointError(

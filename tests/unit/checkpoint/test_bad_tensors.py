@@ -150,6 +150,18 @@ def test_a_head_that_is_not_used_and_frequencies_are_no_error(tmp_path: Path) ->
     assert inspect(folder).tied
 
 
+def test_the_positions_of_a_vision_tower_are_no_error(tmp_path: Path) -> None:
+    """Older versions of transformers saved them; a model that has none refuses them."""
+    tiny_causal_model("llava").save_pretrained(tmp_path / "llava")
+    positions = {"vision_tower.vision_model.embeddings.position_ids": torch.arange(65)[None]}
+    with_tensors(tmp_path / "llava", **positions)
+    spec = inspect(tmp_path / "llava")
+    assert [t.role for t in spec.tensors if t.name in positions] == ["passing"]
+    folder = tiny_model(tmp_path / "llama")
+    with_tensors(folder, **positions)
+    assert "position_ids is no part of the model" in refusal(folder)
+
+
 def test_a_head_that_config_json_ties_and_the_files_do_not_is_refused(tmp_path: Path) -> None:
     """transformers would use both."""
     folder = tiny_model(tmp_path, tie_word_embeddings=True)
