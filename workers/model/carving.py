@@ -195,7 +195,7 @@ class Carved:
 
         def forward(rows: Tensor) -> Tensor:
             logits = product(rows, head.weight)
-            return logits if bias is None else logits + bias.to(logits.dtype)
+            return logits if bias is None else logits + bias.to(logits)
 
         head.forward = forward
         try:

@@ -216,5 +216,5 @@ class Shard:
 
 
 def _nothing(rows: Tensor, head: Tensor) -> Tensor:
-    """Stand in for logits that nobody reads, which take no memory."""
-    return rows.new_zeros(()).expand(*rows.shape[:-1], len(head))
+    """Stand in for logits that nobody reads: these take no memory, biased, scaled or capped too."""
+    return torch.empty(*rows.shape[:-1], len(head), dtype=rows.dtype, device="meta")

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from schemas.request.compression import CompressionConfig
 from schemas.request.groups import TargetsConfig
 from schemas.run.moments import Tap, taps
 from schemas.run.targets import select
+from tests.kinds import tiny_causal_model
 from tests.models import tiny_model
 from tests.shards import (
     FLOAT32,
@@ -21,12 +23,14 @@ from tests.shards import (
     Base,
     Streamed,
     assert_close,
+    make_shards,
     random_error,
     stream,
     whole_model,
     windows,
 )
 from workers.model.inspection import inspect
+from workers.model.shard import Step
 
 SLIDING = ["full_attention", "sliding_attention", "full_attention"]
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -219,6 +223,35 @@ def test_a_head_of_few_tokens_is_read_and_written(tmp_path: Path) -> None:
     logits = whole_model(base)(input_ids=base.tokens).logits.detach().flatten(0, 1)
     assert found.matrix is not None
     assert_close(found.matrix, logits.T @ logits / len(logits))
+
+
+class Logits(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the values of the largest tensor (sequences, tokens, vocabulary) that is computed."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.vocabulary, self.most = vocabulary, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **kwargs or {})
+        if isinstance(found, Tensor) and found.shape[2:] == (self.vocabulary,):
+            self.most = max(self.most, 0 if found.is_meta else found.numel())
+        return found
+
+
+@pytest.mark.parametrize("kind", ["phi", "granite"])
+def test_the_inputs_of_a_head_take_no_logits(kind: str, tmp_path: Path) -> None:
+    """These have a bias, or are scaled. Two tokens' show that they do not depend on the text."""
+    everything = CompressionConfig(ratio=(0.2,), targets=TargetsConfig(only=("*", "lm_head")))
+    tiny_causal_model(kind, tie_word_embeddings=False).save_pretrained(tmp_path)
+    base = Base(tmp_path, select(everything, inspect(tmp_path)), windows())
+    [tap] = [t for t in taps(base.spec.matrices, "svd-llm", False) if t.module == "lm_head"]
+    [shard] = make_shards(base, (0, LAYERS), [tap])
+    with Logits(base.spec.vocab_size) as logits:
+        shard.forward(base.tokens, Step(0, 0))
+    assert logits.most == 2 * base.spec.vocab_size
+    [(_, sums)] = shard.take_sums("forward")
+    assert sums.mean(tap.name).tokens == WINDOWS * TOKENS
 
 
 def test_shards_do_not_change_a_bit(base: Base, streamed: Streamed) -> None:
