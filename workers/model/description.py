@@ -129,10 +129,18 @@ class Description:
         for place in self.state:
             needless = any(re.search(pattern, place) for pattern in optional)
             if place not in filled and not needless and not self._places.may_follow(place):
+                remedy = "fetch the whole checkpoint again"
+                if place == f"{self._embedding}.weight" and (own := self._stored_tied()):
+                    remedy = f"rename {own}, to which config.json ties it, in the files"
                 raise CheckpointError(
                     f"{folder}: no tensor {place} in the files, though it belongs to the model "
-                    f"that {described}; fetch the whole checkpoint again"
+                    f"that {described}; {remedy}"
                 )
+
+    def _stored_tied(self) -> str | None:
+        """Return the name of a tensor of the files for which the embedding is to stand."""
+        names = (name for name, (place, _) in self._parts.items() if place in self.tied)
+        return next(names, None)
 
     def spec(self, tensors: tuple[TensorSpec, ...], weights: Url | None) -> DecoderSpec:
         """Return the description of a checkpoint with these tensors."""

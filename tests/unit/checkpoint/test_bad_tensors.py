@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.kinds import model_class, tiny_causal_model
-from tests.models import tiny_model
+from tests.models import rewrite, tiny_model
 from tests.unit.checkpoint.conftest import NORM, Q_PROJ, WEIGHTS, configure, refusal
 from workers.model.inspection import inspect
 
@@ -167,6 +167,15 @@ def test_a_head_that_config_json_ties_and_the_files_do_not_is_refused(tmp_path: 
     folder = tiny_model(tmp_path, tie_word_embeddings=True)
     with_tensors(folder, lm_head__weight=torch.zeros(384, 32))
     assert "set tie_word_embeddings to false" in refusal(folder)
+
+
+def test_a_table_that_is_stored_as_the_head_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    """transformers takes either name, if config.json ties them."""
+    folder = tiny_model(tmp_path, tie_word_embeddings=True)
+    rewrite(folder, lambda t: t.update({"lm_head.weight": t.pop("model.embed_tokens.weight")}))
+    message = refusal(folder)
+    assert "no tensor model.embed_tokens.weight in the files" in message
+    assert message.endswith("rename lm_head.weight, to which config.json ties it, in the files")
 
 
 @pytest.mark.parametrize(
