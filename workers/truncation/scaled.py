@@ -29,5 +29,7 @@ def scaled_svd(weight: Float[Tensor, "m n"], scales: Float[Tensor, " n"]) -> Bas
 
 
 def identity(magnitudes: Float[Tensor, " n"], gradients: Float[Tensor, " n"] | None) -> Tensor:
-    """The scales of plain SVD, the best rank k in the Frobenius norm (Eckart and Young 1936)."""
-    return torch.ones_like(magnitudes)
+    """The scales of plain SVD, the best rank k in the Frobenius norm (Eckart and Young 1936); of a
+    matrix without any input, whose error costs nothing, they are zeros.
+    """
+    return torch.ones_like(magnitudes) if magnitudes.any() else torch.zeros_like(magnitudes)

@@ -96,6 +96,20 @@ def test_an_input_that_is_never_there_is_recorded(truncation: Truncation) -> Non
     assert bool(written(made, basis, 6).isfinite().all())
 
 
+@pytest.mark.parametrize("truncation", SCALES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_without_any_input_a_matrix_is_stored_as_zero_and_costs_nothing(
+    truncation: Truncation, shape: tuple[int, int]
+) -> None:
+    made = problem(truncation, shape)
+    none = Moment(torch.zeros(1, shape[1]), 0.0, WINDOWS)
+    made = made._replace(forward=none, backward=made.backward and none)
+    basis = made.basis()
+    assert basis.fallbacks == ("no output on the calibration text: stored as zero",)
+    assert not written(made, basis, 1).any()
+    assert made.loss(basis, 1) == 0.0
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_without_a_gradient_fwsvd_is_plain_svd_and_says_so(shape: tuple[int, int]) -> None:
     none = Moment(torch.zeros(1, shape[1]), 0.0, WINDOWS)
