@@ -5,6 +5,7 @@ from collections import defaultdict
 
 from schemas.model.spec import Factors
 from workers.allocation.budget import MatrixLoss, Ranks, rank_within
+from workers.allocation.uniform import uniform
 
 
 def svd_llm_v2(
@@ -16,8 +17,10 @@ def svd_llm_v2(
     un-normalised Gram. The formula has no bound: a matrix with little loss may be asked to give up
     more than it has. Ratios are clipped to `max_ratio` (or R, if that is more; at most what
     leaves the lowest rank) and the excess is shared out again, recorded. If some L_i <= 1 the
-    formula is undefined: that group gets the uniform ratio, recorded.
+    formula is undefined: that group gets the uniform ratio, recorded. At R = 0 nothing is cut.
     """
+    if not ratio:
+        return uniform(losses, ratio, factors)
     groups: defaultdict[str, list[MatrixLoss]] = defaultdict(list)
     for loss in losses:
         groups[loss.matrix.path].append(loss)

@@ -127,5 +127,6 @@ def test_v2_of_equal_losses_is_uniform(ratio: float, factors: Factors) -> None:
 
 @pytest.mark.parametrize("factors", FACTORS)
 def test_v2_at_ratio_0_is_dense(factors: Factors) -> None:
-    losses = group("mlp.up_proj", [1.0, 1e2, 1e4])
-    assert set(svd_llm_v2(losses, 0.0, factors).ranks.values()) == {None}
+    found = svd_llm_v2(group("mlp.up_proj", [1.0, 1e2, 1e4]), 0.0, factors)
+    assert set(found.ranks.values()) == {None}
+    assert found.fallbacks == ()
