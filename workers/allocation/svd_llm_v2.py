@@ -13,6 +13,9 @@ def svd_llm_v2(
 ) -> Ranks:
     """r_i = |G| R (1 / log L_i) / sum_j (1 / log L_j) over the matrices G of one type.
 
+    The paper's matrices of one type have one size. If sizes n differ, the mean of ratios is not
+    what is removed, and r_i = sum_j n_j R (1 / log L_i) / sum_j (n_j / log L_j).
+
     L_i is the theoretical minimum loss ||(W - W') X||_F at the uniform ratio R, on the
     un-normalised Gram. The formula has no bound: a matrix with little loss may be asked to give up
     more than it has. Ratios are clipped to `max_ratio` (or R, if that is more; at most what
@@ -59,12 +62,14 @@ def _theoretical_loss(loss: MatrixLoss, ratio: float, factors: Factors) -> float
 def _share_out(
     group: list[MatrixLoss], weights: list[float], ratio: float, caps: list[float]
 ) -> tuple[list[float], list[str]]:
-    """Return ratios proportional to `weights`, with mean `ratio` and capped; and every clip."""
+    """Return ratios that go as `weights`, capped, and remove `ratio` of all; and every clip."""
+    largest = max(loss.matrix.size for loss in group)
+    sizes = [loss.matrix.size / largest for loss in group]  # 1, exactly, if they are equal
     ratios, notes = [0.0] * len(weights), []
     free = list(range(len(weights)))
-    remaining = ratio * len(weights)
+    remaining = ratio * sum(sizes)
     while free:
-        total = sum(weights[i] for i in free)
+        total = sum(weights[i] * sizes[i] for i in free)
         shares = {i: remaining * weights[i] / total for i in free}
         capped = [i for i in free if shares[i] > caps[i]]
         if not capped:
@@ -73,7 +78,7 @@ def _share_out(
             break
         for i in capped:
             ratios[i] = caps[i]
-            remaining -= caps[i]
+            remaining -= caps[i] * sizes[i]
             notes.append(
                 f"{group[i].matrix.name}: a ratio of {shares[i]:.3g}, by its loss, "
                 f"clipped to {caps[i]:.3g}"

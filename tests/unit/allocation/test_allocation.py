@@ -65,6 +65,9 @@ def test_no_allocation_is_over_its_budget(
     method: Allocation, factors: Factors, ratio: float
 ) -> None:
     losses = group("mlp.up_proj", [1.0, 1e2, 1e4]) + group("mlp.down_proj", [5.0, 5.0, 0.0])
+    for i, scale in enumerate([1.0, 1e3] * 3):  # one path of several sizes
+        spec = matrix(i, 60 + 60 * (i % 2), 60, "self_attn.k_proj")
+        losses.append(loss_of(spec, power(60, 1.0, scale), tokens=10_000))
     found = allocate(AllocationConfig(method=method), losses, ratio, factors)
     assert found.parameters(losses, factors) <= budget_of(losses, ratio)
     assert found.ranks.keys() == {loss.matrix.name for loss in losses}

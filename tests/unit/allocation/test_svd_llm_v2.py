@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 
 from schemas.model.spec import Factors
-from tests.spectra import FACTORS, group
+from tests.spectra import FACTORS, budget_of, group, loss_of, matrix, power
 from workers.allocation import MatrixLoss
 from workers.allocation.svd_llm_v2 import svd_llm_v2
 from workers.allocation.uniform import uniform
@@ -31,6 +31,15 @@ def removed(loss: MatrixLoss, rank: int | None) -> float:
     return 0.0 if rank is None else 1 - rank * (m + n) / (m * n)
 
 
+def mixed(path: str, scales: Sequence[float]) -> list[MatrixLoss]:
+    """As `group`, but every second matrix has twice as many rows."""
+    shapes = [(60, 60), (120, 60)] * len(scales)
+    return [
+        loss_of(matrix(i, *shapes[i], path), power(60, 1.0, scale), tokens=10_000)
+        for i, scale in enumerate(scales)
+    ]
+
+
 STEP = 120 / 3600  # one plain rank of a 60 x 60 matrix, as a ratio
 
 
@@ -45,6 +54,35 @@ def test_v2_ratios_are_those_of_the_formula_in_each_group(ratio: float) -> None:
         for loss, expected in zip(members, ratios, strict=True):
             actual = removed(loss, found.ranks[loss.matrix.name])
             assert expected - 1e-9 <= actual < expected + STEP
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.4])
+@pytest.mark.parametrize("scales", [[1, 1e3] * 3, [1e3, 1] * 3])
+def test_v2_weighs_matrices_of_one_type_by_their_size(scales: list[float], ratio: float) -> None:
+    """Ratios are to each other as the formula says, and what they remove is R of all."""
+    losses = mixed("self_attn.k_proj", scales)
+    inverse = [1 / math.log(minimum_loss(loss, ratio)) for loss in losses]
+    sizes = [loss.matrix.size for loss in losses]
+    of_all = sum(size * value for size, value in zip(sizes, inverse, strict=True))
+    found = svd_llm_v2(losses, ratio, "plain")
+    assert found.fallbacks == ()
+    for loss, value in zip(losses, inverse, strict=True):
+        expected = ratio * sum(sizes) * value / of_all
+        actual = removed(loss, found.ranks[loss.matrix.name])
+        assert expected - 1e-9 <= actual < expected + STEP
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.8])
+@pytest.mark.parametrize("small", [0, 1])
+def test_v2_takes_the_size_of_a_clipped_matrix_off_what_is_left(ratio: float, small: int) -> None:
+    losses = mixed("self_attn.k_proj", [1e2, 1e3, 1e2, 1e3])
+    ceiling = minimum_loss(losses[small], ratio)
+    eigenvalues = losses[small].eigenvalues * (1.0001 / ceiling) ** 2
+    losses[small] = losses[small]._replace(eigenvalues=eigenvalues)
+    found = svd_llm_v2(losses, ratio, "plain", max_ratio=0.9)
+    assert found.fallbacks[0].startswith(f"{losses[small].matrix.name}: a ratio of ")
+    left = budget_of(losses, ratio) - found.parameters(losses, "plain")
+    assert 0 <= left < sum(sum(shape) for shape in [(60, 60), (120, 60)] * 2)  # a rank of each
 
 
 def test_v2_removes_less_where_the_loss_is_higher() -> None:
