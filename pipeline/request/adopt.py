@@ -8,6 +8,7 @@ from schemas.location import Location
 from schemas.model.spec import ModelSpec
 from schemas.request.adoption import AdoptionConfig
 from schemas.request.config import RunConfig
+from schemas.request.unused import as_used
 from schemas.result.manifest import Compression, Manifest
 from schemas.run.identity import fingerprint
 from workers.checkpoint.names import COMPRESSION, CONFIG, INDEX, SUCCESS
@@ -44,32 +45,31 @@ def adopting(request: AdoptionConfig) -> RunConfig:
         if "enabled" in recovery.model_fields_set and not recovery.enabled:
             raise ConfigError("without recovery there is nothing to do; add --refine")
         recovery = recovery.model_copy(update={"enabled": True})
-    return RunConfig.model_validate(
-        {
-            "model": request.base,
-            "output": request.output,
-            "revision": request.revision,
-            "run_dir": request.run_dir,
-            "adopt": request.checkpoint,
-            "ratio": there.ratio,
-            "method": cut("preset"),
-            "truncation": cut("truncation"),
-            "allocation": {"method": cut("allocation"), "rank_multiple": there.rank_multiple},
-            "factors": cut("factors"),
-            "ratio_by": there.ratio_by,
-            "targets": there.targets,
-            "dequantize": there.dequantize,
-            "any_architecture": True,  # that was decided when it was compressed
-            "on_failure": "keep_dense" if there.given_up else "fail",
-            "calibration": there.calibration,
-            "numerics": there.numerics.model_copy(update={"dtype": request.dtype}),
-            "seed": there.seed if request.seed is None else request.seed,
-            "refinement": request.refinement,
-            "recovery": recovery,
-            "evaluation": request.evaluation,
-            "cluster": request.cluster,
-        }
-    )
+    given = {
+        "model": request.base,
+        "output": request.output,
+        "revision": request.revision,
+        "run_dir": request.run_dir,
+        "adopt": request.checkpoint,
+        "ratio": there.ratio,
+        "method": cut("preset"),
+        "truncation": cut("truncation"),
+        "allocation": {"method": cut("allocation"), "rank_multiple": there.rank_multiple},
+        "factors": cut("factors"),
+        "ratio_by": there.ratio_by,
+        "targets": there.targets,
+        "dequantize": there.dequantize,
+        "any_architecture": True,  # that was decided when it was compressed
+        "on_failure": "keep_dense" if there.given_up else "fail",
+        "calibration": there.calibration,
+        "numerics": there.numerics.model_copy(update={"dtype": request.dtype}),
+        "seed": there.seed if request.seed is None else request.seed,
+        "refinement": request.refinement,
+        "recovery": recovery,
+        "evaluation": request.evaluation,
+        "cluster": request.cluster,
+    }
+    return RunConfig.model_validate(as_used(given))
 
 
 def adopt(

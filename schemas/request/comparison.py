@@ -15,6 +15,7 @@ from schemas.request.methods import ALLOCATIONS, METHODS, Method
 from schemas.request.quantization import FEW_BITS, ROTATED, QuantizationConfig, Scheme
 from schemas.request.settings import SEVERAL, SPLIT, Flag, Words
 from schemas.request.sizes import AS_SIZE, format_size
+from schemas.request.unused import as_used
 
 _SAMPLES, _LENGTH = (
     QuantizationConfig.model_fields[name].default
@@ -126,14 +127,16 @@ class ComparisonConfig(Request):
         return "-".join(filter(None, (method, scheme, format_size(self.target_size or 0))))
 
     def _run(self, method: Method, **fields: Any) -> RunConfig:
-        multiple = fields.pop("rank_multiple", self.rank_multiple)
+        """Of the settings that all methods share, a run has those that its method uses."""
+        multiple, row = fields.pop("rank_multiple", self.rank_multiple), METHODS[method]
         given: dict[str, Any] = {
             "model": self.model,
             "revision": self.revision,
             "run_dir": self.run_dir or self.output / "run",
             "method": method,
+            "truncation": row["truncation"],
             "seed": self.seed,
-            "allocation": {"rank_multiple": multiple},
+            "allocation": {"method": row["allocation"], "rank_multiple": multiple},
             "calibration": self.calibration,
             "evaluation": {
                 "text": self.evaluate[0],
@@ -143,7 +146,7 @@ class ComparisonConfig(Request):
             "numerics": self.numerics,
             "cluster": self.cluster,
         }
-        return RunConfig.model_validate(given | fields)
+        return RunConfig.model_validate(as_used(given) | fields)
 
     def quantised(self, checkpoint: str, scheme: Scheme, name: str) -> QuantizationConfig:
         """How a checkpoint gets fewer bits: by GPTQ on the calibration text if they are few."""

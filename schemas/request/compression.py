@@ -25,6 +25,7 @@ from schemas.request.recovery import (
     RefinementConfig,
 )
 from schemas.request.settings import SEVERAL, Flag
+from schemas.request.unused import unused_settings
 
 OnFailure = Literal["fail", "keep_dense"]
 NO_RATIO = (
@@ -183,13 +184,14 @@ class CompressionConfig(Request):
             for name in ("order", "lora_rank"):
                 if name in unused:
                     raise ValueError(f"recovery.{name} is of --recovery svd-llm alone")
-        rule = ALLOCATIONS[self.allocation.method]
-        of_others = {"max_ratio": rule.bounded, "min_ratio": rule.nats and rule.ranks}
-        for name, used in of_others.items():
-            default = type(self.allocation).model_fields[name].default
-            if not used and getattr(self.allocation, name) != default:
+        for name in unused_settings(self.truncation, self.allocation.method):
+            group, _, field = name.partition(".")
+            settings = getattr(self, group)
+            value, default = getattr(settings, field), type(settings).model_fields[field].default
+            if value and value != default:  # 0 is what there is without it
                 raise ValueError(
-                    f"allocation.{name} is of another allocation than {self.allocation.method}"
+                    f"{name} is of another truncation or allocation than {self.truncation} with "
+                    f"{self.allocation.method}; leave it out"
                 )
         return self
 

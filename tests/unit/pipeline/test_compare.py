@@ -45,6 +45,18 @@ def test_what_comes_last_is_looked_at_first(
         compare(ComparisonConfig.model_validate(fields | asked))
 
 
+def test_each_run_has_what_its_method_uses_of_the_shared_settings(fields: dict[str, Any]) -> None:
+    numerics = {"input_shrinkage": 0.2, "threads": 2}
+    asked = {"numerics": numerics, "calibration": {"gradient_samples": 8, "samples": 3}}
+    request = ComparisonConfig.model_validate(fields | asked)
+    for method, config in request.runs.items():
+        uses = method == "two-sided"
+        assert config.method == method
+        assert config.numerics.input_shrinkage == (0.2 if uses else 0.05)
+        assert (config.calibration.gradient_samples == 8) is config.needs_gradients
+        assert (config.numerics.threads, config.calibration.samples) == (2, 3)
+
+
 @pytest.mark.parametrize("length", [64, 9000])
 def test_a_text_that_no_run_scores_is_read_before_the_runs(
     fields: dict[str, Any], model: Path, tmp_path: Path, length: int

@@ -103,6 +103,17 @@ def test_the_run_is_that_of_the_checkpoint(cut: Path, model: Path) -> None:
     assert adopting(asked(cut, model, seed=3, dtype="float32")).seed == 3
 
 
+def test_what_an_earlier_version_recorded_without_its_use_is_left_out(
+    cut: Path, model: Path
+) -> None:
+    numerics = NumericsConfig(pivot_bound=10.0, neuron_floor=0.1)
+    describe(cut, model, calibration=CalibrationConfig(gradient_samples=8), numerics=numerics)
+    (seal(cut, model) / "_SUCCESS").touch()
+    config = adopting(asked(cut, model))
+    assert config.numerics == NumericsConfig(pivot_bound=10.0)
+    assert config.calibration.gradient_samples is None
+
+
 def test_recovery_is_left_out_only_if_refinement_alone_is_asked_for(cut: Path, model: Path) -> None:
     def trains(**fields: Any) -> tuple[bool, bool]:
         config = adopting(asked(cut, model, **fields))

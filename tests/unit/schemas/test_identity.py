@@ -174,7 +174,7 @@ def test_the_least_that_a_rank_removes_counts() -> None:
 
 
 def test_a_setting_that_is_not_used_changes_nothing() -> None:
-    unused = {"shrinkage": 0.5, "input_shrinkage": 0.5, "pivot_bound": 2.0}
+    unused = {"shrinkage": 0.0, "input_shrinkage": 0.0, "pivot_bound": 2.0}
     assert of(method="svd-llm", numerics=unused) == of(method="svd-llm")
 
 

@@ -37,8 +37,6 @@ def test_settings_of_a_training_that_is_not_asked_for_are_refused(
     [
         ({"recovery": {"enabled": True, "order": "one-pass"}}, r"recovery\.order is of .*svd-llm"),
         ({"recovery": {"enabled": True, "lora_rank": 4}}, r"recovery\.lora_rank is of .*svd-llm"),
-        ({"allocation": {"max_ratio": 0.5}}, r"allocation\.max_ratio .* than loss-aware"),
-        ({"method": "neurons", "allocation": {"min_ratio": 0.4}}, r"allocation\.min_ratio is of"),
     ],
 )
 def test_settings_of_another_method_are_refused(asked: dict[str, Any], named: str) -> None:
