@@ -84,9 +84,11 @@ def _require_decomposition(matrix: Tensor, values: Tensor, vectors: Tensor) -> N
     stays near 1.
     """
     size, eps = len(matrix), torch.finfo(matrix.dtype).eps
-    identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
-    orthogonality = float(torch.linalg.matrix_norm(vectors.T @ vectors - identity, 1))
-    residual = float(torch.linalg.matrix_norm(matrix @ vectors - vectors * values, 1))
+    product = vectors.T @ vectors  # and then in place: a matrix at a time is all that it takes
+    product.diagonal().sub_(1)
+    orthogonality = float(torch.linalg.matrix_norm(product, 1))
+    del product
+    residual = float(torch.linalg.matrix_norm((matrix @ vectors).sub_(vectors * values), 1))
     scale = float(torch.linalg.matrix_norm(matrix, 1)) or 1.0
     error = (orthogonality + residual / scale) / (size * eps)
     if not error < _LAPACK_BOUND:  # true for NaN, too
