@@ -1,4 +1,4 @@
-"""Operations on a matrix, as the code does them, and the bytes in which neurons are ordered.
+"""Operations on a matrix, as the code does them, and bytes in which it or neurons are cut.
 
 A product (a, b) (b, c) is 2 a b c, a symmetric eigenproblem with vectors 9 n^3, Cholesky n^3 / 3, a
 thin SVD (m, n) 6 m n^2 + 20 n^3 (Golub and Van Loan, 8.6), with n the smaller side.
@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from schemas.model.spec import MatrixSpec, Neurons
 from schemas.request.methods import TRUNCATIONS, Truncation
+
+_BLOCK = 2**22  # elements at a time, as in workers/calibration/moments.py
 
 
 def rank_at(matrix: MatrixSpec, keep: float, pivoted: bool) -> int:
@@ -65,6 +67,13 @@ def order_bytes(neurons: Neurons) -> int:
     read of them, in float64.
     """
     return 8 * (4 * neurons.count**2 + 3 * neurons.reader.size)
+
+
+def cut_bytes(matrix: MatrixSpec) -> int:
+    """Bytes in which a matrix is truncated, in float64: W twice, or instead factors as computed and
+    as stored; three squares of its smaller side; and four blocks of W, which compare its factors.
+    """
+    return 8 * (2 * matrix.size + 3 * matrix.small**2 + 4 * min(matrix.size, _BLOCK))
 
 
 def prune_flops(neurons: Neurons, keep: float) -> float:

@@ -9,7 +9,7 @@ import math
 from functools import cached_property
 from typing import NamedTuple
 
-from pipeline.plan.flops import order_bytes
+from pipeline.plan.flops import cut_bytes, order_bytes
 from schemas.model.dtypes import ITEM_BYTES, STORED
 from schemas.model.spec import MatrixSpec, ModelSpec, whole
 from schemas.request.config import RunConfig
@@ -65,8 +65,8 @@ class Costs:
         self.factorised = spec.matrices if config.calibrates and config.lowers_ranks else ()
         self.ordered = spec.neurons if config.calibrates else ()
         self._largest_basis = 4 * max(map(self.basis_size, self.factorised), default=0)
-        spaces = [*map(self._factorise, self.factorised), *map(order_bytes, self.ordered)]
-        self._workspace = max(spaces, default=0)
+        cut = (max(self._factorise(one), cut_bytes(one)) for one in self.factorised)
+        self._workspace = max([*cut, *map(order_bytes, self.ordered)], default=0)
 
     def memory(self, shards: tuple[LayerRange, ...], chain: int) -> WorkerMemory:
         """Return what the worker with the largest shard holds, on its device and on its host."""
@@ -260,13 +260,17 @@ class Costs:
 
     def _factorise(self, matrix: MatrixSpec) -> int:
         """Float64: about eleven square matrices of the smaller side; or, on the full Gram or of a
-        scaled W, that W twice, and about six of the side that is factorised.
+        scaled W, five times that W (as such, its product, and a copy and results of its SVD), three
+        squares of the smaller side, and three of the side that is factorised, or six if that takes
+        an eigenproblem.
         """
-        row = TRUNCATIONS[self.config.truncation]
+        truncation, squares = self.config.truncation, 3 * matrix.small**2
+        row = TRUNCATIONS[truncation]
         if not (row.full_gram or row.scaled):
             return 8 * 11 * matrix.small**2
         side = matrix.in_features if row.full_gram else matrix.small
-        return 8 * (2 * matrix.size + 6 * side**2)
+        factors = 6 if truncation == "svd-llm-v2" else 3
+        return 8 * (5 * matrix.size + squares + factors * side**2)
 
     def _layers(self) -> list[LayerCost]:
         spec = self.spec

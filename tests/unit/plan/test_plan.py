@@ -4,13 +4,15 @@ import pytest
 from safetensors.torch import load_file
 
 from pipeline.plan.flops import rank_at
+from pipeline.plan.footprint import Costs
 from pipeline.plan.machines import Machines, share
 from pipeline.plan.planner import plan_checkpoint
 from schemas.errors import ConfigError
 from schemas.model.spec import Factors, factor_parameters
 from schemas.run.moments import taps
-from schemas.run.plan import Plan
+from schemas.run.plan import LayerRange, Plan
 from schemas.run.targets import select
+from tests import spectra
 from tests.unit.plan.conftest import RANKS, SHAPES, Base, planned
 
 NAMES = sorted(path.stem for path in SHAPES.glob("*.json"))
@@ -147,6 +149,37 @@ def test_the_workspace_of_a_factorisation_is_no_less_than_measured() -> None:
     """Of a matrix with a side of 8,192, beside 2.2 GB of weights (docs/plan-70b.md)."""
     measured = 7.7e9 - 2.2e9
     assert measured < planned("llama-3-70b", RANKS).memory.factorise < 1.1 * measured
+
+
+@pytest.mark.parametrize(
+    ("method", "shape", "measured"),
+    [
+        ("two-sided", (1024, 3584), 162),
+        ("two-sided", (3584, 1024), 173),
+        ("two-sided", (32768, 256), 233),
+        ("two-sided", (8192, 1024), 255),
+        ("two-sided", (16384, 2048), 675),
+        ("svd-llm", (3072, 768), 117),
+        ("svd-llm", (768, 3072), 246),
+        ("svd-llm", (1024, 1024), 87),
+        ("svd-llm", (16384, 256), 172),
+        ("svd-llm-v2", (3072, 768), 119),
+        ("svd-llm-v2", (768, 3072), 403),
+        ("svd-llm-v2", (1024, 1024), 90),
+        ("svd", (3072, 768), 103),
+        ("svd", (768, 3072), 98),
+        ("svd", (8192, 1024), 302),
+    ],
+)
+def test_the_workspace_of_a_matrix_is_no_less_than_measured(
+    base: Base, method: str, shape: tuple[int, int], measured: int
+) -> None:
+    """Of its basis and of its truncation at rank 0.7: peaks of resident memory on a CPU, in MB."""
+    spec = base.spec.model_copy(update={"matrices": (spectra.matrix(0, *shape),)})
+    config = base.config(method=method)
+    shards = (LayerRange(start=0, stop=spec.layers),)
+    said = Costs(config, spec, "float32").memory(shards, 1).factorise
+    assert measured * 10**6 < said < 1.5 * measured * 10**6
 
 
 def test_matrices_are_factorised_while_the_weights_are_there() -> None:
