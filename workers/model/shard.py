@@ -81,17 +81,11 @@ class Shard:
     def _observed_tail(
         self, direction: Pass, hidden: Tensor, product: Product | None
     ) -> Callable[[Tensor], Tensor]:
-        """Return the tail, each call of which adds rows of its own to the moments of the head."""
-        tail = partial(self._carved.tail, product=product)
+        """Return the tail, the first call of which adds its rows to the moments of the head."""
         self._observer.observing = None
         self._carved.require_blind(hidden)
         self._observer.observing = direction
-
-        def observed(rows: Tensor) -> Tensor:
-            self._observer.seen.difference_update(self._of_head[direction])
-            return tail(rows)
-
-        return observed
+        return partial(self._carved.tail, product=product)
 
     def forward(self, hidden: Tensor, step: Step, purpose: Purpose = "moments") -> Tensor:
         """Return hidden states after the last layer, from those before the first (or token ids).
@@ -123,9 +117,14 @@ class Shard:
     def loss_gradient(self, hidden: Tensor, step: Step, seed: int) -> Tensor:
         """Return a gradient at the last layer's hidden states, by `fisher_gradient`."""
         self._observer.segment, self._observer.sequences = step.segment, 1
-        tail: Callable[[Tensor], Tensor] = partial(self._carved.tail, product=wide_product)
-        if self._of_head["backward"]:
-            tail = self._observed_tail("backward", hidden, wide_product)
+        if taps := self._of_head["backward"]:
+            observed = self._observed_tail("backward", hidden, wide_product)
+
+            def tail(rows: Tensor) -> Tensor:  # each call has rows of its own
+                self._observer.seen.difference_update(taps)
+                return observed(rows)
+        else:
+            tail = partial(self._carved.tail, product=wide_product)
         parts = []
         for row, sequence in enumerate(hidden):
             signs = signs_of(seed, step.first_sequence + row, sequence.device)

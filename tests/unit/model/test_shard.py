@@ -29,6 +29,7 @@ from tests.shards import (
     whole_model,
     windows,
 )
+from workers.model.carving import Carved
 from workers.model.inspection import inspect
 from workers.model.shard import Step
 
@@ -250,6 +251,30 @@ def test_the_inputs_of_a_head_take_no_logits(kind: str, tmp_path: Path) -> None:
     with Logits(base.spec.vocab_size) as logits:
         shard.forward(base.tokens, Step(0, 0))
     assert logits.most == 2 * base.spec.vocab_size
+    [(_, sums)] = shard.take_sums("forward")
+    assert sums.mean(tap.name).tokens == WINDOWS * TOKENS
+
+
+def test_what_a_head_has_seen_before_memory_was_short_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = CompressionConfig(ratio=(0.2,), targets=TargetsConfig(only=("*", "lm_head")))
+    folder = tiny_model(tmp_path / "model", tie_word_embeddings=False)
+    base = Base(folder, select(everything, inspect(folder)), windows())
+    [tap] = [t for t in taps(base.spec.matrices, "svd-llm", False) if t.module == "lm_head"]
+    whole, failed = Carved.tail, list[int]()
+
+    def fail_once(carved: Carved, rows: Tensor, **given: Any) -> Tensor:
+        logits = whole(carved, rows, **given)
+        if rows.shape[:2] == base.tokens.shape and not failed:
+            failed.append(len(rows))
+            raise torch.OutOfMemoryError  # in what a model does to its logits
+        return logits
+
+    monkeypatch.setattr(Carved, "tail", fail_once)
+    [shard] = make_shards(base, (0, base.spec.layers), [tap])
+    shard.forward(base.tokens, Step(0, 0))
+    assert failed == [WINDOWS]
     [(_, sums)] = shard.take_sums("forward")
     assert sums.mean(tap.name).tokens == WINDOWS * TOKENS
 
