@@ -278,7 +278,7 @@ def main() -> None:
     """Run the command once everything it needs at the start is imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")  # one progress display is enough: ours
-    if isinstance(sys.stdout, TextIOWrapper):
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: no table is lost
     set_up_logging()
     interrupts.install()
