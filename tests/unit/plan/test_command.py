@@ -24,7 +24,7 @@ from tests.unit.plan.conftest import SHAPES, Base, planned
 
 REFUSED = [
     ("llama-3-70b", "--gpu-memory 7GB --host-memory 1TB"),
-    ("llama-3-70b", "--gpu-memory 48GB --host-memory 1TB --method svd-llm"),
+    ("llama-3-70b", "--gpu-memory 32GB --host-memory 1TB --method svd-llm"),
     ("llama-3-70b", "--gpu-memory 80GB --host-memory 40GB"),
     ("llama-3-70b", "--gpu-memory 7GB --host-memory 40GB"),
     ("llama-3-8b", "--gpu-memory 80GB --host-memory 1GB --workers 2"),
