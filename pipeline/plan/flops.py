@@ -42,7 +42,7 @@ def basis_flops(truncation: Truncation, matrix: MatrixSpec, rooted: bool) -> Bas
     row = TRUNCATIONS[truncation]
     if row.scaled:
         return BasisFlops(0, svd, 2 * matrix.size)
-    if truncation == "svd-llm":  # by Cholesky
+    if row.cholesky:
         return BasisFlops(0, svd, n**3 / 3 + 2 * m * n**2 + small * n**2)
     if row.full_gram:
         return BasisFlops(9 * n**3, svd, 2 * m * n**2 + 2 * small * n**2)

@@ -264,13 +264,12 @@ class Costs:
         squares of the smaller side, and three of the side that is factorised, or six if that takes
         an eigenproblem.
         """
-        truncation, squares = self.config.truncation, 3 * matrix.small**2
-        row = TRUNCATIONS[truncation]
+        row = TRUNCATIONS[self.config.truncation]
         if not (row.full_gram or row.scaled):
             return 8 * 11 * matrix.small**2
         side = matrix.in_features if row.full_gram else matrix.small
-        factors = 6 if truncation == "svd-llm-v2" else 3
-        return 8 * (5 * matrix.size + squares + factors * side**2)
+        squares = 6 if row.full_gram and not row.cholesky else 3
+        return 8 * (5 * matrix.size + 3 * matrix.small**2 + squares * side**2)
 
     def _layers(self) -> list[LayerCost]:
         spec = self.spec

@@ -56,13 +56,15 @@ class TruncationRow(NamedTuple):
     `weighed` tells whether gradients weigh the error, so that half the loss is in nats; other
     losses are in units of layer outputs. A `scaled` one is a plain SVD of W with scaled columns: it
     takes diagonals in place of moments, and its loss is in units of its own. `needs_gradients`
-    tells whether it takes a backward pass.
+    tells whether it takes a backward pass, `cholesky` whether the root of a moment is Cholesky's
+    and no eigendecomposition.
     """
 
     full_gram: bool
     weighed: bool
     scaled: bool = False
     needs_gradients: bool = False
+    cholesky: bool = False
 
 
 class AllocationRow(NamedTuple):
@@ -85,7 +87,7 @@ TRUNCATIONS: dict[Truncation, TruncationRow] = {
     "fisher": TruncationRow(full_gram=False, weighed=True, needs_gradients=True),
     "input-only": TruncationRow(full_gram=False, weighed=False),
     "svd-llm-v2": TruncationRow(full_gram=True, weighed=False),
-    "svd-llm": TruncationRow(full_gram=True, weighed=False),
+    "svd-llm": TruncationRow(full_gram=True, weighed=False, cholesky=True),
     "asvd": TruncationRow(full_gram=False, weighed=False, scaled=True),
     "fwsvd": TruncationRow(full_gram=False, weighed=False, scaled=True, needs_gradients=True),
     "svd": TruncationRow(full_gram=False, weighed=False, scaled=True),
