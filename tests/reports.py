@@ -5,6 +5,7 @@ from typing import Any
 from schemas.request.groups import CalibrationConfig, NumericsConfig
 from schemas.request.methods import METHODS
 from schemas.request.recovery import RecoveryConfig, RefinementConfig
+from schemas.result.comparison import Compared
 from schemas.result.evaluation import EvaluationReport, Generation, ModelEvaluation, Written
 from schemas.result.manifest import Compression
 from schemas.result.output import MatrixResult
@@ -128,6 +129,22 @@ def evaluation(before: float = 22.59, after: float = 25.9, **fields: Any) -> Eva
     return EvaluationReport(
         text="text/test.txt", sequence_length=1024, dtype="float32", models=models
     )
+
+
+def compared(**fields: Any) -> Compared:
+    """A row of a comparison; `fields` are of `Compared`."""
+    given: dict[str, Any] = {
+        "method": "two-sided",
+        "ratio": 0.2,
+        "removed": 0.2,
+        "parameters": 1_299_900,
+        "bytes": 2_600_000,
+        "predicted": None,
+        "place": "two-sided-0.20",
+        "dtype": "float32",
+        "evaluations": (),
+    }
+    return Compared(**(given | fields))
 
 
 def recovery(*held_out: float | None, **settings: object) -> RecoveryResult:

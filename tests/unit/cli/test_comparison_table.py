@@ -5,7 +5,7 @@ import re
 import pytest
 
 from pipeline.cli.tables.comparison import comparison_table
-from schemas.result.comparison import Compared, ComparisonReport
+from schemas.result.comparison import ComparisonReport
 from tests import reports
 from tests.tables import shown
 
@@ -13,17 +13,8 @@ from tests.tables import shown
 @pytest.mark.parametrize("texts", [1, 2, 3, 4])
 def test_no_number_is_broken(texts: int) -> None:
     names = tuple(f"text/{letter}.txt" for letter in "abcd"[:texts])
-    row = Compared(
-        method="two-sided",
-        ratio=0.2,
-        removed=0.2,
-        parameters=113_280_320,
-        bytes=227_200_000,
-        predicted=None,
-        place="two-sided-0.20",
-        dtype="float32",
-        evaluations=tuple(reports.evaluation(13.06, 13.87, kl=0.0885) for _ in names),
-    )
+    scores = tuple(reports.evaluation(13.06, 13.87, kl=0.0885) for _ in names)
+    row = reports.compared(evaluations=scores)
     report = ComparisonReport(model="m", texts=names, rows=(row,), seconds={})
     printed = shown(comparison_table(report), width=80)
     assert len(re.findall(r"\b13\.87\b", printed)) == texts

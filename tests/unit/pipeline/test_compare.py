@@ -11,7 +11,7 @@ from pipeline.compare import compare
 from schemas.errors import CompressorError, RunError
 from schemas.request.comparison import ComparisonConfig
 from schemas.request.evaluation import EvaluationConfig
-from schemas.result.comparison import Compared
+from tests import reports
 from tests.kinds import save_kind
 
 
@@ -99,17 +99,7 @@ def test_workers_read_the_base_where_runs_did(
 
     monkeypatch.setattr(pipeline.compare, "evaluate", stop)
     request = ComparisonConfig.model_validate(fields | {"model": model})
-    row = Compared(
-        method="svd",
-        ratio=0.2,
-        removed=0.2,
-        parameters=1,
-        bytes=1,
-        predicted=None,
-        place="out/svd",
-        dtype="bfloat16",
-        evaluations=(),
-    )
+    row = reports.compared(method="svd", place="out/svd", dtype="bfloat16")
     base: Any = SimpleNamespace(config=SimpleNamespace(model=model, revision=revision))
     scorers: Any = None
     with pytest.raises(RunError, match="stopped"):
