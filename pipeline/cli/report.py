@@ -11,7 +11,7 @@ from schemas.errors import ConfigError
 from workers.checkpoint.names import MANIFEST, REPORT_PAGE
 
 
-def require_free(output: Path) -> None:
+def _require_no_own_page(output: Path) -> None:
     """Raises ConfigError if a page would replace that of a checkpoint, which its manifest lists."""
     if output.name == REPORT_PAGE and (output.absolute().parent / MANIFEST).exists():
         raise ConfigError(
@@ -32,7 +32,7 @@ def report(
     from pipeline.report.read import read_reported
 
     require_files(output)
-    require_free(output)
+    _require_no_own_page(output)
     found = read_reported(runs)
     if len(found) == 1:
         [only] = found
